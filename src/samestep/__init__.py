@@ -1,0 +1,27 @@
+"""Distributed data-parallel training with the same bits at any number of workers.
+
+import samestep
+
+recipe = samestep.Recipe.load("mnist-mlp", {"epochs": 1})
+run = samestep.train(recipe, samestep.Placement(workers=2))
+print(run.weights_sha256, run.history[-1]["validation_accuracy"])
+"""
+
+from samestep.api import Evaluation as Evaluation
+from samestep.api import evaluate as evaluate
+from samestep.api import train as train
+from samestep.errors import DataError as DataError
+from samestep.errors import NonFiniteLoss as NonFiniteLoss
+from samestep.errors import OutputError as OutputError
+from samestep.errors import PeerLost as PeerLost
+from samestep.errors import PlacementError as PlacementError
+from samestep.errors import RecipeError as RecipeError
+from samestep.errors import ReplicasDiffer as ReplicasDiffer
+from samestep.errors import RunError as RunError
+from samestep.errors import SamestepError as SamestepError
+from samestep.errors import TrainingError as TrainingError
+from samestep.errors import UsageError as UsageError
+from samestep.errors import WorkerFailed as WorkerFailed
+from samestep.placement import Placement as Placement
+from samestep.recipe import Recipe as Recipe
+from samestep.run import Run as Run

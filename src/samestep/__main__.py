@@ -1,0 +1,6 @@
+"""`python -m samestep`."""
+
+from samestep.cli import main
+
+
+main()

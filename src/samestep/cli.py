@@ -1,0 +1,243 @@
+"""The command line: thin, and free of slow imports until a command needs them."""
+
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from samestep.errors import SamestepError, UsageError
+from samestep.launch import ForkServer
+
+
+if TYPE_CHECKING:
+    from samestep.run import Run
+
+STARTED = time.monotonic()
+
+
+class Terminated(BaseException):
+    """SIGTERM was received."""
+
+
+class WorkersType(click.ParamType):
+    """A positive number, or `auto`."""
+
+    name = "N|auto"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int | str:
+        """The number, or the string `auto`."""
+        if value == "auto" or (str(value).isdecimal() and int(value) > 0):
+            return "auto" if value == "auto" else int(value)
+        return self.fail(
+            f"workers are a positive number or `auto`; received `{value}`."
+        )
+
+
+workers_option = click.option(
+    "--workers",
+    type=WorkersType(),
+    default="auto",
+    help="Processes that compute; auto: one per physical core that may be used.",
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="samestep")
+def cli() -> None:
+    """Train neural networks data-parallel: the same bits at any number of workers.
+
+    \b
+    Examples:
+      samestep train                             the default recipe on all cores
+      samestep train mnist-mlp-classic --workers 2
+      samestep compare runs/a runs/b             are the weights identical?
+      samestep recipes                           what can be trained
+    """
+
+
+@cli.command()
+@click.argument("recipe", default="mnist-mlp")
+@workers_option
+@click.option(
+    "--exchange",
+    type=click.Choice(["auto", "gloo"]),
+    default="auto",
+    help="How the workers' gradients become one sum.",
+)
+@click.option("--epochs", type=int, help="Passes over the training samples.")
+@click.option("--global-batch", type=int, help="Samples of one optimizer step.")
+@click.option("--micro-batches", type=int, help="Pieces of a global batch.")
+@click.option("--seed", type=int, help="Seed of weights, order and dropout.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Run directory; default: runs/<recipe>-<UTC time>.",
+)
+@click.option(
+    "--set",
+    "assignments",
+    multiple=True,
+    metavar="a.b=value",
+    help="Any other recipe field; repeatable.",
+)
+def train(
+    recipe: str,
+    workers: int | str,
+    exchange: str,
+    out: Path | None,
+    assignments: tuple[str, ...],
+    **fields: int | None,
+) -> None:
+    """Train RECIPE: a built-in recipe's name or a TOML file; default mnist-mlp.
+
+    \b
+    Examples:
+      samestep train
+      samestep train mnist-mlp-classic --epochs 1 --micro-batches 8 --workers 4
+      samestep train --set optimizer.lr=0.003 --set model.hidden=[256,128]
+      samestep train runs/mnist-mlp-20260101T000000Z/recipe.toml     once more
+    """
+    with ForkServer() as server:  # torch is imported there while we go on here
+        from samestep import api
+        from samestep.placement import Placement
+        from samestep.recipe import Recipe, parse_override
+
+        overrides = dict(map(parse_override, assignments))
+        overrides |= {
+            name: value for name, value in fields.items() if value is not None
+        }
+        placement = Placement.model_validate(
+            {"workers": workers, "exchange": exchange, "out": out}
+        )
+        run = api.train(
+            Recipe.load(recipe, overrides), placement, server=server, started=STARTED
+        )
+        click.echo(_summary(run))
+
+
+@cli.command()
+@click.argument("run_or_model", type=click.Path(path_type=Path))
+@workers_option
+@click.option(
+    "--split",
+    type=click.Choice(["test", "validation", "train"]),
+    default="test",
+    help="Which samples.",
+)
+def evaluate(run_or_model: Path, workers: int | str, split: str) -> None:
+    """Measure the weights of a run directory or of a model file.
+
+    \b
+    Examples:
+      samestep evaluate runs/mnist-mlp-20260101T000000Z
+      samestep evaluate model.safetensors --split validation --workers 2
+    """
+    with ForkServer() as server:
+        from samestep import api
+        from samestep.placement import Placement
+
+        placement = Placement.model_validate({"workers": workers})
+        found = api.evaluate(run_or_model, placement, split=split, server=server)
+        click.echo(
+            f"{split:<9} accuracy {found.accuracy:.2%} ({found.correct:,} of "
+            f"{found.samples:,})  loss {found.loss:.6f}\nweights   sha256 "
+            f"{found.weights_sha256}"
+        )
+
+
+@cli.command()
+@click.argument("run_a", type=click.Path(path_type=Path))
+@click.argument("run_b", type=click.Path(path_type=Path))
+def compare(run_a: Path, run_b: Path) -> None:
+    """Are the weights of two runs identical? Exit code 0 if so, else 1.
+
+    \b
+    Example:
+      samestep compare runs/one-worker runs/two-workers
+    """
+    from samestep.run import Run, first_difference
+
+    difference = first_difference(Run.open(run_a), Run.open(run_b))
+    click.echo(difference or "identical")
+    sys.exit(1 if difference else 0)
+
+
+@cli.command()
+@click.argument("name", required=False)
+def recipes(name: str | None) -> None:
+    """List the built-in recipes, or print NAME with all its fields as TOML.
+
+    \b
+    Examples:
+      samestep recipes
+      samestep recipes mnist-mlp > mine.toml
+    """
+    from samestep.recipe import Recipe, built_in_recipes
+
+    if name:
+        click.echo(Recipe.load(name).to_toml(), nl=False)
+        return
+    for known in built_in_recipes():
+        recipe = Recipe.load(known)
+        click.echo(
+            f"{known:<20} {recipe.epochs} epochs, global batch {recipe.global_batch} "
+            f"in {recipe.micro_batches} micro-batches, {recipe.optimizer.name}"
+        )
+
+
+def main() -> NoReturn:
+    """Run a command; every way it can end has its exit code."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        cli.main(standalone_mode=False)
+    except click.exceptions.Abort:
+        _fail("interrupted", 130)
+    except Terminated:
+        _fail("terminated", 143)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except SamestepError as error:
+        if error.details.get("traceback") and not _explains_itself(error):
+            click.echo(error.details["traceback"], err=True, nl=False)
+        where = f" (log: {error.details['log']})" if "log" in error.details else ""
+        _fail(f"{error}{where}", error.exit_code)
+    sys.exit(0)
+
+
+def _summary(run: "Run") -> str:
+    result, last = run.result, run.history[-1]
+    lines = [
+        f"test      accuracy {result['test_accuracy']:.2%}  "
+        f"loss {result['test_loss']:.4f}"
+    ]
+    for split in ("validation", "train"):
+        if f"{split}_loss" in last:
+            accuracy, loss = last[f"{split}_accuracy"], last[f"{split}_loss"]
+            lines.append(f"{split:<10}accuracy {accuracy:.2%}  loss {loss:.4f}")
+    lines += [
+        f"time      {result['train_seconds']:.2f} s training, "
+        f"{result['wall_seconds']:.2f} s in all",
+        f"weights   sha256 {run.weights_sha256}",
+        f"run       {run.path}",
+    ]
+    return "\n".join(lines)
+
+
+def _explains_itself(error: SamestepError) -> bool:
+    """A worker's own SamestepError says what to do; other errors need a traceback."""
+    from samestep.errors import WorkerFailed
+
+    return isinstance(error, UsageError) or not isinstance(error, WorkerFailed)
+
+
+def _terminate(*_: object) -> NoReturn:
+    raise Terminated
+
+
+def _fail(message: str, exit_code: int) -> NoReturn:
+    click.echo(f"Error: {message}", err=True)
+    sys.exit(exit_code)

@@ -1,0 +1,81 @@
+"""Every exception of samestep.
+
+SamestepError                      exit code 1
+├── UsageError (a ValueError)      exit code 2: nothing was started
+│   ├── RecipeError
+│   ├── PlacementError
+│   ├── RunError
+│   └── DataError
+└── TrainingError
+    ├── WorkerFailed
+    ├── NonFiniteLoss
+    ├── ReplicasDiffer
+    ├── PeerLost
+    └── OutputError
+
+A message is one or two sentences: the rule, the value received, the remedy.
+"""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
+
+
+class SamestepError(Exception):
+    """Root of the tree: catch this to catch everything that samestep raises."""
+
+    exit_code: ClassVar[int] = 1
+    details: Mapping[str, Any] = {}
+    """For an error of a worker: its `rank`, its `log` and its `traceback`."""
+
+
+class UsageError(SamestepError, ValueError):
+    """The request cannot be carried out as it stands."""
+
+    exit_code: ClassVar[int] = 2
+
+
+class RecipeError(UsageError):
+    """A recipe is unknown, unreadable, or has an impossible value."""
+
+
+class PlacementError(UsageError):
+    """The workers, the exchange or the output cannot be had as asked for."""
+
+
+class RunError(UsageError):
+    """A run directory is missing, foreign, unfinished, or already there."""
+
+
+class DataError(UsageError):
+    """A data file is missing, unreadable or damaged."""
+
+
+class TrainingError(SamestepError):
+    """Training started and could not be finished."""
+
+
+class WorkerFailed(TrainingError):
+    """A worker died, or raised an exception of the user's or of a library's."""
+
+
+class NonFiniteLoss(TrainingError):
+    """The loss of a micro-batch is NaN or infinite."""
+
+
+class ReplicasDiffer(TrainingError):
+    """Workers that must hold the same weights do not."""
+
+
+class PeerLost(TrainingError):
+    """Another worker went away in the middle of an exchange."""
+
+
+class OutputError(TrainingError):
+    """A file of the run could not be written."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`" Did you mean `x`?"` for the nearest known word, or the empty string."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f" Did you mean `{near[0]}`?" if near else ""

@@ -1,0 +1,1 @@
+"""How the partial gradients of the workers become one sum."""

@@ -1,0 +1,24 @@
+"""The fingerprint of a model's weights."""
+
+import hashlib
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+
+def fingerprint(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 in hexadecimal over the entries of a state_dict in its own order.
+
+    For each entry, without separators: the name in UTF-8, the dtype's name (`float32`),
+    the shape as decimal numbers joined by commas (`512,784`; empty for a scalar), and
+    the raw little-endian bytes in row-major order.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in state.items():
+        digest.update(name.encode())
+        digest.update(str(tensor.dtype).removeprefix("torch.").encode())
+        digest.update(",".join(map(str, tensor.shape)).encode())
+        raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        digest.update(raw.numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,146 @@
+"""A process that has imported torch once and forks workers on request.
+
+Importing torch takes two seconds; a fork of a process that has done so takes some
+20 ms, and shares the memory of the libraries. `python -m samestep.forkserver FD` speaks JSON
+lines over the Unix socket FD:
+
+    received  {"spawn": {"env": {...}, "log": path, "num_fds": n}}   with n descriptors
+              {"kill": pid}
+    sent      {"spawned": pid}    {"exited": pid, "code": n}    n < 0: by signal -n
+
+The end of the socket, however its other side ended, kills all workers with SIGKILL. The
+process imports torch and starts no thread, which makes the forks safe.
+"""
+
+import array
+import contextlib
+import gc
+import json
+import os
+import selectors
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from samestep import worker
+
+
+MAX_FDS = 8
+
+
+def send_json(channel: socket.socket, message: dict[str, Any]) -> None:
+    """One line; the peer may be gone, which its reader notices soon enough."""
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        channel.sendall(json.dumps(message).encode() + b"\n")
+
+
+class ForkServer:
+    """Forks workers, reaps them, and kills them when nobody supervises them."""
+
+    def __init__(self, channel: socket.socket) -> None:
+        self._channel = channel
+        self._buffer = b""
+        self._fds: list[int] = []
+        self._children: set[int] = set()
+        self._wakeup_in, self._wakeup_out = socket.socketpair()
+        self._wakeup_in.setblocking(False)
+        self._wakeup_out.setblocking(False)
+
+    def serve(self) -> None:
+        """Until the supervisor goes away."""
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(self._wakeup_in.fileno())
+        selector = selectors.DefaultSelector()
+        selector.register(self._channel, selectors.EVENT_READ)
+        selector.register(self._wakeup_out, selectors.EVENT_READ)
+        try:
+            while True:
+                for key, _ in selector.select():
+                    if key.fileobj is self._wakeup_out:
+                        self._reap()
+                    elif not self._read():
+                        return
+        finally:
+            self._kill_all()
+
+    def _read(self) -> bool:
+        """Carry out what has arrived; False at the end of the channel."""
+        data, ancillary, _, _ = self._channel.recvmsg(
+            1 << 16, socket.CMSG_SPACE(MAX_FDS * 4)
+        )
+        self._fds += _descriptors(ancillary)
+        self._buffer += data
+        *lines, self._buffer = self._buffer.split(b"\n")
+        for line in lines:
+            self._obey(json.loads(line))
+        return bool(data)
+
+    def _obey(self, message: dict[str, Any]) -> None:
+        if "spawn" in message:
+            self._spawn(**message["spawn"])
+        elif message["kill"] in self._children:  # never a process id that was reused
+            os.kill(message["kill"], signal.SIGKILL)
+
+    def _spawn(self, env: dict[str, str], log: str, num_fds: int) -> None:
+        fds, self._fds = self._fds[:num_fds], self._fds[num_fds:]
+        pid = os.fork()
+        if pid == 0:
+            self._become_worker(env, log, fds)
+        for fd in fds:
+            os.close(fd)
+        self._children.add(pid)
+        send_json(self._channel, {"spawned": pid})
+
+    def _become_worker(self, env: dict[str, str], log: str, fds: list[int]) -> None:
+        code = 1
+        try:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            for own in (self._channel, self._wakeup_in, self._wakeup_out):
+                own.close()
+            _redirect(log)
+            os.environ.update(env)
+            code = worker.main(*fds)
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)  # skips the clean-up of a server that this is not
+
+    def _reap(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            self._wakeup_out.recv(4096)
+        for pid in list(self._children):
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                self._children.remove(pid)
+                code = os.waitstatus_to_exitcode(status)
+                send_json(self._channel, {"exited": pid, "code": code})
+
+    def _kill_all(self) -> None:
+        for pid in self._children:
+            os.kill(pid, signal.SIGKILL)
+        for pid in self._children:
+            os.waitpid(pid, 0)
+
+
+def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> Iterator[int]:
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds = array.array("i")
+            fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+            yield from fds
+
+
+def _redirect(log: str) -> None:
+    """What the worker and native libraries print goes into its log."""
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.close(output)
+
+
+if __name__ == "__main__":
+    gc.freeze()  # no collection in a worker touches, and so copies, shared pages
+    ForkServer(socket.socket(fileno=int(sys.argv[1]))).serve()

@@ -1,0 +1,128 @@
+"""What this machine offers: the cores and the memory this process may really use."""
+
+import math
+import os
+import platform
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+
+CGROUPS = Path("/sys/fs/cgroup")
+LIBRARIES = ("samestep", "torch", "numpy", "safetensors", "pydantic")
+THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OMP_PROC_BIND",
+    "KMP_AFFINITY",
+)
+
+
+def usable_cores() -> tuple[int, str]:
+    """How many physical cores this process may use, and what limits them."""
+    cpus = _affinity()
+    cores, why = _physical_cores(cpus), "the physical cores of this machine"
+    if len(cpus) < (os.cpu_count() or 1):
+        why = "the physical cores in this process's affinity mask"
+    quota = cpu_quota()
+    if quota is not None and math.floor(quota) < cores:
+        return max(1, math.floor(quota)), f"the CPU quota of {quota:g} cores"
+    return cores, why
+
+
+def cpu_quota() -> float | None:
+    """CPU seconds per second allowed by cgroups v1 or v2; None where unlimited."""
+    quotas = []
+    for directory in _cgroup_directories("cpu"):
+        try:
+            if (directory / "cpu.max").exists():
+                quota, period = (directory / "cpu.max").read_text().split()
+            else:
+                quota = (directory / "cpu.cfs_quota_us").read_text().strip()
+                period = (directory / "cpu.cfs_period_us").read_text().strip()
+        except (OSError, ValueError):
+            continue
+        if quota not in ("max", "-1"):
+            quotas.append(int(quota) / int(period))
+    return min(quotas, default=None)
+
+
+def memory_limit() -> int:
+    """Bytes: the machine's memory, or the smallest cgroup limit below it."""
+    limits = [psutil.virtual_memory().total]
+    for directory in _cgroup_directories("memory"):
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            try:
+                limits.append(int((directory / name).read_text()))
+            except (OSError, ValueError):
+                continue
+    return min(limits)
+
+
+def describe() -> dict[str, Any]:
+    """The content of environment.json, as far as it is known without torch."""
+    cores, why = usable_cores()
+    return {
+        "machine": platform.machine(),
+        "system": platform.platform(),
+        "processor": _processor_name(),
+        "logical_cpus": os.cpu_count(),
+        "physical_cores": psutil.cpu_count(logical=False),
+        "affinity": sorted(_affinity()),
+        "usable_cores": cores,
+        "usable_cores_because": why,
+        "cpu_quota": cpu_quota(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "memory_limit_bytes": memory_limit(),
+        "python": platform.python_version(),
+        "libraries": {name: metadata.version(name) for name in LIBRARIES},
+        "thread_variables": {
+            name: os.environ[name] for name in THREAD_VARIABLES if name in os.environ
+        },
+    }
+
+
+def _affinity() -> set[int]:
+    if hasattr(os, "sched_getaffinity"):
+        return set(os.sched_getaffinity(0))
+    return set(range(os.cpu_count() or 1))  # macOS has no affinity
+
+
+def _physical_cores(cpus: set[int]) -> int:
+    """Distinct cores among the logical CPUs: hyper-threads share their arithmetic."""
+    cores = set()
+    for cpu in cpus:
+        topology = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology")
+        try:
+            package = (topology / "physical_package_id").read_text().strip()
+            cores.add((package, (topology / "core_id").read_text().strip()))
+        except OSError:
+            return min(len(cpus), psutil.cpu_count(logical=False) or len(cpus))
+    return len(cores)
+
+
+def _cgroup_directories(controller: str) -> Iterator[Path]:
+    """This process's cgroup and its ancestors, v1 and v2: each may set a limit."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, name = line.split(":", 2)
+        if controllers and controller not in controllers.split(","):
+            continue
+        root = CGROUPS / controllers if controllers else CGROUPS
+        path = root / name.lstrip("/")
+        yield from (step for step in (path, *path.parents) if step.is_relative_to(root))
+
+
+def _processor_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = (line.partition(":")[2].strip() for line in lines if "model name" in line)
+    return next(names, platform.processor())

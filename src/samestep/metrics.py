@@ -1,0 +1,134 @@
+"""Sums over samples, the same at any number of workers.
+
+Every worker notes the loss and the correct answers of its own micro-batches; now and
+then the notes are merged (each cell comes from one worker, so adding zeros is exact)
+and summed in the order of the canonical tree. Losses are float64 sums over samples.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from samestep import tree
+from samestep.errors import NonFiniteLoss
+from samestep.timing import PHASES
+
+
+@dataclass
+class Sums:
+    """Totals over samples: the loss is not yet divided by their number."""
+
+    loss: float = 0.0
+    correct: int = 0
+    samples: int = 0
+
+    def add(self, other: "Sums") -> None:
+        """In the order of the calls."""
+        self.loss += other.loss
+        self.correct += other.correct
+        self.samples += other.samples
+
+    def means(self) -> dict[str, float]:
+        """`loss` and `accuracy` per sample."""
+        return {
+            "loss": self.loss / self.samples,
+            "accuracy": self.correct / self.samples,
+        }
+
+
+def merge(values: Tensor) -> Tensor:
+    """All workers: float64 cells that only one worker has filled, from each."""
+    if dist.get_world_size() > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def tree_sum(cells: Tensor) -> Tensor:
+    """[rows, M] -> [rows]: sums over M in the order of the canonical tree."""
+    leaves = {(m, m + 1): cells[:, m] for m in range(cells.shape[1])}
+    return tree.reduce(cells.shape[1], leaves, torch.add)
+
+
+class StepLedger:
+    """What happened in the steps since the last call of `close`."""
+
+    def __init__(self, micro_batches: int, capacity: int, rank: int) -> None:
+        workers = dist.get_world_size()
+        self._rank = rank
+        self._first_step = 0
+        self._sizes: list[int] = []
+        # One tensor, merged by one collective; the rest are views of its parts.
+        parts = [(capacity, micro_batches)] * 2 + [(capacity, workers)]
+        parts.append((workers, len(PHASES)))
+        self._all = torch.zeros(sum(a * b for a, b in parts), dtype=torch.float64)
+        views = [
+            part.view(shape)
+            for part, shape in zip(
+                self._all.split([a * b for a, b in parts]), parts, strict=True
+            )
+        ]
+        self._loss, self._correct, self._arrived, self._phases = views
+
+    def open(self, step: int, size: int) -> int:
+        """A row for one step of `size` samples; steps are counted from 0."""
+        if not self._sizes:
+            self._first_step = step
+        self._sizes.append(size)
+        return len(self._sizes) - 1
+
+    def note(self, row: int, micro_batch: int, loss: float, correct: int) -> None:
+        """The sums over one own micro-batch."""
+        self._loss[row, micro_batch] = loss
+        self._correct[row, micro_batch] = correct
+
+    def arrive(self, row: int, seconds: float) -> None:
+        """When this worker's last gradient was ready (one machine, one clock)."""
+        self._arrived[row, self._rank] = seconds
+
+    def close(self, phases: list[float]) -> tuple[list[Sums], Tensor]:
+        """All workers: the sums of each step, and seconds as float64 [workers, phases].
+
+        Raises NonFiniteLoss, alike on all workers, for the first such micro-batch.
+        """
+        rows = len(self._sizes)
+        self._phases[self._rank] = torch.tensor(phases, dtype=torch.float64)
+        merge(self._all)
+        loss, correct = self._loss[:rows], self._correct[:rows]
+        self._check(loss)
+        sums = [
+            Sums(total, int(right), size)
+            for total, right, size in zip(
+                tree_sum(loss).tolist(),
+                tree_sum(correct).tolist(),
+                self._sizes,
+                strict=True,
+            )
+        ]
+        seconds = _tell_waiting(self._phases.clone(), self._arrived[:rows])
+        self._all.zero_()
+        self._sizes.clear()
+        return sums, seconds
+
+    def _check(self, loss: Tensor) -> None:
+        bad = (~loss.isfinite()).nonzero()
+        if len(bad):
+            row, micro_batch = bad[0].tolist()
+            raise NonFiniteLoss(
+                f"The loss must be finite; at step {self._first_step + row + 1} it "
+                f"became {loss[row, micro_batch].item()}, first in micro-batch "
+                f"{micro_batch} (both counted as in metrics.jsonl: steps from 1, "
+                "micro-batches from 0). Lower `optimizer.lr`, or set "
+                "`optimizer.clip_norm`."
+            )
+
+
+def _tell_waiting(seconds: Tensor, arrived: Tensor) -> Tensor:
+    """Moves the time until the last worker arrived from `exchange` to `wait`."""
+    exchange, wait = PHASES.index("exchange"), PHASES.index("wait")
+    waited = (arrived.amax(dim=1, keepdim=True) - arrived).sum(dim=0)
+    waited = waited.minimum(seconds[:, exchange])
+    seconds[:, exchange] -= waited
+    seconds[:, wait] += waited
+    return seconds

@@ -1,0 +1,52 @@
+"""The placement: everything about a training that must not change its result."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from samestep import machine
+from samestep.errors import PlacementError
+from samestep.recipe import Recipe
+
+
+class Placement(BaseModel):
+    """Where and with what a recipe is trained."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True
+    )
+
+    workers: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Processes that compute gradients; auto: the physical cores that may be used."""
+    exchange: Literal["auto", "gloo"] = "auto"
+    """How the workers' partial gradients become one sum."""
+    out: Path | None = Field(None, strict=False)
+    """The run directory; by default runs/<recipe>-<UTC time>."""
+
+    def resolve(self, recipe: Recipe) -> tuple["Placement", str]:
+        """Every `auto` replaced by what was chosen, and the reason in words.
+
+        Raises PlacementError.
+        """
+        cores, limit = machine.usable_cores()
+        if self.workers == "auto":
+            workers = min(cores, recipe.micro_batches)
+            why = limit if workers == cores else "the recipe's micro-batches"
+        else:
+            workers, why = self.workers, "as asked for"
+        if workers > recipe.micro_batches:
+            raise PlacementError(
+                f"{workers} workers cannot share {recipe.micro_batches} micro-batches: "
+                f"each worker computes at least one. Use `--workers "
+                f"{recipe.micro_batches}`, or raise `--micro-batches` (this changes "
+                "the recipe and so the result)."
+            )
+        resolved = self.model_copy(update={"workers": workers, "exchange": "gloo"})
+        return resolved, _reason(workers, why, cores)
+
+
+def _reason(workers: int, why: str, cores: int) -> str:
+    count = "1 worker" if workers == 1 else f"{workers} workers"
+    crowded = f"; they share {cores} cores" if workers > cores else ""
+    return f"{count} ({why}{crowded})"

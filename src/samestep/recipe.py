@@ -1,0 +1,324 @@
+"""The recipe: everything that determines the result of a training, and nothing else.
+
+Precedence: command line > TOML file > the defaults below. A field that does not belong
+to the chosen optimizer, schedule or model is an error, never ignored.
+"""
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from samestep.errors import RecipeError, did_you_mean
+
+
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+BUILT_IN = resources.files("samestep") / "recipes"
+
+
+class Section(BaseModel):
+    """Immutable, without unknown fields and without silent conversions."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+    )
+
+
+class MnistData(Section):
+    """The 70,000 handwritten digits that come with the package."""
+
+    source: Literal["mnist"] = "mnist"
+    train_samples: Count | None = None
+    """Train on only the first so many images; all by default."""
+    validation: Annotated[int, Field(ge=0, lt=60_000)] = 5_000
+    """How many of the last training images are held out for validation."""
+
+
+class MlpModel(Section):
+    """Fully connected layers with ReLU and dropout between them."""
+
+    family: Literal["mlp"] = "mlp"
+    hidden: tuple[Count, ...] = Field((512, 256, 128), strict=False)
+    """Widths of the hidden layers."""
+    dropout: Fraction = 0.0
+    """Probability that a hidden activation is dropped in training."""
+
+
+class LossRecipe(Section):
+    """Cross-entropy."""
+
+    label_smoothing: Fraction = 0.0
+    """Share of the target spread evenly over all classes."""
+
+
+class _OptimizerSection(Section):
+    lr: Positive
+    """Learning rate at factor 1 of the schedule."""
+    weight_decay: NonNegative = 0.0
+    """L2 penalty added to the gradient; for adamw, decoupled decay."""
+    clip_norm: Positive | None = None
+    """Scale the gradient down to this global L2 norm if it is larger."""
+
+
+class SgdRecipe(_OptimizerSection):
+    """Stochastic gradient descent."""
+
+    name: Literal["sgd"] = "sgd"
+    momentum: Fraction = 0.0
+    nesterov: bool = False
+
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> Self:
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("`nesterov` needs a positive `momentum`")
+        return self
+
+
+class _AdamSection(_OptimizerSection):
+    betas: tuple[Fraction, Fraction] = Field((0.9, 0.999), strict=False)
+    """Decay rates of the running mean and of the running square."""
+    eps: Positive = 1e-8
+
+
+class AdamRecipe(_AdamSection):
+    """Adam (Kingma and Ba 2015)."""
+
+    name: Literal["adam"] = "adam"
+
+
+class AdamWRecipe(_AdamSection):
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019)."""
+
+    name: Literal["adamw"] = "adamw"
+
+
+class _ScheduleSection(Section):
+    warmup_epochs: NonNegative = 0.0
+    """The learning rate rises linearly from zero during so many epochs."""
+
+
+class ConstantLR(_ScheduleSection):
+    """The same learning rate throughout."""
+
+    name: Literal["constant"] = "constant"
+
+
+class StepLR(_ScheduleSection):
+    """Multiplied by `factor` after every `every_epochs` epochs."""
+
+    name: Literal["step"] = "step"
+    every_epochs: Count
+    factor: Positive
+
+
+class CosineLR(_ScheduleSection):
+    """Down to the share `final` along half a cosine."""
+
+    name: Literal["cosine"] = "cosine"
+    final: NonNegative = 0.0
+
+
+class OneCycleLR(_ScheduleSection):
+    """Up from the share `start`, then down to the share `final`."""
+
+    name: Literal["one-cycle"] = "one-cycle"
+    rise: Fraction = 0.3
+    """The share of all steps in which the learning rate rises."""
+    start: NonNegative = 0.04
+    final: NonNegative = 0.0001
+
+
+OptimizerRecipe = Annotated[
+    SgdRecipe | AdamRecipe | AdamWRecipe, Field(discriminator="name")
+]
+ScheduleRecipe = Annotated[
+    ConstantLR | StepLR | CosineLR | OneCycleLR, Field(discriminator="name")
+]
+
+
+class Recipe(Section):
+    """Two trainings with equal recipes end with equal bits."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+    """Appears in paths: letters, digits, dots, dashes and underscores."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    epochs: Count
+    global_batch: Count
+    """Samples of one optimizer step, whatever the number of workers."""
+    micro_batches: Count
+    """Pieces of a global batch; at most so many workers can share the work."""
+    evaluation_batch: Count = 250
+    """Samples evaluated at once."""
+    threads: Count = 1
+    """Intra-op threads of each worker: they change the bits."""
+    precision: Literal["float32"] = "float32"
+    data: MnistData = MnistData()
+    model: MlpModel = MlpModel()
+    loss: LossRecipe = LossRecipe()
+    optimizer: OptimizerRecipe
+    schedule: ScheduleRecipe = ConstantLR()
+
+    @model_validator(mode="after")
+    def _micro_batches_have_samples(self) -> Self:
+        if self.micro_batches > self.global_batch:
+            raise ValueError(
+                "a micro-batch holds at least one sample: "
+                f"`micro_batches` is {self.micro_batches}, `global_batch` only "
+                f"{self.global_batch}"
+            )
+        return self
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; fields that are not set are left out."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+    def to_toml(self) -> str:
+        """Every field, defaults too: `from_toml` gives back an equal recipe."""
+        return tomli_w.dumps(self.to_dict())
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the canonical JSON text of all fields but the name."""
+        fields = {key: value for key, value in self.to_dict().items() if key != "name"}
+        text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any], origin: str = "recipe") -> "Recipe":
+        """Raises RecipeError, which names every wrong field."""
+        try:
+            return cls.model_validate(dict(fields))
+        except ValidationError as error:
+            raise RecipeError(_explain(error, origin)) from None
+
+    @classmethod
+    def load(
+        cls, name_or_path: str | Path, overrides: Mapping[str, Any] | None = None
+    ) -> "Recipe":
+        """A built-in recipe's name or a TOML file, then overrides by dotted name.
+
+        Raises RecipeError.
+        """
+        text, origin = _read(name_or_path)
+        try:
+            fields = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise RecipeError(f"{origin} is not valid TOML: {error}.") from None
+        fields.setdefault("name", Path(name_or_path).stem)
+        for dotted, value in (overrides or {}).items():
+            _override(fields, dotted, value)
+        return cls.from_dict(fields, origin)
+
+
+def built_in_recipes() -> list[str]:
+    """The names of the recipes in the package, sorted."""
+    return sorted(
+        entry.name.removesuffix(".toml")
+        for entry in BUILT_IN.iterdir()
+        if entry.name.endswith(".toml")
+    )
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """`a.b=value`, the value as in TOML; a word that is no TOML value is a string."""
+    dotted, equals, value = text.partition("=")
+    if not equals or not dotted.strip():
+        raise RecipeError(
+            f"An override is `field=value`; received `{text}`. "
+            "Example: `--set optimizer.lr=0.002`."
+        )
+    try:
+        return dotted.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return dotted.strip(), value.strip()
+
+
+def _read(name_or_path: str | Path) -> tuple[str, str]:
+    path = Path(name_or_path)
+    if str(name_or_path) in built_in_recipes():
+        return (BUILT_IN / f"{name_or_path}.toml").read_text(), f"Recipe {name_or_path}"
+    try:
+        return path.read_text(), f"Recipe {path}"
+    except (OSError, UnicodeDecodeError) as error:
+        if path.suffix != ".toml" and not path.exists():
+            known = built_in_recipes()
+            raise RecipeError(
+                f"No built-in recipe is called `{name_or_path}`."
+                f"{did_you_mean(str(name_or_path), known)} There are: "
+                f"{', '.join(known)}; or give the path of a TOML file."
+            ) from None
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise RecipeError(f"Recipe {path} cannot be read: {reason}.") from None
+
+
+def _override(fields: dict[str, Any], dotted: str, value: Any) -> None:
+    *sections, last = dotted.split(".")
+    for section in sections:
+        fields = fields.setdefault(section, {})
+        if not isinstance(fields, dict):
+            raise RecipeError(f"`{dotted}`: `{section}` is a value, not a section.")
+    fields[last] = value
+
+
+def _explain(error: ValidationError, origin: str) -> str:
+    return f"{origin}: " + "; ".join(
+        _explain_field(dict(detail)) for detail in error.errors()
+    )
+
+
+def _explain_field(detail: dict[str, Any]) -> str:
+    section, known = _fields_at(detail["loc"])
+    dotted = ".".join(section)
+    if detail["type"] == "extra_forbidden":
+        return f"there is no field `{dotted}`.{did_you_mean(section[-1], known)}"
+    if detail["type"] == "missing":
+        return f"`{dotted}` is missing."
+    message = detail["msg"].removeprefix("Value error, ")
+    if detail["type"] == "value_error":
+        return f"{message}."
+    expected = message[0].lower() + message[1:]
+    return f"`{dotted}`: {expected}; received `{detail['input']!r}`."
+
+
+def _fields_at(location: tuple[str | int, ...]) -> tuple[list[str], list[str]]:
+    """The dotted path without the union's tags, and the fields beside its last name."""
+    path: list[str] = []
+    known: list[str] = list(Recipe.model_fields)
+    options: dict[str, type[Section]] = {}
+    for step in map(str, location):
+        if step in options:
+            known, options = list(options[step].model_fields), {}
+            continue
+        path.append(step)
+        if len(path) == 1 and step in _SECTIONS:
+            options = _SECTIONS[step]
+            if len(options) == 1:
+                known, options = list(next(iter(options.values())).model_fields), {}
+    return path, known
+
+
+def _tagged(*options: type[Section]) -> dict[str, type[Section]]:
+    return {option.model_fields["name"].default: option for option in options}
+
+
+_SECTIONS: dict[str, dict[str, type[Section]]] = {
+    "data": {"": MnistData},
+    "model": {"": MlpModel},
+    "loss": {"": LossRecipe},
+    "optimizer": _tagged(SgdRecipe, AdamRecipe, AdamWRecipe),
+    "schedule": _tagged(ConstantLR, StepLR, CosineLR, OneCycleLR),
+}

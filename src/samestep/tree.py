@@ -1,0 +1,69 @@
+"""The canonical tree: in which order the values of the micro-batches are summed.
+
+Floating-point addition is not associative, so a sum has one result only when its
+order is fixed. Ours is a binary tree over the leaves `0..n-1`: a range of more than
+one leaf splits at the largest power of two below its length. Whoever computes which
+leaves, the same additions happen in the same order.
+
+    n = 7:  [0,7) = [0,4) + [4,7),   [0,4) = [0,2) + [2,4),   [4,7) = [4,6) + [6,7)
+"""
+
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+
+T = TypeVar("T")
+Node = tuple[int, int]
+"""A node of the tree: the range `[first, end)` of leaves below it."""
+
+
+def split(node: Node) -> int:
+    """The leaf at which a node of more than one leaf divides."""
+    first, end = node
+    return first + (1 << ((end - first - 1).bit_length() - 1))
+
+
+def subtrees(owned: Node, num_leaves: int) -> list[Node]:
+    """The maximal nodes inside `owned`, left to right: what its owner contributes."""
+
+    def descend(node: Node) -> list[Node]:
+        first, end = node
+        if first >= owned[1] or end <= owned[0]:
+            return []
+        if owned[0] <= first and end <= owned[1]:
+            return [node]
+        middle = split(node)
+        return descend((first, middle)) + descend((middle, end))
+
+    return descend((0, num_leaves)) if owned[0] < owned[1] else []
+
+
+def num_merges(leaf: int, owned: Node, num_leaves: int) -> int:
+    """How many sums are complete once `leaf`, computed in order, has arrived.
+
+    An owner keeps a stack: it pushes each leaf's value, then this many times replaces
+    the top two by their sum. At the end the stack holds the values of
+    `subtrees(owned, num_leaves)`.
+    """
+    below = next(node for node in subtrees(owned, num_leaves) if leaf < node[1])
+    merges = 0
+    while below[1] - below[0] > 1:
+        merges = merges + 1 if below[1] == leaf + 1 else 0
+        middle = split(below)
+        below = (below[0], middle) if leaf < middle else (middle, below[1])
+    return merges
+
+
+def reduce(num_leaves: int, parts: Mapping[Node, T], add: Callable[[T, T], T]) -> T:
+    """The value of the root, from the values of nodes that cover all leaves.
+
+    `add(left, right)` may write its result into `left`.
+    """
+
+    def value(node: Node) -> T:
+        if node in parts:
+            return parts[node]
+        middle = split(node)
+        return add(value((node[0], middle)), value((middle, node[1])))
+
+    return value((0, num_leaves))

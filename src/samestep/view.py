@@ -1,0 +1,149 @@
+"""What a person sees while a training goes on; all of it on stderr.
+
+On a terminal a live table, elsewhere one plain line per epoch.
+"""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from samestep.recipe import Recipe
+
+
+Message = Mapping[str, Any]
+
+
+class View(AbstractContextManager["View"], Protocol):
+    """Shows the notices of the supervisor and the reports of rank 0."""
+
+    def note(self, text: str) -> None:
+        """One line before or during the training."""
+
+    def receive(self, message: Message) -> None:
+        """A report of rank 0."""
+
+
+class SilentView(View):
+    """Shows nothing."""
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing to end."""
+
+    def note(self, text: str) -> None:
+        """Not shown."""
+
+    def receive(self, message: Message) -> None:
+        """Not shown."""
+
+
+class PlainView(View):
+    """One line per epoch, without control characters."""
+
+    def __init__(self, console: Console, recipe: Recipe) -> None:
+        self._console = console
+        self._recipe = recipe
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing to end."""
+
+    def note(self, text: str) -> None:
+        """One line."""
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def receive(self, message: Message) -> None:
+        """Epochs only."""
+        if message["type"] == "epoch":
+            self.note(epoch_line(message, self._recipe.epochs))
+
+
+class LiveView(View):
+    """A progress bar, the latest numbers, and each worker's use of its time."""
+
+    def __init__(self, console: Console, recipe: Recipe) -> None:
+        self._plain = PlainView(console, recipe)
+        self._recipe = recipe
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
+            TimeRemainingColumn(),
+            TextColumn("left"),
+            console=console,
+        )
+        self._task = self._bar.add_task("starting", total=None, visible=False)
+        self._live = Live(console=console, transient=True, refresh_per_second=10)
+
+    def __enter__(self) -> Self:
+        self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Removes the live part; what was printed above it stays."""
+        self._live.stop()
+
+    def note(self, text: str) -> None:
+        """Above the live part."""
+        self._plain.note(text)
+
+    def receive(self, message: Message) -> None:
+        """Updates the live part; an epoch also leaves its line above."""
+        self._plain.receive(message)
+        if message["type"] == "started":
+            total = message["steps_per_epoch"] * self._recipe.epochs
+            self._bar.update(self._task, total=total, visible=True)
+        elif message["type"] == "step":
+            epoch = f"epoch {message['epoch']}/{self._recipe.epochs}"
+            self._bar.update(self._task, description=epoch, completed=message["step"])
+            self._live.update(
+                Group(self._bar, _numbers(message), _workers(message["workers"]))
+            )
+
+
+def make_view(recipe: Recipe) -> View:
+    """The view that suits stderr; NO_COLOR is honoured."""
+    console = Console(stderr=True)
+    if console.is_terminal and not console.is_dumb_terminal:
+        return LiveView(console, recipe)
+    return PlainView(console, recipe)
+
+
+def epoch_line(epoch: Message, epochs: int) -> str:
+    """`epoch 1/3  train loss 0.4386 accuracy 93.33%  validation ...`."""
+    parts = [f"epoch {epoch['epoch']}/{epochs}"]
+    for split in ("train", "validation"):
+        if f"{split}_loss" in epoch:
+            loss, accuracy = epoch[f"{split}_loss"], epoch[f"{split}_accuracy"]
+            parts.append(f"{split} loss {loss:.4f} accuracy {accuracy:.2%}")
+    rate = f"{epoch['samples_per_second']:,.0f} samples/s"
+    return "  ".join([*parts, f"{epoch['seconds']:.2f} s", rate])
+
+
+def _numbers(step: Message) -> str:
+    return (
+        f"loss {step['loss']:.4f}   accuracy {step['accuracy']:.2%}   "
+        f"{step['samples_per_second']:,.0f} samples/s   lr {step['lr']:.2e}"
+    )
+
+
+def _workers(workers: list[Mapping[str, float]]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for column in ("worker", "compute", "exchange", "waiting"):
+        table.add_column(column, justify="right")
+    for rank, seconds in enumerate(workers):
+        total = sum(seconds.values()) or 1.0
+        exchange, wait = seconds["exchange"] / total, seconds["wait"] / total
+        table.add_row(
+            str(rank), f"{1 - exchange - wait:.0%}", f"{exchange:.0%}", f"{wait:.0%}"
+        )
+    return table
