@@ -22,7 +22,7 @@ class Terminated(BaseException):
     """SIGTERM was received."""
 
 
-class WorkersType(click.ParamType):
+class WorkersType(click.ParamType[int | str]):
     """A positive number, or `auto`."""
 
     name = "N|auto"
@@ -142,8 +142,8 @@ def evaluate(run_or_model: Path, workers: int | str, split: str) -> None:
         placement = Placement.model_validate({"workers": workers})
         found = api.evaluate(run_or_model, placement, split=split, server=server)
         click.echo(
-            f"{split:<9} accuracy {found.accuracy:.2%} ({found.correct:,} of "
-            f"{found.samples:,})  loss {found.loss:.6f}\nweights   sha256 "
+            f"{split:<12}accuracy {found.accuracy:.2%} ({found.correct:,} of "
+            f"{found.samples:,})  loss {found.loss:.6f}\nweights     sha256 "
             f"{found.weights_sha256}"
         )
 
@@ -211,18 +211,18 @@ def main() -> NoReturn:
 def _summary(run: "Run") -> str:
     result, last = run.result, run.history[-1]
     lines = [
-        f"test      accuracy {result['test_accuracy']:.2%}  "
+        f"test        accuracy {result['test_accuracy']:.2%}  "
         f"loss {result['test_loss']:.4f}"
     ]
     for split in ("validation", "train"):
         if f"{split}_loss" in last:
             accuracy, loss = last[f"{split}_accuracy"], last[f"{split}_loss"]
-            lines.append(f"{split:<10}accuracy {accuracy:.2%}  loss {loss:.4f}")
+            lines.append(f"{split:<12}accuracy {accuracy:.2%}  loss {loss:.4f}")
     lines += [
-        f"time      {result['train_seconds']:.2f} s training, "
+        f"time        {result['train_seconds']:.2f} s training, "
         f"{result['wall_seconds']:.2f} s in all",
-        f"weights   sha256 {run.weights_sha256}",
-        f"run       {run.path}",
+        f"weights     sha256 {run.weights_sha256}",
+        f"run         {run.path}",
     ]
     return "\n".join(lines)
 

@@ -1,8 +1,8 @@
 """A process that has imported torch once and forks workers on request.
 
 Importing torch takes two seconds; a fork of a process that has done so takes some
-20 ms, and shares the memory of the libraries. `python -m samestep.forkserver FD` speaks JSON
-lines over the Unix socket FD:
+20 ms, and shares the memory of the libraries. `python -m samestep.forkserver FD` speaks
+JSON lines over the Unix socket FD:
 
     received  {"spawn": {"env": {...}, "log": path, "num_fds": n}}   with n descriptors
               {"kill": pid}

@@ -47,11 +47,10 @@ class Worker:
 
     def receive(self) -> list[Message]:
         """The messages that have arrived; none at the end of the socket."""
-        try:
-            data = self.control.recv(1 << 16)
-        except (BlockingIOError, ConnectionResetError):
-            return []
-        *lines, self.buffer = (self.buffer + data).split(b"\n")
+        with contextlib.suppress(BlockingIOError, ConnectionResetError):
+            while data := self.control.recv(1 << 16):
+                self.buffer += data
+        *lines, self.buffer = self.buffer.split(b"\n")
         return [json.loads(line) for line in lines]
 
 
@@ -63,6 +62,7 @@ class ForkServer:
     _process: subprocess.Popen[bytes] = field(init=False)
     _buffer: bytes = b""
     _inbox: list[Message] = field(default_factory=list)
+    _has_spawned: bool = False
 
     def __enter__(self) -> Self:
         self._channel, theirs = socket.socketpair()
@@ -85,6 +85,8 @@ class ForkServer:
 
     def __exit__(self, *_: object) -> None:
         self._channel.close()
+        if not self._has_spawned:
+            self._process.kill()  # it may still be importing torch
         try:
             self._process.wait(END_SECONDS)
         except subprocess.TimeoutExpired:
@@ -97,6 +99,7 @@ class ForkServer:
 
     def spawn(self, env: dict[str, str], log: Path, fds: list[int]) -> int:
         """The process id of a new worker that inherits `fds`. Raises WorkerFailed."""
+        self._has_spawned = True
         request = {"spawn": {"env": env, "log": str(log), "num_fds": len(fds)}}
         socket.send_fds(self._channel, [json.dumps(request).encode() + b"\n"], fds)
         deadline = time.monotonic() + START_SECONDS
@@ -114,9 +117,12 @@ class ForkServer:
         with contextlib.suppress(BrokenPipeError):
             self._channel.sendall(json.dumps({"kill": pid}).encode() + b"\n")
 
-    def exits(self) -> list[tuple[int, int]]:
-        """(process id, exit code) of workers that have ended since the last call."""
-        self._receive(0.0)
+    def exits(self, seconds: float = 0.0) -> list[tuple[int, int]]:
+        """(process id, exit code) of workers that have ended since the last call.
+
+        Waits for news at most `seconds`. Raises WorkerFailed if the server has ended.
+        """
+        self._receive(seconds)
         return [(m["exited"], m["code"]) for m in self._take("exited")]
 
     def _take(self, key: str) -> list[Message]:
@@ -154,10 +160,7 @@ def run_workers(
     try:
         _supervise(server, crew, listen)
     finally:
-        for worker in crew:
-            if worker.exit_code is None:
-                server.kill(worker.pid)
-            worker.control.close()
+        _end(server, crew)
 
 
 def _start(server: ForkServer, job: Message, workers: int, logs: Path) -> list[Worker]:
@@ -214,6 +217,19 @@ def _supervise(
     failed = _first_cause(crew) or next((w for w in crew if w.failure), None)
     if failed:
         raise _exception(failed)
+
+
+def _end(server: ForkServer, crew: list[Worker]) -> None:
+    """Kills the workers that are left and waits until they have been reaped."""
+    left = {worker.pid for worker in crew if worker.exit_code is None}
+    for worker in crew:
+        worker.control.close()
+    deadline = time.monotonic() + END_SECONDS
+    with contextlib.suppress(WorkerFailed):  # without its server, a worker ends itself
+        for pid in left:
+            server.kill(pid)
+        while left and time.monotonic() < deadline:
+            left -= {pid for pid, _ in server.exits(seconds=0.1)}
 
 
 def _pass_on(worker: Worker, listen: Callable[[Message], None]) -> None:

@@ -66,7 +66,7 @@ class StepLedger:
         views = [
             part.view(shape)
             for part, shape in zip(
-                self._all.split([a * b for a, b in parts]), parts, strict=True
+                torch.split(self._all, [a * b for a, b in parts]), parts, strict=True
             )
         ]
         self._loss, self._correct, self._arrived, self._phases = views

@@ -15,7 +15,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from samestep import machine
+from samestep import atomic, machine
 from samestep.errors import OutputError, RunError
 from samestep.placement import Placement
 from samestep.recipe import Recipe
@@ -153,15 +153,9 @@ class RunWriter:
             raise _unwritable(self.path / name, error) from None
 
     def _write(self, name: str, text: str) -> None:
-        temporary = self.path / f".{name}.tmp"
         try:
-            with temporary.open("w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(self.path / name)
+            atomic.write(self.path / name, text.encode())
         except OSError as error:
-            temporary.unlink(missing_ok=True)
             raise _unwritable(self.path / name, error) from None
 
 

@@ -1,15 +1,14 @@
 """Weights on disk, and the proof that all workers hold the same."""
 
 import json
-import tempfile
 from pathlib import Path
 
+import safetensors.torch
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from samestep import atomic
 from samestep.errors import OutputError, ReplicasDiffer
 from samestep.fingerprint import fingerprint
 from samestep.recipe import Recipe
@@ -22,7 +21,7 @@ def agreed(model: nn.Module, rank: int) -> str:
     if workers > 1:
         own = torch.tensor(list(bytes.fromhex(sha256)), dtype=torch.uint8)
         every = torch.empty(workers, len(own), dtype=torch.uint8)
-        dist.all_gather_into_tensor(every.view(-1), own)
+        dist.all_gather_single(every.view(-1), own)
         if not bool((every == every[0]).all()):
             raise ReplicasDiffer(
                 "All workers must hold the same weights; worker "
@@ -38,17 +37,14 @@ def save(model: nn.Module, recipe: Recipe, path: Path) -> None:
     state = {name: value.contiguous() for name, value in model.state_dict().items()}
     metadata = {"format": "pt", "recipe": json.dumps(recipe.to_dict())}
     try:
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".tmp-") as directory:
-            temporary = Path(directory) / path.name
-            save_file(state, temporary, metadata)
-            temporary.replace(path)
-    except (OSError, SafetensorError) as error:
+        atomic.write(path, safetensors.torch.save(state, metadata))
+    except OSError as error:
         raise OutputError(
-            f"The model cannot be written to {path}: {error}. Free some space or "
-            "choose another `--out`, and train again."
+            f"The model at {path} cannot be written: {error.strerror}. Free some space "
+            "or choose another `--out`, and train again."
         ) from None
 
 
 def load(path: Path) -> dict[str, Tensor]:
     """The state_dict in a file that `samestep.run.read_recipe` has accepted."""
-    return load_file(path)
+    return safetensors.torch.load_file(path)

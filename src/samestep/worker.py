@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo  # DDP and optimizers need it: here once, not in every worker
 import torch.distributed as dist
+from torch._C._distributed_c10d import TCPStore
 
 from samestep import dataset, evaluation, training, weights
 from samestep.errors import PeerLost, RunError, SamestepError
@@ -130,7 +132,7 @@ def evaluate(recipe: Recipe, job: dict[str, Any], rank: int, control: Control) -
 @contextmanager
 def process_group(place: Place, store_fd: int | None) -> Iterator[None]:
     """A Gloo group of all workers. The store listens where `store_fd` does."""
-    store = dist.TCPStore(
+    store = TCPStore(
         place.address,
         place.port,
         place.workers,

@@ -9,7 +9,6 @@ Without a writable cache directory, every process unpacks its own copy (0.3 s).
 import gzip
 import hashlib
 import os
-import tempfile
 import zlib
 from dataclasses import dataclass
 from importlib import resources
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from samestep import atomic
 from samestep.errors import DataError
 from samestep.recipe import MnistData
 
@@ -149,7 +149,9 @@ def _cached(file: IdxFile) -> Bytes:
     """The whole verified file, mapped; unpacked first where that is necessary."""
     path = _cache_directory() / f"{file.name}-{file.sha256[:16]}"
     if not _is_intact(path, file):
-        _write(path, _unpack(file))
+        # Atomic: another run may be filling or mapping the same file.
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic.write(path, _unpack(file))
     # Copy-on-write rather than read-only: PyTorch warns about read-only arrays. No
     # process writes, so no page is ever copied.
     return np.memmap(path, np.uint8, "c")
@@ -161,19 +163,6 @@ def _is_intact(path: Path, file: IdxFile) -> bool:
             return hashlib.file_digest(content, "sha256").hexdigest() == file.sha256
     except FileNotFoundError:
         return False
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Atomically: another run may be filling or mapping the same file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as temporary:
-        try:
-            temporary.write(content)
-            temporary.close()
-            Path(temporary.name).replace(path)
-        except OSError:
-            Path(temporary.name).unlink(missing_ok=True)
-            raise
 
 
 def _unpack(file: IdxFile) -> bytes:

@@ -2,9 +2,9 @@
 
 Each worker sums the gradients of its own micro-batches up to the maximal subtrees of
 the canonical tree (`samestep.tree`); these partials are all-gathered, and every worker
-adds them in the order of the tree. The collectives start inside DDP's backward pass, bucket
-by bucket, as its communication hook; the sums are taken after it, on the worker's own
-thread, since the flush-to-zero mode belongs to a thread and decides bits.
+adds them in the order of the tree. The collectives start inside DDP's backward pass,
+bucket by bucket, as its communication hook; the sums are taken after it, on the
+worker's own thread, since the flush-to-zero mode belongs to a thread and decides bits.
 
 With p workers of k partials each, a worker receives (p - 1) k times the gradient.
 """
@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import GradBucket
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
@@ -91,8 +92,8 @@ class GlooExchange:
         for parameter in self._parameters:
             parameter.grad = None
 
-    def launch(self, bucket: dist.GradBucket) -> None:
-        """Sends the own partials of a bucket, which holds the last own leaf's gradient."""
+    def launch(self, bucket: GradBucket) -> None:
+        """Sends the own partials of a bucket: it holds the last own leaf's gradient."""
         parameters, last = bucket.parameters(), bucket.gradients()
         index = [self._position[id(p)] for p in parameters]
         num_complete = len(self._stack) - self._merges[self._owned[1] - 1]
@@ -104,12 +105,10 @@ class GlooExchange:
             torch.cat([gradient.view(-1) for gradient in partial], out=sent[row])
         if self._rows > 1:
             sent[len(complete)].copy_(bucket.buffer())
-        work = dist.all_gather_into_tensor(
-            received.view(-1), sent.view(-1), async_op=True
-        )
+        work = dist.all_gather_single(received.view(-1), sent.view(-1), async_op=True)
         self._pending.append((parameters, received, work))
 
-    def _buffers(self, bucket: dist.GradBucket) -> tuple[Tensor, Tensor]:
+    def _buffers(self, bucket: GradBucket) -> tuple[Tensor, Tensor]:
         """[rows, n] to send and [workers * rows, n] to receive, kept for reuse."""
         buffer = bucket.buffer()
         key = (bucket.index(), buffer.numel())
@@ -127,7 +126,7 @@ def _gradient(parameter: Tensor) -> Tensor:
 
 
 # DDP compares these annotations with its own types.
-def _launch(state: GlooExchange, bucket: dist.GradBucket) -> Future[Tensor]:
+def _launch(state: GlooExchange, bucket: GradBucket) -> Future[Tensor]:
     state.launch(bucket)
     done: Future[Tensor] = Future()
     done.set_result(bucket.buffer())

@@ -1,0 +1,52 @@
+"""Fixtures: one fork server for all trainings of a test session, small recipes."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import samestep
+from samestep.launch import ForkServer
+from samestep.view import SilentView
+
+
+Train = Callable[..., samestep.Run]
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[ForkServer]:
+    """Torch is imported once, not in every test."""
+    with ForkServer() as running:
+        yield running
+
+
+def small_recipe(**overrides: Any) -> samestep.Recipe:
+    """A short training: 1,000 images, a small network, a short last batch.
+
+    Names are dotted with two underscores: `optimizer__lr=0.1`.
+    """
+    fields = {
+        "epochs": 1,
+        "global_batch": 96,
+        "micro_batches": 6,
+        "data.train_samples": 1_000,
+        "model.hidden": [37, 19],
+        "model.dropout": 0.2,
+    }
+    fields |= {name.replace("__", "."): value for name, value in overrides.items()}
+    return samestep.Recipe.load("mnist-mlp", fields)
+
+
+@pytest.fixture
+def train(server: ForkServer, tmp_path: Path) -> Train:
+    """`train(recipe, workers, **placement)` in a directory of the test's own."""
+
+    def run(
+        recipe: samestep.Recipe, workers: int = 1, **placement: Any
+    ) -> samestep.Run:
+        out = tmp_path / f"run-{len(list(tmp_path.iterdir()))}"
+        where = samestep.Placement(workers=workers, **({"out": out} | placement))
+        return samestep.train(recipe, where, view=SilentView(), server=server)
+
+    return run

@@ -1,0 +1,99 @@
+"""The promise: the recipe fixes the result. Real processes, real sockets, real data."""
+
+from typing import Any
+
+import pytest
+import torch
+from conftest import Train, small_recipe
+from torch import nn
+
+from samestep import Recipe, Run
+from samestep.dataset import load
+from samestep.fingerprint import fingerprint
+from samestep.models import mlp
+from samestep.plan import Plan, derive_seed
+from samestep.schedule import learning_rate
+
+
+RECIPES = {
+    "default": {},
+    "seven-of-200": {"global_batch": 200, "micro_batches": 7},
+    "short-last-batch-with-empty-pieces": {"data__train_samples": 961},
+    "clipped": {"optimizer__clip_norm": 0.05, "optimizer__weight_decay": 0.3},
+    "sgd": {"optimizer": {"name": "sgd", "lr": 0.1, "momentum": 0.9, "nesterov": True}},
+    "adam-with-l2": {"optimizer": {"name": "adam", "lr": 0.003, "weight_decay": 1e-3}},
+    "without-validation": {"data__validation": 0, "epochs": 2},
+    "two-threads": {"threads": 2},
+}
+
+
+def results(run: Run) -> dict[str, Any]:
+    """Everything that must not depend on the placement."""
+    measured = ("seconds", "samples_per_second", "seconds_by_phase", "workers")
+    kept = [
+        {key: value for key, value in epoch.items() if key not in measured}
+        for epoch in run.history
+    ]
+    final = ("test_loss", "test_accuracy", "weights_sha256")
+    return {"epochs": kept} | {key: run.result[key] for key in final}
+
+
+@pytest.mark.parametrize("overrides", RECIPES.values(), ids=RECIPES.keys())
+def test_the_result_is_the_same_at_several_numbers_of_workers(
+    train: Train, overrides: dict[str, Any]
+) -> None:
+    recipe = small_recipe(**overrides)
+    alone = results(train(recipe, workers=1))
+    for workers in (2, 3, recipe.micro_batches):
+        assert results(train(recipe, workers=workers)) == alone
+
+
+@pytest.mark.parametrize("workers", [4, 5])
+def test_no_number_of_workers_is_special(train: Train, workers: int) -> None:
+    recipe = small_recipe()
+    assert results(train(recipe, workers)) == results(train(recipe, 1))
+
+
+def test_the_full_network_agrees_with_two_workers(train: Train) -> None:
+    overrides = {"data.train_samples": 3000, "epochs": 1, "micro_batches": 8}
+    recipe = Recipe.load("mnist-mlp-classic", overrides)
+    assert results(train(recipe, 2)) == results(train(recipe, 1))
+
+
+def test_another_seed_gives_other_weights(train: Train) -> None:
+    one, other = train(small_recipe(seed=1)), train(small_recipe(seed=2))
+    assert one.weights_sha256 != other.weights_sha256
+
+
+def by_hand(recipe: Recipe) -> str:
+    """What anyone would write: one process, one batch at a time, torch's own parts."""
+    data = load(recipe.data).splits["train"]
+    torch.manual_seed(derive_seed(recipe.seed, "model"))
+    model = mlp.build(recipe.model, 784, 10)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), weight_decay=recipe.optimizer.weight_decay, fused=True
+    )
+    plan = Plan(len(data), recipe.global_batch, 1, recipe.seed)
+    criterion = nn.CrossEntropyLoss(reduction="sum", label_smoothing=0.05)
+    for step in range(plan.steps_per_epoch):
+        inputs, targets = data.gather(plan.micro_batch(plan.order(0), step, 0))
+        torch.manual_seed(derive_seed(recipe.seed, "step", step, 0))
+        optimizer.param_groups[0]["lr"] = learning_rate(
+            recipe.schedule, recipe.optimizer.lr, step, plan.steps_per_epoch, 1
+        )
+        optimizer.zero_grad()
+        (criterion(model(inputs), targets) / len(targets)).backward()
+        optimizer.step()
+    return fingerprint(model.state_dict())
+
+
+def test_with_one_micro_batch_it_is_the_plain_training_loop(train: Train) -> None:
+    recipe = small_recipe(micro_batches=1)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    try:
+        assert by_hand(recipe) == train(recipe).weights_sha256
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_flush_denormal(False)

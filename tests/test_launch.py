@@ -1,0 +1,176 @@
+"""Processes: how they start, fail and end. Real signals, real process tables."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import Train, small_recipe
+
+from samestep import NonFiniteLoss, Run
+from samestep.launch import ForkServer
+
+
+DEADLINE = 60.0
+LONG = ["--epochs", "1000", "--set", "model.hidden=[16]"]
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Fails after DEADLINE seconds."""
+    end = time.monotonic() + DEADLINE
+    while not condition():
+        assert time.monotonic() < end, "the condition did not come true in time"
+        time.sleep(0.01)
+
+
+def trains(out: Path) -> bool:
+    """Has the run in `out` reached its steps?"""
+    metrics = out / "metrics.jsonl"
+    return metrics.exists() and metrics.stat().st_size > 0
+
+
+@contextmanager
+def long_training(
+    out: Path, *arguments: str
+) -> Iterator[tuple[subprocess.Popen[str], list[psutil.Process]]]:
+    """The command line in the middle of a training, and all processes below it."""
+    command = [sys.executable, "-m", "samestep", "train", "--out", str(out), *LONG]
+    with subprocess.Popen(
+        [*command, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            wait_until(lambda: trains(out) or process.poll() is not None)
+            yield process, psutil.Process(process.pid).children(recursive=True)
+        finally:
+            process.kill()
+
+
+def workers_of(processes: list[psutil.Process]) -> list[psutil.Process]:
+    """The forked ones: their parent is among the processes too."""
+    pids = {process.pid for process in processes}
+    return [process for process in processes if process.ppid() in pids]
+
+
+def all_gone(processes: list[psutil.Process]) -> bool:
+    return not any(
+        process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        for process in processes
+    )
+
+
+@pytest.mark.parametrize(
+    ("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
+)
+def test_a_signal_ends_everything_and_leaves_nothing(
+    tmp_path: Path, number: signal.Signals, exit_code: int
+) -> None:
+    shared_memory = set(Path("/dev/shm").glob("*"))  # noqa: S108
+    with long_training(tmp_path / "run", "--workers", "3") as (process, below):
+        assert len(workers_of(below)) == 3
+        process.send_signal(number)
+        assert process.wait(DEADLINE) == exit_code
+        assert all_gone(below)
+    assert Run.open(tmp_path / "run").status == "interrupted"
+    assert set(Path("/dev/shm").glob("*")) == shared_memory  # noqa: S108
+    assert not [*tmp_path.rglob("*.tmp")]
+
+
+def test_workers_end_when_the_supervisor_is_killed(tmp_path: Path) -> None:
+    with long_training(tmp_path / "run", "--workers", "2") as (process, below):
+        process.kill()
+        wait_until(lambda: all_gone(below))
+
+
+def test_workers_end_when_the_fork_server_is_killed(tmp_path: Path) -> None:
+    with long_training(tmp_path / "run", "--workers", "2") as (process, below):
+        server = psutil.Process(workers_of(below)[0].ppid())
+        server.kill()
+        assert process.wait(DEADLINE) == 1
+        wait_until(lambda: all_gone(below))
+        assert process.stderr is not None
+        assert "forks the workers has ended" in process.stderr.read()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT])
+def test_a_dead_worker_fails_the_training(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    with long_training(tmp_path / "run", "--workers", "3") as (process, below):
+        victim = workers_of(below)[1]
+        rank = victim.environ().get("RANK", "")  # set after the fork: not visible
+        victim.send_signal(number)
+        _, stderr = process.communicate(timeout=DEADLINE)
+        assert process.returncode == 1
+        assert all_gone(below)
+    assert rank == ""
+    assert f"it was killed by {number.name}" in stderr
+    assert stderr.count("Traceback") == 0
+    run = Run.open(tmp_path / "run")
+    assert run.status == "failed"
+    assert number.name in run.result["error"]
+    assert "weights_sha256" not in run.result
+
+
+def test_only_loopback_addresses_are_listened_on(tmp_path: Path) -> None:
+    with long_training(tmp_path / "run", "--workers", "2") as (process, below):
+        listening = [
+            connection.laddr.ip
+            for running in [psutil.Process(process.pid), *below]
+            for connection in running.net_connections()
+            if connection.status == psutil.CONN_LISTEN
+        ]
+    assert listening
+    assert set(listening) == {"127.0.0.1"}
+
+
+def test_a_diverging_training_names_the_first_micro_batch(train: Train) -> None:
+    recipe = small_recipe(optimizer={"name": "sgd", "lr": 1e30})
+    messages = set()
+    for workers in (1, 2, 6):
+        with pytest.raises(NonFiniteLoss) as caught:
+            train(recipe, workers)
+        messages.add(str(caught.value))
+    assert len(messages) == 1
+    assert "at step 2 it became nan, first in micro-batch 0" in messages.pop()
+
+
+def test_a_fork_server_survives_the_failure_of_a_training(
+    tmp_path: Path, train: Train
+) -> None:
+    with pytest.raises(NonFiniteLoss):
+        train(small_recipe(optimizer={"name": "sgd", "lr": 1e30}), 2)
+    assert train(small_recipe(), 2).status == "finished"
+
+
+def test_workers_write_nothing_into_their_logs_when_all_is_well(train: Train) -> None:
+    run = train(small_recipe(), 2)
+    logs = sorted((run.path / "logs").iterdir())
+    assert [log.name for log in logs] == ["rank-0.log", "rank-1.log"]
+    assert [log.read_text() for log in logs] == ["", ""]
+
+
+def test_the_fork_server_has_one_thread(server: ForkServer, train: Train) -> None:
+    train(small_recipe(), 1)
+    children = psutil.Process(os.getpid()).children()
+    assert [child.num_threads() for child in children] == [1]
+
+
+def test_events_are_ordered_by_a_monotonic_time(train: Train) -> None:
+    run = train(small_recipe(), 2)
+    lines = (run.path / "events.jsonl").read_text().splitlines()
+    events = [json.loads(line) for line in lines]
+    names = [event["event"] for event in events]
+    assert names == ["started", "training", "epoch", "finished"]
+    times = [event["seconds"] for event in events]
+    assert times == sorted(times)

@@ -1,0 +1,69 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from samestep import Placement, PlacementError, Recipe, machine
+
+
+@pytest.fixture
+def recipe() -> Recipe:
+    return Recipe.load("mnist-mlp")
+
+
+def test_cores_outside_the_affinity_mask_are_not_counted() -> None:
+    allowed = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(allowed)})
+        assert machine.usable_cores()[0] == 1
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_cpu_quota_limits_the_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: int
+) -> None:
+    monkeypatch.setattr(machine, "_cgroup_directories", lambda _: [tmp_path])
+    assert machine.cpu_quota() is None
+    if version == 1:
+        (tmp_path / "cpu.cfs_quota_us").write_text("150000\n")
+        (tmp_path / "cpu.cfs_period_us").write_text("100000\n")
+    else:
+        (tmp_path / "cpu.max").write_text("150000 100000\n")
+    assert machine.cpu_quota() == 1.5
+    assert machine.usable_cores() == (1, "the CPU quota of 1.5 cores")
+
+
+@pytest.mark.parametrize("text", ["max 100000\n", "-1\n"])
+def test_an_unlimited_quota_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.setattr(machine, "_cgroup_directories", lambda _: [tmp_path])
+    name = "cpu.max" if "max" in text else "cpu.cfs_quota_us"
+    (tmp_path / name).write_text(text)
+    (tmp_path / "cpu.cfs_period_us").write_text("100000\n")
+    assert machine.cpu_quota() is None
+
+
+def test_auto_takes_all_cores_but_no_more_than_there_are_micro_batches(
+    monkeypatch: pytest.MonkeyPatch, recipe: Recipe
+) -> None:
+    monkeypatch.setattr(machine, "usable_cores", lambda: (64, "a large machine"))
+    placement, why = Placement().resolve(recipe)
+    assert placement.workers == recipe.micro_batches
+    assert why == f"{recipe.micro_batches} workers (the recipe's micro-batches)"
+    monkeypatch.setattr(machine, "usable_cores", lambda: (1, "a small machine"))
+    assert Placement().resolve(recipe)[1] == "1 worker (a small machine)"
+
+
+def test_more_workers_than_micro_batches_are_refused(recipe: Recipe) -> None:
+    with pytest.raises(PlacementError, match="9 workers cannot share 8 micro-batches"):
+        Placement(workers=9).resolve(recipe)
+
+
+def test_the_description_is_complete() -> None:
+    described = machine.describe()
+    assert described["usable_cores"] >= 1
+    assert described["memory_limit_bytes"] <= described["memory_bytes"]
+    assert set(described["libraries"]) >= {"torch", "numpy", "samestep"}

@@ -1,0 +1,111 @@
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from samestep import Recipe, RecipeError
+from samestep.recipe import built_in_recipes, parse_override
+
+
+@st.composite
+def recipes(draw: st.DrawFn) -> Recipe:
+    """Any recipe that is valid."""
+    global_batch = draw(st.integers(1, 4096))
+    optimizer = draw(
+        st.sampled_from(
+            [
+                {"name": "sgd", "lr": 0.1, "momentum": 0.9, "nesterov": True},
+                {"name": "adam", "lr": 1e-3, "betas": [0.8, 0.99]},
+                {"name": "adamw", "lr": 1, "weight_decay": 0.0, "clip_norm": 2.5},
+            ]
+        )
+    )
+    return Recipe.from_dict(
+        {
+            "name": draw(st.from_regex(r"[A-Za-z0-9._-]{1,64}", fullmatch=True)),
+            "seed": draw(st.integers(0, 2**63 - 1)),
+            "epochs": draw(st.integers(1, 1000)),
+            "global_batch": global_batch,
+            "micro_batches": draw(st.integers(1, global_batch)),
+            "model": {"hidden": draw(st.lists(st.integers(1, 999), max_size=4))},
+            "optimizer": optimizer,
+        }
+    )
+
+
+@given(recipes())
+def test_a_recipe_survives_toml(
+    tmp_path_factory: pytest.TempPathFactory, recipe: Recipe
+) -> None:
+    file = tmp_path_factory.getbasetemp() / "recipe.toml"
+    file.write_text(recipe.to_toml())
+    again = Recipe.load(file)
+    assert again == recipe
+    assert again.digest == recipe.digest
+
+
+@pytest.mark.parametrize("name", built_in_recipes())
+def test_built_in_recipes_are_valid_and_named_like_their_files(name: str) -> None:
+    assert Recipe.load(name).name == name
+
+
+def test_the_digest_ignores_the_name_and_nothing_else() -> None:
+    recipe = Recipe.load("mnist-mlp")
+    assert recipe.digest == Recipe.load("mnist-mlp", {"name": "other"}).digest
+    assert recipe.digest != Recipe.load("mnist-mlp", {"seed": 1}).digest
+
+
+def test_overrides_reach_every_section() -> None:
+    texts = ["optimizer.lr=0.5", "model.hidden=[8, 9]", "model.family=mlp", "seed=7"]
+    recipe = Recipe.load("mnist-mlp", dict(map(parse_override, texts)))
+    assert (recipe.optimizer.lr, recipe.model.hidden, recipe.seed) == (0.5, (8, 9), 7)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"epoch": 3}, "there is no field `epoch`. Did you mean `epochs`?"),
+        ({"optimizer.lrr": 3}, "no field `optimizer.lrr`. Did you mean `lr`?"),
+        ({"model.droput": 0.1}, "no field `model.droput`. Did you mean `dropout`?"),
+        ({"optimizer.nesterov": True}, "no field `optimizer.nesterov`."),
+        ({"epochs": 0}, "`epochs`: input should be greater than or equal to 1"),
+        ({"global_batch": -64}, "received `-64`"),
+        ({"epochs": "three"}, "`epochs`: input should be a valid integer"),
+        ({"epochs": 1.5}, "`epochs`: input should be a valid integer"),
+        ({"optimizer.lr": True}, "`optimizer.lr`: input should be a valid number"),
+        ({"optimizer.lr": float("nan")}, "`optimizer.lr`: input should be a finite"),
+        ({"optimizer.name": "adamm"}, "'sgd', 'adam', 'adamw'"),
+        ({"model.hidden": [5, 0]}, "`model.hidden.1`: input should be greater"),
+        ({"micro_batches": 600}, "`micro_batches` is 600, `global_batch` only 512"),
+        ({"name": "../up"}, "`name`: string should match"),
+        ({"epochs.x": 1}, "`epochs` is a value, not a section"),
+        ({"seed": 2**63}, "`seed`: input should be less than"),
+    ],
+)
+def test_a_wrong_field_is_named(overrides: dict[str, object], message: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        Recipe.load("mnist-mlp", overrides)
+    assert message in str(caught.value)
+
+
+def test_an_unknown_recipe_gets_a_suggestion() -> None:
+    with pytest.raises(RecipeError, match="Did you mean `mnist-mlp-classic`"):
+        Recipe.load("mnist-mlp-clasic")
+
+
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text("epochs = = 3")
+    with pytest.raises(RecipeError, match=r"mine.toml is not valid TOML"):
+        Recipe.load(file)
+    file.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(RecipeError, match=r"mine.toml cannot be read: it is not text"):
+        Recipe.load(file)
+    with pytest.raises(RecipeError, match=r"none.toml cannot be read: No such file"):
+        Recipe.load(tmp_path / "none.toml")
+
+
+def test_an_override_without_a_value_is_refused() -> None:
+    with pytest.raises(RecipeError, match="An override is `field=value`"):
+        parse_override("optimizer.lr")
