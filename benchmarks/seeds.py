@@ -1,0 +1,44 @@
+"""The accuracy of a recipe over several seeds.
+
+    python benchmarks/seeds.py mnist-mlp --seeds 5
+
+Any recipe field can be changed with --set, as in `samestep train`.
+"""
+
+import argparse
+import statistics
+import tempfile
+from pathlib import Path
+
+from samestep import Placement, Recipe, train
+from samestep.launch import ForkServer
+from samestep.recipe import parse_override
+from samestep.view import SilentView
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("recipe")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--set", action="append", default=[], metavar="a.b=value")
+    arguments = parser.parse_args()
+    tests = []
+    with ForkServer() as server, tempfile.TemporaryDirectory() as directory:
+        for seed in range(arguments.seeds):
+            overrides = {"seed": seed, **dict(map(parse_override, arguments.set))}
+            placement = Placement(out=Path(directory) / str(seed))
+            recipe = Recipe.load(arguments.recipe, overrides)
+            run = train(recipe, placement, view=SilentView(), server=server)
+            last, test = run.history[-1], run.result["test_accuracy"]
+            tests.append(test)
+            validation = last.get("validation_accuracy", float("nan"))
+            print(
+                f"seed {seed}  train {last['train_accuracy']:.2%}  "
+                f"validation {validation:.2%}  test {test:.2%}",
+                flush=True,
+            )
+    print(f"test: mean {statistics.mean(tests):.2%}, lowest {min(tests):.2%}")
+
+
+if __name__ == "__main__":
+    main()
