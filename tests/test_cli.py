@@ -59,7 +59,7 @@ def test_compare_names_the_first_epoch_that_differs(
         (["train", "mnist-mpl"], "Did you mean `mnist-mlp`?"),
         (["train", "--worker", "2"], "--workers"),
         (["train", "--workers", "0"], "workers are a positive number or `auto`"),
-        (["train", "--workers", "9"], "9 workers cannot share 8 micro-batches"),
+        (["train", "--workers", "9"], "9 workers cannot share 4 micro-batches"),
         (["train", "--epochs", "0"], "`epochs`: input should be greater than"),
         (["train", "--epochs", "many"], "'many' is not a valid integer"),
         (["train", "--exchange", "mpi"], "'mpi' is not one of"),

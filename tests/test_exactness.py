@@ -12,6 +12,7 @@ from samestep.dataset import load
 from samestep.fingerprint import fingerprint
 from samestep.models import mlp
 from samestep.plan import Plan, derive_seed
+from samestep.recipe import AdamWRecipe
 from samestep.schedule import learning_rate
 
 
@@ -70,8 +71,13 @@ def by_hand(recipe: Recipe) -> str:
     data = load(recipe.data).splits["train"]
     torch.manual_seed(derive_seed(recipe.seed, "model"))
     model = mlp.build(recipe.model, 784, 10)
+    hyper = recipe.optimizer
+    assert isinstance(hyper, AdamWRecipe)
     optimizer = torch.optim.AdamW(
-        model.parameters(), weight_decay=recipe.optimizer.weight_decay, fused=True
+        model.parameters(),
+        betas=hyper.betas,
+        weight_decay=hyper.weight_decay,
+        fused=True,
     )
     plan = Plan(len(data), recipe.global_batch, 1, recipe.seed)
     criterion = nn.CrossEntropyLoss(reduction="sum", label_smoothing=0.05)
@@ -79,7 +85,7 @@ def by_hand(recipe: Recipe) -> str:
         inputs, targets = data.gather(plan.micro_batch(plan.order(0), step, 0))
         torch.manual_seed(derive_seed(recipe.seed, "step", step, 0))
         optimizer.param_groups[0]["lr"] = learning_rate(
-            recipe.schedule, recipe.optimizer.lr, step, plan.steps_per_epoch, 1
+            recipe.schedule, hyper.lr, step, plan.steps_per_epoch, 1
         )
         optimizer.zero_grad()
         (criterion(model(inputs), targets) / len(targets)).backward()

@@ -58,7 +58,7 @@ def test_auto_takes_all_cores_but_no_more_than_there_are_micro_batches(
 
 
 def test_more_workers_than_micro_batches_are_refused(recipe: Recipe) -> None:
-    with pytest.raises(PlacementError, match="9 workers cannot share 8 micro-batches"):
+    with pytest.raises(PlacementError, match="9 workers cannot share 4 micro-batches"):
         Placement(workers=9).resolve(recipe)
 
 

@@ -77,7 +77,7 @@ def test_overrides_reach_every_section() -> None:
         ({"optimizer.lr": float("nan")}, "`optimizer.lr`: input should be a finite"),
         ({"optimizer.name": "adamm"}, "'sgd', 'adam', 'adamw'"),
         ({"model.hidden": [5, 0]}, "`model.hidden.1`: input should be greater"),
-        ({"micro_batches": 600}, "`micro_batches` is 600, `global_batch` only 512"),
+        ({"micro_batches": 600}, "`micro_batches` is 600, `global_batch` only 256"),
         ({"name": "../up"}, "`name`: string should match"),
         ({"epochs.x": 1}, "`epochs` is a value, not a section"),
         ({"seed": 2**63}, "`seed`: input should be less than"),
