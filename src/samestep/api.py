@@ -11,10 +11,18 @@ from typing import Any
 from samestep.data import mnist
 from samestep.errors import RunError, SamestepError
 from samestep.launch import ForkServer, run_workers
+from samestep.machine import usable_cores
 from samestep.placement import Placement
 from samestep.recipe import Recipe
 from samestep.run import MODEL_FILE, Run, RunWriter, read_recipe
 from samestep.view import View, make_view
+
+
+SPIN_SECONDS = 2e-3
+"""How long a worker with a core of its own tries before it sleeps: most waits end
+sooner, and to be woken takes 30 to 60 us."""
+CROWDED_SPIN_SECONDS = 50e-6
+"""The same where workers share cores: the awaited worker may need this one."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +62,7 @@ def train(
     notice = mnist.prepare()
     writer = RunWriter.create(recipe, placement, mnist.describe(), started)
     with view or make_view(recipe) as shown:
-        shown.note(f"{recipe.name}: {why}, exchange {placement.exchange}")
+        shown.note(f"{recipe.name}: {why}")
         if notice:
             writer.event("notice", text=notice)
             shown.note(f"note: {notice}")
@@ -75,6 +83,7 @@ def _train(writer: RunWriter, server: ForkServer, view: View) -> Run:
         "recipe": writer.recipe.to_dict(),
         "model_file": os.path.abspath(writer.path / MODEL_FILE),  # noqa: PTH100
     }
+    job |= _exchange_job(writer.placement)
     assert isinstance(writer.placement.workers, int)
     try:
         run_workers(server, job, writer.placement.workers, writer.logs, listen)
@@ -103,7 +112,8 @@ def evaluate(
             return evaluate(run_or_model, placement, split=split, server=own)
     model_file = _model_file(run_or_model)
     recipe = read_recipe(model_file)
-    workers = (placement or Placement()).resolve(recipe)[0].workers
+    resolved = (placement or Placement()).resolve(recipe)[0]
+    workers = resolved.workers
     assert isinstance(workers, int)
     job = {
         "kind": "evaluate",
@@ -111,12 +121,24 @@ def evaluate(
         "model_file": os.path.abspath(model_file),  # noqa: PTH100
         "split": split,
     }
+    job |= _exchange_job(resolved)
     reports: list[Mapping[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="samestep-") as logs:
         run_workers(server, job, workers, Path(logs), reports.append)
     report = next(r for r in reports if r["type"] == "evaluated")
     names = Evaluation.__dataclass_fields__
     return Evaluation(**{name: report[name] for name in names})
+
+
+def _exchange_job(placement: Placement) -> dict[str, Any]:
+    """What a worker needs to know to join the exchange."""
+    workers, cores = placement.workers, usable_cores()[0]
+    assert isinstance(workers, int)
+    return {
+        "exchange": placement.exchange,
+        "hang_timeout": placement.hang_timeout,
+        "spin_seconds": SPIN_SECONDS if workers <= cores else CROWDED_SPIN_SECONDS,
+    }
 
 
 def _model_file(run_or_model: Run | str | Path) -> Path:

@@ -63,9 +63,16 @@ def cli() -> None:
 @workers_option
 @click.option(
     "--exchange",
-    type=click.Choice(["auto", "gloo"]),
+    type=click.Choice(["auto", "shared", "gloo"]),
     default="auto",
-    help="How the workers' gradients become one sum.",
+    help="How the workers' gradients become one sum; auto: shared if possible.",
+)
+@click.option(
+    "--hang-timeout",
+    type=click.FloatRange(0, min_open=True),
+    default=60.0,
+    show_default=True,
+    help="Seconds after which a worker that others wait for counts as hung.",
 )
 @click.option("--epochs", type=int, help="Passes over the training samples.")
 @click.option("--global-batch", type=int, help="Samples of one optimizer step.")
@@ -87,6 +94,7 @@ def train(
     recipe: str,
     workers: int | str,
     exchange: str,
+    hang_timeout: float,
     out: Path | None,
     assignments: tuple[str, ...],
     **fields: int | None,
@@ -110,7 +118,12 @@ def train(
             name: value for name, value in fields.items() if value is not None
         }
         placement = Placement.model_validate(
-            {"workers": workers, "exchange": exchange, "out": out}
+            {
+                "workers": workers,
+                "exchange": exchange,
+                "hang_timeout": hang_timeout,
+                "out": out,
+            }
         )
         run = api.train(
             Recipe.load(recipe, overrides), placement, server=server, started=STARTED

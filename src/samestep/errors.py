@@ -11,6 +11,7 @@ SamestepError                      exit code 1
     ├── NonFiniteLoss
     ├── ReplicasDiffer
     ├── PeerLost
+    ├── WorkerLate
     └── OutputError
 
 A message is one or two sentences: the rule, the value received, the remedy.
@@ -69,6 +70,10 @@ class ReplicasDiffer(TrainingError):
 
 class PeerLost(TrainingError):
     """Another worker went away in the middle of an exchange."""
+
+
+class WorkerLate(TrainingError):
+    """A worker did not reach the exchange in time."""
 
 
 class OutputError(TrainingError):

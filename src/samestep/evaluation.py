@@ -1,18 +1,20 @@
 """Evaluation: every sample exactly once, the same bits at any number of workers."""
 
 import torch
-import torch.distributed as dist
 from torch.nn import Module
 
 from samestep.dataset import Split
-from samestep.metrics import Sums, merge, tree_sum
+from samestep.exchange import Exchange
+from samestep.metrics import Sums, tree_sum
 from samestep.objective import Objective
 from samestep.plan import shares
 from samestep.recipe import LossRecipe
 
 
 @torch.inference_mode()
-def evaluate(model: Module, split: Split, batch: int, rank: int) -> Sums:
+def evaluate(
+    model: Module, split: Split, batch: int, rank: int, exchange: Exchange
+) -> Sums:
     """All workers: loss (without label smoothing) and correct answers over a split.
 
     The split is cut into batches of `batch` samples, whose sums are added in the order
@@ -21,12 +23,12 @@ def evaluate(model: Module, split: Split, batch: int, rank: int) -> Sums:
     objective = Objective(model.eval(), LossRecipe())
     num_batches = -(-len(split) // batch)
     cells = torch.zeros(2, num_batches, dtype=torch.float64)
-    for index in range(*shares(num_batches, dist.get_world_size())[rank]):
+    for index in range(*shares(num_batches, exchange.workers)[rank]):
         start = index * batch
         samples = torch.arange(start, min(start + batch, len(split)))
         cells[:, index] = torch.stack(
             [value.double() for value in objective(*split.gather(samples))]
         )
-    loss, correct = tree_sum(merge(cells)).tolist()
+    loss, correct = tree_sum(exchange.merge(cells)).tolist()
     model.train()
     return Sums(loss, int(correct), len(split))

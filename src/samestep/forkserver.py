@@ -4,8 +4,8 @@ Importing torch takes two seconds; a fork of a process that has done so takes so
 20 ms, and shares the memory of the libraries. `python -m samestep.forkserver FD` speaks
 JSON lines over the Unix socket FD:
 
-    received  {"spawn": {"env": {...}, "log": path, "num_fds": n}}   with n descriptors
-              {"kill": pid}
+    received  {"spawn": {"env": {}, "log": "", "names": [], "preload": []}}
+              with a descriptor for each name, and {"kill": pid}
     sent      {"spawned": pid}    {"exited": pid, "code": n}    n < 0: by signal -n
 
 The end of the socket, however its other side ended, kills all workers with SIGKILL. The
@@ -15,6 +15,7 @@ process imports torch and starts no thread, which makes the forks safe.
 import array
 import contextlib
 import gc
+import importlib
 import json
 import os
 import selectors
@@ -83,17 +84,23 @@ class ForkServer:
         elif message["kill"] in self._children:  # never a process id that was reused
             os.kill(message["kill"], signal.SIGKILL)
 
-    def _spawn(self, env: dict[str, str], log: str, num_fds: int) -> None:
-        fds, self._fds = self._fds[:num_fds], self._fds[num_fds:]
+    def _spawn(
+        self, env: dict[str, str], log: str, names: list[str], preload: list[str]
+    ) -> None:
+        for module in preload:
+            importlib.import_module(module)
+        fds, self._fds = self._fds[: len(names)], self._fds[len(names) :]
         pid = os.fork()
         if pid == 0:
-            self._become_worker(env, log, fds)
+            self._become_worker(env, log, dict(zip(names, fds, strict=True)))
         for fd in fds:
             os.close(fd)
         self._children.add(pid)
         send_json(self._channel, {"spawned": pid})
 
-    def _become_worker(self, env: dict[str, str], log: str, fds: list[int]) -> None:
+    def _become_worker(
+        self, env: dict[str, str], log: str, fds: dict[str, int]
+    ) -> None:
         code = 1
         try:
             signal.set_wakeup_fd(-1)
@@ -102,7 +109,7 @@ class ForkServer:
                 own.close()
             _redirect(log)
             os.environ.update(env)
-            code = worker.main(*fds)
+            code = worker.main(fds)
         finally:
             sys.stdout.flush()
             sys.stderr.flush()

@@ -8,11 +8,11 @@ and summed in the order of the canonical tree. Losses are float64 sums over samp
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from samestep import tree
 from samestep.errors import NonFiniteLoss
+from samestep.exchange import Exchange
 from samestep.timing import PHASES
 
 
@@ -38,13 +38,6 @@ class Sums:
         }
 
 
-def merge(values: Tensor) -> Tensor:
-    """All workers: float64 cells that only one worker has filled, from each."""
-    if dist.get_world_size() > 1:
-        dist.all_reduce(values)
-    return values
-
-
 def tree_sum(cells: Tensor) -> Tensor:
     """[rows, M] -> [rows]: sums over M in the order of the canonical tree."""
     leaves = {(m, m + 1): cells[:, m] for m in range(cells.shape[1])}
@@ -54,9 +47,12 @@ def tree_sum(cells: Tensor) -> Tensor:
 class StepLedger:
     """What happened in the steps since the last call of `close`."""
 
-    def __init__(self, micro_batches: int, capacity: int, rank: int) -> None:
-        workers = dist.get_world_size()
-        self._rank = rank
+    def __init__(
+        self, micro_batches: int, capacity: int, rank: int, exchange: Exchange
+    ) -> None:
+        """Room for `capacity` steps."""
+        workers = exchange.workers
+        self._rank, self._exchange = rank, exchange
         self._first_step = 0
         self._sizes: list[int] = []
         # One tensor, merged by one collective; the rest are views of its parts.
@@ -94,7 +90,7 @@ class StepLedger:
         """
         rows = len(self._sizes)
         self._phases[self._rank] = torch.tensor(phases, dtype=torch.float64)
-        merge(self._all)
+        self._exchange.merge(self._all)
         loss, correct = self._loss[:rows], self._correct[:rows]
         self._check(loss)
         sums = [

@@ -1,11 +1,12 @@
 """The placement: everything about a training that must not change its result."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from samestep import machine
+from samestep import barrier, machine
 from samestep.errors import PlacementError
 from samestep.recipe import Recipe
 
@@ -19,8 +20,10 @@ class Placement(BaseModel):
 
     workers: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Processes that compute gradients; auto: the physical cores that may be used."""
-    exchange: Literal["auto", "gloo"] = "auto"
-    """How the workers' partial gradients become one sum."""
+    exchange: Literal["auto", "shared", "gloo"] = "auto"
+    """How the workers' partial gradients become one sum; auto: shared if possible."""
+    hang_timeout: Annotated[float, Field(gt=0)] = 60.0
+    """Seconds after which a worker that others wait for counts as hung."""
     out: Path | None = Field(None, strict=False)
     """The run directory; by default runs/<recipe>-<UTC time>."""
 
@@ -42,8 +45,23 @@ class Placement(BaseModel):
                 f"{recipe.micro_batches}`, or raise `--micro-batches` (this changes "
                 "the recipe and so the result)."
             )
-        resolved = self.model_copy(update={"workers": workers, "exchange": "gloo"})
-        return resolved, _reason(workers, why, cores)
+        exchange, because = self._resolve_exchange()
+        resolved = self.model_copy(update={"workers": workers, "exchange": exchange})
+        return resolved, f"{_reason(workers, why, cores)}, exchange {because}"
+
+    def _resolve_exchange(self) -> tuple[str, str]:
+        if self.exchange == "gloo":
+            return "gloo", "gloo (as asked for)"
+        try:
+            os.close(barrier.create(1))
+        except OSError as error:
+            if self.exchange == "shared":
+                raise PlacementError(
+                    f"The exchange `shared` needs shared memory: {error}. Use "
+                    "`--exchange gloo`; the result is the same."
+                ) from None
+            return "gloo", f"gloo (no shared memory: {error})"
+        return "shared", "shared memory"
 
 
 def _reason(workers: int, why: str, cores: int) -> str:

@@ -56,6 +56,8 @@ class MlpModel(Section):
     """Widths of the hidden layers."""
     dropout: Fraction = 0.0
     """Probability that a hidden activation is dropped in training."""
+    norm: Literal["none", "batch"] = "none"
+    """Normalisation of the hidden layers before their ReLU."""
 
 
 class LossRecipe(Section):

@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
-from samestep import dataset, optimizer, weights
+from samestep import dataset, weights
 from samestep.evaluation import evaluate
-from samestep.exchange.gloo import GlooExchange
+from samestep.exchange import Exchange
 from samestep.fingerprint import fingerprint
+from samestep.flat import BLOCK, Flat, block_norms
 from samestep.metrics import StepLedger, Sums
 from samestep.models import mlp
 from samestep.objective import Objective
@@ -26,9 +25,11 @@ from samestep.plan import Plan, derive_seed, shares
 from samestep.recipe import Recipe
 from samestep.schedule import learning_rate
 from samestep.timing import PHASES, Clock
+from samestep.update import Update, num_states
 
 
 Report = Callable[[dict[str, Any]], None]
+Connect = Callable[[Flat, int, list[tuple[int, int]]], Exchange]
 
 REPORTS_PER_EPOCH = 20
 MOST_STEPS_PER_REPORT = 50
@@ -47,9 +48,10 @@ class Trainer:
     owned: tuple[int, int]
 
     model: nn.Module
-    ddp: DistributedDataParallel
-    exchange: GlooExchange
-    optimizer: torch.optim.Optimizer
+    flat: Flat
+    exchange: Exchange
+    objective: nn.Module
+    update: Update
 
     clock: Clock
     ledger: StepLedger
@@ -63,9 +65,13 @@ class Trainer:
         )
 
 
-def build(recipe: Recipe, rank: int, report: Report) -> Trainer:
-    """All workers. Raises DataError."""
-    workers = dist.get_world_size()
+def build(
+    recipe: Recipe, rank: int, workers: int, connect: Connect, report: Report
+) -> Trainer:
+    """All workers. `connect(flat, number of states, shares)` makes the exchange.
+
+    Raises DataError.
+    """
     data = dataset.load(recipe.data)
     plan = Plan(
         len(data.splits["train"]),
@@ -76,11 +82,9 @@ def build(recipe: Recipe, rank: int, report: Report) -> Trainer:
     owned = shares(recipe.micro_batches, workers)
     torch.default_generator.manual_seed(derive_seed(recipe.seed, "model"))
     model = mlp.build(recipe.model, data.num_inputs, data.num_classes)
-    ddp = DistributedDataParallel(
-        Objective(model, recipe.loss),
-        forward_sync_buffers=False,
-        gradient_as_bucket_view=True,
-    )
+    flat = Flat(model)
+    exchange = connect(flat, num_states(recipe.optimizer), owned)
+    objective = exchange.attach(Objective(model, recipe.loss))
     steps_per_report = max(
         1, min(plan.steps_per_epoch // REPORTS_PER_EPOCH, MOST_STEPS_PER_REPORT)
     )
@@ -92,11 +96,16 @@ def build(recipe: Recipe, rank: int, report: Report) -> Trainer:
         plan=plan,
         owned=owned[rank],
         model=model,
-        ddp=ddp,
-        exchange=GlooExchange(ddp, owned, rank),
-        optimizer=optimizer.build(recipe.optimizer, model.parameters()),
+        flat=flat,
+        exchange=exchange,
+        objective=objective,
+        update=Update(
+            recipe.optimizer,
+            exchange.parameters[slice(*exchange.owned)],
+            exchange.states,
+        ),
         clock=Clock(),
-        ledger=StepLedger(recipe.micro_batches, steps_per_report, rank),
+        ledger=StepLedger(recipe.micro_batches, steps_per_report, rank, exchange),
         steps_per_report=steps_per_report,
     )
 
@@ -115,7 +124,9 @@ def train(trainer: Trainer, model_file: Path) -> None:
     for epoch in range(trainer.recipe.epochs):
         record = train_epoch(trainer, epoch)
         record |= _evaluated(trainer, "validation")
-        record["weights_sha256"] = weights.agreed(trainer.model, trainer.rank)
+        record["weights_sha256"] = weights.agreed(
+            trainer.model, trainer.rank, trainer.exchange
+        )
         trainer.report(record)
     test = _evaluated(trainer, "test")
     if trainer.rank == 0:
@@ -130,7 +141,7 @@ def train_epoch(trainer: Trainer, epoch: int) -> dict[str, Any]:
     trainer.clock.take()
     order = trainer.plan.order(epoch)
     num_steps = trainer.plan.steps_per_epoch
-    total, seconds = Sums(), torch.zeros(dist.get_world_size(), len(PHASES))
+    total, seconds = Sums(), torch.zeros(trainer.exchange.workers, len(PHASES))
     for step in range(num_steps):
         train_step(trainer, order, epoch * num_steps + step, step)
         if (step + 1) % trainer.steps_per_report == 0 or step + 1 == num_steps:
@@ -155,30 +166,51 @@ def train_step(trainer: Trainer, order: Tensor, step: int, step_in_epoch: int) -
     """All workers: one optimizer step on one global batch."""
     recipe, plan, clock = trainer.recipe, trainer.plan, trainer.clock
     size = plan.batch_size(step_in_epoch)
+    weight = torch.tensor(1 / size)
     row = trainer.ledger.open(step, size)
-    trainer.exchange.release()
     for m in range(*trainer.owned):
         samples = plan.micro_batch(order, step_in_epoch, m)
         inputs, targets = trainer.data.splits["train"].gather(samples)
         torch.default_generator.manual_seed(derive_seed(recipe.seed, "step", step, m))
+        trainer.flat.reset_buffers()
         clock.lap("data")
         with trainer.exchange.turn(m):
-            loss, correct = trainer.ddp(inputs, targets)
+            loss, correct = trainer.objective(inputs, targets)
             clock.lap("forward")
-            (loss / size).backward()
+            loss.backward(weight)
         trainer.exchange.collect(m)
         trainer.ledger.note(row, m, loss.item(), int(correct.item()))
         arrived = clock.lap("backward")
     trainer.ledger.arrive(row, arrived)
-    trainer.exchange.finish()
-    clock.lap("exchange")
+    gradient, buffers = trainer.exchange.sum()
+    trainer.flat.advance_buffers(
+        buffers, recipe.micro_batches, min(size, recipe.micro_batches)
+    )
     if recipe.optimizer.clip_norm is not None:
-        # The gradient is the same on every worker, and so is the order of this norm.
-        nn.utils.clip_grad_norm_(trainer.model.parameters(), recipe.optimizer.clip_norm)
-    for group in trainer.optimizer.param_groups:
-        group["lr"] = trainer.learning_rate(step)
-    trainer.optimizer.step()
+        _clip(trainer, gradient, recipe.optimizer.clip_norm)
+    clock.lap("exchange")
+    trainer.update.step(gradient, trainer.learning_rate(step))
     clock.lap("optimizer")
+    trainer.exchange.publish()
+    clock.lap("exchange")
+
+
+def _clip(trainer: Trainer, gradient: Tensor, most: float) -> None:
+    """All workers: scales the gradient in place to a global L2 norm of at most `most`.
+
+    The squares are summed by blocks of the flat vector, whoever owns them.
+    """
+    exchange = trainer.exchange
+    cells = torch.zeros(trainer.flat.size // BLOCK, dtype=torch.float64)
+    first, end = (cut // BLOCK for cut in exchange.owned)
+    if end - first == len(cells):
+        cells.copy_(block_norms(gradient))
+    else:
+        cells[first:end] = block_norms(gradient)
+        exchange.merge(cells)
+    norm = cells.sum().sqrt().item()
+    if norm > most:
+        gradient.mul_(most / norm)
 
 
 def _progress(
@@ -204,7 +236,13 @@ def _evaluated(trainer: Trainer, name: str) -> dict[str, float]:
     split = trainer.data.splits[name]
     if len(split) == 0:
         return {}
-    sums = evaluate(trainer.model, split, trainer.recipe.evaluation_batch, trainer.rank)
+    sums = evaluate(
+        trainer.model,
+        split,
+        trainer.recipe.evaluation_batch,
+        trainer.rank,
+        trainer.exchange,
+    )
     return {f"{name}_{key}": value for key, value in sums.means().items()}
 
 

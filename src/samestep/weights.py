@@ -5,29 +5,26 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from samestep import atomic
 from samestep.errors import OutputError, ReplicasDiffer
+from samestep.exchange import Exchange
 from samestep.fingerprint import fingerprint
 from samestep.recipe import Recipe
 
 
-def agreed(model: nn.Module, rank: int) -> str:
+def agreed(model: nn.Module, rank: int, exchange: Exchange) -> str:
     """All workers: the fingerprint. Raises ReplicasDiffer, on all, if it is not one."""
     sha256 = fingerprint(model.state_dict())
-    workers = dist.get_world_size()
-    if workers > 1:
-        own = torch.tensor(list(bytes.fromhex(sha256)), dtype=torch.uint8)
-        every = torch.empty(workers, len(own), dtype=torch.uint8)
-        dist.all_gather_single(every.view(-1), own)
-        if not bool((every == every[0]).all()):
-            raise ReplicasDiffer(
-                "All workers must hold the same weights; worker "
-                f"{rank} has {sha256[:16]}, another has something else. Memory or a "
-                "processor may be faulty, or a library depends on the worker."
-            )
+    every = torch.zeros(exchange.workers, 32, dtype=torch.float64)
+    every[rank] = torch.tensor(list(bytes.fromhex(sha256)), dtype=torch.float64)
+    if not bool((exchange.merge(every) == every[0]).all()):
+        raise ReplicasDiffer(
+            f"All workers must hold the same weights; worker {rank} has "
+            f"{sha256[:16]}, another has something else. Memory or a processor may be "
+            "faulty, or a library depends on the worker."
+        )
     return sha256
 
 

@@ -10,27 +10,23 @@ import re
 import socket
 import threading
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch._dynamo  # DDP and optimizers need it: here once, not in every worker
-import torch.distributed as dist
-from torch._C._distributed_c10d import TCPStore
 
 from samestep import dataset, evaluation, training, weights
 from samestep.errors import PeerLost, RunError, SamestepError
+from samestep.exchange import Exchange
+from samestep.exchange.shared import SharedExchange
 from samestep.fingerprint import fingerprint
+from samestep.flat import Flat
 from samestep.models import mlp
+from samestep.plan import shares
 from samestep.recipe import Recipe
+from samestep.tree import Node
 
-
-START_TIMEOUT = timedelta(seconds=120)
-EXCHANGE_TIMEOUT = timedelta(minutes=5)
 
 # What Gloo says when a connection ends under an operation.
 PEER_LOST = re.compile(
@@ -81,43 +77,55 @@ class Control:
         os._exit(1)
 
 
-def main(control_fd: int, store_fd: int | None = None) -> int:
-    """Do the job; returns the exit code. Rank 0 serves the store on `store_fd`."""
+def main(fds: dict[str, int]) -> int:
+    """Do the job; returns the exit code. See `launch.Resources` for the descriptors."""
     place = Place.from_environment()
-    control = Control(control_fd, place.rank)
+    control = Control(fds["control"], place.rank)
     try:
-        with process_group(place, store_fd):
-            run(control, place.rank)
+        run(control, place, fds)
     except BaseException as error:
+        traceback.print_exc()
         control.send(_failure(error))
         return 1
     return 0
 
 
-def run(control: Control, rank: int) -> None:
+def run(control: Control, place: Place, fds: dict[str, int]) -> None:
     """All workers: the job of one kind."""
     job = control.job
     recipe = Recipe.from_dict(job["recipe"])
     torch.set_num_threads(recipe.threads)
     # Subnormal numbers are slow; the mode decides bits, so all workers set it.
     torch.set_flush_denormal(True)
+
+    def connect(flat: Flat, num_states: int, shares: list[Node]) -> Exchange:
+        return _connect(job, place, fds, flat, num_states, shares)
+
     if job["kind"] == "train":
-        trainer = training.build(recipe, rank, control.send)
+        trainer = training.build(
+            recipe, place.rank, place.workers, connect, control.send
+        )
         training.train(trainer, Path(job["model_file"]))
     else:
-        evaluate(recipe, job, rank, control)
+        evaluate(recipe, control, place, connect)
 
 
-def evaluate(recipe: Recipe, job: dict[str, Any], rank: int, control: Control) -> None:
+def evaluate(
+    recipe: Recipe, control: Control, place: Place, connect: training.Connect
+) -> None:
     """All workers: the weights of a file on one split."""
+    job = control.job
     data = dataset.load(recipe.data)
     split = data.splits[job["split"]]
     if len(split) == 0:
         raise RunError(f"The recipe {recipe.name} holds out no {job['split']} samples.")
     model = mlp.build(recipe.model, data.num_inputs, data.num_classes)
     model.load_state_dict(weights.load(Path(job["model_file"])))
-    sums = evaluation.evaluate(model, split, recipe.evaluation_batch, rank)
-    if rank == 0:
+    exchange = connect(Flat(model), 0, shares(place.workers, place.workers))
+    sums = evaluation.evaluate(
+        model, split, recipe.evaluation_batch, place.rank, exchange
+    )
+    if place.rank == 0:
         control.send(
             {
                 "type": "evaluated",
@@ -129,27 +137,32 @@ def evaluate(recipe: Recipe, job: dict[str, Any], rank: int, control: Control) -
         )
 
 
-@contextmanager
-def process_group(place: Place, store_fd: int | None) -> Iterator[None]:
-    """A Gloo group of all workers. The store listens where `store_fd` does."""
-    store = TCPStore(
-        place.address,
-        place.port,
-        place.workers,
-        is_master=place.rank == 0,
-        timeout=START_TIMEOUT,
-        wait_for_workers=False,
-        master_listen_fd=store_fd,
+def _connect(
+    job: dict[str, Any],
+    place: Place,
+    fds: dict[str, int],
+    flat: Flat,
+    num_states: int,
+    shares: list[Node],
+) -> Exchange:
+    timeout: float = job["hang_timeout"]
+    if job["exchange"] == "shared":
+        return SharedExchange(
+            flat,
+            num_states,
+            shares,
+            place.rank,
+            fds["memory"],
+            job["spin_seconds"],
+            timeout,
+        )
+    # DDP imports torch._dynamo, 0.9 s: only who needs it pays.
+    from samestep.exchange.gloo import GlooExchange, join
+
+    join(
+        place.rank, place.workers, place.address, place.port, timeout, fds.get("store")
     )
-    dist.init_process_group(
-        "gloo",
-        store=store,
-        rank=place.rank,
-        world_size=place.workers,
-        timeout=EXCHANGE_TIMEOUT,
-    )
-    yield
-    dist.destroy_process_group()
+    return GlooExchange(flat, num_states, shares, place.rank)
 
 
 def _failure(error: BaseException) -> dict[str, Any]:

@@ -1,1 +1,40 @@
 """How the partial gradients of the workers become one sum."""
+
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+from torch import Tensor, nn
+
+
+class Exchange(Protocol):
+    """What the training needs of an exchange; all workers make the same calls.
+
+    In every step: `turn` and `collect` around each own micro-batch, then `sum`, the
+    update of the own slice, `publish`.
+    """
+
+    workers: int
+    parameters: Tensor
+    """float32 [size]: the vector that the model's parameters are views of."""
+    owned: tuple[int, int]
+    """The slice of the vector that this worker updates."""
+    states: list[Tensor]
+    """The optimizer's state over that slice, zeroed."""
+
+    def attach(self, objective: nn.Module) -> nn.Module:
+        """Binds the model to the parameters; returns the module to call."""
+
+    def turn(self, leaf: int) -> AbstractContextManager[None]:
+        """The context of the forward and backward pass of one micro-batch."""
+
+    def collect(self, leaf: int) -> None:
+        """After the backward pass."""
+
+    def sum(self) -> tuple[Tensor, Tensor]:
+        """The gradient over the own slice and the sum of the buffers [tail]."""
+
+    def publish(self) -> None:
+        """After the update."""
+
+    def merge(self, values: Tensor) -> Tensor:
+        """float64 cells that only one worker has filled, from each; in place."""

@@ -7,34 +7,68 @@ bucket by bucket, as its communication hook; the sums are taken after it, on the
 worker's own thread, since the flush-to-zero mode belongs to a thread and decides bits.
 
 With p workers of k partials each, a worker receives (p - 1) k times the gradient.
+Every worker holds all parameters and updates all of them.
 """
 
 from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
-from torch._C._distributed_c10d import GradBucket
+from torch import Tensor, nn
+from torch._C._distributed_c10d import GradBucket, TCPStore
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
 from samestep import tree
+from samestep.flat import Flat
 from samestep.tree import Node
+
+
+START_TIMEOUT = timedelta(seconds=120)
+
+
+def join(
+    rank: int,
+    workers: int,
+    address: str,
+    port: int,
+    timeout_seconds: float,
+    store_fd: int | None,
+) -> None:
+    """All workers: the process group. Rank 0 serves the store on `store_fd`."""
+    store = TCPStore(
+        address,
+        port,
+        workers,
+        is_master=rank == 0,
+        timeout=START_TIMEOUT,
+        wait_for_workers=False,
+        master_listen_fd=store_fd,
+    )
+    dist.init_process_group(
+        "gloo",
+        store=store,
+        rank=rank,
+        world_size=workers,
+        timeout=timedelta(seconds=timeout_seconds),
+    )
 
 
 class GlooExchange:
     """Sums the gradients of one step; all workers take part in every step."""
 
     def __init__(
-        self, ddp: DistributedDataParallel, shares: list[Node], rank: int
+        self, flat: Flat, num_states: int, shares: list[Node], rank: int
     ) -> None:
         """`shares[r]` is the range of micro-batches of worker `r`, without gaps."""
-        num_leaves = shares[-1][1]
-        self._ddp = ddp
-        self._num_leaves = num_leaves
+        self.workers, self._flat = len(shares), flat
+        self._num_leaves = num_leaves = shares[-1][1]
         self._owned = shares[rank]
-        self._parameters = [p for p in ddp.parameters() if p.requires_grad]
-        self._position = {id(p): i for i, p in enumerate(self._parameters)}
+        self.parameters = torch.zeros(flat.size)
+        self.owned = (0, flat.size)
+        self.states = list(torch.zeros(num_states, flat.size))
+        self._position = {id(p): i for i, p in enumerate(flat.parameters)}
         self._merges = {
             leaf: tree.num_merges(leaf, self._owned, num_leaves)
             for leaf in range(*self._owned)
@@ -46,10 +80,21 @@ class GlooExchange:
             for worker, nodes in enumerate(contributed)
             for row, node in enumerate(nodes)
         }
+        self._gradient = torch.zeros(flat.size)
+        self._views = flat.views(self._gradient)
         self._stack: list[list[Tensor]] = []
+        self._tails: list[Tensor] = []
         self._memory: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
         self._pending: list[tuple[list[Tensor], Tensor, dist.Work]] = []
-        ddp.register_comm_hook(self, _launch)
+
+    def attach(self, objective: nn.Module) -> nn.Module:
+        """All workers: the parameters of rank 0, wrapped in DDP with our hook."""
+        self._flat.bind(self.parameters, write=True)
+        self._ddp = DistributedDataParallel(
+            objective, forward_sync_buffers=False, gradient_as_bucket_view=True
+        )
+        self._ddp.register_comm_hook(self, _launch)
+        return self._ddp
 
     def turn(self, leaf: int) -> AbstractContextManager[None]:
         """The context of a forward and backward pass: the last own one is exchanged."""
@@ -59,38 +104,60 @@ class GlooExchange:
 
     def collect(self, leaf: int) -> None:
         """After the backward pass of `leaf`: takes its gradients up the tree."""
-        if self._pending:
-            return  # the last own leaf went up in the hook
-        self._stack.append([_gradient(p) for p in self._parameters])
-        for parameter in self._parameters:
-            parameter.grad = None
+        self._tails.append(self._flat.read_buffers())
+        if not self._pending:  # the last own leaf went up in the hook
+            self._stack.append([_gradient(p) for p in self._flat.parameters])
+            for parameter in self._flat.parameters:
+                parameter.grad = None
         for _ in range(self._merges[leaf]):
-            right = self._stack.pop()
-            torch._foreach_add_(self._stack[-1], right)
+            self._tails[-2:] = [self._tails[-2] + self._tails[-1]]
+            if not self._pending:
+                right = self._stack.pop()
+                torch._foreach_add_(self._stack[-1], right)
 
-    def finish(self) -> None:
-        """Puts the sum over all micro-batches into the parameters' `grad`."""
+    def sum(self) -> tuple[Tensor, Tensor]:
+        """All workers: the gradient, and the sum of the tails."""
         for parameters, received, work in self._pending:
             work.wait()
-            rows = {node: received[row] for node, row in self._nodes.items()}
-            total = tree.reduce(self._num_leaves, rows, Tensor.add_)
+            total = self._total(received)
             offset = 0
             for parameter in parameters:
-                end = offset + parameter.numel()
-                parameter.grad = total[offset:end].view_as(parameter)
-                offset = end
+                part = total[offset : offset + parameter.numel()]
+                self._views[self._position[id(parameter)]].copy_(
+                    part.view_as(parameter)
+                )
+                parameter.grad = None
+                offset += parameter.numel()
         if not self._pending:
-            for parameter, gradient in zip(
-                self._parameters, self._stack[0], strict=True
-            ):
-                parameter.grad = gradient
+            torch._foreach_copy_(self._views, self._stack[0])
+        tails = self._sum_tails()
         self._stack.clear()
+        self._tails.clear()
         self._pending.clear()
+        return self._gradient, tails
 
-    def release(self) -> None:
-        """Before the next step's first backward pass: gradients start from nothing."""
-        for parameter in self._parameters:
-            parameter.grad = None
+    def _total(self, received: Tensor) -> Tensor:
+        """[workers * rows, n] -> [n], which may be one of the rows."""
+        rows = {node: received[row] for node, row in self._nodes.items()}
+        return tree.reduce(self._num_leaves, rows, Tensor.add_)
+
+    def _sum_tails(self) -> Tensor:
+        if self._flat.tail == 0 or self.workers == 1:
+            return self._tails[0]
+        sent = torch.zeros(self._rows, self._flat.tail)
+        sent[: len(self._tails)] = torch.stack(self._tails)
+        received = torch.empty(self.workers * self._rows, self._flat.tail)
+        dist.all_gather_single(received.view(-1), sent.view(-1))
+        return self._total(received)
+
+    def publish(self) -> None:
+        """Every worker has updated its own copy."""
+
+    def merge(self, values: Tensor) -> Tensor:
+        """All workers: float64 cells that only one worker has filled, from each."""
+        if self.workers > 1:
+            dist.all_reduce(values)
+        return values
 
     def launch(self, bucket: GradBucket) -> None:
         """Sends the own partials of a bucket: it holds the last own leaf's gradient."""
@@ -115,7 +182,7 @@ class GlooExchange:
         if key not in self._memory:
             size = buffer.numel()
             sent = buffer.new_zeros(self._rows if self._rows > 1 else 0, size)
-            received = buffer.new_empty(dist.get_world_size() * self._rows, size)
+            received = buffer.new_empty(self.workers * self._rows, size)
             self._memory[key] = sent, received
         sent, received = self._memory[key]
         return (sent if self._rows > 1 else buffer.view(1, -1)), received

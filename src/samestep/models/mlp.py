@@ -1,9 +1,7 @@
 """A multi-layer perceptron.
 
-[b, 784] -> linear -> ReLU -> dropout -> ... -> linear -> [b, 10]
+[b, 784] -> linear -> (batch norm) -> ReLU -> dropout -> ... -> linear -> [b, 10]
 """
-
-from itertools import pairwise
 
 from torch import nn
 
@@ -12,11 +10,21 @@ from samestep.recipe import MlpModel
 
 def build(recipe: MlpModel, inputs: int, outputs: int) -> nn.Sequential:
     """Xavier-uniform weights and zero biases, drawn from torch's default generator."""
-    widths = (inputs, *recipe.hidden, outputs)
     layers: list[nn.Module] = []
-    for fan_in, fan_out in pairwise(widths):
-        linear = nn.Linear(fan_in, fan_out)
-        nn.init.xavier_uniform_(linear.weight)
-        nn.init.zeros_(linear.bias)
-        layers += [linear, nn.ReLU(), nn.Dropout(recipe.dropout)]
-    return nn.Sequential(*layers[:-2])
+    width = inputs
+    for hidden in recipe.hidden:
+        layers.append(_linear(width, hidden))
+        if recipe.norm == "batch":
+            layers.append(nn.BatchNorm1d(hidden))
+        layers.append(nn.ReLU())
+        if recipe.dropout:
+            layers.append(nn.Dropout(recipe.dropout))
+        width = hidden
+    return nn.Sequential(*layers, _linear(width, outputs))
+
+
+def _linear(inputs: int, outputs: int) -> nn.Linear:
+    linear = nn.Linear(inputs, outputs)
+    nn.init.xavier_uniform_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    return linear

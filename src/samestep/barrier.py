@@ -1,0 +1,145 @@
+"""A barrier between the processes of one machine, in shared memory.
+
+A dissemination barrier (Hensgen, Finkel and Manber 1988): in round k, worker r posts to
+worker r + 2^k and waits for worker r - 2^k (modulo the number of workers); after
+ceil(log2(workers)) rounds everybody knows that everybody has arrived. Each (worker,
+round) has a process-shared POSIX semaphore of its own, with one poster and one waiter.
+
+Why this is correct on weakly ordered processors: POSIX says that sem_post, sem_trywait
+and sem_timedwait synchronise memory (XBD 4.12). What a worker wrote before its post is
+visible to whoever took that post, and, since rounds follow each other in one thread, to
+whoever depends on it.
+
+A wait first tries for a short time without sleeping, then sleeps in the kernel.
+"""
+
+import ctypes
+import errno
+import mmap
+import os
+import time
+
+from samestep.errors import WorkerLate
+
+
+SEMAPHORE_BYTES = 64
+"""A cache line each; glibc's sem_t takes 32 bytes."""
+WORDS = SEMAPHORE_BYTES // 8
+SLEEP_SECONDS = 0.2
+"""sem_timedwait takes wall-clock time, which may jump: sleep in short pieces."""
+
+
+class _Timespec(ctypes.Structure):
+    _fields_ = (("seconds", ctypes.c_long), ("nanoseconds", ctypes.c_long))
+
+
+# Without the GIL where a call may sleep, with it where it is a few instructions.
+_sleeping = ctypes.CDLL(None, use_errno=True)
+_quick = ctypes.PyDLL(None, use_errno=True)
+
+
+def num_rounds(workers: int) -> int:
+    """Rounds of one barrier."""
+    return (workers - 1).bit_length()
+
+
+def create(workers: int) -> int:
+    """The descriptor of a new nameless memory object that begins with the semaphores.
+
+    Raises OSError where the system has no such objects or no process-shared semaphores.
+    """
+    if not hasattr(os, "memfd_create"):
+        raise OSError(errno.ENOSYS, "this system has no nameless shared memory (memfd)")
+    fd = os.memfd_create("samestep")
+    try:
+        os.posix_fallocate(fd, 0, header_bytes(workers))
+        with mmap.mmap(fd, header_bytes(workers)) as memory:
+            for index in range(workers, header_bytes(workers) // SEMAPHORE_BYTES):
+                _check(_quick.sem_init(_address(memory, index), 1, 0))
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def header_bytes(workers: int) -> int:
+    """The counters and semaphores of all workers."""
+    return workers * (num_rounds(workers) + 1) * SEMAPHORE_BYTES
+
+
+class Barrier:
+    """All workers call `wait` equally often."""
+
+    def __init__(
+        self,
+        memory: mmap.mmap,
+        rank: int,
+        workers: int,
+        spin_seconds: float,
+        timeout_seconds: float,
+    ) -> None:
+        """`memory` is a map of an object made by `create`."""
+        self._rank = rank
+        self._workers = workers
+        self._spin_seconds = spin_seconds
+        self._timeout_seconds = timeout_seconds
+        self._arrivals = memoryview(memory)[: workers * SEMAPHORE_BYTES].cast("q")
+        self._count = 0
+
+        def semaphore(worker: int, round_: int) -> ctypes.c_void_p:
+            return _address(memory, workers + worker * num_rounds(workers) + round_)
+
+        self._rounds = [
+            (semaphore((rank + (1 << k)) % workers, k), semaphore(rank, k))
+            for k in range(num_rounds(workers))
+        ]
+
+    def wait(self) -> None:
+        """Until all workers have arrived. Raises WorkerLate, which names the others."""
+        self._count += 1
+        self._arrivals[self._rank * WORDS] = self._count  # only to name who is late
+        for theirs, own in self._rounds:
+            _quick.sem_post(theirs)
+            if _quick.sem_trywait(own):
+                self._spin_or_sleep(own)
+
+    def _spin_or_sleep(self, semaphore: ctypes.c_void_p) -> None:
+        start = time.monotonic()
+        end = start + self._spin_seconds
+        while time.monotonic() < end:
+            if not _quick.sem_trywait(semaphore):
+                return
+        while time.monotonic() < start + self._timeout_seconds:
+            if not _sleeping.sem_timedwait(semaphore, _wall_clock(SLEEP_SECONDS)):
+                return
+            if ctypes.get_errno() not in (errno.ETIMEDOUT, errno.EINTR):
+                _check(-1)
+        self._raise_late()
+
+    def _raise_late(self) -> None:
+        late = [
+            str(rank)
+            for rank in range(self._workers)
+            if self._arrivals[rank * WORDS] < self._count
+        ]
+        raise WorkerLate(
+            f"Every worker must reach the exchange within {self._timeout_seconds:g} s; "
+            f"late: worker {', '.join(late)}. It is stopped, stuck or very slow; raise "
+            "`--hang-timeout` if it only needs more time."
+        )
+
+
+def _wall_clock(seconds: float) -> ctypes.c_void_p:
+    end = time.time_ns() + int(seconds * 1e9)
+    moment = _Timespec(end // 1_000_000_000, end % 1_000_000_000)
+    return ctypes.cast(ctypes.pointer(moment), ctypes.c_void_p)
+
+
+def _address(memory: mmap.mmap, index: int) -> ctypes.c_void_p:
+    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    return ctypes.c_void_p(start + index * SEMAPHORE_BYTES)
+
+
+def _check(result: int) -> None:
+    if result:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))

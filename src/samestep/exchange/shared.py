@@ -1,0 +1,208 @@
+"""The exchange through the shared memory of one machine.
+
+All workers map one memory object. It holds the parameters and the optimizer's state,
+once for all workers, and each worker's partial gradients of its own micro-batches:
+
+    parameters [size]   states [k, size]   partials [workers, slots, size + tail]
+
+    1. a worker's backward passes write its partials, summed up the canonical tree
+    2. barrier: all partials are there
+    3. every worker sums all partials over its own slice of the vector, in the order of
+       the tree, and updates its slice of the parameters
+    4. barrier: all slices are updated; the next forward pass reads them
+
+The object has no name (memfd): it vanishes with its last process, however that ends,
+and the size of /dev/shm does not limit it. Linux only, since other systems lack memfd
+or process-shared semaphores; elsewhere `auto` chooses gloo and says so.
+"""
+
+import mmap
+import os
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from samestep import barrier, tree
+from samestep.flat import Flat
+from samestep.tree import Node
+
+
+SCRATCH = 8192
+"""float64 cells for each worker, for `merge`."""
+PAGE = 4096
+
+
+class Memory:
+    """The shared object, given out in pieces that start at page boundaries."""
+
+    def __init__(self, fd: int, header_bytes: int, num_bytes: int) -> None:
+        """Makes the object large enough. Raises OSError if memory is short."""
+        self._used = _pages(header_bytes)
+        num_bytes += self._used
+        os.posix_fallocate(fd, 0, num_bytes)  # now, not by SIGBUS in some later step
+        self.map = mmap.mmap(fd, num_bytes)
+        self._bytes = torch.frombuffer(self.map, dtype=torch.uint8)
+
+    def take(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The next piece; zeros in the beginning."""
+        size = torch.Size(shape).numel() * dtype.itemsize
+        piece = self._bytes[self._used : self._used + size]
+        self._used += _pages(size)
+        return piece.view(dtype).view(shape)
+
+
+class SharedExchange:
+    """Sums the gradients of one step; all workers take part in every step."""
+
+    def __init__(
+        self,
+        flat: Flat,
+        num_states: int,
+        shares: list[Node],
+        rank: int,
+        fd: int,
+        spin_seconds: float,
+        timeout_seconds: float,
+    ) -> None:
+        """`shares[r]` is the range of micro-batches of worker `r`, without gaps."""
+        self.workers, self._rank, self._flat = len(shares), rank, flat
+        self._num_leaves = shares[-1][1]
+        self._merges = {
+            leaf: tree.num_merges(leaf, shares[rank], self._num_leaves)
+            for leaf in range(*shares[rank])
+        }
+        slots = max(_num_slots(owned, self._num_leaves) for owned in shares)
+        width = flat.size + flat.tail
+        memory = Memory(
+            fd,
+            barrier.header_bytes(self.workers),
+            _pages(4 * flat.size)
+            + _pages(4 * num_states * flat.size)
+            + _pages(4 * self.workers * slots * width)
+            + _pages(8 * self.workers * SCRATCH),
+        )
+        self.parameters = memory.take(flat.size)
+        states = memory.take(num_states, flat.size)
+        partials = memory.take(self.workers, slots, width)
+        self._scratch = memory.take(self.workers, SCRATCH, dtype=torch.float64)
+
+        self.owned = flat.slices(self.workers)[rank]
+        self.states = [state[slice(*self.owned)] for state in states]
+        self._partials = {
+            node: partials[worker, slot]
+            for worker, owned in enumerate(shares)
+            for slot, node in enumerate(tree.subtrees(owned, self._num_leaves))
+        }
+        self._sum = torch.empty(self.owned[1] - self.owned[0])
+        self._slots = list(partials[rank])
+        self._views = [flat.views(slot) for slot in self._slots]
+        self._position = {id(p): i for i, p in enumerate(flat.parameters)}
+        self._depth, self._merging = 0, False
+        self._missing: set[int] = set()
+        self._barrier = barrier.Barrier(
+            memory.map, rank, self.workers, spin_seconds, timeout_seconds
+        )
+
+    def attach(self, objective: nn.Module) -> nn.Module:
+        """All workers: the parameters become views of the shared ones of rank 0."""
+        self._flat.bind(self.parameters, write=self._rank == 0)
+        self._barrier.wait()
+        for parameter in self._flat.parameters:
+            parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
+                self._take
+            )
+        return objective
+
+    def turn(self, leaf: int) -> AbstractContextManager[None]:
+        """The context of a forward and backward pass."""
+        self._missing = set(self._position.values())
+        self._merging = self._merges[leaf] > 0
+        if not self._merging:
+            self._depth += 1
+        return nullcontext()
+
+    def _take(self, parameter: Tensor) -> None:
+        """A gradient is ready: into its slot while it is in the cache."""
+        position = self._position[id(parameter)]
+        self._missing.discard(position)
+        own = self._views[self._depth - 1][position]
+        assert parameter.grad is not None
+        if self._merging:
+            own.add_(parameter.grad)
+        else:
+            own.copy_(parameter.grad)
+        parameter.grad = None
+
+    def collect(self, leaf: int) -> None:
+        """After the backward pass of `leaf`: completes the sums that end with it."""
+        if not self._merging:
+            for position in self._missing:  # these have no gradient in this pass
+                self._views[self._depth - 1][position].zero_()
+        self._take_buffers(self._slots[self._depth - 1])
+        for _ in range(self._merges[leaf] - 1):
+            self._depth -= 1
+            self._slots[self._depth - 1].add_(self._slots[self._depth])
+
+    def _take_buffers(self, slot: Tensor) -> None:
+        if self._flat.tail:
+            own, buffers = slot[self._flat.size :], self._flat.read_buffers()
+            own.add_(buffers) if self._merging else own.copy_(buffers)
+
+    def sum(self) -> tuple[Tensor, Tensor]:
+        """All workers: the gradient over the own slice, and the sum of the tails."""
+        self._depth = 0
+        self._barrier.wait()
+        return self._total(slice(*self.owned), self._sum), self._tails()
+
+    def _tails(self) -> Tensor:
+        size, tail = self._flat.size, self._flat.tail
+        return self._total(slice(size, size + tail), torch.empty(tail))
+
+    def _total(self, part: slice, out: Tensor) -> Tensor:
+        root = (0, self._num_leaves)
+        if root in self._partials:
+            return self._partials[root][part]
+        middle = tree.split(root)
+        left, right = (
+            self._value(node, part) for node in ((0, middle), (middle, root[1]))
+        )
+        return torch.add(left, right, out=out)
+
+    def _value(self, node: Node, part: slice) -> Tensor:
+        """Reads only: the partials belong to their workers."""
+        if node in self._partials:
+            return self._partials[node][part]
+        middle = tree.split(node)
+        left = self._value((node[0], middle), part)
+        return left + self._value((middle, node[1]), part)
+
+    def publish(self) -> None:
+        """All workers: after the update; everyone's slice is then up to date."""
+        self._barrier.wait()
+
+    def merge(self, values: Tensor) -> Tensor:
+        """All workers: float64 cells that only one worker has filled, from each."""
+        for cells in torch.split(values.view(-1), SCRATCH):
+            self._scratch[self._rank, : len(cells)] = cells
+            self._barrier.wait()
+            torch.sum(self._scratch[:, : len(cells)], dim=0, out=cells)
+            self._barrier.wait()
+        return values
+
+
+def _num_slots(owned: Node, num_leaves: int) -> int:
+    """The deepest stack of one worker's partial sums."""
+    depth = deepest = 0
+    for leaf in range(*owned):
+        merges = tree.num_merges(leaf, owned, num_leaves)
+        if merges == 0:
+            depth += 1
+            deepest = max(deepest, depth)
+        else:
+            depth -= merges - 1
+    return deepest
+
+
+def _pages(num_bytes: int) -> int:
+    return -(-num_bytes // PAGE) * PAGE
