@@ -10,6 +10,7 @@ from torch import nn
 from samestep import Recipe, Run
 from samestep.dataset import load
 from samestep.fingerprint import fingerprint
+from samestep.flat import Flat
 from samestep.models import mlp
 from samestep.plan import Plan, derive_seed
 from samestep.recipe import AdamWRecipe
@@ -25,6 +26,7 @@ RECIPES = {
     "adam-with-l2": {"optimizer": {"name": "adam", "lr": 0.003, "weight_decay": 1e-3}},
     "without-validation": {"data__validation": 0, "epochs": 2},
     "two-threads": {"threads": 2},
+    "batch-norm": {"model__norm": "batch", "optimizer__clip_norm": 1.0, "epochs": 2},
 }
 
 
@@ -46,19 +48,24 @@ def test_the_result_is_the_same_at_several_numbers_of_workers(
     recipe = small_recipe(**overrides)
     alone = results(train(recipe, workers=1))
     for workers in (2, 3, recipe.micro_batches):
-        assert results(train(recipe, workers=workers)) == alone
+        for exchange in ("shared", "gloo"):
+            assert results(train(recipe, workers, exchange=exchange)) == alone
 
 
 @pytest.mark.parametrize("workers", [4, 5])
 def test_no_number_of_workers_is_special(train: Train, workers: int) -> None:
     recipe = small_recipe()
-    assert results(train(recipe, workers)) == results(train(recipe, 1))
+    alone = results(train(recipe, 1, exchange="gloo"))
+    for exchange in ("shared", "gloo"):
+        assert results(train(recipe, workers, exchange=exchange)) == alone
 
 
 def test_the_full_network_agrees_with_two_workers(train: Train) -> None:
     overrides = {"data.train_samples": 3000, "epochs": 1, "micro_batches": 8}
     recipe = Recipe.load("mnist-mlp-classic", overrides)
-    assert results(train(recipe, 2)) == results(train(recipe, 1))
+    alone = results(train(recipe, 1))
+    assert results(train(recipe, 2)) == alone
+    assert results(train(recipe, 2, exchange="gloo")) == alone
 
 
 def test_another_seed_gives_other_weights(train: Train) -> None:
@@ -73,8 +80,12 @@ def by_hand(recipe: Recipe) -> str:
     model = mlp.build(recipe.model, 784, 10)
     hyper = recipe.optimizer
     assert isinstance(hyper, AdamWRecipe)
+    flat = Flat(model)
+    vector = nn.Parameter(torch.zeros(flat.size))
+    flat.bind(vector.data, write=True)
+    vector.grad = torch.zeros(flat.size)
     optimizer = torch.optim.AdamW(
-        model.parameters(),
+        [vector],
         betas=hyper.betas,
         weight_decay=hyper.weight_decay,
         fused=True,
@@ -87,8 +98,10 @@ def by_hand(recipe: Recipe) -> str:
         optimizer.param_groups[0]["lr"] = learning_rate(
             recipe.schedule, hyper.lr, step, plan.steps_per_epoch, 1
         )
-        optimizer.zero_grad()
+        model.zero_grad()
         (criterion(model(inputs), targets) / len(targets)).backward()
+        gradients = [p.grad for p in flat.parameters if p.grad is not None]
+        torch._foreach_copy_(flat.views(vector.grad), gradients)
         optimizer.step()
     return fingerprint(model.state_dict())
 

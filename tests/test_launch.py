@@ -62,6 +62,14 @@ def workers_of(processes: list[psutil.Process]) -> list[psutil.Process]:
     return [process for process in processes if process.ppid() in pids]
 
 
+def pids(out: Path) -> list[int]:
+    """The workers' process ids, by rank."""
+    lines = (out / "events.jsonl").read_text().splitlines()
+    events = {event["event"]: event for event in map(json.loads, lines)}
+    found: list[int] = events["workers started"]["pids"]
+    return found
+
+
 def all_gone(processes: list[psutil.Process]) -> bool:
     return not any(
         process.is_running() and process.status() != psutil.STATUS_ZOMBIE
@@ -86,10 +94,47 @@ def test_a_signal_ends_everything_and_leaves_nothing(
     assert not [*tmp_path.rglob("*.tmp")]
 
 
-def test_workers_end_when_the_supervisor_is_killed(tmp_path: Path) -> None:
-    with long_training(tmp_path / "run", "--workers", "2") as (process, below):
+@pytest.mark.parametrize("exchange", ["shared", "gloo"])
+def test_workers_end_when_the_supervisor_is_killed(
+    tmp_path: Path, exchange: str
+) -> None:
+    shared_memory = set(Path("/dev/shm").glob("*"))  # noqa: S108
+    arguments = ("--workers", "2", "--exchange", exchange)
+    with long_training(tmp_path / "run", *arguments) as (process, below):
         process.kill()
         wait_until(lambda: all_gone(below))
+    assert set(Path("/dev/shm").glob("*")) == shared_memory  # noqa: S108
+
+
+def test_a_stopped_worker_is_named(tmp_path: Path) -> None:
+    arguments = ("--workers", "3", "--hang-timeout", "1.5")
+    with long_training(tmp_path / "run", *arguments) as (process, below):
+        psutil.Process(pids(tmp_path / "run")[1]).suspend()
+        _, stderr = process.communicate(timeout=DEADLINE)
+        assert process.returncode == 1
+        assert all_gone(below)
+    assert "within 1.5 s; late: worker 1." in stderr
+    assert "Traceback" not in stderr
+
+
+def test_an_error_shows_one_traceback_with_its_rank_and_log(tmp_path: Path) -> None:
+    too_wide = "model.hidden=[2000000000]"
+    arguments = ["train", "--workers", "2", "--set", too_wide]
+    ended = subprocess.run(
+        [sys.executable, "-m", "samestep", *arguments, "--out", str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+        check=False,
+    )
+    assert ended.returncode == 1
+    assert ended.stderr.count("Traceback") == 1
+    last = ended.stderr.splitlines()[-1]
+    run = Run.open(tmp_path / "run")
+    log = run.path / "logs" / f"rank-{run.result['failed_rank']}.log"
+    assert last.startswith(f"Error: Worker {run.result['failed_rank']} failed: Runtime")
+    assert last.endswith(f"(log: {log})")
+    assert "DefaultCPUAllocator: can't allocate memory" in log.read_text()
 
 
 def test_workers_end_when_the_fork_server_is_killed(tmp_path: Path) -> None:
@@ -107,14 +152,12 @@ def test_a_dead_worker_fails_the_training(
     tmp_path: Path, number: signal.Signals
 ) -> None:
     with long_training(tmp_path / "run", "--workers", "3") as (process, below):
-        victim = workers_of(below)[1]
-        rank = victim.environ().get("RANK", "")  # set after the fork: not visible
-        victim.send_signal(number)
+        victim = pids(tmp_path / "run")[1]
+        psutil.Process(victim).send_signal(number)
         _, stderr = process.communicate(timeout=DEADLINE)
         assert process.returncode == 1
         assert all_gone(below)
-    assert rank == ""
-    assert f"it was killed by {number.name}" in stderr
+    assert f"Worker 1 failed: it was killed by {number.name}" in stderr
     assert stderr.count("Traceback") == 0
     run = Run.open(tmp_path / "run")
     assert run.status == "failed"
@@ -122,16 +165,19 @@ def test_a_dead_worker_fails_the_training(
     assert "weights_sha256" not in run.result
 
 
-def test_only_loopback_addresses_are_listened_on(tmp_path: Path) -> None:
-    with long_training(tmp_path / "run", "--workers", "2") as (process, below):
+@pytest.mark.parametrize("exchange", ["shared", "gloo"])
+def test_at_most_loopback_addresses_are_listened_on(
+    tmp_path: Path, exchange: str
+) -> None:
+    arguments = ("--workers", "2", "--exchange", exchange)
+    with long_training(tmp_path / "run", *arguments) as (process, below):
         listening = [
             connection.laddr.ip
             for running in [psutil.Process(process.pid), *below]
             for connection in running.net_connections()
             if connection.status == psutil.CONN_LISTEN
         ]
-    assert listening
-    assert set(listening) == {"127.0.0.1"}
+    assert set(listening) == ({"127.0.0.1"} if exchange == "gloo" else set())
 
 
 def test_a_diverging_training_names_the_first_micro_batch(train: Train) -> None:
@@ -171,6 +217,6 @@ def test_events_are_ordered_by_a_monotonic_time(train: Train) -> None:
     lines = (run.path / "events.jsonl").read_text().splitlines()
     events = [json.loads(line) for line in lines]
     names = [event["event"] for event in events]
-    assert names == ["started", "training", "epoch", "finished"]
+    assert names == ["started", "workers started", "training", "epoch", "finished"]
     times = [event["seconds"] for event in events]
     assert times == sorted(times)

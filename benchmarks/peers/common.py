@@ -5,14 +5,14 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
 from samestep.data import mnist
 from samestep.dataset import load
-from samestep.models import mlp
-from samestep.recipe import Recipe
+from samestep.recipe import Recipe, SgdRecipe
 from samestep.schedule import learning_rate
 
 
@@ -32,18 +32,33 @@ class Task:
 
     def model(self) -> nn.Sequential:
         torch.manual_seed(self.recipe.seed)
-        return mlp.build(self.recipe.model, mnist.NUM_PIXELS, mnist.NUM_CLASSES)
+        recipe = self.recipe.model
+        widths = (mnist.NUM_PIXELS, *recipe.hidden, mnist.NUM_CLASSES)
+        layers: list[nn.Module] = []
+        for fan_in, fan_out in pairwise(widths):
+            linear = nn.Linear(fan_in, fan_out)
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.zeros_(linear.bias)
+            layers += [linear, nn.ReLU()]
+            if recipe.dropout:
+                layers.append(nn.Dropout(recipe.dropout))
+        return nn.Sequential(*layers[: -2 if recipe.dropout else -1])
 
     def criterion(self) -> nn.CrossEntropyLoss:
         return nn.CrossEntropyLoss(label_smoothing=self.recipe.loss.label_smoothing)
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         recipe = self.recipe.optimizer
+        assert not isinstance(recipe, SgdRecipe)
         kinds: dict[str, type[torch.optim.Adam]]
         kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
         kind = kinds[recipe.name]
         return kind(
-            model.parameters(), recipe.lr, weight_decay=recipe.weight_decay, fused=True
+            model.parameters(),
+            recipe.lr,
+            recipe.betas,
+            weight_decay=recipe.weight_decay,
+            fused=True,
         )
 
     def learning_rate(self, step: int) -> float:

@@ -21,6 +21,7 @@ from samestep.errors import SamestepError as SamestepError
 from samestep.errors import TrainingError as TrainingError
 from samestep.errors import UsageError as UsageError
 from samestep.errors import WorkerFailed as WorkerFailed
+from samestep.errors import WorkerLate as WorkerLate
 
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ __all__ = [
     "TrainingError",
     "UsageError",
     "WorkerFailed",
+    "WorkerLate",
     "evaluate",
     "train",
 ]

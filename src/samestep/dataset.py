@@ -24,7 +24,7 @@ class Split:
     def gather(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """int64 [b] -> normalised float32 images [b, pixels] and int64 labels [b]."""
         pixels = self.images.index_select(0, indices).float()
-        pixels.sub_(255 * self.mean).mul_(1 / (255 * self.std))
+        pixels.mul_(1 / (255 * self.std)).sub_(self.mean / self.std)
         return pixels, self.labels.index_select(0, indices).long()
 
 

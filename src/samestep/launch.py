@@ -172,6 +172,7 @@ def run_workers(
     it reported. No worker is left when this returns or raises.
     """
     crew = _start(server, job, workers, logs)
+    listen({"type": "workers", "pids": [worker.pid for worker in crew]})
     try:
         _supervise(server, crew, listen)
     finally:

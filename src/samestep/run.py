@@ -22,6 +22,8 @@ from samestep.recipe import Recipe
 
 
 MODEL_FILE = "model.safetensors"
+EVENTS = {"workers": "workers started", "started": "training"}
+"""Reports that become a line in events.jsonl."""
 
 
 @dataclass(frozen=True)
@@ -126,8 +128,9 @@ class RunWriter:
             del record["type"]
             self.epochs.append(record)
             self.event("epoch", epoch=record["epoch"], sha256=record["weights_sha256"])
-        if message["type"] == "started":
-            self.event("training", **{k: v for k, v in record.items() if k != "type"})
+        if message["type"] in EVENTS:
+            name = EVENTS[record.pop("type")]
+            self.event(name, **record)
 
     def close(self, status: str, **fields: Any) -> Run:
         """Writes result.json, atomically and last."""

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from samestep import barrier, tree
 from samestep.flat import Flat
+from samestep.models.layers import Linear
 from samestep.tree import Node
 
 
@@ -112,6 +113,9 @@ class SharedExchange:
             parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
                 self._take
             )
+        for module in objective.modules():
+            if isinstance(module, Linear):
+                module.sink = self._place
         return objective
 
     def turn(self, leaf: int) -> AbstractContextManager[None]:
@@ -122,22 +126,31 @@ class SharedExchange:
             self._depth += 1
         return nullcontext()
 
+    def _place(self, parameter: Tensor) -> Tensor | None:
+        """Where a gradient is to be written, unless it is to be added to another."""
+        position = self._position[id(parameter)]
+        if self._merging or position not in self._missing:
+            return None
+        self._missing.remove(position)
+        return self._views[self._depth - 1][position]
+
     def _take(self, parameter: Tensor) -> None:
         """A gradient is ready: into its slot while it is in the cache."""
         position = self._position[id(parameter)]
-        self._missing.discard(position)
         own = self._views[self._depth - 1][position]
-        assert parameter.grad is not None
-        if self._merging:
+        if parameter.grad is None:  # it was written to its place
+            return
+        if self._merging or position not in self._missing:
             own.add_(parameter.grad)
         else:
             own.copy_(parameter.grad)
+            self._missing.remove(position)
         parameter.grad = None
 
     def collect(self, leaf: int) -> None:
         """After the backward pass of `leaf`: completes the sums that end with it."""
         if not self._merging:
-            for position in self._missing:  # these have no gradient in this pass
+            for position in self._missing:  # without a gradient in this pass
                 self._views[self._depth - 1][position].zero_()
         self._take_buffers(self._slots[self._depth - 1])
         for _ in range(self._merges[leaf] - 1):

@@ -5,6 +5,7 @@
 
 from torch import nn
 
+from samestep.models.layers import Linear, ReluDropout
 from samestep.recipe import MlpModel
 
 
@@ -16,15 +17,13 @@ def build(recipe: MlpModel, inputs: int, outputs: int) -> nn.Sequential:
         layers.append(_linear(width, hidden))
         if recipe.norm == "batch":
             layers.append(nn.BatchNorm1d(hidden))
-        layers.append(nn.ReLU())
-        if recipe.dropout:
-            layers.append(nn.Dropout(recipe.dropout))
+        layers.append(ReluDropout(recipe.dropout))
         width = hidden
     return nn.Sequential(*layers, _linear(width, outputs))
 
 
-def _linear(inputs: int, outputs: int) -> nn.Linear:
-    linear = nn.Linear(inputs, outputs)
+def _linear(inputs: int, outputs: int) -> Linear:
+    linear = Linear(inputs, outputs)
     nn.init.xavier_uniform_(linear.weight)
     nn.init.zeros_(linear.bias)
     return linear

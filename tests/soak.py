@@ -1,0 +1,70 @@
+"""One worker of the soak test: `python soak.py RANK WORKERS FD STEPS SEED`.
+
+Every step exchanges gradients that everyone can compute, and checks their sum and
+the parameters. Random delays hit random workers. Prints the number of steps.
+"""
+
+import random
+import sys
+import time
+
+import torch
+from torch import nn
+
+from samestep import tree
+from samestep.exchange.shared import SharedExchange
+from samestep.flat import Flat
+from samestep.plan import shares
+
+
+MICRO_BATCHES = 5
+
+
+def gradients(flat: Flat, step: int) -> list[torch.Tensor]:
+    """One vector for each micro-batch; zero in the padding, as the real ones are."""
+    generator = torch.Generator().manual_seed(step)
+    made = []
+    for _ in range(MICRO_BATCHES):
+        vector = torch.zeros(flat.size)
+        for view in flat.views(vector):
+            view.copy_(torch.randn(view.shape, generator=generator))
+        made.append(vector)
+    return made
+
+
+def main(rank: int, workers: int, fd: int, steps: int, seed: int) -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    chance = random.Random(seed * workers + rank)  # noqa: S311
+    model = nn.Linear(61, 40)
+    flat, owned = Flat(model), shares(MICRO_BATCHES, workers)
+    exchange = SharedExchange(flat, 0, owned, rank, fd, 20e-6, 30.0)
+    exchange.attach(model)
+    expected = exchange.parameters.clone()
+    for step in range(steps):
+        vectors = gradients(flat, step)
+        for leaf in range(*owned[rank]):
+            with exchange.turn(leaf):
+                pairs = zip(flat.parameters, flat.views(vectors[leaf]), strict=True)
+                loss = torch.stack([(p * view).sum() for p, view in pairs]).sum()
+                torch.autograd.backward(loss)
+            if chance.random() < 0.01:
+                time.sleep(chance.random() * 2e-3)
+            exchange.collect(leaf)
+        total = tree.reduce(
+            MICRO_BATCHES, {(m, m + 1): v for m, v in enumerate(vectors)}, torch.add
+        )
+        gradient, _ = exchange.sum()
+        part = slice(*exchange.owned)
+        assert gradient.equal(total[part]), f"wrong sum at step {step}"
+        exchange.parameters[part] -= 0.01 * gradient
+        if chance.random() < 0.01:
+            time.sleep(chance.random() * 2e-3)
+        exchange.publish()
+        expected -= 0.01 * total
+        assert exchange.parameters.equal(expected), f"wrong parameters at step {step}"
+    print(steps)
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))

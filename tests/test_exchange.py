@@ -1,0 +1,140 @@
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from samestep import Placement, PlacementError, Recipe, WorkerLate, barrier
+from samestep.exchange.shared import SharedExchange
+from samestep.flat import Flat
+from samestep.models.layers import Linear, ReluDropout
+from samestep.plan import shares
+
+
+SOAK = Path(__file__).with_name("soak.py")
+
+
+@pytest.mark.parametrize(("workers", "steps"), [(2, 4000), (3, 4000), (5, 2000)])
+def test_ten_thousand_exchanges_with_random_delays_agree(
+    workers: int, steps: int
+) -> None:
+    fd = barrier.create(workers)
+    try:
+        processes = [
+            subprocess.Popen(
+                [sys.executable, SOAK, *map(str, (rank, workers, fd, steps, 7))],
+                pass_fds=[fd],
+                stdout=subprocess.PIPE,
+            )
+            for rank in range(workers)
+        ]
+    finally:
+        os.close(fd)
+    try:
+        printed = [process.communicate(timeout=240)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert printed == [f"{steps}\n".encode()] * workers
+
+
+def exchange_of(rank: int, workers: int, fd: int, timeout: float) -> SharedExchange:
+    owned = shares(workers, workers)
+    return SharedExchange(Flat(nn.Linear(9, 9)), 2, owned, rank, fd, 1e-5, timeout)
+
+
+def test_a_barrier_names_all_who_are_late() -> None:
+    fd = barrier.create(4)
+    exchanges = [exchange_of(rank, 4, fd, timeout=0.5) for rank in range(4)]
+    errors: list[str] = []
+
+    def wait(rank: int) -> None:
+        with pytest.raises(WorkerLate) as caught:
+            exchanges[rank].publish()
+        errors.append(str(caught.value))
+
+    threads = [threading.Thread(target=wait, args=(rank,)) for rank in (0, 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    os.close(fd)
+    assert len(errors) == 2
+    assert all("late: worker 1, 3." in error for error in errors)
+
+
+def test_the_optimizer_state_of_a_machine_does_not_grow_with_its_workers() -> None:
+    sizes = set()
+    for workers in (1, 2, 3, 8):
+        fd = barrier.create(workers)
+        exchanges = [exchange_of(rank, workers, fd, 1.0) for rank in range(workers)]
+        sizes.add(sum(sum(map(len, exchange.states)) for exchange in exchanges))
+        os.close(fd)
+    assert len(sizes) == 1
+
+
+def test_a_barrier_of_one_worker_waits_for_nobody() -> None:
+    fd = barrier.create(1)
+    exchange_of(0, 1, fd, timeout=0.1).publish()
+    os.close(fd)
+
+
+@pytest.mark.parametrize("workers", range(1, 10))
+def test_a_barrier_takes_the_logarithm_of_the_workers_in_rounds(workers: int) -> None:
+    rounds = barrier.num_rounds(workers)
+    assert 2**rounds >= workers
+    assert rounds == 0 or 2 ** (rounds - 1) < workers
+
+
+def test_without_shared_memory_auto_takes_gloo_and_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(workers: int) -> int:
+        raise OSError("no space left on /dev/shm")
+
+    recipe = Recipe.load("mnist-mlp")
+    monkeypatch.setattr(barrier, "create", refuse)
+    placement, why = Placement(workers=2).resolve(recipe)
+    assert placement.exchange == "gloo"
+    assert "gloo (no shared memory: no space left on /dev/shm)" in why
+    with pytest.raises(PlacementError, match=r"no space left.*Use `--exchange gloo`"):
+        Placement(workers=2, exchange="shared").resolve(recipe)
+
+
+def test_a_layer_that_is_used_twice_has_the_sum_of_its_gradients() -> None:
+    torch.manual_seed(0)
+    layer = Linear(6, 6)
+    twice = nn.Sequential(layer, ReluDropout(0.0), layer)
+    inputs = torch.randn(4, 6)
+    twice(inputs).sum().backward()
+    assert layer.weight.grad is not None
+    expected = layer.weight.grad.clone()
+    layer.weight.grad = layer.bias.grad = None
+
+    fd = barrier.create(1)
+    exchange = SharedExchange(Flat(twice), 0, [(0, 1)], 0, fd, 0.0, 1.0)
+    os.close(fd)
+    exchange.attach(twice)
+    with exchange.turn(0):
+        twice(inputs).sum().backward()
+    exchange.collect(0)
+    gradient, _ = exchange.sum()
+    assert torch.allclose(gradient[:36].view(6, 6), expected)
+
+
+def test_dropout_keeps_the_expectation_and_its_gradient_follows_the_mask() -> None:
+    torch.manual_seed(0)
+    layer = ReluDropout(0.2)
+    inputs = torch.ones(1000, 1000, requires_grad=True)
+    outputs = layer(inputs)
+    outputs.sum().backward()
+    dropped = (outputs == 0).double().mean().item()
+    assert dropped == pytest.approx(51 / 256, abs=0.002)
+    assert outputs.unique().tolist() == pytest.approx([0, 256 / 205])
+    assert inputs.grad is not None
+    assert inputs.grad.equal(outputs.detach())
+    assert layer.eval()(inputs).equal(inputs)

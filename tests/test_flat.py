@@ -1,0 +1,108 @@
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from samestep.flat import BLOCK, Flat, block_norms
+from samestep.recipe import AdamRecipe, AdamWRecipe, OptimizerRecipe, SgdRecipe
+from samestep.update import Update, num_states
+
+
+OPTIMIZERS: dict[str, OptimizerRecipe] = {
+    "sgd": SgdRecipe(lr=0.1, weight_decay=0.01),
+    "nesterov": SgdRecipe(lr=0.1, momentum=0.9, nesterov=True),
+    "adam": AdamRecipe(lr=0.01, weight_decay=0.1),
+    "adamw": AdamWRecipe(lr=0.01, weight_decay=0.1, betas=(0.7, 0.95)),
+}
+
+
+def trained(recipe: OptimizerRecipe, cuts: list[int], steps: int = 5) -> torch.Tensor:
+    """Random gradients applied slice by slice."""
+    generator = torch.Generator().manual_seed(0)
+    vector = torch.randn(cuts[-1], generator=generator)
+    slices = [slice(a, b) for a, b in pairwise(cuts)]
+    states = torch.zeros(num_states(recipe), cuts[-1])
+    updates = [
+        Update(recipe, vector[s], [state[s] for state in states]) for s in slices
+    ]
+    for step in range(steps):
+        gradient = torch.randn(cuts[-1], generator=generator)
+        for s, update in zip(slices, updates, strict=True):
+            update.step(gradient[s], recipe.lr / (step + 1))
+    return vector
+
+
+@pytest.mark.parametrize("recipe", OPTIMIZERS.values(), ids=OPTIMIZERS.keys())
+def test_a_sliced_update_has_the_bits_of_the_whole_one(recipe: OptimizerRecipe) -> None:
+    whole = trained(recipe, [0, 7 * BLOCK])
+    assert trained(recipe, [0, BLOCK, 3 * BLOCK, 7 * BLOCK]).equal(whole)
+    assert trained(recipe, [BLOCK * i for i in range(8)]).equal(whole)
+
+
+@pytest.mark.parametrize("recipe", OPTIMIZERS.values(), ids=OPTIMIZERS.keys())
+def test_an_update_has_the_bits_of_torch(recipe: OptimizerRecipe) -> None:
+    generator = torch.Generator().manual_seed(0)
+    parameter = nn.Parameter(torch.randn(2 * BLOCK, generator=generator))
+    fields: dict[str, Any] = recipe.model_dump(exclude={"name", "clip_norm"})
+    kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}.get(
+        recipe.name, torch.optim.AdamW
+    )
+    optimizer = kind([parameter], **fields, fused=True)
+    for step in range(5):
+        parameter.grad = torch.randn(2 * BLOCK, generator=generator)
+        optimizer.param_groups[0]["lr"] = recipe.lr / (step + 1)
+        optimizer.step()
+    assert trained(recipe, [0, 2 * BLOCK]).equal(parameter.data)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 40), st.integers(0, 2**32))
+def test_the_norm_of_a_block_does_not_depend_on_who_computes_it(
+    blocks: int, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    vector = torch.randn(blocks * BLOCK, generator=generator)
+    alone = [block_norms(block) for block in torch.split(vector, BLOCK)]
+    assert block_norms(vector).equal(torch.cat(alone))
+
+
+@given(st.integers(1, 3000), st.integers(1, 9))
+def test_slices_cover_the_vector_at_block_boundaries(width: int, workers: int) -> None:
+    flat = Flat(nn.Linear(width, 3))
+    slices = flat.slices(workers)
+    assert [s[0] for s in slices[1:]] == [s[1] for s in slices[:-1]]
+    assert (slices[0][0], slices[-1][1]) == (0, flat.size)
+    assert all(cut % BLOCK == 0 for s in slices for cut in s)
+
+
+def test_a_bound_model_reads_and_writes_the_vector() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 7), nn.Linear(7, 3))
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    flat = Flat(model)
+    vector = torch.zeros(flat.size)
+    flat.bind(vector, write=True)
+    assert all(map(torch.equal, model.parameters(), before))
+    vector.zero_()
+    assert not any(parameter.any() for parameter in model.parameters())
+    addresses = [parameter.data_ptr() for parameter in model.parameters()]
+    assert all((a - addresses[0]) % 64 == 0 for a in addresses)
+
+
+def test_buffers_advance_to_the_mean_over_micro_batches() -> None:
+    model = nn.BatchNorm1d(2)
+    flat = Flat(model)
+    total = torch.zeros(flat.tail)
+    for scale in (1.0, 3.0):
+        flat.reset_buffers()
+        model(torch.tensor([[0.0, 0.0], [2 * scale, 4 * scale]]))
+        total += flat.read_buffers()
+    flat.advance_buffers(total, micro_batches=2, updates=2)
+    assert model.running_mean is not None
+    assert model.num_batches_tracked is not None
+    assert model.running_mean.tolist() == pytest.approx([0.2, 0.4])
+    assert model.num_batches_tracked.item() == 2
