@@ -1,17 +1,24 @@
 """samestep and its peers, side by side in one run: A B C A B C ...
 
-    python benchmarks/compare.py mnist-mlp-classic plain-1 samestep-1 --rounds 5
+    python benchmarks/compare.py mnist-mlp-classic
+    python benchmarks/compare.py mnist-mlp-classic --set global_batch=512
 
 Every round runs every contender once, in a fresh process, for EPOCHS epochs. An epoch's
 time leaves out start-up and evaluation; the first epoch of each process is a warm-up
 and is left out too. The ratio is taken within a round, to the first contender, so that
 the drift of the machine's speed cancels. Nothing else should run on the machine.
+
+"rest" is what a whole process takes besides its epochs: start-up, compilation, the
+evaluation. "memory" is the largest sum of the proportional set sizes (each shared page
+counted once) of a contender's processes, sampled ten times a second.
+
+The peers need `pip install --constraint constraints.txt '.[benchmarks]'`.
 """
 
 import argparse
+import contextlib
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -21,14 +28,17 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import psutil
 from rich.console import Console
 from rich.table import Table
 
-from samestep import Run, machine
+from samestep import Recipe, Run, machine
+from samestep.recipe import parse_override
 
 
 HERE = Path(__file__).parent
 PYTHON = sys.executable
+Command = Callable[[Path, int, Path], list[str]]
 
 
 @dataclass(frozen=True)
@@ -36,69 +46,118 @@ class Measurement:
     """One process: seconds of its epochs after the first, and of all of it."""
 
     epoch_seconds: float
+    rest_seconds: float
     wall_seconds: float
     peak_megabytes: float
     test_accuracy: float
 
 
-def peer(script: str, threads: int, workers: int = 0) -> Callable[..., list[str]]:
-    """The command of a script in `peers`; with `workers`, under torchrun."""
-    launch = [PYTHON]
-    if workers:
-        torchrun = [PYTHON, "-m", "torch.distributed.run", "--standalone"]
-        launch = [*torchrun, f"--nproc-per-node={workers}"]
+def peer(script: str, threads: int, *launcher: str) -> Command:
+    """The command of a script in `peers`, started by Python or by a launcher."""
 
-    def command(recipe: str, epochs: int, _: Path) -> list[str]:
+    def command(recipe: Path, epochs: int, _: Path) -> list[str]:
         path = str(HERE / "peers" / f"{script}.py")
-        return [*launch, path, recipe, str(epochs), str(threads)]
+        start = [PYTHON, *(("-m", *launcher) if launcher else ())]
+        return [*start, path, str(recipe), str(epochs), str(threads)]
 
     return command
 
 
-def samestep(workers: int, *options: str) -> Callable[..., list[str]]:
+def samestep(workers: int, *options: str) -> Command:
     """The command line that a user would type."""
 
-    def command(recipe: str, epochs: int, out: Path) -> list[str]:
-        train = [PYTHON, "-m", "samestep", "train", recipe, "--epochs", str(epochs)]
+    def command(recipe: Path, epochs: int, out: Path) -> list[str]:
+        train = [
+            PYTHON,
+            "-m",
+            "samestep",
+            "train",
+            str(recipe),
+            "--epochs",
+            str(epochs),
+        ]
         return [*train, "--workers", str(workers), "--out", str(out), *options]
 
     return command
 
 
+TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node=2")
+ACCELERATE = (
+    "accelerate.commands.launch",
+    "--cpu",
+    "--num_processes=2",
+    "--num_machines=1",
+    "--mixed_precision=no",
+    "--dynamo_backend=no",
+)
 CONTENDERS = {
-    "plain-1": peer("plain", threads=1),
-    "plain-2": peer("plain", threads=2),
-    "ddp-2": peer("ddp", threads=1, workers=2),
-    "samestep-1-whole": samestep(1, "--micro-batches", "1"),
-    "samestep-2-halves": samestep(2, "--micro-batches", "2"),
-    "samestep-1": samestep(1),
     "samestep-2": samestep(2),
+    "samestep-1": samestep(1),
+    "samestep-2-gloo": samestep(2, "--exchange", "gloo"),
+    "plain-1": peer("plain", 1),
+    "plain-2": peer("plain", 2),
+    "ddp-2": peer("ddp", 1, *TORCHRUN),
+    "accelerate-2": peer("accelerated", 1, *ACCELERATE),
+    "lightning-2": peer("lit", 1),
+    "jax-2": peer("jaxed", 2),
+    # For comparisons of one step: as many micro-batches as workers.
+    "samestep-1-whole": samestep(1, "--micro-batches", "1"),
+    "samestep-2-halves": samestep(2, "--micro-batches", "2", "--exchange", "gloo"),
 }
+DEFAULT = [
+    name for name in CONTENDERS if name not in ("samestep-1-whole", "samestep-2-halves")
+]
 
 
-def measure(name: str, recipe: str, epochs: int) -> Measurement:
+def measure(name: str, recipe: Path, epochs: int) -> Measurement:
     """Runs one contender once."""
     with tempfile.TemporaryDirectory() as directory:
-        out = Path(directory) / "run"
+        out, printed = Path(directory) / "run", Path(directory) / "printed"
+        env = {**os.environ, "OMP_NUM_THREADS": "2" if name == "plain-2" else "1"}
         start = time.perf_counter()
-        process = subprocess.Popen(
-            CONTENDERS[name](recipe, epochs, out),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env={**os.environ, "OMP_NUM_THREADS": "2" if name == "plain-2" else "1"},
-        )
-        stdout, stderr = process.communicate(timeout=1800)
+        with printed.open("w") as output, (Path(directory) / "err").open("w") as errors:
+            process = subprocess.Popen(
+                CONTENDERS[name](recipe, epochs, out),
+                stdout=output,
+                stderr=errors,
+                env=env,
+            )
+            peak = _watch(process)
         wall = time.perf_counter() - start
         if process.returncode:
-            raise SystemExit(f"{name} failed:\n{stderr.decode()}")
+            text = (Path(directory) / "err").read_text()
+            raise SystemExit(f"{name} failed:\n{text}")
         if name.startswith("samestep"):
             result = Run.open(out).result
             seconds = [epoch["seconds"] for epoch in result["epochs"]]
             accuracy = result["test_accuracy"]
         else:
-            printed = json.loads(stdout.splitlines()[-1])
-            seconds, accuracy = printed["epoch_seconds"], printed["test_accuracy"]
-    return Measurement(statistics.median(seconds[1:]), wall, 0.0, accuracy)
+            lines = printed.read_text().splitlines()
+            record = json.loads(next(line for line in lines if line[:2] == '{"'))
+            seconds, accuracy = record["epoch_seconds"], record["test_accuracy"]
+    rest = wall - sum(seconds)
+    return Measurement(statistics.median(seconds[1:]), rest, wall, peak, accuracy)
+
+
+def _watch(process: subprocess.Popen[bytes]) -> float:
+    """Waits for the end; the peak of the memory of all processes, in megabytes."""
+    peak = 0.0
+    while process.poll() is None:
+        time.sleep(0.1)
+        with contextlib.suppress(psutil.Error):
+            root = psutil.Process(process.pid)
+            family = [root, *root.children(recursive=True)]
+            peak = max(peak, sum(_proportional_megabytes(p) for p in family))
+    return peak
+
+
+def _proportional_megabytes(process: psutil.Process) -> float:
+    """From smaps_rollup, one read; psutil's own way reads every mapping."""
+    try:
+        lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0.0
+    return next((int(line.split()[1]) / 1024 for line in lines if "Pss:" in line), 0.0)
 
 
 def summarise(rounds: list[dict[str, Measurement]]) -> list[dict[str, float | str]]:
@@ -117,12 +176,15 @@ def summarise(rounds: list[dict[str, Measurement]]) -> list[dict[str, float | st
                 "ratio": statistics.median(ratios),
                 "ratio_min": min(ratios),
                 "ratio_max": max(ratios),
-                "wall_seconds": statistics.median(
-                    [r[name].wall_seconds for r in rounds]
-                ),
-                "test_accuracy": statistics.median(
-                    [r[name].test_accuracy for r in rounds]
-                ),
+                **{
+                    field: statistics.median([getattr(r[name], field) for r in rounds])
+                    for field in (
+                        "rest_seconds",
+                        "wall_seconds",
+                        "peak_megabytes",
+                        "test_accuracy",
+                    )
+                },
             }
         )
     return rows
@@ -131,7 +193,7 @@ def summarise(rounds: list[dict[str, Measurement]]) -> list[dict[str, float | st
 def show(rows: list[dict[str, float | str]], title: str) -> None:
     """The table, on stdout."""
     table = Table(title=title)
-    heads = ("epoch [s]", "min-max", "ratio", "min-max", "whole [s]", "test")
+    heads = ("epoch s", "min-max", "ratio", "min-max", "rest s", "memory MB", "test")
     table.add_column("contender")
     for head in heads:
         table.add_column(head, justify="right")
@@ -142,29 +204,61 @@ def show(rows: list[dict[str, float | str]], title: str) -> None:
             f"{row['epoch_seconds_min']:.2f}-{row['epoch_seconds_max']:.2f}",
             f"{row['ratio']:.2f}",
             f"{row['ratio_min']:.2f}-{row['ratio_max']:.2f}",
-            f"{row['wall_seconds']:.1f}",
+            f"{row['rest_seconds']:.1f}",
+            f"{row['peak_megabytes']:.0f}",
             f"{row['test_accuracy']:.2%}",
         )
     Console(width=100).print(table)
 
 
+def plot(rows: list[dict[str, float | str]], title: str, path: Path) -> None:
+    """Bars of the epoch times, with their ranges."""
+    from matplotlib import pyplot
+
+    rows = sorted(rows, key=lambda row: row["epoch_seconds"], reverse=True)
+    middle = [float(row["epoch_seconds"]) for row in rows]
+    low = [
+        m - float(row["epoch_seconds_min"]) for m, row in zip(middle, rows, strict=True)
+    ]
+    high = [
+        float(row["epoch_seconds_max"]) - m for m, row in zip(middle, rows, strict=True)
+    ]
+    names = [str(row["contender"]) for row in rows]
+    colors = ["#c0673f" if "samestep" in name else "#4f7cac" for name in names]
+    figure, axes = pyplot.subplots(figsize=(7, 0.4 * len(rows) + 1))
+    axes.barh(names, middle, xerr=[low, high], color=colors, ecolor="#555555")
+    axes.set_xlabel("seconds per epoch: median, lowest and highest")
+    axes.set_title(title)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, bbox_inches="tight")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("recipe")
-    parser.add_argument("contenders", nargs="+", choices=list(CONTENDERS))
+    parser.add_argument(
+        "contenders", nargs="*", metavar="CONTENDER", help=f"of {', '.join(CONTENDERS)}"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--save", type=Path, help="write all measurements as JSON")
+    parser.add_argument("--set", action="append", default=[], metavar="a.b=value")
+    parser.add_argument("--save", type=Path, help="all measurements, as JSON")
+    parser.add_argument("--plot", type=Path, help="the epoch times, as SVG or PNG")
     arguments = parser.parse_args()
+    names = arguments.contenders or DEFAULT
+    recipe = Recipe.load(arguments.recipe, dict(map(parse_override, arguments.set)))
     rounds = []
-    for index in range(arguments.rounds):
-        names = arguments.contenders
-        rounds.append(
-            {n: measure(n, arguments.recipe, arguments.epochs) for n in names}
-        )
-        print(f"round {index + 1}/{arguments.rounds}", file=sys.stderr, flush=True)
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "recipe.toml"
+        path.write_text(recipe.to_toml())
+        for index in range(arguments.rounds):
+            rounds.append({n: measure(n, path, arguments.epochs) for n in names})
+            print(f"round {index + 1}/{arguments.rounds}", file=sys.stderr, flush=True)
     rows = summarise(rounds)
-    show(rows, f"{arguments.recipe}, {arguments.rounds} rounds, {platform.machine()}")
+    title = f"{recipe.name}, global batch {recipe.global_batch}, n = {len(rounds)}"
+    show(rows, title)
+    if arguments.plot:
+        plot(rows, title, arguments.plot)
     if arguments.save:
         raw = [{name: asdict(m) for name, m in r.items()} for r in rounds]
         record = {"machine": machine.describe(), "rows": rows, "rounds": raw}
