@@ -10,7 +10,7 @@ the drift of the machine's speed cancels. Nothing else should run on the machine
 
 "rest" is what a whole process takes besides its epochs: start-up, compilation, the
 evaluation. "memory" is the largest sum of the proportional set sizes (each shared page
-counted once) of a contender's processes, sampled ten times a second.
+counted once) of a contender's processes, sampled every two seconds.
 
 The peers need `pip install --constraint constraints.txt '.[benchmarks]'`.
 """
@@ -82,14 +82,6 @@ def samestep(workers: int, *options: str) -> Command:
 
 
 TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node=2")
-ACCELERATE = (
-    "accelerate.commands.launch",
-    "--cpu",
-    "--num_processes=2",
-    "--num_machines=1",
-    "--mixed_precision=no",
-    "--dynamo_backend=no",
-)
 CONTENDERS = {
     "samestep-2": samestep(2),
     "samestep-1": samestep(1),
@@ -97,7 +89,7 @@ CONTENDERS = {
     "plain-1": peer("plain", 1),
     "plain-2": peer("plain", 2),
     "ddp-2": peer("ddp", 1, *TORCHRUN),
-    "accelerate-2": peer("accelerated", 1, *ACCELERATE),
+    "accelerate-2": peer("accelerated", 1, *TORCHRUN),
     "lightning-2": peer("lit", 1),
     "jax-2": peer("jaxed", 2),
     # For comparisons of one step: as many micro-batches as workers.
@@ -142,13 +134,14 @@ def measure(name: str, recipe: Path, epochs: int) -> Measurement:
 def _watch(process: subprocess.Popen[bytes]) -> float:
     """Waits for the end; the peak of the memory of all processes, in megabytes."""
     peak = 0.0
-    while process.poll() is None:
-        time.sleep(0.1)
+    while True:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(2.0)  # more often would take time from the contender
+            return peak
         with contextlib.suppress(psutil.Error):
             root = psutil.Process(process.pid)
             family = [root, *root.children(recursive=True)]
             peak = max(peak, sum(_proportional_megabytes(p) for p in family))
-    return peak
 
 
 def _proportional_megabytes(process: psutil.Process) -> float:

@@ -77,7 +77,7 @@ def by_hand(recipe: Recipe) -> str:
     """What anyone would write: one process, one batch at a time, torch's own parts."""
     data = load(recipe.data).splits["train"]
     torch.manual_seed(derive_seed(recipe.seed, "model"))
-    model = mlp.build(recipe.model, 784, 10)
+    model = mlp.Mlp(recipe.model, 784, 10)
     hyper = recipe.optimizer
     assert isinstance(hyper, AdamWRecipe)
     flat = Flat(model)

@@ -1,4 +1,4 @@
-"""Hugging Face Accelerate on CPU, started by `accelerate launch --cpu`."""
+"""Hugging Face Accelerate on CPU, two processes started by torchrun."""
 
 import torch
 from accelerate import Accelerator

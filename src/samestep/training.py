@@ -81,7 +81,7 @@ def build(
     )
     owned = shares(recipe.micro_batches, workers)
     torch.default_generator.manual_seed(derive_seed(recipe.seed, "model"))
-    model = mlp.build(recipe.model, data.num_inputs, data.num_classes)
+    model = mlp.Mlp(recipe.model, data.num_inputs, data.num_classes)
     flat = Flat(model)
     exchange = connect(flat, num_states(recipe.optimizer), owned)
     objective = exchange.attach(Objective(model, recipe.loss))

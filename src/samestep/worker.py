@@ -124,7 +124,7 @@ def evaluate(
     split = data.splits[job["split"]]
     if len(split) == 0:
         raise RunError(f"The recipe {recipe.name} holds out no {job['split']} samples.")
-    model = mlp.build(recipe.model, data.num_inputs, data.num_classes)
+    model = mlp.Mlp(recipe.model, data.num_inputs, data.num_classes)
     model.load_state_dict(weights.load(Path(job["model_file"])))
     exchange = connect(Flat(model), 0, shares(place.workers, place.workers))
     sums = evaluation.evaluate(

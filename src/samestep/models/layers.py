@@ -26,8 +26,23 @@ class Linear(nn.Linear):
         """[b, in_features] -> [b, out_features]."""
         if self.sink is None or not torch.is_grad_enabled():
             return functional.linear(inputs, self.weight, self.bias)
+        return self._apply_with(inputs, activated=False, mask=None)
+
+    def activate(self, inputs: Tensor, mask: Tensor | None) -> Tensor:
+        """`relu(self(inputs)) * mask` as one node of the graph.
+
+        Mask [b, out_features]: zeros and one positive value, from `dropout_masks`.
+        """
+        if self.sink is None or not torch.is_grad_enabled():
+            outputs = functional.relu(self(inputs))
+            return outputs if mask is None else outputs * mask
+        return self._apply_with(inputs, activated=True, mask=mask)
+
+    def _apply_with(
+        self, inputs: Tensor, activated: bool, mask: Tensor | None
+    ) -> Tensor:
         outputs: Tensor = _Linear.apply(  # type: ignore[no-untyped-call]
-            inputs, self.weight, self.bias, self.sink
+            inputs, self.weight, self.bias, self.sink, activated, mask
         )
         return outputs
 
@@ -35,67 +50,59 @@ class Linear(nn.Linear):
 class _Linear(Function):
     @staticmethod
     def forward(
-        ctx: Any, inputs: Tensor, weight: nn.Parameter, bias: nn.Parameter, sink: Sink
+        ctx: Any,
+        inputs: Tensor,
+        weight: nn.Parameter,
+        bias: nn.Parameter,
+        sink: Sink,
+        activated: bool,
+        mask: Tensor | None,
     ) -> Tensor:
-        ctx.save_for_backward(inputs)
+        outputs = torch.addmm(bias, inputs, weight.t())
+        if activated:
+            outputs.relu_()
+        if mask is not None:
+            outputs.mul_(mask)
+        ctx.saved = inputs, outputs if activated else None, mask
         ctx.weight, ctx.bias, ctx.sink = weight, bias, sink
-        return torch.addmm(bias, inputs, weight.t())
+        return outputs
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
-        (inputs,) = ctx.saved_tensors
+        inputs, outputs, mask = ctx.saved
+        del ctx.saved
+        if outputs is not None:
+            gradient = torch.ops.aten.threshold_backward(gradient, outputs, 0)
+        if mask is not None:
+            gradient.mul_(mask)
         to_inputs = gradient @ ctx.weight if ctx.needs_input_grad[0] else None
-        place = ctx.sink(ctx.bias)
-        to_bias = torch.sum(gradient, 0, out=place)
-        place_weight = ctx.sink(ctx.weight)
-        to_weight = torch.mm(gradient.t(), inputs, out=place_weight)
+        bias_place, weight_place = ctx.sink(ctx.bias), ctx.sink(ctx.weight)
+        to_bias = torch.sum(gradient, 0, out=bias_place)
+        to_weight = torch.mm(gradient.t(), inputs, out=weight_place)
         return (
             to_inputs,
-            to_weight if place_weight is None else None,
-            to_bias if place is None else None,
+            to_weight if weight_place is None else None,
+            to_bias if bias_place is None else None,
+            None,
+            None,
             None,
         )
 
 
-class ReluDropout(nn.Module):
-    """ReLU, then dropout with one random byte per element instead of 64 bits.
+def dropout_masks(probability: float, batch: int, widths: list[int]) -> list[Tensor]:
+    """Masks [batch, width] with one random byte per element instead of 64 bits.
 
     The probability is rounded to a multiple of 1/256; what is kept is scaled by the
-    inverse of the true probability, so the expectation is exact. Bytes come from
-    torch's default generator.
+    inverse of the true probability, so the expectation is exact. The bytes come from
+    torch's default generator, for all masks in one draw.
     """
-
-    def __init__(self, probability: float) -> None:
-        super().__init__()
-        self.dropped = round(probability * 256)
-        """Of 256 byte values, so many drop an element."""
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Any shape, float32."""
-        if not self.training or self.dropped == 0:
-            return functional.relu(inputs)
-        outputs: Tensor = _ReluDropout.apply(  # type: ignore[no-untyped-call]
-            inputs, self.dropped
-        )
-        return outputs
-
-
-class _ReluDropout(Function):
-    @staticmethod
-    def forward(ctx: Any, inputs: Tensor, dropped: int) -> Tensor:
-        ctx.scale = 256 / (256 - dropped)
-        words = torch.empty(-(-inputs.numel() // 8), dtype=torch.int64)
-        words.random_(-(2**63), None)  # all 64 bits; the default range spares the sign
-        mask = words.view(torch.uint8)[: inputs.numel()].float().view_as(inputs)
-        # A byte of at least `dropped` keeps: (byte - dropped + 1) is then at least 1.
-        mask.sub_(dropped - 1).clamp_(0, 1).mul_(ctx.scale)
-        outputs = torch.relu(inputs).mul_(mask)
-        ctx.save_for_backward(outputs)
-        return outputs
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        (outputs,) = ctx.saved_tensors
-        through = torch.ops.aten.threshold_backward(gradients[0], outputs, 0)
-        return through.mul_(ctx.scale), None
+    dropped = round(probability * 256)
+    total = batch * sum(widths)
+    words = torch.empty(-(-total // 8), dtype=torch.int64)
+    words.random_(-(2**63), None)  # all 64 bits; the default range spares the sign
+    mask = words.view(torch.uint8)[:total].float()
+    # A byte of at least `dropped` keeps: (byte - dropped + 1) is then at least 1.
+    mask.sub_(dropped - 1).clamp_(0, 1).mul_(256 / (256 - dropped))
+    parts = torch.split(mask, [batch * width for width in widths])
+    return [part.view(batch, width) for part, width in zip(parts, widths, strict=True)]

@@ -3,23 +3,45 @@
 [b, 784] -> linear -> (batch norm) -> ReLU -> dropout -> ... -> linear -> [b, 10]
 """
 
-from torch import nn
+from itertools import pairwise
 
-from samestep.models.layers import Linear, ReluDropout
+from torch import Tensor, nn
+from torch.nn import functional
+
+from samestep.models.layers import Linear, dropout_masks
 from samestep.recipe import MlpModel
 
 
-def build(recipe: MlpModel, inputs: int, outputs: int) -> nn.Sequential:
+class Mlp(nn.Module):
     """Xavier-uniform weights and zero biases, drawn from torch's default generator."""
-    layers: list[nn.Module] = []
-    width = inputs
-    for hidden in recipe.hidden:
-        layers.append(_linear(width, hidden))
-        if recipe.norm == "batch":
-            layers.append(nn.BatchNorm1d(hidden))
-        layers.append(ReluDropout(recipe.dropout))
-        width = hidden
-    return nn.Sequential(*layers, _linear(width, outputs))
+
+    def __init__(self, recipe: MlpModel, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self._widths = list(recipe.hidden)
+        self._dropout = recipe.dropout
+        self.layers = nn.ModuleList(
+            _linear(*ends) for ends in pairwise([inputs, *self._widths, outputs])
+        )
+        has_norms = recipe.norm == "batch"
+        self.norms = nn.ModuleList(
+            nn.BatchNorm1d(width) for width in (self._widths if has_norms else [])
+        )
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """[b, inputs] -> logits [b, outputs]."""
+        masks: list[Tensor] | list[None] = [None] * len(self._widths)
+        if self.training and self._dropout:
+            masks = dropout_masks(self._dropout, len(inputs), self._widths)
+        *hidden, last = self.layers
+        for index, (layer, mask) in enumerate(zip(hidden, masks, strict=True)):
+            assert isinstance(layer, Linear)
+            if self.norms:
+                inputs = functional.relu(self.norms[index](layer(inputs)))
+                inputs = inputs if mask is None else inputs * mask
+            else:
+                inputs = layer.activate(inputs, mask)
+        logits: Tensor = last(inputs)
+        return logits
 
 
 def _linear(inputs: int, outputs: int) -> Linear:
