@@ -5,9 +5,9 @@
 
 A round measures, one after the other: samestep with 2 workers; two independent
 trainings at the same time, each with half the samples and half the global batch, so
-with the same steps and pieces; samestep with 1 worker. Two processes slow each other down on
-most machines, so the plain speed-up over one worker also measures the machine; the tax
-does not. An epoch's time leaves out start-up and evaluation; the first epoch is a
+with the same steps and pieces; samestep with 1 worker. Two processes slow each other
+down on most machines, so the speed-up over one worker also measures the machine; the
+tax does not. An epoch's time leaves out start-up and evaluation; the first epoch is a
 warm-up. The tax is the ratio within a round.
 """
 

@@ -132,7 +132,7 @@ def test_dropout_keeps_the_expectation() -> None:
     masks = dropout_masks(0.2, 1000, [1001, 500])
     assert [mask.shape for mask in masks] == [(1000, 1001), (1000, 500)]
     for mask in masks:
-        assert mask.unique().tolist() == pytest.approx([0, 256 / 205])
+        assert sorted(set(mask.flatten().tolist())) == pytest.approx([0, 256 / 205])
         assert mask.double().mean().item() == pytest.approx(1, abs=0.003)
     columns = (masks[0] == 0).double().mean(dim=0)
     assert columns.min() > 0.13

@@ -83,7 +83,7 @@ class Barrier:
         self._workers = workers
         self._spin_seconds = spin_seconds
         self._timeout_seconds = timeout_seconds
-        self._arrivals = memoryview(memory)[: workers * SEMAPHORE_BYTES].cast("q")
+        self._posted = memoryview(memory)[: workers * SEMAPHORE_BYTES].cast("q")
         self._count = 0
 
         def semaphore(worker: int, round_: int) -> ctypes.c_void_p:
@@ -97,11 +97,15 @@ class Barrier:
     def wait(self) -> None:
         """Until all workers have arrived. Raises WorkerLate, which names the others."""
         self._count += 1
-        self._arrivals[self._rank * WORDS] = self._count  # only to name who is late
-        for theirs, own in self._rounds:
+        for number, (theirs, own) in enumerate(self._rounds):
             _quick.sem_post(theirs)
+            # Only to name who is late: how many rounds, in all, this worker has posted.
+            self._posted[self._rank * WORDS] = self._before() + number + 1
             if _quick.sem_trywait(own):
                 self._spin_or_sleep(own)
+
+    def _before(self) -> int:
+        return (self._count - 1) * len(self._rounds)
 
     def _spin_or_sleep(self, semaphore: ctypes.c_void_p) -> None:
         start = time.monotonic()
@@ -117,16 +121,19 @@ class Barrier:
         self._raise_late()
 
     def _raise_late(self) -> None:
-        late = [
-            str(rank)
-            for rank in range(self._workers)
-            if self._arrivals[rank * WORDS] < self._count
-        ]
+        late = [str(rank) for rank in range(self._workers) if not self._waits(rank)]
         raise WorkerLate(
             f"Every worker must reach the exchange within {self._timeout_seconds:g} s; "
             f"late: worker {', '.join(late)}. It is stopped, stuck or very slow; raise "
             "`--hang-timeout` if it only needs more time."
         )
+
+    def _waits(self, rank: int) -> bool:
+        """Whether the post that a worker needs next has not been made."""
+        posted = self._posted[rank * WORDS]
+        distance = 1 << ((posted - 1) % len(self._rounds))
+        source = (rank - distance) % self._workers
+        return bool(posted) and self._posted[source * WORDS] < posted
 
 
 def _wall_clock(seconds: float) -> ctypes.c_void_p:
