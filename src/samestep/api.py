@@ -19,8 +19,8 @@ from samestep.view import View, make_view
 
 
 SPIN_SECONDS = 2e-3
-"""How long a worker with a core of its own tries before it sleeps: most waits end
-sooner, and to be woken takes 30 to 60 us."""
+"""How long at most a worker with a core of its own tries before it sleeps: most waits
+end sooner, and to be woken takes 30 to 60 us."""
 CROWDED_SPIN_SECONDS = 50e-6
 """The same where workers share cores: the awaited worker may need this one."""
 

@@ -10,7 +10,9 @@ and sem_timedwait synchronise memory (XBD 4.12). What a worker wrote before its 
 visible to whoever took that post, and, since rounds follow each other in one thread, to
 whoever depends on it.
 
-A wait first tries for a short time without sleeping, then sleeps in the kernel.
+A wait first tries for a short time without sleeping, then sleeps in the kernel. The
+time doubles, up to a limit, when trying was enough and halves when it was not: on a
+busy machine, where waits are long, a worker soon leaves its core to those it waits for.
 """
 
 import ctypes
@@ -25,6 +27,7 @@ from samestep.errors import WorkerLate
 SEMAPHORE_BYTES = 64
 """A cache line each; glibc's sem_t takes 32 bytes."""
 WORDS = SEMAPHORE_BYTES // 8
+LEAST_SPIN_SECONDS = 20e-6
 SLEEP_SECONDS = 0.2
 """sem_timedwait takes wall-clock time, which may jump: sleep in short pieces."""
 
@@ -81,7 +84,7 @@ class Barrier:
         """`memory` is a map of an object made by `create`."""
         self._rank = rank
         self._workers = workers
-        self._spin_seconds = spin_seconds
+        self._spin_seconds = self._most_seconds = spin_seconds
         self._timeout_seconds = timeout_seconds
         self._posted = memoryview(memory)[: workers * SEMAPHORE_BYTES].cast("q")
         self._count = 0
@@ -112,7 +115,9 @@ class Barrier:
         end = start + self._spin_seconds
         while time.monotonic() < end:
             if not _quick.sem_trywait(semaphore):
+                self._spin_seconds = min(2 * self._spin_seconds, self._most_seconds)
                 return
+        self._spin_seconds = max(self._spin_seconds / 2, LEAST_SPIN_SECONDS)
         while time.monotonic() < start + self._timeout_seconds:
             if not _sleeping.sem_timedwait(semaphore, _wall_clock(SLEEP_SECONDS)):
                 return
