@@ -32,7 +32,10 @@ RECIPES = {
 
 def results(run: Run) -> dict[str, Any]:
     """Everything that must not depend on the placement."""
-    measured = ("seconds", "samples_per_second", "seconds_by_phase", "workers")
+    measured = (
+        *("seconds", "samples_per_second", "minor_faults_per_step"),
+        *("seconds_by_phase", "workers"),
+    )
     kept = [
         {key: value for key, value in epoch.items() if key not in measured}
         for epoch in run.history

@@ -99,11 +99,11 @@ def test_without_shared_memory_auto_takes_gloo_and_says_so(
 
     recipe = Recipe.load("mnist-mlp")
     monkeypatch.setattr(barrier, "create", refuse)
-    placement, why = Placement(workers=2).resolve(recipe)
+    placement, why = Placement(workers=2).resolve(recipe.micro_batches)
     assert placement.exchange == "gloo"
     assert "gloo (no shared memory: no space left on /dev/shm)" in why
     with pytest.raises(PlacementError, match=r"no space left.*Use `--exchange gloo`"):
-        Placement(workers=2, exchange="shared").resolve(recipe)
+        Placement(workers=2, exchange="shared").resolve(recipe.micro_batches)
 
 
 def test_a_layer_that_is_used_twice_has_the_sum_of_its_gradients() -> None:

@@ -106,6 +106,23 @@ def test_workers_end_when_the_supervisor_is_killed(
     assert set(Path("/dev/shm").glob("*")) == shared_memory  # noqa: S108
 
 
+def test_a_small_dev_shm_does_not_matter(tmp_path: Path) -> None:
+    small = "mount -t tmpfs -o size=64k tmpfs /dev/shm"
+    unshare = ["unshare", "--mount", "sh", "-c"]
+    if subprocess.run([*unshare, small], check=False, capture_output=True).returncode:
+        pytest.skip("a mount namespace needs `unshare` and root")
+    train = f"{sys.executable} -m samestep train --workers 2 --exchange shared"
+    short = "--epochs 1 --set data.train_samples=600"
+    ended = subprocess.run(
+        [*unshare, f"{small} && {train} {short} --out {tmp_path}/run"],
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+
+
 def test_a_stopped_worker_is_named(tmp_path: Path) -> None:
     arguments = ("--workers", "3", "--hang-timeout", "1.5")
     with long_training(tmp_path / "run", *arguments) as (process, below):

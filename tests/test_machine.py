@@ -50,16 +50,20 @@ def test_auto_takes_all_cores_but_no_more_than_there_are_micro_batches(
     monkeypatch: pytest.MonkeyPatch, recipe: Recipe
 ) -> None:
     monkeypatch.setattr(machine, "usable_cores", lambda: (64, "a large machine"))
-    placement, why = Placement().resolve(recipe)
+    placement, why = Placement().resolve(recipe.micro_batches)
     assert placement.workers == recipe.micro_batches
     assert why.startswith("4 workers (the recipe's micro-batches), exchange ")
     monkeypatch.setattr(machine, "usable_cores", lambda: (1, "a small machine"))
-    assert Placement().resolve(recipe)[1].startswith("1 worker (a small machine)")
+    assert (
+        Placement()
+        .resolve(recipe.micro_batches)[1]
+        .startswith("1 worker (a small machine)")
+    )
 
 
 def test_more_workers_than_micro_batches_are_refused(recipe: Recipe) -> None:
     with pytest.raises(PlacementError, match="9 workers cannot share 4 micro-batches"):
-        Placement(workers=9).resolve(recipe)
+        Placement(workers=9).resolve(recipe.micro_batches)
 
 
 def test_the_description_is_complete() -> None:

@@ -58,11 +58,12 @@ def train(
             return train(recipe, placement, view=view, server=own, started=started)
     if not isinstance(recipe, Recipe):
         recipe = Recipe.load(recipe)
-    placement, why = (placement or Placement()).resolve(recipe)
+    placement, why = (placement or Placement()).resolve(recipe.micro_batches)
     notice = mnist.prepare()
     writer = RunWriter.create(recipe, placement, mnist.describe(), started)
     with view or make_view(recipe) as shown:
-        shown.note(f"{recipe.name}: {why}")
+        threads = "1 thread" if recipe.threads == 1 else f"{recipe.threads} threads"
+        shown.note(f"{recipe.name}: {why}, {threads} each")
         if notice:
             writer.event("notice", text=notice)
             shown.note(f"note: {notice}")
@@ -112,7 +113,7 @@ def evaluate(
             return evaluate(run_or_model, placement, split=split, server=own)
     model_file = _model_file(run_or_model)
     recipe = read_recipe(model_file)
-    resolved = (placement or Placement()).resolve(recipe)[0]
+    resolved = (placement or Placement()).resolve(None)[0]
     workers = resolved.workers
     assert isinstance(workers, int)
     job = {

@@ -1,6 +1,7 @@
 """The placement: everything about a training that must not change its result."""
 
 import os
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -8,7 +9,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from samestep import barrier, machine
 from samestep.errors import PlacementError
-from samestep.recipe import Recipe
 
 
 class Placement(BaseModel):
@@ -27,23 +27,24 @@ class Placement(BaseModel):
     out: Path | None = Field(None, strict=False)
     """The run directory; by default runs/<recipe>-<UTC time>."""
 
-    def resolve(self, recipe: Recipe) -> tuple["Placement", str]:
+    def resolve(self, micro_batches: int | None) -> tuple["Placement", str]:
         """Every `auto` replaced by what was chosen, and the reason in words.
 
+        At most `micro_batches` workers can share them; None: any number will do.
         Raises PlacementError.
         """
+        most = micro_batches or sys.maxsize
         cores, limit = machine.usable_cores()
         if self.workers == "auto":
-            workers = min(cores, recipe.micro_batches)
+            workers = min(cores, most)
             why = limit if workers == cores else "the recipe's micro-batches"
         else:
             workers, why = self.workers, "as asked for"
-        if workers > recipe.micro_batches:
+        if workers > most:
             raise PlacementError(
-                f"{workers} workers cannot share {recipe.micro_batches} micro-batches: "
-                f"each worker computes at least one. Use `--workers "
-                f"{recipe.micro_batches}`, or raise `--micro-batches` (this changes "
-                "the recipe and so the result)."
+                f"{workers} workers cannot share {most} micro-batches: each worker "
+                f"computes at least one. Use `--workers {most}`, or raise "
+                "`--micro-batches` (this changes the recipe and so the result)."
             )
         exchange, because = self._resolve_exchange()
         resolved = self.model_copy(update={"workers": workers, "exchange": exchange})

@@ -4,6 +4,7 @@ plan -> own micro-batches -> forward and backward of each -> partials -> exchang
      -> optimizer -> next step
 """
 
+import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -137,7 +138,7 @@ def train(trainer: Trainer, model_file: Path) -> None:
 
 def train_epoch(trainer: Trainer, epoch: int) -> dict[str, Any]:
     """All workers: one pass over the training samples; returns its record."""
-    start = time.perf_counter()
+    start, faults = time.perf_counter(), _minor_faults()
     trainer.clock.take()
     order = trainer.plan.order(epoch)
     num_steps = trainer.plan.steps_per_epoch
@@ -157,6 +158,7 @@ def train_epoch(trainer: Trainer, epoch: int) -> dict[str, Any]:
         "seconds": elapsed,
         **{f"train_{key}": value for key, value in total.means().items()},
         "samples_per_second": total.samples / elapsed,
+        "minor_faults_per_step": (_minor_faults() - faults) / num_steps,
         "seconds_by_phase": _by_phase(seconds.mean(dim=0)),
         "workers": [_by_phase(row) for row in seconds],
     }
@@ -244,6 +246,10 @@ def _evaluated(trainer: Trainer, name: str) -> dict[str, float]:
         trainer.exchange,
     )
     return {f"{name}_{key}": value for key, value in sums.means().items()}
+
+
+def _minor_faults() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
 def _by_phase(seconds: Tensor) -> dict[str, float]:

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from samestep import barrier, tree
+from samestep.errors import PlacementError
 from samestep.flat import Flat
 from samestep.models.layers import Linear
 from samestep.tree import Node
@@ -38,10 +39,17 @@ class Memory:
     """The shared object, given out in pieces that start at page boundaries."""
 
     def __init__(self, fd: int, header_bytes: int, num_bytes: int) -> None:
-        """Makes the object large enough. Raises OSError if memory is short."""
+        """Makes the object large enough. Raises PlacementError if memory is short."""
         self._used = _pages(header_bytes)
         num_bytes += self._used
-        os.posix_fallocate(fd, 0, num_bytes)  # now, not by SIGBUS in some later step
+        try:
+            os.posix_fallocate(fd, 0, num_bytes)  # not by SIGBUS in some later step
+        except OSError as error:
+            raise PlacementError(
+                f"The exchange `shared` needs {num_bytes / 1e6:,.0f} MB of shared "
+                f"memory on this machine: {error.strerror}. Use fewer workers or a smaller "
+                "model, or `--exchange gloo`; the result is the same."
+            ) from None
         self.map = mmap.mmap(fd, num_bytes)
         self._bytes = torch.frombuffer(self.map, dtype=torch.uint8)
 
@@ -74,7 +82,8 @@ class SharedExchange:
             for leaf in range(*shares[rank])
         }
         slots = max(_num_slots(owned, self._num_leaves) for owned in shares)
-        width = flat.size + flat.tail
+        # Slots start at pages: the alignment of a product may decide its bits.
+        width = _round_up(flat.size + flat.tail, PAGE // 4)
         memory = Memory(
             fd,
             barrier.header_bytes(self.workers),
@@ -159,7 +168,8 @@ class SharedExchange:
 
     def _take_buffers(self, slot: Tensor) -> None:
         if self._flat.tail:
-            own, buffers = slot[self._flat.size :], self._flat.read_buffers()
+            tail = slice(self._flat.size, self._flat.size + self._flat.tail)
+            own, buffers = slot[tail], self._flat.read_buffers()
             own.add_(buffers) if self._merging else own.copy_(buffers)
 
     def sum(self) -> tuple[Tensor, Tensor]:
@@ -218,4 +228,8 @@ def _num_slots(owned: Node, num_leaves: int) -> int:
 
 
 def _pages(num_bytes: int) -> int:
-    return -(-num_bytes // PAGE) * PAGE
+    return _round_up(num_bytes, PAGE)
+
+
+def _round_up(number: int, unit: int) -> int:
+    return -(-number // unit) * unit
