@@ -47,8 +47,8 @@ class Memory:
         except OSError as error:
             raise PlacementError(
                 f"The exchange `shared` needs {num_bytes / 1e6:,.0f} MB of shared "
-                f"memory on this machine: {error.strerror}. Use fewer workers or a smaller "
-                "model, or `--exchange gloo`; the result is the same."
+                f"memory on this machine: {error.strerror}. Use fewer workers or a "
+                "smaller model, or `--exchange gloo`; the result is the same."
             ) from None
         self.map = mmap.mmap(fd, num_bytes)
         self._bytes = torch.frombuffer(self.map, dtype=torch.uint8)
