@@ -66,6 +66,10 @@ class StepLedger:
             )
         ]
         self._loss, self._correct, self._arrived, self._phases = views
+        # The same memory through numpy, where writing a cell takes 0.1 us, not 5.
+        self._loss_cells, self._correct_cells, self._arrived_cells = (
+            view.numpy() for view in views[:3]
+        )
 
     def open(self, step: int, size: int) -> int:
         """A row for one step of `size` samples; steps are counted from 0."""
@@ -76,12 +80,12 @@ class StepLedger:
 
     def note(self, row: int, micro_batch: int, loss: float, correct: int) -> None:
         """The sums over one own micro-batch."""
-        self._loss[row, micro_batch] = loss
-        self._correct[row, micro_batch] = correct
+        self._loss_cells[row, micro_batch] = loss
+        self._correct_cells[row, micro_batch] = correct
 
     def arrive(self, row: int, seconds: float) -> None:
         """When this worker's last gradient was ready (one machine, one clock)."""
-        self._arrived[row, self._rank] = seconds
+        self._arrived_cells[row, self._rank] = seconds
 
     def close(self, phases: list[float]) -> tuple[list[Sums], Tensor]:
         """All workers: the sums of each step, and seconds as float64 [workers, phases].

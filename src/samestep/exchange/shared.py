@@ -118,10 +118,6 @@ class SharedExchange:
         """All workers: the parameters become views of the shared ones of rank 0."""
         self._flat.bind(self.parameters, write=self._rank == 0)
         self._barrier.wait()
-        for parameter in self._flat.parameters:
-            parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
-                self._take
-            )
         for module in objective.modules():
             if isinstance(module, Linear):
                 module.sink = self._place
@@ -143,21 +139,14 @@ class SharedExchange:
         self._missing.remove(position)
         return self._views[self._depth - 1][position]
 
-    def _take(self, parameter: Tensor) -> None:
-        """A gradient is ready: into its slot while it is in the cache."""
-        position = self._position[id(parameter)]
-        own = self._views[self._depth - 1][position]
-        if parameter.grad is None:  # it was written to its place
-            return
-        if self._merging or position not in self._missing:
-            own.add_(parameter.grad)
-        else:
-            own.copy_(parameter.grad)
-            self._missing.remove(position)
-        parameter.grad = None
-
     def collect(self, leaf: int) -> None:
         """After the backward pass of `leaf`: completes the sums that end with it."""
+        for own, parameter in zip(
+            self._views[self._depth - 1], self._flat.parameters, strict=True
+        ):
+            if parameter.grad is not None:  # it was not written to its place
+                self._take(own, parameter.grad, self._position[id(parameter)])
+                parameter.grad = None
         if not self._merging:
             for position in self._missing:  # without a gradient in this pass
                 self._views[self._depth - 1][position].zero_()
@@ -165,6 +154,13 @@ class SharedExchange:
         for _ in range(self._merges[leaf] - 1):
             self._depth -= 1
             self._slots[self._depth - 1].add_(self._slots[self._depth])
+
+    def _take(self, own: Tensor, gradient: Tensor, position: int) -> None:
+        if self._merging or position not in self._missing:
+            own.add_(gradient)
+        else:
+            own.copy_(gradient)
+            self._missing.remove(position)
 
     def _take_buffers(self, slot: Tensor) -> None:
         if self._flat.tail:
@@ -180,6 +176,8 @@ class SharedExchange:
 
     def _tails(self) -> Tensor:
         size, tail = self._flat.size, self._flat.tail
+        if tail == 0:
+            return torch.empty(0)
         return self._total(slice(size, size + tail), torch.empty(tail))
 
     def _total(self, part: slice, out: Tensor) -> Tensor:
