@@ -32,7 +32,7 @@ def main() -> None:
     scale = optax.scale_by_adam(*hyper.betas)
     decay = optax.add_decayed_weights(hyper.weight_decay)
     parts = [decay, scale] if hyper.name == "adam" else [scale, decay]
-    optimizer = optax.chain(*parts)
+    optimizer, seconds = optax.chain(*parts), []
 
     def logits(layers, inputs, key):
         for i, (weight, bias) in enumerate(layers):
@@ -66,7 +66,7 @@ def main() -> None:
         batches = order.reshape(steps, batch), rates
         return jax.lax.scan(step, (layers, state, key), batches)[0][:2]
 
-    state, seconds = optimizer.init(layers), []
+    state = optimizer.init(layers)
     for index in range(epochs):
         start = time.perf_counter()
         key = jax.random.key(index)
