@@ -31,11 +31,11 @@ def main() -> None:
             run = train(recipe, placement, view=SilentView(), server=server)
             last, test = run.history[-1], run.result["test_accuracy"]
             tests.append(test)
-            validation = last.get("validation_accuracy", float("nan"))
+            held_out = last.get("validation_accuracy")
+            validation = "" if held_out is None else f"validation {held_out:.2%}  "
+            train_accuracy = f"train {last['train_accuracy']:.2%}  "
             print(
-                f"seed {seed}  train {last['train_accuracy']:.2%}  "
-                f"validation {validation:.2%}  test {test:.2%}",
-                flush=True,
+                f"seed {seed}  {train_accuracy}{validation}test {test:.2%}", flush=True
             )
     print(f"test: mean {statistics.mean(tests):.2%}, lowest {min(tests):.2%}")
 

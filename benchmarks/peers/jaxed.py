@@ -15,7 +15,7 @@ from common import task
 
 def main() -> None:
     work = task()
-    recipe, epochs = work.recipe, work.epochs
+    recipe, epochs, hyper = work.recipe, work.epochs, work.recipe.optimizer
     batch, steps = recipe.global_batch, len(work.train[1]) // recipe.global_batch
     dropout, smoothing = recipe.model.dropout, recipe.loss.label_smoothing
     images, labels = (jnp.asarray(part.numpy()) for part in work.train)
@@ -28,7 +28,6 @@ def main() -> None:
         for p in work.model()
         if hasattr(p, "weight")
     ]
-    hyper = recipe.optimizer
     scale = optax.scale_by_adam(*hyper.betas)
     decay = optax.add_decayed_weights(hyper.weight_decay)
     parts = [decay, scale] if hyper.name == "adam" else [scale, decay]
@@ -47,8 +46,7 @@ def main() -> None:
 
     def loss(layers, inputs, targets, key):
         smooth = optax.smooth_labels(jax.nn.one_hot(targets, 10), smoothing)
-        found = logits(layers, inputs, key)
-        return optax.softmax_cross_entropy(found, smooth).mean()
+        return optax.softmax_cross_entropy(logits(layers, inputs, key), smooth).mean()
 
     @jax.jit
     def epoch(layers, state, key, rates):
@@ -69,8 +67,8 @@ def main() -> None:
     state = optimizer.init(layers)
     for index in range(epochs):
         start = time.perf_counter()
-        key = jax.random.key(index)
-        layers, state = jax.block_until_ready(epoch(layers, state, key, rates[index]))
+        now = epoch(layers, state, jax.random.key(index), rates[index])
+        layers, state = jax.block_until_ready(now)
         seconds.append(time.perf_counter() - start)
     inputs, targets = (part.numpy() for part in work.test)
     right = np.asarray(logits(layers, inputs, None).argmax(1) == targets).mean()
