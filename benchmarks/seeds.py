@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from samestep import Placement, Recipe, train
-from samestep.launch import ForkServer
+from samestep.forking import ForkServer
 from samestep.recipe import parse_override
 from samestep.view import SilentView
 

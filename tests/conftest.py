@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import samestep
-from samestep.launch import ForkServer
+from samestep.forking import ForkServer
 from samestep.view import SilentView
 
 

@@ -6,7 +6,7 @@ import pytest
 from conftest import Train, small_recipe
 
 import samestep
-from samestep.launch import ForkServer
+from samestep.forking import ForkServer
 
 
 SCRIPT = """

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from samestep import Placement, PlacementError, Recipe, WorkerLate, barrier
+from samestep.balance import shares
 from samestep.exchange.shared import SharedExchange
 from samestep.flat import Flat
 from samestep.models.layers import Linear, dropout_masks
-from samestep.plan import shares
 
 
 SOAK = Path(__file__).with_name("soak.py")
@@ -45,7 +45,8 @@ def test_ten_thousand_exchanges_with_random_delays_agree(
 
 def exchange_of(rank: int, workers: int, fd: int, timeout: float) -> SharedExchange:
     owned = shares(workers, workers)
-    return SharedExchange(Flat(nn.Linear(9, 9)), 2, owned, rank, fd, 1e-5, timeout)
+    flat = Flat(nn.Linear(9, 9), ["exp_avg", "exp_avg_sq"])
+    return SharedExchange(flat, owned, rank, fd, 1e-5, timeout)
 
 
 def test_a_barrier_names_all_who_are_late() -> None:
@@ -117,7 +118,7 @@ def test_a_layer_that_is_used_twice_has_the_sum_of_its_gradients() -> None:
     layer.weight.grad = layer.bias.grad = None
 
     fd = barrier.create(1)
-    exchange = SharedExchange(Flat(twice), 0, [(0, 1)], 0, fd, 0.0, 1.0)
+    exchange = SharedExchange(Flat(twice), [(0, 1)], 0, fd, 0.0, 1.0)
     os.close(fd)
     exchange.attach(twice)
     with exchange.turn(0):

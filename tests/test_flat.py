@@ -7,9 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from samestep.flat import BLOCK, Flat, block_norms
+from samestep.flat import Flat, block_norms
+from samestep.layout import BLOCK
 from samestep.recipe import AdamRecipe, AdamWRecipe, OptimizerRecipe, SgdRecipe
-from samestep.update import Update, num_states
+from samestep.update import Update, state_names
 
 
 OPTIMIZERS: dict[str, OptimizerRecipe] = {
@@ -25,7 +26,7 @@ def trained(recipe: OptimizerRecipe, cuts: list[int], steps: int = 5) -> torch.T
     generator = torch.Generator().manual_seed(0)
     vector = torch.randn(cuts[-1], generator=generator)
     slices = [slice(a, b) for a, b in pairwise(cuts)]
-    states = torch.zeros(num_states(recipe), cuts[-1])
+    states = torch.zeros(len(state_names(recipe)), cuts[-1])
     updates = [
         Update(recipe, vector[s], [state[s] for state in states]) for s in slices
     ]
@@ -73,7 +74,7 @@ def test_the_norm_of_a_block_does_not_depend_on_who_computes_it(
 @given(st.integers(1, 3000), st.integers(1, 9))
 def test_slices_cover_the_vector_at_block_boundaries(width: int, workers: int) -> None:
     flat = Flat(nn.Linear(width, 3))
-    slices = flat.slices(workers)
+    slices = flat.layout.slices(workers)
     assert [s[0] for s in slices[1:]] == [s[1] for s in slices[:-1]]
     assert (slices[0][0], slices[-1][1]) == (0, flat.size)
     assert all(cut % BLOCK == 0 for s in slices for cut in s)

@@ -2,7 +2,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from samestep.plan import Plan, derive_seed, pieces, shares
+from samestep.balance import pieces, shares
+from samestep.plan import Plan, derive_seed
 
 
 plans = st.builds(

@@ -9,7 +9,9 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from samestep.errors import CheckpointError as CheckpointError
 from samestep.errors import DataError as DataError
+from samestep.errors import Interrupted as Interrupted
 from samestep.errors import NonFiniteLoss as NonFiniteLoss
 from samestep.errors import OutputError as OutputError
 from samestep.errors import PeerLost as PeerLost
@@ -27,6 +29,7 @@ from samestep.errors import WorkerLate as WorkerLate
 if TYPE_CHECKING:
     from samestep.api import Evaluation as Evaluation
     from samestep.api import evaluate as evaluate
+    from samestep.api import resume as resume
     from samestep.api import train as train
     from samestep.placement import Placement as Placement
     from samestep.recipe import Recipe as Recipe
@@ -39,12 +42,15 @@ _LAZY = {
     "Recipe": "samestep.recipe",
     "Run": "samestep.run",
     "evaluate": "samestep.api",
+    "resume": "samestep.api",
     "train": "samestep.api",
 }
 
 __all__ = [
+    "CheckpointError",
     "DataError",
     "Evaluation",
+    "Interrupted",
     "NonFiniteLoss",
     "OutputError",
     "PeerLost",
@@ -61,6 +67,7 @@ __all__ = [
     "WorkerFailed",
     "WorkerLate",
     "evaluate",
+    "resume",
     "train",
 ]
 

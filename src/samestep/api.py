@@ -1,4 +1,4 @@
-"""The Python API: train and evaluate, from a script, a notebook or the command line."""
+"""The Python API: train, resume and evaluate, from a script or the command line."""
 
 import os
 import tempfile
@@ -9,20 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from samestep.data import mnist
-from samestep.errors import RunError, SamestepError
-from samestep.launch import ForkServer, run_workers
-from samestep.machine import usable_cores
+from samestep.errors import RunError
+from samestep.forking import ForkServer
+from samestep.jobs import exchange_fields
+from samestep.launch import run_workers
 from samestep.placement import Placement
 from samestep.recipe import Recipe
-from samestep.run import MODEL_FILE, Run, RunWriter, read_recipe
+from samestep.resumption import find_start
+from samestep.run import Run, read_recipe
+from samestep.session import Session
+from samestep.signals import Stop
 from samestep.view import View, make_view
-
-
-SPIN_SECONDS = 2e-3
-"""How long at most a worker with a core of its own tries before it sleeps: most waits
-end sooner, and to be woken takes 30 to 60 us."""
-CROWDED_SPIN_SECONDS = 50e-6
-"""The same where workers share cores: the awaited worker may need this one."""
+from samestep.writer import RunWriter
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ def train(
     `samestep.view.SilentView()`. A `server` that is already running saves the
     two seconds of importing torch; `started` is the time.monotonic() from which
     `wall_seconds` counts. Raises a UsageError before anything is started, a
-    TrainingError after; in both cases no process is left.
+    TrainingError after, and Interrupted after a signal; no process is left.
     """
     started = time.monotonic() if started is None else started
     if server is None:
@@ -60,41 +58,57 @@ def train(
         recipe = Recipe.load(recipe)
     placement, why = (placement or Placement()).resolve(recipe.micro_batches)
     notice = mnist.prepare()
-    writer = RunWriter.create(recipe, placement, mnist.describe(), started)
+    writer = RunWriter.create(recipe, placement, started)
     with view or make_view(recipe) as shown:
-        threads = "1 thread" if recipe.threads == 1 else f"{recipe.threads} threads"
-        shown.note(f"{recipe.name}: {why}, {threads} each")
-        if notice:
-            writer.event("notice", text=notice)
-            shown.note(f"note: {notice}")
-        return _train(writer, server, shown)
+        shown.note(_headline(recipe, why))
+        writer.start("started", mnist.describe())
+        return Session(writer, server, shown).run(notice)
 
 
-def _train(writer: RunWriter, server: ForkServer, view: View) -> Run:
-    final: dict[str, Any] = {}
+def resume(
+    run: Run | str | Path,
+    placement: Placement | None = None,
+    *,
+    epochs: int | None = None,
+    accept_other_bits: bool = False,
+    view: View | None = None,
+    server: ForkServer | None = None,
+    started: float | None = None,
+) -> Run:
+    """Go on with a run from its newest checkpoint, with any workers and exchange.
 
-    def listen(message: Mapping[str, Any]) -> None:
-        writer.receive(message)
-        view.receive(message)
-        if message["type"] == "finished":
-            final.update({k: message[k] for k in message if k not in ("type", "rank")})
-
-    job = {
-        "kind": "train",
-        "recipe": writer.recipe.to_dict(),
-        "model_file": os.path.abspath(writer.path / MODEL_FILE),  # noqa: PTH100
-    }
-    job |= _exchange_job(writer.placement)
-    assert isinstance(writer.placement.workers, int)
-    try:
-        run_workers(server, job, writer.placement.workers, writer.logs, listen)
-    except SamestepError as error:
-        writer.close("failed", error=str(error), failed_rank=error.details.get("rank"))
-        raise
-    except BaseException:  # Ctrl-C, SIGTERM
-        writer.close("interrupted")
-        raise
-    return writer.close("finished", **final)
+    The final weights are those of the uninterrupted training. `epochs` extends a run
+    whose schedule does not depend on their number. Another recipe, torch version or
+    instruction set than the checkpoint's is refused, unless `accept_other_bits`.
+    Raises like `train`; RunError and CheckpointError say why it cannot go on.
+    """
+    started = time.monotonic() if started is None else started
+    if server is None:
+        with ForkServer() as own:
+            return resume(
+                run,
+                placement,
+                epochs=epochs,
+                accept_other_bits=accept_other_bits,
+                view=view,
+                server=own,
+                started=started,
+            )
+    path = run.path if isinstance(run, Run) else Path(run)
+    start = find_start(path, epochs)
+    placement, why = (placement or Placement()).resolve(start.recipe.micro_batches)
+    notice = mnist.prepare()
+    writer = RunWriter.reopen(path, start.recipe, placement, started)
+    start = find_start(path, epochs)  # nobody else writes any more
+    start.check(server.build(), accept_other_bits)
+    with view or make_view(start.recipe) as shown:
+        shown.note(_headline(start.recipe, why))
+        for warning in start.warnings:
+            shown.note(f"warning: {warning}")
+        shown.note(start.headline)
+        writer.rewind(start.step, start.epochs)
+        writer.start("resumed", mnist.describe())
+        return Session(writer, server, shown).run(notice, start.checkpoint)
 
 
 def evaluate(
@@ -114,32 +128,25 @@ def evaluate(
     model_file = _model_file(run_or_model)
     recipe = read_recipe(model_file)
     resolved = (placement or Placement()).resolve(None)[0]
-    workers = resolved.workers
-    assert isinstance(workers, int)
     job = {
         "kind": "evaluate",
         "recipe": recipe.to_dict(),
         "model_file": os.path.abspath(model_file),  # noqa: PTH100
         "split": split,
+        **exchange_fields(resolved),
     }
-    job |= _exchange_job(resolved)
     reports: list[Mapping[str, Any]] = []
+    workers = resolved.num_workers
     with tempfile.TemporaryDirectory(prefix="samestep-") as logs:
-        run_workers(server, job, workers, Path(logs), reports.append)
+        run_workers(server, job, workers, Path(logs), reports.append, Stop())
     report = next(r for r in reports if r["type"] == "evaluated")
     names = Evaluation.__dataclass_fields__
     return Evaluation(**{name: report[name] for name in names})
 
 
-def _exchange_job(placement: Placement) -> dict[str, Any]:
-    """What a worker needs to know to join the exchange."""
-    workers, cores = placement.workers, usable_cores()[0]
-    assert isinstance(workers, int)
-    return {
-        "exchange": placement.exchange,
-        "hang_timeout": placement.hang_timeout,
-        "spin_seconds": SPIN_SECONDS if workers <= cores else CROWDED_SPIN_SECONDS,
-    }
+def _headline(recipe: Recipe, why: str) -> str:
+    threads = "1 thread" if recipe.threads == 1 else f"{recipe.threads} threads"
+    return f"{recipe.name}: {why}, {threads} each"
 
 
 def _model_file(run_or_model: Run | str | Path) -> Path:

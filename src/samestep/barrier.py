@@ -21,6 +21,7 @@ import mmap
 import os
 import time
 
+from samestep import memory
 from samestep.errors import WorkerLate
 
 
@@ -53,12 +54,11 @@ def create(workers: int) -> int:
     """
     if not hasattr(os, "memfd_create"):
         raise OSError(errno.ENOSYS, "this system has no nameless shared memory (memfd)")
-    fd = os.memfd_create("samestep")
+    fd = memory.create(header_bytes(workers))
     try:
-        os.posix_fallocate(fd, 0, header_bytes(workers))
-        with mmap.mmap(fd, header_bytes(workers)) as memory:
+        with mmap.mmap(fd, header_bytes(workers)) as header:
             for index in range(workers, header_bytes(workers) // SEMAPHORE_BYTES):
-                _check(_quick.sem_init(_address(memory, index), 1, 0))
+                _check(_quick.sem_init(_address(header, index), 1, 0))
     except OSError:
         os.close(fd)
         raise
@@ -75,22 +75,22 @@ class Barrier:
 
     def __init__(
         self,
-        memory: mmap.mmap,
+        shared: mmap.mmap,
         rank: int,
         workers: int,
         spin_seconds: float,
         timeout_seconds: float,
     ) -> None:
-        """`memory` is a map of an object made by `create`."""
+        """`shared` is a map of an object made by `create`."""
         self._rank = rank
         self._workers = workers
         self._spin_seconds = self._most_seconds = spin_seconds
         self._timeout_seconds = timeout_seconds
-        self._posted = memoryview(memory)[: workers * SEMAPHORE_BYTES].cast("q")
+        self._posted = memoryview(shared)[: workers * SEMAPHORE_BYTES].cast("q")
         self._count = 0
 
         def semaphore(worker: int, round_: int) -> ctypes.c_void_p:
-            return _address(memory, workers + worker * num_rounds(workers) + round_)
+            return _address(shared, workers + worker * num_rounds(workers) + round_)
 
         self._rounds = [
             (semaphore((rank + (1 << k)) % workers, k), semaphore(rank, k))
@@ -147,8 +147,8 @@ def _wall_clock(seconds: float) -> ctypes.c_void_p:
     return ctypes.cast(ctypes.pointer(moment), ctypes.c_void_p)
 
 
-def _address(memory: mmap.mmap, index: int) -> ctypes.c_void_p:
-    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+def _address(shared: mmap.mmap, index: int) -> ctypes.c_void_p:
+    start = ctypes.addressof(ctypes.c_char.from_buffer(shared))
     return ctypes.c_void_p(start + index * SEMAPHORE_BYTES)
 
 

@@ -3,13 +3,14 @@
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from samestep.errors import SamestepError, UsageError
-from samestep.launch import ForkServer
+from samestep.errors import Interrupted, SamestepError, UsageError
+from samestep.forking import ForkServer
 
 
 if TYPE_CHECKING:
@@ -44,6 +45,56 @@ workers_option = click.option(
 )
 
 
+def placement_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Everything about a training that does not change its result."""
+    seconds = click.FloatRange(0)
+    options = [
+        workers_option,
+        click.option(
+            "--exchange",
+            type=click.Choice(["auto", "shared", "gloo"]),
+            default="auto",
+            help="How the workers' gradients become one sum; auto: shared if possible.",
+        ),
+        click.option(
+            "--min-workers",
+            type=click.IntRange(1),
+            help="Go on with as few as this after the machine lost cores or memory.",
+        ),
+        click.option(
+            "--max-restarts",
+            type=click.IntRange(0),
+            default=3,
+            show_default=True,
+            help="How often to start again without getting further in between.",
+        ),
+        click.option(
+            "--hang-timeout",
+            type=click.FloatRange(0, min_open=True),
+            default=60.0,
+            show_default=True,
+            help="Seconds without any progress after which a worker counts as dead.",
+        ),
+        click.option(
+            "--checkpoint-seconds",
+            type=seconds,
+            default=30.0,
+            show_default=True,
+            help="Between checkpoints on disk, besides those at the end of an epoch.",
+        ),
+        click.option(
+            "--snapshot-seconds",
+            type=seconds,
+            default=0.5,
+            show_default=True,
+            help="Between snapshots in memory; 0: none, nor checkpoints but the last.",
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="samestep")
 def cli() -> None:
@@ -53,6 +104,7 @@ def cli() -> None:
     Examples:
       samestep train                             the default recipe on all cores
       samestep train mnist-mlp-classic --workers 2
+      samestep resume runs/a                     go on where it stopped
       samestep compare runs/a runs/b             are the weights identical?
       samestep recipes                           what can be trained
     """
@@ -60,20 +112,7 @@ def cli() -> None:
 
 @cli.command()
 @click.argument("recipe", default="mnist-mlp")
-@workers_option
-@click.option(
-    "--exchange",
-    type=click.Choice(["auto", "shared", "gloo"]),
-    default="auto",
-    help="How the workers' gradients become one sum; auto: shared if possible.",
-)
-@click.option(
-    "--hang-timeout",
-    type=click.FloatRange(0, min_open=True),
-    default=60.0,
-    show_default=True,
-    help="Seconds after which a worker that others wait for counts as hung.",
-)
+@placement_options
 @click.option("--epochs", type=int, help="Passes over the training samples.")
 @click.option("--global-batch", type=int, help="Samples of one optimizer step.")
 @click.option("--micro-batches", type=int, help="Pieces of a global batch.")
@@ -92,12 +131,13 @@ def cli() -> None:
 )
 def train(
     recipe: str,
-    workers: int | str,
-    exchange: str,
-    hang_timeout: float,
     out: Path | None,
     assignments: tuple[str, ...],
-    **fields: int | None,
+    epochs: int | None,
+    global_batch: int | None,
+    micro_batches: int | None,
+    seed: int | None,
+    **placed: Any,
 ) -> None:
     """Train RECIPE: a built-in recipe's name or a TOML file; default mnist-mlp.
 
@@ -113,22 +153,54 @@ def train(
         from samestep.placement import Placement
         from samestep.recipe import Recipe, parse_override
 
-        overrides = dict(map(parse_override, assignments))
-        overrides |= {
-            name: value for name, value in fields.items() if value is not None
+        fields = {
+            "epochs": epochs,
+            "global_batch": global_batch,
+            "micro_batches": micro_batches,
+            "seed": seed,
         }
-        placement = Placement.model_validate(
-            {
-                "workers": workers,
-                "exchange": exchange,
-                "hang_timeout": hang_timeout,
-                "out": out,
-            }
-        )
+        overrides = dict(map(parse_override, assignments))
+        overrides |= {name: v for name, v in fields.items() if v is not None}
+        placement = Placement.model_validate({"out": out, **placed})
         run = api.train(
             Recipe.load(recipe, overrides), placement, server=server, started=STARTED
         )
         click.echo(_summary(run))
+
+
+@cli.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@placement_options
+@click.option("--epochs", type=int, help="Train for so many epochs in all.")
+@click.option(
+    "--accept-other-bits",
+    is_flag=True,
+    help="Go on even if recipe, torch version or instruction set have changed.",
+)
+def resume(
+    run: Path, epochs: int | None, accept_other_bits: bool, **placed: Any
+) -> None:
+    """Go on with RUN from its newest checkpoint, with any number of workers.
+
+    \b
+    Examples:
+      samestep resume runs/mnist-mlp-20260101T000000Z
+      samestep resume runs/mine --workers 4 --exchange gloo
+      samestep resume runs/mine --epochs 10     if the schedule allows more epochs
+    """
+    with ForkServer() as server:
+        from samestep import api
+        from samestep.placement import Placement
+
+        resumed = api.resume(
+            run,
+            Placement.model_validate(placed),
+            epochs=epochs,
+            accept_other_bits=accept_other_bits,
+            server=server,
+            started=STARTED,
+        )
+        click.echo(_summary(resumed))
 
 
 @cli.command()
@@ -179,6 +251,57 @@ def compare(run_a: Path, run_b: Path) -> None:
 
 
 @cli.command()
+@click.argument("recipe", default="mnist-mlp")
+@click.option("--kills", type=click.IntRange(0), default=10, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the faults.")
+@click.option(
+    "--faults",
+    default="kill,stop,exception,corrupt,diskfull",
+    show_default=True,
+    help="Which kinds, separated by commas.",
+)
+@click.option("--workers", type=click.IntRange(1), default=2, show_default=True)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Directory for the trainings; default: runs/chaos-<UTC time>.",
+)
+@click.option(
+    "--set", "assignments", multiple=True, metavar="a.b=value", help="A recipe field."
+)
+def chaos(
+    recipe: str,
+    kills: int,
+    seed: int,
+    faults: str,
+    workers: int,
+    out: Path | None,
+    assignments: tuple[str, ...],
+) -> None:
+    """Train RECIPE undisturbed, then under faults; exit code 1 if the weights differ.
+
+    Ten kills at a time hit one training: at random times and at named points. Stopped
+    workers, exceptions, damaged checkpoints and a full disk come on top.
+
+    \b
+    Examples:
+      samestep chaos
+      samestep chaos --kills 50 --seed 7
+      samestep chaos --kills 5 --faults kill --workers 3
+    """
+    from rich.console import Console
+
+    from samestep import chaos as chaos_
+    from samestep.recipe import Recipe, parse_override
+
+    loaded = Recipe.load(recipe, dict(map(parse_override, assignments)))
+    report = chaos_.unleash(loaded, kills, seed, faults.split(","), workers, out)
+    Console().print(report.table)
+    click.echo(report.summary)
+    sys.exit(0 if report.is_identical else 1)
+
+
+@cli.command()
 @click.argument("name", required=False)
 def recipes(name: str | None) -> None:
     """List the built-in recipes, or print NAME with all its fields as TOML.
@@ -210,6 +333,8 @@ def main() -> NoReturn:
         _fail("interrupted", 130)
     except Terminated:
         _fail("terminated", 143)
+    except Interrupted as error:
+        _fail(str(error), error.exit_code)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

@@ -5,6 +5,7 @@ SamestepError                      exit code 1
 │   ├── RecipeError
 │   ├── PlacementError
 │   ├── RunError
+│   ├── CheckpointError
 │   └── DataError
 └── TrainingError
     ├── WorkerFailed
@@ -13,6 +14,8 @@ SamestepError                      exit code 1
     ├── PeerLost
     ├── WorkerLate
     └── OutputError
+
+Interrupted (not an Exception)     exit code 130, 143 or 75
 
 A message is one or two sentences: the rule, the value received, the remedy.
 """
@@ -48,6 +51,10 @@ class RunError(UsageError):
     """A run directory is missing, foreign, unfinished, or already there."""
 
 
+class CheckpointError(UsageError):
+    """A checkpoint is damaged, or was made under other conditions."""
+
+
 class DataError(UsageError):
     """A data file is missing, unreadable or damaged."""
 
@@ -73,11 +80,20 @@ class PeerLost(TrainingError):
 
 
 class WorkerLate(TrainingError):
-    """A worker did not reach the exchange in time."""
+    """A worker made no progress in time."""
 
 
 class OutputError(TrainingError):
     """A file of the run could not be written."""
+
+
+class Interrupted(BaseException):
+    """A signal ended the training; like KeyboardInterrupt, not to be swallowed."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        """`exit_code` is that of a process which stops because of the signal."""
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -1,44 +1,37 @@
 """The model's parameters as views of one vector, and its buffers between the steps.
 
-    [ parameter | padding | parameter | padding | ... ][ floating-point buffers ]
-      <-------------- `size`, a multiple of BLOCK ---->  <------ `tail` ------->
-
-A vector of this layout also holds a gradient; its tail then holds what a forward pass
-made of the buffers (BatchNorm's running statistics). Padding is zero and stays so.
+A vector of the layout (`samestep.layout`) also holds a gradient; its tail then holds
+what a forward pass made of the buffers (BatchNorm's running statistics).
 """
 
-from itertools import accumulate, pairwise
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from samestep.plan import pieces
-
-
-ALIGNMENT = 16
-"""Parameters start at multiples of so many float32: a cache line."""
-BLOCK = 1024
-"""Slices of the vector are cut at multiples of so many elements."""
+from samestep.layout import BLOCK, Entry, Layout
 
 
 class Flat:
-    """The layout of one model; float32 parameters and buffers only."""
+    """The vectors of one model; float32 parameters and buffers only."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self._buffers = [b for b in model.buffers() if b.is_floating_point()]
-        self._counters = [b for b in model.buffers() if not b.is_floating_point()]
-        sizes = [_round_up(p.numel(), ALIGNMENT) for p in self.parameters]
-        self._offsets = [0, *accumulate(sizes)]
-        self.size = _round_up(self._offsets[-1], BLOCK)
-        self.tail = sum(buffer.numel() for buffer in self._buffers)
+    def __init__(self, model: nn.Module, states: Sequence[str] = ()) -> None:
+        """`states` are the names of the optimizer's state vectors."""
+        named = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        buffers = {n: b for n, b in model.named_buffers() if b.is_floating_point()}
+        counters = {n: b for n, b in model.named_buffers() if n not in buffers}
+        self.layout = Layout(
+            parameters=tuple(_entry(*item) for item in named.items()),
+            buffers=tuple(_entry(*item) for item in buffers.items()),
+            counters=tuple(counters),
+            states=tuple(states),
+        )
+        self.size, self.tail = self.layout.size, self.layout.tail
+        self.parameters = list(named.values())
+        self._offsets = self.layout.offsets
+        self._buffers, self._counters = list(buffers.values()), list(counters.values())
         self._saved = [buffer.clone() for buffer in self._buffers]
-        self._counts = [int(counter) for counter in self._counters]
-
-    def slices(self, workers: int) -> list[tuple[int, int]]:
-        """The part of the vector that each worker updates."""
-        cuts = [BLOCK * cut for cut in pieces(self.size // BLOCK, workers)]
-        return list(pairwise(cuts))
+        self.counts = [int(counter) for counter in self._counters]
 
     def views(self, vector: Tensor) -> list[Tensor]:
         """[size + tail] or [size] -> one view per parameter, of its shape."""
@@ -58,21 +51,29 @@ class Flat:
         """The buffers as a forward pass left them: [tail]."""
         return torch.cat([torch.empty(0), *(b.view(-1) for b in self._buffers)])
 
+    def saved_buffers(self) -> Tensor:
+        """The buffers between two steps: [tail]."""
+        return torch.cat([torch.empty(0), *(b.view(-1) for b in self._saved)])
+
     def reset_buffers(self) -> None:
         """To their values before the step: every micro-batch starts from these."""
         for buffer, saved in zip(self._buffers, self._saved, strict=True):
             buffer.copy_(saved)
-        for counter, count in zip(self._counters, self._counts, strict=True):
+        for counter, count in zip(self._counters, self.counts, strict=True):
             counter.fill_(count)
 
     def advance_buffers(self, total: Tensor, micro_batches: int, updates: int) -> None:
         """Sums over micro-batches [tail] -> their means; integers count `updates`."""
-        if not self.tail:
-            return
-        means = torch.split(total / micro_batches, [b.numel() for b in self._saved])
-        for saved, mean in zip(self._saved, means, strict=True):
-            saved.copy_(mean.view_as(saved))
-        self._counts = [count + updates for count in self._counts]
+        if self.tail or self.counts:
+            counts = [count + updates for count in self.counts]
+            self.set_buffers(total / micro_batches, counts)
+
+    def set_buffers(self, values: Tensor, counts: Sequence[int]) -> None:
+        """[tail] and one number per integer buffer."""
+        parts = torch.split(values, [saved.numel() for saved in self._saved])
+        for saved, part in zip(self._saved, parts, strict=True):
+            saved.copy_(part.view_as(saved))
+        self.counts = list(counts)
         self.reset_buffers()
 
 
@@ -82,5 +83,5 @@ def block_norms(gradient: Tensor) -> Tensor:
     return (blocks * blocks).sum(dim=1)
 
 
-def _round_up(number: int, unit: int) -> int:
-    return -(-number // unit) * unit
+def _entry(name: str, tensor: Tensor) -> Entry:
+    return Entry(name=name, shape=tuple(tensor.shape))

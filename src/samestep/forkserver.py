@@ -5,8 +5,9 @@ Importing torch takes two seconds; a fork of a process that has done so takes so
 JSON lines over the Unix socket FD:
 
     received  {"spawn": {"env": {}, "log": "", "names": [], "preload": []}}
-              with a descriptor for each name, and {"kill": pid}
-    sent      {"spawned": pid}    {"exited": pid, "code": n}    n < 0: by signal -n
+              with a descriptor for each name, and {"signal": n, "to": pid}
+    sent      {"build": {"torch": "", "instruction_set": ""}} once, in the beginning
+              {"spawned": pid}    {"exited": pid, "code": n}    n < 0: by signal -n
 
 The end of the socket, however its other side ended, kills all workers with SIGKILL. The
 process imports torch and starts no thread, which makes the forks safe.
@@ -24,6 +25,8 @@ import socket
 import sys
 from collections.abc import Iterator
 from typing import Any
+
+import torch
 
 from samestep import worker
 
@@ -51,6 +54,7 @@ class ForkServer:
 
     def serve(self) -> None:
         """Until the supervisor goes away."""
+        send_json(self._channel, {"build": _build()})
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(self._wakeup_in.fileno())
         selector = selectors.DefaultSelector()
@@ -81,8 +85,8 @@ class ForkServer:
     def _obey(self, message: dict[str, Any]) -> None:
         if "spawn" in message:
             self._spawn(**message["spawn"])
-        elif message["kill"] in self._children:  # never a process id that was reused
-            os.kill(message["kill"], signal.SIGKILL)
+        elif message["to"] in self._children:  # never a process id that was reused
+            os.kill(message["to"], message["signal"])
 
     def _spawn(
         self, env: dict[str, str], log: str, names: list[str], preload: list[str]
@@ -130,6 +134,13 @@ class ForkServer:
             os.kill(pid, signal.SIGKILL)
         for pid in self._children:
             os.waitpid(pid, 0)
+
+
+def _build() -> dict[str, str]:
+    return {
+        "torch": torch.__version__,
+        "instruction_set": torch.backends.cpu.get_cpu_capability(),
+    }
 
 
 def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> Iterator[int]:

@@ -11,30 +11,29 @@ import os
 import selectors
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
 
 from samestep import barrier, errors
+from samestep.board import Board
 from samestep.errors import SamestepError, WorkerFailed
+from samestep.forking import END_SECONDS, ForkServer, Message
+from samestep.hangs import Watch, is_stopped, where_it_hangs
+from samestep.signals import Stop
 
-
-Message = dict[str, Any]
 
 PRELOAD = {"shared": [], "gloo": ["torch._dynamo"]}
 """What the workers of an exchange import besides torch; DDP takes 0.9 s."""
 
-START_SECONDS = 120.0
-"""Deadline for importing torch and forking a worker."""
+POLL_SECONDS = 0.1
+"""How often to look whether the workers make progress."""
+STOP_SECONDS = 3.0
+"""Deadline for the workers to finish their step and save it."""
 GRACE_SECONDS = 1.0
 """How long to wait for the cause when a worker only reports that it lost a peer."""
-END_SECONDS = 10.0
-"""Deadline for the fork server to kill and reap its workers."""
 
 
 @dataclass
@@ -45,6 +44,8 @@ class Worker:
     pid: int
     control: socket.socket
     log: Path
+    pidfd: int | None
+    """Names this process even when its parent is gone and its id is used again."""
     buffer: bytes = b""
     exit_code: int | None = None
     failure: Message | None = None
@@ -57,106 +58,17 @@ class Worker:
         *lines, self.buffer = self.buffer.split(b"\n")
         return [json.loads(line) for line in lines]
 
+    def kill(self) -> None:
+        """Without the fork server. Elsewhere than on Linux, it notices that we left."""
+        if self.pidfd is not None:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
 
-@dataclass
-class ForkServer:
-    """The supervisor's side of `samestep.forkserver`; leaving it ends all workers."""
-
-    _channel: socket.socket = field(init=False)
-    _process: subprocess.Popen[bytes] = field(init=False)
-    _buffer: bytes = b""
-    _inbox: list[Message] = field(default_factory=list)
-    _has_spawned: bool = False
-
-    def __enter__(self) -> Self:
-        self._channel, theirs = socket.socketpair()
-        with theirs:
-            # A session of its own: Ctrl-C reaches the supervisor, which ends the rest.
-            self._process = subprocess.Popen(  # noqa: S603
-                [
-                    sys.executable,
-                    "-P",
-                    "-m",
-                    "samestep.forkserver",
-                    str(theirs.fileno()),
-                ],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=sys.stderr.fileno() if _has_fileno(sys.stderr) else None,
-                start_new_session=True,
-            )
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._channel.close()
-        if not self._has_spawned:
-            self._process.kill()  # it may still be importing torch
-        try:
-            self._process.wait(END_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-
-    def fileno(self) -> int:
-        """For a selector: readable when a worker has exited."""
-        return self._channel.fileno()
-
-    def spawn(
-        self, env: dict[str, str], log: Path, fds: dict[str, int], preload: list[str]
-    ) -> int:
-        """The process id of a new worker that inherits `fds`. Raises WorkerFailed.
-
-        The server first imports the modules `preload`, so that no worker needs to.
-        """
-        self._has_spawned = True
-        request = {
-            "env": env,
-            "log": str(log),
-            "names": list(fds),
-            "preload": preload,
-        }
-        line = json.dumps({"spawn": request}).encode() + b"\n"
-        socket.send_fds(self._channel, [line], list(fds.values()))
-        deadline = time.monotonic() + START_SECONDS
-        while not (spawned := self._take("spawned")):
-            if time.monotonic() > deadline:
-                raise WorkerFailed(
-                    f"A worker must start within {START_SECONDS:.0f} s; it did not. "
-                    "Is the machine out of memory or processes?"
-                )
-            self._receive(deadline - time.monotonic())
-        return int(spawned[0]["spawned"])
-
-    def kill(self, pid: int) -> None:
-        """SIGKILL, if that worker has not been reaped."""
-        with contextlib.suppress(BrokenPipeError):
-            self._channel.sendall(json.dumps({"kill": pid}).encode() + b"\n")
-
-    def exits(self, seconds: float = 0.0) -> list[tuple[int, int]]:
-        """(process id, exit code) of workers that have ended since the last call.
-
-        Waits for news at most `seconds`. Raises WorkerFailed if the server has ended.
-        """
-        self._receive(seconds)
-        return [(m["exited"], m["code"]) for m in self._take("exited")]
-
-    def _take(self, key: str) -> list[Message]:
-        taken = [message for message in self._inbox if key in message]
-        self._inbox = [message for message in self._inbox if key not in message]
-        return taken
-
-    def _receive(self, seconds: float) -> None:
-        self._channel.settimeout(max(0.001, seconds))
-        try:
-            data = self._channel.recv(1 << 16)
-        except TimeoutError:
-            return
-        if not data:
-            raise WorkerFailed(
-                "The process that forks the workers has ended; its error is above."
-            )
-        *lines, self._buffer = (self._buffer + data).split(b"\n")
-        self._inbox += map(json.loads, lines)
+    def forget(self) -> None:
+        """Closes the name of the process."""
+        if self.pidfd is not None:
+            os.close(self.pidfd)
+        self.pidfd = None
 
 
 def run_workers(
@@ -165,54 +77,78 @@ def run_workers(
     workers: int,
     logs: Path,
     listen: Callable[[Message], None],
+    stop: Stop,
+    snapshots: int | None = None,
 ) -> None:
     """Start `workers` processes on `job`, pass on what they say, wait for their end.
 
-    Raises the exception of the first failing worker: WorkerFailed, or the SamestepError
-    it reported. No worker is left when this returns or raises.
+    `snapshots` is a descriptor of memory that outlives them. Returns also when they
+    were asked to stop and have stopped, or had to be killed. Raises the exception of
+    the first failing worker: WorkerFailed, or the SamestepError it reported; its
+    `details` tell the `step`. No worker is left when this returns or raises.
     """
-    crew = _start(server, job, workers, logs)
-    listen({"type": "workers", "pids": [worker.pid for worker in crew]})
+    with ExitStack() as stack:
+        fds, port = stack.enter_context(resources(job["exchange"], workers))
+        board = Board(fds["board"])
+        given = fds if snapshots is None else {**fds, "snapshots": snapshots}
+        crew = _start(server, job, workers, logs, given, port)
+    supervision = _Supervision(server, crew, board, job["hang_timeout"], listen, stop)
     try:
-        _supervise(server, crew, listen)
+        listen({"type": "workers", "pids": [worker.pid for worker in crew]})
+        supervision.run()
     finally:
         _end(server, crew)
+        supervision.hear_last_words()
 
 
-def _start(server: ForkServer, job: Message, workers: int, logs: Path) -> list[Worker]:
-    with _resources(job["exchange"], workers) as (shared, port):
-        crew = []
+def _start(
+    server: ForkServer,
+    job: Message,
+    workers: int,
+    logs: Path,
+    fds: dict[str, int],
+    port: int,
+) -> list[Worker]:
+    crew: list[Worker] = []
+    try:
         for rank in range(workers):
             ours, theirs = socket.socketpair()
             with theirs:
                 log = logs / f"rank-{rank}.log"
-                fds = {"control": theirs.fileno(), **shared}
+                given = {"control": theirs.fileno(), **fds}
                 if rank > 0:
-                    fds.pop("store", None)
+                    given.pop("store", None)
                 env = _environment(rank, workers, port)
-                pid = server.spawn(env, log, fds, PRELOAD[job["exchange"]])
-                worker = Worker(rank, pid, ours, log)
-            crew.append(worker)
+                pid = server.spawn(env, log, given, PRELOAD[job["exchange"]])
+            crew.append(Worker(rank, pid, ours, log, _pidfd(pid)))
             ours.sendall(json.dumps(job).encode() + b"\n")
             ours.setblocking(False)
+    except BaseException:
+        _end(server, crew)
+        for worker in crew:
+            worker.control.close()
+        raise
     return crew
 
 
 @contextmanager
-def _resources(exchange: str, workers: int) -> Iterator[tuple[dict[str, int], int]]:
+def resources(exchange: str, workers: int) -> Iterator[tuple[dict[str, int], int]]:
     """Descriptors for the workers, and the port of the store if there is one.
 
-    `memory`: a nameless shared object; `store`: a listening socket, for rank 0.
+    `board`: what workers and supervisor see of each other; `memory`: the nameless
+    shared memory of an exchange; `store`: a listening socket, for rank 0.
     """
-    if exchange == "shared":
-        memory = barrier.create(workers)
-        try:
-            yield {"memory": memory}, 0
-        finally:
-            os.close(memory)
-    else:
-        with socket.create_server(("127.0.0.1", 0)) as store:
-            yield {"store": store.fileno()}, store.getsockname()[1]
+    fds = {"board": Board.create(workers)}
+    try:
+        if exchange == "shared":
+            fds["memory"] = barrier.create(workers)
+            yield fds, 0
+        else:
+            with socket.create_server(("127.0.0.1", 0)) as store:
+                yield {**fds, "store": store.fileno()}, store.getsockname()[1]
+    finally:
+        for fd in fds.values():
+            os.close(fd)
 
 
 def _environment(rank: int, workers: int, port: int) -> dict[str, str]:
@@ -229,64 +165,134 @@ def _environment(rank: int, workers: int, port: int) -> dict[str, str]:
     }
 
 
-def _supervise(
-    server: ForkServer, crew: list[Worker], listen: Callable[[Message], None]
-) -> None:
-    by_pid = {worker.pid: worker for worker in crew}
-    deadline = float("inf")
-    with selectors.DefaultSelector() as selector:
-        selector.register(server, selectors.EVENT_READ)
-        for worker in crew:
-            selector.register(worker.control, selectors.EVENT_READ, worker)
-        while any(worker.exit_code is None for worker in crew):
-            events = selector.select(max(0.0, min(1.0, deadline - time.monotonic())))
-            for key, _ in events:
-                if key.data is not None:
-                    _pass_on(key.data, listen)
-            for pid, code in server.exits():
-                _note_exit(by_pid[pid], code, selector, listen)
-            cause = _first_cause(crew)
-            if cause or time.monotonic() > deadline:
-                break
-            if any(worker.failure for worker in crew):
-                deadline = min(deadline, time.monotonic() + GRACE_SECONDS)
-    failed = _first_cause(crew) or next((w for w in crew if w.failure), None)
-    if failed:
-        raise _exception(failed)
+@dataclass
+class _Supervision:
+    """Watches one crew until its end."""
+
+    server: ForkServer
+    crew: list[Worker]
+    board: Board
+    hang_timeout: float
+    listen: Callable[[Message], None]
+    stop: Stop
+    _deadline: float = float("inf")
+    """When the cause must be known, or the workers must have stopped."""
+
+    def run(self) -> None:
+        """Raises the exception of the first failing worker."""
+        watch = Watch(self.board, self.hang_timeout)
+        with selectors.DefaultSelector() as selector:
+            selector.register(self.server, selectors.EVENT_READ)
+            for worker in self.crew:
+                selector.register(worker.control, selectors.EVENT_READ, worker)
+            while any(worker.exit_code is None for worker in self.crew):
+                for key, _ in selector.select(POLL_SECONDS):
+                    if key.data is not None:
+                        self._pass_on(key.data)
+                self._reap(selector)
+                if _first_cause(self.crew) or time.monotonic() > self._deadline:
+                    break
+                if any(worker.failure for worker in self.crew):
+                    self._expire(GRACE_SECONDS)
+                elif self.stop.number is not None and not self.board.stop:
+                    self.board.request_stop()
+                    self._expire(STOP_SECONDS)
+                elif late := watch.late():
+                    self._name(late, watch.patience)
+        failed = _first_cause(self.crew) or next(
+            (w for w in self.crew if w.failure), None
+        )
+        if failed:
+            raise self._exception(failed)
+
+    def hear_last_words(self) -> None:
+        """What the workers said before they ended may be newer than their failure."""
+        for worker in self.crew:
+            self._pass_on(worker)
+            worker.control.close()
+
+    def _expire(self, seconds: float) -> None:
+        self._deadline = min(self._deadline, time.monotonic() + seconds)
+
+    def _pass_on(self, worker: Worker) -> None:
+        for message in worker.receive():
+            if message["type"] == "failed":
+                worker.failure = message
+            else:
+                self.listen(message)
+
+    def _reap(self, selector: selectors.BaseSelector) -> None:
+        for pid, code in self.server.exits():
+            worker = next((w for w in self.crew if w.pid == pid), None)
+            if worker is None:  # of an earlier crew, killed long ago
+                continue
+            self._pass_on(worker)  # its last words may still be in the socket
+            worker.exit_code = code
+            selector.unregister(worker.control)
+            if code != 0 and worker.failure is None:
+                how = _how_it_ended(code)
+                worker.failure = {"error": "WorkerFailed", "message": how, "code": code}
+
+    def _name(self, late: list[int], patience: float) -> None:
+        """Blames the workers that hang, and shows where."""
+        how, stacks = [], ""
+        blamed = [self.crew[rank] for rank in late]
+        # Who was stopped inside an exchange has reached it, like those who wait there.
+        for worker in [w for w in blamed if is_stopped(w.pid)] or blamed:
+            stacks += where_it_hangs(self.server, worker.pid, worker.log)
+            suffix = " (stopped by a signal)" if is_stopped(worker.pid) else ""
+            how.append(f"{worker.rank}{suffix}")
+        message = (
+            f"Every worker must make progress within {patience:.1f} s; late: worker "
+            f"{', '.join(how)}. It is stopped, stuck or very slow; raise "
+            "`--hang-timeout` if it only needs more time."
+        )
+        failure = {"error": "WorkerLate", "message": message, "traceback": stacks}
+        worker.failure = failure
+
+    def _exception(self, worker: Worker) -> SamestepError:
+        """The worker's own SamestepError, or a WorkerFailed with its traceback."""
+        failure = worker.failure
+        assert failure is not None
+        kind = getattr(errors, failure["error"], None)
+        if kind is not None and kind is not WorkerFailed:
+            error: SamestepError = kind(failure["message"])
+        else:
+            message = f"Worker {worker.rank} failed: {failure['message']}."
+            error = WorkerFailed(message)
+        error.details = {
+            "rank": worker.rank,
+            "log": str(worker.log),
+            "step": max(step for _, _, step in self.board.workers()),
+            "code": failure.get("code"),
+            "traceback": failure.get("traceback"),
+        }
+        return error
 
 
 def _end(server: ForkServer, crew: list[Worker]) -> None:
     """Kills the workers that are left and waits until they have been reaped."""
     left = {worker.pid for worker in crew if worker.exit_code is None}
-    for worker in crew:
-        worker.control.close()
     deadline = time.monotonic() + END_SECONDS
-    with contextlib.suppress(WorkerFailed):  # without its server, a worker ends itself
+    try:
         for pid in left:
             server.kill(pid)
         while left and time.monotonic() < deadline:
             left -= {pid for pid, _ in server.exits(seconds=0.1)}
+    except WorkerFailed:  # the server has ended: its workers are nobody's children
+        for worker in crew:
+            worker.kill()
+    finally:
+        for worker in crew:
+            worker.forget()
 
 
-def _pass_on(worker: Worker, listen: Callable[[Message], None]) -> None:
-    for message in worker.receive():
-        if message["type"] == "failed":
-            worker.failure = message
-        else:
-            listen(message)
-
-
-def _note_exit(
-    worker: Worker,
-    code: int,
-    selector: selectors.BaseSelector,
-    listen: Callable[[Message], None],
-) -> None:
-    _pass_on(worker, listen)  # its last words may still be in the socket
-    worker.exit_code = code
-    selector.unregister(worker.control)
-    if code != 0 and worker.failure is None:
-        worker.failure = {"error": "WorkerFailed", "message": _how_it_ended(code)}
+def _pidfd(pid: int) -> int | None:
+    if not hasattr(os, "pidfd_open"):
+        return None
+    with contextlib.suppress(OSError):  # it has already ended and been reaped
+        return os.pidfd_open(pid)
+    return None
 
 
 def _how_it_ended(code: int) -> str:
@@ -302,24 +308,3 @@ def _first_cause(crew: list[Worker]) -> Worker | None:
     return next(
         (w for w in crew if w.failure and w.failure["error"] != "PeerLost"), None
     )
-
-
-def _exception(worker: Worker) -> SamestepError:
-    """The worker's own SamestepError, or a WorkerFailed with its traceback."""
-    assert worker.failure is not None
-    kind = getattr(errors, worker.failure["error"], None)
-    message = worker.failure["message"]
-    if kind is not None and kind is not WorkerFailed:
-        error: SamestepError = kind(message)
-    else:
-        error = WorkerFailed(f"Worker {worker.rank} failed: {message}.")
-    details = {"rank": worker.rank, "log": str(worker.log)}
-    error.details = details | {"traceback": worker.failure.get("traceback")}
-    return error
-
-
-def _has_fileno(stream: Any) -> bool:
-    """Notebooks and tests replace the standard streams by objects without one."""
-    with contextlib.suppress(AttributeError, OSError, ValueError):
-        return os.fstat(stream.fileno()) is not None
-    return False

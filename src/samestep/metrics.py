@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from samestep import tree
+from samestep import rhythm, tree
 from samestep.errors import NonFiniteLoss
 from samestep.exchange import Exchange
+from samestep.rhythm import Decision
 from samestep.timing import PHASES
 
 
@@ -57,7 +58,7 @@ class StepLedger:
         self._sizes: list[int] = []
         # One tensor, merged by one collective; the rest are views of its parts.
         parts = [(capacity, micro_batches)] * 2 + [(capacity, workers)]
-        parts.append((workers, len(PHASES)))
+        parts += [(workers, len(PHASES)), (1, rhythm.NUM_CELLS)]
         self._all = torch.zeros(sum(a * b for a, b in parts), dtype=torch.float64)
         views = [
             part.view(shape)
@@ -65,7 +66,7 @@ class StepLedger:
                 torch.split(self._all, [a * b for a, b in parts]), parts, strict=True
             )
         ]
-        self._loss, self._correct, self._arrived, self._phases = views
+        self._loss, self._correct, self._arrived, self._phases, self._told = views
         # The same memory through numpy, where writing a cell takes 0.1 us, not 5.
         self._loss_cells, self._correct_cells, self._arrived_cells = (
             view.numpy() for view in views[:3]
@@ -87,12 +88,23 @@ class StepLedger:
         """When this worker's last gradient was ready (one machine, one clock)."""
         self._arrived_cells[row, self._rank] = seconds
 
-    def close(self, phases: list[float]) -> tuple[list[Sums], Tensor]:
-        """All workers: the sums of each step, and seconds as float64 [workers, phases].
+    @property
+    def rows(self) -> int:
+        """Steps since the last call of `close`."""
+        return len(self._sizes)
 
-        Raises NonFiniteLoss, alike on all workers, for the first such micro-batch.
+    def close(
+        self, phases: list[float], decision: Decision | None
+    ) -> tuple[list[Sums], Tensor, Decision]:
+        """All workers: what all of them noted; only rank 0 gives a decision.
+
+        Returns the sums of each step, seconds as float64 [workers, phases], and rank
+        0's decision. Raises NonFiniteLoss, alike on all workers, for the first such
+        micro-batch.
         """
         rows = len(self._sizes)
+        if decision is not None:
+            self._told[0] = torch.tensor(decision.to_cells(), dtype=torch.float64)
         self._phases[self._rank] = torch.tensor(phases, dtype=torch.float64)
         self._exchange.merge(self._all)
         loss, correct = self._loss[:rows], self._correct[:rows]
@@ -107,9 +119,10 @@ class StepLedger:
             )
         ]
         seconds = _tell_waiting(self._phases.clone(), self._arrived[:rows])
+        told = Decision.from_cells(self._told[0].tolist())
         self._all.zero_()
         self._sizes.clear()
-        return sums, seconds
+        return sums, seconds, told
 
     def _check(self, loss: Tensor) -> None:
         bad = (~loss.isfinite()).nonzero()

@@ -24,8 +24,23 @@ class Placement(BaseModel):
     """How the workers' partial gradients become one sum; auto: shared if possible."""
     hang_timeout: Annotated[float, Field(gt=0)] = 60.0
     """Seconds after which a worker that others wait for counts as hung."""
+    min_workers: Annotated[int, Field(ge=1)] | None = None
+    """After a failure, go on with as few as this if the machine has lost cores or
+    memory; by default never with fewer."""
+    max_restarts: Annotated[int, Field(ge=0)] = 3
+    """How often to start again without getting further in between."""
+    checkpoint_seconds: Annotated[float, Field(ge=0)] = 30.0
+    """Between two checkpoints on disk, besides those at the end of an epoch."""
+    snapshot_seconds: Annotated[float, Field(ge=0)] = 0.5
+    """Between two snapshots in memory; 0: none, and no checkpoint but the last."""
     out: Path | None = Field(None, strict=False)
     """The run directory; by default runs/<recipe>-<UTC time>."""
+
+    @property
+    def num_workers(self) -> int:
+        """Of a resolved placement."""
+        assert isinstance(self.workers, int)
+        return self.workers
 
     def resolve(self, micro_batches: int | None) -> tuple["Placement", str]:
         """Every `auto` replaced by what was chosen, and the reason in words.

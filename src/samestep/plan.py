@@ -1,33 +1,22 @@
 """Which samples make up each optimizer step: a pure function of the recipe.
 
 An epoch is one permutation of the samples, cut into global batches; a global batch is
-cut into `M` contiguous micro-batches. Nothing here knows how many workers there are,
-except `shares`, which hands out the micro-batches.
+cut into `M` contiguous micro-batches. Nothing here knows how many workers there are.
 """
 
 import hashlib
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor
+
+from samestep.balance import pieces
 
 
 def derive_seed(seed: int, *purpose: str | int) -> int:
     """A 63-bit seed for one purpose, independent of the seeds for all others."""
     text = "/".join(map(str, (seed, *purpose))).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
-
-
-def shares(micro_batches: int, workers: int) -> list[tuple[int, int]]:
-    """Even contiguous ownership: worker `r` computes the micro-batches `[a, b)`."""
-    cuts = [rank * micro_batches // workers for rank in range(workers + 1)]
-    return list(pairwise(cuts))
-
-
-def pieces(length: int, count: int) -> list[int]:
-    """The `count + 1` cuts of `length` samples; sizes differ by at most one."""
-    return [index * length // count for index in range(count + 1)]
 
 
 @dataclass(frozen=True)

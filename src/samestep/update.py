@@ -12,11 +12,14 @@ from torch import Tensor
 from samestep.recipe import AdamRecipe, AdamWRecipe, OptimizerRecipe, SgdRecipe
 
 
-def num_states(recipe: OptimizerRecipe) -> int:
-    """How many vectors of state, of the parameters' size, the optimizer keeps."""
+def state_names(recipe: OptimizerRecipe) -> tuple[str, ...]:
+    """The vectors of state, of the parameters' size, that the optimizer keeps.
+
+    Their names are those in the state of torch's optimizers.
+    """
     if isinstance(recipe, SgdRecipe):
-        return 1 if recipe.momentum else 0
-    return 2
+        return ("momentum_buffer",) if recipe.momentum else ()
+    return "exp_avg", "exp_avg_sq"
 
 
 class Update:
@@ -25,11 +28,15 @@ class Update:
     def __init__(
         self, recipe: OptimizerRecipe, parameters: Tensor, states: list[Tensor]
     ) -> None:
-        """`parameters` and each of the `num_states(recipe)` zeroed `states`: [n]."""
+        """`parameters` and each of the `states` that have names, zeroed: [n]."""
         self._recipe = recipe
         self._parameters = [parameters]
         self._states = [[state] for state in states]
         self._steps = torch.zeros((), dtype=torch.float32)
+
+    def resume(self, steps: int) -> None:
+        """Goes on after so many steps; the states are those that they left."""
+        self._steps.fill_(steps)
 
     def step(self, gradient: Tensor, lr: float) -> None:
         """Gradient [n] -> the next parameters."""

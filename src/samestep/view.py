@@ -3,7 +3,7 @@
 On a terminal a live table, elsewhere one plain line per epoch.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -57,9 +57,11 @@ class PlainView(View):
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def receive(self, message: Message) -> None:
-        """Epochs only."""
+        """Epochs and failures only."""
         if message["type"] == "epoch":
             self.note(epoch_line(message, self._recipe.epochs))
+        elif message["type"] in _SENTENCES:
+            self.note(_SENTENCES[message["type"]](message))
 
 
 class LiveView(View):
@@ -116,6 +118,17 @@ def make_view(recipe: Recipe) -> View:
     if console.is_terminal and not console.is_dumb_terminal:
         return LiveView(console, recipe)
     return PlainView(console, recipe)
+
+
+_SENTENCES: dict[str, Callable[[Message], str]] = {
+    "failed": lambda m: f"failure: {m['error']}",
+    "restart": lambda m: (
+        f"restart {m['number']}: going on after step {m['step']} with {m['workers']} "
+        f"worker{'s' if m['workers'] > 1 else ''}"
+    ),
+    "caught up": lambda m: f"caught up with step {m['step']}, {m['after']:.2f} s later",
+}
+"""What a person is told about a recovery."""
 
 
 def epoch_line(epoch: Message, epochs: int) -> str:

@@ -5,27 +5,33 @@ MASTER_ADDR, MASTER_PORT), its job and its reports go over a socket to the super
 """
 
 import ctypes
+import faulthandler
 import json
 import os
 import re
+import signal
 import socket
 import threading
 import traceback
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from samestep import dataset, evaluation, training, weights
+from samestep.balance import shares
+from samestep.board import Board
 from samestep.errors import PeerLost, RunError, SamestepError
 from samestep.exchange import Exchange
 from samestep.exchange.shared import SharedExchange
+from samestep.faults import Faults
 from samestep.fingerprint import fingerprint
 from samestep.flat import Flat
 from samestep.models import mlp
-from samestep.plan import shares
 from samestep.recipe import Recipe
+from samestep.trainer import Surroundings, build
 from samestep.tree import Node
 
 
@@ -72,7 +78,7 @@ class Control:
 
     def send(self, message: dict[str, Any]) -> None:
         """One line of JSON."""
-        line = json.dumps({**message, "rank": self._rank}) + "\n"
+        line = json.dumps({"rank": self._rank, **message}) + "\n"
         self._socket.sendall(line.encode())
 
     def _end_with_supervisor(self) -> None:
@@ -82,11 +88,14 @@ class Control:
 
 
 def main(fds: dict[str, int]) -> int:
-    """Do the job; returns the exit code. See `launch.Resources` for the descriptors."""
+    """Do the job; returns the exit code. `launch.resources` lists the descriptors."""
+    # The supervisor asks for the stacks of a worker that hangs; they go into its log.
+    faulthandler.register(signal.SIGUSR2, all_threads=True)
     place = Place.from_environment()
     control = Control(fds["control"], place.rank)
+    board = Board(fds["board"], place.rank)
     try:
-        run(control, place, fds)
+        run(control, place, fds, board)
     except BaseException as error:
         traceback.print_exc()
         control.send(_failure(error))
@@ -94,7 +103,7 @@ def main(fds: dict[str, int]) -> int:
     return 0
 
 
-def run(control: Control, place: Place, fds: dict[str, int]) -> None:
+def run(control: Control, place: Place, fds: dict[str, int], board: Board) -> None:
     """All workers: the job of one kind."""
     job = control.job
     recipe = Recipe.from_dict(job["recipe"])
@@ -102,35 +111,38 @@ def run(control: Control, place: Place, fds: dict[str, int]) -> None:
     _keep_memory()
     # Subnormal numbers are slow; the mode decides bits, so all workers set it.
     torch.set_flush_denormal(True)
-
-    def connect(flat: Flat, num_states: int, shares: list[Node]) -> Exchange:
-        return _connect(job, place, fds, flat, num_states, shares)
-
+    faults = Faults(place.rank, job["faults"], control.send)
+    around = Surroundings(
+        rank=place.rank,
+        workers=place.workers,
+        connect=partial(_connect, job, place, fds),
+        report=control.send,
+        board=board,
+        faults=faults,
+        snapshots=fds.get("snapshots"),
+        snapshot_seconds=job["snapshot_seconds"],
+    )
     if job["kind"] == "train":
-        trainer = training.build(
-            recipe, place.rank, place.workers, connect, control.send
-        )
-        training.train(trainer, Path(job["model_file"]))
+        faults.at("start", job["step"])
+        training.train(build(recipe, around))
     else:
-        evaluate(recipe, control, place, connect)
+        evaluate(recipe, control, around)
 
 
-def evaluate(
-    recipe: Recipe, control: Control, place: Place, connect: training.Connect
-) -> None:
+def evaluate(recipe: Recipe, control: Control, around: Surroundings) -> None:
     """All workers: the weights of a file on one split."""
-    job = control.job
+    job, workers = control.job, around.workers
     data = dataset.load(recipe.data)
     split = data.splits[job["split"]]
     if len(split) == 0:
         raise RunError(f"The recipe {recipe.name} holds out no {job['split']} samples.")
     model = mlp.Mlp(recipe.model, data.num_inputs, data.num_classes)
     model.load_state_dict(weights.load(Path(job["model_file"])))
-    exchange = connect(Flat(model), 0, shares(place.workers, place.workers))
+    exchange = around.connect(Flat(model), shares(workers, workers))
     sums = evaluation.evaluate(
-        model, split, recipe.evaluation_batch, place.rank, exchange
+        model, split, recipe.evaluation_batch, around.rank, exchange, around.board
     )
-    if place.rank == 0:
+    if around.rank == 0:
         control.send(
             {
                 "type": "evaluated",
@@ -147,19 +159,12 @@ def _connect(
     place: Place,
     fds: dict[str, int],
     flat: Flat,
-    num_states: int,
     shares: list[Node],
 ) -> Exchange:
-    timeout: float = job["hang_timeout"]
+    timeout: float = job["peer_timeout"]
     if job["exchange"] == "shared":
         return SharedExchange(
-            flat,
-            num_states,
-            shares,
-            place.rank,
-            fds["memory"],
-            job["spin_seconds"],
-            timeout,
+            flat, shares, place.rank, fds["memory"], job["spin_seconds"], timeout
         )
     # DDP imports torch._dynamo, 0.9 s: only who needs it pays.
     from samestep.exchange.gloo import GlooExchange, join
@@ -167,7 +172,7 @@ def _connect(
     join(
         place.rank, place.workers, place.address, place.port, timeout, fds.get("store")
     )
-    return GlooExchange(flat, num_states, shares, place.rank)
+    return GlooExchange(flat, shares, place.rank)
 
 
 def _keep_memory() -> None:

@@ -58,16 +58,14 @@ def join(
 class GlooExchange:
     """Sums the gradients of one step; all workers take part in every step."""
 
-    def __init__(
-        self, flat: Flat, num_states: int, shares: list[Node], rank: int
-    ) -> None:
+    def __init__(self, flat: Flat, shares: list[Node], rank: int) -> None:
         """`shares[r]` is the range of micro-batches of worker `r`, without gaps."""
         self.workers, self._flat = len(shares), flat
         self._num_leaves = num_leaves = shares[-1][1]
         self._owned = shares[rank]
         self.parameters = torch.zeros(flat.size)
         self.owned = (0, flat.size)
-        self.states = list(torch.zeros(num_states, flat.size))
+        self.states = list(torch.zeros(len(flat.layout.states), flat.size))
         self._position = {id(p): i for i, p in enumerate(flat.parameters)}
         self._merges = {
             leaf: tree.num_merges(leaf, self._owned, num_leaves)

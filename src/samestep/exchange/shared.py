@@ -16,48 +16,42 @@ and the size of /dev/shm does not limit it. Linux only, since other systems lack
 or process-shared semaphores; elsewhere `auto` chooses gloo and says so.
 """
 
-import mmap
-import os
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
 
-from samestep import barrier, tree
-from samestep.errors import PlacementError
+from samestep import barrier, memory, tree
 from samestep.flat import Flat
+from samestep.memory import pages
 from samestep.models.layers import Linear
 from samestep.tree import Node
 
 
 SCRATCH = 8192
 """float64 cells for each worker, for `merge`."""
-PAGE = 4096
 
 
-class Memory:
+class Pieces:
     """The shared object, given out in pieces that start at page boundaries."""
 
     def __init__(self, fd: int, header_bytes: int, num_bytes: int) -> None:
         """Makes the object large enough. Raises PlacementError if memory is short."""
-        self._used = _pages(header_bytes)
-        num_bytes += self._used
-        try:
-            os.posix_fallocate(fd, 0, num_bytes)  # not by SIGBUS in some later step
-        except OSError as error:
-            raise PlacementError(
-                f"The exchange `shared` needs {num_bytes / 1e6:,.0f} MB of shared "
-                f"memory on this machine: {error.strerror}. Use fewer workers or a "
-                "smaller model, or `--exchange gloo`; the result is the same."
-            ) from None
-        self.map = mmap.mmap(fd, num_bytes)
+        self._used = pages(header_bytes)
+        self.map = memory.reserve(
+            fd,
+            self._used + num_bytes,
+            "The exchange `shared`",
+            "Use fewer workers or a smaller model, or `--exchange gloo`; the result is "
+            "the same.",
+        )
         self._bytes = torch.frombuffer(self.map, dtype=torch.uint8)
 
     def take(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """The next piece; zeros in the beginning."""
         size = torch.Size(shape).numel() * dtype.itemsize
         piece = self._bytes[self._used : self._used + size]
-        self._used += _pages(size)
+        self._used += pages(size)
         return piece.view(dtype).view(shape)
 
 
@@ -67,7 +61,6 @@ class SharedExchange:
     def __init__(
         self,
         flat: Flat,
-        num_states: int,
         shares: list[Node],
         rank: int,
         fd: int,
@@ -83,21 +76,22 @@ class SharedExchange:
         }
         slots = max(_num_slots(owned, self._num_leaves) for owned in shares)
         # Slots start at pages: the alignment of a product may decide its bits.
-        width = _round_up(flat.size + flat.tail, PAGE // 4)
-        memory = Memory(
+        width = pages(4 * (flat.size + flat.tail)) // 4
+        num_states = len(flat.layout.states)
+        shared = Pieces(
             fd,
             barrier.header_bytes(self.workers),
-            _pages(4 * flat.size)
-            + _pages(4 * num_states * flat.size)
-            + _pages(4 * self.workers * slots * width)
-            + _pages(8 * self.workers * SCRATCH),
+            pages(4 * flat.size)
+            + pages(4 * num_states * flat.size)
+            + pages(4 * self.workers * slots * width)
+            + pages(8 * self.workers * SCRATCH),
         )
-        self.parameters = memory.take(flat.size)
-        states = memory.take(num_states, flat.size)
-        partials = memory.take(self.workers, slots, width)
-        self._scratch = memory.take(self.workers, SCRATCH, dtype=torch.float64)
+        self.parameters = shared.take(flat.size)
+        states = shared.take(num_states, flat.size)
+        partials = shared.take(self.workers, slots, width)
+        self._scratch = shared.take(self.workers, SCRATCH, dtype=torch.float64)
 
-        self.owned = flat.slices(self.workers)[rank]
+        self.owned = flat.layout.slices(self.workers)[rank]
         self.states = [state[slice(*self.owned)] for state in states]
         self._partials = {
             node: partials[worker, slot]
@@ -111,7 +105,7 @@ class SharedExchange:
         self._depth, self._merging = 0, False
         self._missing: set[int] = set()
         self._barrier = barrier.Barrier(
-            memory.map, rank, self.workers, spin_seconds, timeout_seconds
+            shared.map, rank, self.workers, spin_seconds, timeout_seconds
         )
 
     def attach(self, objective: nn.Module) -> nn.Module:
@@ -223,11 +217,3 @@ def _num_slots(owned: Node, num_leaves: int) -> int:
         else:
             depth -= merges - 1
     return deepest
-
-
-def _pages(num_bytes: int) -> int:
-    return _round_up(num_bytes, PAGE)
-
-
-def _round_up(number: int, unit: int) -> int:
-    return -(-number // unit) * unit

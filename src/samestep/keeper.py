@@ -1,0 +1,151 @@
+"""Writes checkpoints in the background and decides which to keep.
+
+The newest two valid ones are kept and the best by validation loss. A thread of the
+supervisor writes, so workers stand still only while they copy a snapshot, and no worker
+of an older generation can write at all.
+"""
+
+import contextlib
+import shutil
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from samestep import checkpoint
+from samestep.errors import CheckpointError
+from samestep.layout import Layout
+from samestep.recipe import Recipe
+from samestep.snapshot import State
+
+
+WRITING_SHARE = 0.05
+"""At most so much of the time is spent writing; newer states replace waiting ones."""
+READ_SECONDS = 2.0
+"""Deadline for all workers to finish the snapshot that rank 0 has announced."""
+
+Tell = Callable[[str, dict[str, Any]], None]
+"""(event, fields): `checkpoint` or `checkpoint failed`."""
+
+
+@dataclass
+class Keeper:
+    """One run's checkpoints. Leaving it writes what still waits."""
+
+    run: Path
+    recipe: Recipe
+    build: Callable[[], Mapping[str, str]]
+    """What decides bits besides the recipe."""
+    tell: Tell
+    _waiting: tuple[Callable[[], State | None], Layout, list[Any]] | None = None
+    _ended: bool = False
+    _news: threading.Condition = field(default_factory=threading.Condition)
+    _thread: threading.Thread | None = None
+    _verified: set[int] = field(default_factory=set)
+    _failing: bool = False
+
+    def __enter__(self) -> "Keeper":
+        directory = checkpoint.directory_of(self.run)
+        for leftover in directory.glob(".step-*.tmp"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        self._thread = threading.Thread(target=self._work, name="checkpoints")
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._news:
+            self._ended = True
+            self._news.notify()
+        assert self._thread is not None
+        self._thread.join()
+
+    def offer(
+        self,
+        read: Callable[[], State | None],
+        layout: Layout,
+        epochs: list[dict[str, Any]],
+    ) -> None:
+        """`read` gives the state once all workers have saved it, else None."""
+        with self._news:
+            self._waiting = read, layout, epochs
+            self._news.notify()
+
+    def write(self, state: State, layout: Layout, epochs: list[dict[str, Any]]) -> bool:
+        """Now; tells what happened, and whether it worked."""
+        directory = checkpoint.directory_of(self.run)
+        start = time.monotonic()
+        try:
+            path = checkpoint.write(
+                directory, state, layout, self.recipe, self.build(), epochs
+            )
+            checkpoint.load(path)
+        except (OSError, CheckpointError) as error:
+            self._failing = True
+            reason = getattr(error, "strerror", None) or str(error)
+            self.tell("checkpoint failed", {"step": state.step, "error": reason})
+            return False
+        self._verified.add(state.step)
+        self._failing = False
+        seconds = time.monotonic() - start
+        self.tell("checkpoint", {"step": state.step, "seconds_to_write": seconds})
+        with contextlib.suppress(OSError):
+            self._prune(directory)
+        return True
+
+    def _work(self) -> None:
+        """Copies each offered state at once; writes it when it may."""
+        held: tuple[State, Layout, list[Any]] | None = None
+        allowed = 0.0
+        while True:
+            with self._news:
+                if not self._waiting and not self._ended:
+                    pause = max(0.0, allowed - time.monotonic()) if held else None
+                    self._news.wait(pause)
+                (waiting, self._waiting), ended = (self._waiting, None), self._ended
+            if waiting and (state := _read(waiting[0])):
+                held = state, *waiting[1:]
+            if held and held[0].step in self._verified:  # as when a run ends
+                held = None
+            if held and (ended or time.monotonic() >= allowed):
+                start = time.monotonic()
+                self.write(*held)
+                held = None
+                allowed = time.monotonic() + (time.monotonic() - start) / WRITING_SHARE
+            if ended and not self._waiting:
+                return
+
+    def _prune(self, directory: Path) -> None:
+        """Removes what is neither among the newest two valid ones nor the best."""
+        valid, best = 0, self._best(directory)
+        for step in reversed(checkpoint.steps(directory)):
+            if valid >= 2 and step != best:
+                shutil.rmtree(checkpoint.path_of(directory, step))
+            elif self._is_valid(directory, step):
+                valid += 1
+
+    def _is_valid(self, directory: Path, step: int) -> bool:
+        if step not in self._verified:
+            with contextlib.suppress(OSError, CheckpointError):
+                checkpoint.load(checkpoint.path_of(directory, step))
+                self._verified.add(step)
+        return step in self._verified
+
+    def _best(self, directory: Path) -> int | None:
+        """The step of the checkpoint with the lowest validation loss at its epoch."""
+        losses = {}
+        for step in checkpoint.steps(directory):
+            with contextlib.suppress(OSError, CheckpointError):
+                manifest = checkpoint.read_manifest(checkpoint.path_of(directory, step))
+                if manifest.epochs and manifest.progress.epoch.samples == 0:
+                    losses[step] = manifest.epochs[-1].get("validation_loss")
+        measured = {step: loss for step, loss in losses.items() if loss is not None}
+        return min(measured, key=lambda step: measured[step], default=None)
+
+
+def _read(read: Callable[[], State | None]) -> State | None:
+    end = time.monotonic() + READ_SECONDS
+    while (state := read()) is None and time.monotonic() < end:
+        time.sleep(0.005)
+    return state

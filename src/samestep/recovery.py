@@ -1,0 +1,219 @@
+"""Trains through failures: generations of workers, each from the newest snapshot.
+
+A generation ends when one of its workers dies, hangs or raises. The next one goes on
+from the newest state that all workers had saved, and repeats the steps since then with
+the same bits, so a failure costs time and nothing else. Each generation has its own
+memory: what an old worker still writes, nobody reads.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from samestep import machine, memory
+from samestep.errors import PeerLost, SamestepError, WorkerFailed, WorkerLate
+from samestep.forking import ForkServer, Message
+from samestep.launch import run_workers
+from samestep.layout import Layout
+from samestep.signals import Stop
+from samestep.snapshot import Snapshots, State
+
+
+TRANSIENT = (WorkerFailed, WorkerLate, PeerLost)
+"""What may be otherwise the next time; every other error is final."""
+FROM_OUTSIDE = (-9, -15, -19)
+"""SIGKILL, SIGTERM, SIGSTOP: whoever sends them, it is not the user's code."""
+
+
+@dataclass
+class Budget:
+    """How often a training may start again without getting further."""
+
+    most: int
+    spent: int = 0
+    """Restarts since the training last got further."""
+    _furthest: int = -1
+    _last: tuple[str, int] | None = None
+
+    def spend(self, error: SamestepError) -> None:
+        """Raises the error itself if there is no use in trying again."""
+        step: int = error.details.get("step", 0)
+        if not isinstance(error, TRANSIENT):
+            raise error
+        if step > self._furthest:
+            self._furthest, self.spent = step, 0
+        self.spent += 1
+        signature = (_kind(error), step)
+        if error.details.get("code") not in FROM_OUTSIDE and signature == self._last:
+            raise _final(error, f"It failed so at step {step + 1} twice in a row")
+        if self.spent > self.most:
+            raise _final(error, f"{self.most} restarts made no progress")
+        self._last = signature
+
+
+def next_workers(
+    workers: int, least: int, cores: int, crowded: bool, futile: int
+) -> int:
+    """How many workers the next generation has: `least` to `workers`.
+
+    Fewer if the machine has lost cores since it could hold all of them (`crowded`: they
+    were more than the cores from the beginning), or if `futile` restarts in a row got
+    no further, as when memory is short.
+    """
+    wanted = workers if crowded else min(workers, cores)
+    if futile > 1:
+        wanted = min(wanted, workers - 1)
+    return max(wanted, min(least, workers), 1)
+
+
+@dataclass
+class Recovery:
+    """The generations of one training."""
+
+    server: ForkServer
+    job: Message
+    workers: int
+    least_workers: int
+    most_restarts: int
+    logs: Path
+    stop: Stop
+    state: State | None
+    """Where to begin, if not at the beginning; later the newest state."""
+    layout: Layout | None
+    listen: Callable[[Message], None]
+    """Gets the workers' messages, each step and epoch once, and `failed`, `restart`
+    and `caught up` of this class."""
+    offer: Callable[[Callable[[], State | None], Layout, int], None]
+    """Gets (read, layout, step) of each snapshot."""
+
+    restarts: int = 0
+    _snapshots: Snapshots | None = None
+    _reported: dict[str, int] = field(default_factory=dict)
+    _failed: tuple[float, int] | None = None
+    """When the last generation failed, and at which step."""
+
+    def run(self) -> State | None:
+        """Until the training is finished or was asked to stop; the newest state.
+
+        Raises the error that ended the last generation if another one is no use.
+        """
+        crowded = self.workers > machine.usable_cores()[0]
+        budget = Budget(self.most_restarts)
+        while True:
+            try:
+                self._run_generation()
+            except SamestepError as error:
+                failed, step = time.monotonic(), self._step_of(error)
+                error.details = {**error.details, "step": step}
+                self._tell_failure(error)
+                if self.stop.number is not None and isinstance(error, TRANSIENT):
+                    return self.state
+                budget.spend(error)
+                self._failed = failed, step
+                self.restarts += 1
+                self.workers = next_workers(
+                    self.workers,
+                    self.least_workers,
+                    machine.usable_cores()[0],
+                    crowded,
+                    budget.spent,
+                )
+                self._tell_restart()
+            else:
+                return self.state
+
+    def _step_of(self, error: SamestepError) -> int:
+        """The workers may have failed before they reached a step."""
+        return max(int(error.details.get("step", 0)), self._step)
+
+    @property
+    def _step(self) -> int:
+        return self.state.step if self.state else 0
+
+    def _run_generation(self) -> None:
+        fd = memory.create()
+        self._snapshots = None
+        try:
+            if self.state is not None and self.layout is not None:
+                self._snapshots = Snapshots(fd, self.layout, self.workers)
+                self._snapshots.fill(self.state)
+            run_workers(
+                self.server,
+                self.job | {"step": self._step},
+                self.workers,
+                self.logs,
+                lambda message: self._hear(message, fd),
+                self.stop,
+                fd,
+            )
+        finally:
+            if self._snapshots is not None:
+                self.state = self._snapshots.newest() or self.state
+            os.close(fd)
+
+    def _hear(self, message: Message, fd: int) -> None:
+        kind = message["type"]
+        if kind == "started":
+            self.layout = Layout.model_validate(message["layout"])
+            self._snapshots = Snapshots(fd, self.layout, self.workers)
+        elif kind == "snapshot":
+            assert self._snapshots is not None
+            assert self.layout is not None
+            slot, snapshots, step = message["slot"], self._snapshots, message["step"]
+            self.offer(lambda: _of_step(snapshots.read(slot), step), self.layout, step)
+        elif kind == "fault":
+            faults = self.job["faults"]
+            self.job["faults"] = [f for f in faults if f["number"] != message["number"]]
+        if kind in ("step", "epoch") and message[kind] <= self._reported.get(kind, 0):
+            return  # it repeats what a failure made void
+        if kind in ("step", "epoch"):
+            self._reported[kind] = message[kind]
+        self.listen(message)
+        self._note_progress(message)
+
+    def _note_progress(self, message: Message) -> None:
+        if self._failed and message["type"] in ("step", "snapshot"):
+            failed, step = self._failed
+            if message["step"] >= step:
+                self._failed = None
+                seconds = time.monotonic() - failed
+                self.listen({"type": "caught up", "step": step, "after": seconds})
+
+    def _tell_failure(self, error: SamestepError) -> None:
+        self.listen(
+            {
+                "type": "failed",
+                "error": str(error),
+                "worker": error.details.get("rank"),
+                "step": error.details.get("step"),
+            }
+        )
+
+    def _tell_restart(self) -> None:
+        self.listen(
+            {
+                "type": "restart",
+                "number": self.restarts,
+                "step": self._step,
+                "workers": self.workers,
+            }
+        )
+
+
+def _of_step(state: State | None, step: int) -> State | None:
+    return state if state and state.step == step else None
+
+
+def _kind(error: SamestepError) -> str:
+    """The error without its rank, since the workers share the steps' work anew."""
+    text = str(error)
+    rank = error.details.get("rank")
+    return f"{type(error).__name__} {text.replace(f'Worker {rank} ', '')}"
+
+
+def _final(error: SamestepError, why: str) -> SamestepError:
+    last = type(error)(f"{error} {why}, so the training ends.")
+    last.details = error.details
+    return last

@@ -1,0 +1,128 @@
+"""Where a run goes on: its newest valid checkpoint, if the conditions are the same."""
+
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from samestep import checkpoint
+from samestep.checkpoint import Checkpoint
+from samestep.errors import CheckpointError, RunError
+from samestep.recipe import Recipe
+from samestep.run import Run
+
+
+ENDLESS = ("constant", "step")
+"""Schedules whose earlier part does not depend on the number of epochs."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """What `resume` begins with."""
+
+    run: Path
+    recipe: Recipe
+    checkpoint: Checkpoint | None
+    warnings: list[str] = field(default_factory=list)
+    """Checkpoints that were skipped, and why."""
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps already taken."""
+        return self.checkpoint.state.step if self.checkpoint else 0
+
+    @property
+    def epochs(self) -> list[dict[str, Any]]:
+        """The records of complete epochs."""
+        return list(self.checkpoint.manifest.epochs) if self.checkpoint else []
+
+    @property
+    def headline(self) -> str:
+        """Where it goes on, in words."""
+        if self.checkpoint is None:
+            return f"{self.run} has no usable checkpoint: it starts from the beginning"
+        return f"going on after step {self.step}"
+
+    def check(self, build: Mapping[str, str], accept_other_bits: bool) -> None:
+        """Raises CheckpointError if the result could have other bits."""
+        if self.checkpoint is None or accept_other_bits:
+            return
+        differences = list(_differences(self.checkpoint, self.recipe, build))
+        if differences:
+            raise CheckpointError(
+                "A run goes on only under the conditions of its checkpoint, or the "
+                f"result would have other bits. Different are: {'; '.join(differences)}"
+                ". Restore them, or pass `--accept-other-bits`."
+            )
+
+
+def find_start(run: Path, epochs: int | None) -> Start:
+    """Raises RunError, RecipeError, CheckpointError."""
+    if not (run / "recipe.toml").is_file():
+        raise RunError(f"{run} is not a run directory: it has no recipe.toml.")
+    fields = tomllib.loads((run / "recipe.toml").read_text())
+    recipe = Recipe.from_dict(fields, f"Recipe {run}/recipe.toml")
+    warnings, found = [], None
+    for _, candidate in checkpoint.newest_valid(checkpoint.directory_of(run)):
+        if isinstance(candidate, Checkpoint):
+            found = candidate
+        else:
+            warnings.append(f"{candidate} It is skipped.")
+    complete = len(found.manifest.epochs) if found else 0
+    recipe = _extended(recipe, run, epochs, complete)
+    if _is_finished(run) and epochs is None:
+        raise RunError(
+            f"{run} is finished: there is nothing to resume. Use `--epochs N` to train "
+            f"for more than its {recipe.epochs} epochs."
+        )
+    return Start(run, recipe, found, warnings)
+
+
+def _is_finished(run: Path) -> bool:
+    try:
+        return Run.open(run).status == "finished"
+    except RunError:
+        return False
+
+
+def _extended(recipe: Recipe, run: Path, epochs: int | None, complete: int) -> Recipe:
+    """The recipe with another number of epochs, where that keeps the earlier steps."""
+    if epochs is None or epochs == recipe.epochs:
+        return recipe
+    if recipe.schedule.name not in ENDLESS:
+        raise RunError(
+            f"The number of epochs of {run} is fixed, since its schedule "
+            f"`{recipe.schedule.name}` spans all {recipe.epochs} of them: with "
+            f"{epochs} the learning rates so far would have been others. Train a new "
+            "run."
+        )
+    if epochs < max(complete, 1):
+        raise RunError(
+            f"{run} has completed {complete} epochs; {epochs} cannot be its end. "
+            "Use a larger `--epochs`."
+        )
+    return Recipe.from_dict(recipe.to_dict() | {"epochs": epochs})
+
+
+def _differences(
+    found: Checkpoint, recipe: Recipe, build: Mapping[str, str]
+) -> Iterator[str]:
+    before, after = _flatten(found.manifest.recipe), _flatten(recipe.to_dict())
+    for ignored in ("name", *(["epochs"] if recipe.schedule.name in ENDLESS else [])):
+        before.pop(ignored), after.pop(ignored)
+    pairs = [("recipe ", before, after), ("", found.manifest.build, dict(build))]
+    for prefix, old, new in pairs:
+        for key in sorted(old.keys() | new.keys()):
+            if old.get(key) != new.get(key):
+                yield f"{prefix}{key}: {old.get(key)} then, {new.get(key)} now"
+
+
+def _flatten(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in fields.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat

@@ -1,0 +1,70 @@
+"""When all workers pause between two steps to compare notes.
+
+Rank 0 decides and tells the others in the same merge that carries the losses, so that
+all of them save and stop after the same step, over any exchange.
+"""
+
+import time
+from dataclasses import dataclass, field
+
+from samestep.board import Board
+
+
+SECONDS_BETWEEN = 0.2
+"""At most so much work between two such points, unless one step takes longer."""
+SNAPSHOT_SHARE = 0.01
+"""At most so much of the time goes into snapshots, whatever the model's size."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What rank 0 wants of all workers."""
+
+    stop: bool
+    """Save and end."""
+    save: bool
+    """Save a snapshot."""
+    steps: int
+    """How many steps until the next such point."""
+
+    def to_cells(self) -> list[float]:
+        """Numbers that a merge can carry."""
+        return [float(self.stop), float(self.save), float(self.steps)]
+
+    @classmethod
+    def from_cells(cls, cells: list[float]) -> "Decision":
+        """The inverse of `to_cells`."""
+        return cls(bool(cells[0]), bool(cells[1]), int(cells[2]))
+
+
+NUM_CELLS = 3
+
+
+@dataclass
+class Rhythm:
+    """Rank 0's view of time. Snapshots are taken every `snapshot_seconds`; 0: never."""
+
+    board: Board
+    snapshot_seconds: float
+    _last_point: float = field(default_factory=time.monotonic)
+    _last_save: float = field(default_factory=time.monotonic)
+    _last_epoch: float = field(default_factory=time.monotonic)
+    _cost: float = 0.0
+
+    def decide(self, steps: int, epoch_ends: bool) -> Decision:
+        """After `steps` more steps."""
+        now = time.monotonic()
+        per_step = (now - self._last_point) / steps
+        self._last_point = now
+        least = self._cost / SNAPSHOT_SHARE
+        save = now - self._last_save >= max(self.snapshot_seconds, least)
+        if epoch_ends and now - self._last_epoch >= least:  # but for very short epochs
+            save, self._last_epoch = True, now
+        save = save and self.snapshot_seconds > 0
+        reach = max(1, int(SECONDS_BETWEEN / max(per_step, 1e-9)))
+        return Decision(self.board.stop, save, reach)
+
+    def saved(self, seconds: float) -> None:
+        """A snapshot was saved and took so long."""
+        self._last_save = self._last_point = time.monotonic()
+        self._cost = seconds

@@ -1,0 +1,176 @@
+"""The parts of one worker, and how they are put together."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from samestep import dataset
+from samestep.balance import shares
+from samestep.board import Board
+from samestep.exchange import Exchange
+from samestep.faults import Faults
+from samestep.flat import Flat
+from samestep.metrics import StepLedger
+from samestep.models import mlp
+from samestep.objective import Objective
+from samestep.plan import Plan, derive_seed
+from samestep.progress import Progress, Stopwatch
+from samestep.recipe import Recipe
+from samestep.rhythm import Rhythm
+from samestep.schedule import learning_rate
+from samestep.snapshot import Snapshots
+from samestep.timing import Clock
+from samestep.update import Update, state_names
+
+
+Report = Callable[[dict[str, Any]], None]
+Connect = Callable[[Flat, list[tuple[int, int]]], Exchange]
+
+REPORTS_PER_EPOCH = 20
+MOST_STEPS_PER_REPORT = 50
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What the process of a worker gives to its training."""
+
+    rank: int
+    workers: int
+    connect: Connect
+    """Makes the exchange from the model's vectors and all workers' micro-batches."""
+    report: Report
+    """Sends a message to the supervisor."""
+    board: Board
+    faults: Faults
+    snapshots: int | None
+    """Descriptor of the memory for snapshots; only a training has it."""
+    snapshot_seconds: float
+
+
+@dataclass
+class Trainer:
+    """One worker of a training."""
+
+    recipe: Recipe
+    rank: int
+    report: Report
+    """Does nothing but on rank 0."""
+
+    data: dataset.Dataset
+    plan: Plan
+    owned: tuple[int, int]
+    """The micro-batches of this worker."""
+
+    model: nn.Module
+    flat: Flat
+    exchange: Exchange
+    objective: nn.Module
+    update: Update
+
+    board: Board
+    faults: Faults
+    rhythm: Rhythm
+    snapshots: Snapshots
+
+    clock: Clock
+    ledger: StepLedger
+    stopwatch: Stopwatch
+    progress: Progress
+    steps_per_report: int
+
+    def learning_rate(self, step: int) -> float:
+        """Of one step, counted from 0 over all epochs."""
+        recipe, per_epoch = self.recipe, self.plan.steps_per_epoch
+        return learning_rate(
+            recipe.schedule, recipe.optimizer.lr, step, per_epoch, recipe.epochs
+        )
+
+
+def build(recipe: Recipe, around: Surroundings) -> Trainer:
+    """All workers. Goes on from the newest snapshot, if there is one.
+
+    Raises DataError, PlacementError.
+    """
+    rank, workers = around.rank, around.workers
+    assert around.snapshots is not None
+    data = dataset.load(recipe.data)
+    plan = Plan(
+        len(data.splits["train"]),
+        recipe.global_batch,
+        recipe.micro_batches,
+        recipe.seed,
+    )
+    torch.default_generator.manual_seed(derive_seed(recipe.seed, "model"))
+    model = mlp.Mlp(recipe.model, data.num_inputs, data.num_classes)
+    flat = Flat(model, state_names(recipe.optimizer))
+    owned = shares(recipe.micro_batches, workers)
+    exchange = around.connect(flat, owned)
+    objective = exchange.attach(Objective(model, recipe.loss))
+    steps_per_report = max(
+        1, min(plan.steps_per_epoch // REPORTS_PER_EPOCH, MOST_STEPS_PER_REPORT)
+    )
+    trainer = Trainer(
+        recipe=recipe,
+        rank=rank,
+        report=around.report if rank == 0 else lambda _: None,
+        data=data,
+        plan=plan,
+        owned=owned[rank],
+        model=model,
+        flat=flat,
+        exchange=exchange,
+        objective=objective,
+        update=Update(
+            recipe.optimizer,
+            exchange.parameters[slice(*exchange.owned)],
+            exchange.states,
+        ),
+        board=around.board,
+        faults=around.faults,
+        rhythm=Rhythm(around.board, around.snapshot_seconds),
+        snapshots=Snapshots(around.snapshots, flat.layout, workers),
+        clock=Clock(),
+        ledger=StepLedger(recipe.micro_batches, steps_per_report, rank, exchange),
+        stopwatch=Stopwatch(workers),
+        progress=Progress(counts=flat.counts),
+        steps_per_report=steps_per_report,
+    )
+    _resume(trainer)
+    return trainer
+
+
+def save(trainer: Trainer) -> int:
+    """All workers: each copies its part of the state; returns the slot."""
+    exchange, flat = trainer.exchange, trainer.flat
+    first, end = flat.layout.slices(exchange.workers)[trainer.rank]
+    part = slice(first - exchange.owned[0], end - exchange.owned[0])
+    phases = trainer.stopwatch.epoch.mean(dim=0) + torch.tensor(trainer.progress.phases)
+    progress = replace(
+        trainer.progress, counts=flat.counts, phases=phases.tolist()
+    ).to_dict()
+    rest = (flat.saved_buffers().numpy(), progress)
+    return trainer.snapshots.save(
+        trainer.rank,
+        exchange.parameters[first:end].numpy(),
+        [state[part].numpy() for state in exchange.states],
+        trainer.progress.step,
+        rest if trainer.rank == 0 else None,
+    )
+
+
+def _resume(trainer: Trainer) -> None:
+    """All workers: each loads what it updates; then nobody is ahead of the others."""
+    state = trainer.snapshots.follow()
+    if state is None:
+        return
+    exchange, part = trainer.exchange, slice(*trainer.exchange.owned)
+    trainer.progress = Progress.from_dict(state.progress)
+    exchange.parameters[part] = torch.from_numpy(state.parameters)[part]
+    for own, saved in zip(exchange.states, torch.from_numpy(state.states), strict=True):
+        own.copy_(saved[part])
+    trainer.flat.set_buffers(torch.from_numpy(state.tail), trainer.progress.counts)
+    trainer.update.resume(trainer.progress.step)
+    exchange.publish()

@@ -1,0 +1,253 @@
+"""Writes a run while it is trained; the supervisor alone does.
+
+A disk that is full, read-only or failing does not end a training: lines wait in memory
+until they can be written, and a person is told.
+"""
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self
+
+from samestep import atomic, machine
+from samestep.errors import OutputError, RunError
+from samestep.faults import check_disk
+from samestep.placement import Placement
+from samestep.recipe import Recipe
+from samestep.run import MODEL_FILE, Run
+
+
+EVENTS = {"workers": "workers started", "started": "training"}
+"""Messages whose event has another name."""
+SILENT = ("step", "epoch", "snapshot", "finished", "rank")
+LOCK_FILE = ".lock"
+
+
+@dataclass
+class Lines:
+    """A file of JSON lines, appended to."""
+
+    path: Path
+    warn: Callable[[str], None]
+    _waiting: str = ""
+    _failing: bool = False
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Now, or as soon as the disk allows it."""
+        self._waiting += json.dumps(record) + "\n"
+        try:
+            _append_whole(self.path, self._waiting.encode())
+        except OSError as error:
+            if not self._failing:
+                self.warn(
+                    f"{self.path} cannot be written: {error.strerror}. The training "
+                    "goes on; the lines wait in memory."
+                )
+            self._failing = True
+        else:
+            self._waiting = ""
+            if self._failing:
+                self.warn(f"{self.path} can be written again; no line was lost.")
+            self._failing = False
+
+
+@dataclass
+class RunWriter:
+    """One run directory, locked against other writers."""
+
+    path: Path
+    recipe: Recipe
+    placement: Placement
+    started: float
+    """time.monotonic() when the command began."""
+    warn: Callable[[str], None] = lambda _: None
+    """Shows a person what the disk does not allow."""
+    epochs: list[dict[str, Any]] = field(default_factory=list)
+    restarts: int = 0
+    _lock: int = -1
+
+    @classmethod
+    def create(cls, recipe: Recipe, placement: Placement, started: float) -> Self:
+        """A new directory. Raises RunError if it exists or cannot be made."""
+        path = _new_directory(placement.out, recipe.name)
+        return cls(path, recipe, placement, started)._begin()
+
+    @classmethod
+    def reopen(
+        cls, path: Path, recipe: Recipe, placement: Placement, started: float
+    ) -> Self:
+        """To go on with a run. Raises RunError if another process writes it."""
+        return cls(path, recipe, placement, started)._begin()
+
+    def _begin(self) -> Self:
+        self._lock = _lock(self.path)
+        self._metrics = Lines(self.path / "metrics.jsonl", lambda t: self.warn(t))
+        self._events = Lines(self.path / "events.jsonl", lambda t: self.warn(t))
+        return self
+
+    def start(self, name: str, data: Mapping[str, Any]) -> None:
+        """What is known before the first step. Raises OutputError."""
+        (self.path / "result.json").unlink(missing_ok=True)
+        self._write("recipe.toml", self.recipe.to_toml().encode())
+        environment = machine.describe() | {"data": data}
+        text = json.dumps(environment, indent=2) + "\n"
+        self._write("environment.json", text.encode())
+        (self.path / "metrics.jsonl").touch()
+        self.event(
+            name,
+            pid=os.getpid(),
+            workers=self.placement.workers,
+            exchange=self.placement.exchange,
+            monotonic=self.started,
+        )
+
+    def rewind(self, step: int, epochs: list[dict[str, Any]]) -> None:
+        """Drops the metrics of steps that will be taken again. Raises OutputError."""
+        self.epochs = epochs
+        path = self.path / "metrics.jsonl"
+        kept = [line for line in _whole_lines(path) if _is_kept(line, step, epochs)]
+        self._write("metrics.jsonl", "".join(kept).encode())
+        self._write(
+            "events.jsonl", "".join(_whole_lines(self.path / "events.jsonl")).encode()
+        )
+
+    @property
+    def logs(self) -> Path:
+        """The directory of the workers' logs."""
+        return self.path / "logs"
+
+    def event(self, name: str, **fields: Any) -> None:
+        """One line in events.jsonl, with seconds since the command began."""
+        seconds = time.monotonic() - self.started
+        self._events.append({"seconds": seconds, "event": name, **fields})
+
+    def receive(self, message: Mapping[str, Any]) -> None:
+        """A message of a worker or of the recovery."""
+        kind = message["type"]
+        record = {key: value for key, value in message.items() if key != "rank"}
+        if kind in ("step", "epoch"):
+            self._metrics.append(record)
+        del record["type"]
+        if kind == "epoch":
+            self.epochs.append(record)
+            self.event("epoch", epoch=record["epoch"], sha256=record["weights_sha256"])
+        elif kind == "restart":
+            self.restarts += 1
+        if kind == "fault":
+            record["rank"] = message["rank"]
+        if kind not in SILENT:
+            record.pop("layout", None)
+            self.event(EVENTS.get(kind, kind), **record)
+
+    def write_model(self, content: bytes) -> None:
+        """The final weights. Raises OutputError."""
+        self._write(MODEL_FILE, content)
+
+    def close(self, status: str, **fields: Any) -> Run:
+        """Writes result.json, atomically and last. Raises OutputError."""
+        self.event(status)
+        result = {
+            "recipe": self.recipe.to_dict(),
+            "placement": self.placement.model_dump(mode="json"),
+            "status": status,
+            **fields,
+            "train_seconds": sum(epoch["seconds"] for epoch in self.epochs),
+            "wall_seconds": time.monotonic() - self.started,
+            "restarts": self.restarts,
+            "epochs": self.epochs,
+        }
+        try:
+            self._write("result.json", (json.dumps(result, indent=2) + "\n").encode())
+        finally:
+            os.close(self._lock)
+        return Run(self.path, result)
+
+    def _write(self, name: str, content: bytes) -> None:
+        try:
+            atomic.write(self.path / name, content)
+        except OSError as error:
+            raise OutputError(
+                f"{self.path / name} cannot be written: {error.strerror}. Make it "
+                f"possible, then go on with `samestep resume {self.path}`."
+            ) from None
+
+
+def _append_whole(path: Path, content: bytes) -> None:
+    """All of it or nothing. Raises OSError."""
+    check_disk()
+    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        size = os.fstat(fd).st_size
+        try:
+            written = 0
+            while written < len(content):
+                written += os.write(fd, content[written:])
+        except OSError:
+            os.ftruncate(fd, size)
+            raise
+    finally:
+        os.close(fd)
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """Without a last line that a kill has cut."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(True)
+    return [line for line in lines if line.endswith("\n")]
+
+
+def _is_kept(line: str, step: int, epochs: list[dict[str, Any]]) -> bool:
+    try:
+        record = json.loads(line)
+        if record["type"] == "epoch":
+            return bool(record["epoch"] <= len(epochs))
+        return bool(record["step"] <= step)
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+def _lock(path: Path) -> int:
+    """Held until this process ends, however it ends. Raises RunError."""
+    fd = os.open(path / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)
+        raise RunError(
+            f"Only one process may write a run, and another one is training {path}. "
+            "Wait for its end, or end it."
+        ) from None
+    return fd
+
+
+def _new_directory(chosen: Path | None, name: str) -> Path:
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    default = Path("runs") / f"{name}-{stamp}"
+    candidates = [chosen] if chosen else [default, *_numbered(default)]
+    for path in candidates:
+        try:
+            path.mkdir(parents=True)
+            (path / "logs").mkdir()
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise RunError(
+                f"The run directory {path} cannot be made: {error.strerror}. "
+                "Choose another with `--out`."
+            ) from None
+        return path
+    raise RunError(
+        f"A run never overwrites anything, and {candidates[0]} exists. "
+        "Choose another directory with `--out`, or remove this one."
+    )
+
+
+def _numbered(path: Path) -> list[Path]:
+    """For runs of one recipe that start in the same second."""
+    return [path.with_name(f"{path.name}-{number}") for number in range(2, 100)]
