@@ -2,8 +2,8 @@
 
     model.safetensors       parameters and buffers by name; the recipe as metadata
     optimizer.safetensors   the optimizer's states, `<state>/<parameter>`
-    manifest.json           position, metrics so far, layout, conditions, and the size
-                            and SHA-256 of the other two
+    manifest.json           position, metrics so far, layout, conditions, the size and
+                            SHA-256 of the other two, and a digest of all this
 
 A checkpoint is written under a temporary name, flushed, and renamed, so one that has
 its name is whole unless something damaged it later. Nothing in it is ever executed:
@@ -21,7 +21,7 @@ from typing import Annotated, Any, Final, Literal
 
 import numpy as np
 import safetensors.numpy
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
 
 from samestep import atomic
@@ -146,7 +146,9 @@ def write(
         layout=layout,
         files={name: _entry(content) for name, content in contents.items()},  # type: ignore[misc]
     )
-    text = manifest.model_dump_json(indent=1) + "\n"
+    fields = manifest.model_dump(mode="json")
+    fields["digest"] = digest_of(fields)
+    text = json.dumps(fields, indent=1) + "\n"
     final = path_of(directory, state.step)
     temporary = directory / f".{final.name}.{os.getpid()}.tmp"
     try:
@@ -202,14 +204,26 @@ def read_manifest(path: Path) -> Manifest:
     if file.stat().st_size > MOST_MANIFEST_BYTES:
         raise _damaged(path, f"{MANIFEST} is larger than {MOST_MANIFEST_BYTES} bytes")
     try:
-        manifest = Manifest.model_validate_json(file.read_bytes())
+        fields = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, f"{MANIFEST} is not JSON: {error}") from None
+    if not isinstance(fields, dict) or fields.pop("digest", None) != digest_of(fields):
+        raise _damaged(path, f"{MANIFEST} does not have the digest that it names")
+    try:
+        manifest = Manifest.model_validate(fields)
         recipe = Recipe.from_dict(manifest.recipe)
-    except (ValidationError, ValueError) as error:
+    except ValueError as error:
         first = str(error).splitlines()[:3]
         raise _damaged(path, f"{MANIFEST} is not valid: {' '.join(first)}") from None
     if recipe.digest != manifest.recipe_digest:
         raise _damaged(path, "its recipe does not have the digest that it names")
     return manifest
+
+
+def digest_of(fields: Mapping[str, Any]) -> str:
+    """SHA-256 of the canonical JSON text of a manifest without its `digest`."""
+    text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _tensors(file: Path, entry: FileEntry) -> dict[str, Any]:

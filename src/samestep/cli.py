@@ -252,11 +252,11 @@ def compare(run_a: Path, run_b: Path) -> None:
 
 @cli.command()
 @click.argument("recipe", default="mnist-mlp")
-@click.option("--kills", type=click.IntRange(0), default=10, show_default=True)
+@click.option("--kills", type=click.IntRange(1), default=10, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the faults.")
 @click.option(
     "--faults",
-    default="kill,stop,exception,corrupt,diskfull",
+    default="kill,stop,exception,crash,corrupt,diskfull",
     show_default=True,
     help="Which kinds, separated by commas.",
 )
@@ -280,14 +280,16 @@ def chaos(
 ) -> None:
     """Train RECIPE undisturbed, then under faults; exit code 1 if the weights differ.
 
-    Ten kills at a time hit one training: at random times and at named points. Stopped
-    workers, exceptions, damaged checkpoints and a full disk come on top.
+    Ten kills at a time hit one training: at random times and at named points. One for
+    every five of them, workers are stopped or raise exceptions, the whole run crashes,
+    checkpoints are damaged and the disk is full.
 
     \b
     Examples:
       samestep chaos
       samestep chaos --kills 50 --seed 7
       samestep chaos --kills 5 --faults kill --workers 3
+      samestep chaos --kills 20 --faults crash
     """
     from rich.console import Console
 

@@ -30,7 +30,7 @@ class Fault(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     number: int
-    kind: Literal["kill", "stop", "exception"]
+    kind: Literal["kill", "stop", "exception", "loop"]
     point: Literal["start", "forward", "exchange", "update", "snapshot"]
     step: int
     rank: int
@@ -80,6 +80,8 @@ class Faults:
     def _inject(self, fault: Fault, step: int) -> None:
         self._report({"type": "fault", **fault.model_dump(), "step": step})
         if fault.kind == "exception":
-            raise InjectedError(f"fault {fault.number}, on purpose, at {fault.point}")
+            raise InjectedError(f"on purpose, at {fault.point}")
+        while fault.kind == "loop":
+            pass
         number = signal.SIGKILL if fault.kind == "kill" else signal.SIGSTOP
         os.kill(os.getpid(), number)

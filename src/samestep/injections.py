@@ -1,6 +1,5 @@
 """Which faults `samestep chaos` injects: a pure function of the seed."""
 
-import itertools
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,9 @@ from typing import Any
 from samestep import checkpoint
 
 
-KINDS = ("kill", "stop", "exception", "corrupt", "diskfull")
+KINDS = ("kill", "stop", "exception", "crash", "corrupt", "diskfull")
+"""`crash` kills the supervisor and all workers at once; `corrupt` also damages the
+newest checkpoint."""
 KILL_POINTS = (
     *("forward", "exchange", "update", "snapshot", "restart"),
     *("any time", "checkpoint", "resume"),
@@ -29,6 +30,8 @@ class Injection:
     rank: int
     at: float | None = None
     """time.monotonic() of the injection; None: not yet."""
+    reached: int = 0
+    """The last step that was logged before a fault from outside."""
     detected: float | None = None
     """Seconds from the injection until it was noticed."""
     redone: int | None = None
@@ -62,23 +65,28 @@ def plan(
 ) -> list[Injection]:
     """A pure function: the faults of one training of `steps` steps, in order.
 
-    Every `kind` but `kill` comes once for every five kills, at least once.
+    There are `kills` of kind `kill`, or of the first kind if that is not among them;
+    of every other kind there is one for every five of these, and at least one.
     """
     chance = random.Random(seed)  # noqa: S311  a schedule, not a secret
     chosen: list[tuple[str, str]] = []
     points = list(KILL_POINTS)
     chance.shuffle(points)
-    if "kill" in kinds:
-        chosen += [
-            ("kill", p) for p in itertools.islice(itertools.cycle(points), kills)
-        ]
-    for kind in (kind for kind in kinds if kind != "kill"):
-        for _ in range(max(1, kills // 5)):
-            inside = kind in ("stop", "exception")
-            chosen.append((kind, chance.choice(WORKER_POINTS) if inside else kind))
+    main = "kill" if "kill" in kinds else kinds[0]
+    for kind in kinds:
+        for index in range(kills if kind == main else max(1, kills // 5)):
+            if kind == "kill":
+                point = points[index % len(points)]
+            elif kind in ("stop", "exception"):
+                point = chance.choice(WORKER_POINTS)
+            else:
+                point = kind
+            chosen.append((kind, point))
     chance.shuffle(chosen)
     # A worker can only be hit in a restart if there is one: something else comes last.
     chosen.sort(key=lambda fault: fault[1] == "restart", reverse=True)
+    if all(point == "restart" for _, point in chosen):
+        chosen = [(kind, "forward") for kind, _ in chosen]
     count = len(chosen)
     return [
         Injection(

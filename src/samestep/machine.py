@@ -62,6 +62,11 @@ def memory_limit() -> int:
     return min(limits)
 
 
+def available_memory() -> int:
+    """Bytes that can be had now without swapping, at most `memory_limit`."""
+    return min(memory_limit(), psutil.virtual_memory().available)
+
+
 def describe() -> dict[str, Any]:
     """The content of environment.json, as far as it is known without torch."""
     cores, why = usable_cores()

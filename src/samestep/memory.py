@@ -1,9 +1,11 @@
 """Shared memory without a name: it vanishes with its last user, however that ends."""
 
+import errno
 import mmap
 import os
 import tempfile
 
+from samestep import machine
 from samestep.errors import PlacementError
 
 
@@ -31,6 +33,9 @@ def reserve(fd: int, num_bytes: int, purpose: str, remedy: str) -> mmap.mmap:
     What is short is found out here, not by SIGBUS in some later step.
     """
     try:
+        missing = num_bytes - 512 * os.fstat(fd).st_blocks
+        if missing > machine.available_memory():  # or the kernel would kill somebody
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(fd, 0, num_bytes)
         else:  # macOS
