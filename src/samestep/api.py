@@ -58,8 +58,10 @@ def train(
         recipe = Recipe.load(recipe)
     placement, why = (placement or Placement()).resolve(recipe.micro_batches)
     notice = mnist.prepare()
-    writer = RunWriter.create(recipe, placement, started)
-    with view or make_view(recipe) as shown:
+    with (
+        RunWriter.create(recipe, placement, started) as writer,
+        view or make_view(recipe) as shown,
+    ):
         shown.note(_headline(recipe, why))
         writer.start("started", mnist.describe())
         return Session(writer, server, shown).run(notice)
@@ -98,10 +100,12 @@ def resume(
     start = find_start(path, epochs)
     placement, why = (placement or Placement()).resolve(start.recipe.micro_batches)
     notice = mnist.prepare()
-    writer = RunWriter.reopen(path, start.recipe, placement, started)
-    start = find_start(path, epochs)  # nobody else writes any more
-    start.check(server.build(), accept_other_bits)
-    with view or make_view(start.recipe) as shown:
+    with (
+        RunWriter.reopen(path, start.recipe, placement, started) as writer,
+        view or make_view(start.recipe) as shown,
+    ):
+        start = find_start(path, epochs)  # nobody else writes any more
+        start.check(server.build(), accept_other_bits)
         shown.note(_headline(start.recipe, why))
         for warning in start.warnings:
             shown.note(f"warning: {warning}")

@@ -119,8 +119,8 @@ def model_bytes(state: State, layout: Layout, recipe: Recipe) -> bytes:
         name: np.array(count, np.int64)
         for name, count in zip(layout.counters, counts, strict=True)
     }
-    metadata = {"format": "pt", "recipe": json.dumps(recipe.to_dict())}
-    return safetensors.numpy.save(tensors, metadata)
+    # One entry only: safetensors writes several in an order that changes.
+    return safetensors.numpy.save(tensors, {"recipe": json.dumps(recipe.to_dict())})
 
 
 def write(

@@ -1,6 +1,5 @@
 """Where a run goes on: its newest valid checkpoint, if the conditions are the same."""
 
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,8 +60,7 @@ def find_start(run: Path, epochs: int | None) -> Start:
     """Raises RunError, RecipeError, CheckpointError."""
     if not (run / "recipe.toml").is_file():
         raise RunError(f"{run} is not a run directory: it has no recipe.toml.")
-    fields = tomllib.loads((run / "recipe.toml").read_text())
-    recipe = Recipe.from_dict(fields, f"Recipe {run}/recipe.toml")
+    recipe = Recipe.load(run / "recipe.toml")
     warnings, found = [], None
     for _, candidate in checkpoint.newest_valid(checkpoint.directory_of(run)):
         if isinstance(candidate, Checkpoint):

@@ -1,7 +1,6 @@
 """The run directory: one training and everything about it, to be read."""
 
 import json
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,8 +42,7 @@ class Run:
     @property
     def recipe(self) -> Recipe:
         """The resolved recipe. Raises RecipeError."""
-        fields = tomllib.loads((self.path / "recipe.toml").read_text())
-        return Recipe.from_dict(fields, f"Recipe {self.path}/recipe.toml")
+        return Recipe.load(self.path / "recipe.toml")
 
     @property
     def status(self) -> str:

@@ -7,6 +7,7 @@ until they can be written, and a person is told.
 import fcntl
 import json
 import os
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -30,16 +31,21 @@ LOCK_FILE = ".lock"
 
 @dataclass
 class Lines:
-    """A file of JSON lines, appended to."""
+    """A file of JSON lines, appended to by any thread."""
 
     path: Path
     warn: Callable[[str], None]
     _waiting: str = ""
     _failing: bool = False
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Now, or as soon as the disk allows it."""
-        self._waiting += json.dumps(record) + "\n"
+        with self._lock:
+            self._waiting += json.dumps(record) + "\n"
+            self._write()
+
+    def _write(self) -> None:
         try:
             _append_whole(self.path, self._waiting.encode())
         except OSError as error:
@@ -58,7 +64,7 @@ class Lines:
 
 @dataclass
 class RunWriter:
-    """One run directory, locked against other writers."""
+    """One run directory, locked against other writers until it is left."""
 
     path: Path
     recipe: Recipe
@@ -89,6 +95,14 @@ class RunWriter:
         self._metrics = Lines(self.path / "metrics.jsonl", lambda t: self.warn(t))
         self._events = Lines(self.path / "events.jsonl", lambda t: self.warn(t))
         return self
+
+    def __enter__(self) -> Self:
+        """Locked since `create` or `reopen`."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Another process may write the run from now on."""
+        os.close(self._lock)
 
     def start(self, name: str, data: Mapping[str, Any]) -> None:
         """What is known before the first step. Raises OutputError."""
@@ -161,10 +175,7 @@ class RunWriter:
             "restarts": self.restarts,
             "epochs": self.epochs,
         }
-        try:
-            self._write("result.json", (json.dumps(result, indent=2) + "\n").encode())
-        finally:
-            os.close(self._lock)
+        self._write("result.json", (json.dumps(result, indent=2) + "\n").encode())
         return Run(self.path, result)
 
     def _write(self, name: str, content: bytes) -> None:

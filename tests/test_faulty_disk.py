@@ -1,0 +1,138 @@
+"""A disk that is full or read-only for a while: real ones, in a mount namespace."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from test_launch import DEADLINE, trains, wait_until
+
+import samestep
+from samestep import Placement, Recipe, Run, checkpoint, faults
+from samestep.forking import ForkServer
+from samestep.view import SilentView
+from samestep.writer import Lines
+
+
+NAMESPACE = ["unshare", "--mount", "--propagation", "private"]
+OPTIONS = {"epochs": 15, "model.hidden": [16]}
+
+
+def can_mount() -> bool:
+    mount = [*NAMESPACE, "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
+    return subprocess.run(mount, check=False, capture_output=True).returncode == 0
+
+
+@contextmanager
+def training_on(disk: Path, copy: Path) -> Iterator[subprocess.Popen[str]]:
+    """A training on a disk of its own of 3 MB; its run is copied when it ends."""
+    disk.mkdir()
+    options = ["--epochs", "15", "--set", "model.hidden=[16]", "--workers", "2"]
+    train = [
+        sys.executable,
+        "-m",
+        "samestep",
+        "train",
+        "--out",
+        f"{disk}/run",
+        *options,
+    ]
+    script = (
+        f'mount -t tmpfs -o size=3m tmpfs {disk} && "$@" --checkpoint-seconds 0.01; '
+        f"code=$?; cp -r {disk}/run {copy}; exit $code"
+    )
+    with subprocess.Popen(
+        [*NAMESPACE, "sh", "-c", script, "sh", *train],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def break_disk(how: str, process: subprocess.Popen[str], disk: Path) -> None:
+    seen = Path(f"/proc/{process.pid}/root{disk}")
+    if how == "full":
+        status = os.statvfs(seen)
+        (seen / "filler").write_bytes(bytes(status.f_bavail * status.f_frsize))
+    else:
+        bind = f"mount --bind {disk} {disk} && mount -o remount,bind,ro {disk}"
+        run_inside(process, bind)
+
+
+def mend_disk(how: str, process: subprocess.Popen[str], disk: Path) -> None:
+    if how == "full":
+        Path(f"/proc/{process.pid}/root{disk}/filler").unlink()
+    else:
+        run_inside(process, f"umount {disk}")
+
+
+def run_inside(process: subprocess.Popen[str], script: str) -> None:
+    enter = ["nsenter", "--target", str(process.pid), "--mount", "sh", "-c", script]
+    subprocess.run(enter, check=True, timeout=DEADLINE)
+
+
+@pytest.mark.skipif(not can_mount(), reason="mounting needs `unshare` and root")
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [("full", "No space left on device"), ("read-only", "Read-only file system")],
+)
+def test_a_disk_that_fails_for_a_while_costs_nothing(
+    tmp_path: Path, server: ForkServer, how: str, reason: str
+) -> None:
+    disk, copy = tmp_path / "disk", tmp_path / "copy"
+    with training_on(disk, copy) as process:
+        run = Path(f"/proc/{process.pid}/root{disk}/run")
+        wait_until(lambda: trains(run) or process.poll() is not None)
+        wait_until(lambda: checkpoint.steps(checkpoint.directory_of(run)) != [])
+        break_disk(how, process, disk)
+        assert process.stderr is not None
+        shown = ""
+        while "the checkpoint of step" not in shown or "metrics.jsonl" not in shown:
+            line = process.stderr.readline()
+            assert line, shown
+            shown += line
+        assert checkpoint.steps(checkpoint.directory_of(run))  # the one before stays
+        mend_disk(how, process, disk)
+        shown += process.communicate(timeout=DEADLINE)[1]
+        assert process.returncode == 0, shown
+    assert f"cannot be written: {reason}. The training goes on" in shown
+    assert "metrics.jsonl can be written again; no line was lost" in shown
+    lines = (copy / "metrics.jsonl").read_text().splitlines()
+    steps = [r["step"] for r in map(json.loads, lines) if r["type"] == "step"]
+    expected = [215 * e + s for e in range(15) for s in (*range(10, 220, 10), 215)]
+    assert steps == [step for step in expected if step % 215 != 5 or step < 10]
+    assert checkpoint.steps(checkpoint.directory_of(copy))[-1] == 15 * 215
+
+    recipe, placement = (
+        Recipe.load("mnist-mlp", OPTIONS),
+        Placement(out=tmp_path / "ok"),
+    )
+    whole = samestep.train(recipe, placement, view=SilentView(), server=server)
+    assert Run.open(copy).weights_sha256 == whole.weights_sha256
+
+
+def test_lines_wait_for_a_full_disk_and_none_is_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    lines = Lines(tmp_path / "lines.jsonl", told.append)
+    flag = tmp_path / "full"
+    monkeypatch.setenv(faults.DISK_FULL, str(flag))
+    for number in range(9):
+        if number == 3:
+            flag.touch()
+        if number == 6:
+            flag.unlink()
+        lines.append({"number": number})
+        written = (tmp_path / "lines.jsonl").read_text().splitlines()
+        assert len(written) == (3 if 3 <= number < 6 else number + 1)
+    assert [json.loads(line)["number"] for line in written] == list(range(9))
+    assert len(told) == 2

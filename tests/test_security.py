@@ -1,0 +1,124 @@
+"""The rules of SECURITY.md, each by a test; those on checkpoints in test_checkpoint.py.
+
+A listening socket is looked for where the kernel lists them, not where we think.
+"""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import Train, small_recipe
+from test_launch import DEADLINE, long_training
+
+import samestep
+
+
+SOURCES = sorted(Path(samestep.__file__).parent.rglob("*.py"))
+LISTEN, LOOPBACK = "0A", ("0100007F", "00000000000000000000000001000000")
+
+
+def listening_inodes() -> dict[str, str]:
+    """inode -> local address, from the kernel's tables of TCP sockets."""
+    found = {}
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == LISTEN:
+                found[fields[9]] = fields[1].split(":")[0]
+    return found
+
+
+def socket_inodes(pid: int) -> set[str]:
+    links = [
+        str(fd.readlink())
+        for fd in Path(f"/proc/{pid}/fd").iterdir()
+        if fd.is_symlink()
+    ]
+    return {link[8:-1] for link in links if link.startswith("socket:[")}
+
+
+@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="needs Linux's /proc")
+@pytest.mark.parametrize("exchange", ["shared", "gloo"])
+def test_nobody_listens_beyond_the_loopback_interface(
+    tmp_path: Path, exchange: str
+) -> None:
+    arguments = ("--workers", "2", "--exchange", exchange)
+    with long_training(tmp_path / "run", *arguments) as (process, below):
+        addresses = listening_inodes()
+        own = {
+            addresses[inode]
+            for running in [psutil.Process(process.pid), *below]
+            for inode in socket_inodes(running.pid)
+            if inode in addresses
+        }
+    assert own <= set(LOOPBACK)
+    assert bool(own) == (exchange == "gloo")
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
+def test_nothing_unpickles_or_evaluates(path: Path) -> None:
+    text = path.read_text()
+    forbidden = (
+        r"\b(pickle|cPickle|dill|cloudpickle|marshal|shelve)\b|(?<!safetensors\.)torch\.(load|save)|"
+        r"_object_list|(?<![\w.])(eval|exec)\(|shell=True|yaml\.load|mktemp\("
+    )
+    assert re.search(forbidden, text) is None
+
+
+def test_the_linter_also_forbids_pickle() -> None:
+    code = "import pickle\n\npickle.loads(b'')\n"
+    ended = subprocess.run(
+        [sys.executable, "-m", "ruff", "check", "--stdin-filename", "src/x.py", "-"],
+        input=code,
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parents[1],
+    )
+    assert "S301" in ended.stdout
+
+
+@pytest.mark.parametrize(
+    "name", ["../escape", "/etc/escape", "a/b", "..", "", "x" * 65]
+)
+def test_a_recipes_name_cannot_lead_out_of_the_runs_directory(name: str) -> None:
+    overrides = {"name": name}
+    if name == "..":  # a legal name: the run is then `..-<time>`, below runs/
+        assert samestep.Recipe.load("mnist-mlp", overrides).name == ".."
+        return
+    with pytest.raises(samestep.RecipeError):
+        samestep.Recipe.load("mnist-mlp", overrides)
+
+
+def test_a_run_is_as_private_as_the_umask_asks(tmp_path: Path) -> None:
+    arguments = ["train", "--epochs", "1", "--set", "data.train_samples=600"]
+    ended = subprocess.run(
+        [sys.executable, "-m", "samestep", *arguments, "--out", str(tmp_path / "run")],
+        umask=0o077,
+        capture_output=True,
+        check=False,
+        timeout=DEADLINE,
+    )
+    assert ended.returncode == 0, ended.stderr
+    for path in [tmp_path / "run", *(tmp_path / "run").rglob("*")]:
+        assert path.stat().st_mode & 0o077 == 0, path
+
+
+def test_a_run_contains_no_value_of_the_environment(
+    train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_API_TOKEN", "swordfish-4711")
+    run = train(small_recipe(), 1)
+    for path in run.path.rglob("*"):
+        if path.is_file():
+            assert b"swordfish-4711" not in path.read_bytes()
+
+
+def test_events_name_no_fault_unless_somebody_asked_for_one(train: Train) -> None:
+    run = train(small_recipe(), 1)
+    events = map(json.loads, (run.path / "events.jsonl").read_text().splitlines())
+    assert "fault" not in [event["event"] for event in events]
