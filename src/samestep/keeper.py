@@ -6,7 +6,9 @@ of an older generation can write at all.
 """
 
 import contextlib
+import os
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -23,6 +25,7 @@ from samestep.snapshot import State
 
 WRITING_SHARE = 0.05
 """At most so much of the time is spent writing; newer states replace waiting ones."""
+LOWEST_PRIORITY = 19
 READ_SECONDS = 2.0
 """Deadline for all workers to finish the snapshot that rank 0 has announced."""
 
@@ -96,6 +99,7 @@ class Keeper:
 
     def _work(self) -> None:
         """Copies each offered state at once; writes it when it may."""
+        _yield_to_workers()
         held: tuple[State, Layout, list[Any]] | None = None
         allowed = 0.0
         while True:
@@ -142,6 +146,13 @@ class Keeper:
                     losses[step] = manifest.epochs[-1].get("validation_loss")
         measured = {step: loss for step, loss in losses.items() if loss is not None}
         return min(measured, key=lambda step: measured[step], default=None)
+
+
+def _yield_to_workers() -> None:
+    """This thread takes only the time that workers leave; elsewhere than on Linux, a
+    priority belongs to the whole process, and stays as it is."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_PRIORITY)
 
 
 def _read(read: Callable[[], State | None]) -> State | None:

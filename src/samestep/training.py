@@ -173,8 +173,10 @@ def _save(trainer: Trainer) -> None:
     start = time.perf_counter()
     trainer.faults.at("snapshot", trainer.progress.step)
     slot = save(trainer)
-    trainer.rhythm.saved(time.perf_counter() - start)
-    trainer.report({"type": "snapshot", "slot": slot, "step": trainer.progress.step})
+    seconds = time.perf_counter() - start
+    trainer.rhythm.saved(seconds)
+    step = trainer.progress.step
+    trainer.report({"type": "snapshot", "slot": slot, "step": step, "seconds": seconds})
 
 
 def _is_logged(trainer: Trainer, steps_in_epoch: int) -> bool:

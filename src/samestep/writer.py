@@ -75,6 +75,8 @@ class RunWriter:
     """Shows a person what the disk does not allow."""
     epochs: list[dict[str, Any]] = field(default_factory=list)
     restarts: int = 0
+    standstill: float = 0.0
+    """Seconds in which rank 0 saved snapshots instead of training."""
     _lock: int = -1
 
     @classmethod
@@ -152,6 +154,8 @@ class RunWriter:
             self.event("epoch", epoch=record["epoch"], sha256=record["weights_sha256"])
         elif kind == "restart":
             self.restarts += 1
+        elif kind == "snapshot":
+            self.standstill += record["seconds"]
         if kind == "fault":
             record["rank"] = message["rank"]
         if kind not in SILENT:
@@ -173,6 +177,7 @@ class RunWriter:
             "train_seconds": sum(epoch["seconds"] for epoch in self.epochs),
             "wall_seconds": time.monotonic() - self.started,
             "restarts": self.restarts,
+            "snapshot_seconds": self.standstill,
             "epochs": self.epochs,
         }
         self._write("result.json", (json.dumps(result, indent=2) + "\n").encode())
