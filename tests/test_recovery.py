@@ -88,7 +88,7 @@ def test_a_kill_in_a_restart_and_before_the_first_snapshot(
         fault("kill", "forward", 0, rank=0),
         fault("kill", "exchange", 17, rank=1, number=2),
         fault("kill", "start", 5, rank=1, number=3),
-        fault("kill", "start", 5, rank=0, number=4),
+        fault("kill", "start", 5, rank=1, number=4),
     ]
     run = train_under(schedule, 2)
     assert results(run) == results(train(RECIPE, 1))

@@ -71,13 +71,15 @@ class Session:
             )
             try:
                 state = recovery.run()
+                if self._final:
+                    assert state is not None
+                    assert recovery.layout is not None
+                    model = checkpoint.model_bytes(state, recovery.layout, recipe)
+                    self.writer.write_model(model)  # waits for a disk that is full
             finally:
                 self._keep_last(keeper, recovery)
-        if stop.number is not None and not self._final:
+        if not self._final:
             raise Interrupted(self._stopped(state), stop.exit_code)
-        assert state is not None
-        assert recovery.layout is not None
-        self.writer.write_model(checkpoint.model_bytes(state, recovery.layout, recipe))
 
     def _keep_last(self, keeper: Keeper, recovery: Recovery) -> None:
         """However the training ended: what was reached goes to the disk."""

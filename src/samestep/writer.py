@@ -27,6 +27,8 @@ EVENTS = {"workers": "workers started", "started": "training"}
 """Messages whose event has another name."""
 SILENT = ("step", "epoch", "snapshot", "finished", "rank")
 LOCK_FILE = ".lock"
+PATIENCE_SECONDS = 15.0
+"""How long to wait, at the end of a training, for a disk that cannot be written."""
 
 
 @dataclass
@@ -163,8 +165,21 @@ class RunWriter:
             self.event(EVENTS.get(kind, kind), **record)
 
     def write_model(self, content: bytes) -> None:
-        """The final weights. Raises OutputError."""
-        self._write(MODEL_FILE, content)
+        """The final weights, as soon as the disk allows it. Raises OutputError."""
+        end = time.monotonic() + PATIENCE_SECONDS
+        warned = False
+        while True:
+            try:
+                self._write(MODEL_FILE, content)
+            except OutputError as error:
+                if time.monotonic() > end:
+                    raise
+                if not warned:
+                    self.warn(f"{error} Until then, {PATIENCE_SECONDS:.0f} s are left.")
+                warned = True
+                time.sleep(0.2)
+            else:
+                return
 
     def close(self, status: str, **fields: Any) -> Run:
         """Writes result.json, atomically and last. Raises OutputError."""
