@@ -190,21 +190,6 @@ def test_without_restarts_a_dead_worker_fails_the_training(
     assert "weights_sha256" not in run.result
 
 
-@pytest.mark.parametrize("exchange", ["shared", "gloo"])
-def test_at_most_loopback_addresses_are_listened_on(
-    tmp_path: Path, exchange: str
-) -> None:
-    arguments = ("--workers", "2", "--exchange", exchange)
-    with long_training(tmp_path / "run", *arguments) as (process, below):
-        listening = [
-            connection.laddr.ip
-            for running in [psutil.Process(process.pid), *below]
-            for connection in running.net_connections()
-            if connection.status == psutil.CONN_LISTEN
-        ]
-    assert set(listening) == ({"127.0.0.1"} if exchange == "gloo" else set())
-
-
 def test_a_diverging_training_names_the_first_micro_batch(train: Train) -> None:
     recipe = small_recipe(optimizer={"name": "sgd", "lr": 1e30})
     messages = set()

@@ -3,7 +3,7 @@
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -37,6 +37,24 @@ class WorkersType(click.ParamType[int | str]):
         )
 
 
+class BalanceType(click.ParamType[str | tuple[int, ...]]):
+    """A list of numbers, or a word."""
+
+    name = "auto|off|N,N,..."
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> str | tuple[int, ...]:
+        """The numbers, or the word."""
+        if value in ("auto", "off", "random"):
+            return str(value)
+        parts = str(value).split(",")
+        if all(part.isdecimal() for part in parts):
+            return tuple(int(part) for part in parts)
+        return self.fail(
+            "a balance is `auto`, `off`, or a number of micro-batches for each worker, "
+            f"such as `5,3`; received `{value}`."
+        )
+
+
 workers_option = click.option(
     "--workers",
     type=WorkersType(),
@@ -55,6 +73,19 @@ def placement_options(command: Callable[..., None]) -> Callable[..., None]:
             type=click.Choice(["auto", "shared", "gloo"]),
             default="auto",
             help="How the workers' gradients become one sum; auto: shared if possible.",
+        ),
+        click.option(
+            "--balance",
+            type=BalanceType(),
+            default="auto",
+            help="Micro-batches per worker: by measured speed (auto), evenly (off), or "
+            "as given, such as 5,3.",
+        ),
+        click.option(
+            "--evict-slower-than",
+            type=click.FloatRange(0, 1, max_open=True),
+            default=0.0,
+            help="Go on without a worker below this share of the others' speed.",
         ),
         click.option(
             "--min-workers",
@@ -358,6 +389,7 @@ def _summary(run: "Run") -> str:
         if f"{split}_loss" in last:
             accuracy, loss = last[f"{split}_accuracy"], last[f"{split}_loss"]
             lines.append(f"{split:<12}accuracy {accuracy:.2%}  loss {loss:.4f}")
+    lines += _balance_lines(result.get("balance") or {})
     lines += [
         f"time        {result['train_seconds']:.2f} s training, "
         f"{result['wall_seconds']:.2f} s in all",
@@ -365,6 +397,26 @@ def _summary(run: "Run") -> str:
         f"run         {run.path}",
     ]
     return "\n".join(lines)
+
+
+def _balance_lines(found: Mapping[str, Any]) -> list[str]:
+    """What balancing gained, if it was worth a word."""
+    lines = []
+    for rank, lag in found.get("lag", {}).items():
+        if lag["seconds"] >= 1:
+            lines.append(
+                f"balance     worker {rank} ran at {lag['speed']:.2f} of the fastest's "
+                f"speed for {lag['seconds']:.0f} s"
+            )
+    if lines and found["saved"] > 0.01:
+        lines.append(f"            balancing saved {found['saved']:.0%} of the time")
+    if lines and "enough_micro_batches" in found:
+        lines.append(
+            "            too few micro-batches for this: "
+            f"{found['efficiency']:.0%} of the possible speed; "
+            f"{found['enough_micro_batches']} would do (and give another result)"
+        )
+    return lines
 
 
 def _explains_itself(error: SamestepError) -> bool:

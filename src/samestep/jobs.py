@@ -25,6 +25,8 @@ def exchange_fields(placement: Placement) -> dict[str, Any]:
         "hang_timeout": placement.hang_timeout,
         "peer_timeout": PEER_SLACK * placement.hang_timeout,
         "spin_seconds": CROWDED_SPIN_SECONDS if crowded else SPIN_SECONDS,
+        "balance": placement.balance,
+        "evict_slower_than": placement.evict_slower_than,
         "snapshot_seconds": placement.snapshot_seconds,
         "faults": [fault.model_dump() for fault in faults.from_environment()],
     }

@@ -11,6 +11,9 @@ from samestep import barrier, machine
 from samestep.errors import PlacementError
 
 
+Counts = tuple[Annotated[int, Field(ge=0)], ...]
+
+
 class Placement(BaseModel):
     """Where and with what a recipe is trained."""
 
@@ -24,6 +27,12 @@ class Placement(BaseModel):
     """How the workers' partial gradients become one sum; auto: shared if possible."""
     hang_timeout: Annotated[float, Field(gt=0)] = 60.0
     """Seconds after which a worker that others wait for counts as hung."""
+    balance: Literal["auto", "off", "random"] | Counts = "auto"
+    """Who owns how many micro-batches: by measured speed (auto), evenly (off), as given
+    for each worker, or another ownership at every step (random: to show that it does
+    not matter)."""
+    evict_slower_than: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Go on without a worker that is slower than this share of the others' median."""
     min_workers: Annotated[int, Field(ge=1)] | None = None
     """After a failure, go on with as few as this if the machine has lost cores or
     memory; by default never with fewer."""
@@ -61,6 +70,8 @@ class Placement(BaseModel):
                 f"computes at least one. Use `--workers {most}`, or raise "
                 "`--micro-batches` (this changes the recipe and so the result)."
             )
+        if isinstance(self.balance, tuple) and micro_batches:
+            _check_balance(self.balance, workers, micro_batches)
         exchange, because = self._resolve_exchange()
         resolved = self.model_copy(update={"workers": workers, "exchange": exchange})
         return resolved, f"{_reason(workers, why, cores)}, exchange {because}"
@@ -78,6 +89,15 @@ class Placement(BaseModel):
                 ) from None
             return "gloo", f"gloo (no shared memory: {error})"
         return "shared", "shared memory"
+
+
+def _check_balance(balance: tuple[int, ...], workers: int, most: int) -> None:
+    if len(balance) != workers or sum(balance) != most:
+        raise PlacementError(
+            f"A fixed balance has the micro-batches of each worker: {workers} numbers "
+            f"that add up to {most}; received `{','.join(map(str, balance))}`. Use "
+            "`--balance auto` to have them chosen."
+        )
 
 
 def _reason(workers: int, why: str, cores: int) -> str:

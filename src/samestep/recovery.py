@@ -91,6 +91,8 @@ class Recovery:
     restarts: int = 0
     _snapshots: Snapshots | None = None
     _reported: dict[str, int] = field(default_factory=dict)
+    _evicted: bool = False
+    """Whether the last generation ended to go on without its slowest worker."""
     _failed: tuple[float, int] | None = None
     """When the last generation failed, and at which step."""
 
@@ -122,7 +124,11 @@ class Recovery:
                 )
                 self._tell_restart()
             else:
-                return self.state
+                if not self._evicted or self.stop.number is not None:
+                    return self.state
+                self._evicted = False
+                self.workers -= 1
+                self._tell_restart()
 
     def _step_of(self, error: SamestepError) -> int:
         """The workers may have failed before they reached a step."""
@@ -163,6 +169,8 @@ class Recovery:
             assert self.layout is not None
             slot, snapshots, step = message["slot"], self._snapshots, message["step"]
             self.offer(lambda: _of_step(snapshots.read(slot), step), self.layout, step)
+        elif kind == "evicted":
+            self._evicted = True
         elif kind == "fault":
             faults = self.job["faults"]
             self.job["faults"] = [f for f in faults if f["number"] != message["number"]]

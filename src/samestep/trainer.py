@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from samestep import dataset
-from samestep.balance import shares
+from samestep.balance import contiguous, shares
+from samestep.balancer import Balancer
 from samestep.board import Board
 from samestep.exchange import Exchange
 from samestep.faults import Faults
@@ -48,6 +49,9 @@ class Surroundings:
     snapshots: int | None
     """Descriptor of the memory for snapshots; only a training has it."""
     snapshot_seconds: float
+    balance: str | list[int]
+    """`auto`, `off`, `random`, or how many micro-batches each worker owns."""
+    evict_slower_than: float
 
 
 @dataclass
@@ -63,6 +67,9 @@ class Trainer:
     plan: Plan
     owned: tuple[int, int]
     """The micro-batches of this worker."""
+    balancer: Balancer
+    is_scattered: bool
+    """Whether ownership changes at random with every step."""
 
     model: nn.Module
     flat: Flat
@@ -80,6 +87,11 @@ class Trainer:
     stopwatch: Stopwatch
     progress: Progress
     steps_per_report: int
+
+    def assign(self, owned: list[tuple[int, int]]) -> None:
+        """All workers, between two steps: who computes which micro-batches."""
+        self.owned = owned[self.rank]
+        self.exchange.assign(owned)
 
     def learning_rate(self, step: int) -> float:
         """Of one step, counted from 0 over all epochs."""
@@ -107,6 +119,8 @@ def build(recipe: Recipe, around: Surroundings) -> Trainer:
     model = mlp.Mlp(recipe.model, data.num_inputs, data.num_classes)
     flat = Flat(model, state_names(recipe.optimizer))
     owned = shares(recipe.micro_batches, workers)
+    if isinstance(around.balance, list) and len(around.balance) == workers:
+        owned = contiguous(around.balance)
     exchange = around.connect(flat, owned)
     objective = exchange.attach(Objective(model, recipe.loss))
     steps_per_report = max(
@@ -119,6 +133,13 @@ def build(recipe: Recipe, around: Surroundings) -> Trainer:
         data=data,
         plan=plan,
         owned=owned[rank],
+        balancer=Balancer(
+            recipe.micro_batches,
+            owned,
+            is_live=around.balance == "auto" and workers > 1,
+            evict_slower_than=around.evict_slower_than,
+        ),
+        is_scattered=around.balance == "random",
         model=model,
         flat=flat,
         exchange=exchange,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from samestep import weights
+from samestep.balancer import scattered
 from samestep.evaluation import evaluate
 from samestep.fingerprint import fingerprint
 from samestep.flat import block_norms
@@ -19,6 +20,7 @@ from samestep.metrics import Sums
 from samestep.plan import derive_seed
 from samestep.progress import Record, epoch_record, step_record
 from samestep.rhythm import Decision
+from samestep.timing import PHASES
 from samestep.trainer import Trainer, save
 
 
@@ -47,14 +49,18 @@ def train(trainer: Trainer) -> None:
             trainer.report(record)
             progress.begin_epoch()
         last = progress.step == recipe.epochs * plan.steps_per_epoch
-        if told.save or told.stop or last:
+        hopeless = trainer.balancer.hopeless is not None
+        if told.save or told.stop or last or hopeless:
             _save(trainer)
-        if told.stop:
-            trainer.report({"type": "stopped", "step": progress.step})
+        if told.stop or (hopeless and not last):
+            _part(trainer)
             return
     sha256 = fingerprint(trainer.model.state_dict())
     test = _evaluated(trainer, "test")
-    trainer.report({"type": "finished", **test, "weights_sha256": sha256})
+    balance = trainer.balancer.summary()
+    trainer.report(
+        {"type": "finished", **test, "weights_sha256": sha256, "balance": balance}
+    )
 
 
 def train_epoch(trainer: Trainer) -> tuple[Decision, Record]:
@@ -78,7 +84,7 @@ def train_epoch(trainer: Trainer) -> tuple[Decision, Record]:
         now = time.perf_counter()
         progress.seconds, began = progress.seconds + now - began, now
         if step + 1 < num_steps:
-            if told.stop:
+            if told.stop or trainer.balancer.hopeless is not None:
                 break
             if told.save:
                 _save(trainer)
@@ -93,21 +99,45 @@ def compare_notes(trainer: Trainer, epoch: int, steps_in_epoch: int) -> Decision
     """All workers: adds up the steps since the last time; returns rank 0's decision."""
     progress = trainer.progress
     ends = steps_in_epoch == trainer.plan.steps_per_epoch
-    decision = trainer.rhythm.decide(trainer.ledger.rows, ends)
+    steps = trainer.ledger.rows
+    decision = trainer.rhythm.decide(steps, ends)
     trainer.board.reach()
     sums, phases, told = trainer.ledger.close(
         trainer.clock.take(), decision if trainer.rank == 0 else None
     )
     trainer.stopwatch.add(phases)
+    _balance(trainer, steps, phases)
     for step in sums:
         progress.epoch.add(step)
         progress.logged.add(step)
     if _is_logged(trainer, steps_in_epoch):
         lr = trainer.learning_rate(progress.step - 1)
         phases = trainer.stopwatch.take_logged()
-        trainer.report(step_record(progress, epoch, lr, phases))
+        record = step_record(progress, epoch, lr, phases)
+        record["speeds"] = trainer.balancer.speeds
+        record["shares"] = [end - first for first, end in trainer.balancer.owned]
+        trainer.report(record)
         progress.logged = Sums()
     return told
+
+
+def _balance(trainer: Trainer, steps: int, phases: Tensor) -> None:
+    """All workers: ownership follows the speeds that all of them have seen."""
+    if trainer.is_scattered:
+        return
+    of = dict(zip(PHASES, phases.T, strict=True))
+    compute = of["data"] + of["forward"] + of["backward"]
+    change = trainer.balancer.observe(
+        steps,
+        phases[0].sum().item(),
+        compute.tolist(),
+        of["data"].tolist(),
+        of["wait"].tolist(),
+    )
+    if change is not None:
+        trainer.assign(change.after)
+        step = trainer.progress.step
+        trainer.report({"type": "rebalanced", "step": step, **change.to_dict()})
 
 
 def train_step(trainer: Trainer, order: Tensor, step: int, step_in_epoch: int) -> None:
@@ -117,6 +147,10 @@ def train_step(trainer: Trainer, order: Tensor, step: int, step_in_epoch: int) -
     weight = torch.tensor(1 / size)
     row = trainer.ledger.open(step, size)
     trainer.board.begin(step)
+    if trainer.is_scattered:
+        workers = trainer.exchange.workers
+        trainer.assign(scattered(recipe.micro_batches, workers, step))
+    arrived = clock.lap("other")
     for m in range(*trainer.owned):
         trainer.board.beat()
         trainer.faults.at("forward", step)
@@ -166,6 +200,17 @@ def _clip(trainer: Trainer, gradient: Tensor, most: float) -> None:
     norm = cells.sum().sqrt().item()
     if norm > most:
         gradient.mul_(most / norm)
+
+
+def _part(trainer: Trainer) -> None:
+    """All workers end here, after a snapshot: as asked, or to go on without one."""
+    worker, speeds = trainer.balancer.hopeless, trainer.balancer.speeds
+    step = trainer.progress.step
+    if worker is None:
+        trainer.report({"type": "stopped", "step": step})
+    else:
+        fields = {"step": step, "worker": worker, "speeds": speeds}
+        trainer.report({"type": "evicted", **fields})
 
 
 def _save(trainer: Trainer) -> None:

@@ -8,7 +8,7 @@ leaves, the same additions happen in the same order.
     n = 7:  [0,7) = [0,4) + [4,7),   [0,4) = [0,2) + [2,4),   [4,7) = [4,6) + [6,7)
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar
 
 
@@ -52,6 +52,30 @@ def num_merges(leaf: int, owned: Node, num_leaves: int) -> int:
         middle = split(below)
         below = (below[0], middle) if leaf < middle else (middle, below[1])
     return merges
+
+
+def deepest_stack(num_leaves: int) -> int:
+    """The most values that an owner of any range keeps on its stack at once."""
+    siblings = set(_siblings((0, num_leaves)))
+    deepest = 0
+    for first in range(num_leaves):
+        stack: list[Node] = []
+        for leaf in range(first, num_leaves):
+            stack.append((leaf, leaf + 1))
+            while len(stack) > 1 and (*stack[-2], stack[-1][1]) in siblings:
+                _, end = stack.pop()
+                stack[-1] = stack[-1][0], end
+            deepest = max(deepest, len(stack))
+    return deepest
+
+
+def _siblings(node: Node) -> Iterator[tuple[int, int, int]]:
+    """(first, middle, end) of every node that has children."""
+    if node[1] - node[0] > 1:
+        middle = split(node)
+        yield node[0], middle, node[1]
+        yield from _siblings((node[0], middle))
+        yield from _siblings((middle, node[1]))
 
 
 def reduce(num_leaves: int, parts: Mapping[Node, T], add: Callable[[T, T], T]) -> T:

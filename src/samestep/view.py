@@ -107,9 +107,7 @@ class LiveView(View):
         elif message["type"] == "step":
             epoch = f"epoch {message['epoch']}/{self._recipe.epochs}"
             self._bar.update(self._task, description=epoch, completed=message["step"])
-            self._live.update(
-                Group(self._bar, _numbers(message), _workers(message["workers"]))
-            )
+            self._live.update(Group(self._bar, _numbers(message), _workers(message)))
 
 
 def make_view(recipe: Recipe) -> View:
@@ -126,9 +124,22 @@ _SENTENCES: dict[str, Callable[[Message], str]] = {
         f"restart {m['number']}: going on after step {m['step']} with {m['workers']} "
         f"worker{'s' if m['workers'] > 1 else ''}"
     ),
+    "rebalanced": lambda m: (
+        f"rebalanced after step {m['step']}: {_counts(m['after'])} micro-batches "
+        f"instead of {_counts(m['before'])}, {m['gain']:.0%} less time"
+        + (" (it is the data that takes long)" if m["cause"] == "data" else "")
+    ),
+    "evicted": lambda m: (
+        f"worker {m['worker']} leaves after step {m['step']}: it is slower than "
+        "`--evict-slower-than` allows"
+    ),
     "caught up": lambda m: f"caught up with step {m['step']}, {m['after']:.2f} s later",
 }
 """What a person is told about a recovery."""
+
+
+def _counts(numbers: list[int]) -> str:
+    return ", ".join(map(str, numbers))
 
 
 def epoch_line(epoch: Message, epochs: int) -> str:
@@ -149,14 +160,21 @@ def _numbers(step: Message) -> str:
     )
 
 
-def _workers(workers: list[Mapping[str, float]]) -> Table:
+def _workers(step: Message) -> Table:
     table = Table(box=None, pad_edge=False)
-    for column in ("worker", "compute", "exchange", "waiting"):
+    columns = ("worker", "share", "speed", "compute", "exchange", "waiting")
+    for column in columns:
         table.add_column(column, justify="right")
-    for rank, seconds in enumerate(workers):
+    fastest = max(step["speeds"]) or 1.0
+    for rank, seconds in enumerate(step["workers"]):
         total = sum(seconds.values()) or 1.0
         exchange, wait = seconds["exchange"] / total, seconds["wait"] / total
         table.add_row(
-            str(rank), f"{1 - exchange - wait:.0%}", f"{exchange:.0%}", f"{wait:.0%}"
+            str(rank),
+            str(step["shares"][rank]),
+            f"{step['speeds'][rank] / fastest:.0%}",
+            f"{1 - exchange - wait:.0%}",
+            f"{exchange:.0%}",
+            f"{wait:.0%}",
         )
     return table

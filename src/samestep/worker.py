@@ -121,6 +121,8 @@ def run(control: Control, place: Place, fds: dict[str, int], board: Board) -> No
         faults=faults,
         snapshots=fds.get("snapshots"),
         snapshot_seconds=job["snapshot_seconds"],
+        balance=job["balance"],
+        evict_slower_than=job["evict_slower_than"],
     )
     if job["kind"] == "train":
         faults.at("start", job["step"])

@@ -149,7 +149,7 @@ class RunWriter:
         kind = message["type"]
         record = {key: value for key, value in message.items() if key != "rank"}
         if kind in ("step", "epoch"):
-            self._metrics.append(record)
+            self._metrics.append(record | {"at": time.monotonic() - self.started})
         del record["type"]
         if kind == "epoch":
             self.epochs.append(record)

@@ -21,6 +21,9 @@ class Exchange(Protocol):
     states: list[Tensor]
     """The optimizer's state over that slice, zeroed."""
 
+    def assign(self, shares: list[tuple[int, int]]) -> None:
+        """Between two steps: from now on, each worker owns these micro-batches."""
+
     def attach(self, objective: nn.Module) -> nn.Module:
         """Binds the model to the parameters; returns the module to call."""
 

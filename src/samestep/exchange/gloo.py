@@ -60,30 +60,35 @@ class GlooExchange:
 
     def __init__(self, flat: Flat, shares: list[Node], rank: int) -> None:
         """`shares[r]` is the range of micro-batches of worker `r`, without gaps."""
-        self.workers, self._flat = len(shares), flat
-        self._num_leaves = num_leaves = shares[-1][1]
-        self._owned = shares[rank]
+        self.workers, self._rank, self._flat = len(shares), rank, flat
+        self._num_leaves = shares[-1][1]
         self.parameters = torch.zeros(flat.size)
         self.owned = (0, flat.size)
         self.states = list(torch.zeros(len(flat.layout.states), flat.size))
         self._position = {id(p): i for i, p in enumerate(flat.parameters)}
-        self._merges = {
-            leaf: tree.num_merges(leaf, self._owned, num_leaves)
-            for leaf in range(*self._owned)
-        }
-        contributed = [tree.subtrees(owned, num_leaves) for owned in shares]
-        self._rows = max(map(len, contributed))
-        self._nodes = {
-            node: worker * self._rows + row
-            for worker, nodes in enumerate(contributed)
-            for row, node in enumerate(nodes)
-        }
         self._gradient = torch.zeros(flat.size)
         self._views = flat.views(self._gradient)
         self._stack: list[list[Tensor]] = []
         self._tails: list[Tensor] = []
         self._memory: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
         self._pending: list[tuple[list[Tensor], Tensor, dist.Work]] = []
+        self.assign(shares)
+
+    def assign(self, shares: list[Node]) -> None:
+        """All workers, between two steps: who owns which micro-batches."""
+        self._owned = shares[self._rank]
+        self._merges = {
+            leaf: tree.num_merges(leaf, self._owned, self._num_leaves)
+            for leaf in range(*self._owned)
+        }
+        contributed = [tree.subtrees(owned, self._num_leaves) for owned in shares]
+        self._rows = max(map(len, contributed))
+        self._nodes = {
+            node: worker * self._rows + row
+            for worker, nodes in enumerate(contributed)
+            for row, node in enumerate(nodes)
+        }
+        self._memory.clear()
 
     def attach(self, objective: nn.Module) -> nn.Module:
         """All workers: the parameters of rank 0, wrapped in DDP with our hook."""
@@ -96,7 +101,7 @@ class GlooExchange:
 
     def turn(self, leaf: int) -> AbstractContextManager[None]:
         """The context of a forward and backward pass: the last own one is exchanged."""
-        if len(self._nodes) > 1 and leaf == self._owned[1] - 1:
+        if self.workers > 1 and leaf == self._owned[1] - 1:
             return nullcontext()
         return self._ddp.no_sync()
 
@@ -115,6 +120,8 @@ class GlooExchange:
 
     def sum(self) -> tuple[Tensor, Tensor]:
         """All workers: the gradient, and the sum of the tails."""
+        if self._owned[0] == self._owned[1]:
+            self._take_part()
         for parameters, received, work in self._pending:
             work.wait()
             total = self._total(received)
@@ -134,16 +141,24 @@ class GlooExchange:
         self._pending.clear()
         return self._gradient, tails
 
+    def _take_part(self) -> None:
+        """A worker without micro-batches: a pass over no samples calls the hook."""
+        loss, _ = self._ddp(torch.empty(0), torch.empty(0, dtype=torch.int64))
+        loss.backward()
+
     def _total(self, received: Tensor) -> Tensor:
         """[workers * rows, n] -> [n], which may be one of the rows."""
         rows = {node: received[row] for node, row in self._nodes.items()}
         return tree.reduce(self._num_leaves, rows, Tensor.add_)
 
     def _sum_tails(self) -> Tensor:
-        if self._flat.tail == 0 or self.workers == 1:
+        if self._flat.tail == 0:
+            return torch.empty(0)
+        if self.workers == 1:
             return self._tails[0]
         sent = torch.zeros(self._rows, self._flat.tail)
-        sent[: len(self._tails)] = torch.stack(self._tails)
+        for row, tail in enumerate(self._tails):
+            sent[row] = tail
         received = torch.empty(self.workers * self._rows, self._flat.tail)
         dist.all_gather_single(received.view(-1), sent.view(-1))
         return self._total(received)
@@ -160,18 +175,25 @@ class GlooExchange:
     def launch(self, bucket: GradBucket) -> None:
         """Sends the own partials of a bucket: it holds the last own leaf's gradient."""
         parameters, last = bucket.parameters(), bucket.gradients()
+        if self._owned[0] == self._owned[1]:
+            self._send(bucket, [])
+            return
         index = [self._position[id(p)] for p in parameters]
         num_complete = len(self._stack) - self._merges[self._owned[1] - 1]
         for left in reversed(self._stack[num_complete:]):
             torch._foreach_add_(last, [left[i] for i in index])
         complete = [[left[i] for i in index] for left in self._stack[:num_complete]]
+        self._send(bucket, complete)
+
+    def _send(self, bucket: GradBucket, complete: list[list[Tensor]]) -> None:
+        """Partials before the one in the bucket, then that one."""
         sent, received = self._buffers(bucket)
         for row, partial in enumerate(complete):
             torch.cat([gradient.view(-1) for gradient in partial], out=sent[row])
         if self._rows > 1:
             sent[len(complete)].copy_(bucket.buffer())
         work = dist.all_gather_single(received.view(-1), sent.view(-1), async_op=True)
-        self._pending.append((parameters, received, work))
+        self._pending.append((bucket.parameters(), received, work))
 
     def _buffers(self, bucket: GradBucket) -> tuple[Tensor, Tensor]:
         """[rows, n] to send and [workers * rows, n] to receive, kept for reuse."""

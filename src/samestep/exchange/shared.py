@@ -70,11 +70,7 @@ class SharedExchange:
         """`shares[r]` is the range of micro-batches of worker `r`, without gaps."""
         self.workers, self._rank, self._flat = len(shares), rank, flat
         self._num_leaves = shares[-1][1]
-        self._merges = {
-            leaf: tree.num_merges(leaf, shares[rank], self._num_leaves)
-            for leaf in range(*shares[rank])
-        }
-        slots = max(_num_slots(owned, self._num_leaves) for owned in shares)
+        slots = tree.deepest_stack(self._num_leaves)
         # Slots start at pages: the alignment of a product may decide its bits.
         width = pages(4 * (flat.size + flat.tail)) // 4
         num_states = len(flat.layout.states)
@@ -88,18 +84,14 @@ class SharedExchange:
         )
         self.parameters = shared.take(flat.size)
         states = shared.take(num_states, flat.size)
-        partials = shared.take(self.workers, slots, width)
+        self._slots_of = shared.take(self.workers, slots, width)
         self._scratch = shared.take(self.workers, SCRATCH, dtype=torch.float64)
 
         self.owned = flat.layout.slices(self.workers)[rank]
         self.states = [state[slice(*self.owned)] for state in states]
-        self._partials = {
-            node: partials[worker, slot]
-            for worker, owned in enumerate(shares)
-            for slot, node in enumerate(tree.subtrees(owned, self._num_leaves))
-        }
+        self.assign(shares)
         self._sum = torch.empty(self.owned[1] - self.owned[0])
-        self._slots = list(partials[rank])
+        self._slots = list(self._slots_of[rank])
         self._views = [flat.views(slot) for slot in self._slots]
         self._position = {id(p): i for i, p in enumerate(flat.parameters)}
         self._depth, self._merging = 0, False
@@ -107,6 +99,18 @@ class SharedExchange:
         self._barrier = barrier.Barrier(
             shared.map, rank, self.workers, spin_seconds, timeout_seconds
         )
+
+    def assign(self, shares: list[Node]) -> None:
+        """All workers, between two steps: who owns which micro-batches."""
+        self._merges = {
+            leaf: tree.num_merges(leaf, shares[self._rank], self._num_leaves)
+            for leaf in range(*shares[self._rank])
+        }
+        self._partials = {
+            node: self._slots_of[worker, slot]
+            for worker, owned in enumerate(shares)
+            for slot, node in enumerate(tree.subtrees(owned, self._num_leaves))
+        }
 
     def attach(self, objective: nn.Module) -> nn.Module:
         """All workers: the parameters become views of the shared ones of rank 0."""
@@ -204,16 +208,3 @@ class SharedExchange:
             torch.sum(self._scratch[:, : len(cells)], dim=0, out=cells)
             self._barrier.wait()
         return values
-
-
-def _num_slots(owned: Node, num_leaves: int) -> int:
-    """The deepest stack of one worker's partial sums."""
-    depth = deepest = 0
-    for leaf in range(*owned):
-        merges = tree.num_merges(leaf, owned, num_leaves)
-        if merges == 0:
-            depth += 1
-            deepest = max(deepest, depth)
-        else:
-            depth -= merges - 1
-    return deepest

@@ -1,0 +1,202 @@
+"""When ownership follows speed: measurements in, a decision out.
+
+Every worker has one of these and feeds it the same merged numbers, so all of them take
+the same decision at the same step without a word.
+"""
+
+import random
+import statistics
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from samestep import balance
+from samestep.balance import Share
+
+
+WINDOW = 5
+"""Observations that a worker's measured speed is the mean of; they are 0.2 s apart."""
+MOST_GROWTH = 0.3
+GROWTH, IDLE = 2.0, 0.08
+"""Per second, a worker that waits for the share w of the time is believed to become
+faster by at most GROWTH * (w - IDLE), and by MOST_GROWTH. Under a CPU quota or beside
+another process, who owns little seems faster than who owns more; but who could do much
+more waits much. One that owns nothing is tried again in this way, too."""
+WARM_UP = 2
+"""Observations in the beginning that say nothing."""
+DEADBAND, CONFIRMATIONS = 0.05, 6
+"""So many observations in a row must promise to save more than this share of the time:
+noise promises less."""
+URGENT, URGENT_CONFIRMATIONS = 0.12, 3
+"""The same for a change that promises much."""
+LAGGING = 0.8
+"""Below this share of the fastest's speed, a worker is one to tell about."""
+COARSE = 0.9
+"""Below this efficiency, the micro-batches are too few for the imbalance."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """A new ownership and why."""
+
+    before: list[Share]
+    after: list[Share]
+    speeds: list[float]
+    gain: float
+    """The predicted share of the time that it saves."""
+    cause: str
+    """`compute`, or `data` if the slowest worker mostly waits for its samples."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """An event."""
+        return {
+            "before": [end - first for first, end in self.before],
+            "after": [end - first for first, end in self.after],
+            "speeds": self.speeds,
+            "gain": self.gain,
+            "cause": self.cause,
+        }
+
+
+@dataclass
+class Balancer:
+    """Decides for `auto`; `off` and a fixed ownership never change."""
+
+    micro_batches: int
+    owned: list[Share]
+    is_live: bool = True
+    evict_slower_than: float = 0.0
+    speeds: list[float] = field(init=False)
+    """Micro-batches per second that each worker is believed to reach; 0: unknown."""
+    _seen: list[deque[tuple[float, float]]] = field(init=False)
+    """(micro-batches, seconds of computing them) of each observation."""
+    _data_share: list[float] = field(init=False)
+    _confirmed: int = 0
+    _urgent: int = 0
+    _warm_up: int = WARM_UP
+    seconds: float = 0.0
+    """Seconds observed."""
+    saved: float = 0.0
+    """Seconds that an even ownership would have taken longer."""
+    lag: dict[int, dict[str, float]] = field(default_factory=dict)
+    """For how many `seconds` a worker was the slowest by far, and at which mean `speed`
+    relative to the fastest."""
+
+    def __post_init__(self) -> None:
+        count = len(self.owned)
+        self._seen = [deque(maxlen=WINDOW) for _ in range(count)]
+        self.speeds, self._data_share = [0.0] * count, [0.0] * count
+
+    def observe(
+        self,
+        steps: int,
+        seconds: float,
+        compute: Sequence[float],
+        data: Sequence[float],
+        waiting: Sequence[float],
+    ) -> Change | None:
+        """`steps` steps took `seconds`; the others are of each worker, in seconds.
+
+        `compute` is all time from samples to gradients, `data` the part of it that went
+        into the samples; `waiting` for others is in neither.
+        """
+        self._warm_up -= 1
+        if self._warm_up >= 0:
+            return None
+        for rank, (first, end) in enumerate(self.owned):
+            if end > first and compute[rank] > 0:
+                self._seen[rank].append((steps * (end - first), compute[rank]))
+                self._data_share[rank] = data[rank] / compute[rank]
+            else:
+                self._seen[rank].clear()
+            self.speeds[rank] = self._believed(rank, waiting[rank] / seconds, seconds)
+        if not all(self.speeds) or float("inf") in self.speeds:
+            return None
+        self._account(seconds)
+        return self._decide() if self.is_live else None
+
+    def _measured(self, rank: int) -> float:
+        """The lower of a long and a short mean: being late costs more than idling."""
+        seen = list(self._seen[rank])
+        means = [
+            sum(amount for amount, _ in part) / sum(time for _, time in part)
+            for part in (seen, seen[-2:])
+            if part
+        ]
+        return min(means, default=float("inf"))
+
+    def _believed(self, rank: int, waiting: float, seconds: float) -> float:
+        measured, before = self._measured(rank), self.speeds[rank]
+        if not before or waiting < IDLE:
+            return measured
+        growth = min(MOST_GROWTH, GROWTH * (waiting - IDLE))
+        return min(measured, before * (1 + growth * seconds))
+
+    @property
+    def hopeless(self) -> int | None:
+        """The worker that is to leave, if one has been too slow for long enough."""
+        slowest = self.speeds.index(min(self.speeds))
+        others = self.speeds[:slowest] + self.speeds[slowest + 1 :]
+        if not others or not self.is_live:
+            return None
+        least = self.evict_slower_than * statistics.median(others)
+        first, end = self.owned[slowest]
+        is_certain = len(self._seen[slowest]) == WINDOW or first == end
+        return slowest if is_certain and self.speeds[slowest] < least else None
+
+    def _account(self, seconds: float) -> None:
+        even = balance.shares(self.micro_batches, len(self.speeds))
+        ratio = balance.makespan(even, self.speeds)
+        ratio /= balance.makespan(self.owned, self.speeds)
+        self.seconds += seconds
+        self.saved += seconds * (ratio - 1)
+        slowest = self.speeds.index(min(self.speeds))
+        if self.speeds[slowest] < LAGGING * max(self.speeds):
+            lag = self.lag.setdefault(slowest, {"seconds": 0.0, "speed": 0.0})
+            relative = self.speeds[slowest] / max(self.speeds)
+            lag["seconds"] += seconds
+            lag["speed"] += (relative - lag["speed"]) * seconds / lag["seconds"]
+
+    def _decide(self) -> Change | None:
+        speeds = list(self.speeds)
+        after = balance.fastest(self.micro_batches, speeds)
+        now = balance.makespan(self.owned, speeds)
+        gain = 1 - balance.makespan(after, speeds) / now
+        self._confirmed = self._confirmed + 1 if gain > DEADBAND else 0
+        self._urgent = self._urgent + 1 if gain > URGENT else 0
+        if self._confirmed < CONFIRMATIONS and self._urgent < URGENT_CONFIRMATIONS:
+            return None
+        self._confirmed = self._urgent = 0
+        slowest = speeds.index(min(speeds))
+        cause = "data" if self._data_share[slowest] > 0.5 else "compute"
+        change = Change(self.owned, after, speeds, gain, cause)
+        self.owned = after
+        return change
+
+    def summary(self) -> dict[str, Any]:
+        """What balancing gained, and whether more micro-batches would gain more."""
+        speeds = self.speeds
+        if not self.seconds:
+            return {}
+        efficiency = balance.efficiency(self.micro_batches, speeds)
+        found: dict[str, Any] = {
+            "saved": self.saved / (self.seconds + self.saved),
+            "speeds": speeds,
+            "efficiency": efficiency,
+            "lag": {str(rank): dict(lag) for rank, lag in self.lag.items()},
+        }
+        if efficiency < COARSE and len(speeds) > 1:
+            found["enough_micro_batches"] = balance.enough_micro_batches(
+                self.micro_batches, speeds, COARSE
+            )
+        return found
+
+
+def scattered(micro_batches: int, workers: int, step: int) -> list[Share]:
+    """An ownership that changes with every step, for `--balance random`."""
+    chance = random.Random(step)  # noqa: S311  not a secret
+    cuts = sorted(chance.randint(0, micro_batches) for _ in range(workers - 1))
+    return balance.contiguous(
+        [b - a for a, b in zip([0, *cuts], [*cuts, micro_batches], strict=True)]
+    )

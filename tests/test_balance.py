@@ -1,0 +1,222 @@
+"""The decision who computes what: pure, optimal, deaf to noise."""
+
+import itertools
+import random
+from collections.abc import Sequence
+
+import pytest
+from conftest import Train, small_recipe
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_exactness import results
+
+from samestep import Placement, PlacementError, tree
+from samestep.balance import (
+    Share,
+    contiguous,
+    efficiency,
+    enough_micro_batches,
+    fastest,
+    makespan,
+    shares,
+)
+from samestep.balancer import DEADBAND, Balancer, Change, scattered
+
+
+SPEEDS = st.lists(st.floats(0.01, 10), min_size=1, max_size=6)
+
+
+def partials(owned: Sequence[Share], micro_batches: int) -> int:
+    return sum(len(tree.subtrees(share, micro_batches)) for share in owned)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 64), SPEEDS)
+def test_no_micro_batch_is_lost_or_owned_twice(
+    micro_batches: int, speeds: list[float]
+) -> None:
+    owned = fastest(micro_batches, speeds)
+    assert len(owned) == len(speeds)
+    assert [m for share in owned for m in range(*share)] == list(range(micro_batches))
+    assert owned == fastest(micro_batches, speeds)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 8), st.lists(st.floats(0.1, 10), min_size=1, max_size=3))
+def test_it_is_the_best_of_all(micro_batches: int, speeds: list[float]) -> None:
+    every = [
+        contiguous(counts)
+        for counts in itertools.product(range(micro_batches + 1), repeat=len(speeds))
+        if sum(counts) == micro_batches
+    ]
+    chosen = fastest(micro_batches, speeds)
+    least = min(makespan(owned, speeds) for owned in every)
+    assert makespan(chosen, speeds) == pytest.approx(least, rel=1e-9)
+    rivals = [
+        owned for owned in every if makespan(owned, speeds) <= least * (1 + 1e-12)
+    ]
+    assert partials(chosen, micro_batches) == min(
+        partials(owned, micro_batches) for owned in rivals
+    )
+
+
+def test_a_worker_without_speed_owns_nothing() -> None:
+    assert fastest(8, [1.0, 0.0, 1.0]) == [(0, 4), (4, 4), (4, 8)]
+    assert fastest(32, [1.0, 0.001]) == [(0, 32), (32, 32)]
+
+
+def test_the_largest_remainder_would_not_be_the_best() -> None:
+    assert [b - a for a, b in fastest(3, [1.0, 0.4, 0.4])] == [2, 1, 0]
+
+
+def test_more_micro_batches_reach_more_of_the_possible_speed() -> None:
+    speeds = [1.0, 0.52]
+    assert efficiency(4, speeds) == pytest.approx(4 / 1.52 / 3)
+    assert efficiency(64, speeds) > 0.97
+    enough = enough_micro_batches(4, speeds, 0.95)
+    assert efficiency(enough, speeds) >= 0.95
+    assert efficiency(enough // 2, speeds) < 0.95
+
+
+@given(st.integers(1, 40))
+def test_the_stack_of_no_owner_is_deeper_than_said(num_leaves: int) -> None:
+    deepest = 0
+    for first, end in itertools.combinations(range(num_leaves + 1), 2):
+        depth = 0
+        for leaf in range(first, end):
+            merges = tree.num_merges(leaf, (first, end), num_leaves)
+            depth += 1 - merges
+            deepest = max(deepest, depth)
+    assert tree.deepest_stack(num_leaves) == deepest
+
+
+def observed(balancer: Balancer, speeds: Sequence[float]) -> Change | None:
+    """What 0.2 s of steps would be measured to take, at 1,000 times these speeds."""
+    times = [
+        (end - first) / (1000 * v)
+        for (first, end), v in zip(balancer.owned, speeds, strict=True)
+    ]
+    steps = max(1, round(0.2 / max(times)))
+    return balancer.observe(
+        steps,
+        steps * max(times),
+        [steps * time for time in times],
+        [0.0] * len(times),
+        [steps * (max(times) - time) for time in times],
+    )
+
+
+def counts(balancer: Balancer) -> list[int]:
+    return [end - first for first, end in balancer.owned]
+
+
+def test_ownership_follows_a_slow_worker_and_comes_back() -> None:
+    balancer = Balancer(32, shares(32, 2))
+    for _ in range(10):
+        assert observed(balancer, [1, 1]) is None
+    for _ in range(15):
+        observed(balancer, [1, 0.5])
+    assert makespan(balancer.owned, [1, 0.5]) <= 22 / (1 - DEADBAND)
+    for _ in range(25):
+        observed(balancer, [1, 1])
+    assert counts(balancer) == [16, 16]
+
+
+def test_a_worker_that_got_nothing_is_tried_again() -> None:
+    balancer = Balancer(8, shares(8, 2))
+    for _ in range(10):
+        observed(balancer, [1, 0.01])
+    assert counts(balancer) == [8, 0]
+    for _ in range(150):
+        observed(balancer, [1, 1])
+    assert counts(balancer) == [4, 4]
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 2**32), st.integers(2, 5))
+def test_noise_within_the_deadband_moves_nothing(seed: int, workers: int) -> None:
+    chance = random.Random(seed)  # noqa: S311
+    balancer = Balancer(60, shares(60, workers))
+    for _ in range(100):
+        noisy = [1 + DEADBAND / 3 * (2 * chance.random() - 1) for _ in range(workers)]
+        assert observed(balancer, noisy) is None
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 2**32))
+def test_all_workers_decide_alike(seed: int) -> None:
+    chance = random.Random(seed)  # noqa: S311
+    one, other = (Balancer(16, shares(16, 3)) for _ in range(2))
+    for _ in range(40):
+        speeds = [chance.uniform(0.2, 1) for _ in range(3)]
+        assert observed(one, speeds) == observed(other, speeds)
+        assert one.owned == other.owned
+
+
+def test_a_slow_source_of_samples_is_told_apart() -> None:
+    balancer = Balancer(8, shares(8, 2))
+    change = None
+    while change is None:
+        change = balancer.observe(10, 0.2, [0.1, 0.2], [0.01, 0.15], [0.1, 0.0])
+    assert change.cause == "data"
+    assert counts(balancer) == [6, 2]  # as fast as 5 and 3, with fewer partials
+    assert change.gain == pytest.approx(0.25)
+
+
+def test_only_auto_moves_and_only_who_is_hopeless_leaves() -> None:
+    still = Balancer(8, shares(8, 2), is_live=False)
+    for _ in range(20):
+        assert observed(still, [1, 0.1]) is None
+    live = Balancer(8, shares(8, 2), evict_slower_than=0.2)
+    for _ in range(20):
+        observed(live, [1, 0.5])
+        assert live.hopeless is None
+    for _ in range(20):
+        observed(live, [1, 0.05])
+    assert live.hopeless == 1
+
+
+def test_the_summary_says_what_was_gained_and_what_would_help() -> None:
+    balancer = Balancer(4, shares(4, 2))
+    for _ in range(100):
+        observed(balancer, [1, 0.5])
+    summary = balancer.summary()
+    assert counts(balancer) == [3, 1]
+    assert summary["saved"] == pytest.approx(0.25, abs=0.03)
+    assert summary["lag"]["1"]["speed"] == pytest.approx(0.5, abs=0.01)
+    assert summary["efficiency"] == pytest.approx(4 / 1.5 / 3)
+    assert summary["enough_micro_batches"] == 16
+
+
+@pytest.mark.parametrize("exchange", ["shared", "gloo"])
+@pytest.mark.parametrize("norm", ["none", "batch"])
+def test_no_ownership_changes_the_result(
+    train: Train, exchange: str, norm: str
+) -> None:
+    recipe = small_recipe(model__norm=norm, optimizer__clip_norm=0.5, epochs=2)
+    alone = results(train(recipe, 1))
+    for workers, balance in [
+        (2, "random"),
+        (3, "random"),
+        (6, "random"),
+        (2, (5, 1)),
+        (3, (0, 6, 0)),
+        (3, (1, 0, 5)),
+        (2, "off"),
+    ]:
+        run = train(recipe, workers, exchange=exchange, balance=balance)
+        assert results(run) == alone
+
+
+def test_random_ownership_visits_all_and_none() -> None:
+    seen = {share for step in range(300) for share in scattered(4, 3, step)}
+    assert (0, 4) in seen
+    assert (2, 2) in seen
+
+
+def test_a_fixed_balance_must_fit() -> None:
+    with pytest.raises(
+        PlacementError, match=r"2 numbers that add up to 4; received `5,3`"
+    ):
+        Placement(workers=2, balance=(5, 3)).resolve(4)
+    assert Placement(workers=2, balance=(1, 3)).resolve(4)[0].balance == (1, 3)
