@@ -1,6 +1,7 @@
 """The decision who computes what: pure, optimal, deaf to noise."""
 
 import itertools
+import json
 import random
 from collections.abc import Sequence
 
@@ -20,7 +21,7 @@ from samestep.balance import (
     makespan,
     shares,
 )
-from samestep.balancer import DEADBAND, Balancer, Change, scattered
+from samestep.balancer import DEADBAND, Balancer, Change, Stretch, scattered
 
 
 SPEEDS = st.lists(st.floats(0.01, 10), min_size=1, max_size=6)
@@ -98,11 +99,13 @@ def observed(balancer: Balancer, speeds: Sequence[float]) -> Change | None:
     ]
     steps = max(1, round(0.2 / max(times)))
     return balancer.observe(
-        steps,
-        steps * max(times),
-        [steps * time for time in times],
-        [0.0] * len(times),
-        [steps * (max(times) - time) for time in times],
+        Stretch(
+            steps,
+            steps * max(times),
+            [steps * time for time in times],
+            [0.0] * len(times),
+            [steps * (max(times) - time) for time in times],
+        )
     )
 
 
@@ -157,7 +160,9 @@ def test_a_slow_source_of_samples_is_told_apart() -> None:
     balancer = Balancer(8, shares(8, 2))
     change = None
     while change is None:
-        change = balancer.observe(10, 0.2, [0.1, 0.2], [0.01, 0.15], [0.1, 0.0])
+        change = balancer.observe(
+            Stretch(10, 0.2, [0.1, 0.2], [0.01, 0.15], [0.1, 0.0])
+        )
     assert change.cause == "data"
     assert counts(balancer) == [6, 2]  # as fast as 5 and 3, with fewer partials
     assert change.gain == pytest.approx(0.25)
@@ -206,6 +211,29 @@ def test_no_ownership_changes_the_result(
     ]:
         run = train(recipe, workers, exchange=exchange, balance=balance)
         assert results(run) == alone
+
+
+def test_short_stretches_are_taken_together() -> None:
+    long, short = (Balancer(8, shares(8, 2)) for _ in range(2))
+    whole = Stretch(16, 0.16, [0.16, 0.08], [0, 0], [0, 0.08])
+    part = Stretch(1, 0.01, [0.01, 0.005], [0, 0], [0, 0.005])
+    for _ in range(30):
+        long.observe(whole)
+        for _ in range(16):
+            short.observe(part)
+    assert long.owned == short.owned != shares(8, 2)
+    assert long.speeds == pytest.approx(short.speeds)
+
+
+def test_a_hopeless_worker_leaves_and_the_run_goes_on(train: Train) -> None:
+    recipe = small_recipe(epochs=40, micro_batches=30)
+    placement = {"evict_slower_than": 0.999}  # any worker is slower than that
+    run = train(recipe, 2, **placement)
+    lines = (run.path / "events.jsonl").read_text().splitlines()
+    events = [event["event"] for event in map(json.loads, lines)]
+    assert "evicted" in events
+    assert [e for e in events if e in ("evicted", "restart")] == ["evicted", "restart"]
+    assert run.weights_sha256 == train(recipe, 1).weights_sha256
 
 
 def test_random_ownership_visits_all_and_none() -> None:

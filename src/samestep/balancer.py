@@ -15,8 +15,10 @@ from samestep import balance
 from samestep.balance import Share
 
 
+LEAST_SECONDS = 0.15
+"""An observation lasts so long: very short ones are only noise."""
 WINDOW = 5
-"""Observations that a worker's measured speed is the mean of; they are 0.2 s apart."""
+"""Observations that a worker's measured speed is the mean of."""
 MOST_GROWTH = 0.3
 GROWTH, IDLE = 2.0, 0.08
 """Per second, a worker that waits for the share w of the time is believed to become
@@ -59,6 +61,30 @@ class Change:
         }
 
 
+@dataclass(frozen=True)
+class Stretch:
+    """Some steps; the lists are of each worker, in seconds."""
+
+    steps: int
+    seconds: float
+    compute: Sequence[float]
+    """All time from samples to gradients."""
+    data: Sequence[float]
+    """The part of it that went into the samples."""
+    waiting: Sequence[float]
+    """For other workers; not part of `compute`."""
+
+    def followed_by(self, other: "Stretch") -> "Stretch":
+        """Both together."""
+        return Stretch(
+            self.steps + other.steps,
+            self.seconds + other.seconds,
+            [a + b for a, b in zip(self.compute, other.compute, strict=True)],
+            [a + b for a, b in zip(self.data, other.data, strict=True)],
+            [a + b for a, b in zip(self.waiting, other.waiting, strict=True)],
+        )
+
+
 @dataclass
 class Balancer:
     """Decides for `auto`; `off` and a fixed ownership never change."""
@@ -75,6 +101,7 @@ class Balancer:
     _confirmed: int = 0
     _urgent: int = 0
     _warm_up: int = WARM_UP
+    _stretch: Stretch | None = None
     seconds: float = 0.0
     """Seconds observed."""
     saved: float = 0.0
@@ -88,33 +115,33 @@ class Balancer:
         self._seen = [deque(maxlen=WINDOW) for _ in range(count)]
         self.speeds, self._data_share = [0.0] * count, [0.0] * count
 
-    def observe(
-        self,
-        steps: int,
-        seconds: float,
-        compute: Sequence[float],
-        data: Sequence[float],
-        waiting: Sequence[float],
-    ) -> Change | None:
-        """`steps` steps took `seconds`; the others are of each worker, in seconds.
-
-        `compute` is all time from samples to gradients, `data` the part of it that went
-        into the samples; `waiting` for others is in neither.
-        """
+    def observe(self, stretch: Stretch) -> Change | None:
+        """What all workers measured since the last call; perhaps a change."""
+        if self._stretch is not None:
+            stretch = self._stretch.followed_by(stretch)
+        self._stretch = stretch
+        if stretch.seconds < LEAST_SECONDS:
+            return None
+        self._stretch = None
         self._warm_up -= 1
         if self._warm_up >= 0:
             return None
-        for rank, (first, end) in enumerate(self.owned):
-            if end > first and compute[rank] > 0:
-                self._seen[rank].append((steps * (end - first), compute[rank]))
-                self._data_share[rank] = data[rank] / compute[rank]
-            else:
-                self._seen[rank].clear()
-            self.speeds[rank] = self._believed(rank, waiting[rank] / seconds, seconds)
+        self._estimate(stretch)
         if not all(self.speeds) or float("inf") in self.speeds:
             return None
-        self._account(seconds)
+        self._account(stretch.seconds)
         return self._decide() if self.is_live else None
+
+    def _estimate(self, stretch: Stretch) -> None:
+        for rank, (first, end) in enumerate(self.owned):
+            compute = stretch.compute[rank]
+            if end > first and compute > 0:
+                self._seen[rank].append((stretch.steps * (end - first), compute))
+                self._data_share[rank] = stretch.data[rank] / compute
+            else:
+                self._seen[rank].clear()
+            waiting = stretch.waiting[rank] / stretch.seconds
+            self.speeds[rank] = self._believed(rank, waiting, stretch.seconds)
 
     def _measured(self, rank: int) -> float:
         """The lower of a long and a short mean: being late costs more than idling."""

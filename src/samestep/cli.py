@@ -3,7 +3,7 @@
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -11,6 +11,7 @@ import click
 
 from samestep.errors import Interrupted, SamestepError, UsageError
 from samestep.forking import ForkServer
+from samestep.options import placement_options, workers_option
 
 
 if TYPE_CHECKING:
@@ -21,109 +22,6 @@ STARTED = time.monotonic()
 
 class Terminated(BaseException):
     """SIGTERM was received."""
-
-
-class WorkersType(click.ParamType[int | str]):
-    """A positive number, or `auto`."""
-
-    name = "N|auto"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> int | str:
-        """The number, or the string `auto`."""
-        if value == "auto" or (str(value).isdecimal() and int(value) > 0):
-            return "auto" if value == "auto" else int(value)
-        return self.fail(
-            f"workers are a positive number or `auto`; received `{value}`."
-        )
-
-
-class BalanceType(click.ParamType[str | tuple[int, ...]]):
-    """A list of numbers, or a word."""
-
-    name = "auto|off|N,N,..."
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> str | tuple[int, ...]:
-        """The numbers, or the word."""
-        if value in ("auto", "off", "random"):
-            return str(value)
-        parts = str(value).split(",")
-        if all(part.isdecimal() for part in parts):
-            return tuple(int(part) for part in parts)
-        return self.fail(
-            "a balance is `auto`, `off`, or a number of micro-batches for each worker, "
-            f"such as `5,3`; received `{value}`."
-        )
-
-
-workers_option = click.option(
-    "--workers",
-    type=WorkersType(),
-    default="auto",
-    help="Processes that compute; auto: one per physical core that may be used.",
-)
-
-
-def placement_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Everything about a training that does not change its result."""
-    seconds = click.FloatRange(0)
-    options = [
-        workers_option,
-        click.option(
-            "--exchange",
-            type=click.Choice(["auto", "shared", "gloo"]),
-            default="auto",
-            help="How the workers' gradients become one sum; auto: shared if possible.",
-        ),
-        click.option(
-            "--balance",
-            type=BalanceType(),
-            default="auto",
-            help="Micro-batches per worker: by measured speed (auto), evenly (off), or "
-            "as given, such as 5,3.",
-        ),
-        click.option(
-            "--evict-slower-than",
-            type=click.FloatRange(0, 1, max_open=True),
-            default=0.0,
-            help="Go on without a worker below this share of the others' speed.",
-        ),
-        click.option(
-            "--min-workers",
-            type=click.IntRange(1),
-            help="Go on with as few as this after the machine lost cores or memory.",
-        ),
-        click.option(
-            "--max-restarts",
-            type=click.IntRange(0),
-            default=3,
-            show_default=True,
-            help="How often to start again without getting further in between.",
-        ),
-        click.option(
-            "--hang-timeout",
-            type=click.FloatRange(0, min_open=True),
-            default=60.0,
-            show_default=True,
-            help="Seconds without any progress after which a worker counts as dead.",
-        ),
-        click.option(
-            "--checkpoint-seconds",
-            type=seconds,
-            default=30.0,
-            show_default=True,
-            help="Between checkpoints on disk, besides those at the end of an epoch.",
-        ),
-        click.option(
-            "--snapshot-seconds",
-            type=seconds,
-            default=0.5,
-            show_default=True,
-            help="Between snapshots in memory; 0: none, nor checkpoints but the last.",
-        ),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from samestep import weights
-from samestep.balancer import scattered
+from samestep.balancer import Stretch, scattered
 from samestep.evaluation import evaluate
 from samestep.fingerprint import fingerprint
 from samestep.flat import block_norms
@@ -128,11 +128,13 @@ def _balance(trainer: Trainer, steps: int, phases: Tensor) -> None:
     of = dict(zip(PHASES, phases.T, strict=True))
     compute = of["data"] + of["forward"] + of["backward"]
     change = trainer.balancer.observe(
-        steps,
-        phases[0].sum().item(),
-        compute.tolist(),
-        of["data"].tolist(),
-        of["wait"].tolist(),
+        Stretch(
+            steps,
+            phases[0].sum().item(),
+            compute.tolist(),
+            of["data"].tolist(),
+            of["wait"].tolist(),
+        )
     )
     if change is not None:
         trainer.assign(change.after)

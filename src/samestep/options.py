@@ -1,0 +1,109 @@
+"""Options that several commands share: everything that does not change a result."""
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+
+class WorkersType(click.ParamType[int | str]):
+    """A positive number, or `auto`."""
+
+    name = "N|auto"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int | str:
+        """The number, or the string `auto`."""
+        if value == "auto" or (str(value).isdecimal() and int(value) > 0):
+            return "auto" if value == "auto" else int(value)
+        return self.fail(
+            f"workers are a positive number or `auto`; received `{value}`."
+        )
+
+
+class BalanceType(click.ParamType[str | tuple[int, ...]]):
+    """A list of numbers, or a word."""
+
+    name = "auto|off|N,N,..."
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> str | tuple[int, ...]:
+        """The numbers, or the word."""
+        if value in ("auto", "off", "random"):
+            return str(value)
+        parts = str(value).split(",")
+        if all(part.isdecimal() for part in parts):
+            return tuple(int(part) for part in parts)
+        return self.fail(
+            "a balance is `auto`, `off`, or a number of micro-batches for each worker, "
+            f"such as `5,3`; received `{value}`."
+        )
+
+
+workers_option = click.option(
+    "--workers",
+    type=WorkersType(),
+    default="auto",
+    help="Processes that compute; auto: one per physical core that may be used.",
+)
+
+_PLACEMENT = [
+    workers_option,
+    click.option(
+        "--exchange",
+        type=click.Choice(["auto", "shared", "gloo"]),
+        default="auto",
+        help="How the workers' gradients become one sum; auto: shared if possible.",
+    ),
+    click.option(
+        "--balance",
+        type=BalanceType(),
+        default="auto",
+        help="Micro-batches per worker: by measured speed (auto), evenly (off), or "
+        "as given, such as 5,3.",
+    ),
+    click.option(
+        "--evict-slower-than",
+        type=click.FloatRange(0, 1, max_open=True),
+        default=0.0,
+        help="Go on without a worker below this share of the others' speed.",
+    ),
+    click.option(
+        "--min-workers",
+        type=click.IntRange(1),
+        help="Go on with as few as this after the machine lost cores or memory.",
+    ),
+    click.option(
+        "--max-restarts",
+        type=click.IntRange(0),
+        default=3,
+        show_default=True,
+        help="How often to start again without getting further in between.",
+    ),
+    click.option(
+        "--hang-timeout",
+        type=click.FloatRange(0, min_open=True),
+        default=60.0,
+        show_default=True,
+        help="Seconds without any progress after which a worker counts as dead.",
+    ),
+    click.option(
+        "--checkpoint-seconds",
+        type=click.FloatRange(0),
+        default=30.0,
+        show_default=True,
+        help="Between checkpoints on disk, besides those at the end of an epoch.",
+    ),
+    click.option(
+        "--snapshot-seconds",
+        type=click.FloatRange(0),
+        default=0.5,
+        show_default=True,
+        help="Between snapshots in memory; 0: none, nor checkpoints but the last.",
+    ),
+]
+
+
+def placement_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Where and with what a training runs: the fields of `samestep.Placement`."""
+    for option in reversed(_PLACEMENT):
+        command = option(command)
+    return command
