@@ -120,7 +120,7 @@ def test_ownership_follows_a_slow_worker_and_comes_back() -> None:
     for _ in range(15):
         observed(balancer, [1, 0.5])
     assert makespan(balancer.owned, [1, 0.5]) <= 22 / (1 - DEADBAND)
-    for _ in range(25):
+    for _ in range(60):
         observed(balancer, [1, 1])
     assert counts(balancer) == [16, 16]
 

@@ -27,10 +27,10 @@ another process, who owns little seems faster than who owns more; but who could 
 more waits much. One that owns nothing is tried again in this way, too."""
 WARM_UP = 2
 """Observations in the beginning that say nothing."""
-DEADBAND, CONFIRMATIONS = 0.05, 6
+DEADBAND, CONFIRMATIONS = 0.05, 15
 """So many observations in a row must promise to save more than this share of the time:
 noise promises less."""
-URGENT, URGENT_CONFIRMATIONS = 0.12, 3
+URGENT, URGENT_CONFIRMATIONS = 0.18, 3
 """The same for a change that promises much."""
 LAGGING = 0.8
 """Below this share of the fastest's speed, a worker is one to tell about."""
