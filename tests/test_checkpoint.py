@@ -255,9 +255,7 @@ def keep(run: Path, losses: list[float | None]) -> tuple[list[int], list[str]]:
     """One checkpoint after each epoch with these validation losses."""
     told: list[str] = []
     directory = checkpoint.directory_of(run)
-    with Keeper(
-        run, RECIPE, lambda: BUILD, lambda event, _: told.append(event)
-    ) as kept:
+    with Keeper(run, RECIPE, BUILD, lambda event, _: told.append(event)) as kept:
         for index in range(len(losses)):
             epochs: list[dict[str, Any]] = [
                 {"epoch": e + 1} | ({"validation_loss": loss} if loss else {})
@@ -283,7 +281,7 @@ def test_a_damaged_checkpoint_does_not_count_as_one_that_is_kept(
         write(directory, step)
     damaged = directory / "step-2" / checkpoint.MODEL
     damaged.write_bytes(damaged.read_bytes()[:-1])
-    with Keeper(tmp_path, RECIPE, lambda: BUILD, lambda *_: None) as keeper:
+    with Keeper(tmp_path, RECIPE, BUILD, lambda *_: None) as keeper:
         assert keeper.write(state_of(3), LAYOUT, [])
     assert checkpoint.steps(directory) == [1, 2, 3]  # 1 is the second valid one
 
@@ -291,14 +289,14 @@ def test_a_damaged_checkpoint_does_not_count_as_one_that_is_kept(
 def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
     directory = checkpoint.directory_of(tmp_path)
     (directory / ".step-7.123.tmp").mkdir(parents=True)
-    with Keeper(tmp_path, RECIPE, lambda: BUILD, lambda *_: None):
+    with Keeper(tmp_path, RECIPE, BUILD, lambda *_: None):
         assert not list(directory.iterdir())
 
 
 def test_a_failing_disk_leaves_the_checkpoint_before(tmp_path: Path) -> None:
     directory = checkpoint.directory_of(tmp_path)
     told: list[tuple[str, Any]] = []
-    with Keeper(tmp_path, RECIPE, lambda: BUILD, lambda *e: told.append(e)) as keeper:
+    with Keeper(tmp_path, RECIPE, BUILD, lambda *e: told.append(e)) as keeper:
         assert keeper.write(state_of(1), LAYOUT, [])
         directory.rename(tmp_path / "away")
         directory.write_text("not a directory")

@@ -26,7 +26,7 @@ from samestep.snapshot import State
 WRITING_SHARE = 0.05
 """At most so much of the time is spent writing; newer states replace waiting ones."""
 LOWEST_PRIORITY = 19
-READ_SECONDS = 2.0
+READ_SECONDS = 1.0
 """Deadline for all workers to finish the snapshot that rank 0 has announced."""
 
 Tell = Callable[[str, dict[str, Any]], None]
@@ -39,7 +39,7 @@ class Keeper:
 
     run: Path
     recipe: Recipe
-    build: Callable[[], Mapping[str, str]]
+    build: Mapping[str, str]
     """What decides bits besides the recipe."""
     tell: Tell
     _waiting: tuple[Callable[[], State | None], Layout, list[Any]] | None = None
@@ -47,7 +47,6 @@ class Keeper:
     _news: threading.Condition = field(default_factory=threading.Condition)
     _thread: threading.Thread | None = None
     _verified: set[int] = field(default_factory=set)
-    _failing: bool = False
 
     def __enter__(self) -> "Keeper":
         directory = checkpoint.directory_of(self.run)
@@ -81,16 +80,14 @@ class Keeper:
         start = time.monotonic()
         try:
             path = checkpoint.write(
-                directory, state, layout, self.recipe, self.build(), epochs
+                directory, state, layout, self.recipe, self.build, epochs
             )
             checkpoint.load(path)
         except (OSError, CheckpointError) as error:
-            self._failing = True
             reason = getattr(error, "strerror", None) or str(error)
             self.tell("checkpoint failed", {"step": state.step, "error": reason})
             return False
         self._verified.add(state.step)
-        self._failing = False
         seconds = time.monotonic() - start
         self.tell("checkpoint", {"step": state.step, "seconds_to_write": seconds})
         with contextlib.suppress(OSError):

@@ -126,7 +126,6 @@ class Recovery:
             else:
                 if not self._evicted or self.stop.number is not None:
                     return self.state
-                self._evicted = False
                 self.workers -= 1
                 self._tell_restart()
 
@@ -140,7 +139,7 @@ class Recovery:
 
     def _run_generation(self) -> None:
         fd = memory.create()
-        self._snapshots = None
+        self._snapshots, self._evicted = None, False
         try:
             if self.state is not None and self.layout is not None:
                 self._snapshots = Snapshots(fd, self.layout, self.workers)

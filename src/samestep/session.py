@@ -53,7 +53,8 @@ class Session:
         placement, recipe = self.writer.placement, self.writer.recipe
         fields = {"kind": "train", "recipe": recipe.to_dict()}
         self._next_checkpoint = time.monotonic() + placement.checkpoint_seconds
-        with Keeper(self.writer.path, recipe, self.server.build, self._tell) as keeper:
+        build = self.server.build()  # not by the keeper: one thread reads the channel
+        with Keeper(self.writer.path, recipe, build, self._tell) as keeper:
             recovery = Recovery(
                 server=self.server,
                 job=fields | exchange_fields(placement),

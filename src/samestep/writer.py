@@ -110,12 +110,12 @@ class RunWriter:
 
     def start(self, name: str, data: Mapping[str, Any]) -> None:
         """What is known before the first step. Raises OutputError."""
-        (self.path / "result.json").unlink(missing_ok=True)
         self._write("recipe.toml", self.recipe.to_toml().encode())
         environment = machine.describe() | {"data": data}
         text = json.dumps(environment, indent=2) + "\n"
         self._write("environment.json", text.encode())
         (self.path / "metrics.jsonl").touch()
+        (self.path / "result.json").unlink(missing_ok=True)
         self.event(
             name,
             pid=os.getpid(),
