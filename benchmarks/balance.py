@@ -1,14 +1,17 @@
 """Uneven workers: throughput over time with and without balancing.
 
-    python benchmarks/balance.py half        one of 2 workers at half speed for a while
+    python benchmarks/balance.py half        one of 2 workers at half speed now and then
     python benchmarks/balance.py wandering   another one every 5 s
     python benchmarks/balance.py four        4 workers with 40, 40, 40 and 20% of a core
     python benchmarks/balance.py even        what balancing costs when there is no need
 
-Needs Linux with cgroup v1 or v2 and root: a worker is slowed by a CPU quota, which
-counts its time and nothing else. mnist-mlp-classic at global batch 512 in 32
-micro-batches. Throughput is steps between two lines of metrics.jsonl over the time
-between them; start-up is left out. `--plot` draws the first pair of trainings.
+Needs Linux and at least 2 cores, to each of which one worker is pinned. A worker is
+slowed from outside: by another process that computes on its core, or, with
+`--by quota` and for `four`, by a CPU quota through cgroup v1 or v2 (needs root).
+mnist-mlp-classic at global batch 512 in 32 micro-batches. Throughput is samples by
+seconds of training, as in metrics.jsonl; start-up and evaluation are left out. A
+computer's speed drifts, so what is compared is close in time: `half` has cycles of 8 s
+slow and 12 s even, and each slow window is held against the even ones around it.
 """
 
 import argparse
@@ -20,50 +23,66 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
-from itertools import pairwise
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+from quota import Quota
 
 
 RECIPE = ("mnist-mlp-classic", "--global-batch", "512", "--micro-batches", "32")
-PERIOD_US = 100_000
-SETTLE = 6.0
+SETTLE = 8.0
 """Seconds from the first step until the first slowness."""
+SLOW, CYCLE, CYCLES = 8.0, 20.0, 4
 
-Series = list[tuple[float, float]]
-"""(seconds since the first slowness, samples per second)"""
+Curves = dict[str, list[tuple[float, float]]]
+"""For `auto` and `off`: (seconds, share of the even throughput)"""
+Script = list[tuple[float, int, float]]
+"""(seconds since the first slowness, worker, its speed from then on), in order"""
+Series = list[tuple[float, float, float]]
+"""(seconds since the first slowness, samples, seconds of training them)"""
 
 
-class Quota:
-    """A cgroup for one process."""
+@dataclass(frozen=True)
+class Options:
+    """As given on the command line."""
 
-    def __init__(self, pid: int) -> None:
-        v1 = Path("/sys/fs/cgroup/cpu")
-        self._is_v1 = v1.is_dir()
-        root = v1 if self._is_v1 else Path("/sys/fs/cgroup")
-        self._path = root / f"samestep-benchmark-{pid}"
-        self._path.mkdir()
-        self._root, self._pid = root, pid
-        (self._path / "cgroup.procs").write_text(str(pid))
+    scenario: str
+    rounds: int
+    by: str
+    plot: Path | None
 
-    def set(self, share: float) -> None:
-        """Of one core; 1 is no limit."""
-        quota = -1 if share >= 1 else int(share * PERIOD_US)
-        if self._is_v1:
-            (self._path / "cpu.cfs_period_us").write_text(str(PERIOD_US))
-            (self._path / "cpu.cfs_quota_us").write_text(str(quota))
-        else:
-            limit = "max" if quota < 0 else str(quota)
-            (self._path / "cpu.max").write_text(f"{limit} {PERIOD_US}")
+
+class Brake(Protocol):
+    """Slows one worker."""
+
+    def set(self, speed: float) -> None:
+        """1 is full speed."""
 
     def close(self) -> None:
-        """Once the process has ended."""
-        end = time.monotonic() + 10
-        while (self._path / "cgroup.procs").read_text() and time.monotonic() < end:
-            time.sleep(0.01)
-        self._path.rmdir()
+        """After the worker has ended."""
+
+
+class Neighbour:
+    """A process that computes on the same core, of which each gets half."""
+
+    def __init__(self, core: int) -> None:
+        self._code = f"import os\nos.sched_setaffinity(0, [{core}])\nwhile True: pass"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def set(self, speed: float) -> None:
+        """1 or 0.5."""
+        self.close()
+        if speed < 1:
+            self._process = subprocess.Popen([sys.executable, "-c", self._code])
+
+    def close(self) -> None:
+        """After the worker has ended."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
 
 
 class Training:
@@ -101,13 +120,14 @@ class Training:
         self._process.send_signal(signal.SIGTERM)
         self._process.wait(60)
 
-    def throughput(self, zero: float) -> Series:
-        records = [r for r in self._lines("metrics.jsonl") if r["type"] == "step"]
-        series = []
-        for before, after in pairwise(records):
-            seconds = after["at"] - before["at"]
-            rate = 512 * (after["step"] - before["step"]) / seconds
-            series.append((after["at"] - zero, rate))
+    def series(self, zero: float) -> Series:
+        series, step = [], 0
+        for record in self._lines("metrics.jsonl"):
+            if record["type"] == "step":
+                samples = 512 * (record["step"] - step)
+                seconds = samples / record["samples_per_second"]
+                series.append((record["at"] - zero, samples, seconds))
+                step = record["step"]
         return series
 
     def _lines(self, name: str) -> list[dict[str, Any]]:
@@ -118,145 +138,182 @@ class Training:
 
 
 def watch(
-    workers: int,
-    balance: str,
-    script: list[tuple[float, Callable[[list[Quota]], None]]],
+    workers: int, balance: str, script: Script, by: str, core: float = 1.0
 ) -> tuple[Series, int]:
-    """Carries out a script of (seconds, action); the throughput and rebalancings."""
+    """Carries out a script; the throughput and the number of rebalancings."""
     with tempfile.TemporaryDirectory() as directory, ExitStack() as stack:
         training = Training(Path(directory) / "run", workers, balance)
-        quotas = [Quota(pid) for pid in training.pids()]
-        for quota in quotas:
-            stack.callback(quota.close)
+        cores = sorted(os.sched_getaffinity(0))
+        brakes: list[Brake] = []
+        for rank, pid in enumerate(training.pids()):
+            own = cores[rank % len(cores)]
+            os.sched_setaffinity(pid, [own])
+            brakes.append(Quota(pid, core) if by == "quota" else Neighbour(own))
+            stack.callback(brakes[-1].close)
         zero = training.now() + SETTLE
-        for moment, action in script:
+        for moment, rank, speed in script:
             time.sleep(max(0.0, zero + moment - training.now()))
-            action(quotas)
+            brakes[rank].set(speed)
         training.stop()
-        return training.throughput(zero), len(training.events("rebalanced"))
+        return training.series(zero), len(training.events("rebalanced"))
 
 
 def rate(series: Series, first: float, end: float) -> float:
-    """Median samples per second within a window."""
-    found = [value for moment, value in series if first <= moment < end]
-    return statistics.median(found) if found else 0.0
+    """Samples per second of training within a window."""
+    found = [(n, seconds) for moment, n, seconds in series if first <= moment < end]
+    return sum(n for n, _ in found) / sum(seconds for _, seconds in found)
 
 
-def limit(rank: int, share: float) -> Callable[[list[Quota]], None]:
-    return lambda quotas: quotas[rank].set(share)
+def half(options: Options) -> Curves:
+    """One of two workers at half speed from 0 to 8 s (median of all cycles)"""
+    script: Script = []
+    for start in _starts():
+        script += [(start, 1, 0.5), (start + SLOW, 1, 1.0)]
+    script.append((CYCLES * CYCLE, 1, 1.0))
+    found: dict[str, list[Cycle]] = {"auto": [], "off": []}
+    for _ in range(options.rounds):
+        for name, cycles in found.items():
+            series, changes = watch(2, name, script, options.by)
+            cycles += [Cycle(series, start) for start in _starts()]
+            ratios = (f"{cycle.during:.3f}" for cycle in cycles[-CYCLES:])
+            print(f"{name:<4} {changes:2} changes; slow/even", *ratios, flush=True)
+    for name, cycles in found.items():
+        print(_spread(f"{name}, slow/even", [cycle.during for cycle in cycles]))
+    print(f"bound: {(2 - 1 + 0.5) / 2:.3f}; 90% of it: {0.9 * (2 - 1 + 0.5) / 2:.3f}")
+    for name, cycles in found.items():
+        recovered = [cycle.recovered for cycle in cycles]
+        print(_spread(f"{name}, from 5 s after slowness/before it", recovered))
+    return {name: _fold(cycles) for name, cycles in found.items()}
 
 
-def nothing(_: list[Quota]) -> None:
-    """The end of a script."""
+@dataclass(frozen=True)
+class Cycle:
+    """Slowness from `start` on, and what is around it."""
+
+    series: Series
+    start: float
+
+    @property
+    def before(self) -> float:
+        return rate(self.series, self.start - 5, self.start)
+
+    @property
+    def later(self) -> float:
+        return rate(self.series, self.start + SLOW + 5, self.start + CYCLE)
+
+    @property
+    def during(self) -> float:
+        """From 3 s on, of the even throughput."""
+        slow = rate(self.series, self.start + 3, self.start + SLOW)
+        return 2 * slow / (self.before + self.later)
+
+    @property
+    def recovered(self) -> float:
+        """From 5 s after the slowness, of the throughput before it."""
+        return self.later / self.before
 
 
-def half(rounds: int, plot: Path | None) -> None:
-    script = [(0.0, limit(1, 0.5)), (12.0, limit(1, 1.0)), (24.0, nothing)]
-    bound = (2 - 1 + 0.5) / 2
-    for index in range(rounds):
-        found = {}
-        for balance in ("auto", "off"):
-            series, changes = watch(2, balance, script)
-            found[balance] = series
-            even = rate(series, -4, 0)
-            slow, after = rate(series, 3, 12), rate(series, 17, 24)
-            print(
-                f"round {index + 1} {balance:<5} even {even:,.0f}/s  slow, after 3 s: "
-                f"{slow / (even * bound):.1%} of the bound  after it, 5 s later: "
-                f"{after / even:.1%} of even  {changes} changes",
-                flush=True,
-            )
-        if plot is not None and index == 0:
-            draw(found, plot, "one of two workers at half speed from 0 to 12 s")
+def _fold(cycles: list[Cycle]) -> list[tuple[float, float]]:
+    curve = []
+    for half_seconds in range(-8, int(2 * CYCLE) - 8):
+        moment = half_seconds / 2
+        shares = [
+            2
+            * rate(c.series, c.start + moment - 0.5, c.start + moment + 0.5)
+            / (c.before + c.later)
+            for c in cycles
+        ]
+        curve.append((moment, statistics.median(shares)))
+    return curve
 
 
-def wandering(rounds: int, plot: Path | None) -> None:
-    script: list[tuple[float, Callable[[list[Quota]], None]]] = []
+def _starts() -> list[float]:
+    return [index * CYCLE for index in range(CYCLES)]
+
+
+def wandering(options: Options) -> None:
+    """Half speed moves to the other of two workers every 5 s"""
+    script: Script = []
     for turn in range(6):
-        script += [(5.0 * turn, limit(1 - turn % 2, 1.0))]
-        script += [(5.0 * turn, limit(turn % 2, 0.5))]
-    script.append((30.0, nothing))
+        script += [(5.0 * turn, 1 - turn % 2, 1.0), (5.0 * turn, turn % 2, 0.5)]
+    script.append((30.0, 0, 1.0))
     ratios = []
-    for _ in range(rounds):
-        found = {name: watch(2, name, script)[0] for name in ("auto", "off")}
-        means = {
-            name: statistics.mean(v for t, v in series if 0 <= t < 30)
-            for name, series in found.items()
-        }
-        ratios.append(means["auto"] / means["off"])
-        print(f"auto {means['auto']:,.0f}/s  off {means['off']:,.0f}/s", flush=True)
-        if plot is not None:
-            draw(found, plot, "the slow worker changes every 5 s")
-    print(f"ratio: {min(ratios):.2f} to {max(ratios):.2f}, n={rounds}")
+    for _ in range(options.rounds):
+        found = {n: watch(2, n, script, options.by)[0] for n in ("auto", "off")}
+        auto, off = (rate(series, 0, 30) for series in found.values())
+        ratios.append(auto / off)
+        print(f"auto {auto:,.0f}/s  off {off:,.0f}/s  {auto / off:.2f}", flush=True)
+    print(_spread("auto/off", ratios))
 
 
-def four(rounds: int, plot: Path | None) -> None:
-    for _ in range(rounds):
-        rates = {}
-        for name, shares, balance in (
-            ("even", (0.4, 0.4, 0.4, 0.4), "off"),
-            ("auto", (0.4, 0.4, 0.4, 0.2), "auto"),
-            ("off", (0.4, 0.4, 0.4, 0.2), "off"),
-        ):
-            script = [(-5.9, limit(r, share)) for r, share in enumerate(shares)]
-            series, _ = watch(4, balance, [*script, (14.0, nothing)])
-            rates[name] = statistics.mean(v for t, v in series if t > 0)
-        bound = rates["even"] * 3.5 / 4
-        print(
-            f"even {rates['even']:,.0f}/s  auto {rates['auto'] / bound:.1%} of the "
-            f"bound  off {rates['off'] / bound:.1%}",
-            flush=True,
-        )
-    assert plot is None, "there is nothing to draw"
+def four(options: Options) -> None:
+    """One of four workers at half speed"""
+    core = 0.4
+    shares: dict[str, list[float]] = {"auto": [], "off": []}
+    for _ in range(options.rounds):
+        even = rate(watch(4, "off", [(14.0, 3, 1.0)], "quota", core)[0], 0, 14)
+        script = [(-5.9, 3, 0.5), (14.0, 3, 0.5)]
+        found = {name: watch(4, name, script, "quota", core)[0] for name in shares}
+        for name, series in found.items():
+            shares[name].append(rate(series, 0, 14) / (even * 3.5 / 4))
+        last = "  ".join(f"{name} {values[-1]:.1%}" for name, values in shares.items())
+        print(f"even {even:,.0f}/s; of the bound: {last}", flush=True)
+    for name, values in shares.items():
+        print(_spread(f"{name}/bound", values))
 
 
-def even(rounds: int, plot: Path | None) -> None:
+def even(options: Options) -> None:
+    """Two workers of equal speed"""
     ratios, changes = [], 0
-    for index in range(rounds):
+    for index in range(options.rounds):
         found = {}
         for balance in ("auto", "off")[:: 1 if index % 2 else -1]:
-            series, number = watch(2, balance, [(14.0, nothing)])
-            found[balance] = statistics.mean(v for t, v in series if t > -5)
+            found[balance], number = watch(2, balance, [(24.0, 0, 1.0)], options.by)
             changes += number
-        ratios.append(found["auto"] / found["off"])
-        print(f"auto {found['auto']:,.0f}/s  off {found['off']:,.0f}/s", flush=True)
-    print(
-        f"auto/off: median {statistics.median(ratios):.3f}, {min(ratios):.3f} to "
-        f"{max(ratios):.3f}, n={rounds}; {changes} rebalancings in {20 * rounds} s"
-    )
-    assert plot is None, "there is nothing to draw"
+        auto, off = (rate(found[name], -5, 24) for name in ("auto", "off"))
+        ratios.append(auto / off)
+        print(f"auto {auto:,.0f}/s  off {off:,.0f}/s  {auto / off:.3f}", flush=True)
+    print(_spread("auto/off", ratios))
+    print(f"{changes} rebalancings in {30 * options.rounds} s")
 
 
-def draw(found: dict[str, Series], path: Path, title: str) -> None:
+def _spread(name: str, values: list[float]) -> str:
+    low, middle, high = min(values), statistics.median(values), max(values)
+    return f"{name}: median {middle:.3f}, {low:.3f} to {high:.3f}, n={len(values)}"
+
+
+def draw(curves: Curves, path: Path, title: str) -> None:
     import matplotlib.pyplot as plt
 
+    plt.rcParams["svg.hashsalt"] = "samestep"
     figure, axes = plt.subplots(figsize=(7, 3))
-    for name, series in found.items():
-        smooth = [
-            (
-                series[i][0],
-                statistics.median(v for _, v in series[max(0, i - 4) : i + 5]),
-            )
-            for i in range(len(series))
-        ]
-        label = "balanced" if name == "auto" else "not balanced"
-        axes.plot(*zip(*smooth, strict=True), label=label)
-    axes.set(xlabel="seconds", ylabel="samples per second", title=title, ylim=(0, None))
-    axes.legend()
+    axes.axvspan(0, SLOW, color="0.93")
+    axes.axhline(0.75, color="0.5", linewidth=0.8, linestyle="--")
+    for name, label in (("auto", "balanced"), ("off", "not balanced")):
+        axes.plot(*zip(*curves[name], strict=True), label=label)
+    axes.annotate("bound", (SLOW, 0.75), ha="right", va="bottom", color="0.4")
+    axes.set(xlabel="seconds", ylabel="share of even throughput", title=title)
+    axes.set_ylim(0, 1.2)
+    axes.legend(frameon=False, loc="lower right")
+    axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    scenarios = {"half": half, "wandering": wandering, "four": four, "even": even}
-    parser.add_argument("scenario", choices=scenarios)
+    scenarios = {"wandering": wandering, "four": four, "even": even}
+    parser.add_argument("scenario", choices=["half", *scenarios])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--plot", type=Path)
-    arguments = parser.parse_args()
-    if os.geteuid() != 0:
-        raise SystemExit("A CPU quota needs root: run this as root.")
-    scenarios[arguments.scenario](arguments.rounds, arguments.plot)
+    parser.add_argument("--by", choices=["process", "quota"], default="process")
+    parser.add_argument("--plot", type=Path, help="of `half`")
+    options = Options(**vars(parser.parse_args()))
+    if options.scenario != "half":
+        scenarios[options.scenario](options)
+        return
+    curves = half(options)
+    if options.plot is not None:
+        draw(curves, options.plot, (half.__doc__ or "").strip())
 
 
 if __name__ == "__main__":

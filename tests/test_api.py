@@ -56,7 +56,7 @@ def test_evaluation_agrees_at_any_number_of_workers(
         where = samestep.Placement(workers=workers)
         found = samestep.evaluate(run.path, where, server=server)
         assert found.loss == run.result["test_loss"]
-        assert found.samples == 10_000
+        assert found.targets == 10_000
         held_out = samestep.evaluate(run, where, split="validation", server=server)
         assert held_out.loss == run.history[-1]["validation_loss"]
 

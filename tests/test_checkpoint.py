@@ -39,11 +39,12 @@ def state_of(step: int) -> State:
     for number, row in enumerate((vector, *states)):
         for _, view in LAYOUT.parameter_views(row):
             view[...] = np.random.default_rng(step + number).standard_normal(view.shape)
-    sums = {"loss": 0.1 + step, "correct": 3, "samples": 5}
+    sums = {"loss": 0.1 + step, "metric": 3.0, "targets": 5}
     progress = {
         "step": step,
         "epoch": sums,
         "logged": sums,
+        "noise": {"signal": 0.25, "variance": 3.0},
         "seconds": 0.3,
         "phases": [0.1, 0.2],
         "counts": [step],
@@ -262,7 +263,7 @@ def keep(run: Path, losses: list[float | None]) -> tuple[list[int], list[str]]:
                 for e, loss in enumerate(losses[: index + 1])
             ]
             state = state_of(index + 1)
-            state.progress["epoch"] = {"loss": 0.0, "correct": 0, "samples": 0}
+            state.progress["epoch"] = {"loss": 0.0, "metric": 0.0, "targets": 0}
             assert kept.write(state, LAYOUT, epochs)
     return checkpoint.steps(directory), told
 

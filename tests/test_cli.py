@@ -27,7 +27,7 @@ def test_train_then_evaluate_and_compare(tmp_path: Path) -> None:
     one, two = str(tmp_path / "one"), str(tmp_path / "two")
     trained = samestep("train", *SHORT, "--workers", "1", "--out", one)
     assert trained.returncode == 0, trained.stderr
-    assert "test        accuracy" in trained.stdout
+    assert "test        loss" in trained.stdout
     assert "epoch 1/1  train loss" in trained.stderr
     assert "\x1b" not in trained.stdout + trained.stderr
 

@@ -7,13 +7,12 @@ import torch
 from conftest import Train, small_recipe
 from torch import nn
 
-from samestep import Recipe, Run
+from samestep import Recipe, Run, models
 from samestep.dataset import load
 from samestep.fingerprint import fingerprint
 from samestep.flat import Flat
-from samestep.models import mlp
+from samestep.ingredients import AdamWRecipe
 from samestep.plan import Plan, derive_seed
-from samestep.recipe import AdamWRecipe
 from samestep.schedule import learning_rate
 
 
@@ -34,13 +33,17 @@ def results(run: Run) -> dict[str, Any]:
     """Everything that must not depend on the placement."""
     measured = (
         *("seconds", "samples_per_second", "minor_faults_per_step"),
-        *("seconds_by_phase", "workers"),
+        *("seconds_by_phase", "workers", "waited_for", "bytes_exchanged"),
+        *("communication_share", "straggler_share"),
     )
     kept = [
         {key: value for key, value in epoch.items() if key not in measured}
         for epoch in run.history
     ]
-    final = ("test_loss", "test_accuracy", "weights_sha256")
+    final = (
+        *("test_loss", "test_accuracy", "test_confusion", "test_worst"),
+        *("noise_scale", "weights_sha256"),
+    )
     return {"epochs": kept} | {key: run.result[key] for key in final}
 
 
@@ -78,9 +81,10 @@ def test_another_seed_gives_other_weights(train: Train) -> None:
 
 def by_hand(recipe: Recipe) -> str:
     """What anyone would write: one process, one batch at a time, torch's own parts."""
-    data = load(recipe.data).splits["train"]
+    loaded = load(recipe.data)
+    data = loaded.splits["train"]
     torch.manual_seed(derive_seed(recipe.seed, "model"))
-    model = mlp.Mlp(recipe.model, 784, 10)
+    model = models.build(recipe.model, loaded)
     hyper = recipe.optimizer
     assert isinstance(hyper, AdamWRecipe)
     flat = Flat(model)

@@ -8,7 +8,7 @@ import pytest
 
 from samestep import DataError
 from samestep.data import mnist
-from samestep.recipe import MnistData
+from samestep.ingredients import MnistData
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from samestep import Recipe, RecipeError
+from samestep.ingredients import MlpModel
 from samestep.recipe import built_in_recipes, parse_override
 
 
@@ -59,6 +60,7 @@ def test_the_digest_ignores_the_name_and_nothing_else() -> None:
 def test_overrides_reach_every_section() -> None:
     texts = ["optimizer.lr=0.5", "model.hidden=[8, 9]", "model.family=mlp", "seed=7"]
     recipe = Recipe.load("mnist-mlp", dict(map(parse_override, texts)))
+    assert isinstance(recipe.model, MlpModel)
     assert (recipe.optimizer.lr, recipe.model.hidden, recipe.seed) == (0.5, (8, 9), 7)
 
 

@@ -135,12 +135,13 @@ def test_workers_that_do_not_stop_are_killed_and_the_snapshot_is_kept(
         arguments = ("--workers", "2", "--checkpoint-seconds", "0.01")
         with long_training(tmp_path / "run", *arguments) as (process, _):
             directory = checkpoint.directory_of(tmp_path / "run")
-            wait_until(lambda: checkpoint.steps(directory) != [])
+            events = tmp_path / "run" / "events.jsonl"
+            wait_until(lambda: events.exists() and '"fault"' in events.read_text())
             process.send_signal(signal.SIGTERM)
             assert process.wait(DEADLINE) == 143
     finally:
         del os.environ[faults.SCHEDULE]
-    assert checkpoint.steps(directory)[-1] >= 100
+    assert 0 < checkpoint.steps(directory)[-1] <= 300
 
 
 def test_killed_as_a_whole_it_goes_on_from_the_last_checkpoint(

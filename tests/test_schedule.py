@@ -1,6 +1,12 @@
 import pytest
 
-from samestep.recipe import ConstantLR, CosineLR, OneCycleLR, ScheduleRecipe, StepLR
+from samestep.ingredients import (
+    ConstantLR,
+    CosineLR,
+    OneCycleLR,
+    ScheduleRecipe,
+    StepLR,
+)
 from samestep.schedule import learning_rate
 
 

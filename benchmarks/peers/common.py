@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from samestep.data import mnist
 from samestep.dataset import load
-from samestep.recipe import Recipe, SgdRecipe
+from samestep.ingredients import CrossEntropy, MlpModel, SgdRecipe
+from samestep.recipe import Recipe
 from samestep.schedule import learning_rate
 
 
@@ -33,6 +34,7 @@ class Task:
     def model(self) -> nn.Sequential:
         torch.manual_seed(self.recipe.seed)
         recipe = self.recipe.model
+        assert isinstance(recipe, MlpModel)
         widths = (mnist.NUM_PIXELS, *recipe.hidden, mnist.NUM_CLASSES)
         layers: list[nn.Module] = []
         for fan_in, fan_out in pairwise(widths):
@@ -45,7 +47,9 @@ class Task:
         return nn.Sequential(*layers[: -2 if recipe.dropout else -1])
 
     def criterion(self) -> nn.CrossEntropyLoss:
-        return nn.CrossEntropyLoss(label_smoothing=self.recipe.loss.label_smoothing)
+        loss = self.recipe.loss
+        assert isinstance(loss, CrossEntropy)
+        return nn.CrossEntropyLoss(label_smoothing=loss.label_smoothing)
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         recipe = self.recipe.optimizer

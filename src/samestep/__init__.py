@@ -14,6 +14,7 @@ from samestep.errors import DataError as DataError
 from samestep.errors import Interrupted as Interrupted
 from samestep.errors import NonFiniteLoss as NonFiniteLoss
 from samestep.errors import OutputError as OutputError
+from samestep.errors import OwnCodeError as OwnCodeError
 from samestep.errors import PeerLost as PeerLost
 from samestep.errors import PlacementError as PlacementError
 from samestep.errors import RecipeError as RecipeError
@@ -53,6 +54,7 @@ __all__ = [
     "Interrupted",
     "NonFiniteLoss",
     "OutputError",
+    "OwnCodeError",
     "PeerLost",
     "Placement",
     "PlacementError",

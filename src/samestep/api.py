@@ -3,68 +3,104 @@
 import os
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from samestep.data import mnist
-from samestep.errors import RunError
+from pydantic import ValidationError
+
+from samestep import checking, sources
+from samestep.asking import Part, packed, recipe_of, split_fields, vet
+from samestep.checking import Verdict
+from samestep.errors import PlacementError, RunError, did_you_mean
 from samestep.forking import ForkServer
 from samestep.jobs import exchange_fields
 from samestep.launch import run_workers
+from samestep.own import checksums
 from samestep.placement import Placement
 from samestep.recipe import Recipe
 from samestep.resumption import find_start
 from samestep.run import Run, read_recipe
 from samestep.session import Session
 from samestep.signals import Stop
+from samestep.tensorboard import TensorBoard
+from samestep.tracking import Tracker, Tracking, load
 from samestep.view import View, make_view
 from samestep.writer import RunWriter
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Weights measured on one split; the loss is the mean cross-entropy per sample."""
+    """Weights measured on one split."""
 
-    accuracy: float
-    loss: float
-    correct: int
-    samples: int
+    means: Mapping[str, float]
+    """`loss` and `accuracy` (for regression `absolute_error`), per target."""
+    targets: int
+    """Samples, or the tokens to predict."""
     weights_sha256: str
+    own_metric: str | None = None
+    """What a loss function of your own measured."""
+
+    @property
+    def loss(self) -> float:
+        """The mean loss per target, without label smoothing."""
+        return self.means["loss"]
+
+    @property
+    def accuracy(self) -> float:
+        """The share of right answers. Raises KeyError for a regression."""
+        return self.means["accuracy"]
 
 
 def train(
-    recipe: Recipe | str | Path = "mnist-mlp",
+    recipe: Recipe | str | Path | None = None,
     placement: Placement | None = None,
     *,
+    model: Part | None = None,
+    data: Part | None = None,
+    loss: Part | None = None,
+    trackers: Iterable[Tracker | str] = (),
     view: View | None = None,
     server: ForkServer | None = None,
     started: float | None = None,
+    **fields: Any,
 ) -> Run:
     """Train a recipe: a Recipe, the name of a built-in one, or the path of a TOML file.
 
-    The result depends on the recipe alone. Progress goes to stderr unless `view` is a
-    `samestep.view.SilentView()`. A `server` that is already running saves the
-    two seconds of importing torch; `started` is the time.monotonic() from which
-    `wall_seconds` counts. Raises a UsageError before anything is started, a
-    TrainingError after, and Interrupted after a signal; no process is left.
+    The result depends on the recipe alone. `model`, `data` and `loss` replace parts of
+    it by your own (docs/own-code.md): functions, classes, modules, tensors or data
+    sets, defined anywhere, also in a notebook. `fields` are further fields of the
+    recipe (`epochs=3`, `optimizer__lr=0.1`, or `lr` for short) and of the placement
+    (`workers=2`). Each of `trackers`, a callable or its name
+    `"module:function"`, gets the records of metrics.jsonl (see samestep.tracking).
+    Progress goes to stderr unless `view` is a `samestep.view.SilentView()`. A `server`
+    that is already running saves the two seconds of importing torch; `started` is the
+    time.monotonic() from which `wall_seconds` counts. Raises a UsageError before
+    anything is started, a TrainingError after, and Interrupted after a signal; no
+    process is left.
     """
     started = time.monotonic() if started is None else started
-    if server is None:
-        with ForkServer() as own:
-            return train(recipe, placement, view=view, server=own, started=started)
-    if not isinstance(recipe, Recipe):
-        recipe = Recipe.load(recipe)
-    placement, why = (placement or Placement()).resolve(recipe.micro_batches)
-    notice = mnist.prepare()
+    changed, placed = split_fields(fields)
+    placement = _placed(placement, placed)
     with (
-        RunWriter.create(recipe, placement, started) as writer,
-        view or make_view(recipe) as shown,
+        _server(server) as running,
+        packed({"model": model, "data": data, "loss": loss}) as (names, given),
     ):
-        shown.note(_headline(recipe, why))
-        writer.start("started", mnist.describe())
-        return Session(writer, server, shown).run(notice)
+        trackers = _loaded(trackers)
+        recipe = recipe_of(recipe, names, changed)
+        vet(recipe, names)
+        placement, why = placement.resolve(recipe.micro_batches)
+        notice = sources.prepare(recipe.data)
+        with (
+            RunWriter.create(recipe, placement, started) as writer,
+            view or make_view(recipe) as shown,
+            _tracking(writer, shown, trackers),
+        ):
+            shown.note(_headline(recipe, why))
+            writer.start("started", sources.describe(recipe.data) | checksums(recipe))
+            return Session(writer, running, shown, given).run(notice)
 
 
 def resume(
@@ -73,46 +109,53 @@ def resume(
     *,
     epochs: int | None = None,
     accept_other_bits: bool = False,
+    model: Part | None = None,
+    data: Part | None = None,
+    loss: Part | None = None,
+    trackers: Iterable[Tracker | str] = (),
     view: View | None = None,
     server: ForkServer | None = None,
     started: float | None = None,
+    **placed: Any,
 ) -> Run:
     """Go on with a run from its newest checkpoint, with any workers and exchange.
 
     The final weights are those of the uninterrupted training. `epochs` extends a run
-    whose schedule does not depend on their number. Another recipe, torch version or
-    instruction set than the checkpoint's is refused, unless `accept_other_bits`.
+    whose schedule does not depend on their number. Another recipe, torch version,
+    instruction set or own code than the checkpoint's is refused, unless
+    `accept_other_bits`. What was given to `train` as an object is given again as
+    `model`, `data` or `loss`. `placed` are fields of the placement (`workers=2`).
     Raises like `train`; RunError and CheckpointError say why it cannot go on.
     """
     started = time.monotonic() if started is None else started
-    if server is None:
-        with ForkServer() as own:
-            return resume(
-                run,
-                placement,
-                epochs=epochs,
-                accept_other_bits=accept_other_bits,
-                view=view,
-                server=own,
-                started=started,
-            )
+    placement = _placed(placement, placed)
     path = run.path if isinstance(run, Run) else Path(run)
-    start = find_start(path, epochs)
-    placement, why = (placement or Placement()).resolve(start.recipe.micro_batches)
-    notice = mnist.prepare()
     with (
-        RunWriter.reopen(path, start.recipe, placement, started) as writer,
-        view or make_view(start.recipe) as shown,
+        _server(server) as running,
+        packed({"model": model, "data": data, "loss": loss}) as (names, given),
     ):
-        start = find_start(path, epochs)  # nobody else writes any more
-        start.check(server.build(), accept_other_bits)
-        shown.note(_headline(start.recipe, why))
-        for warning in start.warnings:
-            shown.note(f"warning: {warning}")
-        shown.note(start.headline)
-        writer.rewind(start.step, start.epochs)
-        writer.start("resumed", mnist.describe())
-        return Session(writer, server, shown).run(notice, start.checkpoint)
+        trackers = _loaded(trackers)
+        start = find_start(path, epochs, names)
+        vet(start.recipe, names)
+        placement, why = placement.resolve(start.recipe.micro_batches)
+        notice = sources.prepare(start.recipe.data)
+        with (
+            RunWriter.reopen(path, start.recipe, placement, started) as writer,
+            view or make_view(start.recipe) as shown,
+            _tracking(writer, shown, trackers),
+        ):
+            start = find_start(path, epochs, names)  # nobody else writes any more
+            now = running.build() | checksums(start.recipe)
+            start.check(now, accept_other_bits)
+            shown.note(_headline(start.recipe, why))
+            for warning in start.warnings:
+                shown.note(f"warning: {warning}")
+            shown.note(start.headline)
+            writer.rewind(start.step, start.epochs)
+            described = sources.describe(start.recipe.data) | checksums(start.recipe)
+            writer.start("resumed", described)
+            session = Session(writer, running, shown, given)
+            return session.run(notice, start.checkpoint)
 
 
 def evaluate(
@@ -120,32 +163,97 @@ def evaluate(
     placement: Placement | None = None,
     *,
     split: str = "test",
+    model: Part | None = None,
+    data: Part | None = None,
+    loss: Part | None = None,
     server: ForkServer | None = None,
+    **placed: Any,
 ) -> Evaluation:
     """Measure the weights of a run or of a model file; exact at any number of workers.
 
-    Raises RunError where there are no weights.
+    What was given to `train` as an object is given again as `model`, `data` or `loss`.
+    `placed` are fields of the placement (`workers=2`). Raises RunError where there are
+    no weights.
     """
-    if server is None:
-        with ForkServer() as own:
-            return evaluate(run_or_model, placement, split=split, server=own)
     model_file = _model_file(run_or_model)
-    recipe = read_recipe(model_file)
-    resolved = (placement or Placement()).resolve(None)[0]
-    job = {
-        "kind": "evaluate",
-        "recipe": recipe.to_dict(),
-        "model_file": os.path.abspath(model_file),  # noqa: PTH100
-        "split": split,
-        **exchange_fields(resolved),
-    }
+    resolved = _placed(placement, placed).resolve(None)[0]
     reports: list[Mapping[str, Any]] = []
-    workers = resolved.num_workers
-    with tempfile.TemporaryDirectory(prefix="samestep-") as logs:
-        run_workers(server, job, workers, Path(logs), reports.append, Stop())
+    with (
+        _server(server) as running,
+        packed({"model": model, "data": data, "loss": loss}) as (names, given),
+        tempfile.TemporaryDirectory(prefix="samestep-") as logs,
+    ):
+        recipe = recipe_of(read_recipe(model_file), names, {})
+        vet(recipe, names)
+        job = {
+            "kind": "evaluate",
+            "recipe": recipe.to_dict(),
+            "model_file": os.path.abspath(model_file),  # noqa: PTH100
+            "split": split,
+            **exchange_fields(resolved),
+            **given.job,
+        }
+        crew = resolved.num_workers, Path(logs), reports.append, Stop()
+        run_workers(running, job, *crew, given.memories)
     report = next(r for r in reports if r["type"] == "evaluated")
-    names = Evaluation.__dataclass_fields__
-    return Evaluation(**{name: report[name] for name in names})
+    fields = Evaluation.__dataclass_fields__
+    return Evaluation(**{name: report[name] for name in fields})
+
+
+def check_exactness(
+    recipe: Recipe | str | Path | None = None,
+    *,
+    model: Part | None = None,
+    data: Part | None = None,
+    loss: Part | None = None,
+    server: ForkServer | None = None,
+    **fields: Any,
+) -> Verdict:
+    """Does a recipe, and the own code in it, keep the promise? Takes a few steps.
+
+    The arguments are those of `train`. Raises like it.
+    """
+    changed, _ = split_fields(fields)
+    with (
+        _server(server) as running,
+        packed({"model": model, "data": data, "loss": loss}) as (names, given),
+    ):
+        resolved = recipe_of(recipe, names, changed)
+        vet(resolved, names)
+        sources.prepare(resolved.data)
+        return checking.check(resolved, running, given)
+
+
+def _server(server: ForkServer | None) -> AbstractContextManager[ForkServer]:
+    """The one that runs, which goes on running, or one for this call."""
+    return ForkServer() if server is None else nullcontext(server)
+
+
+def _placed(placement: Placement | None, fields: Mapping[str, Any]) -> Placement:
+    """Raises PlacementError."""
+    before = placement.model_dump() if placement else {}
+    try:
+        return Placement.model_validate({**before, **fields})
+    except ValidationError as error:
+        first = error.errors()[0]
+        name, known = str(first["loc"][0]), list(Placement.model_fields)
+        raise PlacementError(
+            f"`{name}`: {first['msg'][0].lower()}{first['msg'][1:]}; received "
+            f"`{first['input']!r}`.{'' if name in known else did_you_mean(name, known)}"
+        ) from None
+
+
+def _loaded(trackers: Iterable[Tracker | str]) -> list[Tracker]:
+    return [load(each) if isinstance(each, str) else each for each in trackers]
+
+
+def _tracking(writer: RunWriter, view: View, trackers: Iterable[Tracker]) -> Tracking:
+    """Whatever follows a run while it is written."""
+    if writer.placement.tensorboard:
+        trackers = [TensorBoard(writer.path / "tensorboard"), *trackers]
+    tracking = Tracking(trackers, lambda text: view.note(f"warning: {text}"))
+    writer.tell = tracking.tell
+    return tracking
 
 
 def _headline(recipe: Recipe, why: str) -> str:

@@ -10,9 +10,8 @@ and sem_timedwait synchronise memory (XBD 4.12). What a worker wrote before its 
 visible to whoever took that post, and, since rounds follow each other in one thread, to
 whoever depends on it.
 
-A wait first tries for a short time without sleeping, then sleeps in the kernel. The
-time doubles, up to a limit, when trying was enough and halves when it was not: on a
-busy machine, where waits are long, a worker soon leaves its core to those it waits for.
+A wait first tries for a short time without sleeping, then sleeps in the kernel. How
+long it tries is learnt for each place in a step (`Patience`).
 """
 
 import ctypes
@@ -70,6 +69,25 @@ def header_bytes(workers: int) -> int:
     return workers * (num_rounds(workers) + 1) * SEMAPHORE_BYTES
 
 
+class Patience:
+    """How long a worker tries before it sleeps, at one place in a step.
+
+    The time doubles, up to a limit, after a wait within this limit, and halves after a
+    longer one: where waits are long, because a peer owns more or the machine is busy, a
+    worker soon leaves its core, or its quota of it, to others.
+    """
+
+    def __init__(self, most_seconds: float) -> None:
+        self.seconds = self._most_seconds = most_seconds
+
+    def learn(self, waited: float) -> None:
+        """From the seconds of one wait."""
+        if waited <= self._most_seconds:
+            self.seconds = min(2 * self.seconds, self._most_seconds)
+        else:
+            self.seconds = max(self.seconds / 2, LEAST_SPIN_SECONDS)
+
+
 class Barrier:
     """All workers call `wait` equally often."""
 
@@ -78,13 +96,11 @@ class Barrier:
         shared: mmap.mmap,
         rank: int,
         workers: int,
-        spin_seconds: float,
         timeout_seconds: float,
     ) -> None:
         """`shared` is a map of an object made by `create`."""
         self._rank = rank
         self._workers = workers
-        self._spin_seconds = self._most_seconds = spin_seconds
         self._timeout_seconds = timeout_seconds
         self._posted = memoryview(shared)[: workers * SEMAPHORE_BYTES].cast("q")
         self._count = 0
@@ -97,7 +113,7 @@ class Barrier:
             for k in range(num_rounds(workers))
         ]
 
-    def wait(self) -> None:
+    def wait(self, patience: Patience) -> None:
         """Until all workers have arrived. Raises WorkerLate, which names the others."""
         self._count += 1
         for number, (theirs, own) in enumerate(self._rounds):
@@ -105,19 +121,19 @@ class Barrier:
             # Only to name who is late: how many rounds, in all, this worker has posted.
             self._posted[self._rank * WORDS] = self._before() + number + 1
             if _quick.sem_trywait(own):
-                self._spin_or_sleep(own)
+                start = time.monotonic()
+                self._spin_or_sleep(own, start, start + patience.seconds)
+                patience.learn(time.monotonic() - start)
 
     def _before(self) -> int:
         return (self._count - 1) * len(self._rounds)
 
-    def _spin_or_sleep(self, semaphore: ctypes.c_void_p) -> None:
-        start = time.monotonic()
-        end = start + self._spin_seconds
+    def _spin_or_sleep(
+        self, semaphore: ctypes.c_void_p, start: float, end: float
+    ) -> None:
         while time.monotonic() < end:
             if not _quick.sem_trywait(semaphore):
-                self._spin_seconds = min(2 * self._spin_seconds, self._most_seconds)
                 return
-        self._spin_seconds = max(self._spin_seconds / 2, LEAST_SPIN_SECONDS)
         while time.monotonic() < start + self._timeout_seconds:
             if not _sleeping.sem_timedwait(semaphore, _wall_clock(SLEEP_SECONDS)):
                 return

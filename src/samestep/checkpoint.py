@@ -54,8 +54,15 @@ class SumsEntry(_Section):
     """`metrics.Sums`."""
 
     loss: float
-    correct: Count
-    samples: Count
+    metric: float
+    targets: Count
+
+
+class NoiseEntry(_Section):
+    """`noise.Noise`."""
+
+    signal: float
+    variance: float
 
 
 class ProgressEntry(_Section):
@@ -64,6 +71,7 @@ class ProgressEntry(_Section):
     step: Count
     epoch: SumsEntry
     logged: SumsEntry
+    noise: NoiseEntry
     seconds: float
     phases: list[float]
     counts: list[int]
@@ -119,6 +127,8 @@ def model_bytes(state: State, layout: Layout, recipe: Recipe) -> bytes:
         name: np.array(count, np.int64)
         for name, count in zip(layout.counters, counts, strict=True)
     }
+    tensors |= {name: state.constants[name] for name in layout.constants}
+    tensors |= {name: tensors[first] for name, first in layout.aliases.items()}
     # One entry only: safetensors writes several in an order that changes.
     return safetensors.numpy.save(tensors, {"recipe": json.dumps(recipe.to_dict())})
 
@@ -188,6 +198,9 @@ def load(path: Path) -> Checkpoint:
     )
     wanted: dict[str, Floats] = dict(layout.parameter_views(state.parameters))
     wanted |= layout.buffer_views(state.tail)
+    state.constants = {n: model.pop(n) for n in layout.constants if n in model}
+    for name in layout.aliases:
+        model.pop(name, None)
     _fill(wanted, model, set(layout.counters), path / MODEL)
     _fill(_state_views(state, layout), optimizer, set(), path / OPTIMIZER)
     counts = [int(model[name]) for name in layout.counters]

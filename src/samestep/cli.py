@@ -3,15 +3,23 @@
 import signal
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from samestep.checkcommand import check
 from samestep.errors import Interrupted, SamestepError, UsageError
 from samestep.forking import ForkServer
-from samestep.options import placement_options, workers_option
+from samestep.options import (
+    own_options,
+    placement_options,
+    report_option,
+    tracker_option,
+    workers_option,
+)
+from samestep.report.command import report
+from samestep.scaling.command import scale
 
 
 if TYPE_CHECKING:
@@ -36,11 +44,15 @@ def cli() -> None:
       samestep resume runs/a                     go on where it stopped
       samestep compare runs/a runs/b             are the weights identical?
       samestep recipes                           what can be trained
+      samestep scale                             would more workers help?
     """
 
 
+cli.add_command(scale)
+
+
 @cli.command()
-@click.argument("recipe", default="mnist-mlp")
+@click.argument("recipe", required=False)
 @placement_options
 @click.option("--epochs", type=int, help="Passes over the training samples.")
 @click.option("--global-batch", type=int, help="Samples of one optimizer step.")
@@ -58,17 +70,28 @@ def cli() -> None:
     metavar="a.b=value",
     help="Any other recipe field; repeatable.",
 )
+@own_options
+@tracker_option
+@report_option
 def train(
-    recipe: str,
+    recipe: str | None,
     out: Path | None,
     assignments: tuple[str, ...],
+    trackers: tuple[str, ...],
+    with_report: bool,
     epochs: int | None,
     global_batch: int | None,
     micro_batches: int | None,
     seed: int | None,
+    model: str | None,
+    data: str | None,
+    loss: str | None,
     **placed: Any,
 ) -> None:
     """Train RECIPE: a built-in recipe's name or a TOML file; default mnist-mlp.
+
+    With --model or --data and no RECIPE, it is your own: 3 epochs, global batch 64, 8
+    micro-batches, Adam at 0.001, unless you say otherwise.
 
     \b
     Examples:
@@ -76,11 +99,13 @@ def train(
       samestep train mnist-mlp-classic --epochs 1 --micro-batches 8 --workers 4
       samestep train --set optimizer.lr=0.003 --set model.hidden=[256,128]
       samestep train runs/mnist-mlp-20260101T000000Z/recipe.toml     once more
+      samestep train --model mine:build --data mine:load             your own code
     """
     with ForkServer() as server:  # torch is imported there while we go on here
         from samestep import api
+        from samestep.asking import recipe_of
         from samestep.placement import Placement
-        from samestep.recipe import Recipe, parse_override
+        from samestep.recipe import parse_override
 
         fields = {
             "epochs": epochs,
@@ -91,10 +116,18 @@ def train(
         overrides = dict(map(parse_override, assignments))
         overrides |= {name: v for name, v in fields.items() if v is not None}
         placement = Placement.model_validate({"out": out, **placed})
+        named = {"model": model, "data": data, "loss": loss}
         run = api.train(
-            Recipe.load(recipe, overrides), placement, server=server, started=STARTED
+            recipe_of(recipe, named, overrides),
+            placement,
+            model=model,
+            data=data,
+            loss=loss,
+            trackers=trackers,
+            server=server,
+            started=STARTED,
         )
-        click.echo(_summary(run))
+        _tell(run, with_report)
 
 
 @cli.command()
@@ -104,10 +137,21 @@ def train(
 @click.option(
     "--accept-other-bits",
     is_flag=True,
-    help="Go on even if recipe, torch version or instruction set have changed.",
+    help="Go on even if recipe, code, torch version or instruction set have changed.",
 )
+@own_options
+@tracker_option
+@report_option
 def resume(
-    run: Path, epochs: int | None, accept_other_bits: bool, **placed: Any
+    run: Path,
+    epochs: int | None,
+    accept_other_bits: bool,
+    trackers: tuple[str, ...],
+    model: str | None,
+    data: str | None,
+    loss: str | None,
+    with_report: bool,
+    **placed: Any,
 ) -> None:
     """Go on with RUN from its newest checkpoint, with any number of workers.
 
@@ -126,10 +170,14 @@ def resume(
             Placement.model_validate(placed),
             epochs=epochs,
             accept_other_bits=accept_other_bits,
+            model=model,
+            data=data,
+            loss=loss,
+            trackers=trackers,
             server=server,
             started=STARTED,
         )
-        click.echo(_summary(resumed))
+        _tell(resumed, with_report)
 
 
 @cli.command()
@@ -141,7 +189,15 @@ def resume(
     default="test",
     help="Which samples.",
 )
-def evaluate(run_or_model: Path, workers: int | str, split: str) -> None:
+@own_options
+def evaluate(
+    run_or_model: Path,
+    workers: int | str,
+    split: str,
+    model: str | None,
+    data: str | None,
+    loss: str | None,
+) -> None:
     """Measure the weights of a run directory or of a model file.
 
     \b
@@ -152,14 +208,48 @@ def evaluate(run_or_model: Path, workers: int | str, split: str) -> None:
     with ForkServer() as server:
         from samestep import api
         from samestep.placement import Placement
+        from samestep.view import scores
 
         placement = Placement.model_validate({"workers": workers})
-        found = api.evaluate(run_or_model, placement, split=split, server=server)
-        click.echo(
-            f"{split:<12}accuracy {found.accuracy:.2%} ({found.correct:,} of "
-            f"{found.samples:,})  loss {found.loss:.6f}\nweights     sha256 "
-            f"{found.weights_sha256}"
+        found = api.evaluate(
+            run_or_model,
+            placement,
+            split=split,
+            model=model,
+            data=data,
+            loss=loss,
+            server=server,
         )
+        shown = {**found.means, "own_metric": found.own_metric}
+        click.echo(
+            f"{split:<12}{scores(shown, '', '  ', 6)}  "
+            f"({found.targets:,} targets)\nweights     sha256 {found.weights_sha256}"
+        )
+
+
+@cli.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--prompt", default="\n", help="How the text begins.")
+@click.option("--length", type=click.IntRange(1), default=400, show_default=True)
+@click.option(
+    "--temperature",
+    type=click.FloatRange(0),
+    default=0.8,
+    show_default=True,
+    help="0: always the likeliest character; more: more daring.",
+)
+@click.option("--seed", type=int, default=0, show_default=True)
+def sample(run: Path, prompt: str, **how: Any) -> None:
+    """Let the model of RUN, trained on text, write on.
+
+    \b
+    Example:
+      samestep sample runs/chars-transformer-20260101T000000Z --prompt "def "
+    """
+    from samestep import sampling
+    from samestep.run import Run
+
+    click.echo(sampling.sample(Run.open(run), prompt, **how))
 
 
 @cli.command()
@@ -255,6 +345,10 @@ def recipes(name: str | None) -> None:
         )
 
 
+cli.add_command(check)
+cli.add_command(report)
+
+
 def main() -> NoReturn:
     """Run a command; every way it can end has its exit code."""
     signal.signal(signal.SIGTERM, _terminate)
@@ -277,50 +371,21 @@ def main() -> NoReturn:
     sys.exit(0)
 
 
-def _summary(run: "Run") -> str:
-    result, last = run.result, run.history[-1]
-    lines = [
-        f"test        accuracy {result['test_accuracy']:.2%}  "
-        f"loss {result['test_loss']:.4f}"
-    ]
-    for split in ("validation", "train"):
-        if f"{split}_loss" in last:
-            accuracy, loss = last[f"{split}_accuracy"], last[f"{split}_loss"]
-            lines.append(f"{split:<12}accuracy {accuracy:.2%}  loss {loss:.4f}")
-    lines += _balance_lines(result.get("balance") or {})
-    lines += [
-        f"time        {result['train_seconds']:.2f} s training, "
-        f"{result['wall_seconds']:.2f} s in all",
-        f"weights     sha256 {run.weights_sha256}",
-        f"run         {run.path}",
-    ]
-    return "\n".join(lines)
+def _tell(run: "Run", with_report: bool) -> None:
+    from samestep.report import offer
+    from samestep.summary import summary
 
-
-def _balance_lines(found: Mapping[str, Any]) -> list[str]:
-    """What balancing gained, if it was worth a word."""
-    lines = []
-    for rank, lag in found.get("lag", {}).items():
-        if lag["seconds"] >= 1:
-            lines.append(
-                f"balance     worker {rank} ran at {lag['speed']:.2f} of the fastest's "
-                f"speed for {lag['seconds']:.0f} s"
-            )
-    if lines and found["saved"] > 0.01:
-        lines.append(f"            balancing saved {found['saved']:.0%} of the time")
-    if lines and "enough_micro_batches" in found:
-        lines.append(
-            "            too few micro-batches for this: "
-            f"{found['efficiency']:.0%} of the possible speed; "
-            f"{found['enough_micro_batches']} would do (and give another result)"
-        )
-    return lines
+    click.echo(summary(run))
+    if with_report:
+        offer(run.path, lambda text: click.echo(text, err=True))
 
 
 def _explains_itself(error: SamestepError) -> bool:
     """A worker's own SamestepError says what to do; other errors need a traceback."""
     from samestep.errors import WorkerFailed
 
+    if getattr(error, "__notes__", None):  # frames of the user's own code
+        return False
     return isinstance(error, UsageError) or not isinstance(error, WorkerFailed)
 
 

@@ -6,7 +6,8 @@ SamestepError                      exit code 1
 │   ├── PlacementError
 │   ├── RunError
 │   ├── CheckpointError
-│   └── DataError
+│   ├── DataError
+│   └── OwnCodeError
 └── TrainingError
     ├── WorkerFailed
     ├── NonFiniteLoss
@@ -57,6 +58,10 @@ class CheckpointError(UsageError):
 
 class DataError(UsageError):
     """A data file is missing, unreadable or damaged."""
+
+
+class OwnCodeError(UsageError):
+    """A model, data or loss function of the user's does not do what it must."""
 
 
 class TrainingError(SamestepError):

@@ -1,42 +1,104 @@
 """Evaluation: every sample exactly once, the same bits at any number of workers."""
 
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
 import torch
-from torch.nn import Module
+from torch import Tensor
+from torch.nn import Module, functional
 
 from samestep.balance import shares
 from samestep.board import Board
-from samestep.dataset import Split
+from samestep.dataset import Dataset
 from samestep.exchange import Exchange
+from samestep.ingredients import CrossEntropy
 from samestep.metrics import Sums, tree_sum
 from samestep.objective import Objective
-from samestep.recipe import LossRecipe
+from samestep.recipe import Recipe
 
 
-@torch.inference_mode()
-def evaluate(
-    model: Module,
-    split: Split,
-    batch: int,
-    rank: int,
-    exchange: Exchange,
-    board: Board,
-) -> Sums:
-    """All workers: loss (without label smoothing) and correct answers over a split.
+MOST_WORST = 12
+"""Samples of the highest losses that a result names."""
 
-    The split is cut into batches of `batch` samples, whose sums are added in the order
-    of the canonical tree; a worker computes a contiguous share of the batches.
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Measures a model on the splits of its data; all workers take part.
+
+    A split is cut into batches; a worker computes a contiguous share of them.
     """
-    objective = Objective(model.eval(), LossRecipe())
-    num_batches = -(-len(split) // batch)
-    cells = torch.zeros(2, num_batches, dtype=torch.float64)
-    for index in range(*shares(num_batches, exchange.workers)[rank]):
-        board.beat()
-        start = index * batch
-        samples = torch.arange(start, min(start + batch, len(split)))
-        cells[:, index] = torch.stack(
-            [value.double() for value in objective(*split.gather(samples))]
-        )
-    board.reach()
-    loss, correct = tree_sum(exchange.merge(cells)).tolist()
-    model.train()
-    return Sums(loss, int(correct), len(split))
+
+    model: Module
+    recipe: Recipe
+    data: Dataset
+    rank: int
+    exchange: Exchange
+    board: Board
+    loss: Callable[..., Any] | None = None
+    """The loss function if it is the user's own."""
+
+    @torch.inference_mode()
+    def evaluate(self, name: str) -> Sums:
+        """All workers: the loss (without label smoothing) and the metric of a split.
+
+        The batches' sums are added in the order of the canonical tree.
+        """
+        loss, split = self.recipe.loss, self.data.splits[name]
+        plain = CrossEntropy() if isinstance(loss, CrossEntropy) else loss
+        objective = Objective(self.model.eval(), plain, self.loss)
+        cells = torch.zeros(2, self._num_batches(name), dtype=torch.float64)
+        for index, samples in self._own_batches(name):
+            sums = objective(*split.gather(samples))
+            cells[:, index] = torch.stack([value.double() for value in sums])
+        self.board.reach()
+        total, metric = tree_sum(self.exchange.merge(cells)).tolist()
+        self.model.train()
+        return Sums(total, metric, len(split) * self.data.targets_per_sample)
+
+    @torch.inference_mode()
+    def inspect(self, name: str) -> dict[str, Any]:
+        """All workers: how a classifier answers for the single samples of a split.
+
+        Returns `confusion`, counts by [true class][answer], and `worst`, the samples
+        of the highest losses.
+        """
+        self.model.eval()
+        split, classes = self.data.splits[name], self.data.outputs
+        cells = torch.zeros(3, len(split), dtype=torch.float64)
+        for _, samples in self._own_batches(name):
+            inputs, targets = split.gather(samples)
+            logits = self.model(inputs)
+            losses = functional.cross_entropy(logits, targets, reduction="none")
+            found = (targets, logits.argmax(dim=1), losses)
+            cells[:, samples] = torch.stack([values.double() for values in found])
+        self.board.reach()
+        self.exchange.merge(cells)
+        self.model.train()
+        return _summarise(cells, classes)
+
+    def _num_batches(self, name: str) -> int:
+        return -(-len(self.data.splits[name]) // self.recipe.evaluation_batch)
+
+    def _own_batches(self, name: str) -> Iterator[tuple[int, Tensor]]:
+        """The numbers of this worker's batches, and their samples."""
+        batch, size = self.recipe.evaluation_batch, len(self.data.splits[name])
+        owned = shares(self._num_batches(name), self.exchange.workers)[self.rank]
+        for index in range(*owned):
+            self.board.beat()
+            yield index, torch.arange(index * batch, min((index + 1) * batch, size))
+
+
+def _summarise(cells: Tensor, classes: int) -> dict[str, Any]:
+    """Target, answer and loss of each sample, float64 [3, n]."""
+    targets, answers, losses = cells[0].long(), cells[1].long(), cells[2]
+    counts = torch.bincount(targets * classes + answers, minlength=classes**2)
+    fields = {"target": targets, "predicted": answers, "loss": losses}
+    worst = losses.argsort(descending=True, stable=True)[:MOST_WORST]
+    return {
+        "confusion": counts.view(classes, -1).tolist(),
+        "worst": [
+            {"index": i, **{name: of[i].item() for name, of in fields.items()}}
+            for i in worst.tolist()
+        ],
+    }

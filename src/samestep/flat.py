@@ -4,23 +4,44 @@ A vector of the layout (`samestep.layout`) also holds a gradient; its tail then 
 what a forward pass made of the buffers (BatchNorm's running statistics).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from samestep.errors import OwnCodeError
+from samestep.fingerprint import fingerprint
 from samestep.layout import BLOCK, Entry, Layout
 
 
-class Flat:
-    """The vectors of one model; float32 parameters and buffers only."""
+COUNTER = "num_batches_tracked"
+"""The integer buffers that count updates; all others are constants."""
 
-    def __init__(self, model: nn.Module, states: Sequence[str] = ()) -> None:
-        """`states` are the names of the optimizer's state vectors."""
+
+class Flat:
+    """The vectors of one model; what they hold is float32."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        states: Sequence[str] = (),
+        still: AbstractSet[str] = frozenset(),
+    ) -> None:
+        """`states` are the names of the optimizer's state vectors; `still` those of
+        buffers that no forward pass changes."""
+        kept = model.state_dict(keep_vars=True)
         named = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        buffers = {n: b for n, b in model.named_buffers() if b.is_floating_point()}
-        counters = {n: b for n, b in model.named_buffers() if n not in buffers}
+        moving = {n: b for n, b in model.named_buffers() if n in kept.keys() - still}
+        buffers = {n: b for n, b in moving.items() if b.dtype == torch.float32}
+        counters = {n: b for n, b in moving.items() if n.endswith(COUNTER)}
+        self.constants, aliases = _rest(kept, {**named, **buffers, **counters})
+        """Of the state_dict, what training does not change."""
         self.layout = Layout(
+            aliases=aliases,
+            constants=tuple(self.constants),
+            constants_sha256=fingerprint(self.constants) if self.constants else "",
             parameters=tuple(_entry(*item) for item in named.items()),
             buffers=tuple(_entry(*item) for item in buffers.items()),
             counters=tuple(counters),
@@ -75,6 +96,27 @@ class Flat:
             saved.copy_(part.view_as(saved))
         self.counts = list(counts)
         self.reset_buffers()
+
+
+def _rest(
+    kept: Mapping[str, Any], held: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Of a state_dict: the tensors that are not `held`, and second names of tensors."""
+    first = {id(tensor): name for name, tensor in held.items()}
+    constants: dict[str, Tensor] = {}
+    aliases: dict[str, str] = {}
+    for name, tensor in kept.items():
+        if not isinstance(tensor, Tensor):
+            raise OwnCodeError(
+                "A model's state_dict holds tensors only, so that it can be stored "
+                f"safely; `{name}` is an object {type(tensor).__name__}."
+            )
+        if id(tensor) not in first:
+            first[id(tensor)] = name
+            constants[name] = tensor.detach()
+        elif first[id(tensor)] != name:
+            aliases[name] = first[id(tensor)]
+    return constants, aliases
 
 
 def block_norms(gradient: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from samestep import faults
+from samestep import faults, imports
 from samestep.machine import usable_cores
 from samestep.placement import Placement
 
@@ -22,11 +22,13 @@ def exchange_fields(placement: Placement) -> dict[str, Any]:
     crowded = placement.num_workers > usable_cores()[0]
     return {
         "exchange": placement.exchange,
+        "places": imports.search_path(),
         "hang_timeout": placement.hang_timeout,
         "peer_timeout": PEER_SLACK * placement.hang_timeout,
         "spin_seconds": CROWDED_SPIN_SECONDS if crowded else SPIN_SECONDS,
         "balance": placement.balance,
         "evict_slower_than": placement.evict_slower_than,
         "snapshot_seconds": placement.snapshot_seconds,
+        "profile": placement.profile,
         "faults": [fault.model_dump() for fault in faults.from_environment()],
     }

@@ -139,7 +139,7 @@ class Keeper:
         for step in checkpoint.steps(directory):
             with contextlib.suppress(OSError, CheckpointError):
                 manifest = checkpoint.read_manifest(checkpoint.path_of(directory, step))
-                if manifest.epochs and manifest.progress.epoch.samples == 0:
+                if manifest.epochs and manifest.progress.epoch.targets == 0:
                     losses[step] = manifest.epochs[-1].get("validation_loss")
         measured = {step: loss for step, loss in losses.items() if loss is not None}
         return min(measured, key=lambda step: measured[step], default=None)

@@ -12,7 +12,7 @@ import selectors
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,19 +78,19 @@ def run_workers(
     logs: Path,
     listen: Callable[[Message], None],
     stop: Stop,
-    snapshots: int | None = None,
+    memories: Mapping[str, int] | None = None,
 ) -> None:
     """Start `workers` processes on `job`, pass on what they say, wait for their end.
 
-    `snapshots` is a descriptor of memory that outlives them. Returns also when they
-    were asked to stop and have stopped, or had to be killed. Raises the exception of
-    the first failing worker: WorkerFailed, or the SamestepError it reported; its
+    `memories` are descriptors that outlive them, such as `snapshots`. Returns also when
+    they were asked to stop and have stopped, or had to be killed. Raises the exception
+    of the first failing worker: WorkerFailed, or the SamestepError it reported; its
     `details` tell the `step`. No worker is left when this returns or raises.
     """
     with ExitStack() as stack:
         fds, port = stack.enter_context(resources(job["exchange"], workers))
         board = Board(fds["board"])
-        given = fds if snapshots is None else {**fds, "snapshots": snapshots}
+        given = {**fds, **(memories or {})}
         crew = _start(server, job, workers, logs, given, port)
     supervision = _Supervision(server, crew, board, job["hang_timeout"], listen, stop)
     try:
@@ -267,6 +267,8 @@ class _Supervision:
             "code": failure.get("code"),
             "traceback": failure.get("traceback"),
         }
+        if failure.get("own"):
+            error.add_note(failure["own"])
         return error
 
 

@@ -53,6 +53,12 @@ class Layout(BaseModel):
     """Names of integer buffers: scalars that count updates."""
     states: tuple[str, ...] = Field((), strict=False)
     """Names of the optimizer's state vectors."""
+    aliases: dict[str, str] = {}
+    """Second names of tensors that are tied, and their first."""
+    constants: tuple[str, ...] = Field((), strict=False)
+    """Frozen parameters and buffers that stay: in files, not in the vectors."""
+    constants_sha256: str = ""
+    """Their fingerprint."""
 
     @property
     def offsets(self) -> list[int]:

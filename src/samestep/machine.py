@@ -80,6 +80,7 @@ def describe() -> dict[str, Any]:
         "usable_cores": cores,
         "usable_cores_because": why,
         "cpu_quota": cpu_quota(),
+        "caches": _caches(),
         "memory_bytes": psutil.virtual_memory().total,
         "memory_limit_bytes": memory_limit(),
         "python": platform.python_version(),
@@ -122,6 +123,22 @@ def _cgroup_directories(controller: str) -> Iterator[Path]:
         root = CGROUPS / controllers if controllers else CGROUPS
         path = root / name.lstrip("/")
         yield from (step for step in (path, *path.parents) if step.is_relative_to(root))
+
+
+def _caches() -> dict[str, int]:
+    """Bytes of each cache that the first CPU uses; empty where the system is silent."""
+    sizes = {}
+    directory = Path("/sys/devices/system/cpu/cpu0/cache")
+    for cache in sorted(directory.glob("index*")):
+        try:
+            level, kind, size = (
+                (cache / name).read_text().strip() for name in ("level", "type", "size")
+            )
+        except OSError:
+            continue
+        letter = {"Data": "d", "Instruction": "i"}.get(kind, "")
+        sizes[f"L{level}{letter}"] = int(size.removesuffix("K")) * 1024
+    return sizes
 
 
 def _processor_name() -> str:

@@ -1,6 +1,6 @@
 """Sums over samples, the same at any number of workers.
 
-Every worker notes the loss and the correct answers of its own micro-batches; now and
+Every worker notes the loss and a metric of its own micro-batches; now and
 then the notes are merged (each cell comes from one worker, so adding zeros is exact)
 and summed in the order of the canonical tree. Losses are float64 sums over samples.
 """
@@ -14,28 +14,29 @@ from samestep import rhythm, tree
 from samestep.errors import NonFiniteLoss
 from samestep.exchange import Exchange
 from samestep.rhythm import Decision
-from samestep.timing import PHASES
+from samestep.timing import PHASES, Times
 
 
 @dataclass
 class Sums:
-    """Totals over samples: the loss is not yet divided by their number."""
+    """Totals over targets, such as samples or tokens."""
 
     loss: float = 0.0
-    correct: int = 0
-    samples: int = 0
+    metric: float = 0.0
+    """Exact if it is a count."""
+    targets: int = 0
 
     def add(self, other: "Sums") -> None:
         """In the order of the calls."""
         self.loss += other.loss
-        self.correct += other.correct
-        self.samples += other.samples
+        self.metric += other.metric
+        self.targets += other.targets
 
-    def means(self) -> dict[str, float]:
-        """`loss` and `accuracy` per sample."""
+    def means(self, metric: str) -> dict[str, float]:
+        """`loss` and the metric of this name, per target."""
         return {
-            "loss": self.loss / self.samples,
-            "accuracy": self.correct / self.samples,
+            "loss": self.loss / self.targets,
+            metric: self.metric / self.targets,
         }
 
 
@@ -66,23 +67,23 @@ class StepLedger:
                 torch.split(self._all, [a * b for a, b in parts]), parts, strict=True
             )
         ]
-        self._loss, self._correct, self._arrived, self._phases, self._told = views
+        self._loss, self._metric, self._arrived, self._phases, self._told = views
         # The same memory through numpy, where writing a cell takes 0.1 us, not 5.
-        self._loss_cells, self._correct_cells, self._arrived_cells = (
+        self._loss_cells, self._metric_cells, self._arrived_cells = (
             view.numpy() for view in views[:3]
         )
 
     def open(self, step: int, size: int) -> int:
-        """A row for one step of `size` samples; steps are counted from 0."""
+        """A row for one step of `size` targets; steps are counted from 0."""
         if not self._sizes:
             self._first_step = step
         self._sizes.append(size)
         return len(self._sizes) - 1
 
-    def note(self, row: int, micro_batch: int, loss: float, correct: int) -> None:
+    def note(self, row: int, micro_batch: int, loss: float, metric: float) -> None:
         """The sums over one own micro-batch."""
         self._loss_cells[row, micro_batch] = loss
-        self._correct_cells[row, micro_batch] = correct
+        self._metric_cells[row, micro_batch] = metric
 
     def arrive(self, row: int, seconds: float) -> None:
         """When this worker's last gradient was ready (one machine, one clock)."""
@@ -95,34 +96,33 @@ class StepLedger:
 
     def close(
         self, phases: list[float], decision: Decision | None
-    ) -> tuple[list[Sums], Tensor, Decision]:
+    ) -> tuple[list[Sums], Times, Decision]:
         """All workers: what all of them noted; only rank 0 gives a decision.
 
-        Returns the sums of each step, seconds as float64 [workers, phases], and rank
-        0's decision. Raises NonFiniteLoss, alike on all workers, for the first such
-        micro-batch.
+        Returns the sums of each step, what they took, and rank 0's decision. Raises
+        NonFiniteLoss, alike on all workers, for the first such micro-batch.
         """
         rows = len(self._sizes)
         if decision is not None:
             self._told[0] = torch.tensor(decision.to_cells(), dtype=torch.float64)
         self._phases[self._rank] = torch.tensor(phases, dtype=torch.float64)
         self._exchange.merge(self._all)
-        loss, correct = self._loss[:rows], self._correct[:rows]
+        loss, metric = self._loss[:rows], self._metric[:rows]
         self._check(loss)
         sums = [
-            Sums(total, int(right), size)
-            for total, right, size in zip(
+            Sums(total, measured, size)
+            for total, measured, size in zip(
                 tree_sum(loss).tolist(),
-                tree_sum(correct).tolist(),
+                tree_sum(metric).tolist(),
                 self._sizes,
                 strict=True,
             )
         ]
-        seconds = _tell_waiting(self._phases.clone(), self._arrived[:rows])
+        times = tell_waiting(self._phases.clone(), self._arrived[:rows])
         told = Decision.from_cells(self._told[0].tolist())
         self._all.zero_()
         self._sizes.clear()
-        return sums, seconds, told
+        return sums, times, told
 
     def _check(self, loss: Tensor) -> None:
         bad = (~loss.isfinite()).nonzero()
@@ -137,11 +137,18 @@ class StepLedger:
             )
 
 
-def _tell_waiting(seconds: Tensor, arrived: Tensor) -> Tensor:
-    """Moves the time until the last worker arrived from `exchange` to `wait`."""
+def tell_waiting(seconds: Tensor, arrived: Tensor) -> Times:
+    """Moves the time until the last worker arrived from `exchange` to `wait`.
+
+    `arrived` is float64 [steps, workers].
+    """
     exchange, wait = PHASES.index("exchange"), PHASES.index("wait")
-    waited = (arrived.amax(dim=1, keepdim=True) - arrived).sum(dim=0)
-    waited = waited.minimum(seconds[:, exchange])
+    last, latest = arrived.max(dim=1, keepdim=True)
+    waiting = last - arrived
+    waited = waiting.sum(dim=0).minimum(seconds[:, exchange])
     seconds[:, exchange] -= waited
     seconds[:, wait] += waited
-    return seconds
+    others = max(1, arrived.shape[1] - 1)
+    waited_for = torch.zeros(arrived.shape[1], dtype=torch.float64)
+    waited_for.index_add_(0, latest.flatten(), waiting.sum(dim=1) / others)
+    return Times(seconds, waited_for)

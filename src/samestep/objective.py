@@ -1,31 +1,114 @@
 """The model together with its loss: what a micro-batch goes through."""
 
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from samestep.recipe import LossRecipe
+from samestep.errors import OwnCodeError
+from samestep.ingredients import CrossEntropy, CustomLoss, LossRecipe, SquaredError
+
+
+Task = Literal["classification", "next-token", "regression"]
+METRICS: dict[Task, str] = {
+    "classification": "accuracy",
+    "next-token": "accuracy",
+    "regression": "absolute_error",
+}
+"""What is measured besides the loss: means over all targets."""
 
 
 class Objective(nn.Module):
-    """Classification by cross-entropy, summed over samples."""
+    """A loss and a metric, summed over targets.
 
-    def __init__(self, model: nn.Module, loss: LossRecipe) -> None:
+    | task | outputs | targets |
+    |---|---|---|
+    | classification | [b, classes] | int64 [b] |
+    | next-token | [b, t, tokens] | int64 [b, t] |
+    | regression | [b, values] | float32 [b, values] |
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: LossRecipe,
+        function: Callable[..., Any] | None = None,
+    ) -> None:
+        """`function` is the loss if that is the user's own."""
         super().__init__()
         self.model = model
-        self._label_smoothing = loss.label_smoothing
+        self._loss, self._function = loss, function
+        self.metric: str | None = None
+        """The name that such a function gave to what it measured."""
 
     def forward(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Inputs [b, ...] and int64 targets [b] -> summed loss [], correct answers [].
+        """Inputs [b, ...] and targets -> summed loss [], summed metric [].
 
         A micro-batch of no samples has loss 0 and gradient 0 for every parameter, so
         that its owner takes part in the exchange like everyone else.
         """
         if len(targets) == 0:
-            nothing = torch.stack([(p * 0).sum() for p in self.model.parameters()])
+            trained = [p for p in self.model.parameters() if p.requires_grad]
+            nothing = torch.stack([(p * 0).sum() for p in trained])
             return nothing.sum(), torch.zeros((), dtype=torch.int64)
-        logits = self.model(inputs)
-        loss = functional.cross_entropy(
-            logits, targets, reduction="sum", label_smoothing=self._label_smoothing
-        )
-        return loss, (logits.detach().argmax(dim=1) == targets).sum()
+        return self.measure(self.model(inputs), targets)
+
+    def measure(self, outputs: Any, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Outputs and targets -> summed loss [], summed metric []."""
+        match self._loss:
+            case CrossEntropy(label_smoothing=smoothing):
+                return _cross_entropy(outputs, targets, smoothing)
+            case SquaredError():
+                error = outputs - targets
+                return error.square().sum() / 2, error.detach().abs().sum()
+            case CustomLoss():
+                return self._own(outputs, targets)
+
+    def _own(self, outputs: Any, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Raises OwnCodeError."""
+        assert self._function is not None
+        found = self._function(outputs, targets)
+        loss, metrics = found if isinstance(found, tuple) else (found, None)
+        if not isinstance(loss, Tensor) or loss.shape not in ((), (len(targets),)):
+            shape = (
+                list(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+            )
+            raise OwnCodeError(
+                "A loss function returns the sum over samples, a tensor [], or their "
+                f"losses [{len(targets)}], alone or with a dictionary of one metric; "
+                f"received {shape}."
+            )
+        if metrics is None:
+            return loss.sum(), _usual_metric(outputs, targets)
+        if not isinstance(metrics, Mapping) or len(metrics) != 1:
+            raise OwnCodeError(
+                "A loss function returns at most one metric, as `{name: sum over "
+                f"targets}}`; received {metrics!r}."
+            )
+        ((self.metric, value),) = metrics.items()
+        return loss.sum(), torch.as_tensor(value).detach().sum()
+
+
+def _cross_entropy(
+    logits: Tensor, targets: Tensor, label_smoothing: float
+) -> tuple[Tensor, Tensor]:
+    logits, targets = logits.flatten(0, -2), targets.flatten()
+    loss = functional.cross_entropy(
+        logits, targets, reduction="sum", label_smoothing=label_smoothing
+    )
+    return loss, (logits.detach().argmax(dim=1) == targets).sum()
+
+
+def _usual_metric(outputs: Any, targets: Tensor) -> Tensor:
+    """Right answers, or absolute error, whichever the shapes allow."""
+    if isinstance(outputs, Tensor):
+        if not targets.is_floating_point() and outputs.shape[:-1] == targets.shape:
+            return (outputs.detach().argmax(dim=-1) == targets).sum()
+        if targets.is_floating_point() and outputs.shape == targets.shape:
+            return (outputs.detach() - targets).abs().sum()
+    raise OwnCodeError(
+        "What to measure besides the loss is unknown for these outputs: return "
+        "`(loss, {name: sum over targets})` from the loss function."
+    )

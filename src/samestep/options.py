@@ -45,6 +45,44 @@ workers_option = click.option(
     help="Processes that compute; auto: one per physical core that may be used.",
 )
 
+tracker_option = click.option(
+    "--tracker",
+    "trackers",
+    multiple=True,
+    metavar="module:function",
+    help="Call this function with every record of metrics.jsonl; repeatable. It is "
+    "your code that runs: the module is imported, if need be from the current "
+    "directory, which is on Python's path for this import only.",
+)
+
+_OWN = [
+    click.option(
+        f"--{part}",
+        metavar="module:function",
+        help=f"{what} It is imported, if need be from the current directory.",
+    )
+    for part, what in (
+        ("model", "Your own model: a function that returns a torch.nn.Module."),
+        ("data", "Your own data: a function that returns the samples."),
+        ("loss", "Your own loss, or a name such as squared-error."),
+    )
+]
+
+
+def own_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Code of the user's own; see docs/own-code.md."""
+    for option in reversed(_OWN):
+        command = option(command)
+    return command
+
+
+report_option = click.option(
+    "--report/--no-report",
+    "with_report",
+    default=True,
+    help="Write report.html at the end, if its libraries are installed (default).",
+)
+
 _PLACEMENT = [
     workers_option,
     click.option(
@@ -65,6 +103,11 @@ _PLACEMENT = [
         type=click.FloatRange(0, 1, max_open=True),
         default=0.0,
         help="Go on without a worker below this share of the others' speed.",
+    ),
+    click.option(
+        "--tensorboard/--no-tensorboard",
+        default=None,
+        help="Write TensorBoard events; default: if tensorboardX is installed.",
     ),
     click.option(
         "--min-workers",
@@ -98,6 +141,13 @@ _PLACEMENT = [
         default=0.5,
         show_default=True,
         help="Between snapshots in memory; 0: none, nor checkpoints but the last.",
+    ),
+    click.option(
+        "--profile",
+        type=click.IntRange(0, 1000),
+        default=0,
+        metavar="N",
+        help="Write trace.json: N steps of all workers, for Perfetto.",
     ),
 ]
 

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -42,6 +43,11 @@ class Placement(BaseModel):
     """Between two checkpoints on disk, besides those at the end of an epoch."""
     snapshot_seconds: Annotated[float, Field(ge=0)] = 0.5
     """Between two snapshots in memory; 0: none, and no checkpoint but the last."""
+    profile: Annotated[int, Field(ge=0, le=1000)] = 0
+    """Steps of which every phase of every worker is written to trace.json."""
+    tensorboard: bool | None = None
+    """Write TensorBoard events into the run directory; None: if tensorboardX is
+    installed."""
     out: Path | None = Field(None, strict=False)
     """The run directory; by default runs/<recipe>-<UTC time>."""
 
@@ -73,8 +79,20 @@ class Placement(BaseModel):
         if isinstance(self.balance, tuple) and micro_batches:
             _check_balance(self.balance, workers, micro_batches)
         exchange, because = self._resolve_exchange()
-        resolved = self.model_copy(update={"workers": workers, "exchange": exchange})
+        chosen = {"workers": workers, "exchange": exchange}
+        chosen["tensorboard"] = self._resolve_tensorboard()
+        resolved = self.model_copy(update=chosen)
         return resolved, f"{_reason(workers, why, cores)}, exchange {because}"
+
+    def _resolve_tensorboard(self) -> bool:
+        is_installed = find_spec("tensorboardX") is not None
+        if self.tensorboard and not is_installed:
+            raise PlacementError(
+                "TensorBoard events are written with tensorboardX, which is not "
+                "installed. Install `samestep[tensorboard]`, or leave out "
+                "`--tensorboard`."
+            )
+        return is_installed if self.tensorboard is None else self.tensorboard
 
     def _resolve_exchange(self) -> tuple[str, str]:
         if self.exchange == "gloo":

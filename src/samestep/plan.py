@@ -6,6 +6,7 @@ cut into `M` contiguous micro-batches. Nothing here knows how many workers there
 
 import hashlib
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -44,6 +45,15 @@ class Plan:
         """The number of samples of one global batch."""
         left = self.num_samples - step_in_epoch * self.global_batch
         return min(left, self.global_batch)
+
+    def micro_batch_sizes(self, step_in_epoch: int) -> list[int]:
+        """Samples of each micro-batch; they differ by at most one."""
+        cuts = pieces(self.batch_size(step_in_epoch), self.micro_batches)
+        return [end - first for first, end in pairwise(cuts)]
+
+    def num_pieces(self, step_in_epoch: int) -> int:
+        """Micro-batches that have samples."""
+        return min(self.batch_size(step_in_epoch), self.micro_batches)
 
     def micro_batch(self, order: Tensor, step_in_epoch: int, index: int) -> Tensor:
         """int64 [b]: the samples of one micro-batch; `b` may be 0 in a short batch."""

@@ -4,10 +4,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from samestep.dataset import Dataset
 from samestep.metrics import Sums
-from samestep.timing import PHASES
+from samestep.noise import Noise
+from samestep.timing import PHASES, Times, by_phase
 
 
 Record = dict[str, Any]
@@ -23,6 +24,7 @@ class Progress:
     """Of this epoch so far."""
     logged: Sums = field(default_factory=Sums)
     """Since the last step record."""
+    noise: Noise = field(default_factory=Noise)
     seconds: float = 0.0
     """Of training in this epoch; time that a failure made void does not count."""
     phases: list[float] = field(default_factory=lambda: [0.0] * len(PHASES))
@@ -38,7 +40,7 @@ class Progress:
     def from_dict(cls, fields: Record) -> "Progress":
         """The inverse of `to_dict`."""
         sums = {name: Sums(**fields[name]) for name in ("epoch", "logged")}
-        return cls(**{**fields, **sums})
+        return cls(**{**fields, **sums, "noise": Noise(**fields["noise"])})
 
     def begin_epoch(self) -> None:
         """What belongs to one epoch starts from zero."""
@@ -48,62 +50,67 @@ class Progress:
 
 @dataclass
 class Stopwatch:
-    """Seconds of each worker by phase, as float64 [workers, phases]."""
+    """What the steps since the last records took."""
 
     workers: int
-    epoch: Tensor = field(init=False)
-    logged: Tensor = field(init=False)
+    epoch: Times = field(init=False)
+    logged: Times = field(init=False)
 
     def __post_init__(self) -> None:
-        self.epoch, self.logged = self._zeros(), self._zeros()
+        self.epoch, self.logged = Times.zero(self.workers), Times.zero(self.workers)
 
-    def add(self, seconds: Tensor) -> None:
+    def add(self, times: Times) -> None:
         """One more stretch of steps."""
-        self.epoch += seconds
-        self.logged += seconds
+        self.epoch.add(times)
+        self.logged.add(times)
 
-    def take_epoch(self) -> Tensor:
+    def take_epoch(self) -> Times:
         """Since the last call, or since this process began."""
-        taken, self.epoch = self.epoch, self._zeros()
+        taken, self.epoch = self.epoch, Times.zero(self.workers)
         return taken
 
-    def take_logged(self) -> Tensor:
+    def take_logged(self) -> Times:
         """Since the last call, or since this process began."""
-        taken, self.logged = self.logged, self._zeros()
+        taken, self.logged = self.logged, Times.zero(self.workers)
         return taken
 
-    def _zeros(self) -> Tensor:
-        return torch.zeros(self.workers, len(PHASES), dtype=torch.float64)
 
-
-def step_record(progress: Progress, epoch: int, lr: float, phases: Tensor) -> Record:
-    """The steps since the last such record; `phases` of each worker, in seconds."""
+def step_record(
+    progress: Progress, epoch: int, lr: float, times: Times, data: Dataset
+) -> Record:
+    """The steps since the last such record."""
+    samples = progress.logged.targets / data.targets_per_sample
     return {
         "type": "step",
         "epoch": epoch + 1,
         "step": progress.step,
-        **progress.logged.means(),
+        **progress.logged.means(data.metric),
         "lr": lr,
-        "samples_per_second": progress.logged.samples / phases[0].sum().item(),
-        "workers": [by_phase(row) for row in phases],
+        "samples_per_second": samples / times.seconds[0].sum().item(),
+        **times.to_dict(),
+        "noise_scale": progress.noise.scale,
+        **_own_metric(data),
     }
 
 
-def epoch_record(progress: Progress, epoch: int, phases: Tensor) -> Record:
-    """One whole epoch, as in result.json; `workers` since the last start of workers."""
-    mean = phases.mean(dim=0) + torch.tensor(progress.phases, dtype=torch.float64)
-    means = {f"train_{key}": value for key, value in progress.epoch.means().items()}
+def epoch_record(progress: Progress, epoch: int, times: Times, data: Dataset) -> Record:
+    """One whole epoch, as in result.json; `times` since the last start of workers."""
+    before = torch.tensor(progress.phases, dtype=torch.float64)
+    means = progress.epoch.means(data.metric)
+    samples = progress.epoch.targets / data.targets_per_sample
     return {
         "type": "epoch",
         "epoch": epoch + 1,
         "seconds": progress.seconds,
-        **means,
-        "samples_per_second": progress.epoch.samples / progress.seconds,
-        "seconds_by_phase": by_phase(mean),
-        "workers": [by_phase(row) for row in phases],
+        **{f"train_{key}": value for key, value in means.items()},
+        "samples_per_second": samples / progress.seconds,
+        "seconds_by_phase": by_phase(times.seconds.mean(dim=0) + before),
+        **times.to_dict(),
+        "noise_scale": progress.noise.scale,
+        **_own_metric(data),
     }
 
 
-def by_phase(seconds: Tensor) -> dict[str, float]:
-    """[phases] -> seconds by name."""
-    return dict(zip(PHASES, seconds.tolist(), strict=True))
+def _own_metric(data: Dataset) -> Record:
+    """What a person is to see besides the loss, if it is not the usual metric."""
+    return {"own_metric": data.own_metric} if data.own_metric else {}

@@ -10,146 +10,28 @@ import tomllib
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from samestep.errors import RecipeError, did_you_mean
+from samestep.ingredients import (
+    ConstantLR,
+    Count,
+    CrossEntropy,
+    DataRecipe,
+    LossRecipe,
+    MlpModel,
+    MnistData,
+    ModelRecipe,
+    OptimizerRecipe,
+    ScheduleRecipe,
+    Section,
+)
 
-
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 BUILT_IN = resources.files("samestep") / "recipes"
-
-
-class Section(BaseModel):
-    """Immutable, without unknown fields and without silent conversions."""
-
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        strict=True,
-        allow_inf_nan=False,
-        use_attribute_docstrings=True,
-    )
-
-
-class MnistData(Section):
-    """The 70,000 handwritten digits that come with the package."""
-
-    source: Literal["mnist"] = "mnist"
-    train_samples: Count | None = None
-    """Train on only the first so many images; all by default."""
-    validation: Annotated[int, Field(ge=0, lt=60_000)] = 5_000
-    """How many of the last training images are held out for validation."""
-
-
-class MlpModel(Section):
-    """Fully connected layers with ReLU and dropout between them."""
-
-    family: Literal["mlp"] = "mlp"
-    hidden: tuple[Count, ...] = Field((512, 256, 128), strict=False)
-    """Widths of the hidden layers."""
-    dropout: Fraction = 0.0
-    """Probability that a hidden activation is dropped in training."""
-    norm: Literal["none", "batch"] = "none"
-    """Normalisation of the hidden layers before their ReLU."""
-
-
-class LossRecipe(Section):
-    """Cross-entropy."""
-
-    label_smoothing: Fraction = 0.0
-    """Share of the target spread evenly over all classes."""
-
-
-class _OptimizerSection(Section):
-    lr: Positive
-    """Learning rate at factor 1 of the schedule."""
-    weight_decay: NonNegative = 0.0
-    """L2 penalty added to the gradient; for adamw, decoupled decay."""
-    clip_norm: Positive | None = None
-    """Scale the gradient down to this global L2 norm if it is larger."""
-
-
-class SgdRecipe(_OptimizerSection):
-    """Stochastic gradient descent."""
-
-    name: Literal["sgd"] = "sgd"
-    momentum: Fraction = 0.0
-    nesterov: bool = False
-
-    @model_validator(mode="after")
-    def _nesterov_needs_momentum(self) -> Self:
-        if self.nesterov and self.momentum == 0:
-            raise ValueError("`nesterov` needs a positive `momentum`")
-        return self
-
-
-class _AdamSection(_OptimizerSection):
-    betas: tuple[Fraction, Fraction] = Field((0.9, 0.999), strict=False)
-    """Decay rates of the running mean and of the running square."""
-    eps: Positive = 1e-8
-
-
-class AdamRecipe(_AdamSection):
-    """Adam (Kingma and Ba 2015)."""
-
-    name: Literal["adam"] = "adam"
-
-
-class AdamWRecipe(_AdamSection):
-    """Adam with decoupled weight decay (Loshchilov and Hutter 2019)."""
-
-    name: Literal["adamw"] = "adamw"
-
-
-class _ScheduleSection(Section):
-    warmup_epochs: NonNegative = 0.0
-    """The learning rate rises linearly from zero during so many epochs."""
-
-
-class ConstantLR(_ScheduleSection):
-    """The same learning rate throughout."""
-
-    name: Literal["constant"] = "constant"
-
-
-class StepLR(_ScheduleSection):
-    """Multiplied by `factor` after every `every_epochs` epochs."""
-
-    name: Literal["step"] = "step"
-    every_epochs: Count
-    factor: Positive
-
-
-class CosineLR(_ScheduleSection):
-    """Down to the share `final` along half a cosine."""
-
-    name: Literal["cosine"] = "cosine"
-    final: NonNegative = 0.0
-
-
-class OneCycleLR(_ScheduleSection):
-    """Up from the share `start`, then down to the share `final`."""
-
-    name: Literal["one-cycle"] = "one-cycle"
-    rise: Fraction = 0.3
-    """The share of all steps in which the learning rate rises."""
-    start: NonNegative = 0.04
-    final: NonNegative = 0.0001
-
-
-OptimizerRecipe = Annotated[
-    SgdRecipe | AdamRecipe | AdamWRecipe, Field(discriminator="name")
-]
-ScheduleRecipe = Annotated[
-    ConstantLR | StepLR | CosineLR | OneCycleLR, Field(discriminator="name")
-]
 
 
 class Recipe(Section):
@@ -168,9 +50,9 @@ class Recipe(Section):
     threads: Count = 1
     """Intra-op threads of each worker: they change the bits."""
     precision: Literal["float32"] = "float32"
-    data: MnistData = MnistData()
-    model: MlpModel = MlpModel()
-    loss: LossRecipe = LossRecipe()
+    data: DataRecipe = MnistData()
+    model: ModelRecipe = MlpModel()
+    loss: LossRecipe = CrossEntropy()
     optimizer: OptimizerRecipe
     schedule: ScheduleRecipe = ConstantLR()
 
@@ -198,6 +80,13 @@ class Recipe(Section):
         fields = {key: value for key, value in self.to_dict().items() if key != "name"}
         text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
+
+    def changed(self, overrides: Mapping[str, Any]) -> "Recipe":
+        """Other values for some fields, by dotted name. Raises RecipeError."""
+        fields = self.to_dict()
+        for dotted, value in overrides.items():
+            _override(fields, dotted, value)
+        return Recipe.from_dict(fields)
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any], origin: str = "recipe") -> "Recipe":
@@ -313,14 +202,19 @@ def _fields_at(location: tuple[str | int, ...]) -> tuple[list[str], list[str]]:
     return path, known
 
 
-def _tagged(*options: type[Section]) -> dict[str, type[Section]]:
-    return {option.model_fields["name"].default: option for option in options}
+def _tagged(tag: str, union: Any) -> dict[str, type[Section]]:
+    """The kinds of a section by the value of their tag."""
+    options = [union]
+    while any(get_args(option) for option in options):
+        options = [part for option in options for part in get_args(option) or [option]]
+    kinds = [k for k in options if isinstance(k, type) and issubclass(k, Section)]
+    return {kind.model_fields[tag].default: kind for kind in kinds}
 
 
 _SECTIONS: dict[str, dict[str, type[Section]]] = {
-    "data": {"": MnistData},
-    "model": {"": MlpModel},
-    "loss": {"": LossRecipe},
-    "optimizer": _tagged(SgdRecipe, AdamRecipe, AdamWRecipe),
-    "schedule": _tagged(ConstantLR, StepLR, CosineLR, OneCycleLR),
+    "data": _tagged("source", DataRecipe),
+    "model": _tagged("family", ModelRecipe),
+    "loss": _tagged("name", LossRecipe),
+    "optimizer": _tagged("name", OptimizerRecipe),
+    "schedule": _tagged("name", ScheduleRecipe),
 }

@@ -8,12 +8,18 @@ memory: what an old worker still writes, nobody reads.
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from samestep import machine, memory
-from samestep.errors import PeerLost, SamestepError, WorkerFailed, WorkerLate
+from samestep import constants, machine, memory
+from samestep.errors import (
+    CheckpointError,
+    PeerLost,
+    SamestepError,
+    WorkerFailed,
+    WorkerLate,
+)
 from samestep.forking import ForkServer, Message
 from samestep.launch import run_workers
 from samestep.layout import Layout
@@ -87,9 +93,12 @@ class Recovery:
     and `caught up` of this class."""
     offer: Callable[[Callable[[], State | None], Layout, int], None]
     """Gets (read, layout, step) of each snapshot."""
+    memories: Mapping[str, int] = field(default_factory=dict)
+    """More descriptors for the workers."""
 
     restarts: int = 0
     _snapshots: Snapshots | None = None
+    _constants: int = -1
     _reported: dict[str, int] = field(default_factory=dict)
     _evicted: bool = False
     """Whether the last generation ended to go on without its slowest worker."""
@@ -139,6 +148,7 @@ class Recovery:
 
     def _run_generation(self) -> None:
         fd = memory.create()
+        self._constants = memory.create()
         self._snapshots, self._evicted = None, False
         try:
             if self.state is not None and self.layout is not None:
@@ -151,18 +161,23 @@ class Recovery:
                 self.logs,
                 lambda message: self._hear(message, fd),
                 self.stop,
-                fd,
+                {**self.memories, "snapshots": fd, "constants": self._constants},
             )
         finally:
             if self._snapshots is not None:
                 self.state = self._snapshots.newest() or self.state
             os.close(fd)
+            os.close(self._constants)
 
     def _hear(self, message: Message, fd: int) -> None:
         kind = message["type"]
         if kind == "started":
-            self.layout = Layout.model_validate(message["layout"])
-            self._snapshots = Snapshots(fd, self.layout, self.workers)
+            layout = Layout.model_validate(message["layout"])
+            if self.layout is not None:
+                _check_same(self.layout, layout)
+            self.layout = layout
+            kept = constants.read(self._constants)
+            self._snapshots = Snapshots(fd, layout, self.workers, kept)
         elif kind == "snapshot":
             assert self._snapshots is not None
             assert self.layout is not None
@@ -209,6 +224,24 @@ class Recovery:
         )
 
 
+def _check_same(before: Layout, after: Layout) -> None:
+    """Raises CheckpointError if the model is not the one that was saved."""
+    for what in Layout.model_fields:
+        old, new = getattr(before, what), getattr(after, what)
+        if old != new:
+            raise CheckpointError(
+                "A training goes on with the model that it was saved with, and this "
+                f"has other {what.replace('_', ' ')}: {_brief(old)} then, "
+                f"{_brief(new)} now. A function that builds a model must "
+                "always build the same."
+            )
+
+
+def _brief(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 200 else text[:200] + "..."
+
+
 def _of_step(state: State | None, step: int) -> State | None:
     return state if state and state.step == step else None
 
@@ -223,4 +256,6 @@ def _kind(error: SamestepError) -> str:
 def _final(error: SamestepError, why: str) -> SamestepError:
     last = type(error)(f"{error} {why}, so the training ends.")
     last.details = error.details
+    for note in getattr(error, "__notes__", []):
+        last.add_note(note)
     return last

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from samestep import checkpoint
+from samestep.asking import recipe_of
 from samestep.checkpoint import Checkpoint
 from samestep.errors import CheckpointError, RunError
 from samestep.recipe import Recipe
@@ -56,11 +57,16 @@ class Start:
             )
 
 
-def find_start(run: Path, epochs: int | None) -> Start:
-    """Raises RunError, RecipeError, CheckpointError."""
+def find_start(
+    run: Path, epochs: int | None, parts: Mapping[str, str] | None = None
+) -> Start:
+    """`parts` name the user's own model, data or loss again.
+
+    Raises RunError, RecipeError, CheckpointError.
+    """
     if not (run / "recipe.toml").is_file():
         raise RunError(f"{run} is not a run directory: it has no recipe.toml.")
-    recipe = Recipe.load(run / "recipe.toml")
+    recipe = recipe_of(Recipe.load(run / "recipe.toml"), parts or {}, {})
     warnings, found = [], None
     for _, candidate in checkpoint.newest_valid(checkpoint.directory_of(run)):
         if isinstance(candidate, Checkpoint):

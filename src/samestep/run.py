@@ -3,14 +3,19 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from html import escape
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
 from samestep.errors import RunError
 from samestep.recipe import Recipe
 
+
+if TYPE_CHECKING:
+    from torch import nn
 
 MODEL_FILE = "model.safetensors"
 
@@ -60,13 +65,55 @@ class Run:
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """One record per epoch."""
+        """One record per epoch: `pandas.DataFrame(run.history)` is a table of them."""
         return list(self.result["epochs"])
+
+    def load_model(self, model: Any = None) -> "nn.Module":
+        """The network with the final weights, in evaluation mode.
+
+        `model` is what `samestep.train` was given as such, if that was an object.
+        Raises RunError, OwnCodeError.
+        """
+        from samestep.loading import load_model
+
+        return load_model(self, model)
+
+    def report(self) -> Path:
+        """Writes report.html and its plots into the run directory; the file's path."""
+        write = import_module("samestep.report").write
+        return Path(write(self.path))
+
+    def _repr_html_(self) -> str:
+        """A small table, for notebooks."""
+        rows = {"run": self.path, "status": self.status, **_measured(self)}
+        cells = "".join(
+            f"<tr><th style='text-align:left'>{escape(str(name))}</th>"
+            f"<td style='text-align:left'>{escape(str(value))}</td></tr>"
+            for name, value in rows.items()
+        )
+        return f"<table>{cells}</table>"
 
     @property
     def model_file(self) -> Path:
         """Where the final state_dict is."""
         return self.path / MODEL_FILE
+
+
+def _measured(run: Run) -> dict[str, Any]:
+    """What a person wants to know of a result."""
+    records = {"test": run.result, "validation": (run.history or [{}])[-1]}
+    found = {
+        f"{split} {key.removeprefix(f'{split}_').replace('_', ' ')}": f"{value:.4f}"
+        for split, record in records.items()
+        for key, value in record.items()
+        if key.startswith(f"{split}_") and isinstance(value, float)
+    }
+    seconds = run.result.get("train_seconds")
+    if seconds is not None:
+        found["training"] = f"{seconds:.2f} s, {len(run.history)} epochs"
+    if "weights_sha256" in run.result:
+        found["weights"] = f"sha256 {run.weights_sha256}"
+    return found
 
 
 def first_difference(a: Run, b: Run) -> str | None:

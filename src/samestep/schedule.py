@@ -14,7 +14,13 @@ steps of an epoch, the learning rate is `lr * warmup(t) * factor(t)`:
 
 import math
 
-from samestep.recipe import ConstantLR, CosineLR, OneCycleLR, ScheduleRecipe, StepLR
+from samestep.ingredients import (
+    ConstantLR,
+    CosineLR,
+    OneCycleLR,
+    ScheduleRecipe,
+    StepLR,
+)
 
 
 def learning_rate(

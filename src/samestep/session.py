@@ -12,6 +12,7 @@ from samestep.forking import ForkServer
 from samestep.jobs import exchange_fields
 from samestep.keeper import Keeper
 from samestep.layout import Layout
+from samestep.own import NOTHING, Given, checksums
 from samestep.recovery import Recovery
 from samestep.run import Run
 from samestep.signals import Stop, stop_on_signals
@@ -27,6 +28,8 @@ class Session:
     writer: RunWriter
     server: ForkServer
     view: View
+    own: Given = NOTHING
+    """Objects that a Python caller gave."""
     _final: dict[str, Any] = field(default_factory=dict)
     _steps_per_epoch: int = 1
     _next_checkpoint: float = 0.0
@@ -53,11 +56,12 @@ class Session:
         placement, recipe = self.writer.placement, self.writer.recipe
         fields = {"kind": "train", "recipe": recipe.to_dict()}
         self._next_checkpoint = time.monotonic() + placement.checkpoint_seconds
-        build = self.server.build()  # not by the keeper: one thread reads the channel
+        # Not by the keeper: one thread reads the channel.
+        build = self.server.build() | checksums(recipe)
         with Keeper(self.writer.path, recipe, build, self._tell) as keeper:
             recovery = Recovery(
                 server=self.server,
-                job=fields | exchange_fields(placement),
+                job=fields | exchange_fields(placement) | dict(self.own.job),
                 workers=placement.num_workers,
                 least_workers=placement.min_workers or placement.num_workers,
                 most_restarts=placement.max_restarts,
@@ -66,6 +70,7 @@ class Session:
                 state=start.state if start else None,
                 layout=start.manifest.layout if start else None,
                 listen=self._listen,
+                memories=self.own.memories,
                 offer=lambda read, layout, step: self._offer(
                     keeper, read, layout, step
                 ),

@@ -13,13 +13,14 @@ order of writes between processes matters, and a worker may die anywhere.
 import json
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from samestep import memory
+from samestep.constants import Arrays
 from samestep.layout import Floats, Layout
 
 
@@ -38,6 +39,8 @@ class State:
     states: Floats
     """[number of states, size]"""
     tail: Floats
+    constants: Arrays = field(default_factory=dict)
+    """What training does not change, to complete the files of weights."""
 
     @property
     def step(self) -> int:
@@ -56,8 +59,15 @@ class _Slot:
 class Snapshots:
     """Both slots, for the workers of one generation."""
 
-    def __init__(self, fd: int, layout: Layout, workers: int) -> None:
+    def __init__(
+        self,
+        fd: int,
+        layout: Layout,
+        workers: int,
+        constants: Arrays | None = None,
+    ) -> None:
         """Makes the memory large enough if it is not. Raises PlacementError."""
+        self._constants = constants or {}
         self._slices = layout.slices(workers)
         width = 4 * (layout.size * (1 + len(layout.states)) + layout.tail)
         head = memory.pages(PROGRESS_BYTES + 16 * workers)
@@ -112,7 +122,13 @@ class Snapshots:
             return None
         progress = slot.progress.copy()
         held = slot.state
-        state = State({}, held.parameters.copy(), held.states.copy(), held.tail.copy())
+        state = State(
+            {},
+            held.parameters.copy(),
+            held.states.copy(),
+            held.tail.copy(),
+            self._constants,
+        )
         for rank, part in enumerate(self._slices):
             if _checksum(state, progress, slice(*part), rank) != marks[rank, 1]:
                 return None

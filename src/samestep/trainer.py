@@ -1,33 +1,35 @@
 """The parts of one worker, and how they are put together."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from samestep import dataset
+from samestep import constants, dataset, models, rehearsal
 from samestep.balance import contiguous, shares
 from samestep.balancer import Balancer
 from samestep.board import Board
+from samestep.evaluation import Evaluator
 from samestep.exchange import Exchange
 from samestep.faults import Faults
 from samestep.flat import Flat
 from samestep.metrics import StepLedger
-from samestep.models import mlp
 from samestep.objective import Objective
+from samestep.own import OwnCode, find_loss, names
 from samestep.plan import Plan, derive_seed
 from samestep.progress import Progress, Stopwatch
 from samestep.recipe import Recipe
 from samestep.rhythm import Rhythm
 from samestep.schedule import learning_rate
 from samestep.snapshot import Snapshots
-from samestep.timing import Clock
+from samestep.timing import Clock, Tracer
 from samestep.update import Update, state_names
 
 
 Report = Callable[[dict[str, Any]], None]
+Loss = Callable[..., Any]
 Connect = Callable[[Flat, list[tuple[int, int]]], Exchange]
 
 REPORTS_PER_EPOCH = 20
@@ -52,6 +54,14 @@ class Surroundings:
     balance: str | list[int]
     """`auto`, `off`, `random`, or how many micro-batches each worker owns."""
     evict_slower_than: float
+    profile: int
+    """Steps to trace."""
+    constants: int | None = None
+    """Descriptor of the memory for what the training does not change."""
+    own: OwnCode = field(default_factory=OwnCode)
+    """Finds the user's functions."""
+    most_samples: int | None = None
+    """Of each split, to try a recipe out; None: all."""
 
 
 @dataclass
@@ -76,6 +86,7 @@ class Trainer:
     exchange: Exchange
     objective: nn.Module
     update: Update
+    evaluator: Evaluator
 
     board: Board
     faults: Faults
@@ -87,6 +98,8 @@ class Trainer:
     stopwatch: Stopwatch
     progress: Progress
     steps_per_report: int
+    bytes: int = 0
+    """Exchanged by all workers since notes were last compared."""
 
     def assign(self, owned: list[tuple[int, int]]) -> None:
         """All workers, between two steps: who computes which micro-batches."""
@@ -108,21 +121,15 @@ def build(recipe: Recipe, around: Surroundings) -> Trainer:
     """
     rank, workers = around.rank, around.workers
     assert around.snapshots is not None
-    data = dataset.load(recipe.data)
-    plan = Plan(
-        len(data.splits["train"]),
-        recipe.global_batch,
-        recipe.micro_batches,
-        recipe.seed,
-    )
-    torch.default_generator.manual_seed(derive_seed(recipe.seed, "model"))
-    model = mlp.Mlp(recipe.model, data.num_inputs, data.num_classes)
-    flat = Flat(model, state_names(recipe.optimizer))
+    data, plan, model, loss, still = _load_and_build(recipe, around)
+    flat = Flat(model, state_names(recipe.optimizer), still)
+    if rank == 0 and around.constants is not None:
+        constants.write(around.constants, flat.constants)
     owned = shares(recipe.micro_batches, workers)
     if isinstance(around.balance, list) and len(around.balance) == workers:
         owned = contiguous(around.balance)
     exchange = around.connect(flat, owned)
-    objective = exchange.attach(Objective(model, recipe.loss))
+    objective = exchange.attach(Objective(model, recipe.loss, loss))
     steps_per_report = max(
         1, min(plan.steps_per_epoch // REPORTS_PER_EPOCH, MOST_STEPS_PER_REPORT)
     )
@@ -149,11 +156,12 @@ def build(recipe: Recipe, around: Surroundings) -> Trainer:
             exchange.parameters[slice(*exchange.owned)],
             exchange.states,
         ),
+        evaluator=Evaluator(model, recipe, data, rank, exchange, around.board, loss),
         board=around.board,
         faults=around.faults,
         rhythm=Rhythm(around.board, around.snapshot_seconds),
         snapshots=Snapshots(around.snapshots, flat.layout, workers),
-        clock=Clock(),
+        clock=_clock(around),
         ledger=StepLedger(recipe.micro_batches, steps_per_report, rank, exchange),
         stopwatch=Stopwatch(workers),
         progress=Progress(counts=flat.counts),
@@ -163,12 +171,37 @@ def build(recipe: Recipe, around: Surroundings) -> Trainer:
     return trainer
 
 
+def _load_and_build(
+    recipe: Recipe, around: Surroundings
+) -> tuple[dataset.Dataset, Plan, nn.Module, Loss | None, frozenset[str]]:
+    """The data, the plan, the model, an own loss, and buffers that stay as they are."""
+    data = dataset.load(recipe.data, around.own)
+    if around.most_samples is not None:
+        data = data.first(around.most_samples)
+    plan = Plan(
+        len(data.splits["train"]),
+        recipe.global_batch,
+        recipe.micro_batches,
+        recipe.seed,
+    )
+    torch.default_generator.manual_seed(derive_seed(recipe.seed, "model"))
+    model = models.build(recipe.model, data, around.own)
+    loss, still = find_loss(recipe, around.own), frozenset[str]()
+    if names(recipe):
+        found = rehearsal.rehearse(recipe, data, model, loss)
+        data, still = replace(data, own_metric=found.metric), found.still
+    rehearsal.check_norms(recipe, data, plan, model)
+    return data, plan, model, loss, still
+
+
 def save(trainer: Trainer) -> int:
     """All workers: each copies its part of the state; returns the slot."""
     exchange, flat = trainer.exchange, trainer.flat
     first, end = flat.layout.slices(exchange.workers)[trainer.rank]
     part = slice(first - exchange.owned[0], end - exchange.owned[0])
-    phases = trainer.stopwatch.epoch.mean(dim=0) + torch.tensor(trainer.progress.phases)
+    phases = trainer.stopwatch.epoch.seconds.mean(dim=0) + torch.tensor(
+        trainer.progress.phases
+    )
     progress = replace(
         trainer.progress, counts=flat.counts, phases=phases.tolist()
     ).to_dict()
@@ -180,6 +213,13 @@ def save(trainer: Trainer) -> int:
         trainer.progress.step,
         rest if trainer.rank == 0 else None,
     )
+
+
+def _clock(around: Surroundings) -> Clock:
+    if not around.profile:
+        return Clock()
+    report = around.report
+    return Tracer(around.profile, lambda s: report({"type": "trace", "spans": s}))
 
 
 def _resume(trainer: Trainer) -> None:

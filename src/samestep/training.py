@@ -4,23 +4,25 @@ plan -> own micro-batches -> forward and backward of each -> partials -> exchang
      -> optimizer -> next step
 """
 
+import math
 import resource
 import time
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from samestep import weights
+from samestep import noise, weights
 from samestep.balancer import Stretch, scattered
-from samestep.evaluation import evaluate
 from samestep.fingerprint import fingerprint
 from samestep.flat import block_norms
+from samestep.ingredients import CustomLoss
 from samestep.layout import BLOCK
 from samestep.metrics import Sums
 from samestep.plan import derive_seed
 from samestep.progress import Record, epoch_record, step_record
 from samestep.rhythm import Decision
-from samestep.timing import PHASES
+from samestep.timing import PHASES, Times
 from samestep.trainer import Trainer, save
 
 
@@ -55,11 +57,20 @@ def train(trainer: Trainer) -> None:
         if told.stop or (hopeless and not last):
             _part(trainer)
             return
+    trainer.clock.end()
     sha256 = fingerprint(trainer.model.state_dict())
-    test = _evaluated(trainer, "test")
+    test = _evaluated(trainer, "test") | _inspected(trainer, "test")
     balance = trainer.balancer.summary()
+    facts, own = trainer.data.facts, trainer.data.own_metric
     trainer.report(
-        {"type": "finished", **test, "weights_sha256": sha256, "balance": balance}
+        {
+            "type": "finished",
+            **test,
+            "weights_sha256": sha256,
+            "balance": balance,
+            "data": facts,
+            **({"own_metric": own} if own else {}),
+        }
     )
 
 
@@ -90,7 +101,8 @@ def train_epoch(trainer: Trainer) -> tuple[Decision, Record]:
                 _save(trainer)
     if progress.step % num_steps:
         return told, {}
-    record = epoch_record(progress, epoch, trainer.stopwatch.take_epoch())
+    times = trainer.stopwatch.take_epoch()
+    record = epoch_record(progress, epoch, times, trainer.data)
     record["minor_faults_per_step"] = (_minor_faults() - faults) / (num_steps - start)
     return told, record
 
@@ -102,35 +114,37 @@ def compare_notes(trainer: Trainer, epoch: int, steps_in_epoch: int) -> Decision
     steps = trainer.ledger.rows
     decision = trainer.rhythm.decide(steps, ends)
     trainer.board.reach()
-    sums, phases, told = trainer.ledger.close(
+    sums, times, told = trainer.ledger.close(
         trainer.clock.take(), decision if trainer.rank == 0 else None
     )
-    trainer.stopwatch.add(phases)
-    _balance(trainer, steps, phases)
+    times.bytes, trainer.bytes = trainer.bytes, 0
+    trainer.stopwatch.add(times)
+    _balance(trainer, steps, times)
     for step in sums:
         progress.epoch.add(step)
         progress.logged.add(step)
     if _is_logged(trainer, steps_in_epoch):
         lr = trainer.learning_rate(progress.step - 1)
-        phases = trainer.stopwatch.take_logged()
-        record = step_record(progress, epoch, lr, phases)
+        times = trainer.stopwatch.take_logged()
+        record = step_record(progress, epoch, lr, times, trainer.data)
         record["speeds"] = trainer.balancer.speeds
         record["shares"] = [end - first for first, end in trainer.balancer.owned]
         trainer.report(record)
         progress.logged = Sums()
+    trainer.clock.lap("exchange")
     return told
 
 
-def _balance(trainer: Trainer, steps: int, phases: Tensor) -> None:
+def _balance(trainer: Trainer, steps: int, times: Times) -> None:
     """All workers: ownership follows the speeds that all of them have seen."""
     if trainer.is_scattered:
         return
-    of = dict(zip(PHASES, phases.T, strict=True))
+    of = dict(zip(PHASES, times.seconds.T, strict=True))
     compute = of["data"] + of["forward"] + of["backward"]
     change = trainer.balancer.observe(
         Stretch(
             steps,
-            phases[0].sum().item(),
+            times.seconds[0].sum().item(),
             compute.tolist(),
             of["data"].tolist(),
             of["wait"].tolist(),
@@ -145,38 +159,43 @@ def _balance(trainer: Trainer, steps: int, phases: Tensor) -> None:
 def train_step(trainer: Trainer, order: Tensor, step: int, step_in_epoch: int) -> None:
     """All workers: one optimizer step on one global batch."""
     recipe, plan, clock = trainer.recipe, trainer.plan, trainer.clock
-    size = plan.batch_size(step_in_epoch)
+    size = plan.batch_size(step_in_epoch) * trainer.data.targets_per_sample
     weight = torch.tensor(1 / size)
     row = trainer.ledger.open(step, size)
     trainer.board.begin(step)
+    clock.begin(step)
     if trainer.is_scattered:
         workers = trainer.exchange.workers
         trainer.assign(scattered(recipe.micro_batches, workers, step))
+    trainer.exchange.watch.begin(step)
     arrived = clock.lap("other")
     for m in range(*trainer.owned):
         trainer.board.beat()
         trainer.faults.at("forward", step)
         samples = plan.micro_batch(order, step_in_epoch, m)
-        inputs, targets = trainer.data.splits["train"].gather(samples)
         torch.default_generator.manual_seed(derive_seed(recipe.seed, "step", step, m))
+        inputs, targets = trainer.data.splits["train"].gather(samples)
         trainer.flat.reset_buffers()
         clock.lap("data")
         with trainer.exchange.turn(m):
-            loss, correct = trainer.objective(inputs, targets)
+            loss, metric = trainer.objective(inputs, targets)
             clock.lap("forward")
             loss.backward(weight)
         trainer.exchange.collect(m)
-        trainer.ledger.note(row, m, loss.item(), int(correct.item()))
+        trainer.ledger.note(row, m, loss.item(), metric.item())
         arrived = clock.lap("backward")
     trainer.ledger.arrive(row, arrived)
     trainer.faults.at("exchange", step)
     trainer.board.reach()
     gradient, buffers = trainer.exchange.sum()
     trainer.flat.advance_buffers(
-        buffers, recipe.micro_batches, min(size, recipe.micro_batches)
+        buffers, recipe.micro_batches, plan.num_pieces(step_in_epoch)
     )
+    if trainer.exchange.watch.active:
+        _estimate_noise(trainer, gradient, step_in_epoch)
     if recipe.optimizer.clip_norm is not None:
         _clip(trainer, gradient, recipe.optimizer.clip_norm)
+    trainer.bytes += trainer.exchange.bytes_per_step
     clock.lap("exchange")
     trainer.faults.at("update", step)
     trainer.update.step(gradient, trainer.learning_rate(step))
@@ -189,19 +208,35 @@ def train_step(trainer: Trainer, order: Tensor, step: int, step_in_epoch: int) -
 def _clip(trainer: Trainer, gradient: Tensor, most: float) -> None:
     """All workers: scales the gradient in place to a global L2 norm of at most `most`.
 
+    Gradient clipping: Pascanu et al. 2013.
+    """
+    norm = math.sqrt(_squared_norm(trainer, gradient))
+    if norm > most:
+        gradient.mul_(most / norm)
+
+
+def _squared_norm(trainer: Trainer, gradient: Tensor) -> float:
+    """All workers: of the whole gradient, of which each has at least its own slice.
+
     The squares are summed by blocks of the flat vector, whoever owns them.
     """
     exchange = trainer.exchange
     cells = torch.zeros(trainer.flat.size // BLOCK, dtype=torch.float64)
     first, end = (cut // BLOCK for cut in exchange.owned)
-    if end - first == len(cells):
-        cells.copy_(block_norms(gradient))
-    else:
-        cells[first:end] = block_norms(gradient)
+    cells[first:end] = block_norms(gradient)
+    if exchange.is_sliced:
         exchange.merge(cells)
-    norm = cells.sum().sqrt().item()
-    if norm > most:
-        gradient.mul_(most / norm)
+    return cells.sum().item()
+
+
+def _estimate_noise(trainer: Trainer, gradient: Tensor, step_in_epoch: int) -> None:
+    """All workers: one more observation of the gradient noise scale."""
+    plan, exchange = trainer.plan, trainer.exchange
+    squares = exchange.merge(exchange.watch.squares).tolist()
+    whole = _squared_norm(trainer, gradient)
+    sizes = plan.micro_batch_sizes(step_in_epoch)
+    if sum(size > 0 for size in sizes) > 1:
+        trainer.progress.noise.add(*noise.estimate(squares, sizes, whole))
 
 
 def _part(trainer: Trainer) -> None:
@@ -217,10 +252,10 @@ def _part(trainer: Trainer) -> None:
 
 def _save(trainer: Trainer) -> None:
     """All workers: a snapshot, of which the supervisor may make a checkpoint."""
-    start = time.perf_counter()
+    start = trainer.clock.lap("other")
     trainer.faults.at("snapshot", trainer.progress.step)
     slot = save(trainer)
-    seconds = time.perf_counter() - start
+    seconds = trainer.clock.lap("snapshot") - start
     trainer.rhythm.saved(seconds)
     step = trainer.progress.step
     trainer.report({"type": "snapshot", "slot": slot, "step": step, "seconds": seconds})
@@ -233,19 +268,20 @@ def _is_logged(trainer: Trainer, steps_in_epoch: int) -> bool:
     )
 
 
-def _evaluated(trainer: Trainer, name: str) -> dict[str, float]:
-    split = trainer.data.splits[name]
-    if len(split) == 0:
+def _evaluated(trainer: Trainer, name: str) -> dict[str, Any]:
+    if len(trainer.data.splits[name]) == 0:
         return {}
-    sums = evaluate(
-        trainer.model,
-        split,
-        trainer.recipe.evaluation_batch,
-        trainer.rank,
-        trainer.exchange,
-        trainer.board,
-    )
-    return {f"{name}_{key}": value for key, value in sums.means().items()}
+    means = trainer.evaluator.evaluate(name).means(trainer.data.metric)
+    return {f"{name}_{key}": value for key, value in means.items()}
+
+
+def _inspected(trainer: Trainer, name: str) -> dict[str, Any]:
+    if trainer.data.task != "classification" or not len(trainer.data.splits[name]):
+        return {}
+    if isinstance(trainer.recipe.loss, CustomLoss):  # its outputs may be no logits
+        return {}
+    found = trainer.evaluator.inspect(name)
+    return {f"{name}_{key}": value for key, value in found.items()}
 
 
 def _minor_faults() -> int:

@@ -9,7 +9,7 @@ fused kernels, called directly: a `torch.optim` object imports torch._dynamo, 0.
 import torch
 from torch import Tensor
 
-from samestep.recipe import AdamRecipe, AdamWRecipe, OptimizerRecipe, SgdRecipe
+from samestep.ingredients import AdamRecipe, AdamWRecipe, OptimizerRecipe, SgdRecipe
 
 
 def state_names(recipe: OptimizerRecipe) -> tuple[str, ...]:

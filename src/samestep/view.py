@@ -142,20 +142,36 @@ def _counts(numbers: list[int]) -> str:
     return ", ".join(map(str, numbers))
 
 
+def scores(
+    record: Message, prefix: str = "", separator: str = " ", digits: int = 4
+) -> str:
+    """`loss 0.4386 accuracy 93.33%`, from the fields with this prefix."""
+    loss = f"loss {record[f'{prefix}loss']:.{digits}f}"
+    own = record.get("own_metric")
+    if own and f"{prefix}{own}" in record:
+        metric = f"{own} {record[f'{prefix}{own}']:.4f}"
+    elif f"{prefix}accuracy" in record:
+        metric = f"accuracy {record[f'{prefix}accuracy']:.2%}"
+    elif f"{prefix}absolute_error" in record:
+        metric = f"absolute error {record[f'{prefix}absolute_error']:.4f}"
+    else:
+        return loss
+    return f"{loss}{separator}{metric}"
+
+
 def epoch_line(epoch: Message, epochs: int) -> str:
     """`epoch 1/3  train loss 0.4386 accuracy 93.33%  validation ...`."""
     parts = [f"epoch {epoch['epoch']}/{epochs}"]
     for split in ("train", "validation"):
         if f"{split}_loss" in epoch:
-            loss, accuracy = epoch[f"{split}_loss"], epoch[f"{split}_accuracy"]
-            parts.append(f"{split} loss {loss:.4f} accuracy {accuracy:.2%}")
+            parts.append(f"{split} {scores(epoch, f'{split}_')}")
     rate = f"{epoch['samples_per_second']:,.0f} samples/s"
     return "  ".join([*parts, f"{epoch['seconds']:.2f} s", rate])
 
 
 def _numbers(step: Message) -> str:
     return (
-        f"loss {step['loss']:.4f}   accuracy {step['accuracy']:.2%}   "
+        f"{scores(step, separator='   ')}   "
         f"{step['samples_per_second']:,.0f} samples/s   lr {step['lr']:.2e}"
     )
 

@@ -13,24 +13,29 @@ import signal
 import socket
 import threading
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from samestep import dataset, evaluation, training, weights
+from samestep import dataset, exactness, memory, models, probe, training, weights
 from samestep.balance import shares
 from samestep.board import Board
-from samestep.errors import PeerLost, RunError, SamestepError
+from samestep.errors import OwnCodeError, PeerLost, RunError, SamestepError
+from samestep.evaluation import Evaluator
 from samestep.exchange import Exchange
 from samestep.exchange.shared import SharedExchange
 from samestep.faults import Faults
 from samestep.fingerprint import fingerprint
 from samestep.flat import Flat
-from samestep.models import mlp
+from samestep.handover import Received
+from samestep.imports import own_frames
+from samestep.launch import resources
+from samestep.own import OwnCode, find_loss, names
 from samestep.recipe import Recipe
+from samestep.rehearsal import rehearse
 from samestep.trainer import Surroundings, build
 from samestep.tree import Node
 
@@ -123,10 +128,22 @@ def run(control: Control, place: Place, fds: dict[str, int], board: Board) -> No
         snapshot_seconds=job["snapshot_seconds"],
         balance=job["balance"],
         evict_slower_than=job["evict_slower_than"],
+        profile=job["profile"],
+        constants=fds.get("constants"),
+        own=OwnCode(
+            job["places"], Received(fds.get("objects"), job.get("objects", {}))
+        ),
+        most_samples=job.get("most_samples"),
     )
     if job["kind"] == "train":
         faults.at("start", job["step"])
         training.train(build(recipe, around))
+    elif job["kind"] == "measure":
+        probe.measure(recipe, around, job, probe.StepTimes(fds["board"], place.rank))
+    elif job["kind"] == "limit":
+        measure_alone(recipe, around, job, fds)
+    elif job["kind"] == "check":
+        exactness.probe(build(recipe, around), job["steps"], control.send)
     else:
         evaluate(recipe, control, around)
 
@@ -134,26 +151,45 @@ def run(control: Control, place: Place, fds: dict[str, int], board: Board) -> No
 def evaluate(recipe: Recipe, control: Control, around: Surroundings) -> None:
     """All workers: the weights of a file on one split."""
     job, workers = control.job, around.workers
-    data = dataset.load(recipe.data)
+    data = dataset.load(recipe.data, around.own)
     split = data.splits[job["split"]]
     if len(split) == 0:
         raise RunError(f"The recipe {recipe.name} holds out no {job['split']} samples.")
-    model = mlp.Mlp(recipe.model, data.num_inputs, data.num_classes)
+    model = models.build(recipe.model, data, around.own)
     model.load_state_dict(weights.load(Path(job["model_file"])))
     exchange = around.connect(Flat(model), shares(workers, workers))
-    sums = evaluation.evaluate(
-        model, split, recipe.evaluation_batch, around.rank, exchange, around.board
+    loss = find_loss(recipe, around.own)
+    if names(recipe):
+        found = rehearse(recipe, data, model, loss)
+        data = replace(data, own_metric=found.metric)
+    evaluator = Evaluator(
+        model, recipe, data, around.rank, exchange, around.board, loss
     )
+    sums = evaluator.evaluate(job["split"])
     if around.rank == 0:
         control.send(
             {
                 "type": "evaluated",
-                **sums.means(),
-                "samples": sums.samples,
-                "correct": sums.correct,
+                "means": sums.means(data.metric),
+                "own_metric": data.own_metric,
+                "targets": sums.targets,
                 "weights_sha256": fingerprint(model.state_dict()),
             }
         )
+
+
+def measure_alone(
+    recipe: Recipe, around: Surroundings, job: dict[str, Any], fds: dict[str, int]
+) -> None:
+    """Each worker is a group of its own; they only agree on when to measure."""
+    times = probe.StepTimes(fds["board"], around.rank)
+    gate = probe.Gate(fds["snapshots"], around.rank)
+    with resources(job["exchange"], 1) as (own, port):
+        connect = partial(_connect, job, Place(0, 1, "127.0.0.1", port), own)
+        alone = replace(
+            around, rank=0, workers=1, connect=connect, snapshots=memory.create()
+        )
+        probe.measure_alone(recipe, alone, job, times, gate)
 
 
 def _connect(
@@ -190,7 +226,9 @@ def _keep_memory() -> None:
 
 
 def _failure(error: BaseException) -> dict[str, Any]:
-    text = "".join(traceback.format_exception(error))
+    cause = error.__cause__ if isinstance(error, OwnCodeError) else error
+    own = own_frames(cause) if cause is not None else ""
+    text = own or "".join(traceback.format_exception(error))
     message = str(error) or type(error).__name__
     if isinstance(error, SamestepError):
         kind = type(error).__name__
@@ -198,4 +236,5 @@ def _failure(error: BaseException) -> dict[str, Any]:
         kind, message = PeerLost.__name__, f"A worker lost its peers: {message}"
     else:
         kind, message = "WorkerFailed", f"{type(error).__name__}: {message}"
-    return {"type": "failed", "error": kind, "message": message, "traceback": text}
+    failed = {"type": "failed", "error": kind, "message": message, "traceback": text}
+    return {**failed, "own": own}

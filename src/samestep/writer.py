@@ -15,17 +15,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
-from samestep import atomic, machine
+from samestep import atomic, machine, trace
 from samestep.errors import OutputError, RunError
-from samestep.faults import check_disk
 from samestep.placement import Placement
 from samestep.recipe import Recipe
 from samestep.run import MODEL_FILE, Run
+from samestep.spans import Span
 
 
 EVENTS = {"workers": "workers started", "started": "training"}
 """Messages whose event has another name."""
-SILENT = ("step", "epoch", "snapshot", "finished", "rank")
+SILENT = ("step", "epoch", "snapshot", "finished", "rank", "trace")
 LOCK_FILE = ".lock"
 PATIENCE_SECONDS = 15.0
 """How long to wait, at the end of a training, for a disk that cannot be written."""
@@ -49,7 +49,7 @@ class Lines:
 
     def _write(self) -> None:
         try:
-            _append_whole(self.path, self._waiting.encode())
+            atomic.append(self.path, self._waiting.encode())
         except OSError as error:
             if not self._failing:
                 self.warn(
@@ -75,10 +75,17 @@ class RunWriter:
     """time.monotonic() when the command began."""
     warn: Callable[[str], None] = lambda _: None
     """Shows a person what the disk does not allow."""
+    tell: Callable[[Mapping[str, Any]], None] = lambda _: None
+    """Gets the records of metrics.jsonl, and before and after them one more."""
+    step: int = 0
+    """Optimizer steps taken before the command began."""
     epochs: list[dict[str, Any]] = field(default_factory=list)
     restarts: int = 0
     standstill: float = 0.0
     """Seconds in which rank 0 saved snapshots instead of training."""
+    _traces: dict[int, list[Span]] = field(default_factory=dict)
+    _baselines: dict[str, Any] = field(default_factory=dict)
+    """What simple methods reach on the test split, if that is known."""
     _lock: int = -1
 
     @classmethod
@@ -111,6 +118,7 @@ class RunWriter:
     def start(self, name: str, data: Mapping[str, Any]) -> None:
         """What is known before the first step. Raises OutputError."""
         self._write("recipe.toml", self.recipe.to_toml().encode())
+        self._baselines = {k: data[k] for k in ("baselines",) if k in data}
         environment = machine.describe() | {"data": data}
         text = json.dumps(environment, indent=2) + "\n"
         self._write("environment.json", text.encode())
@@ -123,10 +131,12 @@ class RunWriter:
             exchange=self.placement.exchange,
             monotonic=self.started,
         )
+        run = str(self.path)
+        self.tell({"type": "started", **self._fields, "run": run, "step": self.step})
 
     def rewind(self, step: int, epochs: list[dict[str, Any]]) -> None:
         """Drops the metrics of steps that will be taken again. Raises OutputError."""
-        self.epochs = epochs
+        self.step, self.epochs = step, epochs
         path = self.path / "metrics.jsonl"
         kept = [line for line in _whole_lines(path) if _is_kept(line, step, epochs)]
         self._write("metrics.jsonl", "".join(kept).encode())
@@ -149,7 +159,9 @@ class RunWriter:
         kind = message["type"]
         record = {key: value for key, value in message.items() if key != "rank"}
         if kind in ("step", "epoch"):
-            self._metrics.append(record | {"at": time.monotonic() - self.started})
+            line = record | {"at": time.monotonic() - self.started}
+            self._metrics.append(line)
+            self.tell(line)
         del record["type"]
         if kind == "epoch":
             self.epochs.append(record)
@@ -158,11 +170,23 @@ class RunWriter:
             self.restarts += 1
         elif kind == "snapshot":
             self.standstill += record["seconds"]
+        elif kind == "workers":
+            self._traces = {}
+        elif kind == "trace":
+            self._trace(message["rank"], [Span(*span) for span in record["spans"]])
         if kind == "fault":
             record["rank"] = message["rank"]
         if kind not in SILENT:
             record.pop("layout", None)
             self.event(EVENTS.get(kind, kind), **record)
+
+    def _trace(self, rank: int, spans: list[Span]) -> None:
+        """Each worker's part is written as it comes: some may never come."""
+        self._traces[rank] = spans
+        try:
+            self._write(trace.FILE, json.dumps(trace.chrome(self._traces)).encode())
+        except OutputError as error:
+            self.warn(str(error))
 
     def write_model(self, content: bytes) -> None:
         """The final weights, as soon as the disk allows it. Raises OutputError."""
@@ -185,18 +209,25 @@ class RunWriter:
         """Writes result.json, atomically and last. Raises OutputError."""
         self.event(status)
         result = {
-            "recipe": self.recipe.to_dict(),
-            "placement": self.placement.model_dump(mode="json"),
+            **self._fields,
             "status": status,
             **fields,
             "train_seconds": sum(epoch["seconds"] for epoch in self.epochs),
             "wall_seconds": time.monotonic() - self.started,
             "restarts": self.restarts,
             "snapshot_seconds": self.standstill,
+            "noise_scale": self.epochs[-1].get("noise_scale") if self.epochs else None,
+            **self._baselines,
             "epochs": self.epochs,
         }
         self._write("result.json", (json.dumps(result, indent=2) + "\n").encode())
+        self.tell({"type": status, **result})
         return Run(self.path, result)
+
+    @property
+    def _fields(self) -> dict[str, Any]:
+        placement = self.placement.model_dump(mode="json")
+        return {"recipe": self.recipe.to_dict(), "placement": placement}
 
     def _write(self, name: str, content: bytes) -> None:
         try:
@@ -206,23 +237,6 @@ class RunWriter:
                 f"{self.path / name} cannot be written: {error.strerror}. Make it "
                 f"possible, then go on with `samestep resume {self.path}`."
             ) from None
-
-
-def _append_whole(path: Path, content: bytes) -> None:
-    """All of it or nothing. Raises OSError."""
-    check_disk()
-    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        size = os.fstat(fd).st_size
-        try:
-            written = 0
-            while written < len(content):
-                written += os.write(fd, content[written:])
-        except OSError:
-            os.ftruncate(fd, size)
-            raise
-    finally:
-        os.close(fd)
 
 
 def _whole_lines(path: Path) -> list[str]:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from samestep import atomic
 from samestep.errors import DataError
-from samestep.recipe import MnistData
+from samestep.ingredients import MnistData
 
 
 Bytes = NDArray[np.uint8]

@@ -5,6 +5,8 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from samestep.noise import Watch
+
 
 class Exchange(Protocol):
     """What the training needs of an exchange; all workers make the same calls.
@@ -18,8 +20,14 @@ class Exchange(Protocol):
     """float32 [size]: the vector that the model's parameters are views of."""
     owned: tuple[int, int]
     """The slice of the vector that this worker updates."""
+    is_sliced: bool
+    """Whether every worker updates another slice; else all update the whole."""
     states: list[Tensor]
     """The optimizer's state over that slice, zeroed."""
+    watch: Watch
+    """Is shown the gradient of every own micro-batch, in steps that are watched."""
+    bytes_per_step: int
+    """That all workers together read of each other's memory or receive."""
 
     def assign(self, shares: list[tuple[int, int]]) -> None:
         """Between two steps: from now on, each worker owns these micro-batches."""

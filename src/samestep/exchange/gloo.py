@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from samestep import tree
 from samestep.flat import Flat
+from samestep.noise import Watch
 from samestep.tree import Node
 
 
@@ -63,11 +64,12 @@ class GlooExchange:
         self.workers, self._rank, self._flat = len(shares), rank, flat
         self._num_leaves = shares[-1][1]
         self.parameters = torch.zeros(flat.size)
-        self.owned = (0, flat.size)
+        self.owned, self.is_sliced = (0, flat.size), False
         self.states = list(torch.zeros(len(flat.layout.states), flat.size))
         self._position = {id(p): i for i, p in enumerate(flat.parameters)}
         self._gradient = torch.zeros(flat.size)
         self._views = flat.views(self._gradient)
+        self.watch = Watch(self._num_leaves, len(flat.parameters))
         self._stack: list[list[Tensor]] = []
         self._tails: list[Tensor] = []
         self._memory: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
@@ -89,6 +91,9 @@ class GlooExchange:
             for row, node in enumerate(nodes)
         }
         self._memory.clear()
+        row = sum(p.numel() for p in self._flat.parameters) + self._flat.tail
+        received = (self.workers - 1) * self._rows * row
+        self.bytes_per_step = 4 * self.workers * received
 
     def attach(self, objective: nn.Module) -> nn.Module:
         """All workers: the parameters of rank 0, wrapped in DDP with our hook."""
@@ -110,6 +115,8 @@ class GlooExchange:
         self._tails.append(self._flat.read_buffers())
         if not self._pending:  # the last own leaf went up in the hook
             self._stack.append([_gradient(p) for p in self._flat.parameters])
+            if self.watch.active:
+                self.watch.note(leaf, self._stack[-1])
             for parameter in self._flat.parameters:
                 parameter.grad = None
         for _ in range(self._merges[leaf]):
@@ -179,6 +186,8 @@ class GlooExchange:
             self._send(bucket, [])
             return
         index = [self._position[id(p)] for p in parameters]
+        if self.watch.active:
+            self.watch.note(self._owned[1] - 1, last, index)
         num_complete = len(self._stack) - self._merges[self._owned[1] - 1]
         for left in reversed(self._stack[num_complete:]):
             torch._foreach_add_(last, [left[i] for i in index])

@@ -25,6 +25,7 @@ from samestep import barrier, memory, tree
 from samestep.flat import Flat
 from samestep.memory import pages
 from samestep.models.layers import Linear
+from samestep.noise import Watch
 from samestep.tree import Node
 
 
@@ -88,16 +89,19 @@ class SharedExchange:
         self._scratch = shared.take(self.workers, SCRATCH, dtype=torch.float64)
 
         self.owned = flat.layout.slices(self.workers)[rank]
+        self.is_sliced = self.workers > 1
         self.states = [state[slice(*self.owned)] for state in states]
         self.assign(shares)
         self._sum = torch.empty(self.owned[1] - self.owned[0])
         self._slots = list(self._slots_of[rank])
         self._views = [flat.views(slot) for slot in self._slots]
         self._position = {id(p): i for i, p in enumerate(flat.parameters)}
+        self.watch = Watch(self._num_leaves, len(flat.parameters))
         self._depth, self._merging = 0, False
         self._missing: set[int] = set()
-        self._barrier = barrier.Barrier(
-            shared.map, rank, self.workers, spin_seconds, timeout_seconds
+        self._barrier = barrier.Barrier(shared.map, rank, self.workers, timeout_seconds)
+        self._summing, self._publishing, self._noting = (
+            barrier.Patience(spin_seconds) for _ in range(3)
         )
 
     def assign(self, shares: list[Node]) -> None:
@@ -111,11 +115,16 @@ class SharedExchange:
             for worker, owned in enumerate(shares)
             for slot, node in enumerate(tree.subtrees(owned, self._num_leaves))
         }
+        # Of each other's partials every worker reads its slice, and all parameters but
+        # its slice: so (partials + parameters) * (workers - 1) / workers in all, each.
+        foreign = (self.workers - 1) / self.workers
+        vectors = foreign * len(self._partials) + (self.workers - 1)
+        self.bytes_per_step = round(4 * self._flat.size * vectors)
 
     def attach(self, objective: nn.Module) -> nn.Module:
         """All workers: the parameters become views of the shared ones of rank 0."""
         self._flat.bind(self.parameters, write=self._rank == 0)
-        self._barrier.wait()
+        self._barrier.wait(self._publishing)
         for module in objective.modules():
             if isinstance(module, Linear):
                 module.sink = self._place
@@ -139,6 +148,8 @@ class SharedExchange:
 
     def collect(self, leaf: int) -> None:
         """After the backward pass of `leaf`: completes the sums that end with it."""
+        if self.watch.active and self._merging:
+            self.watch.note(leaf, [p.grad for p in self._flat.parameters])
         for own, parameter in zip(
             self._views[self._depth - 1], self._flat.parameters, strict=True
         ):
@@ -148,6 +159,8 @@ class SharedExchange:
         if not self._merging:
             for position in self._missing:  # without a gradient in this pass
                 self._views[self._depth - 1][position].zero_()
+            if self.watch.active:
+                self.watch.note(leaf, self._views[self._depth - 1])
         self._take_buffers(self._slots[self._depth - 1])
         for _ in range(self._merges[leaf] - 1):
             self._depth -= 1
@@ -169,7 +182,7 @@ class SharedExchange:
     def sum(self) -> tuple[Tensor, Tensor]:
         """All workers: the gradient over the own slice, and the sum of the tails."""
         self._depth = 0
-        self._barrier.wait()
+        self._barrier.wait(self._summing)
         return self._total(slice(*self.owned), self._sum), self._tails()
 
     def _tails(self) -> Tensor:
@@ -198,13 +211,13 @@ class SharedExchange:
 
     def publish(self) -> None:
         """All workers: after the update; everyone's slice is then up to date."""
-        self._barrier.wait()
+        self._barrier.wait(self._publishing)
 
     def merge(self, values: Tensor) -> Tensor:
         """All workers: float64 cells that only one worker has filled, from each."""
         for cells in torch.split(values.view(-1), SCRATCH):
             self._scratch[self._rank, : len(cells)] = cells
-            self._barrier.wait()
+            self._barrier.wait(self._noting)
             torch.sum(self._scratch[:, : len(cells)], dim=0, out=cells)
-            self._barrier.wait()
+            self._barrier.wait(self._noting)
         return values

@@ -1,1 +1,41 @@
 """Model families, one file each."""
+
+from torch import nn
+
+from samestep.dataset import Dataset
+from samestep.ingredients import (
+    CnnModel,
+    CustomModel,
+    MlpModel,
+    ModelRecipe,
+    RnnModel,
+    TransformerModel,
+    VitModel,
+)
+from samestep.models import custom
+from samestep.models.cnn import Cnn
+from samestep.models.mlp import Mlp
+from samestep.models.rnn import Rnn
+from samestep.models.transformer import Transformer
+from samestep.models.vit import Vit
+from samestep.own import OwnCode
+
+
+def build(recipe: ModelRecipe, data: Dataset, own: OwnCode | None = None) -> nn.Module:
+    """A model for this data, its weights drawn from torch's default generator.
+
+    `own` finds the user's functions. Raises OwnCodeError.
+    """
+    match recipe:
+        case MlpModel():
+            return Mlp(recipe, data)
+        case CnnModel():
+            return Cnn(recipe, data)
+        case RnnModel():
+            return Rnn(recipe, data)
+        case VitModel():
+            return Vit(recipe, data)
+        case TransformerModel():
+            return Transformer(recipe, data)
+        case CustomModel():
+            return custom.build(recipe, data.inputs, data.outputs, own or OwnCode())

@@ -23,7 +23,7 @@ class Linear(nn.Linear):
     sink: Sink | None = None
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """[b, in_features] -> [b, out_features]."""
+        """[..., in_features] -> [..., out_features]."""
         if self.sink is None or not torch.is_grad_enabled():
             return functional.linear(inputs, self.weight, self.bias)
         return self._apply_with(inputs, activated=False, mask=None)
@@ -41,10 +41,11 @@ class Linear(nn.Linear):
     def _apply_with(
         self, inputs: Tensor, activated: bool, mask: Tensor | None
     ) -> Tensor:
+        rows = inputs if inputs.dim() == 2 else inputs.flatten(0, -2)
         outputs: Tensor = _Linear.apply(  # type: ignore[no-untyped-call]
-            inputs, self.weight, self.bias, self.sink, activated, mask
+            rows, self.weight, self.bias, self.sink, activated, mask
         )
-        return outputs
+        return outputs if rows is inputs else outputs.view(*inputs.shape[:-1], -1)
 
 
 class _Linear(Function):

@@ -1,22 +1,26 @@
 """A multi-layer perceptron.
 
-[b, 784] -> linear -> (batch norm) -> ReLU -> dropout -> ... -> linear -> [b, 10]
+[b, 1, 28, 28] -> [b, 784] -> linear -> (batch norm) -> ReLU -> dropout -> ...
+               -> linear -> [b, 10]
 """
 
+import math
 from itertools import pairwise
 
 from torch import Tensor, nn
 from torch.nn import functional
 
+from samestep.dataset import Dataset
+from samestep.ingredients import MlpModel
 from samestep.models.layers import Linear, dropout_masks
-from samestep.recipe import MlpModel
 
 
 class Mlp(nn.Module):
     """Xavier-uniform weights and zero biases, drawn from torch's default generator."""
 
-    def __init__(self, recipe: MlpModel, inputs: int, outputs: int) -> None:
+    def __init__(self, recipe: MlpModel, data: Dataset) -> None:
         super().__init__()
+        inputs, outputs = math.prod(data.inputs), data.outputs
         self._widths = list(recipe.hidden)
         self._dropout = recipe.dropout
         self.layers = nn.ModuleList(
@@ -28,7 +32,8 @@ class Mlp(nn.Module):
         )
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """[b, inputs] -> logits [b, outputs]."""
+        """[b, ...] -> logits [b, outputs]."""
+        inputs = inputs.flatten(1)
         masks: list[Tensor] | list[None] = [None] * len(self._widths)
         if self.training and self._dropout:
             masks = dropout_masks(self._dropout, len(inputs), self._widths)

@@ -1,0 +1,102 @@
+"""What it costs to know where the time goes: steps with and without the measuring.
+
+    python benchmarks/phases.py
+
+One worker in this process takes steps of mnist-mlp in blocks of 100, in turn with
+everything that is measured (the clock of the phases, and the watch on the
+micro-batches' gradients every 25 steps) and with neither. Each pair of blocks gives a
+ratio; evaluation, snapshots and the merging of losses are left out of both.
+"""
+
+import argparse
+import statistics
+import time
+
+import torch
+
+from samestep import barrier, memory, noise, training
+from samestep.board import Board
+from samestep.exchange.shared import SharedExchange
+from samestep.faults import Faults
+from samestep.recipe import Recipe
+from samestep.timing import Clock
+from samestep.trainer import Surroundings, Trainer, build
+
+
+BLOCK = 100
+
+
+class NoClock(Clock):
+    """Reads no time."""
+
+    def lap(self, phase: str) -> float:
+        """Nothing."""
+        return 0.0
+
+
+class NoWatch(noise.Watch):
+    """Never watches."""
+
+    def begin(self, step: int) -> None:
+        """Nothing."""
+
+
+def alone(recipe: Recipe) -> Trainer:
+    """A worker without a supervisor."""
+    around = Surroundings(
+        rank=0,
+        workers=1,
+        connect=lambda flat, owned: SharedExchange(
+            flat, owned, 0, barrier.create(1), 1e-3, 60.0
+        ),
+        report=lambda _: None,
+        board=Board(Board.create(1)),
+        faults=Faults(0, [], lambda _: None),
+        snapshots=memory.create(),
+        snapshot_seconds=0.0,
+        balance="off",
+        evict_slower_than=0.0,
+        profile=0,
+    )
+    return build(recipe, around)
+
+
+def block(trainer: Trainer, start: int) -> float:
+    """Seconds of BLOCK steps from `start`."""
+    order = trainer.plan.order(0)
+    began = time.perf_counter()
+    for step in range(start, start + BLOCK):
+        if trainer.ledger.rows == trainer.steps_per_report:
+            trainer.ledger.close(trainer.clock.take(), trainer.rhythm.decide(1, False))
+        training.train_step(trainer, order, step, step % trainer.plan.steps_per_epoch)
+    return time.perf_counter() - began
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pairs", type=int, default=60)
+    pairs: int = parser.parse_args().pairs
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    trainer = alone(Recipe.load("mnist-mlp"))
+    modes = {
+        "on": (trainer.clock, trainer.exchange.watch),
+        "off": (NoClock(), NoWatch(1, 0)),
+    }
+    ratios = []
+    for pair in range(-2, pairs):
+        seconds = {}
+        for name in ("on", "off")[:: 1 if pair % 2 else -1]:
+            trainer.clock, trainer.exchange.watch = modes[name]
+            seconds[name] = block(trainer, 800 * (pair + 2) // 100 * 100)
+        if pair >= 0:
+            ratios.append(seconds["on"] / seconds["off"])
+    quarters = statistics.quantiles(ratios, n=4)
+    print(
+        f"on/off: median {quarters[1]:.4f}, quartiles {quarters[0]:.4f} to "
+        f"{quarters[2]:.4f}, n={pairs} pairs of {BLOCK} steps"
+    )
+
+
+if __name__ == "__main__":
+    main()

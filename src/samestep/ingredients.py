@@ -1,0 +1,316 @@
+"""The sections of a recipe: data, model, loss, optimizer, schedule.
+
+A field that does not belong to the chosen kind of section is an error, never ignored.
+"""
+
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    JsonValue,
+    Tag,
+    model_validator,
+)
+
+
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Dotted = Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")]
+"""Code of the user's own: `module:function`."""
+Arguments = dict[str, JsonValue]
+
+
+def _kind(tag: str, default: str) -> Callable[[Any], str]:
+    """Which kind a section is, if it does not say so."""
+    return lambda given: str(
+        given.get(tag, default) if isinstance(given, dict) else getattr(given, tag)
+    )
+
+
+class Section(BaseModel):
+    """Immutable, without unknown fields and without silent conversions."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+    )
+
+
+class MnistData(Section):
+    """The 70,000 handwritten digits that come with the package."""
+
+    source: Literal["mnist"] = "mnist"
+    train_samples: Count | None = None
+    """Train on only the first so many images; all by default."""
+    validation: Annotated[int, Field(ge=0, lt=60_000)] = 5_000
+    """How many of the last training images are held out for validation."""
+
+
+class TextData(Section):
+    """The characters of a text, to predict each from those before it."""
+
+    source: Literal["text"] = "text"
+    path: str
+    """A UTF-8 file, or a folder; `python`: the sources of Python's standard library."""
+    pattern: str = "*.py"
+    """Which files of a folder; `**/*.txt` also takes those in folders below it."""
+    context: Count = 128
+    """Characters of a sample."""
+    held_out: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
+    """The share at the end that is the test split; the same before it: validation."""
+
+
+class CustomData(Section):
+    """Samples of your own: what a function returns; see docs/own-code.md."""
+
+    source: Literal["custom"] = "custom"
+    load: Dotted
+    """`module:function`; or `sha256:...`, which only a Python caller can give."""
+    arguments: Arguments = {}
+    """Passed to the function by name."""
+    task: Literal["classification", "next-token", "regression"] | None = None
+    """By default what the targets look like."""
+    outputs: Count | None = None
+    """Classes or different tokens; by default the largest in `train`, plus one."""
+    validation: Fraction = 0.1
+    """Share held out for validation if the function returns a single data set."""
+    test: Fraction = 0.1
+    """The same for the test."""
+    split_seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Draws these: not the seed of the recipe, so that all seeds share one test."""
+
+
+class CustomModel(Section):
+    """A network of your own: what a function returns; see docs/own-code.md."""
+
+    family: Literal["custom"] = "custom"
+    build: Dotted
+    """`module:function`; or `sha256:...`, which only a Python caller can give."""
+    arguments: Arguments = {}
+    """Passed to the function by name."""
+
+
+class CustomLoss(Section):
+    """A loss of your own: a function of outputs and targets."""
+
+    name: Literal["custom"] = "custom"
+    function: Dotted
+    """`module:function`; or `sha256:...`, which only a Python caller can give."""
+
+
+class MlpModel(Section):
+    """Fully connected layers with ReLU and dropout between them."""
+
+    family: Literal["mlp"] = "mlp"
+    hidden: tuple[Count, ...] = Field((512, 256, 128), strict=False)
+    """Widths of the hidden layers."""
+    dropout: Fraction = 0.0
+    """Probability that a hidden activation is dropped in training."""
+    norm: Literal["none", "batch"] = "none"
+    """Normalisation of the hidden layers before their ReLU."""
+
+
+class CnnModel(Section):
+    """Convolutions with pooling, then fully connected layers."""
+
+    family: Literal["cnn"] = "cnn"
+    channels: tuple[Count, ...] = Field((24, 32), strict=False, min_length=1)
+    """Of each convolution; each is followed by a max-pooling over 2 x 2."""
+    kernels: tuple[Count, ...] = Field((5, 3), strict=False)
+    """Their sizes."""
+    hidden: tuple[Count, ...] = Field((256,), strict=False)
+    """Widths of the fully connected hidden layers."""
+    dropout: Fraction = 0.0
+    """Probability that an activation of these is dropped in training."""
+    norm: Literal["none", "batch"] = "none"
+    """Normalisation after each pooling."""
+
+    @model_validator(mode="after")
+    def _one_kernel_for_each_convolution(self) -> Self:
+        if len(self.kernels) != len(self.channels):
+            raise ValueError(
+                "each convolution has one kernel size: `model.kernels` has "
+                f"{len(self.kernels)}, `model.channels` {len(self.channels)}"
+            )
+        return self
+
+
+class RnnModel(Section):
+    """A recurrent network over the rows of an image, or over tokens."""
+
+    family: Literal["rnn"] = "rnn"
+    cell: Literal["lstm", "gru"] = "lstm"
+    hidden: Count = 128
+    """Width of the state."""
+    layers: Count = 1
+    """Recurrent layers, each over the states of the one before."""
+
+
+def _heads_share_the_width(model: Any) -> Any:
+    if model.width % model.heads:
+        raise ValueError(
+            "attention heads share the width evenly: `model.width` is "
+            f"{model.width}, `model.heads` {model.heads}"
+        )
+    return model
+
+
+class VitModel(Section):
+    """A transformer over the patches of an image."""
+
+    family: Literal["vit"] = "vit"
+    patch: Count = 7
+    """Side of a square patch; what is left at the margins is not seen."""
+    width: Count = 64
+    depth: Count = 4
+    """Blocks."""
+    heads: Count = 4
+    """Of attention, which share the width."""
+    dropout: Fraction = 0.0
+    """Probability that a value is dropped before it is added to its token."""
+
+    _heads = model_validator(mode="after")(_heads_share_the_width)
+
+
+class TransformerModel(Section):
+    """A decoder: transformer blocks whose tokens see only those before them."""
+
+    family: Literal["transformer"] = "transformer"
+    width: Count = 128
+    depth: Count = 3
+    """Blocks."""
+    heads: Count = 4
+    """Of attention, which share the width."""
+    dropout: Fraction = 0.0
+    """Probability that a value is dropped before it is added to its token."""
+
+    _heads = model_validator(mode="after")(_heads_share_the_width)
+
+
+class CrossEntropy(Section):
+    """Of classes, or of the next token."""
+
+    name: Literal["cross-entropy"] = "cross-entropy"
+    label_smoothing: Fraction = 0.0
+    """Share of the target spread evenly over all classes."""
+
+
+class SquaredError(Section):
+    """Half the squared distance to the target, summed over its values."""
+
+    name: Literal["squared-error"] = "squared-error"
+
+
+class _OptimizerSection(Section):
+    lr: Positive
+    """Learning rate at factor 1 of the schedule."""
+    weight_decay: NonNegative = 0.0
+    """L2 penalty added to the gradient; for adamw, decoupled decay."""
+    clip_norm: Positive | None = None
+    """Scale the gradient down to this global L2 norm if it is larger."""
+
+
+class SgdRecipe(_OptimizerSection):
+    """Stochastic gradient descent."""
+
+    name: Literal["sgd"] = "sgd"
+    momentum: Fraction = 0.0
+    nesterov: bool = False
+
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> Self:
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("`nesterov` needs a positive `momentum`")
+        return self
+
+
+class _AdamSection(_OptimizerSection):
+    betas: tuple[Fraction, Fraction] = Field((0.9, 0.999), strict=False)
+    """Decay rates of the running mean and of the running square."""
+    eps: Positive = 1e-8
+
+
+class AdamRecipe(_AdamSection):
+    """Adam (Kingma and Ba 2015)."""
+
+    name: Literal["adam"] = "adam"
+
+
+class AdamWRecipe(_AdamSection):
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019)."""
+
+    name: Literal["adamw"] = "adamw"
+
+
+class _ScheduleSection(Section):
+    warmup_epochs: NonNegative = 0.0
+    """The learning rate rises linearly from zero during so many epochs."""
+
+
+class ConstantLR(_ScheduleSection):
+    """The same learning rate throughout."""
+
+    name: Literal["constant"] = "constant"
+
+
+class StepLR(_ScheduleSection):
+    """Multiplied by `factor` after every `every_epochs` epochs."""
+
+    name: Literal["step"] = "step"
+    every_epochs: Count
+    factor: Positive
+
+
+class CosineLR(_ScheduleSection):
+    """Down to the share `final` along half a cosine."""
+
+    name: Literal["cosine"] = "cosine"
+    final: NonNegative = 0.0
+
+
+class OneCycleLR(_ScheduleSection):
+    """Up from the share `start`, then down to the share `final`."""
+
+    name: Literal["one-cycle"] = "one-cycle"
+    rise: Fraction = 0.3
+    """The share of all steps in which the learning rate rises."""
+    start: NonNegative = 0.04
+    final: NonNegative = 0.0001
+
+
+DataRecipe = Annotated[
+    Annotated[MnistData, Tag("mnist")]
+    | Annotated[TextData, Tag("text")]
+    | Annotated[CustomData, Tag("custom")],
+    Discriminator(_kind("source", "mnist")),
+]
+ModelRecipe = Annotated[
+    Annotated[MlpModel, Tag("mlp")]
+    | Annotated[CnnModel, Tag("cnn")]
+    | Annotated[RnnModel, Tag("rnn")]
+    | Annotated[VitModel, Tag("vit")]
+    | Annotated[TransformerModel, Tag("transformer")]
+    | Annotated[CustomModel, Tag("custom")],
+    Discriminator(_kind("family", "mlp")),
+]
+LossRecipe = Annotated[
+    Annotated[CrossEntropy, Tag("cross-entropy")]
+    | Annotated[SquaredError, Tag("squared-error")]
+    | Annotated[CustomLoss, Tag("custom")],
+    Discriminator(_kind("name", "cross-entropy")),
+]
+OptimizerRecipe = Annotated[
+    SgdRecipe | AdamRecipe | AdamWRecipe, Field(discriminator="name")
+]
+ScheduleRecipe = Annotated[
+    ConstantLR | StepLR | CosineLR | OneCycleLR, Field(discriminator="name")
+]

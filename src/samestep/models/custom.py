@@ -1,0 +1,58 @@
+"""A model of the user's own."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parameter import UninitializedParameter
+
+from samestep.errors import OwnCodeError
+from samestep.ingredients import CustomModel
+from samestep.own import OwnCode, title
+
+
+def build(
+    recipe: CustomModel, inputs: tuple[int, ...], outputs: int, own: OwnCode
+) -> nn.Module:
+    """What the function returns, or the module that was given. Raises OwnCodeError."""
+    who = title(recipe.build, "model")
+    found = own.find(recipe.build, "model")
+    if not isinstance(found, nn.Module):
+        if not callable(found):
+            raise OwnCodeError(f"{who} must be callable; it is {_kind(found)}.")
+        offered = {"inputs": inputs, "outputs": outputs}
+        found = own.call(recipe.build, "model", offered, recipe.arguments)
+    if not isinstance(found, nn.Module):
+        raise OwnCodeError(
+            f"{who} must return a torch.nn.Module; it returned {_kind(found)}."
+        )
+    _check_parameters(found, who)
+    return found
+
+
+def _check_parameters(model: nn.Module, who: str) -> None:
+    named = dict(model.named_parameters())
+    lazy = [n for n, p in named.items() if isinstance(p, UninitializedParameter)]
+    if lazy:
+        raise OwnCodeError(
+            f"Parameters must have their shapes: those of lazy modules of {who} have "
+            f"not ({', '.join(lazy)}). Call the model once before you return it."
+        )
+    trained = {name: p for name, p in named.items() if p.requires_grad}
+    if not trained:
+        why = "all are frozen (`requires_grad=False`)" if named else "it has none"
+        raise OwnCodeError(
+            f"A model must have parameters to train, and {who} has not: {why}. Are "
+            "its layers attributes of the module, or in an nn.ModuleList?"
+        )
+    others = [
+        f"{n} ({p.dtype})" for n, p in trained.items() if p.dtype != torch.float32
+    ]
+    if others:
+        raise OwnCodeError(
+            f"Parameters are trained in float32; of {who} are not: {', '.join(others)}."
+        )
+
+
+def _kind(value: Any) -> str:
+    return "None" if value is None else f"an object of type {type(value).__name__}"

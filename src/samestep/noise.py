@@ -1,0 +1,110 @@
+"""The gradient noise scale: how large a global batch is still worth its samples.
+
+A batch of b samples has a gradient with E|g_b|^2 = |G|^2 + tr(S) / b, where G is the
+true gradient and S the covariance of a sample's gradient. The micro-batches of one step
+and the whole global batch are two such sizes, so both unknowns follow, without bias.
+Their ratio B = tr(S) / |G|^2, in samples, is the simple noise scale, which estimates
+the critical batch size (McCandlish et al. 2018, arXiv 1812.06162, appendix A.1): the
+samples needed to reach a loss grow with the global batch b as 1 + b / B, the steps as
+1 + B / b.
+
+Micro-batches are the same at any number of workers, and so is every bit of this.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+EVERY = 25
+"""Steps between two that are watched: squared norms cost about 10% of such a step."""
+DECAY = 0.95
+"""What an older estimate counts beside the next: about 20 watched steps matter."""
+
+
+@dataclass
+class Noise:
+    """Decaying sums over the watched steps, of which the ratio is taken.
+
+    A ratio of sums: both estimates are noisy, and the mean of ratios would be biased.
+    They weigh alike, so the ratio is that of the exponential averages.
+    """
+
+    signal: float = 0.0
+    """Estimates of |G|^2; a single one may be negative."""
+    variance: float = 0.0
+    """Estimates of tr(S), for single samples."""
+
+    def add(self, signal: float, variance: float) -> None:
+        """One watched step."""
+        self.signal = DECAY * self.signal + signal
+        self.variance = DECAY * self.variance + variance
+
+    @property
+    def scale(self) -> float | None:
+        """In samples; None where the estimates allow none."""
+        if self.signal <= 0 or self.variance <= 0:
+            return None
+        return self.variance / self.signal
+
+
+def estimate(
+    squares: Sequence[float], sizes: Sequence[int], whole: float
+) -> tuple[float, float]:
+    """Of one step: |G|^2 and tr(S).
+
+    `squares[m]` is the squared norm of what micro-batch `m` of `sizes[m]` samples adds
+    to the gradient, and `whole` that of the gradient itself. At least two micro-batches
+    must have samples.
+    """
+    batch = sum(sizes)
+    means = [
+        square * (batch / size) ** 2
+        for square, size in zip(squares, sizes, strict=True)
+        if size
+    ]
+    inverse = sum(1 / size for size in sizes if size) / len(means)
+    variance = (sum(means) / len(means) - whole) / (inverse - 1 / batch)
+    return whole - variance / batch, variance
+
+
+class Watch:
+    """Squared norms of single micro-batches' gradients, in the steps that are watched.
+
+    Norms are taken parameter by parameter, since an exchange over buckets never has a
+    micro-batch's whole gradient in one place.
+    """
+
+    def __init__(self, leaves: int, parameters: int) -> None:
+        self._cells = torch.zeros(leaves, parameters, dtype=torch.float64)
+        self.active = False
+
+    def begin(self, step: int) -> None:
+        """Steps are counted from 0, over all epochs."""
+        self.active = step % EVERY == 0 and len(self._cells) > 1
+        if self.active:
+            self._cells.zero_()
+
+    def note(
+        self,
+        leaf: int,
+        gradients: Sequence[Tensor | None],
+        positions: Sequence[int] | None = None,
+    ) -> None:
+        """Gradients of one micro-batch: of all parameters, or of those at `positions`.
+
+        None is a gradient of zeros.
+        """
+        for position, gradient in zip(
+            positions or range(len(gradients)), gradients, strict=True
+        ):
+            if gradient is not None:
+                norm = torch.linalg.vector_norm(gradient)
+                self._cells[leaf, position] = norm.double().square()
+
+    @property
+    def squares(self) -> Tensor:
+        """float64 [leaves]; zero for those of other workers."""
+        return self._cells.sum(dim=1)

@@ -1,0 +1,191 @@
+"""One pass over two samples before the training, on a copy of the model.
+
+It finds what would fail later with an error that names neither layer nor function.
+"""
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from samestep import own
+from samestep.dataset import Dataset
+from samestep.errors import OwnCodeError, RecipeError
+from samestep.objective import Objective
+from samestep.plan import Plan
+from samestep.recipe import Recipe
+
+
+MOST_NAMES = 8
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What only a pass can show."""
+
+    still: frozenset[str]
+    """Buffers that a forward pass in training does not change."""
+    metric: str | None
+    """What the loss function calls what it measures."""
+
+
+def rehearse(
+    recipe: Recipe, data: Dataset, model: nn.Module, loss: Callable[..., Any] | None
+) -> Findings:
+    """Raises OwnCodeError; the model stays as it is."""
+    _check_task(recipe, data)
+    train = data.splits["train"]
+    samples = torch.arange(min(2, len(train)))
+    torch.default_generator.manual_seed(0)
+    inputs, targets = train.gather(samples)
+    twin = copy.deepcopy(model).train()
+    before = {name: buffer.clone() for name, buffer in twin.named_buffers()}
+    names = own.names(recipe)
+    who = own.title(names["model"], "model") if "model" in names else "the model"
+    with _naming_layers(twin, who, inputs):
+        outputs = twin(inputs)
+    if loss is None:
+        _check_outputs(outputs, targets, data, who)
+    objective = Objective(twin, recipe.loss, loss)
+    blamed = own.title(names["loss"], "loss") if "loss" in names else who
+    with own.blaming(blamed):
+        total = _measure(objective, outputs, targets, blamed)
+        _check_loss(total, blamed)
+        torch.autograd.backward(total)
+    _check_gradients(twin, who)
+    return Findings(_still(twin, before, who), objective.metric)
+
+
+def _check_task(recipe: Recipe, data: Dataset) -> None:
+    """Raises RecipeError if the loss is that of other tasks."""
+    wanted = "squared-error" if data.task == "regression" else "cross-entropy"
+    if recipe.loss.name not in (wanted, "custom"):
+        raise RecipeError(
+            f"The loss of {data.task}, which these data are for by their targets, is "
+            f"`{wanted}` or your own; the recipe has `{recipe.loss.name}`. Use "
+            f"`--loss {wanted}`, or say `data.task`."
+        )
+
+
+def check_norms(recipe: Recipe, data: Dataset, plan: Plan, model: nn.Module) -> None:
+    """Raises RecipeError if BatchNorm would get one value per channel."""
+    if not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
+        return
+    steps = {0, plan.steps_per_epoch - 1}
+    sizes = [size for step in steps for size in plan.micro_batch_sizes(step) if size]
+    if min(sizes) > 1:
+        return
+    inputs, _ = data.splits["train"].gather(torch.zeros(1, dtype=torch.int64))
+    try:
+        copy.deepcopy(model).train()(inputs)
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise RecipeError(
+            "BatchNorm needs at least 2 values per channel, and this recipe has "
+            f"micro-batches of one sample: the global batches of {recipe.global_batch} "
+            f"(the last of an epoch: {plan.batch_size(plan.steps_per_epoch - 1)}) are "
+            f"cut into {recipe.micro_batches}. Use fewer `micro_batches`, or another "
+            "norm."
+        ) from None
+
+
+@contextlib.contextmanager
+def _naming_layers(model: nn.Module, who: str, inputs: Tensor) -> Iterator[None]:
+    """An exception inside is told with the innermost layer and what it received."""
+    inside: list[str] = []
+
+    def enter(name: str, layer: nn.Module, given: tuple[Any, ...]) -> None:
+        shapes = [list(each.shape) for each in given if isinstance(each, Tensor)]
+        kind = str(layer) if not list(layer.children()) else type(layer).__name__
+        received = " and ".join(map(str, shapes)) or "no tensor"
+        inside.append(f"layer `{name}`, {kind}, which received {received}")
+
+    for name, layer in model.named_modules():
+        if name:
+            layer.register_forward_pre_hook(
+                lambda layer, given, name=name: enter(name, layer, given)
+            )
+            layer.register_forward_hook(lambda *_: inside.pop() and None)
+    try:
+        yield
+    except Exception as error:
+        where = f" in {inside[-1]}" if inside else ""
+        raise OwnCodeError(
+            f"{own.capital(who)} fails on training samples of shape "
+            f"{list(inputs.shape)} ({inputs.dtype}){where}: "
+            f"{type(error).__name__}: {error}."
+        ) from error
+
+
+def _check_outputs(outputs: Any, targets: Tensor, data: Dataset, who: str) -> None:
+    wanted = [*targets.shape]
+    if data.task != "regression":
+        wanted.append(data.outputs)
+    found = list(outputs.shape) if isinstance(outputs, Tensor) else None
+    if found == wanted:
+        return
+    what = f"{found}" if found is not None else f"an object {type(outputs).__name__}"
+    hint = ""
+    if data.task != "regression" and found and found[:-1] == wanted[:-1]:
+        hint = (
+            f" The data have {data.outputs} classes or tokens, counted from the labels;"
+            " if there are more, say `data.outputs`."
+        )
+    raise OwnCodeError(
+        f"For {data.task}, the outputs for targets {list(targets.shape)} have the "
+        f"shape {wanted}; {who} returned {what}.{hint}"
+    )
+
+
+def _measure(objective: Objective, outputs: Any, targets: Tensor, who: str) -> Tensor:
+    try:
+        return objective.measure(outputs, targets)[0]
+    except OwnCodeError as error:
+        raise OwnCodeError(f"{own.capital(who)}: {error}") from error.__cause__
+
+
+def _check_loss(loss: Tensor, who: str) -> None:
+    if not loss.requires_grad:
+        raise OwnCodeError(
+            f"A loss must depend on the parameters, and that of {who} has no gradient: "
+            "is something detached, or turned into a number?"
+        )
+
+
+def _check_gradients(model: nn.Module, who: str) -> None:
+    without = [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and parameter.grad is None
+    ]
+    if without:
+        more = f" and {len(without) - MOST_NAMES} more" * (len(without) > MOST_NAMES)
+        raise OwnCodeError(
+            f"Every parameter that is trained must get a gradient; of {who} get none: "
+            f"{', '.join(without[:MOST_NAMES])}{more}. Use them in `forward`, or "
+            "freeze them with `requires_grad_(False)`."
+        )
+
+
+def _still(model: nn.Module, before: dict[str, Tensor], who: str) -> frozenset[str]:
+    """Checks the buffers that changed, names the others."""
+    state = model.state_dict(keep_vars=True)
+    still = set()
+    for name, buffer in model.named_buffers():
+        if torch.equal(buffer, before[name]):
+            still.add(name)
+            continue
+        counts = name.endswith("num_batches_tracked")
+        if name in state and (buffer.dtype == torch.float32 or counts):
+            continue
+        raise OwnCodeError(
+            f"What a forward pass changes must be a persistent float32 buffer, so that "
+            f"it can be averaged over micro-batches; `{name}` of {who} is "
+            f"{buffer.dtype}" + ("." if name in state else ", and not persistent.")
+        )
+    return frozenset(still)

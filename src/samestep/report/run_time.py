@@ -1,0 +1,92 @@
+"""The part of a run's report on where the time went."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from samestep.report import curves, spending
+from samestep.report.document import Block, Section, Table, Text, together
+from samestep.report.happenings import events_table
+from samestep.report.reading import RunFiles
+from samestep.report.records import Epoch
+from samestep.report.words import is_number, percent, plural, seconds, size
+
+
+def time_section(run: RunFiles) -> Section:
+    """Figures, the table of workers, what happened, and what balancing did."""
+    epochs = run.result.epochs
+    workers = spending.by_worker(epochs)
+    waited = _waited_for(epochs, len(workers))
+    blocks = together(
+        [
+            spending.epoch_plot(epochs),
+            spending.worker_plot(workers),
+            spending.waiting_plot(waited),
+            curves.share_plot(run.steps),
+            spending.time_line(run.events),
+        ]
+    )
+    if workers:
+        blocks.append(_worker_table(workers, waited))
+    talk = _talk(epochs)
+    if talk:
+        blocks.append(Text(talk))
+    blocks += events_table(run.events)
+    blocks += _balance(run.result.balance)
+    return Section("Where the time went", "time", blocks)
+
+
+def _worker_table(workers: list[dict[str, float]], waited: list[float]) -> Table:
+    names = list(dict.fromkeys(name for worker in workers for name in worker))
+    rows = []
+    for rank, phases in enumerate(workers):
+        spent = sum(phases.values())
+        row = [str(rank), seconds(spent)]
+        row += [
+            percent(phases.get(name, 0.0) / spent if spent else None) for name in names
+        ]
+        rows.append((*row, *([seconds(waited[rank])] if waited else [])))
+    columns = ("worker", "time", *names, *(["others waited"] if waited else []))
+    return Table("Workers, all epochs together", columns, rows)
+
+
+def _waited_for(epochs: list[Epoch], ranks: int) -> list[float]:
+    """Seconds of each rank; empty where nothing is known or nobody can wait."""
+    known = [epoch.waited_for for epoch in epochs if epoch.waited_for]
+    if not known or ranks < 2:
+        return []
+    return [sum(one[rank] for one in known if rank < len(one)) for rank in range(ranks)]
+
+
+def _talk(epochs: list[Epoch]) -> str:
+    """One paragraph on exchange; empty where nothing is known."""
+    told = [epoch for epoch in epochs if epoch.communication_share is not None]
+    if not told:
+        return ""
+    last = told[-1]
+    moved = sum(epoch.bytes_exchanged or 0 for epoch in told)
+    return (
+        f"In the last epoch, exchange and wait took "
+        f"{percent(last.communication_share)} of the workers' time, wait alone "
+        f"{percent(last.straggler_share)}. In {plural(len(told), 'epoch')}, all "
+        f"workers together exchanged {size(moved)}."
+    )
+
+
+def _balance(found: Mapping[str, Any]) -> list[Block]:
+    """Who was slower than the fastest for a second or longer; nothing if nobody was."""
+    lags = found.get("lag")
+    told = [
+        (str(rank), seconds(lag["seconds"]), percent(lag["speed"], 0))
+        for rank, lag in (lags.items() if isinstance(lags, Mapping) else ())
+        if isinstance(lag, Mapping)
+        and is_number(lag.get("seconds"))
+        and is_number(lag.get("speed"))
+        and lag["seconds"] >= 1
+    ]
+    if not told:
+        return []
+    columns = ("worker", "slower than the fastest for", "at this share of its speed")
+    blocks: list[Block] = [Table("Uneven workers", columns, told)]
+    if is_number(found.get("saved")) and found["saved"] > 0.01:
+        blocks.append(Text(f"Balancing saved {percent(found['saved'])} of the time."))
+    return blocks

@@ -1,0 +1,223 @@
+"""From measurements to everything that scaling.json says about them. Pure."""
+
+import statistics
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+
+from samestep.scaling import laws
+from samestep.scaling.advice import advise
+from samestep.scaling.files import Study
+from samestep.scaling.fit import (
+    Observation,
+    errors,
+    fit,
+    observations,
+    to_fields,
+)
+from samestep.scaling.model import EXCHANGE, FORMULA, Network
+from samestep.scaling.predict import Forecaster, best_per_node, machine_counts
+from samestep.scaling.settings import Point
+from samestep.scaling.summary import base_of, draws, ratios, summarise
+
+
+RESAMPLES = 200
+"""Fits of the bootstrap."""
+Fields = dict[str, Any]
+
+
+def analyse(study: Study, cores: int) -> Fields:
+    """The fields of a finished scaling.json, of measurements made on so many cores."""
+    settings = study.settings
+    found: Fields = {
+        "points": summarise(study.runs, settings.exchange),
+        "noise": _noise(study),
+        **_laws(study),
+        "model": None,
+        "held_out": None,
+        "predictions": [],
+        "no_fit_because": _no_fit(study),
+    }
+    if found["no_fit_because"] is None:
+        found |= _modelled(study, cores, found["noise"])
+    found["advice"] = advise(found, study.recipe.micro_batches, settings, cores)
+    return found
+
+
+def _no_fit(study: Study) -> str | None:
+    workers, rounds = study.settings.workers, study.settings.rounds
+    if find_spec("scipy") is None:
+        return (
+            "Fitting needs scipy, which is not installed: "
+            "`pip install 'samestep[report]'`."
+        )
+    if len(workers) < 2 or workers[0] != 1:
+        listed = ",".join(map(str, workers))
+        return (
+            "A model needs 1 worker and at least one more worker count; measured: "
+            f"{listed}. Use `--workers 1,2`."
+        )
+    if rounds < 2:
+        return "Intervals need at least 2 rounds; measured: 1. Use `--rounds 10`."
+    return None
+
+
+def _noise(study: Study) -> Fields | None:
+    """The median over strong measurements, at the first global batch that has one."""
+    for batch in study.settings.global_batches:
+        scales = [
+            run.noise_scale
+            for point, runs in study.runs.items()
+            if point.kind == "strong" and point.global_batch == batch
+            for run in runs
+            if run.noise_scale is not None
+        ]
+        if scales and (scale := statistics.median(scales)) > 0:
+            return {
+                "noise_scale": scale,
+                "critical_batch": scale,
+                "at_global_batch": batch,
+            }
+    return None
+
+
+def _laws(study: Study) -> Fields:
+    """Amdahl and USL on strong scaling at the first global batch."""
+    found: Fields = {"amdahl": None, "usl": None}
+    batch, micro = study.settings.global_batches[0], study.recipe.micro_batches
+    points = [Point("strong", n, batch, micro) for n in study.settings.workers]
+    workers = [point.workers for point in points]
+    if workers[0] != 1 or len(workers) < 2:
+        return found
+    table = np.array([ratios(study.runs, point, base_of(point)) for point in points])
+    serial = laws.fit_amdahl(workers, np.median(table, axis=1).tolist())
+    chosen = np.random.default_rng(0).integers(
+        table.shape[1], size=(RESAMPLES, table.shape[1])
+    )
+    drawn = [
+        laws.fit_amdahl(workers, np.median(table[:, rounds], axis=1).tolist())
+        for rounds in chosen
+    ]
+    low, high = np.percentile(drawn, (2.5, 97.5)).tolist()
+    found["amdahl"] = {
+        "serial_fraction": serial,
+        "low": min(low, serial),
+        "high": max(high, serial),
+    }
+    if len(workers) >= 3 and find_spec("scipy"):
+        rates = [
+            statistics.median(run.samples_per_second for run in study.runs[point])
+            for point in points
+        ]
+        rate, sigma, kappa = laws.fit_usl(workers, rates)
+        found["usl"] = {
+            "lambda": rate,
+            "sigma": sigma,
+            "kappa": kappa,
+            "peak_workers": laws.usl_peak(sigma, kappa),
+        }
+    return found
+
+
+def _modelled(study: Study, cores: int, noise: Fields | None) -> Fields:
+    exchange, n = study.settings.exchange, study.gradient_bytes
+    seen = observations(study.runs)
+    model = fit(seen, exchange, cores, n)
+    rounds = range(1, study.settings.rounds + 1)
+    drawn = [
+        fit(observations(study.runs, chosen), exchange, cores, n)
+        for chosen in draws(rounds, RESAMPLES)
+    ]
+    misfits = [abs(error) for error in errors(model, seen)]
+    held_out = hold_out(seen, exchange, cores, n)
+    margin = max([max(misfits), abs(held_out["error"]) if held_out else 0.0])
+    forecaster = Forecaster(
+        model,
+        drawn,
+        margin,
+        {b: _rate(study, 1, b) for b in study.settings.global_batches},
+        noise["critical_batch"] if noise else None,
+    )
+    return {
+        "model": {
+            "formula": FORMULA + EXCHANGE[exchange],
+            "parameters": to_fields(model, drawn),
+            "median_error": statistics.median(misfits),
+            "max_error": max(misfits),
+            "cores": cores,
+            "not_told_apart": not_told_apart(study),
+        },
+        "held_out": held_out,
+        "predictions": _predictions(study, cores, forecaster),
+    }
+
+
+def hold_out(
+    seen: Sequence[Observation], exchange: str, cores: int, gradient_bytes: int
+) -> Fields | None:
+    """The largest worker count predicted from the others; None without two others."""
+    strong = [o for o in seen if o.point.kind == "strong"]
+    most = max(o.together for o in strong)
+    others = [o for o in seen if o.together < most]
+    if len({o.together for o in others}) < 2:
+        return None
+    model = fit(others, exchange, cores, gradient_bytes)
+    target = next(o for o in strong if o.together == most)
+    batch = target.point.global_batch
+    predicted = batch / model.step(most, batch, target.point.micro_batches)
+    measured = batch / target.step
+    return {
+        "workers": most,
+        "global_batch": batch,
+        "predicted": predicted,
+        "measured": measured,
+        "error": predicted / measured - 1,
+    }
+
+
+def not_told_apart(study: Study) -> list[str]:
+    """What these measurements cannot identify, in sentences."""
+    found = []
+    if len(study.settings.workers) == 2:
+        found.append(
+            "With one worker count above 1, the exchange's latency and its other cost "
+            "cannot be told apart; they share the time evenly."
+        )
+    has_calibration = any(point.kind == "calibration" for point in study.runs)
+    if not has_calibration and len(study.settings.global_batches) == 1:
+        found.append(
+            "With one size of micro-batches, their fixed cost cannot be told from the "
+            "cost of their samples; add another `--global-batch`."
+        )
+    return found
+
+
+def _rate(study: Study, workers: int, batch: int) -> float:
+    runs = study.runs[Point("strong", workers, batch, study.recipe.micro_batches)]
+    return statistics.median(run.samples_per_second for run in runs)
+
+
+def _predictions(study: Study, cores: int, forecaster: Forecaster) -> list[Fields]:
+    settings, micro = study.settings, study.recipe.micro_batches
+    counts = machine_counts(settings.workers, cores, micro)
+    found = [
+        forecaster.machine(count, batch, micro)
+        for batch in settings.global_batches
+        for count in counts
+    ]
+    if settings.nodes_up_to is None:
+        return found
+    assert settings.bandwidth_bytes_per_second is not None
+    assert settings.latency_seconds is not None
+    network = Network(settings.bandwidth_bytes_per_second, settings.latency_seconds)
+    for batch in settings.global_batches:
+        rates = {n: _rate(study, n, batch) for n in settings.workers}
+        per_node = best_per_node(rates, cores)
+        most = min(settings.nodes_up_to, batch // per_node)
+        found += [
+            forecaster.nodes(nodes, per_node, batch, micro, network)
+            for nodes in range(1, most + 1)
+        ]
+    return found

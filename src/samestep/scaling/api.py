@@ -1,0 +1,47 @@
+"""`samestep scale` as a function: measurements, analysis, files."""
+
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from samestep import machine, sources
+from samestep.forking import ForkServer
+from samestep.recipe import Recipe
+from samestep.report import offer
+from samestep.scaling.analysis import analyse
+from samestep.scaling.files import open_study, to_csv, write
+from samestep.scaling.measure import Watcher, measure
+from samestep.scaling.settings import Settings, grid
+from samestep.signals import stop_on_signals
+
+
+def scale(
+    recipe: Recipe,
+    settings: Settings,
+    server: ForkServer,
+    watcher: Watcher,
+    out: Path | None = None,
+) -> tuple[Path, dict[str, Any]]:
+    """Measures, analyses and writes; returns the directory and what scaling.json adds.
+
+    Goes on in `out` if it holds an unfinished measurement with these settings. Raises
+    UsageError before anything is started, TrainingError after, and Interrupted after a
+    signal.
+    """
+    sources.prepare(recipe.data)
+    environment = machine.describe() | {"data": sources.describe(recipe.data)}
+    path = out or _default_path(recipe)
+    points = grid(settings, recipe.micro_batches)
+    with open_study(path, recipe, environment, settings, points) as study:
+        with stop_on_signals() as stop:
+            measure(study, server, stop, watcher)
+        found = analyse(study, machine.usable_cores()[0])
+        write(path / "scaling.csv", to_csv(found["points"]))
+        study.save(found)
+    offer(path, lambda text: print(text, file=sys.stderr))
+    return path, found
+
+
+def _default_path(recipe: Recipe) -> Path:
+    return Path("runs") / f"scale-{recipe.name}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"

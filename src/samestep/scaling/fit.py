@@ -1,0 +1,276 @@
+"""Finds the model's parameters: each from the phase that it describes.
+
+The phases of a step are measured one by one, so every term has observations of its own
+and a small linear problem with non-negative unknowns; a fit to total times could not
+tell a slow exchange from a slow optimizer. Residuals are in shares of the step's time.
+"""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import sqrt
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from samestep.scaling.files import Measurement
+from samestep.scaling.model import MEANING, Model
+from samestep.scaling.settings import Point
+from samestep.scaling.summary import Runs
+from samestep.scaling.work import Work, expected_maximum, work
+
+
+Floats = NDArray[np.float64]
+
+COMPUTE = ("data", "forward", "backward")
+NAMED = (*COMPUTE, "wait", "exchange", "optimizer")
+MOST_KAPPA = 2.0
+RIDGE = 1e-4
+"""Share of the residuals' scale by which large parameters are disliked: it divides
+what the measurements cannot tell apart evenly."""
+
+
+@dataclass(frozen=True)
+class Observation:
+    """One point: medians over rounds of the seconds per step, mean over ranks."""
+
+    point: Point
+    work: Work
+    """Of one training."""
+    together: int
+    """Workers on the machine at the same time."""
+    step: float
+    compute: float
+    backward: float
+    wait: float
+    exchange: float
+    optimizer: float
+    other: float
+    adding: float
+    """Of one gradient to another."""
+
+
+def observe(point: Point, runs: Sequence[Measurement]) -> Observation:
+    """The phases are scaled to add up to the step."""
+    steps = [[_per_step(run, name) for run in runs] for name in runs[0].workers[0]]
+    found = dict(zip(runs[0].workers[0], map(statistics.median, steps), strict=True))
+    step = statistics.median(run.seconds / run.steps for run in runs)
+    scale = step / (sum(found.values()) or 1.0)
+    named = {name: scale * found.get(name, 0.0) for name in NAMED}
+    trained_by = 1 if point.kind == "limit" else point.workers
+    return Observation(
+        point=point,
+        work=work(trained_by, point.global_batch, point.micro_batches),
+        together=point.workers,
+        step=step,
+        compute=sum(named[name] for name in COMPUTE),
+        backward=named["backward"],
+        wait=named["wait"],
+        exchange=named["exchange"],
+        optimizer=named["optimizer"],
+        other=step - sum(named.values()),
+        adding=statistics.median(run.add_seconds for run in runs),
+    )
+
+
+def _per_step(run: Measurement, phase: str) -> float:
+    return statistics.fmean(worker[phase] for worker in run.workers) / run.steps
+
+
+def observations(runs: Runs, rounds: Sequence[int] | None = None) -> list[Observation]:
+    """Of every point; with `rounds`, of these rounds only, each as often as named."""
+    found = []
+    for point, own in runs.items():
+        by_round = {run.round: run for run in own}
+        chosen = [by_round[r] for r in rounds or by_round if r in by_round]
+        if chosen:
+            found.append(observe(point, chosen))
+    return found
+
+
+def fit(
+    seen: Sequence[Observation], exchange: str, cores: int, gradient_bytes: int
+) -> Model:
+    """The model of these observations. Raises ValueError if there are none."""
+    if not seen:
+        raise ValueError("no observations")
+    trained = [o for o in seen if o.point.kind != "limit"]
+    backward = statistics.fmean(o.backward / o.compute for o in trained)
+    found = dict.fromkeys(MEANING, 0.0) | {"q": 1.0}
+    model = Model(found, exchange, cores, gradient_bytes, backward)
+    # From here on the model holds what has been found so far.
+    found["rho"] = statistics.median(o.adding for o in seen) / gradient_bytes
+    found |= _fit_compute(seen, model)
+    found |= _fit_optimizer(trained, model)
+    found["o0"] = max(0.0, statistics.fmean(o.other for o in trained))
+    found |= _fit_straggling(trained, model)
+    found |= _fit_exchange(trained, model)
+    return model
+
+
+def _fit_compute(seen: Sequence[Observation], model: Model) -> dict[str, float]:
+    """kappa by search; for each kappa the rest is linear."""
+    from scipy.optimize import minimize_scalar
+
+    cores, rho = model.cores, model.parameters["rho"] * model.gradient_bytes
+    usable = [o for o in seen if o.together <= cores or o.point.kind == "limit"]
+    crowd = np.array([model.crowd(o.together) for o in usable])
+    others = np.array([min(o.together, cores) - 1 for o in usable])
+    done = [o.work for o in usable]
+    terms = np.array([[_mean(w.micro_batches), _mean(w.samples)] for w in done])
+    adding = np.array([rho * _mean(w.merges) for w in done])
+    seconds = np.array([o.compute for o in usable])
+    weights = 1 / np.array([o.step for o in usable])
+
+    def solve(kappa: float) -> tuple[Floats, float]:
+        slow = crowd * (1 + kappa * others)
+        left = np.maximum(seconds - slow * adding, 0)
+        return nonnegative(terms * slow[:, None], left, weights)
+
+    kappa = 0.0
+    if others.any():
+        search = minimize_scalar(
+            lambda k: solve(k)[1], bounds=(0, MOST_KAPPA), method="bounded"
+        )
+        kappa = min((float(search.x), 0.0), key=lambda k: solve(k)[1])
+    alpha, beta = solve(kappa)[0].tolist()
+    return {"alpha": alpha, "beta": beta, "kappa": kappa}
+
+
+def _fit_optimizer(seen: Sequence[Observation], model: Model) -> dict[str, float]:
+    rows = []
+    for o in seen:
+        crowd, shared = model.crowd(o.together), model.exchange == "shared"
+        rows.append([crowd, crowd / o.together] if shared else [0.0, crowd])
+    u0, u1 = _solve(np.array(rows), seen, [o.optimizer for o in seen])
+    return {"u0": u0, "u1": u1}
+
+
+def _fit_straggling(seen: Sequence[Observation], model: Model) -> dict[str, float]:
+    """From the waiting that even shares do not explain."""
+    several = [o for o in seen if o.together > 1]
+    if not several:
+        return {}
+    terms, left = [], []
+    for o in several:
+        each = model.compute(o.work, o.together)
+        critical = max(*each, sum(each) / model.cores)
+        if o.together <= model.cores:
+            left.append(max(0.0, o.wait - (max(each) - _mean(each))))
+        else:  # taking turns, computing and waiting are mixed
+            left.append(max(0.0, o.compute + o.wait - critical))
+        terms.append([expected_maximum(o.together) * sqrt(critical)])
+    (nu,) = _solve(np.array(terms), several, left)
+    return {"nu": nu}
+
+
+def _fit_exchange(seen: Sequence[Observation], model: Model) -> dict[str, float]:
+    n, shared = float(model.gradient_bytes), model.exchange == "shared"
+    names = ("e0", "e1", "lambda") if shared else ("e0", "lambda", "tau")
+    rows, seconds = [], []
+    for o in seen:
+        crowd, p = model.crowd(o.together), o.together
+        company = [min(1, p - 1), o.work.rounds]
+        moved = company if shared else [p - 1, (p - 1) * n * o.work.rows]
+        rows.append([1.0, *(crowd * value for value in moved)])
+        adding = crowd * model.adding(o.work) if p > 1 else 0.0
+        seconds.append(max(0.0, o.exchange - adding))
+    found = dict(zip(names, _solve(np.array(rows), seen, seconds), strict=True))
+    if shared or len({o.together for o in seen}) < 4:
+        return found
+    return _fit_overlap(seen, model, found)
+
+
+def _fit_overlap(
+    seen: Sequence[Observation], model: Model, start: dict[str, float]
+) -> dict[str, float]:
+    """Gloo: latency, rate and overlap together; not linear."""
+    from scipy.optimize import least_squares
+
+    names = ("e0", "lambda", "tau", "q")
+    scale = np.array([*(max(start[name], 1e-12) for name in names[:3]), 1.0])
+
+    def residuals(x: Floats) -> Floats:
+        values = dict(zip(names, (x * scale).tolist(), strict=True))
+        tried = Model(
+            {**model.parameters, **values},
+            model.exchange,
+            model.cores,
+            model.gradient_bytes,
+            model.backward,
+        )
+        errors = [
+            (tried.exchange_seconds(o.work, _micro_batch(o)) - o.exchange) / o.step
+            for o in seen
+        ]
+        # AdaptDL's prior: no overlap without evidence of it.
+        return np.array([*errors, sqrt(1e-3) * (x[3] - 1)])
+
+    bounds = ([0, 0, 0, 1], [np.inf, np.inf, np.inf, 10])
+    solved = least_squares(residuals, [1, 1, 1, 1.5], bounds=bounds)
+    return dict(zip(names, (solved.x * scale).tolist(), strict=True))
+
+
+def _micro_batch(o: Observation) -> float:
+    return o.compute / _mean(o.work.micro_batches)
+
+
+def _solve(
+    terms: Floats, seen: Sequence[Observation], seconds: Sequence[float]
+) -> list[float]:
+    weights = 1 / np.array([o.step for o in seen])
+    solution, _ = nonnegative(terms, np.array(seconds), weights)
+    return [float(value) for value in solution]
+
+
+def nonnegative(
+    terms: Floats, seconds: Floats, weights: Floats
+) -> tuple[Floats, float]:
+    """x >= 0 that minimises |weights (terms x - seconds)|, and the residual's norm.
+
+    `terms` [observations, parameters]. Columns are scaled, so the ridge knows no units.
+    """
+    from scipy.optimize import nnls
+
+    weighted = terms * weights[:, None]
+    scale = np.abs(weighted).max(axis=0)
+    scale[scale == 0] = 1
+    ridge = RIDGE * np.eye(terms.shape[1])
+    padded = np.concatenate([weighted / scale, ridge])
+    target = np.concatenate([seconds * weights, np.zeros(terms.shape[1])])
+    solution, residual = nnls(padded, target)
+    return solution / scale, float(residual)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def errors(model: Model, seen: Sequence[Observation]) -> list[float]:
+    """Relative errors of the step time, of every training that was measured."""
+    return [
+        model.step(o.together, o.point.global_batch, o.point.micro_batches) / o.step - 1
+        for o in seen
+        if o.point.kind != "limit"
+    ]
+
+
+def to_fields(model: Model, drawn: Sequence[Model]) -> list[dict[str, Any]]:
+    """The parameters with bootstrap intervals, for scaling.json."""
+    fields = []
+    for name, (unit, meaning) in MEANING.items():
+        values = [other.parameters[name] for other in drawn] or [model.parameters[name]]
+        low, high = np.percentile(values, (2.5, 97.5)).tolist()
+        value = model.parameters[name]
+        fields.append(
+            {
+                "name": name,
+                "value": value,
+                "low": min(low, value),
+                "high": max(high, value),
+                "unit": unit,
+                "meaning": meaning,
+            }
+        )
+    return fields

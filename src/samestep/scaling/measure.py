@@ -1,0 +1,138 @@
+"""Carries out the measurements: one cell is one point in one round."""
+
+import os
+import statistics
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from samestep import memory
+from samestep.errors import Interrupted
+from samestep.forking import ForkServer, Message
+from samestep.jobs import exchange_fields
+from samestep.launch import run_workers
+from samestep.placement import Placement
+from samestep.recipe import Recipe
+from samestep.scaling.files import Measurement, Study
+from samestep.scaling.settings import Point, schedule
+from samestep.signals import Stop
+
+
+WARM_UP_SECONDS = 0.3
+
+OnStart = Callable[[list[int]], None]
+"""Gets the workers' process ids when they are ready, before they warm up."""
+
+
+class Watcher(Protocol):
+    """Is told how far the measuring is."""
+
+    def cell(self, done: int, total: int, what: str) -> None:
+        """A cell begins; `done` are finished, also by earlier commands."""
+
+
+def measure(
+    study: Study,
+    server: ForkServer,
+    stop: Stop,
+    watcher: Watcher,
+    warm_up: float = WARM_UP_SECONDS,
+    on_start: OnStart = lambda _: None,
+) -> None:
+    """Every cell that is missing; each is on disk before the next one begins.
+
+    Raises TrainingError, and Interrupted after a signal.
+    """
+    cells = list(schedule(list(study.runs), study.settings.rounds))
+    for index, (round_, point) in enumerate(cells):
+        if study.has(round_, point):
+            continue
+        watcher.cell(index, len(cells), describe(point))
+        reports = run_cell(study, server, stop, point, warm_up, on_start)
+        if stop.number is not None:
+            raise Interrupted(
+                f"stopped after {index} of {len(cells)} measurements; the same command "
+                f"with `--out {study.path}` goes on",
+                stop.exit_code,
+            )
+        study.gradient_bytes = reports[0]["gradient_bytes"]
+        study.add(point, combine(round_, reports))
+        study.save()
+
+
+def describe(point: Point) -> str:
+    """`2 workers, global batch 64` and what is special about it."""
+    workers = "1 worker" if point.workers == 1 else f"{point.workers} workers"
+    special = {"limit": " that never talk", "calibration": ", small micro-batches"}
+    return f"{workers}{special.get(point.kind, '')}, global batch {point.global_batch}"
+
+
+def run_cell(
+    study: Study,
+    server: ForkServer,
+    stop: Stop,
+    point: Point,
+    warm_up: float,
+    on_start: OnStart,
+) -> list[Message]:
+    """Starts the workers of a point; returns the reports of its trainings."""
+    reports: list[Message] = []
+    pids: list[int] = []
+    ready: list[Message] = []
+
+    def listen(message: Message) -> None:
+        if message["type"] == "workers":
+            pids.extend(message["pids"])
+        elif message["type"] == "ready":
+            ready.append(message)
+            if len(ready) == point.workers:
+                on_start(pids)
+        elif message["type"] == "measured":
+            reports.append(message)
+
+    fd = memory.create(8 * point.workers if point.kind == "limit" else 0)
+    try:
+        job = cell_job(study.recipe, point, study.settings.exchange)
+        job |= {"seconds": study.settings.seconds_per_run, "warm_up": warm_up}
+        logs = study.path / "logs"
+        run_workers(server, job, point.workers, logs, listen, stop, {"snapshots": fd})
+    finally:
+        os.close(fd)
+    return reports
+
+
+def cell_job(recipe: Recipe, point: Point, exchange: str) -> dict[str, Any]:
+    """What the workers are told; even shares, so that a point is what it says."""
+    changed = recipe.model_copy(
+        update={
+            "global_batch": point.global_batch,
+            "micro_batches": point.micro_batches,
+        }
+    )
+    placement = Placement.model_validate(
+        {
+            "workers": point.workers,
+            "exchange": exchange,
+            "balance": "off",
+            "snapshot_seconds": 0.0,
+        }
+    )
+    kind = "limit" if point.kind == "limit" else "measure"
+    return {"kind": kind, "recipe": changed.to_dict(), **exchange_fields(placement)}
+
+
+def combine(round_: int, reports: list[Message]) -> Measurement:
+    """The reports of one or several trainings that ran at the same time."""
+    rates = [report["samples"] / report["seconds"] for report in reports]
+    deviations = [report["step_seconds_sd"] for report in reports]
+    scales = [r["noise_scale"] for r in reports if r["noise_scale"] is not None]
+    return Measurement(
+        round=round_,
+        steps=round(sum(report["steps"] for report in reports) / len(reports)),
+        seconds=max(report["seconds"] for report in reports),
+        samples_per_second=sum(rates),
+        step_seconds_sd=sum(deviations) / len(deviations),
+        workers=[worker for report in reports for worker in report["workers"]],
+        bytes_per_step=sum(report["bytes_per_step"] for report in reports),
+        add_seconds=statistics.median(report["add_seconds"] for report in reports),
+        noise_scale=scales[0] if scales else None,
+    )

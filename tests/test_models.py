@@ -1,0 +1,35 @@
+"""Every model family: the same bits at any placement, and after a kill."""
+
+from typing import Any
+
+import pytest
+from conftest import Train, small_recipe
+
+from samestep import Recipe
+
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    "cnn": {"channels": [3, 4], "kernels": [5, 3], "hidden": [11], "dropout": 0.2},
+    "cnn-norm": {"channels": [3], "kernels": [3], "norm": "batch"},
+    "lstm": {"cell": "lstm", "hidden": 13, "layers": 2},
+    "gru": {"cell": "gru", "hidden": 13},
+    "vit": {"patch": 7, "width": 24, "depth": 2, "heads": 3, "dropout": 0.1},
+}
+NAMES = {"cnn-norm": "cnn", "lstm": "rnn", "gru": "rnn"}
+
+
+def recipe_of(name: str) -> Recipe:
+    fields = small_recipe(global_batch=60, epochs=1, data__train_samples=300).to_dict()
+    fields["model"] = {"family": NAMES.get(name, name), **FAMILIES[name]}
+    return Recipe.from_dict(fields)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_has_one_fingerprint_at_any_placement(train: Train, name: str) -> None:
+    recipe = recipe_of(name)
+    alone = train(recipe, 1)
+    for workers, exchange in ((2, "shared"), (3, "gloo"), (4, "shared")):
+        run = train(recipe, workers, exchange=exchange, balance="random")
+        assert run.weights_sha256 == alone.weights_sha256
+        assert run.result["test_loss"] == alone.result["test_loss"]
+        assert run.result["noise_scale"] == alone.result["noise_scale"]

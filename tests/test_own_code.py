@@ -1,0 +1,447 @@
+"""The user's own model, data and loss, by name: the contract of docs/own-code.md."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import Train
+
+import samestep
+from samestep import OwnCodeError, Recipe, Run
+from samestep.api import check_exactness
+from samestep.errors import SamestepError, UsageError
+from samestep.fingerprint import fingerprint
+from samestep.forking import ForkServer
+from samestep.view import SilentView
+from samestep.weights import load
+
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+HEADER = '"""\n\n'
+"""What ends the description of an example."""
+DEADLINE = 120.0
+
+Own = Callable[..., Recipe]
+counter = iter(range(10**6))
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Own:
+    """`own(code, **fields)`: a recipe with the parts that a module with `code` has.
+
+    Every module has another name, since the fork server may have imported the last.
+    """
+    monkeypatch.chdir(tmp_path)
+
+    def recipe(code: str, **fields: Any) -> Recipe:
+        name = f"mine_{next(counter)}"
+        (tmp_path / f"{name}.py").write_text(HEAD + code)
+        sections: dict[str, Any] = {
+            "data": {"source": "custom", "load": f"{name}:load"},
+            "model": {"family": "custom", "build": f"{name}:build"},
+        }
+        if "def loss(" in code:
+            sections["loss"] = {"name": "custom", "function": f"{name}:loss"}
+        plain: dict[str, Any] = {
+            "name": "own",
+            "epochs": 1,
+            "global_batch": 24,
+            "micro_batches": 6,
+            "optimizer": {"name": "adam", "lr": 0.01},
+        }
+        return Recipe.from_dict({**plain, **sections}).changed(fields)
+
+    return recipe
+
+
+HEAD = """
+import random
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.utils.data import Dataset
+
+def some(n=100, classes=3, width=5):
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(n) % classes
+    x = torch.randn(n, width, generator=generator)
+    x[torch.arange(n), y] += 2
+    return x, y
+
+def load():
+    x, y = some()
+    return {"train": (x[:70], y[:70]), "validation": (x[70:85], y[70:85]),
+            "test": (x[85:], y[85:])}
+
+def build(inputs, outputs):
+    return nn.Sequential(nn.Linear(inputs[0], 7), nn.ReLU(), nn.Linear(7, outputs))
+"""
+
+EVERYTHING = """
+class Net(nn.Module):
+    def __init__(self, width, classes):
+        super().__init__()
+        self.embed = nn.Linear(width, 8, bias=False)
+        self.norm = nn.BatchNorm1d(8)
+        self.frozen = nn.Linear(8, 8).requires_grad_(False)
+        self.head = nn.Linear(8, width, bias=False)
+        self.head.weight = nn.Parameter(torch.empty(width, 8))
+        self.tied = self.head
+        self.last = nn.Linear(width, classes)
+        self.register_buffer("scale", torch.full((1, 8), 0.1))
+        self.register_buffer("order", torch.arange(8))
+        self.register_buffer("scratch", torch.ones(3), persistent=False)
+        nn.init.normal_(self.head.weight)
+
+    def forward(self, x):
+        h = self.frozen(self.norm(self.embed(x)))[:, self.order] * self.scale
+        h = functional.dropout(h, 0.2, self.training)
+        return self.last(torch.relu(self.tied(torch.relu(h))))
+
+def build(inputs, outputs):
+    return Net(inputs[0], outputs)
+"""
+
+DATASETS = """
+class Noisy(Dataset):
+    def __init__(self, x, y):
+        self.x, self.y = x, y
+    def __len__(self):
+        return len(self.y)
+    def __getitem__(self, i):
+        noise = random.random() + np.random.rand() + torch.rand(()).item()
+        return {"label": int(self.y[i]), "image": self.x[i].numpy() + noise}
+
+def load():
+    return Noisy(*some())
+"""
+
+REGRESSION = """
+def load():
+    x, _ = some()
+    return x.double().numpy(), x.sum(dim=1).numpy()
+"""
+
+TOKENS = """
+def load():
+    generator = torch.Generator().manual_seed(0)
+    text = torch.randint(6, (40, 8), generator=generator)
+    return {"train": (text[:, :-1], text[:, 1:]), "test": (text[:5, :-1], text[:5, 1:])}
+
+def build(outputs):
+    return nn.Sequential(nn.Embedding(outputs, 7), nn.Linear(7, outputs))
+"""
+
+LOSS = """
+def loss(outputs, targets):
+    each = functional.cross_entropy(outputs, targets, reduction="none")
+    return each, {"confident": (outputs.softmax(1).max(1).values > 0.5).sum()}
+"""
+
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "everything": (EVERYTHING, {"global_batch": 36, "optimizer.weight_decay": 0.01}),
+    "data-sets-that-draw": (DATASETS, {}),
+    "regression": (REGRESSION, {"loss": {"name": "squared-error"}}),
+    "next-token": (TOKENS, {}),
+    "loss": (LOSS, {}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_own_code_has_one_fingerprint_at_any_placement(
+    train: Train, own: Own, kind: str
+) -> None:
+    code, fields = KINDS[kind]
+    recipe = own(code, **fields)
+    alone = train(recipe, 1)
+    for workers, exchange in ((2, "shared"), (3, "gloo")):
+        run = train(recipe, workers, exchange=exchange, balance="random")
+        assert run.weights_sha256 == alone.weights_sha256
+        assert run.result["test_loss"] == alone.result["test_loss"]
+        assert run.history[0]["train_loss"] == alone.history[0]["train_loss"]
+
+
+def test_frozen_and_tied_parameters_and_buffers_that_stay_are_in_the_model_file(
+    train: Train, own: Own, server: ForkServer
+) -> None:
+    recipe = own(EVERYTHING, global_batch=36)
+    run = train(recipe, 2)
+    model = run.load_model()
+    assert fingerprint(model.state_dict()) == run.weights_sha256
+    assert not model.training
+    stored = load(run.model_file)
+    assert stored.keys() == model.state_dict().keys()
+    assert stored["head.weight"].equal(stored["tied.weight"])
+    assert stored["order"].equal(torch.arange(8))
+    assert stored["scale"].equal(torch.full((1, 8), 0.1))
+    found = samestep.evaluate(run, workers=2, server=server)
+    assert found.loss == run.result["test_loss"]
+    assert found.weights_sha256 == run.weights_sha256
+
+
+def test_a_run_with_constants_goes_on_from_its_checkpoint(
+    train: Train, own: Own, server: ForkServer
+) -> None:
+    run = train(own(EVERYTHING, global_batch=36), 2)
+    whole = train(run.recipe.changed({"epochs": 2}), 1)
+    longer = samestep.resume(run, epochs=2, workers=1, view=SilentView(), server=server)
+    assert longer.weights_sha256 == whole.weights_sha256
+
+
+def test_a_metric_of_ones_own_is_measured_under_its_name(
+    train: Train, own: Own, server: ForkServer
+) -> None:
+    run = train(own(LOSS), 2)
+    assert 0 <= run.result["test_confident"] <= 1
+    assert "train_confident" in run.history[0]
+    assert "test_accuracy" not in run.result
+    found = samestep.evaluate(run, workers=3, server=server)
+    assert found.means["confident"] == run.result["test_confident"]
+
+
+def test_a_single_data_set_is_divided_by_its_own_seed(train: Train, own: Own) -> None:
+    recipe = own(DATASETS, **{"data.test": 0.2, "data.validation": 0.05})
+    run = train(recipe, 1)
+    assert sum(map(sum, run.result["test_confusion"])) == 20
+    events = (run.path / "events.jsonl").read_text().splitlines()
+    started = next(e for e in map(json.loads, events) if e["event"] == "training")
+    assert started["train_samples"] == 75
+
+
+BAD: dict[str, tuple[str, str]] = {
+    "no-module": (
+        "def build(): return 5",
+        "must return a torch.nn.Module",
+    ),
+    "no-parameters": ("def build(): return nn.ReLU()", "it has none"),
+    "all-frozen": (
+        "def build(): return nn.Linear(5, 3).requires_grad_(False)",
+        "all are frozen",
+    ),
+    "needs-more": (
+        "def build(outputs, depth): pass",
+        "missing a required argument",
+    ),
+    "layer": (
+        "def build(): return nn.Sequential(nn.Linear(5, 4), nn.Linear(9, 3))",
+        r"in layer `1`, Linear\(in_features=9.*which received \[2, 4\]",
+    ),
+    "outputs": (
+        "def build(): return nn.Linear(5, 4)",
+        r"have the shape \[2, 3\]; .* returned \[2, 4\]. The data have 3 classes",
+    ),
+    "unused": (
+        "def build():\n m = nn.Linear(5, 3)\n m.spare = nn.Linear(2, 2)\n return m",
+        "of `mine_.*` get none: spare.weight, spare.bias",
+    ),
+    "double": ("def build(): return nn.Linear(5, 3).double()", "trained in float32"),
+    "lazy": ("def build(): return nn.LazyLinear(3)", "lazy modules"),
+    "raises": ("def build(): return {}['nothing']", "failed: KeyError: 'nothing'"),
+    "empty": ("def load(): return {'train': ([], [])}", "has no training samples"),
+    "uneven": (
+        "def load(): return {'train': (torch.ones(4, 5), torch.ones(3))}",
+        r"their shapes are \[4, 5\] and \[3\]",
+    ),
+    "no-train": ("def load(): return {'test': some()}", "must have a split `train`"),
+    "typo": ("def load(): return {'trian': some()}", "Did you mean `train`"),
+    "no-length": (
+        "class Endless:\n def __getitem__(self, i): return some()[0][0], 1\n"
+        "def load(): return Endless()",
+        "has no length",
+    ),
+    "other-sample": (
+        "def load(): return [(1, 2, 3)] * 40",
+        r"A sample of .* is \(input, target\)",
+    ),
+    "negative-label": (
+        "def load():\n x, y = some()\n y[7] = -1\n return {'train': (x, y)}",
+        "sample 7 of .*, split `train` has -1",
+    ),
+    "label-too-high": (
+        "def load():\n x, y = some()\n return {'train': (x, y), 'test': (x, y + 1)}",
+        "sample 2 of .*, split `test` has 3",
+    ),
+    "other-shape": (
+        "def load(): return {'train': some(), 'test': some(width=6)}",
+        r"those of `train` have \[5\]; the first of .*split `test` has \[6\]",
+    ),
+    "wrong-task": (
+        "def load():\n x, y = some()\n return {'train': (x, y.float())}",
+        "Use `--loss squared-error`",
+    ),
+    "loss-shape": (
+        "def loss(outputs, targets): return outputs",
+        r"a tensor \[\], or their losses \[2\].*received \[2, 3\]",
+    ),
+    "loss-detached": (
+        "def loss(outputs, targets): return outputs.detach().sum()",
+        "has no gradient",
+    ),
+    "two-metrics": (
+        "def loss(outputs, targets): return outputs.sum(), {'a': 1, 'b': 2}",
+        "at most one metric",
+    ),
+    "changing-buffer": (
+        "class Net(nn.Linear):\n"
+        " def __init__(self):\n"
+        "  super().__init__(5, 3)\n"
+        "  self.register_buffer('seen', torch.zeros((), dtype=torch.int64))\n"
+        " def forward(self, x):\n"
+        "  self.seen += len(x)\n"
+        "  return super().forward(x)\n"
+        "def build(): return Net()",
+        "must be a persistent float32 buffer.*`seen`",
+    ),
+}
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_what_is_wrong_with_own_code_is_said_with_its_name(
+    train: Train, own: Own, bad: str
+) -> None:
+    code, message = BAD[bad]
+    with pytest.raises(UsageError, match=f"(?s){message}") as caught:
+        train(own(code))
+    assert "mine_" in str(caught.value) or bad in ("wrong-task",)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("model.build", "nowhere:build", "there is no `nowhere`"),
+        ("model.build", "os:system", "Code that only a file names must be below"),
+        ("data.load", "mine:laod", "no function `laod`. Did you mean `load`"),
+        ("model.arguments", {"widht": 3}, "takes no argument `widht`"),
+    ],
+)
+def test_a_name_that_leads_nowhere_is_a_usage_error(
+    train: Train, own: Own, tmp_path: Path, field: str, value: Any, message: str
+) -> None:
+    (tmp_path / "mine.py").write_text(HEAD)
+    with pytest.raises(UsageError, match=message):
+        train(own("", **{field: value}))
+
+
+def test_batch_norm_with_one_sample_per_micro_batch_is_refused(
+    train: Train, own: Own
+) -> None:
+    with pytest.raises(samestep.RecipeError, match="micro-batches of one sample"):
+        train(own(EVERYTHING, global_batch=6))
+
+
+def test_an_exception_of_the_users_shows_the_users_frames_only(
+    train: Train, own: Own
+) -> None:
+    code = (
+        "class Net(nn.Linear):\n"
+        "    def forward(self, x):\n"
+        "        if len(x) < 3:\n"
+        "            return super().forward(x)\n"
+        "        raise ValueError('three is a crowd')\n"
+        "def build(inputs, outputs): return Net(*inputs, outputs)\n"
+    )
+    with pytest.raises(samestep.WorkerFailed, match="three is a crowd") as caught:
+        train(own(code), max_restarts=0)
+    shown = caught.value.details["traceback"]
+    assert "line 35, in forward" in shown or "in forward" in shown
+    assert "raise ValueError('three is a crowd')" in shown
+    assert "samestep" not in shown.replace(str(Path.cwd()), "")
+    assert caught.value.__notes__ == [shown]
+
+
+def test_resume_refuses_code_that_has_changed(
+    train: Train, own: Own, server: ForkServer, tmp_path: Path
+) -> None:
+    run = train(own(LOSS), 1)
+    (module,) = tmp_path.glob("mine_*.py")
+    module.write_text(module.read_text() + "# changed\n")
+    with pytest.raises(samestep.CheckpointError, match=f"file of {module.stem}:load"):
+        samestep.resume(run, epochs=2, server=server, view=SilentView())
+    accepted = samestep.resume(
+        run, epochs=2, server=server, view=SilentView(), accept_other_bits=True
+    )
+    assert accepted.status == "finished"
+
+
+INEXACT = {
+    "numpy": ("x = x + float(np.random.rand())", "draws from `numpy.random`"),
+    "python": ("x = x + random.random()", "draws from `random`"),
+    "memory": (
+        "self.calls = getattr(self, 'calls', 0) + 1; x = x + self.calls",
+        "the second time: the gradients, the loss",
+    ),
+    "rank": (
+        "import os; x = x + int(os.environ['RANK'])",
+        "Something depends on the worker",
+    ),
+}
+
+
+@pytest.mark.parametrize("reason", INEXACT)
+def test_check_says_what_breaks_exactness(
+    own: Own, server: ForkServer, reason: str
+) -> None:
+    line, message = INEXACT[reason]
+    recipe = own(
+        "class Net(nn.Linear):\n"
+        " def forward(self, x):\n"
+        f"  {line}\n"
+        "  return super().forward(x)\n"
+        "def build(inputs, outputs): return Net(*inputs, outputs)\n"
+    )
+    verdict = check_exactness(recipe, server=server)
+    assert not verdict.is_exact
+    assert any(message in each for each in verdict.reasons), verdict.reasons
+
+
+def test_check_finds_nothing_where_nothing_is(own: Own, server: ForkServer) -> None:
+    verdict = check_exactness(own(EVERYTHING, global_batch=36), server=server)
+    assert verdict.reasons == []
+    assert [trial.workers for trial in verdict.trials] == [1, 1, 2, 2, 3, 3]
+
+
+def command(*arguments: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "samestep", *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+        check=False,
+    )
+
+
+def test_the_example_does_what_the_guide_says(tmp_path: Path) -> None:
+    guide = (EXAMPLES.parent / "docs" / "own-code.md").read_text()
+    code = (EXAMPLES / "my_digits.py").read_text()
+    assert code.partition(HEADER)[2] in guide
+    (tmp_path / "my_digits.py").write_text(code)
+    names = [f"--{p}=my_digits:{f}" for p, f in PARTS.items()]
+    ended = command("train", *names, "--workers=2", "--out=run", cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert "nearly_right" in ended.stdout
+    again = command("train", "run/recipe.toml", "--out=again", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    finals = [Run.open(tmp_path / name).weights_sha256 for name in ("run", "again")]
+    assert finals[0] == finals[1]
+
+
+PARTS = {"model": "build", "data": "load", "loss": "loss"}
+
+
+def test_a_failing_command_shows_the_users_frames(tmp_path: Path) -> None:
+    code = HEAD + "def build(inputs, outputs):\n    return missing(inputs)\n"
+    (tmp_path / "faulty.py").write_text(code)
+    names = ["--model=faulty:build", "--data=faulty:load"]
+    ended = command("train", *names, "--out=run", cwd=tmp_path)
+    assert ended.returncode == 2
+    assert "    return missing(inputs)" in ended.stderr
+    assert "samestep/" not in ended.stderr
+    assert "Error: `faulty:build` failed: NameError" in ended.stderr
+    assert issubclass(OwnCodeError, SamestepError)
