@@ -13,7 +13,9 @@ from samestep.board import Board
 SECONDS_BETWEEN = 0.2
 """At most so much work between two such points, unless one step takes longer."""
 SNAPSHOT_SHARE = 0.01
-"""At most so much of the time goes into snapshots, whatever the model's size."""
+"""At most so much of the time goes into snapshots, whatever the model's size..."""
+MOST_RARE = 1_000
+"""... but they are at most so many times as rare as asked for."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Rhythm:
         now = time.monotonic()
         per_step = (now - self._last_point) / steps
         self._last_point = now
-        least = self._cost / SNAPSHOT_SHARE
+        least = min(self._cost / SNAPSHOT_SHARE, MOST_RARE * self.snapshot_seconds)
         save = now - self._last_save >= max(self.snapshot_seconds, least)
         if epoch_ends and now - self._last_epoch >= least:  # but for very short epochs
             save, self._last_epoch = True, now
