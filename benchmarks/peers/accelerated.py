@@ -25,6 +25,7 @@ def main() -> None:
             optimizer.zero_grad()
             loss = criterion(prepared(inputs[own]), targets[own])
             accelerator.backward(loss)
+            work.clip(model)
             optimizer.step()
             total += loss.detach()
 

@@ -31,6 +31,7 @@ def main() -> None:
             optimizer.zero_grad()
             loss = criterion(ddp(inputs[own]), targets[own])
             loss.backward()
+            work.clip(model)
             optimizer.step()
             total += loss.detach()
 

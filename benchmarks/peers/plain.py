@@ -20,6 +20,7 @@ def main() -> None:
             optimizer.zero_grad()
             loss = criterion(model(inputs[samples]), targets[samples])
             loss.backward()
+            work.clip(model)
             optimizer.step()
             total += loss.detach()
 

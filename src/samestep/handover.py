@@ -25,10 +25,9 @@ import cloudpickle
 from samestep import memory
 from samestep.errors import OwnCodeError
 from samestep.memory import pages
+from samestep.own import GIVEN
 
 
-PREFIX = "sha256:"
-"""Of the name that a recipe has for such an object."""
 TRACKER_ID = re.compile(rb"\x8c [0-9a-f]{32}")
 """Cloudpickle gives classes random ones; a pickled string of 32 characters."""
 
@@ -53,7 +52,7 @@ def pack(value: object, role: str) -> Parcel:
     stream = io.BytesIO()
     try:
         _Pickler(stream, buffers.append).dump(value)
-        name = PREFIX + identity(value)
+        name = GIVEN + identity(value)
     except Exception as error:
         raise OwnCodeError(
             f"The {role} must be something that can be sent to another process; "

@@ -144,6 +144,16 @@ class CnnModel(Section):
         return self
 
 
+class ResnetModel(Section):
+    """Residual blocks of convolutions with batch norm."""
+
+    family: Literal["resnet"] = "resnet"
+    channels: tuple[Count, ...] = Field((16, 32, 64), strict=False, min_length=1)
+    """Of each stage; every stage but the first halves height and width."""
+    blocks: Count = 1
+    """Of each stage, two convolutions each."""
+
+
 class RnnModel(Section):
     """A recurrent network over the rows of an image, or over tokens."""
 
@@ -296,6 +306,7 @@ DataRecipe = Annotated[
 ModelRecipe = Annotated[
     Annotated[MlpModel, Tag("mlp")]
     | Annotated[CnnModel, Tag("cnn")]
+    | Annotated[ResnetModel, Tag("resnet")]
     | Annotated[RnnModel, Tag("rnn")]
     | Annotated[VitModel, Tag("vit")]
     | Annotated[TransformerModel, Tag("transformer")]

@@ -16,6 +16,7 @@ from samestep.recipe import Recipe
 
 
 GIVEN = "sha256:"
+"""So begins the name that a recipe has for an object of a Python caller."""
 
 
 @dataclass(frozen=True)

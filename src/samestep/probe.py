@@ -17,7 +17,6 @@ import torch
 
 from samestep.board import Board
 from samestep.errors import WorkerLate
-from samestep.noise import Noise
 from samestep.recipe import Recipe
 from samestep.rhythm import Decision, Rhythm
 from samestep.timing import PHASES, by_phase
@@ -86,8 +85,6 @@ class Lap:
     workers: list[dict[str, float]] = field(default_factory=list)
     """Seconds by phase, of each worker."""
     step_seconds: list[float] = field(default_factory=list)
-    noise: Noise = field(default_factory=Noise)
-    """Of the epochs that this stretch has touched, from their beginning."""
 
     def add_phases(self, workers: list[dict[str, float]]) -> None:
         """The seconds by phase of more steps."""
@@ -173,8 +170,6 @@ def train_until(
         lap.seconds += progress.seconds - seconds
         lap.samples += (progress.epoch.targets - targets) // per_sample
         lap.step_seconds += [b - a for a, b in pairwise(times.began)]
-        if record or stop:
-            lap.noise.add(progress.noise.signal, progress.noise.variance)
         if record:
             lap.add_phases(record["workers"])
             progress.begin_epoch()
@@ -213,7 +208,7 @@ def _message(trainer: Trainer, lap: Lap) -> dict[str, Any]:
         "bytes_per_step": trainer.exchange.bytes_per_step,
         "gradient_bytes": 4 * trainer.flat.size,
         "add_seconds": adding_seconds(trainer.flat.size),
-        "noise_scale": lap.noise.scale,
+        "noise_scale": trainer.progress.noise.scale,
     }
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from samestep.errors import DataError, OwnCodeError, did_you_mean
 from samestep.ingredients import CustomData
 from samestep.objective import Task
-from samestep.own import OwnCode, blaming, title
+from samestep.own import GIVEN, OwnCode, blaming, title
 
 
 SPLITS = ("train", "validation", "test")
@@ -106,7 +106,7 @@ class Part:
 def load(recipe: CustomData, own: OwnCode) -> tuple[dict[str, Samples | Part], Facts]:
     """The splits and what they share. Raises OwnCodeError, DataError."""
     who = title(recipe.load, "data")
-    found = own.find(recipe.load, "data") if recipe.load.startswith("sha256:") else None
+    found = own.find(recipe.load, "data") if recipe.load.startswith(GIVEN) else None
     if found is None or isinstance(found, type) or _is_function(found):
         found = own.call(recipe.load, "data", {}, recipe.arguments)
     if isinstance(found, Mapping):

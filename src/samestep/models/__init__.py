@@ -8,6 +8,7 @@ from samestep.ingredients import (
     CustomModel,
     MlpModel,
     ModelRecipe,
+    ResnetModel,
     RnnModel,
     TransformerModel,
     VitModel,
@@ -15,6 +16,7 @@ from samestep.ingredients import (
 from samestep.models import custom
 from samestep.models.cnn import Cnn
 from samestep.models.mlp import Mlp
+from samestep.models.resnet import Resnet
 from samestep.models.rnn import Rnn
 from samestep.models.transformer import Transformer
 from samestep.models.vit import Vit
@@ -31,6 +33,8 @@ def build(recipe: ModelRecipe, data: Dataset, own: OwnCode | None = None) -> nn.
             return Mlp(recipe, data)
         case CnnModel():
             return Cnn(recipe, data)
+        case ResnetModel():
+            return Resnet(recipe, data)
         case RnnModel():
             return Rnn(recipe, data)
         case VitModel():
