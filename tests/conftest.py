@@ -1,10 +1,12 @@
 """Fixtures: one fork server for all trainings of a test session, small recipes."""
 
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from own_samples import HEAD
 
 import samestep
 from samestep.forking import ForkServer
@@ -12,6 +14,8 @@ from samestep.view import SilentView
 
 
 Train = Callable[..., samestep.Run]
+Own = Callable[..., samestep.Recipe]
+counter = itertools.count()
 
 
 @pytest.fixture(scope="session")
@@ -50,3 +54,32 @@ def train(server: ForkServer, tmp_path: Path) -> Train:
         return samestep.train(recipe, where, view=SilentView(), server=server)
 
     return run
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Own:
+    """`own(code, **fields)`: a recipe with the parts that a module with `code` has.
+
+    Every module has another name, since the fork server may have imported the last.
+    """
+    monkeypatch.chdir(tmp_path)
+
+    def recipe(code: str, **fields: Any) -> samestep.Recipe:
+        name = f"mine_{next(counter)}"
+        (tmp_path / f"{name}.py").write_text(HEAD + code)
+        sections: dict[str, Any] = {
+            "data": {"source": "custom", "load": f"{name}:load"},
+            "model": {"family": "custom", "build": f"{name}:build"},
+        }
+        if "def loss(" in code:
+            sections["loss"] = {"name": "custom", "function": f"{name}:loss"}
+        plain: dict[str, Any] = {
+            "name": "own",
+            "epochs": 1,
+            "global_batch": 24,
+            "micro_batches": 6,
+            "optimizer": {"name": "adam", "lr": 0.01},
+        }
+        return samestep.Recipe.from_dict({**plain, **sections}).changed(fields)
+
+    return recipe

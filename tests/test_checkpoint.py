@@ -165,7 +165,7 @@ def test_a_manifest_cannot_name_other_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"format": 2},
+        {"format": 1},
         {"surprise": 1},
         {"epoch": -1},
         {"recipe": {}},

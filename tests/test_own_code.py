@@ -3,17 +3,16 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import Train
+from conftest import Own, Train
+from own_samples import DATASETS, EVERYTHING, HEAD, LOSS, REGRESSION, TOKENS
 
 import samestep
-from samestep import OwnCodeError, Recipe, Run
-from samestep.api import check_exactness
+from samestep import OwnCodeError, Run
 from samestep.errors import SamestepError, UsageError
 from samestep.fingerprint import fingerprint
 from samestep.forking import ForkServer
@@ -25,124 +24,6 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 HEADER = '"""\n\n'
 """What ends the description of an example."""
 DEADLINE = 120.0
-
-Own = Callable[..., Recipe]
-counter = iter(range(10**6))
-
-
-@pytest.fixture
-def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Own:
-    """`own(code, **fields)`: a recipe with the parts that a module with `code` has.
-
-    Every module has another name, since the fork server may have imported the last.
-    """
-    monkeypatch.chdir(tmp_path)
-
-    def recipe(code: str, **fields: Any) -> Recipe:
-        name = f"mine_{next(counter)}"
-        (tmp_path / f"{name}.py").write_text(HEAD + code)
-        sections: dict[str, Any] = {
-            "data": {"source": "custom", "load": f"{name}:load"},
-            "model": {"family": "custom", "build": f"{name}:build"},
-        }
-        if "def loss(" in code:
-            sections["loss"] = {"name": "custom", "function": f"{name}:loss"}
-        plain: dict[str, Any] = {
-            "name": "own",
-            "epochs": 1,
-            "global_batch": 24,
-            "micro_batches": 6,
-            "optimizer": {"name": "adam", "lr": 0.01},
-        }
-        return Recipe.from_dict({**plain, **sections}).changed(fields)
-
-    return recipe
-
-
-HEAD = """
-import random
-import numpy as np
-import torch
-from torch import nn
-from torch.nn import functional
-from torch.utils.data import Dataset
-
-def some(n=100, classes=3, width=5):
-    generator = torch.Generator().manual_seed(0)
-    y = torch.arange(n) % classes
-    x = torch.randn(n, width, generator=generator)
-    x[torch.arange(n), y] += 2
-    return x, y
-
-def load():
-    x, y = some()
-    return {"train": (x[:70], y[:70]), "validation": (x[70:85], y[70:85]),
-            "test": (x[85:], y[85:])}
-
-def build(inputs, outputs):
-    return nn.Sequential(nn.Linear(inputs[0], 7), nn.ReLU(), nn.Linear(7, outputs))
-"""
-
-EVERYTHING = """
-class Net(nn.Module):
-    def __init__(self, width, classes):
-        super().__init__()
-        self.embed = nn.Linear(width, 8, bias=False)
-        self.norm = nn.BatchNorm1d(8)
-        self.frozen = nn.Linear(8, 8).requires_grad_(False)
-        self.head = nn.Linear(8, width, bias=False)
-        self.head.weight = nn.Parameter(torch.empty(width, 8))
-        self.tied = self.head
-        self.last = nn.Linear(width, classes)
-        self.register_buffer("scale", torch.full((1, 8), 0.1))
-        self.register_buffer("order", torch.arange(8))
-        self.register_buffer("scratch", torch.ones(3), persistent=False)
-        nn.init.normal_(self.head.weight)
-
-    def forward(self, x):
-        h = self.frozen(self.norm(self.embed(x)))[:, self.order] * self.scale
-        h = functional.dropout(h, 0.2, self.training)
-        return self.last(torch.relu(self.tied(torch.relu(h))))
-
-def build(inputs, outputs):
-    return Net(inputs[0], outputs)
-"""
-
-DATASETS = """
-class Noisy(Dataset):
-    def __init__(self, x, y):
-        self.x, self.y = x, y
-    def __len__(self):
-        return len(self.y)
-    def __getitem__(self, i):
-        noise = random.random() + np.random.rand() + torch.rand(()).item()
-        return {"label": int(self.y[i]), "image": self.x[i].numpy() + noise}
-
-def load():
-    return Noisy(*some())
-"""
-
-REGRESSION = """
-def load():
-    x, _ = some()
-    return x.double().numpy(), x.sum(dim=1).numpy()
-"""
-
-TOKENS = """
-def load():
-    generator = torch.Generator().manual_seed(0)
-    text = torch.randint(6, (40, 8), generator=generator)
-    return {"train": (text[:, :-1], text[:, 1:]), "test": (text[:5, :-1], text[:5, 1:])}
-
-def build(outputs):
-    return nn.Sequential(nn.Embedding(outputs, 7), nn.Linear(7, outputs))
-"""
-
-LOSS = """
-def loss(outputs, targets):
-    each = functional.cross_entropy(outputs, targets, reduction="none")
-    return each, {"confident": (outputs.softmax(1).max(1).values > 0.5).sum()}
-"""
 
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "everything": (EVERYTHING, {"global_batch": 36, "optimizer.weight_decay": 0.01}),
@@ -192,17 +73,6 @@ def test_a_run_with_constants_goes_on_from_its_checkpoint(
     whole = train(run.recipe.changed({"epochs": 2}), 1)
     longer = samestep.resume(run, epochs=2, workers=1, view=SilentView(), server=server)
     assert longer.weights_sha256 == whole.weights_sha256
-
-
-def test_a_metric_of_ones_own_is_measured_under_its_name(
-    train: Train, own: Own, server: ForkServer
-) -> None:
-    run = train(own(LOSS), 2)
-    assert 0 <= run.result["test_confident"] <= 1
-    assert "train_confident" in run.history[0]
-    assert "test_accuracy" not in run.result
-    found = samestep.evaluate(run, workers=3, server=server)
-    assert found.means["confident"] == run.result["test_confident"]
 
 
 def test_a_single_data_set_is_divided_by_its_own_seed(train: Train, own: Own) -> None:
@@ -277,15 +147,32 @@ BAD: dict[str, tuple[str, str]] = {
     ),
     "loss-shape": (
         "def loss(outputs, targets): return outputs",
-        r"a tensor \[\], or their losses \[2\].*received \[2, 3\]",
+        r"a tensor \[\], or their losses \[2\].*received a tensor \[2, 3\]",
     ),
     "loss-detached": (
         "def loss(outputs, targets): return outputs.detach().sum()",
         "has no gradient",
     ),
-    "two-metrics": (
-        "def loss(outputs, targets): return outputs.sum(), {'a': 1, 'b': 2}",
-        "at most one metric",
+    "no-metrics": (
+        "def loss(outputs, targets): return outputs.sum(), 5",
+        "metrics are a dictionary of 1 to 64.*received 5",
+    ),
+    "metric-of-words": (
+        "def loss(outputs, targets): return outputs.sum(), {'a': 'high'}",
+        r"the metric `a` is a sum.*`\(sum, count\)`; received 'high'",
+    ),
+    "three-parts": (
+        "def loss(outputs, targets): return outputs.sum(), {'a': (1, 2, 3)}",
+        r"the metric `a` is a sum.*received \(1, 2, 3\)",
+    ),
+    "name-of-another-field": (
+        "def loss(outputs, targets): return outputs.sum(), {'lr': 1}",
+        "no other field of a record has; received 'lr'",
+    ),
+    "other-metrics": (
+        "def loss(outputs, targets):\n"
+        " return outputs.sum(), {'few' if len(targets) < 3 else 'many': (1, 2)}",
+        r"at first that was `few` \(counted\), now it is `many` \(counted\)",
     ),
     "changing-buffer": (
         "class Net(nn.Linear):\n"
@@ -367,43 +254,6 @@ def test_resume_refuses_code_that_has_changed(
         run, epochs=2, server=server, view=SilentView(), accept_other_bits=True
     )
     assert accepted.status == "finished"
-
-
-INEXACT = {
-    "numpy": ("x = x + float(np.random.rand())", "draws from `numpy.random`"),
-    "python": ("x = x + random.random()", "draws from `random`"),
-    "memory": (
-        "self.calls = getattr(self, 'calls', 0) + 1; x = x + self.calls",
-        "the second time: the gradients, the loss",
-    ),
-    "rank": (
-        "import os; x = x + int(os.environ['RANK'])",
-        "Something depends on the worker",
-    ),
-}
-
-
-@pytest.mark.parametrize("reason", INEXACT)
-def test_check_says_what_breaks_exactness(
-    own: Own, server: ForkServer, reason: str
-) -> None:
-    line, message = INEXACT[reason]
-    recipe = own(
-        "class Net(nn.Linear):\n"
-        " def forward(self, x):\n"
-        f"  {line}\n"
-        "  return super().forward(x)\n"
-        "def build(inputs, outputs): return Net(*inputs, outputs)\n"
-    )
-    verdict = check_exactness(recipe, server=server)
-    assert not verdict.is_exact
-    assert any(message in each for each in verdict.reasons), verdict.reasons
-
-
-def test_check_finds_nothing_where_nothing_is(own: Own, server: ForkServer) -> None:
-    verdict = check_exactness(own(EVERYTHING, global_batch=36), server=server)
-    assert verdict.reasons == []
-    assert [trial.workers for trial in verdict.trials] == [1, 1, 2, 2, 3, 3]
 
 
 def command(*arguments: str, cwd: Path) -> "subprocess.CompletedProcess[str]":

@@ -10,7 +10,7 @@ from conftest import Train, small_recipe
 from hypothesis import given
 from hypothesis import strategies as st
 
-from samestep import Recipe, sampling
+from samestep import Recipe, Run, sampling
 from samestep.data import text
 from samestep.errors import DataError, RunError
 from samestep.ingredients import TextData
@@ -99,10 +99,11 @@ def test_text_that_cannot_be_used_is_refused_with_a_reason(tmp_path: Path) -> No
         text.load(TextData(path=str(tmp_path), pattern="*.html"))
 
 
+@pytest.mark.parametrize("family", MODELS)
 def test_a_trained_model_writes_the_same_text_for_the_same_seed(
-    train: Train, book: Path
+    train: Train, book: Path, family: str
 ) -> None:
-    run = train(recipe_of("transformer", book), 2)
+    run = train(recipe_of(family, book), 2)
     written = sampling.sample(run, "the ", 30, 0.8, seed=1)
     assert written.startswith("the ")
     assert len(written) == 34
@@ -110,3 +111,12 @@ def test_a_trained_model_writes_the_same_text_for_the_same_seed(
     assert written != sampling.sample(run, "the ", 30, 0.8, seed=2)
     with pytest.raises(RunError, match="'Z'"):
         sampling.sample(run, "Z", 5, 0.0, seed=1)
+
+
+def test_only_a_finished_model_of_text_writes(train: Train, book: Path) -> None:
+    with pytest.raises(RunError, match=r"one whose `data.source` is `text`.*`mnist`"):
+        sampling.sample(train(small_recipe()), "a", 5, 0.0, seed=1)
+    run = train(recipe_of("rnn", book))
+    failed = Run(run.path, {"status": "failed"})
+    with pytest.raises(RunError, match="has no final weights: its status is failed"):
+        sampling.sample(failed, "a", 5, 0.0, seed=1)

@@ -3,7 +3,7 @@
 import os
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,11 +36,11 @@ class Evaluation:
     """Weights measured on one split."""
 
     means: Mapping[str, float]
-    """`loss` and `accuracy` (for regression `absolute_error`), per target."""
+    """`loss` and `accuracy` (for regression `absolute_error`), or your own metrics."""
     targets: int
     """Samples, or the tokens to predict."""
     weights_sha256: str
-    own_metric: str | None = None
+    own_metrics: Sequence[str] = ()
     """What a loss function of your own measured."""
 
     @property

@@ -54,7 +54,7 @@ class SumsEntry(_Section):
     """`metrics.Sums`."""
 
     loss: float
-    metric: float
+    metrics: list[float]
     targets: Count
 
 
@@ -80,7 +80,7 @@ class ProgressEntry(_Section):
 class Manifest(_Section):
     """The content of manifest.json."""
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     epoch: Count
     """Complete epochs."""
     progress: ProgressEntry

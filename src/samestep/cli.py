@@ -220,7 +220,7 @@ def evaluate(
             loss=loss,
             server=server,
         )
-        shown = {**found.means, "own_metric": found.own_metric}
+        shown = {**found.means, "own_metrics": found.own_metrics}
         click.echo(
             f"{split:<12}{scores(shown, '', '  ', 6)}  "
             f"({found.targets:,} targets)\nweights     sha256 {found.weights_sha256}"

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from samestep.data import custom, mnist, text
 from samestep.ingredients import CustomData, DataRecipe, MnistData, TextData
-from samestep.objective import METRICS, Task
+from samestep.objective import METRICS, Metric, Task
 from samestep.own import OwnCode
 
 
@@ -35,13 +35,13 @@ class Dataset:
     """Classes, different tokens, or values to predict."""
     task: Task = "classification"
     targets_per_sample: int = 1
-    own_metric: str | None = None
+    own_metrics: tuple[Metric, ...] = ()
     """What a loss function of the user's own measures."""
 
     @property
-    def metric(self) -> str:
+    def metrics(self) -> tuple[Metric, ...]:
         """What is measured besides the loss."""
-        return self.own_metric or METRICS[self.task]
+        return self.own_metrics or (Metric(METRICS[self.task]),)
 
     @property
     def facts(self) -> dict[str, Any]:

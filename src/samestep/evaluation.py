@@ -14,7 +14,7 @@ from samestep.dataset import Dataset
 from samestep.exchange import Exchange
 from samestep.ingredients import CrossEntropy
 from samestep.metrics import Sums, tree_sum
-from samestep.objective import Objective
+from samestep.objective import Objective, num_cells
 from samestep.recipe import Recipe
 
 
@@ -40,21 +40,22 @@ class Evaluator:
 
     @torch.inference_mode()
     def evaluate(self, name: str) -> Sums:
-        """All workers: the loss (without label smoothing) and the metric of a split.
+        """All workers: the loss (without label smoothing) and metrics of a split.
 
         The batches' sums are added in the order of the canonical tree.
         """
         loss, split = self.recipe.loss, self.data.splits[name]
         plain = CrossEntropy() if isinstance(loss, CrossEntropy) else loss
-        objective = Objective(self.model.eval(), plain, self.loss)
-        cells = torch.zeros(2, self._num_batches(name), dtype=torch.float64)
+        metrics = self.data.own_metrics
+        objective = Objective(self.model.eval(), plain, self.loss, metrics)
+        shape = 1 + num_cells(metrics), self._num_batches(name)
+        cells = torch.zeros(shape, dtype=torch.float64)
         for index, samples in self._own_batches(name):
-            sums = objective(*split.gather(samples))
-            cells[:, index] = torch.stack([value.double() for value in sums])
+            cells[0, index], cells[1:, index] = objective(*split.gather(samples))
         self.board.reach()
-        total, metric = tree_sum(self.exchange.merge(cells)).tolist()
+        total, *measured = tree_sum(self.exchange.merge(cells)).tolist()
         self.model.train()
-        return Sums(total, metric, len(split) * self.data.targets_per_sample)
+        return Sums(total, measured, len(split) * self.data.targets_per_sample)
 
     @torch.inference_mode()
     def inspect(self, name: str) -> dict[str, Any]:

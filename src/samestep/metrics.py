@@ -1,11 +1,13 @@
 """Sums over samples, the same at any number of workers.
 
-Every worker notes the loss and a metric of its own micro-batches; now and
+Every worker notes the loss and the metrics of its own micro-batches; now and
 then the notes are merged (each cell comes from one worker, so adding zeros is exact)
 and summed in the order of the canonical tree. Losses are float64 sums over samples.
 """
 
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -13,6 +15,7 @@ from torch import Tensor
 from samestep import rhythm, tree
 from samestep.errors import NonFiniteLoss
 from samestep.exchange import Exchange
+from samestep.objective import Metric
 from samestep.rhythm import Decision
 from samestep.timing import PHASES, Times
 
@@ -22,52 +25,66 @@ class Sums:
     """Totals over targets, such as samples or tokens."""
 
     loss: float = 0.0
-    metric: float = 0.0
-    """Exact if it is a count."""
+    metrics: list[float] = field(default_factory=list)
+    """Cells of metrics (`objective.Metric`), exact if they count; none: all zero."""
     targets: int = 0
 
     def add(self, other: "Sums") -> None:
         """In the order of the calls."""
         self.loss += other.loss
-        self.metric += other.metric
+        before = self.metrics or [0.0] * len(other.metrics)
+        self.metrics = [a + b for a, b in zip(before, other.metrics, strict=True)]
         self.targets += other.targets
 
-    def means(self, metric: str) -> dict[str, float]:
-        """`loss` and the metric of this name, per target."""
-        return {
-            "loss": self.loss / self.targets,
-            metric: self.metric / self.targets,
-        }
+    def means(self, metrics: Sequence[Metric]) -> dict[str, float]:
+        """`loss` and the metrics by name, per target or by their own counts.
+
+        NaN where a count of its own is zero.
+        """
+        found = {"loss": self.loss / self.targets}
+        cells = iter(self.metrics)
+        for metric in metrics:
+            total = next(cells)
+            count = next(cells) if metric.has_count else self.targets
+            found[metric.name] = total / count if count else math.nan
+        return found
 
 
 def tree_sum(cells: Tensor) -> Tensor:
-    """[rows, M] -> [rows]: sums over M in the order of the canonical tree."""
-    leaves = {(m, m + 1): cells[:, m] for m in range(cells.shape[1])}
-    return tree.reduce(cells.shape[1], leaves, torch.add)
+    """[..., M] -> [...]: sums over M in the order of the canonical tree."""
+    leaves = {(m, m + 1): cells[..., m] for m in range(cells.shape[-1])}
+    return tree.reduce(cells.shape[-1], leaves, torch.add)
 
 
 class StepLedger:
     """What happened in the steps since the last call of `close`."""
 
     def __init__(
-        self, micro_batches: int, capacity: int, rank: int, exchange: Exchange
+        self,
+        micro_batches: int,
+        capacity: int,
+        rank: int,
+        exchange: Exchange,
+        metric_cells: int,
     ) -> None:
-        """Room for `capacity` steps."""
+        """Room for `capacity` steps; `metric_cells` are those of a micro-batch."""
         workers = exchange.workers
         self._rank, self._exchange = rank, exchange
         self._first_step = 0
         self._sizes: list[int] = []
         # One tensor, merged by one collective; the rest are views of its parts.
-        parts = [(capacity, micro_batches)] * 2 + [(capacity, workers)]
-        parts += [(workers, len(PHASES)), (1, rhythm.NUM_CELLS)]
-        self._all = torch.zeros(sum(a * b for a, b in parts), dtype=torch.float64)
-        views = [
-            part.view(shape)
-            for part, shape in zip(
-                torch.split(self._all, [a * b for a, b in parts]), parts, strict=True
-            )
+        shapes: list[tuple[int, ...]] = [
+            (capacity, micro_batches),
+            (metric_cells, capacity, micro_batches),
+            (capacity, workers),
+            (workers, len(PHASES)),
+            (1, rhythm.NUM_CELLS),
         ]
-        self._loss, self._metric, self._arrived, self._phases, self._told = views
+        sizes = [math.prod(shape) for shape in shapes]
+        self._all = torch.zeros(sum(sizes), dtype=torch.float64)
+        parts = torch.split(self._all, sizes)
+        views = [part.view(s) for part, s in zip(parts, shapes, strict=True)]
+        self._loss, self._metrics, self._arrived, self._phases, self._told = views
         # The same memory through numpy, where writing a cell takes 0.1 us, not 5.
         self._loss_cells, self._metric_cells, self._arrived_cells = (
             view.numpy() for view in views[:3]
@@ -80,10 +97,12 @@ class StepLedger:
         self._sizes.append(size)
         return len(self._sizes) - 1
 
-    def note(self, row: int, micro_batch: int, loss: float, metric: float) -> None:
+    def note(
+        self, row: int, micro_batch: int, loss: float, metrics: list[float]
+    ) -> None:
         """The sums over one own micro-batch."""
         self._loss_cells[row, micro_batch] = loss
-        self._metric_cells[row, micro_batch] = metric
+        self._metric_cells[:, row, micro_batch] = metrics
 
     def arrive(self, row: int, seconds: float) -> None:
         """When this worker's last gradient was ready (one machine, one clock)."""
@@ -107,17 +126,10 @@ class StepLedger:
             self._told[0] = torch.tensor(decision.to_cells(), dtype=torch.float64)
         self._phases[self._rank] = torch.tensor(phases, dtype=torch.float64)
         self._exchange.merge(self._all)
-        loss, metric = self._loss[:rows], self._metric[:rows]
+        loss, metrics = self._loss[:rows], self._metrics[:, :rows]
         self._check(loss)
-        sums = [
-            Sums(total, measured, size)
-            for total, measured, size in zip(
-                tree_sum(loss).tolist(),
-                tree_sum(metric).tolist(),
-                self._sizes,
-                strict=True,
-            )
-        ]
+        totals = tree_sum(loss).tolist(), tree_sum(metrics).T.tolist()
+        sums = list(map(Sums, *totals, self._sizes))
         times = tell_waiting(self._phases.clone(), self._arrived[:rows])
         told = Decision.from_cells(self._told[0].tolist())
         self._all.zero_()

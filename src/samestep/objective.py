@@ -1,7 +1,7 @@
 """The model together with its loss: what a micro-batch goes through."""
 
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from samestep.errors import OwnCodeError
 from samestep.ingredients import CrossEntropy, CustomLoss, LossRecipe, SquaredError
+from samestep.own import capital, title
 
 
 Task = Literal["classification", "next-token", "regression"]
@@ -20,8 +21,26 @@ METRICS: dict[Task, str] = {
 """What is measured besides the loss: means over all targets."""
 
 
+class Metric(NamedTuple):
+    """What is measured besides the loss, in one cell or in two: a sum and a count."""
+
+    name: str
+    has_count: bool = False
+    """Else it is a mean over all targets."""
+
+
+MOST_METRICS = 64
+"""Their sums are part of every snapshot."""
+TAKEN = (
+    *("loss", "type", "epoch", "step", "lr", "samples_per_second", "workers"),
+    *("waited_for", "communication_share", "straggler_share", "bytes_exchanged"),
+    *("noise_scale", "own_metrics", "speeds", "shares", "at"),
+)
+"""Names of other fields of a record."""
+
+
 class Objective(nn.Module):
-    """A loss and a metric, summed over targets.
+    """A loss and metrics, summed over targets.
 
     | task | outputs | targets |
     |---|---|---|
@@ -35,16 +54,20 @@ class Objective(nn.Module):
         model: nn.Module,
         loss: LossRecipe,
         function: Callable[..., Any] | None = None,
+        metrics: tuple[Metric, ...] | None = None,
     ) -> None:
-        """`function` is the loss if that is the user's own."""
+        """`function` is the loss if that is the user's own, `metrics` what it measures.
+
+        None: it may measure anything, and what it did is then here. An empty tuple: the
+        usual metric of the outputs.
+        """
         super().__init__()
         self.model = model
         self._loss, self._function = loss, function
-        self.metric: str | None = None
-        """The name that such a function gave to what it measured."""
+        self.metrics = metrics
 
     def forward(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Inputs [b, ...] and targets -> summed loss [], summed metric [].
+        """Inputs [b, ...] and targets -> summed loss [], cells of the metrics [c].
 
         A micro-batch of no samples has loss 0 and gradient 0 for every parameter, so
         that its owner takes part in the exchange like everyone else.
@@ -52,43 +75,101 @@ class Objective(nn.Module):
         if len(targets) == 0:
             trained = [p for p in self.model.parameters() if p.requires_grad]
             nothing = torch.stack([(p * 0).sum() for p in trained])
-            return nothing.sum(), torch.zeros((), dtype=torch.int64)
+            return nothing.sum(), torch.zeros(num_cells(self.metrics or ()))
         return self.measure(self.model(inputs), targets)
 
     def measure(self, outputs: Any, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Outputs and targets -> summed loss [], summed metric []."""
+        """Outputs and targets -> summed loss [], cells of the metrics [c]."""
         match self._loss:
             case CrossEntropy(label_smoothing=smoothing):
                 return _cross_entropy(outputs, targets, smoothing)
             case SquaredError():
                 error = outputs - targets
-                return error.square().sum() / 2, error.detach().abs().sum()
-            case CustomLoss():
-                return self._own(outputs, targets)
+                return error.square().sum() / 2, error.detach().abs().sum().view(1)
+            case CustomLoss(function=name):
+                try:
+                    return self._own(outputs, targets)
+                except OwnCodeError as error:
+                    who = capital(title(name, "loss"))
+                    raise OwnCodeError(f"{who}: {error}") from error.__cause__
 
     def _own(self, outputs: Any, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Raises OwnCodeError."""
         assert self._function is not None
         found = self._function(outputs, targets)
-        loss, metrics = found if isinstance(found, tuple) else (found, None)
+        is_pair = isinstance(found, tuple) and len(found) == 2
+        loss, measured = found if is_pair else (found, None)
         if not isinstance(loss, Tensor) or loss.shape not in ((), (len(targets),)):
-            shape = (
-                list(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
-            )
             raise OwnCodeError(
-                "A loss function returns the sum over samples, a tensor [], or their "
-                f"losses [{len(targets)}], alone or with a dictionary of one metric; "
-                f"received {shape}."
+                "a loss function returns the sum over samples, a tensor [], or their "
+                f"losses [{len(targets)}], alone or with a dictionary of metrics; "
+                f"received {_describe(found)}."
             )
-        if metrics is None:
-            return loss.sum(), _usual_metric(outputs, targets)
-        if not isinstance(metrics, Mapping) or len(metrics) != 1:
+        metrics = read_metrics(measured) if is_pair else {}
+        names = tuple(metrics)
+        if self.metrics is None:
+            self.metrics = names
+        if names != self.metrics:
             raise OwnCodeError(
-                "A loss function returns at most one metric, as `{name: sum over "
-                f"targets}}`; received {metrics!r}."
+                "a loss function measures the same in every call; at first that was "
+                f"{_listed(self.metrics)}, now it is {_listed(names)}."
             )
-        ((self.metric, value),) = metrics.items()
-        return loss.sum(), torch.as_tensor(value).detach().sum()
+        cells = [cell for of in metrics.values() for cell in of]
+        return loss.sum(), torch.stack(cells or [_usual_metric(outputs, targets)])
+
+
+def num_cells(metrics: Sequence[Metric]) -> int:
+    """Without own metrics, there is the one of the task."""
+    return sum(1 + metric.has_count for metric in metrics) or 1
+
+
+def read_metrics(measured: Any) -> dict[Metric, list[Tensor]]:
+    """`{name: sum}` or `{name: (sum, count)}` -> float64 cells []; OwnCodeError."""
+    if not isinstance(measured, Mapping) or not 0 < len(measured) <= MOST_METRICS:
+        raise OwnCodeError(
+            f"metrics are a dictionary of 1 to {MOST_METRICS}, each `name: sum` or "
+            f"`name: (sum, count)`; received {_describe(measured)}."
+        )
+    return {
+        Metric(_checked(name), isinstance(value, tuple)): _cells(name, value)
+        for name, value in measured.items()
+    }
+
+
+def _checked(name: Any) -> str:
+    if not isinstance(name, str) or not name.isidentifier() or name in TAKEN:
+        raise OwnCodeError(
+            "the name of a metric is a word of letters, digits and underscores that "
+            f"no other field of a record has; received {name!r}."
+        )
+    return name
+
+
+def _cells(name: str, value: Any) -> list[Tensor]:
+    parts = value if isinstance(value, tuple) else (value,)
+    try:
+        if len(parts) > 2:
+            raise ValueError
+        return [torch.as_tensor(part).detach().sum().double() for part in parts]
+    except (TypeError, ValueError, RuntimeError):
+        raise OwnCodeError(
+            f"the metric `{name}` is a sum over targets, or such a sum and a count, "
+            f"`(sum, count)`; received {_describe(value)}."
+        ) from None
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor {list(value.shape)}"
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_describe, value))})"
+    return f"{value!r}"[:100]
+
+
+def _listed(metrics: Sequence[Metric]) -> str:
+    return ", ".join(f"`{m.name}`" + " (counted)" * m.has_count for m in metrics) or (
+        "nothing"
+    )
 
 
 def _cross_entropy(
@@ -98,7 +179,8 @@ def _cross_entropy(
     loss = functional.cross_entropy(
         logits, targets, reduction="sum", label_smoothing=label_smoothing
     )
-    return loss, (logits.detach().argmax(dim=1) == targets).sum()
+    right = logits.detach().argmax(dim=1) == targets
+    return loss, right.sum(dim=0, keepdim=True)
 
 
 def _usual_metric(outputs: Any, targets: Tensor) -> Tensor:
@@ -109,6 +191,6 @@ def _usual_metric(outputs: Any, targets: Tensor) -> Tensor:
         if targets.is_floating_point() and outputs.shape == targets.shape:
             return (outputs.detach() - targets).abs().sum()
     raise OwnCodeError(
-        "What to measure besides the loss is unknown for these outputs: return "
-        "`(loss, {name: sum over targets})` from the loss function."
+        "what to measure besides the loss is unknown for these outputs: return "
+        "`(loss, {name: sum over targets})`."
     )

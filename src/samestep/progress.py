@@ -84,19 +84,19 @@ def step_record(
         "type": "step",
         "epoch": epoch + 1,
         "step": progress.step,
-        **progress.logged.means(data.metric),
+        **progress.logged.means(data.metrics),
         "lr": lr,
         "samples_per_second": samples / times.seconds[0].sum().item(),
         **times.to_dict(),
         "noise_scale": progress.noise.scale,
-        **_own_metric(data),
+        **own_metrics(data),
     }
 
 
 def epoch_record(progress: Progress, epoch: int, times: Times, data: Dataset) -> Record:
     """One whole epoch, as in result.json; `times` since the last start of workers."""
     before = torch.tensor(progress.phases, dtype=torch.float64)
-    means = progress.epoch.means(data.metric)
+    means = progress.epoch.means(data.metrics)
     samples = progress.epoch.targets / data.targets_per_sample
     return {
         "type": "epoch",
@@ -107,10 +107,11 @@ def epoch_record(progress: Progress, epoch: int, times: Times, data: Dataset) ->
         "seconds_by_phase": by_phase(times.seconds.mean(dim=0) + before),
         **times.to_dict(),
         "noise_scale": progress.noise.scale,
-        **_own_metric(data),
+        **own_metrics(data),
     }
 
 
-def _own_metric(data: Dataset) -> Record:
+def own_metrics(data: Dataset) -> Record:
     """What a person is to see besides the loss, if it is not the usual metric."""
-    return {"own_metric": data.own_metric} if data.own_metric else {}
+    names = [metric.name for metric in data.own_metrics]
+    return {"own_metrics": names} if names else {}

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from samestep import own
 from samestep.dataset import Dataset
 from samestep.errors import OwnCodeError, RecipeError
-from samestep.objective import Objective
+from samestep.objective import Metric, Objective
 from samestep.plan import Plan
 from samestep.recipe import Recipe
 
@@ -29,8 +29,8 @@ class Findings:
 
     still: frozenset[str]
     """Buffers that a forward pass in training does not change."""
-    metric: str | None
-    """What the loss function calls what it measures."""
+    metrics: tuple[Metric, ...]
+    """What the loss function measures, if it is the user's own."""
 
 
 def rehearse(
@@ -53,11 +53,11 @@ def rehearse(
     objective = Objective(twin, recipe.loss, loss)
     blamed = own.title(names["loss"], "loss") if "loss" in names else who
     with own.blaming(blamed):
-        total = _measure(objective, outputs, targets, blamed)
+        total, _ = objective.measure(outputs, targets)
         _check_loss(total, blamed)
         torch.autograd.backward(total)
     _check_gradients(twin, who)
-    return Findings(_still(twin, before, who), objective.metric)
+    return Findings(_still(twin, before, who), objective.metrics or ())
 
 
 def _check_task(recipe: Recipe, data: Dataset) -> None:
@@ -140,13 +140,6 @@ def _check_outputs(outputs: Any, targets: Tensor, data: Dataset, who: str) -> No
         f"For {data.task}, the outputs for targets {list(targets.shape)} have the "
         f"shape {wanted}; {who} returned {what}.{hint}"
     )
-
-
-def _measure(objective: Objective, outputs: Any, targets: Tensor, who: str) -> Tensor:
-    try:
-        return objective.measure(outputs, targets)[0]
-    except OwnCodeError as error:
-        raise OwnCodeError(f"{own.capital(who)}: {error}") from error.__cause__
 
 
 def _check_loss(loss: Tensor, who: str) -> None:

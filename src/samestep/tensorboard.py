@@ -99,9 +99,9 @@ def step_scalars(record: Record, steps: int) -> dict[str, float]:
 
     `steps` are those since the record before.
     """
-    workers = record["workers"]
+    workers, names = record["workers"], (*MEANS, *record.get("own_metrics", ()))
     scalars: dict[str, float | None] = {
-        **{f"train/{name}": record[name] for name in MEANS if name in record},
+        **{f"train/{name}": record[name] for name in names if name in record},
         "lr": record["lr"],
         "samples_per_second": record["samples_per_second"],
         "noise_scale": record.get("noise_scale"),

@@ -16,7 +16,7 @@ from samestep.exchange import Exchange
 from samestep.faults import Faults
 from samestep.flat import Flat
 from samestep.metrics import StepLedger
-from samestep.objective import Objective
+from samestep.objective import Objective, num_cells
 from samestep.own import OwnCode, find_loss, names
 from samestep.plan import Plan, derive_seed
 from samestep.progress import Progress, Stopwatch
@@ -129,7 +129,7 @@ def build(recipe: Recipe, around: Surroundings) -> Trainer:
     if isinstance(around.balance, list) and len(around.balance) == workers:
         owned = contiguous(around.balance)
     exchange = around.connect(flat, owned)
-    objective = exchange.attach(Objective(model, recipe.loss, loss))
+    objective = exchange.attach(Objective(model, recipe.loss, loss, data.own_metrics))
     steps_per_report = max(
         1, min(plan.steps_per_epoch // REPORTS_PER_EPOCH, MOST_STEPS_PER_REPORT)
     )
@@ -162,7 +162,13 @@ def build(recipe: Recipe, around: Surroundings) -> Trainer:
         rhythm=Rhythm(around.board, around.snapshot_seconds),
         snapshots=Snapshots(around.snapshots, flat.layout, workers),
         clock=_clock(around),
-        ledger=StepLedger(recipe.micro_batches, steps_per_report, rank, exchange),
+        ledger=StepLedger(
+            recipe.micro_batches,
+            steps_per_report,
+            rank,
+            exchange,
+            num_cells(data.own_metrics),
+        ),
         stopwatch=Stopwatch(workers),
         progress=Progress(counts=flat.counts),
         steps_per_report=steps_per_report,
@@ -189,7 +195,7 @@ def _load_and_build(
     loss, still = find_loss(recipe, around.own), frozenset[str]()
     if names(recipe):
         found = rehearsal.rehearse(recipe, data, model, loss)
-        data, still = replace(data, own_metric=found.metric), found.still
+        data, still = replace(data, own_metrics=found.metrics), found.still
     rehearsal.check_norms(recipe, data, plan, model)
     return data, plan, model, loss, still
 

@@ -20,7 +20,7 @@ from samestep.ingredients import CustomLoss
 from samestep.layout import BLOCK
 from samestep.metrics import Sums
 from samestep.plan import derive_seed
-from samestep.progress import Record, epoch_record, step_record
+from samestep.progress import Record, epoch_record, own_metrics, step_record
 from samestep.rhythm import Decision
 from samestep.timing import PHASES, Times
 from samestep.trainer import Trainer, save
@@ -61,15 +61,14 @@ def train(trainer: Trainer) -> None:
     sha256 = fingerprint(trainer.model.state_dict())
     test = _evaluated(trainer, "test") | _inspected(trainer, "test")
     balance = trainer.balancer.summary()
-    facts, own = trainer.data.facts, trainer.data.own_metric
     trainer.report(
         {
             "type": "finished",
             **test,
             "weights_sha256": sha256,
             "balance": balance,
-            "data": facts,
-            **({"own_metric": own} if own else {}),
+            "data": trainer.data.facts,
+            **own_metrics(trainer.data),
         }
     )
 
@@ -178,11 +177,11 @@ def train_step(trainer: Trainer, order: Tensor, step: int, step_in_epoch: int) -
         trainer.flat.reset_buffers()
         clock.lap("data")
         with trainer.exchange.turn(m):
-            loss, metric = trainer.objective(inputs, targets)
+            loss, metrics = trainer.objective(inputs, targets)
             clock.lap("forward")
             loss.backward(weight)
         trainer.exchange.collect(m)
-        trainer.ledger.note(row, m, loss.item(), metric.item())
+        trainer.ledger.note(row, m, loss.item(), metrics.tolist())
         arrived = clock.lap("backward")
     trainer.ledger.arrive(row, arrived)
     trainer.faults.at("exchange", step)
@@ -271,7 +270,7 @@ def _is_logged(trainer: Trainer, steps_in_epoch: int) -> bool:
 def _evaluated(trainer: Trainer, name: str) -> dict[str, Any]:
     if len(trainer.data.splits[name]) == 0:
         return {}
-    means = trainer.evaluator.evaluate(name).means(trainer.data.metric)
+    means = trainer.evaluator.evaluate(name).means(trainer.data.metrics)
     return {f"{name}_{key}": value for key, value in means.items()}
 
 

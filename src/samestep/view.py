@@ -147,16 +147,15 @@ def scores(
 ) -> str:
     """`loss 0.4386 accuracy 93.33%`, from the fields with this prefix."""
     loss = f"loss {record[f'{prefix}loss']:.{digits}f}"
-    own = record.get("own_metric")
-    if own and f"{prefix}{own}" in record:
-        metric = f"{own} {record[f'{prefix}{own}']:.4f}"
-    elif f"{prefix}accuracy" in record:
-        metric = f"accuracy {record[f'{prefix}accuracy']:.2%}"
-    elif f"{prefix}absolute_error" in record:
-        metric = f"absolute error {record[f'{prefix}absolute_error']:.4f}"
-    else:
-        return loss
-    return f"{loss}{separator}{metric}"
+    own = record.get("own_metrics") or ()
+    found = [
+        f"{n} {record[f'{prefix}{n}']:.4f}" for n in own if f"{prefix}{n}" in record
+    ]
+    if not found and f"{prefix}accuracy" in record:
+        found = [f"accuracy {record[f'{prefix}accuracy']:.2%}"]
+    if not found and f"{prefix}absolute_error" in record:
+        found = [f"absolute error {record[f'{prefix}absolute_error']:.4f}"]
+    return separator.join([loss, *found])
 
 
 def epoch_line(epoch: Message, epochs: int) -> str:

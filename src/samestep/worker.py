@@ -161,7 +161,7 @@ def evaluate(recipe: Recipe, control: Control, around: Surroundings) -> None:
     loss = find_loss(recipe, around.own)
     if names(recipe):
         found = rehearse(recipe, data, model, loss)
-        data = replace(data, own_metric=found.metric)
+        data = replace(data, own_metrics=found.metrics)
     evaluator = Evaluator(
         model, recipe, data, around.rank, exchange, around.board, loss
     )
@@ -170,8 +170,8 @@ def evaluate(recipe: Recipe, control: Control, around: Surroundings) -> None:
         control.send(
             {
                 "type": "evaluated",
-                "means": sums.means(data.metric),
-                "own_metric": data.own_metric,
+                "means": sums.means(data.metrics),
+                "own_metrics": [metric.name for metric in data.own_metrics],
                 "targets": sums.targets,
                 "weights_sha256": fingerprint(model.state_dict()),
             }

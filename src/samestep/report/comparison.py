@@ -1,7 +1,7 @@
 """Several runs in one report: their curves, and what is different about them."""
 
 from collections.abc import Sequence
-from operator import attrgetter
+from functools import partial
 
 from matplotlib.ticker import PercentFormatter
 
@@ -17,6 +17,7 @@ from samestep.report.document import (
     together,
 )
 from samestep.report.reading import RunFiles
+from samestep.report.records import measured
 from samestep.report.run_data import plain_data
 from samestep.report.words import (
     MISSING,
@@ -25,6 +26,7 @@ from samestep.report.words import (
     flat,
     number,
     percent,
+    plain_name,
     seconds,
     setting,
 )
@@ -101,16 +103,17 @@ def _verdict(names: Sequence[str], runs: Sequence[RunFiles]) -> str:
 
 
 def _curves(names: Sequence[str], runs: Sequence[RunFiles]) -> list[Block]:
+    metrics = dict.fromkeys(m for run in runs for m in run.result.metrics)
     fields = (
         ("validation_loss", "Validation loss"),
-        ("validation_accuracy", "Validation accuracy"),
+        *((f"validation_{m}", f"Validation {plain_name(m)}") for m in metrics),
         ("seconds", "Seconds per epoch"),
         ("samples_per_second", "Samples per second"),
     )
     losses = [curves.over_steps(run.steps, lambda step: step.loss) for run in runs]
     plots = [_plot("training-loss", "Training loss", "step", names, losses)]
     for field, title in fields:
-        read = attrgetter(field)
+        read = partial(measured, name=field)
         lines = [curves.over_epochs(run.result.epochs, [], read) for run in runs]
         name = field.replace("_", "-")
         plots.append(_plot(name, title, "epoch", names, lines))
@@ -142,7 +145,7 @@ def _plot(
             label=letters,
         )
     curves.name_axes(axes, title.lower(), over)
-    if "accuracy" in name:
+    if name == "validation-accuracy":
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
     elif name == "samples-per-second":
         axes.yaxis.set_major_formatter(curves.thousands())

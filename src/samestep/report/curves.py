@@ -14,8 +14,8 @@ from matplotlib.ticker import (
 
 from samestep.report import ink
 from samestep.report.document import Plot
-from samestep.report.records import Epoch, Step
-from samestep.report.words import Value, count, number, percent, significant
+from samestep.report.records import Epoch, Step, measured
+from samestep.report.words import Value, count, number, plain_name, score
 
 
 Curve = list[tuple[float, float]]
@@ -48,11 +48,11 @@ def over_epochs(
 def learning_plot(
     what: str, steps: Sequence[Step], epochs: Sequence[Epoch]
 ) -> Plot | None:
-    """Training and validation `loss` or `accuracy`; None where there is neither."""
-    of_steps = over_steps(steps, lambda step: getattr(step, what))
-    train = over_epochs(epochs, steps, lambda epoch: getattr(epoch, f"train_{what}"))
+    """Training and validation loss or a metric; None where there is neither."""
+    of_steps = over_steps(steps, lambda step: measured(step, what))
+    train = over_epochs(epochs, steps, lambda epoch: measured(epoch, f"train_{what}"))
     held_out = over_epochs(
-        epochs, steps, lambda epoch: getattr(epoch, f"validation_{what}")
+        epochs, steps, lambda epoch: measured(epoch, f"validation_{what}")
     )
     if not (of_steps or train or held_out):
         return None
@@ -62,18 +62,18 @@ def learning_plot(
     axes.plot(*_xy(train), color=colour, marker="o", label="training")
     if held_out:
         axes.plot(*_xy(held_out), color=other, marker="s", label="validation")
-    name_axes(axes, what)
+    name_axes(axes, plain_name(what))
     if what == "accuracy":
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
     axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
     last = (held_out or train or of_steps)[-1][1]
-    shown = percent(last, 2) if what == "accuracy" else significant(last)
     split = "Validation" if held_out else "Training"
+    title = plain_name(what)
     return Plot(
-        what,
-        what.capitalize(),
-        f"{what.capitalize()} over {count(len(steps))} recorded steps; "
-        f"{split.lower()} {what} ends at {shown}.",
+        what if what in ("loss", "accuracy") else f"metric-{what}",
+        title.capitalize(),
+        f"{title.capitalize()} over {count(len(steps))} recorded steps; "
+        f"{split.lower()} {title} ends at {score(what, last)}.",
         figure,
         "Thin line: single steps. Points: whole epochs.",
     )

@@ -26,6 +26,13 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow")
 
 
+def measured(record: Record, name: str) -> float | None:
+    """A field that only some records have; None where it is missing or no number."""
+    value = getattr(record, name, None)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value if is_number else None
+
+
 class Timed(Record):
     """What steps and epochs have in common."""
 
@@ -92,6 +99,8 @@ class Result(Record):
     error: str | None = None
     test_accuracy: Measured = None
     test_loss: Measured = None
+    own_metrics: list[Annotated[str, Field(pattern=r"^[^\W\d]\w{0,99}$")]] = []
+    """Of a loss function of the user's own."""
     weights_sha256: str = ""
     train_seconds: Measured = None
     wall_seconds: Measured = None
@@ -102,6 +111,13 @@ class Result(Record):
     test_confusion: list[list[Whole]] = []
     test_worst: list[Worst] = []
     epochs: list[Epoch] = []
+
+    @property
+    def metrics(self) -> list[str]:
+        """What was measured besides the loss."""
+        is_regression = any(hasattr(e, "train_absolute_error") for e in self.epochs)
+        usual = "absolute_error" if is_regression else "accuracy"
+        return list(dict.fromkeys(self.own_metrics)) or [usual]
 
 
 class ScalingRun(Record):

@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 from samestep.report.reading import RunFiles
+from samestep.report.records import measured
 
 
 MOST_STEPS = 2_000
@@ -12,7 +13,6 @@ STEP_FIELDS = (
     "epoch",
     "step",
     "loss",
-    "accuracy",
     "lr",
     "samples_per_second",
     "communication_share",
@@ -27,6 +27,8 @@ def plain_data(run: RunFiles) -> dict[str, Any]:
     stride = math.ceil(len(run.steps) / MOST_STEPS) or 1
     kept = run.steps[::stride]
     steps = {name: [getattr(step, name) for step in kept] for name in STEP_FIELDS}
+    for name in run.result.metrics:
+        steps[name] = [measured(step, name) for step in kept]
     return {
         "result": plain(run.result.model_dump(exclude_unset=True)),
         "every_nth_step": stride,

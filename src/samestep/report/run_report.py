@@ -18,7 +18,7 @@ from samestep.report.document import (
     together,
 )
 from samestep.report.reading import RunFiles
-from samestep.report.records import Epoch, Result
+from samestep.report.records import Epoch, Result, measured
 from samestep.report.run_data import plain_data
 from samestep.report.run_time import time_section
 from samestep.report.words import (
@@ -26,7 +26,8 @@ from samestep.report.words import (
     clean,
     count,
     number,
-    percent,
+    plain_name,
+    score,
     seconds,
     setting,
 )
@@ -34,6 +35,7 @@ from samestep.report.words import (
 
 MOST_ROWS = 100
 """A longer table is not read."""
+SPLITS = {"train": "training", "validation": "validation"}
 
 
 def run_document(run: RunFiles) -> Document:
@@ -80,13 +82,16 @@ def _facts(result: Result, last: Epoch | None) -> list[Fact]:
     workers = result.placement.get("workers")
     exchange = setting(result.placement.get("exchange", "unknown"))
     facts = []
-    if result.test_accuracy is not None:
-        facts.append(Fact("Test accuracy", percent(result.test_accuracy, 2)))
+    for name in result.metrics:
+        if (value := measured(result, f"test_{name}")) is not None:
+            facts.append(Fact(f"Test {plain_name(name)}", score(name, value)))
     if result.test_loss is not None:
         facts.append(Fact("Test loss", number(result.test_loss, ".4f")))
-    if last and last.validation_accuracy is not None:
-        accuracy = percent(last.validation_accuracy, 2)
-        facts.append(Fact("Validation accuracy", accuracy, "after the last epoch"))
+    for name in result.metrics:
+        value = measured(last, f"validation_{name}") if last else None
+        if value is not None:
+            title = f"Validation {plain_name(name)}"
+            facts.append(Fact(title, score(name, value), "after the last epoch"))
     if result.train_seconds is not None:
         wall = seconds(result.wall_seconds)
         facts.append(
@@ -107,30 +112,28 @@ def _learning(run: RunFiles) -> Section:
     epochs = run.result.epochs
     plots = [
         curves.learning_plot("loss", run.steps, epochs),
-        curves.learning_plot("accuracy", run.steps, epochs),
+        *(curves.learning_plot(m, run.steps, epochs) for m in run.result.metrics),
         curves.rate_plot(run.steps),
         curves.throughput_plot(run.steps),
         curves.noise_plot(run.steps, epochs),
     ]
     blocks = together(plots)
     if epochs:
-        blocks.append(_epoch_table(epochs))
+        blocks.append(_epoch_table(epochs, run.result.metrics))
     return Section("Learning", "learning", blocks)
 
 
-def _epoch_table(epochs: list[Epoch]) -> Table:
-    columns: Row = ("epoch", "time", "samples/s", "training loss", "training accuracy")
-    columns += ("validation loss", "validation accuracy", "fingerprint")
+def _epoch_table(epochs: list[Epoch], metrics: list[str]) -> Table:
+    scores = [(split, name) for split in SPLITS for name in ("loss", *metrics)]
+    titles = [f"{SPLITS[split]} {plain_name(name)}" for split, name in scores]
+    columns: Row = ("epoch", "time", "samples/s", *titles, "fingerprint")
     stride = math.ceil(len(epochs) / MOST_ROWS)
     rows = [
         (
             str(epoch.epoch),
             seconds(epoch.seconds),
             count(epoch.samples_per_second),
-            number(epoch.train_loss, ".4f"),
-            percent(epoch.train_accuracy, 2),
-            number(epoch.validation_loss, ".4f"),
-            percent(epoch.validation_accuracy, 2),
+            *(_score_cell(epoch, split, name) for split, name in scores),
             epoch.weights_sha256[:12] or MISSING,
         )
         for epoch in epochs[::-stride][::-1]
@@ -139,6 +142,11 @@ def _epoch_table(epochs: list[Epoch]) -> Table:
     if stride > 1:
         caption += f" ({len(rows)} of {len(epochs):,}; all in result.json)"
     return Table(caption, columns, rows)
+
+
+def _score_cell(epoch: Epoch, split: str, name: str) -> str:
+    value = measured(epoch, f"{split}_{name}")
+    return number(value, ".4f") if name == "loss" else score(name, value)
 
 
 def _classes(result: Result) -> Section:

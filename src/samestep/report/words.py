@@ -63,6 +63,16 @@ def significant(value: Value) -> str:
     return number(value, ".3e")
 
 
+def plain_name(name: str) -> str:
+    """`absolute_error` -> `absolute error`."""
+    return name.replace("_", " ")
+
+
+def score(metric: str, value: Value) -> str:
+    """`98.44%` for an accuracy, four digits for anything else."""
+    return percent(value, 2) if metric == "accuracy" else significant(value)
+
+
 def seconds(value: Value) -> str:
     """`85.0 µs`, `12.3 ms`, `8.31 s`, `12 min 5 s` or `3 h 20 min`."""
     if value is None or not math.isfinite(value) or value < 1:
