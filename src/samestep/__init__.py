@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from samestep.errors import CheckpointError as CheckpointError
 from samestep.errors import DataError as DataError
 from samestep.errors import Interrupted as Interrupted
+from samestep.errors import NonFiniteGradient as NonFiniteGradient
 from samestep.errors import NonFiniteLoss as NonFiniteLoss
 from samestep.errors import OutputError as OutputError
 from samestep.errors import OwnCodeError as OwnCodeError
@@ -52,6 +53,7 @@ __all__ = [
     "DataError",
     "Evaluation",
     "Interrupted",
+    "NonFiniteGradient",
     "NonFiniteLoss",
     "OutputError",
     "OwnCodeError",

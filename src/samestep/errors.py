@@ -11,6 +11,7 @@ SamestepError                      exit code 1
 └── TrainingError
     ├── WorkerFailed
     ├── NonFiniteLoss
+    ├── NonFiniteGradient
     ├── ReplicasDiffer
     ├── PeerLost
     ├── WorkerLate
@@ -74,6 +75,10 @@ class WorkerFailed(TrainingError):
 
 class NonFiniteLoss(TrainingError):
     """The loss of a micro-batch is NaN or infinite."""
+
+
+class NonFiniteGradient(TrainingError):
+    """A gradient does not fit into the 16 bits of the recipe's `compression`."""
 
 
 class ReplicasDiffer(TrainingError):

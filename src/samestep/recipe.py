@@ -31,6 +31,8 @@ from samestep.ingredients import (
 )
 
 
+LATER = ("compression",)
+"""Fields of the recipe that there were not when the first digests were written."""
 BUILT_IN = resources.files("samestep") / "recipes"
 
 
@@ -50,6 +52,8 @@ class Recipe(Section):
     threads: Count = 1
     """Intra-op threads of each worker: they change the bits."""
     precision: Literal["float32"] = "float32"
+    compression: Literal["none", "bf16", "fp16"] = "none"
+    """The type that partial gradients are rounded to, to exchange half the bytes."""
     data: DataRecipe = MnistData()
     model: ModelRecipe = MlpModel()
     loss: LossRecipe = CrossEntropy()
@@ -76,8 +80,14 @@ class Recipe(Section):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the canonical JSON text of all fields but the name."""
+        """SHA-256 of the canonical JSON text of all fields but the name.
+
+        Without fields of LATER at their defaults: digests stay what they were.
+        """
         fields = {key: value for key, value in self.to_dict().items() if key != "name"}
+        for key in LATER:
+            if fields[key] == type(self).model_fields[key].default:
+                del fields[key]
         text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 

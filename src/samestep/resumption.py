@@ -112,7 +112,8 @@ def _extended(recipe: Recipe, run: Path, epochs: int | None, complete: int) -> R
 def _differences(
     found: Checkpoint, recipe: Recipe, build: Mapping[str, str]
 ) -> Iterator[str]:
-    before, after = _flatten(found.manifest.recipe), _flatten(recipe.to_dict())
+    saved = Recipe.from_dict(found.manifest.recipe)  # it may lack later fields
+    before, after = _flatten(saved.to_dict()), _flatten(recipe.to_dict())
     for ignored in ("name", *(["epochs"] if recipe.schedule.name in ENDLESS else [])):
         before.pop(ignored), after.pop(ignored)
     pairs = [("recipe ", before, after), ("", found.manifest.build, dict(build))]

@@ -36,6 +36,7 @@ from samestep.launch import resources
 from samestep.own import OwnCode, find_loss, names
 from samestep.recipe import Recipe
 from samestep.rehearsal import rehearse
+from samestep.rounding import Rounding
 from samestep.trainer import Surroundings, build
 from samestep.tree import Node
 
@@ -116,11 +117,12 @@ def run(control: Control, place: Place, fds: dict[str, int], board: Board) -> No
     _keep_memory()
     # Subnormal numbers are slow; the mode decides bits, so all workers set it.
     torch.set_flush_denormal(True)
+    rounding = Rounding.of(recipe.compression)
     faults = Faults(place.rank, job["faults"], control.send)
     around = Surroundings(
         rank=place.rank,
         workers=place.workers,
-        connect=partial(_connect, job, place, fds),
+        connect=partial(_connect, job, rounding, place, fds),
         report=control.send,
         board=board,
         faults=faults,
@@ -185,7 +187,9 @@ def measure_alone(
     times = probe.StepTimes(fds["board"], around.rank)
     gate = probe.Gate(fds["snapshots"], around.rank)
     with resources(job["exchange"], 1) as (own, port):
-        connect = partial(_connect, job, Place(0, 1, "127.0.0.1", port), own)
+        rounding = Rounding.of(recipe.compression)
+        place = Place(0, 1, "127.0.0.1", port)
+        connect = partial(_connect, job, rounding, place, own)
         alone = replace(
             around, rank=0, workers=1, connect=connect, snapshots=memory.create()
         )
@@ -194,6 +198,7 @@ def measure_alone(
 
 def _connect(
     job: dict[str, Any],
+    rounding: Rounding,
     place: Place,
     fds: dict[str, int],
     flat: Flat,
@@ -201,16 +206,15 @@ def _connect(
 ) -> Exchange:
     timeout: float = job["peer_timeout"]
     if job["exchange"] == "shared":
-        return SharedExchange(
-            flat, shares, place.rank, fds["memory"], job["spin_seconds"], timeout
-        )
+        spin, fd = job["spin_seconds"], fds["memory"]
+        return SharedExchange(flat, shares, place.rank, fd, spin, timeout, rounding)
     # DDP imports torch._dynamo, 0.9 s: only who needs it pays.
     from samestep.exchange.gloo import GlooExchange, join
 
     join(
         place.rank, place.workers, place.address, place.port, timeout, fds.get("store")
     )
-    return GlooExchange(flat, shares, place.rank)
+    return GlooExchange(flat, shares, place.rank, rounding)
 
 
 def _keep_memory() -> None:

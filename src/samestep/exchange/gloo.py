@@ -6,10 +6,12 @@ adds them in the order of the tree. The collectives start inside DDP's backward 
 bucket by bucket, as its communication hook; the sums are taken after it, on the
 worker's own thread, since the flush-to-zero mode belongs to a thread and decides bits.
 
-With p workers of k partials each, a worker receives (p - 1) k times the gradient.
+With p workers of k partials each, a worker receives (p - 1) k times the gradient; half
+of that if the recipe rounds partials to 16 bits (`samestep.rounding`).
 Every worker holds all parameters and updates all of them.
 """
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 
@@ -23,6 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from samestep import tree
 from samestep.flat import Flat
 from samestep.noise import Watch
+from samestep.rounding import EXACT, Rounding
 from samestep.tree import Node
 
 
@@ -59,10 +62,12 @@ def join(
 class GlooExchange:
     """Sums the gradients of one step; all workers take part in every step."""
 
-    def __init__(self, flat: Flat, shares: list[Node], rank: int) -> None:
+    def __init__(
+        self, flat: Flat, shares: list[Node], rank: int, rounding: Rounding = EXACT
+    ) -> None:
         """`shares[r]` is the range of micro-batches of worker `r`, without gaps."""
         self.workers, self._rank, self._flat = len(shares), rank, flat
-        self._num_leaves = shares[-1][1]
+        self._num_leaves, self._rounding = shares[-1][1], rounding
         self.parameters = torch.zeros(flat.size)
         self.owned, self.is_sliced = (0, flat.size), False
         self.states = list(torch.zeros(len(flat.layout.states), flat.size))
@@ -91,9 +96,10 @@ class GlooExchange:
             for row, node in enumerate(nodes)
         }
         self._memory.clear()
-        row = sum(p.numel() for p in self._flat.parameters) + self._flat.tail
-        received = (self.workers - 1) * self._rows * row
-        self.bytes_per_step = 4 * self.workers * received
+        self._is_direct = self._rows == 1 and self._rounding.is_exact
+        gradient = sum(p.numel() for p in self._flat.parameters)
+        row = self._rounding.dtype.itemsize * gradient + 4 * self._flat.tail
+        self.bytes_per_step = self.workers * (self.workers - 1) * self._rows * row
 
     def attach(self, objective: nn.Module) -> nn.Module:
         """All workers: the parameters of rank 0, wrapped in DDP with our hook."""
@@ -117,13 +123,18 @@ class GlooExchange:
             self._stack.append([_gradient(p) for p in self._flat.parameters])
             if self.watch.active:
                 self.watch.note(leaf, self._stack[-1])
-            for parameter in self._flat.parameters:
+            for parameter, gradient in zip(
+                self._flat.parameters, self._stack[-1], strict=True
+            ):
                 parameter.grad = None
+                self._rounding(gradient)
         for _ in range(self._merges[leaf]):
             self._tails[-2:] = [self._tails[-2] + self._tails[-1]]
             if not self._pending:
                 right = self._stack.pop()
                 torch._foreach_add_(self._stack[-1], right)
+                for gradient in self._stack[-1]:
+                    self._rounding(gradient)
 
     def sum(self) -> tuple[Tensor, Tensor]:
         """All workers: the gradient, and the sum of the tails."""
@@ -131,7 +142,7 @@ class GlooExchange:
             self._take_part()
         for parameters, received, work in self._pending:
             work.wait()
-            total = self._total(received)
+            total = self._total(received.float(), self._rounding.add)
             offset = 0
             for parameter in parameters:
                 part = total[offset : offset + parameter.numel()]
@@ -146,6 +157,7 @@ class GlooExchange:
         self._stack.clear()
         self._tails.clear()
         self._pending.clear()
+        self._rounding.check(self._gradient)
         return self._gradient, tails
 
     def _take_part(self) -> None:
@@ -153,10 +165,12 @@ class GlooExchange:
         loss, _ = self._ddp(torch.empty(0), torch.empty(0, dtype=torch.int64))
         loss.backward()
 
-    def _total(self, received: Tensor) -> Tensor:
+    def _total(
+        self, received: Tensor, add: Callable[[Tensor, Tensor], Tensor]
+    ) -> Tensor:
         """[workers * rows, n] -> [n], which may be one of the rows."""
         rows = {node: received[row] for node, row in self._nodes.items()}
-        return tree.reduce(self._num_leaves, rows, Tensor.add_)
+        return tree.reduce(self._num_leaves, rows, add)
 
     def _sum_tails(self) -> Tensor:
         if self._flat.tail == 0:
@@ -168,7 +182,7 @@ class GlooExchange:
             sent[row] = tail
         received = torch.empty(self.workers * self._rows, self._flat.tail)
         dist.all_gather_single(received.view(-1), sent.view(-1))
-        return self._total(received)
+        return self._total(received, Tensor.add_)
 
     def publish(self) -> None:
         """Every worker has updated its own copy."""
@@ -188,9 +202,11 @@ class GlooExchange:
         index = [self._position[id(p)] for p in parameters]
         if self.watch.active:
             self.watch.note(self._owned[1] - 1, last, index)
+        self._rounding(bucket.buffer())
         num_complete = len(self._stack) - self._merges[self._owned[1] - 1]
         for left in reversed(self._stack[num_complete:]):
             torch._foreach_add_(last, [left[i] for i in index])
+            self._rounding(bucket.buffer())
         complete = [[left[i] for i in index] for left in self._stack[:num_complete]]
         self._send(bucket, complete)
 
@@ -199,7 +215,7 @@ class GlooExchange:
         sent, received = self._buffers(bucket)
         for row, partial in enumerate(complete):
             torch.cat([gradient.view(-1) for gradient in partial], out=sent[row])
-        if self._rows > 1:
+        if not self._is_direct:
             sent[len(complete)].copy_(bucket.buffer())
         work = dist.all_gather_single(received.view(-1), sent.view(-1), async_op=True)
         self._pending.append((bucket.parameters(), received, work))
@@ -209,12 +225,13 @@ class GlooExchange:
         buffer = bucket.buffer()
         key = (bucket.index(), buffer.numel())
         if key not in self._memory:
-            size = buffer.numel()
-            sent = buffer.new_zeros(self._rows if self._rows > 1 else 0, size)
-            received = buffer.new_empty(self.workers * self._rows, size)
+            size, dtype = buffer.numel(), self._rounding.dtype
+            rows = 0 if self._is_direct else self._rows
+            sent = buffer.new_zeros(rows, size, dtype=dtype)
+            received = buffer.new_empty(self.workers * self._rows, size, dtype=dtype)
             self._memory[key] = sent, received
         sent, received = self._memory[key]
-        return (sent if self._rows > 1 else buffer.view(1, -1)), received
+        return (buffer.view(1, -1) if self._is_direct else sent), received
 
 
 def _gradient(parameter: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from samestep.flat import Flat
 from samestep.memory import pages
 from samestep.models.layers import Linear
 from samestep.noise import Watch
+from samestep.rounding import EXACT, Rounding
 from samestep.tree import Node
 
 
@@ -67,10 +68,11 @@ class SharedExchange:
         fd: int,
         spin_seconds: float,
         timeout_seconds: float,
+        rounding: Rounding = EXACT,
     ) -> None:
         """`shares[r]` is the range of micro-batches of worker `r`, without gaps."""
         self.workers, self._rank, self._flat = len(shares), rank, flat
-        self._num_leaves = shares[-1][1]
+        self._num_leaves, self._rounding = shares[-1][1], rounding
         slots = tree.deepest_stack(self._num_leaves)
         # Slots start at pages: the alignment of a product may decide its bits.
         width = pages(4 * (flat.size + flat.tail)) // 4
@@ -162,12 +164,20 @@ class SharedExchange:
             if self.watch.active:
                 self.watch.note(leaf, self._views[self._depth - 1])
         self._take_buffers(self._slots[self._depth - 1])
+        self._round(self._slots[self._depth - 1])
         for _ in range(self._merges[leaf] - 1):
             self._depth -= 1
             self._slots[self._depth - 1].add_(self._slots[self._depth])
+            self._round(self._slots[self._depth - 1])
+
+    def _round(self, slot: Tensor) -> None:
+        """The gradient in it; not the buffers."""
+        self._rounding(slot[: self._flat.size])
 
     def _take(self, own: Tensor, gradient: Tensor, position: int) -> None:
-        if self._merging or position not in self._missing:
+        if self._merging:
+            own.add_(self._rounding(gradient))
+        elif position not in self._missing:
             own.add_(gradient)
         else:
             own.copy_(gradient)
@@ -183,31 +193,34 @@ class SharedExchange:
         """All workers: the gradient over the own slice, and the sum of the tails."""
         self._depth = 0
         self._barrier.wait(self._summing)
-        return self._total(slice(*self.owned), self._sum), self._tails()
+        total = self._total(slice(*self.owned), self._sum, self._rounding)
+        self._rounding.check(total)
+        return total, self._tails()
 
     def _tails(self) -> Tensor:
         size, tail = self._flat.size, self._flat.tail
         if tail == 0:
             return torch.empty(0)
-        return self._total(slice(size, size + tail), torch.empty(tail))
+        return self._total(slice(size, size + tail), torch.empty(tail), EXACT)
 
-    def _total(self, part: slice, out: Tensor) -> Tensor:
+    def _total(self, part: slice, out: Tensor, rounding: Rounding) -> Tensor:
         root = (0, self._num_leaves)
         if root in self._partials:
             return self._partials[root][part]
         middle = tree.split(root)
         left, right = (
-            self._value(node, part) for node in ((0, middle), (middle, root[1]))
+            self._value(node, part, rounding)
+            for node in ((0, middle), (middle, root[1]))
         )
-        return torch.add(left, right, out=out)
+        return rounding(torch.add(left, right, out=out))
 
-    def _value(self, node: Node, part: slice) -> Tensor:
+    def _value(self, node: Node, part: slice, rounding: Rounding) -> Tensor:
         """Reads only: the partials belong to their workers."""
         if node in self._partials:
             return self._partials[node][part]
         middle = tree.split(node)
-        left = self._value((node[0], middle), part)
-        return left + self._value((middle, node[1]), part)
+        left = self._value((node[0], middle), part, rounding)
+        return rounding(left + self._value((middle, node[1]), part, rounding))
 
     def publish(self) -> None:
         """All workers: after the update; everyone's slice is then up to date."""

@@ -211,7 +211,10 @@ def _predictions(study: Study, cores: int, forecaster: Forecaster) -> list[Field
         return found
     assert settings.bandwidth_bytes_per_second is not None
     assert settings.latency_seconds is not None
-    network = Network(settings.bandwidth_bytes_per_second, settings.latency_seconds)
+    sent = 1.0 if study.recipe.compression == "none" else 0.5
+    # In bytes of float32 gradients per second, like everything in the model.
+    bandwidth = settings.bandwidth_bytes_per_second / sent
+    network = Network(bandwidth, settings.latency_seconds)
     for batch in settings.global_batches:
         rates = {n: _rate(study, n, batch) for n in settings.workers}
         per_node = best_per_node(rates, cores)
