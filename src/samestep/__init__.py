@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from samestep.errors import CheckpointError as CheckpointError
 from samestep.errors import DataError as DataError
+from samestep.errors import ExportError as ExportError
 from samestep.errors import Interrupted as Interrupted
 from samestep.errors import NonFiniteLoss as NonFiniteLoss
 from samestep.errors import OutputError as OutputError
@@ -51,6 +52,7 @@ __all__ = [
     "CheckpointError",
     "DataError",
     "Evaluation",
+    "ExportError",
     "Interrupted",
     "NonFiniteLoss",
     "OutputError",
