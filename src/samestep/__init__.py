@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from samestep.errors import CheckpointError as CheckpointError
 from samestep.errors import DataError as DataError
+from samestep.errors import ExportError as ExportError
 from samestep.errors import Interrupted as Interrupted
 from samestep.errors import NonFiniteGradient as NonFiniteGradient
 from samestep.errors import NonFiniteLoss as NonFiniteLoss
@@ -52,6 +53,7 @@ __all__ = [
     "CheckpointError",
     "DataError",
     "Evaluation",
+    "ExportError",
     "Interrupted",
     "NonFiniteGradient",
     "NonFiniteLoss",

@@ -11,6 +11,7 @@ import click
 from samestep.checkcommand import check
 from samestep.errors import Interrupted, SamestepError, UsageError
 from samestep.forking import ForkServer
+from samestep.modelcommands import export, sample
 from samestep.options import (
     own_options,
     placement_options,
@@ -228,31 +229,6 @@ def evaluate(
 
 
 @cli.command()
-@click.argument("run", type=click.Path(path_type=Path))
-@click.option("--prompt", default="\n", help="How the text begins.")
-@click.option("--length", type=click.IntRange(1), default=400, show_default=True)
-@click.option(
-    "--temperature",
-    type=click.FloatRange(0),
-    default=0.8,
-    show_default=True,
-    help="0: always the likeliest character; more: more daring.",
-)
-@click.option("--seed", type=int, default=0, show_default=True)
-def sample(run: Path, prompt: str, **how: Any) -> None:
-    """Let the model of RUN, trained on text, write on.
-
-    \b
-    Example:
-      samestep sample runs/chars-transformer-20260101T000000Z --prompt "def "
-    """
-    from samestep import sampling
-    from samestep.run import Run
-
-    click.echo(sampling.sample(Run.open(run), prompt, **how))
-
-
-@cli.command()
 @click.argument("run_a", type=click.Path(path_type=Path))
 @click.argument("run_b", type=click.Path(path_type=Path))
 def compare(run_a: Path, run_b: Path) -> None:
@@ -345,6 +321,8 @@ def recipes(name: str | None) -> None:
         )
 
 
+cli.add_command(sample)
+cli.add_command(export)
 cli.add_command(check)
 cli.add_command(report)
 

@@ -1,6 +1,7 @@
 """Every exception of samestep.
 
 SamestepError                      exit code 1
+├── ExportError
 ├── UsageError (a ValueError)      exit code 2: nothing was started
 │   ├── RecipeError
 │   ├── PlacementError
@@ -95,6 +96,10 @@ class WorkerLate(TrainingError):
 
 class OutputError(TrainingError):
     """A file of the run could not be written."""
+
+
+class ExportError(SamestepError):
+    """A model has no form in another format, or predicts otherwise there."""
 
 
 class Interrupted(BaseException):

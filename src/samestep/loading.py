@@ -1,16 +1,17 @@
-"""The network of a run, in this process."""
+"""The network and the data of a run, in this process."""
 
 import copy
 from typing import Any
 
 from torch import nn
 
-from samestep import dataset, models, weights
+from samestep import dataset, models, sources, weights
 from samestep.asking import recipe_of
 from samestep.dataset import Dataset
 from samestep.errors import OwnCodeError
 from samestep.imports import search_path
 from samestep.own import OwnCode, check_origin, names
+from samestep.recipe import Recipe
 from samestep.run import Run
 
 
@@ -22,21 +23,33 @@ def load_model(run: Run, given: Any = None) -> nn.Module:
     OwnCodeError.
     """
     run.weights_sha256  # noqa: B018  raises where there are no final weights
-    recipe, objects = run.recipe, dict[str, Any]()
-    if isinstance(given, str):
-        recipe = recipe_of(recipe, {"model": given}, {})
-    elif given is not None:
-        if "model" not in names(recipe):
-            raise OwnCodeError(
-                f"The model of {run.path} is a built-in one ({recipe.model.family}): "
-                "leave out `model`."
-            )
-        objects = {names(recipe)["model"]: copy.deepcopy(given)}
-    if "model" in names(recipe):
-        said = {"model": given} if isinstance(given, str) else {}
-        check_origin({"model": names(recipe)["model"]}, said, objects)
+    recipe, own = _with(run, "model", given)
     facts = run.result.get("data")
     data = Dataset.from_facts(facts) if facts else dataset.load(recipe.data)
-    model = models.build(recipe.model, data, OwnCode(search_path(), objects))
+    model = models.build(recipe.model, data, own)
     model.load_state_dict(weights.load(run.model_file))
     return model.eval()
+
+
+def load_data(run: Run, given: Any = None) -> Dataset:
+    """As `load_model`, for the data. Raises DataError too."""
+    recipe, own = _with(run, "data", given)
+    sources.prepare(recipe.data)
+    return dataset.load(recipe.data, own)
+
+
+def _with(run: Run, part: str, given: Any) -> tuple[Recipe, OwnCode]:
+    """The recipe with the part that is given, and where to find it."""
+    recipe, objects = run.recipe, dict[str, Any]()
+    if isinstance(given, str):
+        recipe = recipe_of(recipe, {part: given}, {})
+    elif given is not None:
+        if part not in names(recipe):
+            raise OwnCodeError(
+                f"The {part} of {run.path} is a built-in one: leave out `{part}`."
+            )
+        objects = {names(recipe)[part]: copy.deepcopy(given)}
+    if part in names(recipe):
+        said = {part: given} if isinstance(given, str) else {}
+        check_origin({part: names(recipe)[part]}, said, objects)
+    return recipe, OwnCode(search_path(), objects)

@@ -69,6 +69,13 @@ _OWN = [
 ]
 
 
+def model_and_data_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Code of the user's own that a model needs to be built, and its samples."""
+    for option in reversed(_OWN[:2]):
+        command = option(command)
+    return command
+
+
 def own_options(command: Callable[..., None]) -> Callable[..., None]:
     """Code of the user's own; see docs/own-code.md."""
     for option in reversed(_OWN):

@@ -78,6 +78,24 @@ class Run:
 
         return load_model(self, model)
 
+    def export(
+        self,
+        form: str = "safetensors",
+        out: str | Path | None = None,
+        *,
+        model: Any = None,
+        data: Any = None,
+    ) -> Path:
+        """Writes the model as `safetensors`, `state_dict` or `onnx`; the file's path.
+
+        The file is read back and must predict the same on up to 256 test samples.
+        `model` and `data` are what `samestep.train` was given as such, if those were
+        objects. Raises RunError where the file exists already, ExportError.
+        """
+        from samestep.exporting import export
+
+        return export(self, form, Path(out) if out else None, model, data).path
+
     def report(self) -> Path:
         """Writes report.html and its plots into the run directory; the file's path."""
         write = import_module("samestep.report").write

@@ -1,0 +1,201 @@
+"""A trained model as a file for other programs, proven to predict the same.
+
+| format | what reads it |
+|---|---|
+| safetensors | `safetensors.torch.load_file`, without pickle |
+| state_dict | `torch.load(file, weights_only=True)` |
+| onnx | any ONNX runtime; the first dimension of the inputs is free |
+"""
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from samestep import loading
+from samestep.errors import ExportError, RunError, did_you_mean
+from samestep.run import Run
+
+
+SUFFIXES = {"safetensors": ".safetensors", "state_dict": ".pt", "onnx": ".onnx"}
+MOST_SAMPLES = 256
+"""Of the test split, whose predictions are compared."""
+TOLERANCE = 1e-4
+"""Of an ONNX model's outputs, relative to the largest, or to 1 if that is smaller."""
+LIBRARIES = ("onnx", "onnxscript", "onnxruntime")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file, and how it was checked."""
+
+    path: Path
+    samples: int
+    """Whose predictions were compared."""
+    difference: float
+    """The largest between any two outputs; 0 means the same bits."""
+
+
+def export(
+    run: Run,
+    form: str = "safetensors",
+    out: Path | None = None,
+    model: Any = None,
+    data: Any = None,
+) -> Exported:
+    """Writes the final weights; by default beside the run's own model file.
+
+    `model` and `data` are what `samestep.train` was given as such. Raises RunError
+    where the file exists or the run has no final weights, and ExportError, after which
+    no file is left, where the model cannot be written so or predicts otherwise.
+    """
+    suffix = _suffix(form)
+    out = out or run.path / f"exported{suffix}"
+    if out.exists():
+        raise RunError(f"{out} is there already, and is kept: name another file.")
+    trained = loading.load_model(run, model)
+    inputs = _samples(run, data)
+    expected = _predict(trained, inputs)
+    content = _onnx(trained, inputs) if form == "onnx" else _weights(trained, form)
+    try:
+        with out.open("xb") as file:
+            file.write(content)
+    except OSError as error:
+        raise ExportError(f"{out} cannot be written: {error.strerror}.") from None
+    try:
+        found = _read_and_predict(form, out, loading.load_model(run, model), inputs)
+        limit = TOLERANCE if form == "onnx" else 0.0
+        difference = compare(expected, found, limit, out)
+    except BaseException:
+        out.unlink()
+        raise
+    return Exported(out, len(inputs), difference)
+
+
+def compare(
+    expected: Sequence[Tensor], found: Sequence[Tensor], limit: float, path: Path
+) -> float:
+    """The largest difference. Raises ExportError if it exceeds the limit."""
+    shapes = [[list(each.shape) for each in outputs] for outputs in (expected, found)]
+    if shapes[0] != shapes[1]:
+        raise ExportError(
+            f"An exported model must predict the same; {path} gave outputs of the "
+            f"shapes {shapes[1]} instead of {shapes[0]}, and was deleted."
+        )
+    pairs = list(zip(expected, found, strict=True))
+    worst = max((a.double() - b.double()).abs().max().item() for a, b in pairs)
+    scale = max(1.0, *(each.abs().max().item() for each in expected))
+    if not worst <= limit * scale:  # nor if it is NaN
+        raise ExportError(
+            f"An exported model must predict the same; outputs of {path} differed by "
+            f"up to {worst:.2g} (allowed: {limit * scale:.2g}), and it was deleted."
+        )
+    return worst
+
+
+def _suffix(form: str) -> str:
+    if form not in SUFFIXES:
+        raise RunError(
+            f"Formats are {', '.join(SUFFIXES)}; received `{form}`."
+            f"{did_you_mean(form, SUFFIXES)}"
+        )
+    missing = [n for n in LIBRARIES if find_spec(n) is None] if form == "onnx" else []
+    if missing:
+        raise RunError(
+            f"ONNX needs {', '.join(missing)}, which is not installed. Install "
+            "`samestep[export]`."
+        )
+    return SUFFIXES[form]
+
+
+def _samples(run: Run, data: Any) -> Tensor:
+    """Inputs of the first samples of the first split that has some."""
+    splits = loading.load_data(run, data).splits
+    split = next(s for s in map(splits.get, ("test", "validation", "train")) if s)
+    return split.gather(torch.arange(min(MOST_SAMPLES, len(split))))[0]
+
+
+def _weights(model: nn.Module, form: str) -> bytes:
+    state = {name: t.detach().clone() for name, t in model.state_dict().items()}
+    if form == "safetensors":
+        return safetensors.torch.save(state, {"format": "pt"})
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+def _onnx(model: nn.Module, inputs: Tensor) -> bytes:
+    example = inputs[:2] if len(inputs) > 1 else inputs.repeat(2, *[1] * inputs.dim())
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                model,
+                (example,),
+                dynamo=True,
+                verbose=False,
+                input_names=["inputs"],
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+            )
+        assert program is not None
+        content: bytes = program.model_proto.SerializeToString()
+        return content
+    except Exception as error:  # of any library that takes part
+        reason = (str(error.__cause__ or error).strip() or repr(error)).splitlines()[0]
+        raise ExportError(
+            f"ONNX has no form for this model: {reason} Use another format."
+        ) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter warns of its own deprecations and of libraries it does not need."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _read_and_predict(
+    form: str, path: Path, fresh: nn.Module, inputs: Tensor
+) -> list[Tensor]:
+    """What somebody gets who has only the file and, but for ONNX, the network."""
+    if form == "onnx":
+        return _run_onnx(path, inputs)
+    readers: dict[str, Callable[[Path], dict[str, Tensor]]] = {
+        "safetensors": safetensors.torch.load_file,
+        "state_dict": lambda file: torch.load(file, weights_only=True),
+    }
+    with torch.no_grad():
+        for parameter in fresh.parameters():
+            parameter.zero_()
+    fresh.load_state_dict(readers[form](path))
+    return _predict(fresh, inputs)
+
+
+def _run_onnx(path: Path, inputs: Tensor) -> list[Tensor]:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (only,) = session.get_inputs()
+    return [torch.from_numpy(a) for a in session.run(None, {only.name: inputs.numpy()})]
+
+
+def _predict(model: nn.Module, inputs: Tensor) -> list[Tensor]:
+    with torch.inference_mode():
+        outputs = model(inputs)
+    return [each for each in tree_leaves(outputs) if isinstance(each, Tensor)]
