@@ -12,6 +12,7 @@ from samestep.checkcommand import check
 from samestep.errors import Interrupted, SamestepError, UsageError
 from samestep.forking import ForkServer
 from samestep.options import (
+    device_option,
     own_options,
     placement_options,
     report_option,
@@ -183,6 +184,7 @@ def resume(
 @cli.command()
 @click.argument("run_or_model", type=click.Path(path_type=Path))
 @workers_option
+@device_option
 @click.option(
     "--split",
     type=click.Choice(["test", "validation", "train"]),
@@ -193,6 +195,7 @@ def resume(
 def evaluate(
     run_or_model: Path,
     workers: int | str,
+    device: str,
     split: str,
     model: str | None,
     data: str | None,
@@ -210,7 +213,8 @@ def evaluate(
         from samestep.placement import Placement
         from samestep.view import scores
 
-        placement = Placement.model_validate({"workers": workers})
+        where = {"workers": workers, "device": device}
+        placement = Placement.model_validate(where)
         found = api.evaluate(
             run_or_model,
             placement,
