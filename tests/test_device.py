@@ -165,7 +165,8 @@ def test_a_worker_prepares_its_gpu_before_it_uses_it(
     monkeypatch.setattr(torch.cuda, "set_device", start)
     assert Device.prepare("cuda", 1).target == torch.device("cuda:1")
     assert calls == [("exact", True), (":4096:8", 1)]
-    assert not (products.allow_tf32 or cudnn.allow_tf32 or cudnn.benchmark)
+    assert vars(products) == {"allow_tf32": False}
+    assert vars(cudnn) == {"allow_tf32": False, "benchmark": False}
     with pytest.raises(PlacementError, match=r"Worker 2 needs a GPU.*shows 2"):
         Device.prepare("cuda", 2)
 

@@ -138,7 +138,7 @@ def train(
 @click.option(
     "--accept-other-bits",
     is_flag=True,
-    help="Go on even if recipe, code, torch version or instruction set have changed.",
+    help="Go on even if recipe, code, torch, instruction set or device have changed.",
 )
 @own_options
 @tracker_option

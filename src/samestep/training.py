@@ -196,6 +196,7 @@ def train_step(trainer: Trainer, order: Tensor, step: int, step_in_epoch: int) -
     if recipe.optimizer.clip_norm is not None:
         _clip(trainer, gradient, recipe.optimizer.clip_norm)
     trainer.bytes += trainer.exchange.bytes_per_step
+    trainer.device.finish()  # or the next step would seem to compute for so long
     clock.lap("exchange")
     trainer.faults.at("update", step)
     trainer.update.step(gradient, trainer.learning_rate(step))
