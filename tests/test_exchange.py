@@ -16,6 +16,7 @@ from samestep.flat import Flat
 from samestep.models.layers import Linear, dropout_masks
 
 
+CPU = torch.device("cpu")
 SOAK = Path(__file__).with_name("soak.py")
 
 
@@ -130,7 +131,7 @@ def test_a_layer_that_is_used_twice_has_the_sum_of_its_gradients() -> None:
 
 def test_dropout_keeps_the_expectation() -> None:
     torch.manual_seed(0)
-    masks = dropout_masks(0.2, 1000, [1001, 500])
+    masks = dropout_masks(0.2, 1000, [1001, 500], CPU)
     assert [mask.shape for mask in masks] == [(1000, 1001), (1000, 500)]
     for mask in masks:
         assert sorted(set(mask.flatten().tolist())) == pytest.approx([0, 256 / 205])
@@ -144,7 +145,7 @@ def test_dropout_keeps_the_expectation() -> None:
 def test_the_fused_layer_has_the_gradients_of_its_parts(masked: bool) -> None:
     torch.manual_seed(0)
     layer = Linear(7, 5)
-    mask = dropout_masks(0.5, 4, [5])[0] if masked else None
+    mask = dropout_masks(0.5, 4, [5], CPU)[0] if masked else None
     found = []
     for sink in (None, lambda _: None):
         layer.sink = sink

@@ -91,7 +91,7 @@ def train(
         trackers = _loaded(trackers)
         recipe = recipe_of(recipe, names, changed)
         vet(recipe, names)
-        placement, why = placement.resolve(recipe.micro_batches)
+        placement, why = placement.resolve(recipe.micro_batches, running.gpus)
         notice = sources.prepare(recipe.data)
         with (
             RunWriter.create(recipe, placement, started) as writer,
@@ -99,7 +99,8 @@ def train(
             _tracking(writer, shown, trackers),
         ):
             shown.note(_headline(recipe, why))
-            writer.start("started", sources.describe(recipe.data) | checksums(recipe))
+            described = sources.describe(recipe.data) | checksums(recipe)
+            writer.start("started", described, running.device(placement.device))
             return Session(writer, running, shown, given).run(notice)
 
 
@@ -137,7 +138,7 @@ def resume(
         trackers = _loaded(trackers)
         start = find_start(path, epochs, names)
         vet(start.recipe, names)
-        placement, why = placement.resolve(start.recipe.micro_batches)
+        placement, why = placement.resolve(start.recipe.micro_batches, running.gpus)
         notice = sources.prepare(start.recipe.data)
         with (
             RunWriter.reopen(path, start.recipe, placement, started) as writer,
@@ -145,7 +146,7 @@ def resume(
             _tracking(writer, shown, trackers),
         ):
             start = find_start(path, epochs, names)  # nobody else writes any more
-            now = running.build() | checksums(start.recipe)
+            now = running.build(placement.device) | checksums(start.recipe)
             start.check(now, accept_other_bits)
             shown.note(_headline(start.recipe, why))
             for warning in start.warnings:
@@ -153,7 +154,7 @@ def resume(
             shown.note(start.headline)
             writer.rewind(start.step, start.epochs)
             described = sources.describe(start.recipe.data) | checksums(start.recipe)
-            writer.start("resumed", described)
+            writer.start("resumed", described, running.device(placement.device))
             session = Session(writer, running, shown, given)
             return session.run(notice, start.checkpoint)
 
@@ -176,13 +177,13 @@ def evaluate(
     no weights.
     """
     model_file = _model_file(run_or_model)
-    resolved = _placed(placement, placed).resolve(None)[0]
     reports: list[Mapping[str, Any]] = []
     with (
         _server(server) as running,
         packed({"model": model, "data": data, "loss": loss}) as (names, given),
         tempfile.TemporaryDirectory(prefix="samestep-") as logs,
     ):
+        resolved, _ = _placed(placement, placed).resolve(None, running.gpus)
         recipe = recipe_of(read_recipe(model_file), names, {})
         vet(recipe, names)
         job = {

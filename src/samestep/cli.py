@@ -13,6 +13,7 @@ from samestep.errors import Interrupted, SamestepError, UsageError
 from samestep.forking import ForkServer
 from samestep.modelcommands import export, sample
 from samestep.options import (
+    device_option,
     own_options,
     placement_options,
     report_option,
@@ -138,7 +139,7 @@ def train(
 @click.option(
     "--accept-other-bits",
     is_flag=True,
-    help="Go on even if recipe, code, torch version or instruction set have changed.",
+    help="Go on even if recipe, code, torch, instruction set or device have changed.",
 )
 @own_options
 @tracker_option
@@ -184,6 +185,7 @@ def resume(
 @cli.command()
 @click.argument("run_or_model", type=click.Path(path_type=Path))
 @workers_option
+@device_option
 @click.option(
     "--split",
     type=click.Choice(["test", "validation", "train"]),
@@ -194,6 +196,7 @@ def resume(
 def evaluate(
     run_or_model: Path,
     workers: int | str,
+    device: str,
     split: str,
     model: str | None,
     data: str | None,
@@ -211,7 +214,8 @@ def evaluate(
         from samestep.placement import Placement
         from samestep.view import scores
 
-        placement = Placement.model_validate({"workers": workers})
+        where = {"workers": workers, "device": device}
+        placement = Placement.model_validate(where)
         found = api.evaluate(
             run_or_model,
             placement,

@@ -72,7 +72,7 @@ class Evaluator:
             logits = self.model(inputs)
             losses = functional.cross_entropy(logits, targets, reduction="none")
             found = (targets, logits.argmax(dim=1), losses)
-            cells[:, samples] = torch.stack([values.double() for values in found])
+            cells[:, samples] = torch.stack([values.double() for values in found]).cpu()
         self.board.reach()
         self.exchange.merge(cells)
         self.model.train()

@@ -49,6 +49,7 @@ class Flat:
         )
         self.size, self.tail = self.layout.size, self.layout.tail
         self.parameters = list(named.values())
+        self.device = self.parameters[0].device
         self._offsets = self.layout.offsets
         self._buffers, self._counters = list(buffers.values()), list(counters.values())
         self._saved = [buffer.clone() for buffer in self._buffers]
@@ -70,11 +71,15 @@ class Flat:
 
     def read_buffers(self) -> Tensor:
         """The buffers as a forward pass left them: [tail]."""
-        return torch.cat([torch.empty(0), *(b.view(-1) for b in self._buffers)])
+        return self._joined(self._buffers)
 
     def saved_buffers(self) -> Tensor:
         """The buffers between two steps: [tail]."""
-        return torch.cat([torch.empty(0), *(b.view(-1) for b in self._saved)])
+        return self._joined(self._saved)
+
+    def _joined(self, buffers: Sequence[Tensor]) -> Tensor:
+        none = torch.empty(0, device=self.device)
+        return torch.cat([none, *(buffer.view(-1) for buffer in buffers)])
 
     def reset_buffers(self) -> None:
         """To their values before the step: every micro-batch starts from these."""

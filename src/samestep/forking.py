@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from samestep.errors import WorkerFailed
+from samestep.machine import Gpus
 
 
 Message = dict[str, Any]
@@ -34,6 +35,7 @@ class ForkServer:
     _has_spawned: bool = False
     _has_ended: bool = False
     _build: dict[str, str] = field(default_factory=dict)
+    _gpus: Gpus | None = None
 
     def __enter__(self) -> Self:
         self._start()
@@ -81,9 +83,7 @@ class ForkServer:
         The server first imports the modules `preload`, so that no worker needs to. If
         it has ended, another one is started.
         """
-        if self._has_ended or self._process.poll() is not None:
-            self.__exit__()
-            self._start()
+        self._revive()
         self._has_spawned = True
         request = {
             "env": env,
@@ -95,6 +95,11 @@ class ForkServer:
         socket.send_fds(self._channel, [line], list(fds.values()))
         return int(self._await("spawned")["spawned"])
 
+    def _revive(self) -> None:
+        if self._has_ended or self._process.poll() is not None:
+            self.__exit__()
+            self._start()
+
     def send_signal(self, pid: int, number: int) -> None:
         """To a worker, if it has not been reaped."""
         line = json.dumps({"signal": number, "to": pid}).encode() + b"\n"
@@ -105,14 +110,27 @@ class ForkServer:
         """SIGKILL, if that worker has not been reaped."""
         self.send_signal(pid, signal.SIGKILL)
 
-    def build(self) -> dict[str, str]:
-        """What decides bits besides the recipe: `torch` and `instruction_set`.
+    def build(self, device: str = "cpu") -> dict[str, str]:
+        """What decides bits besides the recipe: `torch`, `instruction_set`, `device`.
 
-        Waits until torch has been imported. Raises WorkerFailed.
+        The CPU is not named. Waits until torch has been imported. Raises WorkerFailed.
         """
         if not self._build:
             self._build = self._await("build")["build"]
-        return self._build
+        gpu = {} if device == "cpu" else {"device": self.device(device)}
+        return self._build | gpu
+
+    def device(self, device: str) -> str:
+        """`cpu`, or `cuda` with the names of all that decides its bits."""
+        return "cpu" if device == "cpu" else f"{device}: {self.gpus().title}"
+
+    def gpus(self) -> Gpus:
+        """Those that workers can use. Waits for torch. Raises WorkerFailed."""
+        if self._gpus is None:
+            self._revive()
+            self._channel.sendall(json.dumps({"look for": "gpus"}).encode() + b"\n")
+            self._gpus = Gpus(**self._await("gpus")["gpus"])
+        return self._gpus
 
     def exits(self, seconds: float = 0.0) -> list[tuple[int, int]]:
         """(process id, exit code) of workers that have ended since the last call.

@@ -5,12 +5,15 @@ Importing torch takes two seconds; a fork of a process that has done so takes so
 JSON lines over the Unix socket FD:
 
     received  {"spawn": {"env": {}, "log": "", "names": [], "preload": []}}
-              with a descriptor for each name, and {"signal": n, "to": pid}
+              with a descriptor for each name, {"signal": n, "to": pid}, and
+              {"look for": "gpus"}
     sent      {"build": {"torch": "", "instruction_set": ""}} once, in the beginning
               {"spawned": pid}    {"exited": pid, "code": n}    n < 0: by signal -n
+              {"gpus": the fields of `machine.Gpus`}
 
 The end of the socket, however its other side ended, kills all workers with SIGKILL. The
-process imports torch and starts no thread, which makes the forks safe.
+process imports torch, starts no thread and does not initialise CUDA, which makes the
+forks safe.
 """
 
 import array
@@ -23,12 +26,13 @@ import selectors
 import signal
 import socket
 import sys
+import traceback
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 
-from samestep import worker
+from samestep import device, worker
 
 
 MAX_FDS = 8
@@ -72,9 +76,11 @@ class ForkServer:
 
     def _read(self) -> bool:
         """Carry out what has arrived; False at the end of the channel."""
-        data, ancillary, _, _ = self._channel.recvmsg(
-            1 << 16, socket.CMSG_SPACE(MAX_FDS * 4)
-        )
+        room = socket.CMSG_SPACE(MAX_FDS * 4)
+        try:
+            data, ancillary, _, _ = self._channel.recvmsg(1 << 16, room)
+        except ConnectionResetError:  # it left without reading what we had sent
+            return False
         self._fds += _descriptors(ancillary)
         self._buffer += data
         *lines, self._buffer = self._buffer.split(b"\n")
@@ -85,6 +91,8 @@ class ForkServer:
     def _obey(self, message: dict[str, Any]) -> None:
         if "spawn" in message:
             self._spawn(**message["spawn"])
+        elif "look for" in message:
+            self._look_for_gpus()
         elif message["to"] in self._children:  # never a process id that was reused
             os.kill(message["to"], message["signal"])
 
@@ -101,6 +109,19 @@ class ForkServer:
             os.close(fd)
         self._children.add(pid)
         send_json(self._channel, {"spawned": pid})
+
+    def _look_for_gpus(self) -> None:
+        """A child does: it initialises CUDA, and then none of its own could use it."""
+        pid = os.fork()
+        if pid == 0:
+            try:
+                send_json(self._channel, {"gpus": device.gpus()})
+                os._exit(0)
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+        if os.waitpid(pid, 0)[1]:
+            send_json(self._channel, {"gpus": {"why": "CUDA fails, as shown above"}})
 
     def _become_worker(
         self, env: dict[str, str], log: str, fds: dict[str, int]
@@ -160,5 +181,7 @@ def _redirect(log: str) -> None:
 
 
 if __name__ == "__main__":
+    # A library that asks whether there is CUDA would otherwise initialise it.
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
     gc.freeze()  # no collection in a worker touches, and so copies, shared pages
     ForkServer(socket.socket(fileno=int(sys.argv[1]))).serve()

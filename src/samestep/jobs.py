@@ -21,6 +21,7 @@ def exchange_fields(placement: Placement) -> dict[str, Any]:
     """What a worker needs to join the exchange, and to be watched."""
     crowded = placement.num_workers > usable_cores()[0]
     return {
+        "device": placement.device,
         "exchange": placement.exchange,
         "places": imports.search_path(),
         "hang_timeout": placement.hang_timeout,

@@ -25,7 +25,7 @@ from samestep.hangs import Watch, is_stopped, where_it_hangs
 from samestep.signals import Stop
 
 
-PRELOAD = {"shared": [], "gloo": ["torch._dynamo"]}
+PRELOAD = {"shared": [], "gloo": ["torch._dynamo"], "nccl": ["torch._dynamo"]}
 """What the workers of an exchange import besides torch; DDP takes 0.9 s."""
 
 POLL_SECONDS = 0.1
@@ -154,6 +154,7 @@ def resources(exchange: str, workers: int) -> Iterator[tuple[dict[str, int], int
 def _environment(rank: int, workers: int, port: int) -> dict[str, str]:
     """What torchrun would set, for one machine and the loopback interface."""
     interfaces = {name for _, name in socket.if_nameindex()}
+    loopback = "lo" if "lo" in interfaces else "lo0"  # lo0: macOS
     return {
         "RANK": str(rank),
         "WORLD_SIZE": str(workers),
@@ -161,7 +162,8 @@ def _environment(rank: int, workers: int, port: int) -> dict[str, str]:
         "LOCAL_WORLD_SIZE": str(workers),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
-        "GLOO_SOCKET_IFNAME": "lo" if "lo" in interfaces else "lo0",  # lo0: macOS
+        "GLOO_SOCKET_IFNAME": loopback,
+        "NCCL_SOCKET_IFNAME": loopback,
     }
 
 

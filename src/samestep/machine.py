@@ -3,7 +3,8 @@
 import math
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,23 @@ THREAD_VARIABLES = (
     "OMP_PROC_BIND",
     "KMP_AFFINITY",
 )
+
+
+@dataclass(frozen=True)
+class Gpus:
+    """The GPUs that PyTorch can use, as `samestep.device` has found them."""
+
+    names: Sequence[str] = ()
+    """With the compute capability."""
+    software: str = ""
+    """The versions of CUDA and cuDNN."""
+    why: str = "nobody has looked for one"
+    """Why there is none."""
+
+    @property
+    def title(self) -> str:
+        """What decides bits."""
+        return f"{self.names[0]}, {self.software}"
 
 
 def usable_cores() -> tuple[int, str]:

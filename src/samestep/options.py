@@ -45,6 +45,13 @@ workers_option = click.option(
     help="Processes that compute; auto: one per physical core that may be used.",
 )
 
+device_option = click.option(
+    "--device",
+    type=click.Choice(["cpu", "auto", "cuda"]),
+    default="cpu",
+    help="What to compute on; a GPU has other bits than a CPU. Untested on a GPU.",
+)
+
 tracker_option = click.option(
     "--tracker",
     "trackers",
@@ -92,11 +99,13 @@ report_option = click.option(
 
 _PLACEMENT = [
     workers_option,
+    device_option,
     click.option(
         "--exchange",
-        type=click.Choice(["auto", "shared", "gloo"]),
+        type=click.Choice(["auto", "shared", "gloo", "nccl"]),
         default="auto",
-        help="How the workers' gradients become one sum; auto: shared if possible.",
+        help="How the workers' gradients become one sum; auto: shared if possible, "
+        "nccl between GPUs.",
     ),
     click.option(
         "--balance",

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from samestep import barrier, machine
 from samestep.errors import PlacementError
+from samestep.machine import Gpus
 
 
 Counts = tuple[Annotated[int, Field(ge=0)], ...]
@@ -24,8 +26,12 @@ class Placement(BaseModel):
 
     workers: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Processes that compute gradients; auto: the physical cores that may be used."""
-    exchange: Literal["auto", "shared", "gloo"] = "auto"
-    """How the workers' partial gradients become one sum; auto: shared if possible."""
+    device: Literal["cpu", "auto", "cuda"] = "cpu"
+    """What the workers compute on; auto: GPUs if there are any. A GPU has other bits
+    than a CPU, as another type of CPU has: so it is only used if asked for."""
+    exchange: Literal["auto", "shared", "gloo", "nccl"] = "auto"
+    """How the workers' partial gradients become one sum; auto: shared if possible, nccl
+    between GPUs."""
     hang_timeout: Annotated[float, Field(gt=0)] = 60.0
     """Seconds after which a worker that others wait for counts as hung."""
     balance: Literal["auto", "off", "random"] | Counts = "auto"
@@ -57,14 +63,16 @@ class Placement(BaseModel):
         assert isinstance(self.workers, int)
         return self.workers
 
-    def resolve(self, micro_batches: int | None) -> tuple["Placement", str]:
+    def resolve(
+        self, micro_batches: int | None, gpus: Callable[[], Gpus] = Gpus
+    ) -> tuple["Placement", str]:
         """Every `auto` replaced by what was chosen, and the reason in words.
 
         At most `micro_batches` workers can share them; None: any number will do.
-        Raises PlacementError.
+        `gpus` is only called if a GPU may be used. Raises PlacementError.
         """
         most = micro_batches or sys.maxsize
-        cores, limit = machine.usable_cores()
+        device, cores, limit = self._resolve_device(gpus)
         if self.workers == "auto":
             workers = min(cores, most)
             why = limit if workers == cores else "the recipe's micro-batches"
@@ -78,8 +86,8 @@ class Placement(BaseModel):
             )
         if isinstance(self.balance, tuple) and micro_batches:
             _check_balance(self.balance, workers, micro_batches)
-        exchange, because = self._resolve_exchange()
-        chosen = {"workers": workers, "exchange": exchange}
+        exchange, because = self._resolve_exchange(device)
+        chosen = {"workers": workers, "device": device, "exchange": exchange}
         chosen["tensorboard"] = self._resolve_tensorboard()
         resolved = self.model_copy(update=chosen)
         return resolved, f"{_reason(workers, why, cores)}, exchange {because}"
@@ -94,7 +102,32 @@ class Placement(BaseModel):
             )
         return is_installed if self.tensorboard is None else self.tensorboard
 
-    def _resolve_exchange(self) -> tuple[str, str]:
+    def _resolve_device(self, gpus: Callable[[], Gpus]) -> tuple[str, int, str]:
+        """The device, how many workers it has room for, and what limits them."""
+        found = Gpus() if self.device == "cpu" else gpus()
+        if self.device == "cuda" and not found.names:
+            raise PlacementError(
+                f"`--device cuda` needs a GPU that PyTorch can use: {found.why}. "
+                "Install a driver and PyTorch with CUDA, or use `--device cpu`."
+            )
+        if not found.names:
+            return "cpu", *machine.usable_cores()
+        _check_gpus(found.names, self.workers)
+        return "cuda", len(found.names), "the GPUs that PyTorch sees"
+
+    def _resolve_exchange(self, device: str) -> tuple[str, str]:
+        if device == "cuda":
+            if self.exchange not in ("auto", "nccl"):
+                raise PlacementError(
+                    f"GPUs exchange over NCCL; received `--exchange {self.exchange}`. "
+                    "Leave it out; the result is the same."
+                )
+            return "nccl", "NCCL between GPUs (untested: see docs/gpu.md)"
+        if self.exchange == "nccl":
+            raise PlacementError(
+                "The exchange `nccl` is for GPUs, and the device is the CPU. Use "
+                "`--device cuda`, or another exchange; the CPU's give the same result."
+            )
         if self.exchange == "gloo":
             return "gloo", "gloo (as asked for)"
         try:
@@ -115,6 +148,20 @@ def _check_balance(balance: tuple[int, ...], workers: int, most: int) -> None:
             f"A fixed balance has the micro-batches of each worker: {workers} numbers "
             f"that add up to {most}; received `{','.join(map(str, balance))}`. Use "
             "`--balance auto` to have them chosen."
+        )
+
+
+def _check_gpus(names: Sequence[str], workers: int | str) -> None:
+    if len(set(names)) > 1:
+        raise PlacementError(
+            "GPUs of one training are of one type, since another has other bits; found "
+            f"{'; '.join(sorted(set(names)))}. Choose with CUDA_VISIBLE_DEVICES."
+        )
+    if isinstance(workers, int) and workers > len(names):
+        raise PlacementError(
+            f"Every worker has a GPU of its own: {workers} workers need as many, and "
+            f"there are {len(names)}. Use `--workers {len(names)}`; the result is the "
+            "same."
         )
 
 

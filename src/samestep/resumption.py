@@ -116,7 +116,11 @@ def _differences(
     before, after = _flatten(saved.to_dict()), _flatten(recipe.to_dict())
     for ignored in ("name", *(["epochs"] if recipe.schedule.name in ENDLESS else [])):
         before.pop(ignored), after.pop(ignored)
-    pairs = [("recipe ", before, after), ("", found.manifest.build, dict(build))]
+    cpu = {"device": "cpu"}  # not named in a build
+    pairs = [
+        ("recipe ", before, after),
+        ("", cpu | found.manifest.build, cpu | dict(build)),
+    ]
     for prefix, old, new in pairs:
         for key in sorted(old.keys() | new.keys()):
             if old.get(key) != new.get(key):

@@ -57,7 +57,7 @@ class Session:
         fields = {"kind": "train", "recipe": recipe.to_dict()}
         self._next_checkpoint = time.monotonic() + placement.checkpoint_seconds
         # Not by the keeper: one thread reads the channel.
-        build = self.server.build() | checksums(recipe)
+        build = self.server.build(placement.device) | checksums(recipe)
         with Keeper(self.writer.path, recipe, build, self._tell) as keeper:
             recovery = Recovery(
                 server=self.server,

@@ -95,9 +95,15 @@ class Tracer(Clock):
     WARM_UP = 10
     """Steps before the first one that is kept."""
 
-    def __init__(self, steps: int, done: Callable[[list[Span]], None]) -> None:
+    def __init__(
+        self,
+        steps: int,
+        done: Callable[[list[Span]], None],
+        finish: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`finish` waits for what a lap has only queued, on a GPU."""
         super().__init__()
-        self._steps, self._done = steps, done
+        self._steps, self._done, self._finish = steps, done, finish
         self._first, self._step = -1, -1
         self._spans: list[Span] = []
 
@@ -111,9 +117,12 @@ class Tracer(Clock):
 
     def lap(self, phase: str) -> float:
         """Ends a phase and begins the next; returns the time, in seconds."""
+        kept = 0 <= self._first <= self._step < self._first + self._steps
+        if kept:
+            self._finish()
         start = self._last
         now = super().lap(phase)
-        if 0 <= self._first <= self._step < self._first + self._steps:
+        if kept:
             self._spans.append(Span(self._step, phase, start, now - start))
         return now
 

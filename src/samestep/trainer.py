@@ -11,6 +11,7 @@ from samestep import constants, dataset, models, rehearsal
 from samestep.balance import contiguous, shares
 from samestep.balancer import Balancer
 from samestep.board import Board
+from samestep.device import Device
 from samestep.evaluation import Evaluator
 from samestep.exchange import Exchange
 from samestep.faults import Faults
@@ -62,6 +63,7 @@ class Surroundings:
     """Finds the user's functions."""
     most_samples: int | None = None
     """Of each split, to try a recipe out; None: all."""
+    device: Device = field(default_factory=Device)
 
 
 @dataclass
@@ -81,6 +83,7 @@ class Trainer:
     is_scattered: bool
     """Whether ownership changes at random with every step."""
 
+    device: Device
     model: nn.Module
     flat: Flat
     exchange: Exchange
@@ -122,6 +125,7 @@ def build(recipe: Recipe, around: Surroundings) -> Trainer:
     rank, workers = around.rank, around.workers
     assert around.snapshots is not None
     data, plan, model, loss, still = _load_and_build(recipe, around)
+    data, model = around.device.place(data), around.device.move(model)
     flat = Flat(model, state_names(recipe.optimizer), still)
     if rank == 0 and around.constants is not None:
         constants.write(around.constants, flat.constants)
@@ -147,6 +151,7 @@ def build(recipe: Recipe, around: Surroundings) -> Trainer:
             evict_slower_than=around.evict_slower_than,
         ),
         is_scattered=around.balance == "random",
+        device=around.device,
         model=model,
         flat=flat,
         exchange=exchange,
@@ -211,11 +216,11 @@ def save(trainer: Trainer) -> int:
     progress = replace(
         trainer.progress, counts=flat.counts, phases=phases.tolist()
     ).to_dict()
-    rest = (flat.saved_buffers().numpy(), progress)
+    rest = (flat.saved_buffers().cpu().numpy(), progress)
     return trainer.snapshots.save(
         trainer.rank,
-        exchange.parameters[first:end].numpy(),
-        [state[part].numpy() for state in exchange.states],
+        exchange.parameters[first:end].cpu().numpy(),
+        [state[part].cpu().numpy() for state in exchange.states],
         trainer.progress.step,
         rest if trainer.rank == 0 else None,
     )
@@ -225,7 +230,11 @@ def _clock(around: Surroundings) -> Clock:
     if not around.profile:
         return Clock()
     report = around.report
-    return Tracer(around.profile, lambda s: report({"type": "trace", "spans": s}))
+    return Tracer(
+        around.profile,
+        lambda spans: report({"type": "trace", "spans": spans}),
+        around.device.finish,
+    )
 
 
 def _resume(trainer: Trainer) -> None:

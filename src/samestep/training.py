@@ -159,7 +159,7 @@ def train_step(trainer: Trainer, order: Tensor, step: int, step_in_epoch: int) -
     """All workers: one optimizer step on one global batch."""
     recipe, plan, clock = trainer.recipe, trainer.plan, trainer.clock
     size = plan.batch_size(step_in_epoch) * trainer.data.targets_per_sample
-    weight = torch.tensor(1 / size)
+    weight = torch.tensor(1 / size, device=trainer.device.target)
     row = trainer.ledger.open(step, size)
     trainer.board.begin(step)
     clock.begin(step)
@@ -172,7 +172,7 @@ def train_step(trainer: Trainer, order: Tensor, step: int, step_in_epoch: int) -
         trainer.board.beat()
         trainer.faults.at("forward", step)
         samples = plan.micro_batch(order, step_in_epoch, m)
-        torch.default_generator.manual_seed(derive_seed(recipe.seed, "step", step, m))
+        trainer.device.seed(derive_seed(recipe.seed, "step", step, m))
         inputs, targets = trainer.data.splits["train"].gather(samples)
         trainer.flat.reset_buffers()
         clock.lap("data")
@@ -195,6 +195,7 @@ def train_step(trainer: Trainer, order: Tensor, step: int, step_in_epoch: int) -
     if recipe.optimizer.clip_norm is not None:
         _clip(trainer, gradient, recipe.optimizer.clip_norm)
     trainer.bytes += trainer.exchange.bytes_per_step
+    trainer.device.finish()  # or the next step would seem to compute for so long
     clock.lap("exchange")
     trainer.faults.at("update", step)
     trainer.update.step(gradient, trainer.learning_rate(step))

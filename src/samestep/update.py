@@ -32,7 +32,7 @@ class Update:
         self._recipe = recipe
         self._parameters = [parameters]
         self._states = [[state] for state in states]
-        self._steps = torch.zeros((), dtype=torch.float32)
+        self._steps = torch.zeros((), device=parameters.device)
 
     def resume(self, steps: int) -> None:
         """Goes on after so many steps; the states are those that they left."""

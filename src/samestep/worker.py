@@ -23,6 +23,7 @@ import torch
 from samestep import dataset, exactness, memory, models, probe, training, weights
 from samestep.balance import shares
 from samestep.board import Board
+from samestep.device import Device
 from samestep.errors import OwnCodeError, PeerLost, RunError, SamestepError
 from samestep.evaluation import Evaluator
 from samestep.exchange import Exchange
@@ -59,6 +60,8 @@ class Place:
     workers: int
     address: str
     port: int
+    local_rank: int = 0
+    """Among those of this machine."""
 
     @classmethod
     def from_environment(cls) -> "Place":
@@ -69,6 +72,7 @@ class Place:
             int(env["WORLD_SIZE"]),
             env["MASTER_ADDR"],
             int(env["MASTER_PORT"]),
+            int(env["LOCAL_RANK"]),
         )
 
 
@@ -136,6 +140,7 @@ def run(control: Control, place: Place, fds: dict[str, int], board: Board) -> No
             job["places"], Received(fds.get("objects"), job.get("objects", {}))
         ),
         most_samples=job.get("most_samples"),
+        device=Device.prepare(job["device"], place.local_rank),
     )
     if job["kind"] == "train":
         faults.at("start", job["step"])
@@ -159,11 +164,13 @@ def evaluate(recipe: Recipe, control: Control, around: Surroundings) -> None:
         raise RunError(f"The recipe {recipe.name} holds out no {job['split']} samples.")
     model = models.build(recipe.model, data, around.own)
     model.load_state_dict(weights.load(Path(job["model_file"])))
+    model = around.device.move(model)
     exchange = around.connect(Flat(model), shares(workers, workers))
     loss = find_loss(recipe, around.own)
     if names(recipe):
         found = rehearse(recipe, data, model, loss)
         data = replace(data, own_metrics=found.metrics)
+    data = around.device.place(data)
     evaluator = Evaluator(
         model, recipe, data, around.rank, exchange, around.board, loss
     )
@@ -211,9 +218,8 @@ def _connect(
     # DDP imports torch._dynamo, 0.9 s: only who needs it pays.
     from samestep.exchange.gloo import GlooExchange, join
 
-    join(
-        place.rank, place.workers, place.address, place.port, timeout, fds.get("store")
-    )
+    where = place.rank, place.workers, place.address, place.port
+    join(job["exchange"], *where, timeout, fds.get("store"))
     return GlooExchange(flat, shares, place.rank, rounding)
 
 

@@ -115,11 +115,11 @@ class RunWriter:
         """Another process may write the run from now on."""
         os.close(self._lock)
 
-    def start(self, name: str, data: Mapping[str, Any]) -> None:
+    def start(self, name: str, data: Mapping[str, Any], device: str = "cpu") -> None:
         """What is known before the first step. Raises OutputError."""
         self._write("recipe.toml", self.recipe.to_toml().encode())
         self._baselines = data.get("baselines", {})
-        environment = machine.describe() | {"data": data}
+        environment = machine.describe() | {"device": device, "data": data}
         text = json.dumps(environment, indent=2) + "\n"
         self._write("environment.json", text.encode())
         (self.path / "metrics.jsonl").touch()

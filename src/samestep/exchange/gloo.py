@@ -29,10 +29,13 @@ from samestep.rounding import EXACT, Rounding
 from samestep.tree import Node
 
 
+BACKENDS = {"gloo": "gloo", "nccl": "cpu:gloo,cuda:nccl"}
+"""By the device of what is exchanged: metrics are on the CPU, gradients on the GPU."""
 START_TIMEOUT = timedelta(seconds=120)
 
 
 def join(
+    exchange: str,
     rank: int,
     workers: int,
     address: str,
@@ -51,7 +54,7 @@ def join(
         master_listen_fd=store_fd,
     )
     dist.init_process_group(
-        "gloo",
+        BACKENDS[exchange],
         store=store,
         rank=rank,
         world_size=workers,
@@ -68,11 +71,13 @@ class GlooExchange:
         """`shares[r]` is the range of micro-batches of worker `r`, without gaps."""
         self.workers, self._rank, self._flat = len(shares), rank, flat
         self._num_leaves, self._rounding = shares[-1][1], rounding
-        self.parameters = torch.zeros(flat.size)
+        self.parameters = torch.zeros(flat.size, device=flat.device)
         self.owned, self.is_sliced = (0, flat.size), False
-        self.states = list(torch.zeros(len(flat.layout.states), flat.size))
+        self.states = list(
+            self.parameters.new_zeros(len(flat.layout.states), flat.size)
+        )
         self._position = {id(p): i for i, p in enumerate(flat.parameters)}
-        self._gradient = torch.zeros(flat.size)
+        self._gradient = torch.zeros_like(self.parameters)
         self._views = flat.views(self._gradient)
         self.watch = Watch(self._num_leaves, len(flat.parameters))
         self._stack: list[list[Tensor]] = []
@@ -177,10 +182,10 @@ class GlooExchange:
             return torch.empty(0)
         if self.workers == 1:
             return self._tails[0]
-        sent = torch.zeros(self._rows, self._flat.tail)
+        sent = self.parameters.new_zeros(self._rows, self._flat.tail)
         for row, tail in enumerate(self._tails):
             sent[row] = tail
-        received = torch.empty(self.workers * self._rows, self._flat.tail)
+        received = sent.new_empty(self.workers * self._rows, self._flat.tail)
         dist.all_gather_single(received.view(-1), sent.view(-1))
         return self._total(received, Tensor.add_)
 
@@ -241,6 +246,7 @@ def _gradient(parameter: Tensor) -> Tensor:
 # DDP compares these annotations with its own types.
 def _launch(state: GlooExchange, bucket: GradBucket) -> Future[Tensor]:
     state.launch(bucket)
-    done: Future[Tensor] = Future()
-    done.set_result(bucket.buffer())
+    buffer = bucket.buffer()
+    done: Future[Tensor] = Future(devices=[buffer.device] if buffer.is_cuda else [])
+    done.set_result(buffer)
     return done

@@ -46,7 +46,9 @@ class Cnn(nn.Module):
         hidden = self._convolve(images)
         masks: list[Tensor] | list[None] = [None] * len(self._widths)
         if self.training and self._dropout:
-            masks = dropout_masks(self._dropout, len(images), self._widths)
+            masks = dropout_masks(
+                self._dropout, len(images), self._widths, images.device
+            )
         *layers, last = self.layers
         for layer, mask in zip(layers, masks, strict=True):
             assert isinstance(layer, Linear)

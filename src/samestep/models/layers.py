@@ -91,16 +91,18 @@ class _Linear(Function):
         )
 
 
-def dropout_masks(probability: float, batch: int, widths: list[int]) -> list[Tensor]:
+def dropout_masks(
+    probability: float, batch: int, widths: list[int], device: torch.device
+) -> list[Tensor]:
     """Masks [batch, width] with one random byte per element instead of 64 bits.
 
     The probability is rounded to a multiple of 1/256; what is kept is scaled by the
     inverse of the true probability, so the expectation is exact. The bytes come from
-    torch's default generator, for all masks in one draw.
+    the device's default generator, for all masks in one draw.
     """
     dropped = round(probability * 256)
     total = batch * sum(widths)
-    words = torch.empty(-(-total // 8), dtype=torch.int64)
+    words = torch.empty(-(-total // 8), dtype=torch.int64, device=device)
     words.random_(-(2**63), None)  # all 64 bits; the default range spares the sign
     mask = words.view(torch.uint8)[:total].float()
     # A byte of at least `dropped` keeps: (byte - dropped + 1) is then at least 1.

@@ -36,7 +36,9 @@ class Mlp(nn.Module):
         inputs = inputs.flatten(1)
         masks: list[Tensor] | list[None] = [None] * len(self._widths)
         if self.training and self._dropout:
-            masks = dropout_masks(self._dropout, len(inputs), self._widths)
+            masks = dropout_masks(
+                self._dropout, len(inputs), self._widths, inputs.device
+            )
         *hidden, last = self.layers
         for index, (layer, mask) in enumerate(zip(hidden, masks, strict=True)):
             assert isinstance(layer, Linear)

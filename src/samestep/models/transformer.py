@@ -45,7 +45,8 @@ class Block(nn.Module):
         if not self.training or not self._dropout:
             return tokens
         batch, length, width = tokens.shape
-        (mask,) = dropout_masks(self._dropout, batch * length, [width])
+        rows = batch * length
+        (mask,) = dropout_masks(self._dropout, rows, [width], tokens.device)
         return tokens * mask.view(tokens.shape)
 
 

@@ -72,6 +72,8 @@ def _flags(placement: Json) -> list[str]:
     for name in ("workers", "exchange"):
         if placement.get(name) is not None:
             flags += [f"--{name}", str(placement[name])]
+    if placement.get("device", "cpu") != "cpu":
+        flags += ["--device", str(placement["device"])]
     balance = placement.get("balance")
     if isinstance(balance, (list, tuple)):
         flags += ["--balance", ",".join(map(str, balance))]
