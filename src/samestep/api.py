@@ -99,8 +99,9 @@ def train(
             _tracking(writer, shown, trackers),
         ):
             shown.note(_headline(recipe, why))
-            writer.start("started", sources.describe(recipe.data) | checksums(recipe))
-            return Session(writer, running, shown, given).run(notice)
+            described, conditions = _described(recipe)
+            writer.start("started", described)
+            return Session(writer, running, shown, given, conditions).run(notice)
 
 
 def resume(
@@ -145,16 +146,15 @@ def resume(
             _tracking(writer, shown, trackers),
         ):
             start = find_start(path, epochs, names)  # nobody else writes any more
-            now = running.build() | checksums(start.recipe)
-            start.check(now, accept_other_bits)
+            described, conditions = _described(start.recipe)
+            start.check(running.build() | conditions, accept_other_bits)
             shown.note(_headline(start.recipe, why))
             for warning in start.warnings:
                 shown.note(f"warning: {warning}")
             shown.note(start.headline)
             writer.rewind(start.step, start.epochs)
-            described = sources.describe(start.recipe.data) | checksums(start.recipe)
             writer.start("resumed", described)
-            session = Session(writer, running, shown, given)
+            session = Session(writer, running, shown, given, conditions)
             return session.run(notice, start.checkpoint)
 
 
@@ -185,6 +185,7 @@ def evaluate(
     ):
         recipe = recipe_of(read_recipe(model_file), names, {})
         vet(recipe, names)
+        sources.prepare(recipe.data)
         job = {
             "kind": "evaluate",
             "recipe": recipe.to_dict(),
@@ -227,6 +228,12 @@ def check_exactness(
 def _server(server: ForkServer | None) -> AbstractContextManager[ForkServer]:
     """The one that runs, which goes on running, or one for this call."""
     return ForkServer() if server is None else nullcontext(server)
+
+
+def _described(recipe: Recipe) -> tuple[dict[str, Any], dict[str, str]]:
+    """The data for the run's record, and what must be the same to go on."""
+    described, code = sources.describe(recipe.data), checksums(recipe)
+    return described | code, code | sources.checksums(described)
 
 
 def _placed(placement: Placement | None, fields: Mapping[str, Any]) -> Placement:

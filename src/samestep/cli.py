@@ -15,6 +15,7 @@ from samestep.options import (
     own_options,
     placement_options,
     report_option,
+    skip_bad_option,
     tracker_option,
     workers_option,
 )
@@ -70,6 +71,7 @@ cli.add_command(scale)
     metavar="a.b=value",
     help="Any other recipe field; repeatable.",
 )
+@skip_bad_option
 @own_options
 @tracker_option
 @report_option
@@ -83,6 +85,7 @@ def train(
     global_batch: int | None,
     micro_batches: int | None,
     seed: int | None,
+    skip_bad: bool,
     model: str | None,
     data: str | None,
     loss: str | None,
@@ -112,6 +115,7 @@ def train(
             "global_batch": global_batch,
             "micro_batches": micro_batches,
             "seed": seed,
+            "data.skip_bad": skip_bad or None,
         }
         overrides = dict(map(parse_override, assignments))
         overrides |= {name: v for name, v in fields.items() if v is not None}

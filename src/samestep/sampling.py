@@ -5,8 +5,8 @@ import json
 import torch
 
 from samestep import dataset, models, weights
+from samestep.data_sections import TextData
 from samestep.errors import RunError
-from samestep.ingredients import TextData
 from samestep.run import Run
 
 

@@ -175,7 +175,7 @@ def _load_and_build(
     recipe: Recipe, around: Surroundings
 ) -> tuple[dataset.Dataset, Plan, nn.Module, Loss | None, frozenset[str]]:
     """The data, the plan, the model, an own loss, and buffers that stay as they are."""
-    data = dataset.load(recipe.data, around.own)
+    data = dataset.load(recipe.data, around.own, recipe.seed)
     if around.most_samples is not None:
         data = data.first(around.most_samples)
     plan = Plan(
