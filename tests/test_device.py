@@ -177,7 +177,8 @@ def test_the_cpu_is_left_as_it_is() -> None:
     recipe = small_recipe()
     data = dataset.load(recipe.data)
     model = models.build(recipe.model, data)
-    assert cpu.place(data) is data
+    batch = data.splits["train"].gather(torch.arange(3))
+    assert all(a is b for a, b in zip(cpu.bring(*batch), batch, strict=True))
     assert cpu.move(model) is model
     assert torch.are_deterministic_algorithms_enabled() == before
 
@@ -212,14 +213,14 @@ def test_a_step_stays_on_its_device(name: str, changed: dict[str, Any]) -> None:
     for module in model.modules():
         if isinstance(module, nn.BatchNorm1d):
             module.num_batches_tracked = None  # no number can be read from meta
-    model, data = META.move(model), META.place(data)
+    model = META.move(model)
     flat = Flat(model, state_names(recipe.optimizer))
     exchange = GlooExchange(flat, [(0, 2)], 0, Rounding.of(recipe.compression))
     flat.bind(exchange.parameters, write=True)
     objective = Objective(model, recipe.loss)
     update = Update(recipe.optimizer, exchange.parameters, exchange.states)
     for leaf in range(2):
-        inputs, targets = data.splits["train"].gather(torch.arange(4 * leaf, 4))
+        inputs, targets = META.bring(*data.draw(torch.arange(4 * leaf, 4), epoch=0))
         flat.reset_buffers()
         loss, _ = objective(inputs, targets)
         loss.backward(torch.tensor(1 / 8, device=META.target))

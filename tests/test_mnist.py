@@ -8,7 +8,7 @@ import pytest
 
 from samestep import DataError
 from samestep.data import mnist
-from samestep.ingredients import MnistData
+from samestep.data_sections import MnistData
 
 
 @pytest.fixture

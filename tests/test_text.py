@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from samestep import Recipe, Run, sampling
 from samestep.data import text
+from samestep.data_sections import TextData
 from samestep.errors import DataError, RunError
-from samestep.ingredients import TextData
 
 
 MODELS: dict[str, dict[str, Any]] = {

@@ -99,9 +99,9 @@ def train(
             _tracking(writer, shown, trackers),
         ):
             shown.note(_headline(recipe, why))
-            described = sources.describe(recipe.data) | checksums(recipe)
+            described, conditions = _described(recipe)
             writer.start("started", described, running.device(placement.device))
-            return Session(writer, running, shown, given).run(notice)
+            return Session(writer, running, shown, given, conditions).run(notice)
 
 
 def resume(
@@ -146,16 +146,16 @@ def resume(
             _tracking(writer, shown, trackers),
         ):
             start = find_start(path, epochs, names)  # nobody else writes any more
-            now = running.build(placement.device) | checksums(start.recipe)
+            described, conditions = _described(start.recipe)
+            now = running.build(placement.device) | conditions
             start.check(now, accept_other_bits)
             shown.note(_headline(start.recipe, why))
             for warning in start.warnings:
                 shown.note(f"warning: {warning}")
             shown.note(start.headline)
             writer.rewind(start.step, start.epochs)
-            described = sources.describe(start.recipe.data) | checksums(start.recipe)
             writer.start("resumed", described, running.device(placement.device))
-            session = Session(writer, running, shown, given)
+            session = Session(writer, running, shown, given, conditions)
             return session.run(notice, start.checkpoint)
 
 
@@ -186,6 +186,7 @@ def evaluate(
         resolved, _ = _placed(placement, placed).resolve(None, running.gpus)
         recipe = recipe_of(read_recipe(model_file), names, {})
         vet(recipe, names)
+        sources.prepare(recipe.data)
         job = {
             "kind": "evaluate",
             "recipe": recipe.to_dict(),
@@ -228,6 +229,12 @@ def check_exactness(
 def _server(server: ForkServer | None) -> AbstractContextManager[ForkServer]:
     """The one that runs, which goes on running, or one for this call."""
     return ForkServer() if server is None else nullcontext(server)
+
+
+def _described(recipe: Recipe) -> tuple[dict[str, Any], dict[str, str]]:
+    """The data for the run's record, and what must be the same to go on."""
+    described, code = sources.describe(recipe.data), checksums(recipe)
+    return described | code, code | sources.checksums(described)
 
 
 def _placed(placement: Placement | None, fields: Mapping[str, Any]) -> Placement:

@@ -17,6 +17,7 @@ from samestep.options import (
     own_options,
     placement_options,
     report_option,
+    skip_bad_option,
     tracker_option,
     workers_option,
 )
@@ -72,6 +73,7 @@ cli.add_command(scale)
     metavar="a.b=value",
     help="Any other recipe field; repeatable.",
 )
+@skip_bad_option
 @own_options
 @tracker_option
 @report_option
@@ -85,6 +87,7 @@ def train(
     global_batch: int | None,
     micro_batches: int | None,
     seed: int | None,
+    skip_bad: bool,
     model: str | None,
     data: str | None,
     loss: str | None,
@@ -114,6 +117,7 @@ def train(
             "global_batch": global_batch,
             "micro_batches": micro_batches,
             "seed": seed,
+            "data.skip_bad": skip_bad or None,
         }
         overrides = dict(map(parse_override, assignments))
         overrides |= {name: v for name, v in fields.items() if v is not None}

@@ -2,25 +2,30 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from samestep.data import custom, mnist, text
-from samestep.ingredients import CustomData, DataRecipe, MnistData, TextData
-from samestep.objective import METRICS, Metric, Task
+from samestep.augment import NONE, Augmentation, Mixed
+from samestep.data import arrays, custom, idx, images, mnist, rows, text
+from samestep.data.facts import Facts
+from samestep.data.splits import Split
+from samestep.data_sections import (
+    CustomData,
+    DataRecipe,
+    FashionData,
+    IdxData,
+    ImageData,
+    MnistData,
+    NpyData,
+    NpzData,
+    TableData,
+    Task,
+    TextData,
+)
+from samestep.objective import METRICS, Metric
 from samestep.own import OwnCode
-
-
-class Split(Protocol):
-    """Samples with numbers from 0 on."""
-
-    def __len__(self) -> int: ...
-
-    def gather(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """int64 [b] -> inputs [b, ...] and targets [b, ...]; a pure function."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,17 @@ class Dataset:
     targets_per_sample: int = 1
     own_metrics: tuple[Metric, ...] = ()
     """What a loss function of the user's own measures."""
+    augmentation: Augmentation = NONE
+    """Of training samples, in training only."""
+
+    def draw(self, samples: Tensor, epoch: int) -> tuple[Tensor, Tensor | Mixed]:
+        """A micro-batch to train on: int64 [b] -> inputs [b, ...] and targets.
+
+        A pure function, but for what a data set of the user's own draws from torch's
+        default generator. `epoch` counts from 0.
+        """
+        inputs, targets = self.splits["train"].gather(samples)
+        return self.augmentation.apply(inputs, targets, samples, epoch)
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
@@ -120,22 +136,42 @@ class Windows:
         return windows[:, :-1], windows[:, 1:]
 
 
-def load(recipe: DataRecipe, own: OwnCode | None = None) -> Dataset:
-    """`own` finds the user's functions. Raises DataError, OwnCodeError."""
+def load(recipe: DataRecipe, own: OwnCode | None = None, seed: int = 0) -> Dataset:
+    """`own` finds the user's functions, `seed` is that of the augmentation.
+
+    Raises DataError, OwnCodeError.
+    """
+    data = _load(recipe, own or OwnCode())
+    augment = None if isinstance(recipe, TextData) else recipe.augment
+    if augment is None:
+        return data
+    sample, _ = data.splits["train"].gather(torch.zeros(1, dtype=torch.int64))
+    return replace(data, augmentation=Augmentation.of(augment, seed, sample))
+
+
+def _load(recipe: DataRecipe, own: OwnCode) -> Dataset:
     match recipe:
         case MnistData():
             return _mnist(recipe)
         case TextData():
             return _text(recipe)
         case CustomData():
-            return _custom(recipe, own or OwnCode())
+            return _of(custom.load(recipe, own))
+        case IdxData() | FashionData():
+            return _of(rows.build(recipe, idx.load(recipe)))
+        case NpyData() | NpzData():
+            return _of(rows.build(recipe, arrays.load(recipe)))
+        case ImageData():
+            return _of(rows.build(recipe, images.load(recipe)))
+        case TableData():
+            return _of(rows.build_table(recipe))
 
 
-def _custom(recipe: CustomData, own: OwnCode) -> Dataset:
-    found, facts = custom.load(recipe, own)
-    splits: dict[str, Split] = dict(found)
+def _of(found: tuple[Mapping[str, Split], Facts]) -> Dataset:
+    splits, facts = found
     return Dataset(
-        splits, facts.inputs, facts.outputs, facts.task, facts.targets_per_sample
+        *(dict(splits), facts.inputs, facts.outputs),
+        *(facts.task, facts.targets_per_sample),
     )
 
 

@@ -11,13 +11,13 @@ on the CPU. No process that forks workers may initialise CUDA: its children coul
 """
 
 import os
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from samestep.dataset import Dataset, Split
+from samestep.augment import Mixed
 from samestep.errors import PlacementError
 
 
@@ -71,30 +71,11 @@ class Device:
         """The same module, with its parameters and buffers here."""
         return model if self.target.type == "cpu" else model.to(self.target)
 
-    def place(self, data: Dataset) -> Dataset:
-        """The same data, of which every batch is moved here."""
-        if self.target.type == "cpu":
-            return data
-        splits: dict[str, Split] = {
-            name: Moved(split, self.target) for name, split in data.splits.items()
-        }
-        return replace(data, splits=splits)
-
-
-@dataclass(frozen=True)
-class Moved:
-    """A split whose batches go to a device; its samples stay where they are."""
-
-    split: Split
-    device: torch.device
-
-    def __len__(self) -> int:
-        return len(self.split)
-
-    def gather(self, *which: Any) -> tuple[Tensor, Tensor]:
-        """As of the split: inputs [b, ...] and targets [b, ...]."""
-        inputs, targets = self.split.gather(*which)
-        return inputs.to(self.device), targets.to(self.device)
+    def bring(
+        self, inputs: Tensor, targets: Tensor | Mixed
+    ) -> tuple[Tensor, Tensor | Mixed]:
+        """A batch, moved here."""
+        return inputs.to(self.target), targets.to(self.target)
 
 
 def gpus() -> dict[str, Any]:

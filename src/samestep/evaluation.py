@@ -1,7 +1,7 @@
 """Evaluation: every sample exactly once, the same bits at any number of workers."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch.nn import Module, functional
 from samestep.balance import shares
 from samestep.board import Board
 from samestep.dataset import Dataset
+from samestep.device import Device
 from samestep.exchange import Exchange
 from samestep.ingredients import CrossEntropy
 from samestep.metrics import Sums, tree_sum
@@ -35,6 +36,7 @@ class Evaluator:
     rank: int
     exchange: Exchange
     board: Board
+    device: Device = field(default_factory=Device)
     loss: Callable[..., Any] | None = None
     """The loss function if it is the user's own."""
 
@@ -51,7 +53,9 @@ class Evaluator:
         shape = 1 + num_cells(metrics), self._num_batches(name)
         cells = torch.zeros(shape, dtype=torch.float64)
         for index, samples in self._own_batches(name):
-            cells[0, index], cells[1:, index] = objective(*split.gather(samples))
+            cells[0, index], cells[1:, index] = objective(
+                *self.device.bring(*split.gather(samples))
+            )
         self.board.reach()
         total, *measured = tree_sum(self.exchange.merge(cells)).tolist()
         self.model.train()
@@ -66,9 +70,11 @@ class Evaluator:
         """
         self.model.eval()
         split, classes = self.data.splits[name], self.data.outputs
+        device = self.device.target
         cells = torch.zeros(3, len(split), dtype=torch.float64)
         for _, samples in self._own_batches(name):
             inputs, targets = split.gather(samples)
+            inputs, targets = inputs.to(device), targets.to(device)
             logits = self.model(inputs)
             losses = functional.cross_entropy(logits, targets, reduction="none")
             found = (targets, logits.argmax(dim=1), losses)

@@ -45,17 +45,18 @@ def _pass(trainer: Trainer, samples: torch.Tensor) -> tuple[dict[str, str], list
     """
     torch.default_generator.manual_seed(derive_seed(trainer.recipe.seed, "step", 0, 0))
     before = _other_generators()
-    inputs, targets = trainer.data.splits["train"].gather(samples)
+    inputs, targets = trainer.data.draw(samples, 0)
     seeded = _other_generators()
     trainer.flat.reset_buffers()
     objective = Objective(trainer.model, trainer.recipe.loss, trainer.evaluator.loss)
     loss, _ = objective(inputs, targets)
+    parts = [targets] if isinstance(targets, torch.Tensor) else targets.parts
     gradients = torch.autograd.grad(loss, trainer.flat.parameters, allow_unused=True)
     trainer.flat.reset_buffers()
     after = _other_generators()
     drawn = [g for g in after if before[g] == seeded[g] != after[g]]
     sums = {
-        "the samples": _sha256(inputs, targets),
+        "the samples": _sha256(inputs, *parts),
         "the loss": _sha256(loss),
         "the gradients": _sha256(*(g for g in gradients if g is not None)),
     }

@@ -1,6 +1,7 @@
-"""The sections of a recipe: data, model, loss, optimizer, schedule.
+"""The sections of a recipe: model, loss, optimizer, schedule.
 
-A field that does not belong to the chosen kind of section is an error, never ignored.
+That of the data is in data_sections.py. A field that does not belong to the
+chosen kind of section is an error, never ignored.
 """
 
 from collections.abc import Callable
@@ -26,7 +27,7 @@ Dotted = Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")]
 Arguments = dict[str, JsonValue]
 
 
-def _kind(tag: str, default: str) -> Callable[[Any], str]:
+def kind(tag: str, default: str) -> Callable[[Any], str]:
     """Which kind a section is, if it does not say so."""
     return lambda given: str(
         given.get(tag, default) if isinstance(given, dict) else getattr(given, tag)
@@ -43,50 +44,6 @@ class Section(BaseModel):
         allow_inf_nan=False,
         use_attribute_docstrings=True,
     )
-
-
-class MnistData(Section):
-    """The 70,000 handwritten digits that come with the package."""
-
-    source: Literal["mnist"] = "mnist"
-    train_samples: Count | None = None
-    """Train on only the first so many images; all by default."""
-    validation: Annotated[int, Field(ge=0, lt=60_000)] = 5_000
-    """How many of the last training images are held out for validation."""
-
-
-class TextData(Section):
-    """The characters of a text, to predict each from those before it."""
-
-    source: Literal["text"] = "text"
-    path: str
-    """A UTF-8 file, or a folder; `python`: the sources of Python's standard library."""
-    pattern: str = "*.py"
-    """Which files of a folder; `**/*.txt` also takes those in folders below it."""
-    context: Count = 128
-    """Characters of a sample."""
-    held_out: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
-    """The share at the end that is the test split; the same before it: validation."""
-
-
-class CustomData(Section):
-    """Samples of your own: what a function returns; see docs/own-code.md."""
-
-    source: Literal["custom"] = "custom"
-    load: Dotted
-    """`module:function`; or `sha256:...`, which only a Python caller can give."""
-    arguments: Arguments = {}
-    """Passed to the function by name."""
-    task: Literal["classification", "next-token", "regression"] | None = None
-    """By default what the targets look like."""
-    outputs: Count | None = None
-    """Classes or different tokens; by default the largest in `train`, plus one."""
-    validation: Fraction = 0.1
-    """Share held out for validation if the function returns a single data set."""
-    test: Fraction = 0.1
-    """The same for the test."""
-    split_seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    """Draws these: not the seed of the recipe, so that all seeds share one test."""
 
 
 class CustomModel(Section):
@@ -297,12 +254,6 @@ class OneCycleLR(_ScheduleSection):
     final: NonNegative = 0.0001
 
 
-DataRecipe = Annotated[
-    Annotated[MnistData, Tag("mnist")]
-    | Annotated[TextData, Tag("text")]
-    | Annotated[CustomData, Tag("custom")],
-    Discriminator(_kind("source", "mnist")),
-]
 ModelRecipe = Annotated[
     Annotated[MlpModel, Tag("mlp")]
     | Annotated[CnnModel, Tag("cnn")]
@@ -311,13 +262,13 @@ ModelRecipe = Annotated[
     | Annotated[VitModel, Tag("vit")]
     | Annotated[TransformerModel, Tag("transformer")]
     | Annotated[CustomModel, Tag("custom")],
-    Discriminator(_kind("family", "mlp")),
+    Discriminator(kind("family", "mlp")),
 ]
 LossRecipe = Annotated[
     Annotated[CrossEntropy, Tag("cross-entropy")]
     | Annotated[SquaredError, Tag("squared-error")]
     | Annotated[CustomLoss, Tag("custom")],
-    Discriminator(_kind("name", "cross-entropy")),
+    Discriminator(kind("name", "cross-entropy")),
 ]
 OptimizerRecipe = Annotated[
     SgdRecipe | AdamRecipe | AdamWRecipe, Field(discriminator="name")

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from samestep import barrier, errors
 from samestep.board import Board
+from samestep.data import cache
 from samestep.errors import SamestepError, WorkerFailed
 from samestep.forking import END_SECONDS, ForkServer, Message
 from samestep.hangs import Watch, is_stopped, where_it_hangs
@@ -152,10 +153,15 @@ def resources(exchange: str, workers: int) -> Iterator[tuple[dict[str, int], int
 
 
 def _environment(rank: int, workers: int, port: int) -> dict[str, str]:
-    """What torchrun would set, for one machine and the loopback interface."""
+    """What torchrun would set, for one machine and the loopback interface.
+
+    And our own cache: the fork server may be older than that setting.
+    """
+    ours = {name: os.environ[name] for name in (cache.VARIABLE,) if name in os.environ}
     interfaces = {name for _, name in socket.if_nameindex()}
     loopback = "lo" if "lo" in interfaces else "lo0"  # lo0: macOS
     return {
+        **ours,
         "RANK": str(rank),
         "WORLD_SIZE": str(workers),
         "LOCAL_RANK": str(rank),

@@ -1,18 +1,19 @@
 """The model together with its loss: what a micro-batch goes through."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from samestep.augment import Mixed
+from samestep.data_sections import Task
 from samestep.errors import OwnCodeError
 from samestep.ingredients import CrossEntropy, CustomLoss, LossRecipe, SquaredError
 from samestep.own import capital, title
 
 
-Task = Literal["classification", "next-token", "regression"]
 METRICS: dict[Task, str] = {
     "classification": "accuracy",
     "next-token": "accuracy",
@@ -66,7 +67,7 @@ class Objective(nn.Module):
         self._loss, self._function = loss, function
         self.metrics = metrics
 
-    def forward(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, inputs: Tensor, targets: Tensor | Mixed) -> tuple[Tensor, Tensor]:
         """Inputs [b, ...] and targets -> summed loss [], cells of the metrics [c].
 
         A micro-batch of no samples has loss 0 and gradient 0 for every parameter, so
@@ -78,8 +79,11 @@ class Objective(nn.Module):
             return nothing.sum(), torch.zeros(num_cells(self.metrics or ()))
         return self.measure(self.model(inputs), targets)
 
-    def measure(self, outputs: Any, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def measure(self, outputs: Any, targets: Tensor | Mixed) -> tuple[Tensor, Tensor]:
         """Outputs and targets -> summed loss [], cells of the metrics [c]."""
+        if isinstance(targets, Mixed):
+            assert isinstance(self._loss, CrossEntropy)
+            return _mixed_cross_entropy(outputs, targets, self._loss.label_smoothing)
         match self._loss:
             case CrossEntropy(label_smoothing=smoothing):
                 return _cross_entropy(outputs, targets, smoothing)
@@ -180,6 +184,21 @@ def _cross_entropy(
         logits, targets, reduction="sum", label_smoothing=label_smoothing
     )
     right = logits.detach().argmax(dim=1) == targets
+    return loss, right.sum(dim=0, keepdim=True)
+
+
+def _mixed_cross_entropy(
+    logits: Tensor, targets: Mixed, label_smoothing: float
+) -> tuple[Tensor, Tensor]:
+    """The loss of both classes by their shares; right is who has the larger share."""
+    first, second = (
+        functional.cross_entropy(
+            logits, classes, reduction="none", label_smoothing=label_smoothing
+        )
+        for classes in (targets.first, targets.second)
+    )
+    loss = torch.lerp(second, first, targets.share).sum()
+    right = logits.detach().argmax(dim=1) == targets.first
     return loss, right.sum(dim=0, keepdim=True)
 
 

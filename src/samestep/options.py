@@ -90,6 +90,13 @@ def own_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+skip_bad_option = click.option(
+    "--skip-bad",
+    is_flag=True,
+    help="Go on without images that cannot be read (data.skip_bad); they are named "
+    "and counted.",
+)
+
 report_option = click.option(
     "--report/--no-report",
     "with_report",

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from samestep import imports
+from samestep.data_sections import CustomData
 from samestep.errors import OwnCodeError, UsageError, did_you_mean
-from samestep.ingredients import CustomData, CustomLoss, CustomModel
+from samestep.ingredients import CustomLoss, CustomModel
 from samestep.recipe import Recipe
 
 

@@ -15,15 +15,14 @@ from typing import Annotated, Any, Literal, Self, get_args
 import tomli_w
 from pydantic import Field, ValidationError, model_validator
 
+from samestep.data_sections import Augment, DataRecipe, MnistData
 from samestep.errors import RecipeError, did_you_mean
 from samestep.ingredients import (
     ConstantLR,
     Count,
     CrossEntropy,
-    DataRecipe,
     LossRecipe,
     MlpModel,
-    MnistData,
     ModelRecipe,
     OptimizerRecipe,
     ScheduleRecipe,
@@ -67,6 +66,17 @@ class Recipe(Section):
                 "a micro-batch holds at least one sample: "
                 f"`micro_batches` is {self.micro_batches}, `global_batch` only "
                 f"{self.global_batch}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _mixed_classes_have_their_loss(self) -> Self:
+        augment = getattr(self.data, "augment", None)
+        if augment and augment.mixup and self.loss.name != "cross-entropy":
+            raise ValueError(
+                "mixup is for classes, with the loss `cross-entropy`: "
+                f"`data.augment.mixup` is {augment.mixup}, `loss.name` "
+                f"`{self.loss.name}`"
             )
         return self
 
@@ -205,6 +215,8 @@ def _fields_at(location: tuple[str | int, ...]) -> tuple[list[str], list[str]]:
             known, options = list(options[step].model_fields), {}
             continue
         path.append(step)
+        if len(path) == 2 and step == "augment":
+            known = list(Augment.model_fields)
         if len(path) == 1 and step in _SECTIONS:
             options = _SECTIONS[step]
             if len(options) == 1:

@@ -4,8 +4,8 @@ import json
 
 import torch
 
+from samestep.data_sections import TextData
 from samestep.errors import RunError
-from samestep.ingredients import TextData
 from samestep.run import Run
 
 

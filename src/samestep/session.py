@@ -12,7 +12,7 @@ from samestep.forking import ForkServer
 from samestep.jobs import exchange_fields
 from samestep.keeper import Keeper
 from samestep.layout import Layout
-from samestep.own import NOTHING, Given, checksums
+from samestep.own import NOTHING, Given
 from samestep.recovery import Recovery
 from samestep.run import Run
 from samestep.signals import Stop, stop_on_signals
@@ -30,6 +30,8 @@ class Session:
     view: View
     own: Given = NOTHING
     """Objects that a Python caller gave."""
+    checksums: Mapping[str, str] = field(default_factory=dict)
+    """Of own code and of data: conditions under which a run goes on."""
     _final: dict[str, Any] = field(default_factory=dict)
     _steps_per_epoch: int = 1
     _next_checkpoint: float = 0.0
@@ -57,7 +59,7 @@ class Session:
         fields = {"kind": "train", "recipe": recipe.to_dict()}
         self._next_checkpoint = time.monotonic() + placement.checkpoint_seconds
         # Not by the keeper: one thread reads the channel.
-        build = self.server.build(placement.device) | checksums(recipe)
+        build = self.server.build(placement.device) | dict(self.checksums)
         with Keeper(self.writer.path, recipe, build, self._tell) as keeper:
             recovery = Recovery(
                 server=self.server,

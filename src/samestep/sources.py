@@ -1,9 +1,21 @@
 """What the supervisor does with the data of a recipe; without torch."""
 
+from collections.abc import Mapping
 from typing import Any
 
-from samestep.data import mnist, text
-from samestep.ingredients import CustomData, DataRecipe, MnistData, TextData
+from samestep.data import arrays, idx, images, mnist, tables, text
+from samestep.data_sections import (
+    CustomData,
+    DataRecipe,
+    FashionData,
+    IdxData,
+    ImageData,
+    MnistData,
+    NpyData,
+    NpzData,
+    TableData,
+    TextData,
+)
 
 
 def prepare(recipe: DataRecipe) -> str | None:
@@ -11,12 +23,18 @@ def prepare(recipe: DataRecipe) -> str | None:
     match recipe:
         case MnistData():
             return mnist.prepare()
-        case TextData() | CustomData():
+        case IdxData() | FashionData():
+            return idx.prepare(recipe)
+        case NpyData() | NpzData():
+            return arrays.prepare(recipe)
+        case ImageData():
+            return images.prepare(recipe)
+        case TextData() | CustomData() | TableData():
             return None
 
 
 def describe(recipe: DataRecipe) -> dict[str, Any]:
-    """Name, size and checksums, for the run's record."""
+    """Name, size and checksums, for the run's record. Raises DataError."""
     match recipe:
         case MnistData():
             return mnist.describe()
@@ -24,3 +42,24 @@ def describe(recipe: DataRecipe) -> dict[str, Any]:
             return text.describe(recipe)
         case CustomData():
             return {"source": "custom", "load": recipe.load}
+        case IdxData() | FashionData():
+            return idx.describe(recipe)
+        case NpyData() | NpzData():
+            return arrays.describe(recipe)
+        case ImageData():
+            return images.describe(recipe)
+        case TableData():
+            return tables.describe(recipe)
+
+
+def checksums(described: Mapping[str, Any]) -> dict[str, str]:
+    """SHA-256 of each file or folder that is not part of the package.
+
+    With other data, a run does not go on.
+    """
+    if described["source"] == "mnist":
+        return {}
+    parts = {**described.get("files", {}), **described.get("splits", {})}
+    if "sha256" in described:
+        parts[described["path"]] = described
+    return {f"data {name}": str(part["sha256"]) for name, part in parts.items()}

@@ -125,7 +125,7 @@ def build(recipe: Recipe, around: Surroundings) -> Trainer:
     rank, workers = around.rank, around.workers
     assert around.snapshots is not None
     data, plan, model, loss, still = _load_and_build(recipe, around)
-    data, model = around.device.place(data), around.device.move(model)
+    model = around.device.move(model)
     flat = Flat(model, state_names(recipe.optimizer), still)
     if rank == 0 and around.constants is not None:
         constants.write(around.constants, flat.constants)
@@ -161,7 +161,9 @@ def build(recipe: Recipe, around: Surroundings) -> Trainer:
             exchange.parameters[slice(*exchange.owned)],
             exchange.states,
         ),
-        evaluator=Evaluator(model, recipe, data, rank, exchange, around.board, loss),
+        evaluator=Evaluator(
+            model, recipe, data, rank, exchange, around.board, around.device, loss
+        ),
         board=around.board,
         faults=around.faults,
         rhythm=Rhythm(around.board, around.snapshot_seconds),
@@ -186,7 +188,7 @@ def _load_and_build(
     recipe: Recipe, around: Surroundings
 ) -> tuple[dataset.Dataset, Plan, nn.Module, Loss | None, frozenset[str]]:
     """The data, the plan, the model, an own loss, and buffers that stay as they are."""
-    data = dataset.load(recipe.data, around.own)
+    data = dataset.load(recipe.data, around.own, recipe.seed)
     if around.most_samples is not None:
         data = data.first(around.most_samples)
     plan = Plan(

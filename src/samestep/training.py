@@ -161,6 +161,7 @@ def train_step(trainer: Trainer, order: Tensor, step: int, step_in_epoch: int) -
     size = plan.batch_size(step_in_epoch) * trainer.data.targets_per_sample
     weight = torch.tensor(1 / size, device=trainer.device.target)
     row = trainer.ledger.open(step, size)
+    epoch = step // plan.steps_per_epoch
     trainer.board.begin(step)
     clock.begin(step)
     if trainer.is_scattered:
@@ -173,7 +174,7 @@ def train_step(trainer: Trainer, order: Tensor, step: int, step_in_epoch: int) -
         trainer.faults.at("forward", step)
         samples = plan.micro_batch(order, step_in_epoch, m)
         trainer.device.seed(derive_seed(recipe.seed, "step", step, m))
-        inputs, targets = trainer.data.splits["train"].gather(samples)
+        inputs, targets = trainer.device.bring(*trainer.data.draw(samples, epoch))
         trainer.flat.reset_buffers()
         clock.lap("data")
         with trainer.exchange.turn(m):

@@ -170,9 +170,8 @@ def evaluate(recipe: Recipe, control: Control, around: Surroundings) -> None:
     if names(recipe):
         found = rehearse(recipe, data, model, loss)
         data = replace(data, own_metrics=found.metrics)
-    data = around.device.place(data)
     evaluator = Evaluator(
-        model, recipe, data, around.rank, exchange, around.board, loss
+        model, recipe, data, around.rank, exchange, around.board, around.device, loss
     )
     sums = evaluator.evaluate(job["split"])
     if around.rank == 0:

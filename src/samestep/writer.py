@@ -84,8 +84,9 @@ class RunWriter:
     standstill: float = 0.0
     """Seconds in which rank 0 saved snapshots instead of training."""
     _traces: dict[int, list[Span]] = field(default_factory=dict)
-    _baselines: dict[str, float] = field(default_factory=dict)
-    """What simple methods reach on the test split, if that is known."""
+    _facts: dict[str, Any] = field(default_factory=dict)
+    """What simple methods reach on the test split, and how many samples were left out,
+    if that is known."""
     _lock: int = -1
 
     @classmethod
@@ -118,7 +119,7 @@ class RunWriter:
     def start(self, name: str, data: Mapping[str, Any], device: str = "cpu") -> None:
         """What is known before the first step. Raises OutputError."""
         self._write("recipe.toml", self.recipe.to_toml().encode())
-        self._baselines = data.get("baselines", {})
+        self._facts = {k: data[k] for k in ("baselines", "skipped") if k in data}
         environment = machine.describe() | {"device": device, "data": data}
         text = json.dumps(environment, indent=2) + "\n"
         self._write("environment.json", text.encode())
@@ -217,7 +218,7 @@ class RunWriter:
             "restarts": self.restarts,
             "snapshot_seconds": self.standstill,
             "noise_scale": self.epochs[-1].get("noise_scale") if self.epochs else None,
-            **({"baselines": self._baselines} if self._baselines else {}),
+            **self._facts,
             "epochs": self.epochs,
         }
         self._write("result.json", (json.dumps(result, indent=2) + "\n").encode())

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from samestep.errors import DataError, OwnCodeError, did_you_mean
-from samestep.ingredients import CustomData
-from samestep.objective import Task
+from samestep.data.facts import Facts, check_labels, narrow, shaped, task_of
+from samestep.data.splits import Part, divide
+from samestep.data_sections import CustomData, Task
+from samestep.errors import OwnCodeError, did_you_mean
 from samestep.own import GIVEN, OwnCode, blaming, title
 
 
@@ -19,16 +20,6 @@ SPLITS = ("train", "validation", "test")
 TARGETS = ("label", "labels", "target", "targets", "y")
 INPUTS = ("input_ids", "pixel_values", "image", "img", "inputs", "input", "x")
 """Keys of samples that are dictionaries, as Hugging Face's data sets have them."""
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What all splits share."""
-
-    inputs: tuple[int, ...]
-    outputs: int
-    task: Task
-    targets_per_sample: int
 
 
 @dataclass(frozen=True)
@@ -80,27 +71,12 @@ class Indexed:
         inputs = _stack([pair[0] for pair in pairs], indices, self.who)
         targets = _stack([pair[1] for pair in pairs], indices, self.who)
         if self.task is not None:
-            targets = _shaped(targets, self.task)
-            _check_labels(targets, self.task, self.outputs, self.who, indices)
+            targets = shaped(targets, self.task)
+            check_labels(targets, self.task, self.outputs, self.who, indices)
         return inputs, targets
 
 
 Samples = Arrays | Indexed
-
-
-@dataclass(frozen=True)
-class Part:
-    """Some of the samples of another split."""
-
-    whole: Samples
-    members: Tensor
-
-    def __len__(self) -> int:
-        return len(self.members)
-
-    def gather(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """int64 [b] -> inputs [b, ...] and targets [b, ...]."""
-        return self.whole.gather(self.members[indices])
 
 
 def load(recipe: CustomData, own: OwnCode) -> tuple[dict[str, Samples | Part], Facts]:
@@ -127,13 +103,6 @@ def load(recipe: CustomData, own: OwnCode) -> tuple[dict[str, Samples | Part], F
 
 def _is_function(found: Any) -> bool:
     return callable(found) and not hasattr(found, "__getitem__")
-
-
-def narrow(values: Tensor) -> Tensor:
-    """Floats -> float32; integers and booleans -> int64, but uint8 stays."""
-    if values.is_floating_point():
-        return values.float()
-    return values if values.dtype == torch.uint8 else values.long()
 
 
 def _of_mapping(found: Mapping[Any, Any], who: str) -> dict[str, Samples]:
@@ -187,8 +156,8 @@ def _arrays(pair: Any, who: str) -> Arrays:
 
 def _facts(train: Samples, recipe: CustomData, who: str) -> Facts:
     inputs, targets = train.gather(torch.zeros(1, dtype=torch.int64))
-    task = recipe.task or _task(targets, who)
-    targets = _shaped(targets, task)
+    task = recipe.task or task_of(targets, who)
+    targets = shaped(targets, task)
     shape = tuple(inputs.shape[1:])
     if task == "regression":
         outputs = recipe.outputs or targets[0].numel()
@@ -198,33 +167,6 @@ def _facts(train: Samples, recipe: CustomData, who: str) -> Facts:
     return Facts(shape, outputs, task, per_sample)
 
 
-def _task(targets: Tensor, who: str) -> Task:
-    """Of the targets of one sample, [1, ...]."""
-    if targets.is_floating_point():
-        return "regression"
-    if targets.dim() == 1:
-        return "classification"
-    if targets.dim() == 2 and targets.shape[1] > 1:
-        return "next-token"
-    raise OwnCodeError(
-        f"{who}: integer targets are classes [n] or next tokens [n, t]; they have the "
-        f"shape [n, {', '.join(map(str, targets.shape[1:]))}]. Reshape them, or say "
-        "`task` in the section [data]."
-    )
-
-
-def _shaped(targets: Tensor, task: Task) -> Tensor:
-    """[b, ...] -> what the task's loss takes."""
-    if task == "regression":
-        return (
-            targets.float().reshape(len(targets), -1)
-            if targets.dim() < 2
-            else (targets.float())
-        )
-    targets = targets.long()
-    return targets.flatten() if task == "classification" else targets
-
-
 def _largest(train: Samples, task: Task, who: str) -> int:
     """The largest label or token of the training samples."""
     if isinstance(train, Arrays):
@@ -232,7 +174,7 @@ def _largest(train: Samples, task: Task, who: str) -> int:
             [train.targets, train.inputs] if task == "next-token" else [train.targets]
         )
         return max(int(values.max()) for values in both)
-    known = getattr(train.source, "classes", None)
+    known = getattr(train.source, "classes", None) or _names(train.source)
     if task == "classification" and known is not None:
         return len(known) - 1
     labels = getattr(train.source, "targets", None)
@@ -240,6 +182,15 @@ def _largest(train: Samples, task: Task, who: str) -> int:
         pieces = torch.split(torch.arange(len(train)), 1000)
         return max(int(train.gather(piece)[1].max()) for piece in pieces)
     return int(_tensor(labels, who).max())
+
+
+def _names(source: Any) -> Any:
+    """Of the classes, as Hugging Face's `datasets` have them; None if they are not."""
+    features = getattr(source, "features", None)
+    if not isinstance(features, Mapping):
+        return None
+    label = next((features[key] for key in TARGETS if key in features), None)
+    return getattr(label, "names", None)
 
 
 def _conforming(samples: Samples, facts: Facts, who: str) -> Samples:
@@ -257,47 +208,22 @@ def _conforming(samples: Samples, facts: Facts, who: str) -> Samples:
             *(samples.source, who, samples.is_train),
             *(facts.task, facts.outputs, facts.inputs),
         )
-    targets = _shaped(samples.targets, facts.task)
-    _check_labels(targets, facts.task, facts.outputs, who, torch.arange(len(targets)))
+    targets = shaped(samples.targets, facts.task)
+    check_labels(targets, facts.task, facts.outputs, who, torch.arange(len(targets)))
     return Arrays(samples.inputs, targets)
-
-
-def _check_labels(
-    targets: Tensor, task: Task, outputs: int | None, who: str, indices: Tensor
-) -> None:
-    if task == "regression" or outputs is None:
-        return
-    wrong = ((targets < 0) | (targets >= outputs)).nonzero()
-    if len(wrong):
-        first = wrong[0].tolist()
-        label = int(targets[tuple(first)])
-        raise DataError(
-            f"Labels are from 0 to {outputs - 1}, by `data.outputs` or by the largest "
-            f"in `train`; sample {int(indices[first[0]])} of {who} has {label}."
-        )
 
 
 def _divided(
     samples: Samples, recipe: CustomData, who: str
 ) -> dict[str, Samples | Part]:
     """One data set in three: the test first, then validation, in a drawn order."""
-    size = len(samples)
-    generator = torch.Generator().manual_seed(recipe.split_seed)
-    order = torch.randperm(size, generator=generator)
-    test, validation = int(size * recipe.test), int(size * recipe.validation)
-    if test + validation >= size:
-        raise OwnCodeError(
-            f"{who} has {size} samples, of which `data.test` and `data.validation` "
-            f"hold out {test} and {validation}: none is left to train on."
-        )
-    parts = torch.split(order, [test, validation, size - test - validation])
-    names = ("test", "validation", "train")
+    members = divide(len(samples), recipe, who, ("validation", "test"))
     held_out = samples
     if isinstance(samples, Indexed):
         held_out = replace(samples, is_train=False)
     return {
-        name: Part(samples if name == "train" else held_out, members.sort().values)
-        for name, members in zip(names, parts, strict=True)
+        name: Part(samples if name == "train" else held_out, members[name])
+        for name in SPLITS
     }
 
 
@@ -336,6 +262,8 @@ def _stack(values: list[Any], indices: Tensor, who: str) -> Tensor:
 def _tensor(value: Any, who: str) -> Tensor:
     if isinstance(value, Tensor):
         return value.detach()
+    if hasattr(value, "getbands"):
+        return _picture(value)
     try:
         # As an array first: a list of arrays is slow otherwise, and images have one.
         return (
@@ -348,6 +276,13 @@ def _tensor(value: Any, who: str) -> Tensor:
             f"{who} must give tensors or arrays of numbers; {_describe(value)} is "
             f"neither: {error}."
         ) from None
+
+
+def _picture(image: Any) -> Tensor:
+    """One of Pillow -> [channels, height, width]; bytes become floats from 0 to 1."""
+    pixels = torch.from_numpy(np.array(image))
+    planes = pixels.view(*pixels.shape[:2], -1).movedim(-1, 0)
+    return planes / 255 if planes.dtype == torch.uint8 else planes
 
 
 def _describe(value: Any) -> str:

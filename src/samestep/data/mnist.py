@@ -8,7 +8,6 @@ Without a writable cache directory, every process unpacks its own copy (0.3 s).
 
 import gzip
 import hashlib
-import os
 import zlib
 from dataclasses import dataclass
 from importlib import resources
@@ -16,14 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from samestep import atomic
+from samestep.data import cache
+from samestep.data_sections import MnistData
 from samestep.errors import DataError
-from samestep.ingredients import MnistData
 
-
-Bytes = NDArray[np.uint8]
 
 NUM_TRAIN = 60_000
 NUM_CLASSES = 10
@@ -77,8 +74,8 @@ FILES = {
 class Samples:
     """Images uint8 [n, 784] and labels uint8 [n] of one split."""
 
-    images: Bytes
-    labels: Bytes
+    images: cache.Bytes
+    labels: cache.Bytes
 
 
 def load(recipe: MnistData) -> dict[str, Samples]:
@@ -128,26 +125,23 @@ def prepare() -> str | None:
     try:
         for file in FILES.values():
             _cached(file)
-    except (OSError, RuntimeError) as error:
-        return (
-            f"the data cache cannot be written ({error}): every worker unpacks its "
-            "own copy; set SAMESTEP_CACHE to a writable directory"
-        )
+    except cache.UNWRITABLE as error:
+        return cache.notice(error)
     return None
 
 
-def _array(name: str) -> Bytes:
+def _array(name: str) -> cache.Bytes:
     file = FILES[name]
     try:
         raw = _cached(file)
-    except (OSError, RuntimeError):  # RuntimeError: no home directory
+    except cache.UNWRITABLE:
         raw = np.frombuffer(bytearray(_unpack(file)), np.uint8)
     return raw[file.header_bytes :].reshape(file.shape)
 
 
-def _cached(file: IdxFile) -> Bytes:
+def _cached(file: IdxFile) -> cache.Bytes:
     """The whole verified file, mapped; unpacked first where that is necessary."""
-    path = _cache_directory() / f"{file.name}-{file.sha256[:16]}"
+    path = cache.directory() / f"{file.name}-{file.sha256[:16]}"
     if not _is_intact(path, file):
         # Atomic: another run may be filling or mapping the same file.
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -181,11 +175,3 @@ def _unpack(file: IdxFile) -> bytes:
             f"{file.sha256}, it has {received}. Install samestep again."
         )
     return content
-
-
-def _cache_directory() -> Path:
-    chosen = os.environ.get("SAMESTEP_CACHE")
-    if chosen:
-        return Path(chosen)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "samestep"

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from samestep.data_sections import TextData
 from samestep.errors import DataError
-from samestep.ingredients import TextData
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from PIL import Image
 from pydantic import ValidationError
 
 from samestep.data import mnist
+from samestep.data_sections import MnistData
 from samestep.errors import SamestepError
-from samestep.ingredients import MnistData
 from samestep.report import ink
 from samestep.report.document import Picture, Plot, Table
 from samestep.report.records import Result, Worst

@@ -1,0 +1,66 @@
+"""What all splits of a data set share, and what is found from their targets."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from samestep.data_sections import Task
+from samestep.errors import DataError, OwnCodeError
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What all splits share."""
+
+    inputs: tuple[int, ...]
+    outputs: int
+    task: Task
+    targets_per_sample: int
+
+
+def task_of(targets: Tensor, who: str) -> Task:
+    """Of the targets of one sample, [1, ...]. Raises OwnCodeError."""
+    if targets.is_floating_point():
+        return "regression"
+    if targets.dim() == 1:
+        return "classification"
+    if targets.dim() == 2 and targets.shape[1] > 1:
+        return "next-token"
+    raise OwnCodeError(
+        f"{who}: integer targets are classes [n] or next tokens [n, t]; they have the "
+        f"shape [n, {', '.join(map(str, targets.shape[1:]))}]. Reshape them, or say "
+        "`task` in the section [data]."
+    )
+
+
+def shaped(targets: Tensor, task: Task) -> Tensor:
+    """[b, ...] -> what the task's loss takes."""
+    if task == "regression":
+        targets = targets.float()
+        return targets.reshape(len(targets), -1) if targets.dim() < 2 else targets
+    targets = targets.long()
+    return targets.flatten() if task == "classification" else targets
+
+
+def check_labels(
+    targets: Tensor, task: Task, outputs: int | None, who: str, indices: Tensor
+) -> None:
+    """Raises DataError for a label out of range."""
+    if task == "regression" or outputs is None:
+        return
+    wrong = ((targets < 0) | (targets >= outputs)).nonzero()
+    if len(wrong):
+        first = wrong[0].tolist()
+        label = int(targets[tuple(first)])
+        raise DataError(
+            f"Labels are from 0 to {outputs - 1}, by `data.outputs` or by the largest "
+            f"in `train`; sample {int(indices[first[0]])} of {who} has {label}."
+        )
+
+
+def narrow(values: Tensor) -> Tensor:
+    """Floats -> float32; integers and booleans -> int64, but uint8 stays."""
+    if values.is_floating_point():
+        return values.float()
+    return values if values.dtype == torch.uint8 else values.long()
