@@ -8,8 +8,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 from samestep.flat import Flat, block_norms
-from samestep.ingredients import AdamRecipe, AdamWRecipe, OptimizerRecipe, SgdRecipe
 from samestep.layout import BLOCK
+from samestep.optimizer_sections import (
+    AdamRecipe,
+    AdamWRecipe,
+    OptimizerRecipe,
+    SgdRecipe,
+)
 from samestep.update import Update, state_names
 
 

@@ -17,7 +17,6 @@ from pydantic import Field, ValidationError, model_validator
 
 from samestep.errors import RecipeError, did_you_mean
 from samestep.ingredients import (
-    ConstantLR,
     Count,
     CrossEntropy,
     DataRecipe,
@@ -25,10 +24,9 @@ from samestep.ingredients import (
     MlpModel,
     MnistData,
     ModelRecipe,
-    OptimizerRecipe,
-    ScheduleRecipe,
     Section,
 )
+from samestep.optimizer_sections import ConstantLR, OptimizerRecipe, ScheduleRecipe
 
 
 BUILT_IN = resources.files("samestep") / "recipes"

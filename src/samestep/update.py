@@ -9,7 +9,12 @@ fused kernels, called directly: a `torch.optim` object imports torch._dynamo, 0.
 import torch
 from torch import Tensor
 
-from samestep.ingredients import AdamRecipe, AdamWRecipe, OptimizerRecipe, SgdRecipe
+from samestep.optimizer_sections import (
+    AdamRecipe,
+    AdamWRecipe,
+    OptimizerRecipe,
+    SgdRecipe,
+)
 
 
 def state_names(recipe: OptimizerRecipe) -> tuple[str, ...]:
