@@ -4,7 +4,7 @@ A field that does not belong to the chosen kind of section is an error, never ig
 """
 
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -12,7 +12,9 @@ from pydantic import (
     Discriminator,
     Field,
     JsonValue,
+    SerializerFunctionWrapHandler,
     Tag,
+    model_serializer,
     model_validator,
 )
 
@@ -43,6 +45,19 @@ class Section(BaseModel):
         allow_inf_nan=False,
         use_attribute_docstrings=True,
     )
+
+    unsaid: ClassVar[frozenset[str]] = frozenset()
+    """Fields that are left out at their defaults: recipes from before them keep their
+    digests."""
+
+    @model_serializer(mode="wrap")
+    def _without_unsaid(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = handler(self)
+        known = type(self).model_fields
+        for name in self.unsaid & fields.keys():
+            if getattr(self, name) == known[name].default:
+                del fields[name]
+        return fields
 
 
 class MnistData(Section):

@@ -1,10 +1,34 @@
 """The sections of a recipe that say how the weights change: optimizer and schedule."""
 
+import re
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from samestep.ingredients import Count, Fraction, NonNegative, Positive, Section
+
+
+def _compiles(pattern: str) -> str:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"`{pattern}` is not a regular expression: {error}") from None
+    return pattern
+
+
+Pattern = Annotated[str, Field(min_length=1), AfterValidator(_compiles)]
+"""A regular expression that is searched in the names of parameters."""
+
+
+class ParameterGroup(Section):
+    """Parameters that are updated differently from the others."""
+
+    match: Pattern
+    """Regular expression searched in the names; the first group that matches counts."""
+    lr_factor: Positive = 1.0
+    """Times the learning rate; to keep them as they are, `freeze` them."""
+    weight_decay: NonNegative | None = None
+    """Instead of the optimizer's."""
 
 
 class _OptimizerSection(Section):
@@ -14,6 +38,14 @@ class _OptimizerSection(Section):
     """L2 penalty added to the gradient; for adamw, decoupled decay."""
     clip_norm: Positive | None = None
     """Scale the gradient down to this global L2 norm if it is larger."""
+    decay_norms_and_biases: bool = True
+    """Whether `weight_decay` holds for parameters of one dimension, too."""
+    groups: Annotated[tuple[ParameterGroup, ...], Field(min_length=1)] | None = Field(
+        None, strict=False
+    )
+    """Parameters with other learning rates or decays: `[[optimizer.groups]]`."""
+
+    unsaid = frozenset({"decay_norms_and_biases"})
 
 
 class SgdRecipe(_OptimizerSection):

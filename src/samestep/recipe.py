@@ -26,7 +26,13 @@ from samestep.ingredients import (
     ModelRecipe,
     Section,
 )
-from samestep.optimizer_sections import ConstantLR, OptimizerRecipe, ScheduleRecipe
+from samestep.optimizer_sections import (
+    ConstantLR,
+    OptimizerRecipe,
+    Pattern,
+    ScheduleRecipe,
+)
+from samestep.training_sections import EmaRecipe, StartRecipe, StopRecipe
 
 
 BUILT_IN = resources.files("samestep") / "recipes"
@@ -53,6 +59,25 @@ class Recipe(Section):
     loss: LossRecipe = CrossEntropy()
     optimizer: OptimizerRecipe
     schedule: ScheduleRecipe = ConstantLR()
+    start: StartRecipe | None = None
+    """Begin with given weights instead of random ones."""
+    freeze: Annotated[tuple[Pattern, ...], Field(min_length=1)] | None = Field(
+        None, strict=False
+    )
+    """Regular expressions: parameters in whose names one is found are not trained."""
+    ema: EmaRecipe | None = None
+    """Evaluate and keep a moving average of the weights."""
+    stop: StopRecipe | None = None
+    """End early once the validation stops improving."""
+
+    @model_validator(mode="after")
+    def _stopping_needs_validation(self) -> Self:
+        if self.stop and getattr(self.data, "validation", None) == 0:
+            raise ValueError(
+                "early stopping looks at validation samples, and `data.validation` is "
+                "0: hold some out, or leave out `stop`"
+            )
+        return self
 
     @model_validator(mode="after")
     def _micro_batches_have_samples(self) -> Self:
@@ -69,7 +94,7 @@ class Recipe(Section):
         return self.model_dump(mode="json", exclude_none=True)
 
     def to_toml(self) -> str:
-        """Every field, defaults too: `from_toml` gives back an equal recipe."""
+        """Every field that counts: `load` gives back an equal recipe."""
         return tomli_w.dumps(self.to_dict())
 
     @property
@@ -215,4 +240,7 @@ _SECTIONS: dict[str, dict[str, type[Section]]] = {
     "loss": _tagged("name", LossRecipe),
     "optimizer": _tagged("name", OptimizerRecipe),
     "schedule": _tagged("name", ScheduleRecipe),
+    "ema": {"": EmaRecipe},
+    "start": {"": StartRecipe},
+    "stop": {"": StopRecipe},
 }

@@ -78,17 +78,16 @@ class _Linear(Function):
         if mask is not None:
             gradient.mul_(mask)
         to_inputs = gradient @ ctx.weight if ctx.needs_input_grad[0] else None
-        bias_place, weight_place = ctx.sink(ctx.bias), ctx.sink(ctx.weight)
-        to_bias = torch.sum(gradient, 0, out=bias_place)
-        to_weight = torch.mm(gradient.t(), inputs, out=weight_place)
-        return (
-            to_inputs,
-            to_weight if weight_place is None else None,
-            to_bias if bias_place is None else None,
-            None,
-            None,
-            None,
-        )
+        to_bias = to_weight = None
+        if ctx.needs_input_grad[2]:
+            place = ctx.sink(ctx.bias)
+            total = torch.sum(gradient, 0, out=place)
+            to_bias = total if place is None else None
+        if ctx.needs_input_grad[1]:
+            place = ctx.sink(ctx.weight)
+            product = torch.mm(gradient.t(), inputs, out=place)
+            to_weight = product if place is None else None
+        return to_inputs, to_weight, to_bias, None, None, None
 
 
 def dropout_masks(probability: float, batch: int, widths: list[int]) -> list[Tensor]:
