@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from _pytest.mark import ParameterSet
 from conftest import Train, small_recipe
 from safetensors.torch import load_file
 from test_exactness import results
@@ -16,7 +17,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import samestep
-from samestep import RecipeError, Run, checkpoint, faults, initial
+from samestep import RecipeError, Run, checkpoint, faults, initial, precision
 from samestep.fingerprint import fingerprint
 from samestep.flat import Flat
 from samestep.forking import ForkServer
@@ -38,6 +39,7 @@ FEATURES: dict[str, dict[str, Any]] = {
         ],
     },
     "freeze": {"freeze": [r"^layers\.1", r"^norms\.0\.bias"], **NORM},
+    "bf16": {"precision": "bf16", "model__hidden": [64, 32]},
     "ema-and-early-stopping": NORM
     | {
         "epochs": 9,
@@ -52,7 +54,18 @@ def final(run: Run) -> tuple[dict[str, Any], bytes]:
     return results(run), (run.path / "model.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("overrides", FEATURES.values(), ids=FEATURES.keys())
+bf16 = pytest.mark.skipif(not precision.instructions(), reason="no bf16 here")
+
+
+def features() -> list[ParameterSet]:
+    found = []
+    for name, overrides in FEATURES.items():
+        marks = [bf16] if "precision" in overrides else []
+        found.append(pytest.param(overrides, id=name, marks=marks))
+    return found
+
+
+@pytest.mark.parametrize("overrides", features())
 def test_neither_workers_nor_kills_nor_a_resume_change_a_bit(
     train: Train,
     server: ForkServer,
@@ -143,9 +156,7 @@ def test_a_training_starts_from_given_weights(
             torch.save(weights, path)
         case "checkpoint":
             torch.save({"epoch": 3, "state_dict": weights}, path)
-    recipe = small_recipe(
-        start__weights=str(path), freeze=["layers"], model__norm="batch"
-    )
+    recipe = small_recipe(start__weights=str(path), freeze=["layers"], **NORM)
     run = train(recipe, 2)
     after = load_file(run.model_file)
     assert after["layers.0.weight"].equal(weights["layers.0.weight"])
@@ -180,10 +191,10 @@ def test_a_new_head_is_drawn_and_the_rest_is_given(given: Run, train: Train) -> 
     [
         (
             {"model__hidden": [37, 8]},
-            r"of other shapes: layers.1.weight \[19, 37\] inst",
+            r"other shapes: layers.1.weight \[19, 37\] inst",
         ),
         ({"model__hidden": [37]}, r"unknown to the model: .*norms.1.bias"),
-        ({"model__norm": "none"}, r"are unknown to the model: norms.0.weight"),
+        ({"model__norm": "none"}, r"are unknown to the model: norms.0.bias"),
         ({"start__fresh": ["head"]}, r"in `start.fresh` must match .*; `head` matches"),
         ({"start__sha256": "0" * 64}, r"must have the SHA-256 0000"),
         ({"start__weights": "/nowhere"}, r"/nowhere cannot be read: No such file"),
@@ -244,3 +255,34 @@ def test_what_does_not_fit_the_model_or_data_is_named(
 ) -> None:
     with pytest.raises(RecipeError, match=message):
         train(small_recipe(**overrides))
+
+
+def test_bf16_needs_instructions_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "CPU", tmp_path / "cpuinfo")
+    recipe = small_recipe(precision="bf16")
+    with pytest.raises(RecipeError, match=r"this one has none\. Use `float32`"):
+        precision.check(recipe)
+    precision.CPU.write_text("model name : x\nflags\t\t: fpu avx512f\n")
+    assert precision.instructions() == []
+    precision.CPU.write_text("model name : x\nflags\t\t: fpu amx_bf16 avx512_bf16\n")
+    precision.check(recipe)
+    assert precision.conditions(recipe) == {"bf16": "amx_bf16 avx512_bf16"}
+    assert precision.conditions(small_recipe()) == {}
+
+
+@bf16
+def test_bf16_rounds_products_and_nothing_else(train: Train) -> None:
+    run = train(small_recipe(precision="bf16", epochs=3, optimizer__lr=0.01))
+    plain = train(small_recipe(epochs=3, optimizer__lr=0.01))
+    assert run.weights_sha256 != plain.weights_sha256
+    accuracies = [each.result["test_accuracy"] for each in (run, plain)]
+    assert accuracies[0] == pytest.approx(accuracies[1], abs=0.05)
+    weights = load_file(run.model_file)
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
+    found = samestep.evaluate(run, workers=2)
+    assert (found.loss, found.accuracy) == (
+        run.result["test_loss"],
+        run.result["test_accuracy"],
+    )

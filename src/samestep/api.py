@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from samestep import checking, sources, starting
+from samestep import checking, precision, sources, starting
 from samestep.asking import Part, packed, recipe_of, split_fields, vet
 from samestep.checking import Verdict
 from samestep.errors import PlacementError, RunError, did_you_mean
@@ -148,6 +148,7 @@ def resume(
         ):
             start = find_start(path, epochs, names)  # nobody else writes any more
             now = running.build() | checksums(start.recipe)
+            now |= precision.conditions(start.recipe)
             start.check(now, accept_other_bits)
             shown.note(_headline(start.recipe, why))
             for warning in start.warnings:

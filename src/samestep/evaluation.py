@@ -14,7 +14,7 @@ from samestep.dataset import Dataset
 from samestep.exchange import Exchange
 from samestep.ingredients import CrossEntropy
 from samestep.metrics import Sums, tree_sum
-from samestep.objective import Objective
+from samestep.objective import Objective, outputs
 from samestep.recipe import Recipe
 
 
@@ -46,7 +46,9 @@ class Evaluator:
         """
         loss, split = self.recipe.loss, self.data.splits[name]
         plain = CrossEntropy() if isinstance(loss, CrossEntropy) else loss
-        objective = Objective(self.model.eval(), plain, self.loss)
+        objective = Objective(
+            self.model.eval(), plain, self.loss, self.recipe.precision
+        )
         cells = torch.zeros(2, self._num_batches(name), dtype=torch.float64)
         for index, samples in self._own_batches(name):
             sums = objective(*split.gather(samples))
@@ -68,7 +70,7 @@ class Evaluator:
         cells = torch.zeros(3, len(split), dtype=torch.float64)
         for _, samples in self._own_batches(name):
             inputs, targets = split.gather(samples)
-            logits = self.model(inputs)
+            logits = outputs(self.model, inputs, self.recipe.precision)
             losses = functional.cross_entropy(logits, targets, reduction="none")
             found = (targets, logits.argmax(dim=1), losses)
             cells[:, samples] = torch.stack([values.double() for values in found])

@@ -48,7 +48,8 @@ def _pass(trainer: Trainer, samples: torch.Tensor) -> tuple[dict[str, str], list
     inputs, targets = trainer.data.splits["train"].gather(samples)
     seeded = _other_generators()
     trainer.flat.reset_buffers()
-    objective = Objective(trainer.model, trainer.recipe.loss, trainer.evaluator.loss)
+    recipe, function = trainer.recipe, trainer.evaluator.loss
+    objective = Objective(trainer.model, recipe.loss, function, recipe.precision)
     loss, _ = objective(inputs, targets)
     gradients = torch.autograd.grad(loss, trainer.flat.parameters, allow_unused=True)
     trainer.flat.reset_buffers()

@@ -12,12 +12,22 @@ from samestep.ingredients import CrossEntropy, CustomLoss, LossRecipe, SquaredEr
 
 
 Task = Literal["classification", "next-token", "regression"]
+Precision = Literal["float32", "bf16"]
 METRICS: dict[Task, str] = {
     "classification": "accuracy",
     "next-token": "accuracy",
     "regression": "absolute_error",
 }
 """What is measured besides the loss: means over all targets."""
+
+
+def outputs(model: nn.Module, inputs: Tensor, precision: Precision) -> Any:
+    """What the model makes of the inputs, in float32 if it is a tensor."""
+    if precision == "float32":
+        return model(inputs)
+    with torch.autocast(inputs.device.type, torch.bfloat16):
+        found = model(inputs)
+    return found.float() if isinstance(found, Tensor) else found
 
 
 class Objective(nn.Module):
@@ -35,9 +45,11 @@ class Objective(nn.Module):
         model: nn.Module,
         loss: LossRecipe,
         function: Callable[..., Any] | None = None,
+        precision: Precision = "float32",
     ) -> None:
         """`function` is the loss if that is the user's own."""
         super().__init__()
+        self._precision = precision
         self.model = model
         self._loss, self._function = loss, function
         self.metric: str | None = None
@@ -53,7 +65,7 @@ class Objective(nn.Module):
             trained = [p for p in self.model.parameters() if p.requires_grad]
             nothing = torch.stack([(p * 0).sum() for p in trained])
             return nothing.sum(), torch.zeros((), dtype=torch.int64)
-        return self.measure(self.model(inputs), targets)
+        return self.measure(outputs(self.model, inputs, self._precision), targets)
 
     def measure(self, outputs: Any, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Outputs and targets -> summed loss [], summed metric []."""

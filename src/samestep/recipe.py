@@ -53,7 +53,8 @@ class Recipe(Section):
     """Samples evaluated at once."""
     threads: Count = 1
     """Intra-op threads of each worker: they change the bits."""
-    precision: Literal["float32"] = "float32"
+    precision: Literal["float32", "bf16"] = "float32"
+    """Of products in the model: `bf16` where the processor has it; weights do not."""
     data: DataRecipe = MnistData()
     model: ModelRecipe = MlpModel()
     loss: LossRecipe = CrossEntropy()

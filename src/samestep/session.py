@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from samestep import checkpoint
+from samestep import checkpoint, precision
 from samestep.checkpoint import Checkpoint
 from samestep.errors import Interrupted, SamestepError
 from samestep.forking import ForkServer
@@ -57,7 +57,7 @@ class Session:
         fields = {"kind": "train", "recipe": recipe.to_dict()}
         self._next_checkpoint = time.monotonic() + placement.checkpoint_seconds
         # Not by the keeper: one thread reads the channel.
-        build = self.server.build() | checksums(recipe)
+        build = self.server.build() | checksums(recipe) | precision.conditions(recipe)
         with Keeper(self.writer.path, recipe, build, self._tell) as keeper:
             recovery = Recovery(
                 server=self.server,

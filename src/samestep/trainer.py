@@ -133,7 +133,7 @@ def build(recipe: Recipe, around: Surroundings) -> Trainer:
     if isinstance(around.balance, list) and len(around.balance) == workers:
         owned = contiguous(around.balance)
     exchange = around.connect(flat, owned)
-    objective = exchange.attach(Objective(model, recipe.loss, loss))
+    objective = exchange.attach(Objective(model, recipe.loss, loss, recipe.precision))
     steps_per_report = max(
         1, min(plan.steps_per_epoch // REPORTS_PER_EPOCH, MOST_STEPS_PER_REPORT)
     )

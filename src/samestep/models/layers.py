@@ -24,7 +24,7 @@ class Linear(nn.Linear):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """[..., in_features] -> [..., out_features]."""
-        if self.sink is None or not torch.is_grad_enabled():
+        if not self._has_sink():
             return functional.linear(inputs, self.weight, self.bias)
         return self._apply_with(inputs, activated=False, mask=None)
 
@@ -33,10 +33,16 @@ class Linear(nn.Linear):
 
         Mask [b, out_features]: zeros and one positive value, from `dropout_masks`.
         """
-        if self.sink is None or not torch.is_grad_enabled():
+        if not self._has_sink():
             outputs = functional.relu(self(inputs))
             return outputs if mask is None else outputs * mask
         return self._apply_with(inputs, activated=True, mask=mask)
+
+    def _has_sink(self) -> bool:
+        """Not under autocast: the products are then of another type."""
+        if self.sink is None or not torch.is_grad_enabled():
+            return False
+        return not torch.is_autocast_enabled("cpu")
 
     def _apply_with(
         self, inputs: Tensor, activated: bool, mask: Tensor | None
