@@ -11,7 +11,7 @@ from samestep import Recipe, Run, models
 from samestep.dataset import load
 from samestep.fingerprint import fingerprint
 from samestep.flat import Flat
-from samestep.ingredients import AdamWRecipe
+from samestep.optimizer_sections import AdamWRecipe
 from samestep.plan import Plan, derive_seed
 from samestep.schedule import learning_rate
 

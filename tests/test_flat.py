@@ -1,3 +1,4 @@
+import copy
 from itertools import pairwise
 from typing import Any
 
@@ -8,8 +9,15 @@ from hypothesis import strategies as st
 from torch import nn
 
 from samestep.flat import Flat, block_norms
-from samestep.ingredients import AdamRecipe, AdamWRecipe, OptimizerRecipe, SgdRecipe
+from samestep.groups import stretches
 from samestep.layout import BLOCK
+from samestep.optimizer_sections import (
+    AdamRecipe,
+    AdamWRecipe,
+    OptimizerRecipe,
+    ParameterGroup,
+    SgdRecipe,
+)
 from samestep.update import Update, state_names
 
 
@@ -48,7 +56,8 @@ def test_a_sliced_update_has_the_bits_of_the_whole_one(recipe: OptimizerRecipe) 
 def test_an_update_has_the_bits_of_torch(recipe: OptimizerRecipe) -> None:
     generator = torch.Generator().manual_seed(0)
     parameter = nn.Parameter(torch.randn(2 * BLOCK, generator=generator))
-    fields: dict[str, Any] = recipe.model_dump(exclude={"name", "clip_norm"})
+    ours = {"name", "clip_norm", "groups", "decay_norms_and_biases"}
+    fields: dict[str, Any] = recipe.model_dump(exclude=ours)
     kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}.get(
         recipe.name, torch.optim.AdamW
     )
@@ -58,6 +67,61 @@ def test_an_update_has_the_bits_of_torch(recipe: OptimizerRecipe) -> None:
         optimizer.param_groups[0]["lr"] = recipe.lr / (step + 1)
         optimizer.step()
     assert trained(recipe, [0, 2 * BLOCK]).equal(parameter.data)
+
+
+def grouped(owned: list[tuple[int, int]]) -> tuple[nn.Module, nn.Module]:
+    """A model after steps of our groups, slice by slice, and after torch's."""
+    recipe = AdamWRecipe(
+        lr=0.01,
+        weight_decay=0.3,
+        decay_norms_and_biases=False,
+        groups=(ParameterGroup(match="^1", lr_factor=0.5, weight_decay=0.1),),
+    )
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 32), nn.Linear(32, 16), nn.LayerNorm(16))
+    torchs = copy.deepcopy(model)
+    flat = Flat(model, state_names(recipe))
+    vector, gradient = torch.zeros(flat.size), torch.zeros(flat.size)
+    states = torch.zeros(2, flat.size)
+    flat.bind(vector, write=True)
+    slices = [slice(*part) for part in owned]
+    updates = [
+        Update(
+            recipe,
+            vector[part],
+            [state[part] for state in states],
+            stretches(recipe, flat.layout, (part.start, part.stop)),
+        )
+        for part in slices
+    ]
+    of = dict(torchs.named_parameters())
+    first = [of["1.weight"], of["1.bias"]]
+    others = [of[name] for name in of if name[0] != "1"]
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": first, "lr": 0.005, "weight_decay": 0.1},
+            {"params": [p for p in others if p.dim() > 1], "weight_decay": 0.3},
+            {"params": [p for p in others if p.dim() == 1], "weight_decay": 0.0},
+        ],
+        lr=0.01,
+        fused=True,
+    )
+    for _ in range(3):
+        for parameter, view in zip(of.values(), flat.views(gradient), strict=True):
+            parameter.grad = torch.randn(parameter.shape)
+            view.copy_(parameter.grad)
+        optimizer.step()
+        for part, update in zip(slices, updates, strict=True):
+            update.step(gradient[part], 0.01)
+    return model, torchs
+
+
+@pytest.mark.parametrize("cuts", [[0, 3072], [0, 1024, 3072], [0, 1024, 2048, 3072]])
+def test_groups_have_the_bits_of_torch_however_the_vector_is_cut(
+    cuts: list[int],
+) -> None:
+    ours, torchs = grouped(list(pairwise(cuts)))
+    assert all(map(torch.equal, ours.parameters(), torchs.parameters()))
 
 
 @settings(deadline=None)

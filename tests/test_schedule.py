@@ -1,6 +1,6 @@
 import pytest
 
-from samestep.ingredients import (
+from samestep.optimizer_sections import (
     ConstantLR,
     CosineLR,
     OneCycleLR,

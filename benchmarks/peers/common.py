@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from samestep import models
 from samestep.data import mnist
 from samestep.dataset import Dataset, load
-from samestep.ingredients import CrossEntropy, MlpModel, SgdRecipe
+from samestep.ingredients import CrossEntropy, MlpModel
+from samestep.optimizer_sections import SgdRecipe
 from samestep.recipe import Recipe
 from samestep.schedule import learning_rate
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from samestep import checking, sources
+from samestep import checking, precision, sources, starting
 from samestep.asking import Part, packed, recipe_of, split_fields, vet
 from samestep.checking import Verdict
 from samestep.errors import PlacementError, RunError, did_you_mean
@@ -91,6 +91,7 @@ def train(
         trackers = _loaded(trackers)
         recipe = recipe_of(recipe, names, changed)
         vet(recipe, names)
+        recipe = starting.resolved(recipe)
         placement, why = placement.resolve(recipe.micro_batches, running.gpus)
         notice = sources.prepare(recipe.data)
         with (
@@ -138,6 +139,7 @@ def resume(
         trackers = _loaded(trackers)
         start = find_start(path, epochs, names)
         vet(start.recipe, names)
+        starting.resolved(start.recipe)
         placement, why = placement.resolve(start.recipe.micro_batches, running.gpus)
         notice = sources.prepare(start.recipe.data)
         with (
@@ -222,6 +224,7 @@ def check_exactness(
     ):
         resolved = recipe_of(recipe, names, changed)
         vet(resolved, names)
+        resolved = starting.resolved(resolved)
         sources.prepare(resolved.data)
         return checking.check(resolved, running, given)
 
@@ -234,7 +237,8 @@ def _server(server: ForkServer | None) -> AbstractContextManager[ForkServer]:
 def _described(recipe: Recipe) -> tuple[dict[str, Any], dict[str, str]]:
     """The data for the run's record, and what must be the same to go on."""
     described, code = sources.describe(recipe.data), checksums(recipe)
-    return described | code, code | sources.checksums(described)
+    conditions = sources.checksums(described) | precision.conditions(recipe)
+    return described | code, code | conditions
 
 
 def _placed(placement: Placement | None, fields: Mapping[str, Any]) -> Placement:

@@ -1,7 +1,8 @@
 """A training on disk: `checkpoints/step-<n>/` with three files.
 
     model.safetensors       parameters and buffers by name; the recipe as metadata
-    optimizer.safetensors   the optimizer's states, `<state>/<parameter>`
+    optimizer.safetensors   the optimizer's states, `<state>/<parameter>`, and likewise
+                            an average of the weights and those of the best epoch
     manifest.json           position, metrics so far, layout, conditions, the size and
                             SHA-256 of the other two, and a digest of all this
 
@@ -15,7 +16,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -26,7 +27,7 @@ from safetensors import SafetensorError
 
 from samestep import atomic
 from samestep.errors import CheckpointError
-from samestep.layout import Floats, Layout
+from samestep.layout import AVERAGE, BEST, Floats, Layout
 from samestep.recipe import Recipe
 from samestep.snapshot import State
 
@@ -65,6 +66,15 @@ class NoiseEntry(_Section):
     variance: float
 
 
+class StoppingEntry(_Section):
+    """`stopping.Stopping`."""
+
+    best: float | None
+    best_epoch: Count
+    waited: Count
+    counts: list[int]
+
+
 class ProgressEntry(_Section):
     """`progress.Progress`."""
 
@@ -75,6 +85,7 @@ class ProgressEntry(_Section):
     seconds: float
     phases: list[float]
     counts: list[int]
+    stopping: StoppingEntry | None = None
 
 
 class Manifest(_Section):
@@ -121,7 +132,7 @@ def path_of(directory: Path, step: int) -> Path:
 def model_bytes(state: State, layout: Layout, recipe: Recipe) -> bytes:
     """A file for `samestep evaluate`: safetensors with the recipe as metadata."""
     tensors: dict[str, Any] = dict(layout.parameter_views(state.parameters))
-    tensors |= layout.buffer_views(state.tail)
+    tensors |= layout.buffer_views(state.tail[: layout.tail])
     counts = state.progress["counts"]
     tensors |= {
         name: np.array(count, np.int64)
@@ -131,6 +142,23 @@ def model_bytes(state: State, layout: Layout, recipe: Recipe) -> bytes:
     tensors |= {name: tensors[first] for name, first in layout.aliases.items()}
     # One entry only: safetensors writes several in an order that changes.
     return safetensors.numpy.save(tensors, {"recipe": json.dumps(recipe.to_dict())})
+
+
+def result_of(state: State, layout: Layout) -> State:
+    """With the weights that a finished training gives.
+
+    Those of the best epoch, or their average, or the last ones.
+    """
+    rows = dict(zip(layout.states, state.states, strict=True))
+    if BEST in rows:
+        counts = state.progress["stopping"]["counts"]
+        return replace(
+            state,
+            parameters=rows[BEST],
+            tail=state.tail[layout.tail :],
+            progress=state.progress | {"counts": counts},
+        )
+    return replace(state, parameters=rows.get(AVERAGE, state.parameters))
 
 
 def write(
@@ -191,13 +219,13 @@ def load(path: Path) -> Checkpoint:
         raise _damaged(path, f"its manifest does not list {error}") from None
     size, states = layout.size, len(layout.states)
     state = State(
-        manifest.progress.model_dump(),
+        manifest.progress.model_dump(exclude_none=True),
         np.zeros(size, np.float32),
         np.zeros((states, size), np.float32),
-        np.zeros(layout.tail, np.float32),
+        np.zeros(layout.kept_tail, np.float32),
     )
     wanted: dict[str, Floats] = dict(layout.parameter_views(state.parameters))
-    wanted |= layout.buffer_views(state.tail)
+    wanted |= layout.buffer_views(state.tail[: layout.tail])
     state.constants = {n: model.pop(n) for n in layout.constants if n in model}
     for name in layout.aliases:
         model.pop(name, None)
@@ -275,11 +303,15 @@ def _optimizer_bytes(state: State, layout: Layout) -> bytes:
 
 
 def _state_views(state: State, layout: Layout) -> dict[str, Floats]:
-    return {
+    views = {
         f"{name}/{parameter}": view
         for name, row in zip(layout.states, state.states, strict=True)
         for parameter, view in layout.parameter_views(row)
     }
+    if BEST in layout.states:
+        best = layout.buffer_views(state.tail[layout.tail :])
+        views |= {f"{BEST}/{name}": view for name, view in best}
+    return views
 
 
 def _entry(content: bytes) -> FileEntry:

@@ -15,7 +15,7 @@ from samestep.device import Device
 from samestep.exchange import Exchange
 from samestep.ingredients import CrossEntropy
 from samestep.metrics import Sums, tree_sum
-from samestep.objective import Objective, num_cells
+from samestep.objective import Objective, num_cells, outputs
 from samestep.recipe import Recipe
 
 
@@ -48,8 +48,8 @@ class Evaluator:
         """
         loss, split = self.recipe.loss, self.data.splits[name]
         plain = CrossEntropy() if isinstance(loss, CrossEntropy) else loss
-        metrics = self.data.own_metrics
-        objective = Objective(self.model.eval(), plain, self.loss, metrics)
+        metrics, precision = self.data.own_metrics, self.recipe.precision
+        objective = Objective(self.model.eval(), plain, self.loss, metrics, precision)
         shape = 1 + num_cells(metrics), self._num_batches(name)
         cells = torch.zeros(shape, dtype=torch.float64)
         for index, samples in self._own_batches(name):
@@ -75,7 +75,7 @@ class Evaluator:
         for _, samples in self._own_batches(name):
             inputs, targets = split.gather(samples)
             inputs, targets = inputs.to(device), targets.to(device)
-            logits = self.model(inputs)
+            logits = outputs(self.model, inputs, self.recipe.precision)
             losses = functional.cross_entropy(logits, targets, reduction="none")
             found = (targets, logits.argmax(dim=1), losses)
             cells[:, samples] = torch.stack([values.double() for values in found]).cpu()

@@ -48,7 +48,14 @@ def _pass(trainer: Trainer, samples: torch.Tensor) -> tuple[dict[str, str], list
     inputs, targets = trainer.data.draw(samples, 0)
     seeded = _other_generators()
     trainer.flat.reset_buffers()
-    objective = Objective(trainer.model, trainer.recipe.loss, trainer.evaluator.loss)
+    recipe, function = trainer.recipe, trainer.evaluator.loss
+    objective = Objective(
+        trainer.model,
+        recipe.loss,
+        function,
+        trainer.data.own_metrics,
+        recipe.precision,
+    )
     loss, _ = objective(inputs, targets)
     parts = [targets] if isinstance(targets, torch.Tensor) else targets.parts
     gradients = torch.autograd.grad(loss, trainer.flat.parameters, allow_unused=True)

@@ -1,11 +1,11 @@
-"""The sections of a recipe: model, loss, optimizer, schedule.
+"""The sections of a recipe that are the model and the loss.
 
-That of the data is in data_sections.py. A field that does not belong to the
-chosen kind of section is an error, never ignored.
+A field that does not belong to the chosen kind of section is an error, never ignored.
+See also data_sections.py, optimizer_sections.py and training_sections.py.
 """
 
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -13,7 +13,9 @@ from pydantic import (
     Discriminator,
     Field,
     JsonValue,
+    SerializerFunctionWrapHandler,
     Tag,
+    model_serializer,
     model_validator,
 )
 
@@ -44,6 +46,19 @@ class Section(BaseModel):
         allow_inf_nan=False,
         use_attribute_docstrings=True,
     )
+
+    unsaid: ClassVar[frozenset[str]] = frozenset()
+    """Fields that are left out at their defaults: recipes from before them keep their
+    digests."""
+
+    @model_serializer(mode="wrap")
+    def _without_unsaid(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = handler(self)
+        known = type(self).model_fields
+        for name in self.unsaid & fields.keys():
+            if getattr(self, name) == known[name].default:
+                del fields[name]
+        return fields
 
 
 class CustomModel(Section):
@@ -177,83 +192,6 @@ class SquaredError(Section):
     name: Literal["squared-error"] = "squared-error"
 
 
-class _OptimizerSection(Section):
-    lr: Positive
-    """Learning rate at factor 1 of the schedule."""
-    weight_decay: NonNegative = 0.0
-    """L2 penalty added to the gradient; for adamw, decoupled decay."""
-    clip_norm: Positive | None = None
-    """Scale the gradient down to this global L2 norm if it is larger."""
-
-
-class SgdRecipe(_OptimizerSection):
-    """Stochastic gradient descent."""
-
-    name: Literal["sgd"] = "sgd"
-    momentum: Fraction = 0.0
-    nesterov: bool = False
-
-    @model_validator(mode="after")
-    def _nesterov_needs_momentum(self) -> Self:
-        if self.nesterov and self.momentum == 0:
-            raise ValueError("`nesterov` needs a positive `momentum`")
-        return self
-
-
-class _AdamSection(_OptimizerSection):
-    betas: tuple[Fraction, Fraction] = Field((0.9, 0.999), strict=False)
-    """Decay rates of the running mean and of the running square."""
-    eps: Positive = 1e-8
-
-
-class AdamRecipe(_AdamSection):
-    """Adam (Kingma and Ba 2015)."""
-
-    name: Literal["adam"] = "adam"
-
-
-class AdamWRecipe(_AdamSection):
-    """Adam with decoupled weight decay (Loshchilov and Hutter 2019)."""
-
-    name: Literal["adamw"] = "adamw"
-
-
-class _ScheduleSection(Section):
-    warmup_epochs: NonNegative = 0.0
-    """The learning rate rises linearly from zero during so many epochs."""
-
-
-class ConstantLR(_ScheduleSection):
-    """The same learning rate throughout."""
-
-    name: Literal["constant"] = "constant"
-
-
-class StepLR(_ScheduleSection):
-    """Multiplied by `factor` after every `every_epochs` epochs."""
-
-    name: Literal["step"] = "step"
-    every_epochs: Count
-    factor: Positive
-
-
-class CosineLR(_ScheduleSection):
-    """Down to the share `final` along half a cosine."""
-
-    name: Literal["cosine"] = "cosine"
-    final: NonNegative = 0.0
-
-
-class OneCycleLR(_ScheduleSection):
-    """Up from the share `start`, then down to the share `final`."""
-
-    name: Literal["one-cycle"] = "one-cycle"
-    rise: Fraction = 0.3
-    """The share of all steps in which the learning rate rises."""
-    start: NonNegative = 0.04
-    final: NonNegative = 0.0001
-
-
 ModelRecipe = Annotated[
     Annotated[MlpModel, Tag("mlp")]
     | Annotated[CnnModel, Tag("cnn")]
@@ -269,10 +207,4 @@ LossRecipe = Annotated[
     | Annotated[SquaredError, Tag("squared-error")]
     | Annotated[CustomLoss, Tag("custom")],
     Discriminator(kind("name", "cross-entropy")),
-]
-OptimizerRecipe = Annotated[
-    SgdRecipe | AdamRecipe | AdamWRecipe, Field(discriminator="name")
-]
-ScheduleRecipe = Annotated[
-    ConstantLR | StepLR | CosineLR | OneCycleLR, Field(discriminator="name")
 ]

@@ -22,6 +22,8 @@ ALIGNMENT = 16
 """Parameters start at multiples of so many float32: a cache line."""
 BLOCK = 1024
 """Slices of the vector are cut at multiples of so many elements."""
+AVERAGE, BEST = "ema", "best"
+"""States that are weights: their moving average, those of the best epoch."""
 
 Floats = NDArray[np.float32]
 Extent = Annotated[int, Field(ge=0, lt=2**40)]
@@ -52,7 +54,7 @@ class Layout(BaseModel):
     counters: tuple[str, ...] = Field((), strict=False)
     """Names of integer buffers: scalars that count updates."""
     states: tuple[str, ...] = Field((), strict=False)
-    """Names of the optimizer's state vectors."""
+    """Names of the optimizer's state vectors, and of others of the same layout."""
     aliases: dict[str, str] = {}
     """Second names of tensors that are tied, and their first."""
     constants: tuple[str, ...] = Field((), strict=False)
@@ -75,6 +77,11 @@ class Layout(BaseModel):
     def tail(self) -> int:
         """Elements of all buffers together."""
         return sum(entry.numel for entry in self.buffers)
+
+    @property
+    def kept_tail(self) -> int:
+        """Elements of the buffers in a snapshot: also those of the best epoch."""
+        return self.tail * (2 if BEST in self.states else 1)
 
     def slices(self, workers: int) -> list[tuple[int, int]]:
         """The part of the vector that each worker updates."""

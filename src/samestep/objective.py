@@ -1,7 +1,7 @@
 """The model together with its loss: what a micro-batch goes through."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from samestep.ingredients import CrossEntropy, CustomLoss, LossRecipe, SquaredEr
 from samestep.own import capital, title
 
 
+Precision = Literal["float32", "bf16"]
 METRICS: dict[Task, str] = {
     "classification": "accuracy",
     "next-token": "accuracy",
@@ -40,6 +41,15 @@ TAKEN = (
 """Names of other fields of a record."""
 
 
+def outputs(model: nn.Module, inputs: Tensor, precision: Precision) -> Any:
+    """What the model makes of the inputs, in float32 if it is a tensor."""
+    if precision == "float32":
+        return model(inputs)
+    with torch.autocast(inputs.device.type, torch.bfloat16):
+        found = model(inputs)
+    return found.float() if isinstance(found, Tensor) else found
+
+
 class Objective(nn.Module):
     """A loss and metrics, summed over targets.
 
@@ -56,6 +66,7 @@ class Objective(nn.Module):
         loss: LossRecipe,
         function: Callable[..., Any] | None = None,
         metrics: tuple[Metric, ...] | None = None,
+        precision: Precision = "float32",
     ) -> None:
         """`function` is the loss if that is the user's own, `metrics` what it measures.
 
@@ -63,6 +74,7 @@ class Objective(nn.Module):
         usual metric of the outputs.
         """
         super().__init__()
+        self._precision = precision
         self.model = model
         self._loss, self._function = loss, function
         self.metrics = metrics
@@ -77,7 +89,7 @@ class Objective(nn.Module):
             trained = [p for p in self.model.parameters() if p.requires_grad]
             nothing = torch.stack([(p * 0).sum() for p in trained])
             return nothing.sum(), torch.zeros(num_cells(self.metrics or ()))
-        return self.measure(self.model(inputs), targets)
+        return self.measure(outputs(self.model, inputs, self._precision), targets)
 
     def measure(self, outputs: Any, targets: Tensor | Mixed) -> tuple[Tensor, Tensor]:
         """Outputs and targets -> summed loss [], cells of the metrics [c]."""

@@ -8,6 +8,7 @@ import torch
 from samestep.dataset import Dataset
 from samestep.metrics import Sums
 from samestep.noise import Noise
+from samestep.stopping import Stopping
 from samestep.timing import PHASES, Times, by_phase
 
 
@@ -31,6 +32,7 @@ class Progress:
     """Of this epoch before this process, mean over workers."""
     counts: list[int] = field(default_factory=list)
     """The values of the integer buffers."""
+    stopping: Stopping = field(default_factory=Stopping)
 
     def to_dict(self) -> Record:
         """Plain JSON values."""
@@ -40,7 +42,9 @@ class Progress:
     def from_dict(cls, fields: Record) -> "Progress":
         """The inverse of `to_dict`."""
         sums = {name: Sums(**fields[name]) for name in ("epoch", "logged")}
-        return cls(**{**fields, **sums, "noise": Noise(**fields["noise"])})
+        noise = Noise(**fields["noise"])
+        stopping = Stopping(**(fields.get("stopping") or {}))
+        return cls(**{**fields, **sums, "noise": noise, "stopping": stopping})
 
     def begin_epoch(self) -> None:
         """What belongs to one epoch starts from zero."""

@@ -18,20 +18,22 @@ from pydantic import Field, ValidationError, model_validator
 from samestep.data_sections import Augment, DataRecipe, MnistData
 from samestep.errors import RecipeError, did_you_mean
 from samestep.ingredients import (
-    ConstantLR,
     Count,
     CrossEntropy,
     LossRecipe,
     MlpModel,
     ModelRecipe,
-    OptimizerRecipe,
-    ScheduleRecipe,
     Section,
 )
+from samestep.optimizer_sections import (
+    ConstantLR,
+    OptimizerRecipe,
+    Pattern,
+    ScheduleRecipe,
+)
+from samestep.training_sections import EmaRecipe, StartRecipe, StopRecipe
 
 
-LATER = ("compression",)
-"""Fields of the recipe that there were not when the first digests were written."""
 BUILT_IN = resources.files("samestep") / "recipes"
 
 
@@ -50,7 +52,8 @@ class Recipe(Section):
     """Samples evaluated at once."""
     threads: Count = 1
     """Intra-op threads of each worker: they change the bits."""
-    precision: Literal["float32"] = "float32"
+    precision: Literal["float32", "bf16"] = "float32"
+    """Of products in the model: `bf16` where the processor has it; weights do not."""
     compression: Literal["none", "bf16", "fp16"] = "none"
     """The type that partial gradients are rounded to, to exchange half the bytes."""
     data: DataRecipe = MnistData()
@@ -58,6 +61,27 @@ class Recipe(Section):
     loss: LossRecipe = CrossEntropy()
     optimizer: OptimizerRecipe
     schedule: ScheduleRecipe = ConstantLR()
+    start: StartRecipe | None = None
+    """Begin with given weights instead of random ones."""
+    freeze: Annotated[tuple[Pattern, ...], Field(min_length=1)] | None = Field(
+        None, strict=False
+    )
+    """Regular expressions: parameters in whose names one is found are not trained."""
+    ema: EmaRecipe | None = None
+    """Evaluate and keep a moving average of the weights."""
+    stop: StopRecipe | None = None
+    """End early once the validation stops improving."""
+
+    unsaid = frozenset({"compression"})
+
+    @model_validator(mode="after")
+    def _stopping_needs_validation(self) -> Self:
+        if self.stop and getattr(self.data, "validation", None) == 0:
+            raise ValueError(
+                "early stopping looks at validation samples, and `data.validation` is "
+                "0: hold some out, or leave out `stop`"
+            )
+        return self
 
     @model_validator(mode="after")
     def _micro_batches_have_samples(self) -> Self:
@@ -85,19 +109,13 @@ class Recipe(Section):
         return self.model_dump(mode="json", exclude_none=True)
 
     def to_toml(self) -> str:
-        """Every field, defaults too: `from_toml` gives back an equal recipe."""
+        """Every field that counts: `load` gives back an equal recipe."""
         return tomli_w.dumps(self.to_dict())
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the canonical JSON text of all fields but the name.
-
-        Without fields of LATER at their defaults: digests stay what they were.
-        """
+        """SHA-256 of the canonical JSON text of all fields but the name."""
         fields = {key: value for key, value in self.to_dict().items() if key != "name"}
-        for key in LATER:
-            if fields[key] == type(self).model_fields[key].default:
-                del fields[key]
         text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -239,4 +257,7 @@ _SECTIONS: dict[str, dict[str, type[Section]]] = {
     "loss": _tagged("name", LossRecipe),
     "optimizer": _tagged("name", OptimizerRecipe),
     "schedule": _tagged("name", ScheduleRecipe),
+    "ema": {"": EmaRecipe},
+    "start": {"": StartRecipe},
+    "stop": {"": StopRecipe},
 }

@@ -14,7 +14,7 @@ steps of an epoch, the learning rate is `lr * warmup(t) * factor(t)`:
 
 import math
 
-from samestep.ingredients import (
+from samestep.optimizer_sections import (
     ConstantLR,
     CosineLR,
     OneCycleLR,

@@ -82,7 +82,11 @@ class Session:
                 if self._final:
                     assert state is not None
                     assert recovery.layout is not None
-                    model = checkpoint.model_bytes(state, recovery.layout, recipe)
+                    model = checkpoint.model_bytes(
+                        checkpoint.result_of(state, recovery.layout),
+                        recovery.layout,
+                        recipe,
+                    )
                     self.writer.write_model(model)  # waits for a disk that is full
             finally:
                 self._keep_last(keeper, recovery)

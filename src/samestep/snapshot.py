@@ -39,6 +39,7 @@ class State:
     states: Floats
     """[number of states, size]"""
     tail: Floats
+    """[kept_tail]"""
     constants: Arrays = field(default_factory=dict)
     """What training does not change, to complete the files of weights."""
 
@@ -69,7 +70,7 @@ class Snapshots:
         """Makes the memory large enough if it is not. Raises PlacementError."""
         self._constants = constants or {}
         self._slices = layout.slices(workers)
-        width = 4 * (layout.size * (1 + len(layout.states)) + layout.tail)
+        width = 4 * (layout.size * (1 + len(layout.states)) + layout.kept_tail)
         head = memory.pages(PROGRESS_BYTES + 16 * workers)
         self._map = memory.reserve(
             fd,
@@ -153,12 +154,13 @@ def _slot(piece: NDArray[np.uint8], layout: Layout, workers: int, head: int) -> 
     size, states = layout.size, len(layout.states)
     floats = piece[head:].view(np.float32)
     parts = np.split(floats, [size, size * (1 + states)])
+    tail = parts[2][: layout.kept_tail]
     marks = piece[PROGRESS_BYTES : PROGRESS_BYTES + 16 * workers]
     fresh = marks.view(np.int64).reshape(workers, 2)
     return _Slot(
         piece[:PROGRESS_BYTES],
         fresh,
-        State({}, parts[0], parts[1].reshape(states, size), parts[2][: layout.tail]),
+        State({}, parts[0], parts[1].reshape(states, size), tail),
     )
 
 

@@ -17,6 +17,11 @@ def summary(run: Run) -> str:
         if f"{split}_loss" in record
     ]
     lines[1:1] = _text_line(run)
+    if "best_epoch" in result:
+        lines.append(
+            f"stopping    after epoch {last['epoch']}; epoch {result['best_epoch']} "
+            "was the best"
+        )
     lines += _balance_lines(result.get("balance") or {})
     lines += [
         f"time        {result['train_seconds']:.2f} s training, "

@@ -7,15 +7,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from samestep import constants, dataset, models, rehearsal
+from samestep import constants, dataset, initial, kept, models, rehearsal
 from samestep.balance import contiguous, shares
 from samestep.balancer import Balancer
 from samestep.board import Board
 from samestep.device import Device
+from samestep.errors import RecipeError
 from samestep.evaluation import Evaluator
 from samestep.exchange import Exchange
 from samestep.faults import Faults
 from samestep.flat import Flat
+from samestep.groups import stretches
+from samestep.kept import Kept
 from samestep.metrics import StepLedger
 from samestep.objective import Objective, num_cells
 from samestep.own import OwnCode, find_loss, names
@@ -89,6 +92,7 @@ class Trainer:
     exchange: Exchange
     objective: nn.Module
     update: Update
+    kept: Kept
     evaluator: Evaluator
 
     board: Board
@@ -126,14 +130,16 @@ def build(recipe: Recipe, around: Surroundings) -> Trainer:
     assert around.snapshots is not None
     data, plan, model, loss, still = _load_and_build(recipe, around)
     model = around.device.move(model)
-    flat = Flat(model, state_names(recipe.optimizer), still)
+    flat = Flat(model, (*state_names(recipe.optimizer), *kept.vectors(recipe)), still)
     if rank == 0 and around.constants is not None:
         constants.write(around.constants, flat.constants)
     owned = shares(recipe.micro_batches, workers)
     if isinstance(around.balance, list) and len(around.balance) == workers:
         owned = contiguous(around.balance)
     exchange = around.connect(flat, owned)
-    objective = exchange.attach(Objective(model, recipe.loss, loss, data.own_metrics))
+    objective = exchange.attach(
+        Objective(model, recipe.loss, loss, data.own_metrics, recipe.precision)
+    )
     steps_per_report = max(
         1, min(plan.steps_per_epoch // REPORTS_PER_EPOCH, MOST_STEPS_PER_REPORT)
     )
@@ -160,7 +166,9 @@ def build(recipe: Recipe, around: Surroundings) -> Trainer:
             recipe.optimizer,
             exchange.parameters[slice(*exchange.owned)],
             exchange.states,
+            stretches(recipe.optimizer, flat.layout, exchange.owned),
         ),
+        kept=Kept(recipe, flat, exchange),
         evaluator=Evaluator(
             model, recipe, data, rank, exchange, around.board, around.device, loss
         ),
@@ -199,12 +207,33 @@ def _load_and_build(
     )
     torch.default_generator.manual_seed(derive_seed(recipe.seed, "model"))
     model = models.build(recipe.model, data, around.own)
+    initial.prepare(model, recipe)
     loss, still = find_loss(recipe, around.own), frozenset[str]()
     if names(recipe):
         found = rehearsal.rehearse(recipe, data, model, loss)
         data, still = replace(data, own_metrics=found.metrics), found.still
     rehearsal.check_norms(recipe, data, plan, model)
+    _check_stopping(recipe, data)
     return data, plan, model, loss, still
+
+
+def _check_stopping(recipe: Recipe, data: dataset.Dataset) -> None:
+    """Raises RecipeError if what it looks at is not measured."""
+    if recipe.stop is None:
+        return
+    if not len(data.splits["validation"]):
+        raise RecipeError(
+            "Early stopping looks at validation samples, and the data hold out none: "
+            "hold some out, or leave out `stop`."
+        )
+    measured = [
+        f"validation_{name}" for name in ("loss", *(m.name for m in data.metrics))
+    ]
+    if recipe.stop.metric not in measured:
+        raise RecipeError(
+            f"`stop.metric` is what is measured on these data, "
+            f"{' or '.join(measured)}; received `{recipe.stop.metric}`."
+        )
 
 
 def save(trainer: Trainer) -> int:
@@ -218,7 +247,7 @@ def save(trainer: Trainer) -> int:
     progress = replace(
         trainer.progress, counts=flat.counts, phases=phases.tolist()
     ).to_dict()
-    rest = (flat.saved_buffers().cpu().numpy(), progress)
+    rest = (trainer.kept.buffers().cpu().numpy(), progress)
     return trainer.snapshots.save(
         trainer.rank,
         exchange.parameters[first:end].cpu().numpy(),
@@ -249,6 +278,6 @@ def _resume(trainer: Trainer) -> None:
     exchange.parameters[part] = torch.from_numpy(state.parameters)[part]
     for own, saved in zip(exchange.states, torch.from_numpy(state.states), strict=True):
         own.copy_(saved[part])
-    trainer.flat.set_buffers(torch.from_numpy(state.tail), trainer.progress.counts)
+    trainer.kept.set_buffers(torch.from_numpy(state.tail), trainer.progress.counts)
     trainer.update.resume(trainer.progress.step)
     exchange.publish()

@@ -41,16 +41,11 @@ def train(trainer: Trainer) -> None:
             "instruction_set": torch.backends.cpu.get_cpu_capability(),
         }
     )
-    while progress.step < recipe.epochs * plan.steps_per_epoch:
+    while not is_over(trainer):
         told, record = train_epoch(trainer)
         if record:
-            record |= _evaluated(trainer, "validation")
-            record["weights_sha256"] = weights.agreed(
-                trainer.model, trainer.rank, trainer.exchange
-            )
-            trainer.report(record)
-            progress.begin_epoch()
-        last = progress.step == recipe.epochs * plan.steps_per_epoch
+            _close_epoch(trainer, record)
+        last = is_over(trainer)
         hopeless = trainer.balancer.hopeless is not None
         if told.save or told.stop or last or hopeless:
             _save(trainer)
@@ -58,6 +53,7 @@ def train(trainer: Trainer) -> None:
             _part(trainer)
             return
     trainer.clock.end()
+    trainer.kept.finish(progress.stopping)
     sha256 = fingerprint(trainer.model.state_dict())
     test = _evaluated(trainer, "test") | _inspected(trainer, "test")
     balance = trainer.balancer.summary()
@@ -69,8 +65,30 @@ def train(trainer: Trainer) -> None:
             "balance": balance,
             "data": trainer.data.facts,
             **own_metrics(trainer.data),
+            **({"best_epoch": progress.stopping.best_epoch} if recipe.stop else {}),
         }
     )
+
+
+def is_over(trainer: Trainer) -> bool:
+    """After the last step, or early; all workers find the same."""
+    recipe, progress = trainer.recipe, trainer.progress
+    done = progress.step == recipe.epochs * trainer.plan.steps_per_epoch
+    return done or progress.stopping.is_over(recipe.stop)
+
+
+def _close_epoch(trainer: Trainer, record: Record) -> None:
+    """All workers: what came out of an epoch."""
+    stop, stopping = trainer.recipe.stop, trainer.progress.stopping
+    with trainer.kept.shown():
+        record |= _evaluated(trainer, "validation")
+        if stop and stopping.note(stop, record[stop.metric], record["epoch"]):
+            trainer.kept.keep(stopping)
+        record["weights_sha256"] = weights.agreed(
+            trainer.model, trainer.rank, trainer.exchange
+        )
+    trainer.report(record)
+    trainer.progress.begin_epoch()
 
 
 def train_epoch(trainer: Trainer) -> tuple[Decision, Record]:
@@ -200,6 +218,7 @@ def train_step(trainer: Trainer, order: Tensor, step: int, step_in_epoch: int) -
     clock.lap("exchange")
     trainer.faults.at("update", step)
     trainer.update.step(gradient, trainer.learning_rate(step))
+    trainer.kept.advance(step)
     clock.lap("optimizer")
     trainer.board.reach()
     trainer.exchange.publish()

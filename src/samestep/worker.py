@@ -20,7 +20,16 @@ from typing import Any
 
 import torch
 
-from samestep import dataset, exactness, memory, models, probe, training, weights
+from samestep import (
+    dataset,
+    exactness,
+    memory,
+    models,
+    precision,
+    probe,
+    training,
+    weights,
+)
 from samestep.balance import shares
 from samestep.board import Board
 from samestep.device import Device
@@ -117,6 +126,7 @@ def run(control: Control, place: Place, fds: dict[str, int], board: Board) -> No
     """All workers: the job of one kind."""
     job = control.job
     recipe = Recipe.from_dict(job["recipe"])
+    precision.check(recipe)
     torch.set_num_threads(recipe.threads)
     _keep_memory()
     # Subnormal numbers are slow; the mode decides bits, so all workers set it.

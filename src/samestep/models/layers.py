@@ -24,7 +24,7 @@ class Linear(nn.Linear):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """[..., in_features] -> [..., out_features]."""
-        if self.sink is None or not torch.is_grad_enabled():
+        if not self._has_sink():
             return functional.linear(inputs, self.weight, self.bias)
         return self._apply_with(inputs, activated=False, mask=None)
 
@@ -33,10 +33,16 @@ class Linear(nn.Linear):
 
         Mask [b, out_features]: zeros and one positive value, from `dropout_masks`.
         """
-        if self.sink is None or not torch.is_grad_enabled():
+        if not self._has_sink():
             outputs = functional.relu(self(inputs))
             return outputs if mask is None else outputs * mask
         return self._apply_with(inputs, activated=True, mask=mask)
+
+    def _has_sink(self) -> bool:
+        """Not under autocast: the products are then of another type."""
+        if self.sink is None or not torch.is_grad_enabled():
+            return False
+        return not torch.is_autocast_enabled("cpu")
 
     def _apply_with(
         self, inputs: Tensor, activated: bool, mask: Tensor | None
@@ -78,17 +84,16 @@ class _Linear(Function):
         if mask is not None:
             gradient.mul_(mask)
         to_inputs = gradient @ ctx.weight if ctx.needs_input_grad[0] else None
-        bias_place, weight_place = ctx.sink(ctx.bias), ctx.sink(ctx.weight)
-        to_bias = torch.sum(gradient, 0, out=bias_place)
-        to_weight = torch.mm(gradient.t(), inputs, out=weight_place)
-        return (
-            to_inputs,
-            to_weight if weight_place is None else None,
-            to_bias if bias_place is None else None,
-            None,
-            None,
-            None,
-        )
+        to_bias = to_weight = None
+        if ctx.needs_input_grad[2]:
+            place = ctx.sink(ctx.bias)
+            total = torch.sum(gradient, 0, out=place)
+            to_bias = total if place is None else None
+        if ctx.needs_input_grad[1]:
+            place = ctx.sink(ctx.weight)
+            product = torch.mm(gradient.t(), inputs, out=place)
+            to_weight = product if place is None else None
+        return to_inputs, to_weight, to_bias, None, None, None
 
 
 def dropout_masks(

@@ -1,0 +1,288 @@
+"""What a recipe may ask for besides the usual: the promise holds for all of it."""
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from _pytest.mark import ParameterSet
+from conftest import Train, small_recipe
+from safetensors.torch import load_file
+from test_exactness import results
+from test_recovery import fault
+from test_resume import forget_after, resume
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+import samestep
+from samestep import RecipeError, Run, checkpoint, faults, initial, precision
+from samestep.fingerprint import fingerprint
+from samestep.flat import Flat
+from samestep.forking import ForkServer
+from samestep.kept import Kept, vectors
+from samestep.stopping import Stopping
+from samestep.training_sections import StartRecipe, StopRecipe
+from samestep.view import SilentView
+
+
+NORM = {"model__norm": "batch"}
+FEATURES: dict[str, dict[str, Any]] = {
+    "no-decay-and-groups": NORM
+    | {
+        "optimizer__weight_decay": 0.3,
+        "optimizer__decay_norms_and_biases": False,
+        "optimizer__groups": [
+            {"match": r"^layers\.0\.", "lr_factor": 0.1},
+            {"match": "weight$", "lr_factor": 2.0, "weight_decay": 0.1},
+        ],
+    },
+    "freeze": {"freeze": [r"^layers\.1", r"^norms\.0\.bias"], **NORM},
+    "bf16": {"precision": "bf16", "model__hidden": [64, 32]},
+    "ema-and-early-stopping": NORM
+    | {
+        "epochs": 9,
+        "ema__decay": 0.9,
+        "stop": {"patience": 1, "min_delta": 0.05},
+        "optimizer__lr": 0.03,
+    },
+}
+
+
+def final(run: Run) -> tuple[dict[str, Any], bytes]:
+    return results(run), (run.path / "model.safetensors").read_bytes()
+
+
+bf16 = pytest.mark.skipif(not precision.instructions(), reason="no bf16 here")
+
+
+def features() -> list[ParameterSet]:
+    found = []
+    for name, overrides in FEATURES.items():
+        marks = [bf16] if "precision" in overrides else []
+        found.append(pytest.param(overrides, id=name, marks=marks))
+    return found
+
+
+@pytest.mark.parametrize("overrides", features())
+def test_neither_workers_nor_kills_nor_a_resume_change_a_bit(
+    train: Train,
+    server: ForkServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    overrides: dict[str, Any],
+) -> None:
+    recipe = small_recipe(**{"epochs": 2} | overrides)
+    whole = final(train(recipe, 1))
+
+    broken = train(recipe, 2, exchange="gloo")
+    assert final(broken) == whole
+    *_, earlier, _last = checkpoint.steps(checkpoint.directory_of(broken.path))
+    forget_after(broken.path, earlier)
+    assert final(resume(broken.path, server, 3, exchange="gloo")) == whole
+
+    kills = [fault("kill", "update", 9, rank=1), fault("kill", "forward", 12, 0, 2)]
+    (tmp_path / "faults.json").write_text(json.dumps(kills))
+    monkeypatch.setenv(faults.SCHEDULE, str(tmp_path / "faults.json"))
+    killed = train(recipe, 3, exchange="shared", snapshot_seconds=1e-9)
+    assert final(killed) == whole
+    assert killed.result["restarts"] == 2
+
+
+class Alone:
+    """An exchange with oneself."""
+
+    def __init__(self, flat: Flat) -> None:
+        self.parameters, self.owned = torch.zeros(flat.size), (0, flat.size)
+        self.states = list(torch.zeros(len(flat.layout.states), flat.size))
+        flat.bind(self.parameters, write=True)
+
+    def publish(self) -> None:
+        """Nobody waits."""
+
+
+def test_the_average_is_that_of_torch() -> None:
+    recipe = small_recipe(ema__decay=0.7)
+    torch.manual_seed(0)
+    model = nn.Linear(64, 32)
+    flat = Flat(model, vectors(recipe))
+    exchange: Any = Alone(flat)
+    kept = Kept(recipe, flat, exchange)
+    ema: Any = get_ema_multi_avg_fn(0.7)  # type: ignore[no-untyped-call]
+    average: Any = AveragedModel(model, multi_avg_fn=ema)
+    for step in range(5):
+        exchange.parameters.add_(torch.randn(flat.size))
+        average.update_parameters(model)
+        kept.advance(step)
+    trained = model.weight.clone()
+    with kept.shown():
+        assert model.weight.equal(average.module.weight)
+    assert model.weight.equal(trained)
+
+
+def test_the_result_of_an_early_end_is_its_best_epoch(train: Train) -> None:
+    recipe = small_recipe(epochs=9, optimizer__lr=0.03, model__norm="batch")
+    stopping = recipe.changed({"stop": {"patience": 2, "min_delta": 0.1}})
+    run, whole = train(stopping, 2), train(recipe, 1)
+    best = run.result["best_epoch"] - 1
+    assert best + 1 + 2 == len(run.history) < 9
+    assert run.weights_sha256 == run.history[best]["weights_sha256"]
+    assert fingerprint(load_file(run.model_file)) == run.weights_sha256
+    shas = [epoch["weights_sha256"] for epoch in run.history]
+    assert shas == [epoch["weights_sha256"] for epoch in whole.history][: len(shas)]
+
+
+def test_patience_counts_epochs_without_an_improvement() -> None:
+    stop, stopping = StopRecipe(patience=2, min_delta=0.1), Stopping()
+    found = [stopping.note(stop, value, n) for n, value in enumerate((1, 0.95, 0.8))]
+    assert found == [True, False, True]
+    assert (stopping.waited, stopping.best_epoch) == (0, 2)
+    upwards = StopRecipe(metric="validation_accuracy")
+    assert [Stopping(best=0.5).note(upwards, v, 1) for v in (0.4, 0.6)] == [False, True]
+
+
+@pytest.mark.parametrize("kind", ["run", "safetensors", "state_dict", "checkpoint"])
+def test_a_training_starts_from_given_weights(
+    given: Run, train: Train, tmp_path: Path, kind: str
+) -> None:
+    weights, path = load_file(given.model_file), tmp_path / "given.pt"
+    match kind:
+        case "run":
+            path = given.path
+        case "safetensors":
+            path = given.model_file
+        case "state_dict":
+            torch.save(weights, path)
+        case "checkpoint":
+            torch.save({"epoch": 3, "state_dict": weights}, path)
+    recipe = small_recipe(start__weights=str(path), freeze=["layers"], **NORM)
+    run = train(recipe, 2)
+    after = load_file(run.model_file)
+    assert after["layers.0.weight"].equal(weights["layers.0.weight"])
+    assert not after["norms.0.weight"].equal(weights["norms.0.weight"])
+    assert run.recipe.start is not None
+    assert run.recipe.start.sha256 is not None
+    again = (
+        train(run.recipe.changed({"start.weights": str(given.model_file)}), 1)
+        if (kind == "run")
+        else run
+    )
+    assert results(again) == results(run)
+
+
+@pytest.fixture(scope="module")
+def given(server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A trained model with norms."""
+    out = tmp_path_factory.mktemp("given") / "run"
+    recipe = small_recipe(model__norm="batch", name="given")
+    where = samestep.Placement(workers=1, out=out)
+    return samestep.train(recipe, where, view=SilentView(), server=server)
+
+
+def test_a_new_head_is_drawn_and_the_rest_is_given(given: Run, train: Train) -> None:
+    start = {"weights": str(given.path), "fresh": [r"^layers\.1", r"^norms\.1", "2.w"]}
+    run = train(small_recipe(start=start, model__norm="batch", model__hidden=[37, 8]))
+    assert run.status == "finished"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            {"model__hidden": [37, 8]},
+            r"other shapes: layers.1.weight \[19, 37\] inst",
+        ),
+        ({"model__hidden": [37]}, r"unknown to the model: .*norms.1.bias"),
+        ({"model__norm": "none"}, r"are unknown to the model: norms.0.bias"),
+        ({"start__fresh": ["head"]}, r"in `start.fresh` must match .*; `head` matches"),
+        ({"start__sha256": "0" * 64}, r"must have the SHA-256 0000"),
+        ({"start__weights": "/nowhere"}, r"/nowhere cannot be read: No such file"),
+        ({"freeze": ["layer", "norm"]}, r"`freeze` leaves nothing of layers.0.weight"),
+        ({"freeze": ["head"]}, r"in `freeze` must match .*; `head` matches none"),
+    ],
+)
+def test_weights_that_do_not_fit_are_named(
+    given: Run, train: Train, overrides: dict[str, Any], message: str
+) -> None:
+    fields = {"start__weights": str(given.path), "model__norm": "batch"} | overrides
+    with pytest.raises(RecipeError, match=message):
+        train(small_recipe(**fields))
+
+
+def test_a_file_that_is_no_state_dict_is_refused(train: Train, tmp_path: Path) -> None:
+    for content in (b"", b"text", pickle.dumps(print)):
+        path = tmp_path / "given.pt"
+        path.write_bytes(content)
+        with pytest.raises(RecipeError, match="cannot be read as such"):
+            initial.load(nn.Linear(1, 1), StartRecipe(weights=str(path)))
+    torch.save([1, 2], path)
+    with pytest.raises(RecipeError, match="tensors by name"):
+        initial.load(nn.Linear(1, 1), StartRecipe(weights=str(path)))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"stop__patience": 0}, "`stop.patience`: input should be greater"),
+        ({"stop__patiense": 1}, "no field `stop.patiense`. Did you mean `patience`?"),
+        ({"stop": {}, "data__validation": 0}, "`data.validation` is 0"),
+        ({"ema__decay": 1.0}, "`ema.decay`: input should be less than 1"),
+        ({"optimizer__groups": [{"match": "("}]}, "`(` is not a regular expression"),
+    ],
+)
+def test_a_wrong_field_is_named(overrides: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        small_recipe(**overrides)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            {"stop": {"metric": "validation_absolute_error"}},
+            "validation_loss or validation_accuracy; received",
+        ),
+        (
+            {"optimizer__groups": [{"match": "head"}]},
+            r"`head` matches none of layers\.0\.weight, ",
+        ),
+    ],
+)
+def test_what_does_not_fit_the_model_or_data_is_named(
+    train: Train, overrides: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(RecipeError, match=message):
+        train(small_recipe(**overrides))
+
+
+def test_bf16_needs_instructions_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "CPU", tmp_path / "cpuinfo")
+    recipe = small_recipe(precision="bf16")
+    with pytest.raises(RecipeError, match=r"this one has none\. Use `float32`"):
+        precision.check(recipe)
+    precision.CPU.write_text("model name : x\nflags\t\t: fpu avx512f\n")
+    assert precision.instructions() == []
+    precision.CPU.write_text("model name : x\nflags\t\t: fpu amx_bf16 avx512_bf16\n")
+    precision.check(recipe)
+    assert precision.conditions(recipe) == {"bf16": "amx_bf16 avx512_bf16"}
+    assert precision.conditions(small_recipe()) == {}
+
+
+@bf16
+def test_bf16_rounds_products_and_nothing_else(train: Train) -> None:
+    run = train(small_recipe(precision="bf16", epochs=3, optimizer__lr=0.01))
+    plain = train(small_recipe(epochs=3, optimizer__lr=0.01))
+    assert run.weights_sha256 != plain.weights_sha256
+    accuracies = [each.result["test_accuracy"] for each in (run, plain)]
+    assert accuracies[0] == pytest.approx(accuracies[1], abs=0.05)
+    weights = load_file(run.model_file)
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
+    found = samestep.evaluate(run, workers=2)
+    assert (found.loss, found.accuracy) == (
+        run.result["test_loss"],
+        run.result["test_accuracy"],
+    )
