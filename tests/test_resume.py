@@ -191,7 +191,7 @@ def test_another_recipe_or_build_is_refused_with_what_differs(
     text = (stopped / "recipe.toml").read_text()
     (stopped / "recipe.toml").write_text(text.replace("seed = 0", "seed = 5"))
     monkeypatch.setattr(
-        server, "build", lambda: {"torch": "9.9", "instruction_set": "SSE"}
+        server, "build", lambda _: {"torch": "9.9", "instruction_set": "SSE"}
     )
     with pytest.raises(CheckpointError) as caught:
         resume(stopped, server)

@@ -86,6 +86,7 @@ def _hardware(environment: Json) -> list[Row]:
     affinity = environment.get("affinity")
     quota = environment.get("cpu_quota")
     rows: list[Row] = [
+        ("device", setting(environment.get("device", "cpu"))),
         ("processor", setting(environment.get("processor"))),
         ("architecture", setting(environment.get("machine"))),
         ("physical cores", setting(environment.get("physical_cores"))),
