@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from samestep import barrier, errors
+from samestep import barrier, errors, machine
 from samestep.board import Board
 from samestep.errors import SamestepError, WorkerFailed
 from samestep.forking import END_SECONDS, ForkServer, Message
@@ -153,7 +153,6 @@ def resources(exchange: str, workers: int) -> Iterator[tuple[dict[str, int], int
 
 def _environment(rank: int, workers: int, port: int) -> dict[str, str]:
     """What torchrun would set, for one machine and the loopback interface."""
-    interfaces = {name for _, name in socket.if_nameindex()}
     return {
         "RANK": str(rank),
         "WORLD_SIZE": str(workers),
@@ -161,7 +160,7 @@ def _environment(rank: int, workers: int, port: int) -> dict[str, str]:
         "LOCAL_WORLD_SIZE": str(workers),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
-        "GLOO_SOCKET_IFNAME": "lo" if "lo" in interfaces else "lo0",  # lo0: macOS
+        "GLOO_SOCKET_IFNAME": machine.loopback(),
     }
 
 
