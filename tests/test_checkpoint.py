@@ -39,7 +39,7 @@ def state_of(step: int) -> State:
     for number, row in enumerate((vector, *states)):
         for _, view in LAYOUT.parameter_views(row):
             view[...] = np.random.default_rng(step + number).standard_normal(view.shape)
-    sums = {"loss": 0.1 + step, "metric": 3.0, "targets": 5}
+    sums = {"loss": 0.1 + step, "metrics": [3.0], "targets": 5}
     progress = {
         "step": step,
         "epoch": sums,
@@ -263,7 +263,7 @@ def keep(run: Path, losses: list[float | None]) -> tuple[list[int], list[str]]:
                 for e, loss in enumerate(losses[: index + 1])
             ]
             state = state_of(index + 1)
-            state.progress["epoch"] = {"loss": 0.0, "metric": 0.0, "targets": 0}
+            state.progress["epoch"] = {"loss": 0.0, "metrics": [], "targets": 0}
             assert kept.write(state, LAYOUT, epochs)
     return checkpoint.steps(directory), told
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from samestep.api import evaluate as evaluate
     from samestep.api import resume as resume
     from samestep.api import train as train
+    from samestep.loop import Loop as Loop
     from samestep.placement import Placement as Placement
     from samestep.recipe import Recipe as Recipe
     from samestep.run import Run as Run
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 # Imported on first use: `samestep --help` would otherwise wait 0.3 s for libraries.
 _LAZY = {
     "Evaluation": "samestep.api",
+    "Loop": "samestep.loop",
     "Placement": "samestep.placement",
     "Recipe": "samestep.recipe",
     "Run": "samestep.run",
@@ -55,6 +57,7 @@ __all__ = [
     "Evaluation",
     "ExportError",
     "Interrupted",
+    "Loop",
     "NonFiniteGradient",
     "NonFiniteLoss",
     "OutputError",

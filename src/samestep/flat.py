@@ -102,6 +102,42 @@ class Flat:
         self.counts = list(counts)
         self.reset_buffers()
 
+    def keep_buffers(self) -> None:
+        """Their values now are those between two steps."""
+        for saved, buffer in zip(self._saved, self._buffers, strict=True):
+            saved.copy_(buffer)
+        self.counts = [int(counter) for counter in self._counters]
+
+    @property
+    def num_changes(self) -> int:
+        """The length of `read_changes`."""
+        return 2 * self.tail + len(self.counts)
+
+    def read_changes(self) -> Tensor:
+        """[2 * tail + counters]: what a forward pass left.
+
+        The buffers, where they are not as before (0 or 1), and what the integer buffers
+        have counted.
+        """
+        now, before = self.read_buffers(), self.saved_buffers()
+        counted = [
+            int(counter) - count
+            for counter, count in zip(self._counters, self.counts, strict=True)
+        ]
+        return torch.cat([now, (now != before).float(), torch.tensor(counted).float()])
+
+    def apply_changes(self, total: Tensor, micro_batches: int) -> None:
+        """Sums of `read_changes` over micro-batches -> the buffers after the step.
+
+        Means, and what no pass has changed stays as it is, without rounding.
+        """
+        sums, changed, counted = torch.split(
+            total, [self.tail, self.tail, len(self.counts)]
+        )
+        values = torch.where(changed > 0, sums / micro_batches, self.saved_buffers())
+        more = zip(self.counts, counted.tolist(), strict=True)
+        self.set_buffers(values, [count + int(added) for count, added in more])
+
 
 def _rest(
     kept: Mapping[str, Any], held: Mapping[str, Tensor]

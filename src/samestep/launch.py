@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from samestep import barrier, errors
+from samestep import barrier, errors, machine
 from samestep.board import Board
 from samestep.data import cache
 from samestep.errors import SamestepError, WorkerFailed
@@ -158,8 +158,6 @@ def _environment(rank: int, workers: int, port: int) -> dict[str, str]:
     And our own cache: the fork server may be older than that setting.
     """
     ours = {name: os.environ[name] for name in (cache.VARIABLE,) if name in os.environ}
-    interfaces = {name for _, name in socket.if_nameindex()}
-    loopback = "lo" if "lo" in interfaces else "lo0"  # lo0: macOS
     return {
         **ours,
         "RANK": str(rank),
@@ -168,8 +166,8 @@ def _environment(rank: int, workers: int, port: int) -> dict[str, str]:
         "LOCAL_WORLD_SIZE": str(workers),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
-        "GLOO_SOCKET_IFNAME": loopback,
-        "NCCL_SOCKET_IFNAME": loopback,
+        "GLOO_SOCKET_IFNAME": machine.loopback(),
+        "NCCL_SOCKET_IFNAME": machine.loopback(),
     }
 
 

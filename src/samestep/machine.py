@@ -3,6 +3,7 @@
 import math
 import os
 import platform
+import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -166,3 +167,9 @@ def _processor_name() -> str:
         return platform.processor()
     names = (line.partition(":")[2].strip() for line in lines if "model name" in line)
     return next(names, platform.processor())
+
+
+def loopback() -> str:
+    """The name of the interface that leads to this machine only."""
+    interfaces = {name for _, name in socket.if_nameindex()}
+    return "lo" if "lo" in interfaces else "lo0"  # lo0: macOS

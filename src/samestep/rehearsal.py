@@ -56,8 +56,8 @@ def rehearse(
         total, _ = objective.measure(outputs, targets)
         _check_loss(total, blamed)
         torch.autograd.backward(total)
-    _check_gradients(twin, who)
-    return Findings(_still(twin, before, who), objective.metrics or ())
+    check_gradients(twin, who)
+    return Findings(still_buffers(twin, before, who), objective.metrics or ())
 
 
 def _check_task(recipe: Recipe, data: Dataset) -> None:
@@ -150,7 +150,8 @@ def _check_loss(loss: Tensor, who: str) -> None:
         )
 
 
-def _check_gradients(model: nn.Module, who: str) -> None:
+def check_gradients(model: nn.Module, who: str) -> None:
+    """Raises OwnCodeError where a trained parameter has none."""
     without = [
         name
         for name, parameter in model.named_parameters()
@@ -165,8 +166,10 @@ def _check_gradients(model: nn.Module, who: str) -> None:
         )
 
 
-def _still(model: nn.Module, before: dict[str, Tensor], who: str) -> frozenset[str]:
-    """Checks the buffers that changed, names the others."""
+def still_buffers(
+    model: nn.Module, before: dict[str, Tensor], who: str
+) -> frozenset[str]:
+    """The buffers that did not change. OwnCodeError for others that may not."""
     state = model.state_dict(keep_vars=True)
     still = set()
     for name, buffer in model.named_buffers():

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from samestep.errors import ReplicasDiffer
-from samestep.exchange import Exchange
+from samestep.exchange import Merger
 from samestep.fingerprint import fingerprint
 
 
-def agreed(model: nn.Module, rank: int, exchange: Exchange) -> str:
+def agreed(model: nn.Module, rank: int, exchange: Merger) -> str:
     """All workers: the fingerprint. Raises ReplicasDiffer, on all, if it is not one."""
     sha256 = fingerprint(model.state_dict())
     every = torch.zeros(exchange.workers, 32, dtype=torch.float64)

@@ -8,14 +8,22 @@ from torch import Tensor, nn
 from samestep.noise import Watch
 
 
-class Exchange(Protocol):
+class Merger(Protocol):
+    """Workers that compare notes."""
+
+    workers: int
+
+    def merge(self, values: Tensor) -> Tensor:
+        """float64 cells that only one worker has filled, from each; in place."""
+
+
+class Exchange(Merger, Protocol):
     """What the training needs of an exchange; all workers make the same calls.
 
     In every step: `turn` and `collect` around each own micro-batch, then `sum`, the
     update of the own slice, `publish`.
     """
 
-    workers: int
     parameters: Tensor
     """float32 [size]: the vector that the model's parameters are views of."""
     owned: tuple[int, int]
@@ -46,6 +54,3 @@ class Exchange(Protocol):
 
     def publish(self) -> None:
         """After the update."""
-
-    def merge(self, values: Tensor) -> Tensor:
-        """float64 cells that only one worker has filled, from each; in place."""

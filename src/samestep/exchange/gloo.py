@@ -11,7 +11,6 @@ of that if the recipe rounds partials to 16 bits (`samestep.rounding`).
 Every worker holds all parameters and updates all of them.
 """
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 
@@ -22,7 +21,7 @@ from torch._C._distributed_c10d import GradBucket, TCPStore
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
-from samestep import tree
+from samestep.exchange.partials import Partials
 from samestep.flat import Flat
 from samestep.noise import Watch
 from samestep.rounding import EXACT, Rounding
@@ -81,7 +80,6 @@ class GlooExchange:
         self._views = flat.views(self._gradient)
         self.watch = Watch(self._num_leaves, len(flat.parameters))
         self._stack: list[list[Tensor]] = []
-        self._tails: list[Tensor] = []
         self._memory: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
         self._pending: list[tuple[list[Tensor], Tensor, dist.Work]] = []
         self.assign(shares)
@@ -89,17 +87,8 @@ class GlooExchange:
     def assign(self, shares: list[Node]) -> None:
         """All workers, between two steps: who owns which micro-batches."""
         self._owned = shares[self._rank]
-        self._merges = {
-            leaf: tree.num_merges(leaf, self._owned, self._num_leaves)
-            for leaf in range(*self._owned)
-        }
-        contributed = [tree.subtrees(owned, self._num_leaves) for owned in shares]
-        self._rows = max(map(len, contributed))
-        self._nodes = {
-            node: worker * self._rows + row
-            for worker, nodes in enumerate(contributed)
-            for row, node in enumerate(nodes)
-        }
+        self._tails = Partials(shares, self._rank)
+        self._merges, self._rows = self._tails.merges, self._tails.rows
         self._memory.clear()
         self._is_direct = self._rows == 1 and self._rounding.is_exact
         gradient = sum(p.numel() for p in self._flat.parameters)
@@ -123,23 +112,24 @@ class GlooExchange:
 
     def collect(self, leaf: int) -> None:
         """After the backward pass of `leaf`: takes its gradients up the tree."""
-        self._tails.append(self._flat.read_buffers())
-        if not self._pending:  # the last own leaf went up in the hook
-            self._stack.append([_gradient(p) for p in self._flat.parameters])
-            if self.watch.active:
-                self.watch.note(leaf, self._stack[-1])
-            for parameter, gradient in zip(
-                self._flat.parameters, self._stack[-1], strict=True
-            ):
-                parameter.grad = None
-                self._rounding(gradient)
+        if self._flat.tail:
+            self._tails.push(leaf, self._flat.read_buffers())
+        if self._pending:  # the last own leaf went up in the hook
+            return
+        self._stack.append([_gradient(p) for p in self._flat.parameters])
+        if self.watch.active:
+            self.watch.note(leaf, self._stack[-1])
+        for parameter in self._flat.parameters:
+            parameter.grad = None
+        self._round(self._stack[-1])
         for _ in range(self._merges[leaf]):
-            self._tails[-2:] = [self._tails[-2] + self._tails[-1]]
-            if not self._pending:
-                right = self._stack.pop()
-                torch._foreach_add_(self._stack[-1], right)
-                for gradient in self._stack[-1]:
-                    self._rounding(gradient)
+            right = self._stack.pop()
+            torch._foreach_add_(self._stack[-1], right)
+            self._round(self._stack[-1])
+
+    def _round(self, gradients: list[Tensor]) -> None:
+        for gradient in gradients:
+            self._rounding(gradient)
 
     def sum(self) -> tuple[Tensor, Tensor]:
         """All workers: the gradient, and the sum of the tails."""
@@ -147,7 +137,7 @@ class GlooExchange:
             self._take_part()
         for parameters, received, work in self._pending:
             work.wait()
-            total = self._total(received.float(), self._rounding.add)
+            total = self._tails.add_up(received.float(), self._rounding.add)
             offset = 0
             for parameter in parameters:
                 part = total[offset : offset + parameter.numel()]
@@ -158,9 +148,10 @@ class GlooExchange:
                 offset += parameter.numel()
         if not self._pending:
             torch._foreach_copy_(self._views, self._stack[0])
-        tails = self._sum_tails()
+        tails = (
+            self._tails.total(self._flat.tail) if self._flat.tail else torch.empty(0)
+        )
         self._stack.clear()
-        self._tails.clear()
         self._pending.clear()
         self._rounding.check(self._gradient)
         return self._gradient, tails
@@ -169,25 +160,6 @@ class GlooExchange:
         """A worker without micro-batches: a pass over no samples calls the hook."""
         loss, _ = self._ddp(torch.empty(0), torch.empty(0, dtype=torch.int64))
         loss.backward()
-
-    def _total(
-        self, received: Tensor, add: Callable[[Tensor, Tensor], Tensor]
-    ) -> Tensor:
-        """[workers * rows, n] -> [n], which may be one of the rows."""
-        rows = {node: received[row] for node, row in self._nodes.items()}
-        return tree.reduce(self._num_leaves, rows, add)
-
-    def _sum_tails(self) -> Tensor:
-        if self._flat.tail == 0:
-            return torch.empty(0)
-        if self.workers == 1:
-            return self._tails[0]
-        sent = self.parameters.new_zeros(self._rows, self._flat.tail)
-        for row, tail in enumerate(self._tails):
-            sent[row] = tail
-        received = sent.new_empty(self.workers * self._rows, self._flat.tail)
-        dist.all_gather_single(received.view(-1), sent.view(-1))
-        return self._total(received, Tensor.add_)
 
     def publish(self) -> None:
         """Every worker has updated its own copy."""

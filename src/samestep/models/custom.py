@@ -26,11 +26,12 @@ def build(
         raise OwnCodeError(
             f"{who} must return a torch.nn.Module; it returned {_kind(found)}."
         )
-    _check_parameters(found, who)
+    check_parameters(found, who)
     return found
 
 
-def _check_parameters(model: nn.Module, who: str) -> None:
+def check_parameters(model: nn.Module, who: str) -> None:
+    """Raises OwnCodeError unless there is something to train, in float32."""
     named = dict(model.named_parameters())
     lazy = [n for n, p in named.items() if isinstance(p, UninitializedParameter)]
     if lazy:

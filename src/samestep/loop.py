@@ -1,0 +1,314 @@
+"""Exactness for people who keep their own loop: docs/own-loop.md.
+
+The model, the loss, the optimizer and the schedule stay the user's. A global batch
+comes as micro-batches, of which each worker gets its own; when they are over, `.grad`
+holds the gradient of the whole global batch, the same bits on every worker and at any
+number of workers.
+"""
+
+import contextlib
+import operator
+import random
+from collections.abc import Callable, Iterator, Sized
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset, default_collate
+
+from samestep import tree, weights
+from samestep.balance import shares
+from samestep.errors import OwnCodeError, PlacementError, ReplicasDiffer
+from samestep.exchange.group import Group
+from samestep.exchange.partials import Partials
+from samestep.flat import Flat
+from samestep.models.custom import check_parameters
+from samestep.plan import Plan, derive_seed
+from samestep.rehearsal import check_gradients, still_buffers
+
+
+Batches = Iterator[Any]
+WHO = "the model"
+
+
+class _Place(NamedTuple):
+    """A piece of samples: row `row` of all pieces so far, of `pieces` in it."""
+
+    row: int
+    pieces: int
+    piece: int
+    samples: int
+
+
+class Loop:
+    """One worker of a training loop that `torchrun`, or nothing, has started."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        micro_batches: int,
+        *,
+        seed: int = 0,
+        reduction: Literal["mean", "sum"] = "mean",
+        threads: int = 1,
+        timeout_seconds: float = 600.0,
+    ) -> None:
+        """All workers, each with the same weights: seed torch before building them.
+
+        Every global batch is computed in so many `micro_batches`, whoever computes
+        them; they, the `seed` of order and dropout, and the `threads` of torch are what
+        the result depends on. `reduction` says what the loss is over its samples. A
+        worker that waits for another for `timeout_seconds` fails. Raises
+        PlacementError, OwnCodeError.
+        """
+        torch.set_num_threads(threads)
+        self._group = Group()
+        self.rank, self.workers = self._group.rank, self._group.workers
+        if self.workers > micro_batches:
+            raise PlacementError(
+                f"{self.workers} workers cannot share {micro_batches} micro-batches: "
+                "each worker computes at least one. Start fewer workers, or raise "
+                "`micro_batches` (this changes the result)."
+            )
+        self._group.join(timeout_seconds)
+        self._model = model
+        self._flat = self._flatten()
+        self._micro_batches, self._seed = micro_batches, seed
+        self._reduction = reduction
+        owned = shares(micro_batches, self.workers)
+        self._owned, self._partials = owned[self.rank], Partials(owned, self.rank)
+        self._is_checked = False
+        self._summed = 0
+        """Steps whose gradient is complete."""
+        self._rows = 0
+        self._place: _Place | None = None
+        self._notes: list[tuple[_Place, str, float, float]] = []
+        self._check_start()
+
+    def steps(
+        self,
+        data: Any,
+        global_batch: int,
+        epoch: int,
+        collate: Callable[[list[Any]], Any] = default_collate,
+    ) -> Iterator[Batches]:
+        """All workers: the optimizer steps of one epoch, counted from 0.
+
+        `data` has a length and an index, like a map-style data set; its order is drawn
+        from the seed and the epoch. Each step is an iterator over this worker's own
+        micro-batches, put together by `collate`. At its end, every parameter's `grad`
+        is that of the whole global batch. A micro-batch without samples, in a short
+        last batch, is left out.
+        """
+        if min(len(data), global_batch) < 1:
+            raise OwnCodeError(
+                "An epoch has samples, and so has a global batch; received "
+                f"{len(data)} and {global_batch}."
+            )
+        plan = Plan(len(data), global_batch, self._micro_batches, self._seed)
+        order = plan.order(epoch)
+        for index in range(plan.steps_per_epoch):
+            before = self._summed
+            yield self._step(plan, order, epoch, index, data, collate)
+            if self._summed == before:
+                raise OwnCodeError(
+                    "The micro-batches of a step are iterated over to their end, where "
+                    f"the gradients are summed; those of step {index} of epoch {epoch} "
+                    "were not."
+                )
+
+    def share(
+        self,
+        data: Any,
+        batch: int,
+        collate: Callable[[list[Any]], Any] = default_collate,
+    ) -> Batches:
+        """This worker's share of batches, to evaluate: all workers see all samples."""
+        size, count = len(data), -(-len(data) // batch)
+        row = self._new_row()
+        with _generators_kept():
+            for index in range(*shares(count, self.workers)[self.rank]):
+                samples = torch.arange(index * batch, min((index + 1) * batch, size))
+                _seed_generators(derive_seed(self._seed, "share", index))
+                self._place = _Place(row, count, index, len(samples))
+                yield _fetch(data, samples, collate)
+                self._place = None
+
+    def add(self, **metrics: Tensor | float | tuple[Tensor | float, float]) -> None:
+        """For the batch at hand: sums over its samples, or sums and counts.
+
+        Raises OwnCodeError outside of a loop over batches.
+        """
+        if self._place is None:
+            raise OwnCodeError(
+                "`add` notes sums over the samples of one batch: call it in the loop "
+                "over the batches of `steps` or `share`."
+            )
+        for name, value in metrics.items():
+            counted = (
+                value if isinstance(value, tuple) else (value, self._place.samples)
+            )
+            total, count = map(_number, counted)
+            self._notes.append((self._place, name, total, count))
+
+    def mean(self) -> dict[str, float]:
+        """All workers: what was added since the last call, by samples or counts.
+
+        Summed in float64 in the order of the canonical tree over the pieces of a step,
+        then step by step: the same bits at any number of workers.
+        """
+        every = [note for notes in self._group.gather(self._notes) for note in notes]
+        self._notes = []
+        every.sort(key=lambda note: (note[0][0], note[0][2]))  # by row and piece
+        return {
+            name: _ratio([(_Place(*p), a, b) for p, n, a, b in every if n == name])
+            for name in dict.fromkeys(name for _, name, _, _ in every)
+        }
+
+    def fingerprint(self) -> str:
+        """All workers: SHA-256 of the weights. ReplicasDiffer if there is not one."""
+        return weights.agreed(self._model, self.rank, self._group)
+
+    def print(self, *values: object) -> None:
+        """On rank 0 only; all workers compute what is printed."""
+        if self.rank == 0:
+            print(*values, flush=True)
+
+    def _check_start(self) -> None:
+        try:
+            self.fingerprint()
+        except ReplicasDiffer:
+            raise OwnCodeError(
+                "Every worker builds the model itself, and they have other weights "
+                "than each other. Call `torch.manual_seed` before building it."
+            ) from None
+
+    def _new_row(self) -> int:
+        self._rows += 1
+        return self._rows - 1
+
+    def _step(
+        self,
+        plan: Plan,
+        order: Tensor,
+        epoch: int,
+        index: int,
+        data: Sized,
+        collate: Callable[[list[Any]], Any],
+    ) -> Batches:
+        """All workers: one global batch."""
+        row, number = self._new_row(), epoch * plan.steps_per_epoch + index
+        flat = self._follow_model()
+        with _generators_kept():
+            for m in range(*self._owned):
+                samples = plan.micro_batch(order, index, m)
+                flat.reset_buffers()
+                for parameter in flat.parameters:
+                    parameter.grad = None
+                if len(samples):
+                    _seed_generators(derive_seed(self._seed, "step", number, m))
+                    self._place = _Place(row, plan.micro_batches, m, len(samples))
+                    with self._checked():
+                        yield _fetch(data, samples, collate)
+                    self._place = None
+                share = len(samples) / plan.batch_size(index)
+                self._partials.push(m, self._leaf(len(samples) > 0, share))
+        self._sum()
+
+    def _follow_model(self) -> Flat:
+        """The user may have frozen parameters, or loaded others, between two steps."""
+        trained = [p for p in self._model.parameters() if p.requires_grad]
+        if [id(p) for p in trained] != [id(p) for p in self._flat.parameters]:
+            self._flat = self._flatten()
+        self._flat.keep_buffers()
+        return self._flat
+
+    def _flatten(self) -> Flat:
+        check_parameters(self._model, WHO)
+        kinds = {p.device.type for p in self._model.parameters()}
+        if kinds != {"cpu"}:
+            raise OwnCodeError(
+                f"A loop trains on CPUs; the model is on {', '.join(sorted(kinds))}."
+            )
+        return Flat(self._model)
+
+    def _leaf(self, has_samples: bool, share: float) -> Tensor:
+        """[size + changes]: what a micro-batch adds to the gradient, and to buffers."""
+        flat = self._flat
+        leaf = torch.zeros(flat.size + flat.num_changes)
+        if has_samples:
+            check_gradients(self._model, WHO)
+            gradients = [p.grad for p in flat.parameters if p.grad is not None]
+            torch._foreach_copy_(flat.views(leaf), gradients)
+            if self._reduction == "mean":
+                leaf[: flat.size].mul_(share)
+        leaf[flat.size :] = flat.read_changes()
+        return leaf
+
+    def _sum(self) -> None:
+        """All workers: gradients and buffers of the whole global batch."""
+        flat = self._flat
+        total = self._partials.total(flat.size + flat.num_changes)
+        # A copy begins at the same alignment at any number of workers.
+        views = flat.views(total[: flat.size].clone())
+        for parameter, gradient in zip(flat.parameters, views, strict=True):
+            parameter.grad = gradient
+        flat.apply_changes(total[flat.size :], self._micro_batches)
+        self._summed += 1
+
+    @contextlib.contextmanager
+    def _checked(self) -> Iterator[None]:
+        """The first micro-batch shows which buffers a pass changes."""
+        if self._is_checked:
+            yield
+            return
+        before = {name: b.clone() for name, b in self._model.named_buffers()}
+        yield
+        still_buffers(self._model, before, WHO)
+        self._is_checked = True
+
+
+def _fetch(data: Any, samples: Tensor, collate: Callable[[list[Any]], Any]) -> Any:
+    if isinstance(data, TensorDataset) and collate is default_collate:
+        return [tensor[samples] for tensor in data.tensors]
+    return collate([data[i] for i in samples.tolist()])
+
+
+def _number(value: Tensor | float) -> float:
+    return float(value.detach().sum()) if isinstance(value, Tensor) else float(value)
+
+
+def _ratio(notes: list[tuple[_Place, float, float]]) -> float:
+    """Of all sums to all counts; NaN if the counts are zero."""
+    rows: dict[int, dict[int, tuple[float, float]]] = {}
+    pieces = {place.row: place.pieces for place, _, _ in notes}
+    for place, total, count in notes:
+        before = rows.setdefault(place.row, {}).get(place.piece, (0.0, 0.0))
+        rows[place.row][place.piece] = before[0] + total, before[1] + count
+    sums = [0.0, 0.0]
+    for row, cells in sorted(rows.items()):
+        for part in range(2):
+            leaves = {
+                (m, m + 1): cells.get(m, (0.0, 0.0))[part] for m in range(pieces[row])
+            }
+            sums[part] += tree.reduce(pieces[row], leaves, operator.add)
+    return sums[0] / sums[1] if sums[1] else float("nan")
+
+
+def _seed_generators(seed: int) -> None:
+    torch.default_generator.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+
+
+@contextlib.contextmanager
+def _generators_kept() -> Iterator[None]:
+    """What is drawn between two steps is the same, whose micro-batches they had."""
+    state = torch.get_rng_state(), random.getstate(), np.random.get_state()
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state[0])
+        random.setstate(state[1])
+        np.random.set_state(state[2])
