@@ -63,12 +63,11 @@ def alone(recipe: Recipe) -> Trainer:
 
 def block(trainer: Trainer, start: int) -> float:
     """Seconds of BLOCK steps from `start`."""
-    order = trainer.plan.order(0)
     began = time.perf_counter()
     for step in range(start, start + BLOCK):
         if trainer.ledger.rows == trainer.steps_per_report:
             trainer.ledger.close(trainer.clock.take(), trainer.rhythm.decide(1, False))
-        training.train_step(trainer, order, step, step % trainer.plan.steps_per_epoch)
+        training.train_step(trainer, step, step % trainer.plan.steps_per_epoch)
     return time.perf_counter() - began
 
 

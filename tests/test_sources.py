@@ -1,6 +1,7 @@
 """Sources of data: each has one fingerprint, is recorded, and says what is wrong."""
 
 import json
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from samestep import Recipe, dataset, sources
 from samestep.data import cache
 from samestep.errors import CheckpointError, DataError, RecipeError, UsageError
 from samestep.forking import ForkServer
+from samestep.recipe import _SECTIONS
 from samestep.view import SilentView
 
 
@@ -163,6 +165,15 @@ def test_a_data_set_of_dictionaries_needs_no_pass_for_its_classes(
     alone = results(train(recipe, 1))
     assert len(alone["test_confusion"]) == 3
     assert results(train(recipe, 2, exchange="gloo")) == alone
+
+
+def test_the_guide_has_a_recipe_for_every_source() -> None:
+    guide = (Path(__file__).parents[1] / "docs" / "data.md").read_text()
+    blocks = [part.partition("```")[0] for part in guide.split("```toml\n")[1:]]
+    (common,) = (tomllib.loads(b) for b in blocks if b.startswith("epochs"))
+    sections = [tomllib.loads(b) for b in blocks if not b.startswith("epochs")]
+    recipes = [Recipe.from_dict({"name": "x", **common, **s}) for s in sections]
+    assert {recipe.data.source for recipe in recipes} == set(_SECTIONS["data"])
 
 
 Files = Callable[[Path], dict[str, Any]]

@@ -16,8 +16,8 @@ from samestep.options import (
     device_option,
     own_options,
     placement_options,
+    recipe_options,
     report_option,
-    skip_bad_option,
     tracker_option,
     workers_option,
 )
@@ -57,10 +57,7 @@ cli.add_command(scale)
 @cli.command()
 @click.argument("recipe", required=False)
 @placement_options
-@click.option("--epochs", type=int, help="Passes over the training samples.")
-@click.option("--global-batch", type=int, help="Samples of one optimizer step.")
-@click.option("--micro-batches", type=int, help="Pieces of a global batch.")
-@click.option("--seed", type=int, help="Seed of weights, order and dropout.")
+@recipe_options
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -73,7 +70,6 @@ cli.add_command(scale)
     metavar="a.b=value",
     help="Any other recipe field; repeatable.",
 )
-@skip_bad_option
 @own_options
 @tracker_option
 @report_option

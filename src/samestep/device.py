@@ -57,8 +57,7 @@ class Device:
         return self.target.type == "cuda"
 
     def seed(self, seed: int) -> None:
-        """torch's default generators, of the CPU and of this device."""
-        torch.default_generator.manual_seed(seed)
+        """The generator of this device; whoever draws samples seeds the CPU's."""
         if self.is_gpu:
             torch.cuda.manual_seed(seed)
 

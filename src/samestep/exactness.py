@@ -10,7 +10,6 @@ import torch
 
 from samestep import weights
 from samestep.objective import Objective
-from samestep.plan import derive_seed
 from samestep.trainer import Trainer
 from samestep.training import compare_notes, train_step
 
@@ -20,32 +19,29 @@ def probe(trainer: Trainer, steps: int, send: Callable[[dict[str, Any]], None]) 
 
     Sends `probed` from every worker, and `stepped` with a fingerprint for each step.
     """
-    order = trainer.plan.order(0)
-    send({"type": "probed", **_twice(trainer, order)})
+    send({"type": "probed", **_twice(trainer)})
     for step in range(min(steps, trainer.plan.steps_per_epoch)):
-        train_step(trainer, order, step, step)
+        train_step(trainer, step, step)
         trainer.progress.step += 1
         compare_notes(trainer, 0, step + 1)
         sha256 = weights.agreed(trainer.model, trainer.rank, trainer.exchange)
         trainer.report({"type": "stepped", "step": step + 1, "sha256": sha256})
 
 
-def _twice(trainer: Trainer, order: torch.Tensor) -> dict[str, Any]:
+def _twice(trainer: Trainer) -> dict[str, Any]:
     """The same micro-batch two times, by this worker alone."""
-    samples = trainer.plan.micro_batch(order, 0, 0)
-    (once, drawn), (again, _) = (_pass(trainer, samples) for _ in range(2))
+    (once, drawn), (again, _) = (_pass(trainer) for _ in range(2))
     names = [name for name in once if once[name] != again[name]]
     return {"sha256": once, "changed": names, "drawn": drawn}
 
 
-def _pass(trainer: Trainer, samples: torch.Tensor) -> tuple[dict[str, str], list[str]]:
+def _pass(trainer: Trainer) -> tuple[dict[str, str], list[str]]:
     """SHA-256 of the samples, the loss and the gradients of one pass.
 
     And the generators that it drew from although nobody had seeded them.
     """
-    torch.default_generator.manual_seed(derive_seed(trainer.recipe.seed, "step", 0, 0))
     before = _other_generators()
-    inputs, targets = trainer.data.draw(samples, 0)
+    inputs, targets = trainer.feed.draw(0, 0, (0, 1))
     seeded = _other_generators()
     trainer.flat.reset_buffers()
     recipe, function = trainer.recipe, trainer.evaluator.loss

@@ -30,6 +30,7 @@ def exchange_fields(placement: Placement) -> dict[str, Any]:
         "balance": placement.balance,
         "evict_slower_than": placement.evict_slower_than,
         "snapshot_seconds": placement.snapshot_seconds,
+        "prefetch": placement.prefetch == "auto",
         "profile": placement.profile,
         "faults": [fault.model_dump() for fault in faults.from_environment()],
     }

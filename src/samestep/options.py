@@ -90,12 +90,25 @@ def own_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-skip_bad_option = click.option(
-    "--skip-bad",
-    is_flag=True,
-    help="Go on without images that cannot be read (data.skip_bad); they are named "
-    "and counted.",
-)
+_RECIPE = [
+    click.option("--epochs", type=int, help="Passes over the training samples."),
+    click.option("--global-batch", type=int, help="Samples of one optimizer step."),
+    click.option("--micro-batches", type=int, help="Pieces of a global batch."),
+    click.option("--seed", type=int, help="Seed of weights, order and dropout."),
+    click.option(
+        "--skip-bad",
+        is_flag=True,
+        help="Go on without images that cannot be read; they are named and counted.",
+    ),
+]
+
+
+def recipe_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The fields of a recipe that are asked for most."""
+    for option in reversed(_RECIPE):
+        command = option(command)
+    return command
+
 
 report_option = click.option(
     "--report/--no-report",
@@ -164,6 +177,12 @@ _PLACEMENT = [
         default=0.5,
         show_default=True,
         help="Between snapshots in memory; 0: none, nor checkpoints but the last.",
+    ),
+    click.option(
+        "--prefetch",
+        type=click.Choice(["auto", "off"]),
+        default="auto",
+        help="Draw samples in the background if that takes more than 10% of a step.",
     ),
     click.option(
         "--profile",

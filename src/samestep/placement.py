@@ -49,6 +49,9 @@ class Placement(BaseModel):
     """Between two checkpoints on disk, besides those at the end of an epoch."""
     snapshot_seconds: Annotated[float, Field(ge=0)] = 0.5
     """Between two snapshots in memory; 0: none, and no checkpoint but the last."""
+    prefetch: Literal["auto", "off"] = "auto"
+    """Whether each worker gets a helper that draws its samples ahead of time, if that
+    takes more than a tenth of a step."""
     profile: Annotated[int, Field(ge=0, le=1000)] = 0
     """Steps of which every phase of every worker is written to trace.json."""
     tensorboard: bool | None = None

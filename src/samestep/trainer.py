@@ -16,6 +16,7 @@ from samestep.errors import RecipeError
 from samestep.evaluation import Evaluator
 from samestep.exchange import Exchange
 from samestep.faults import Faults
+from samestep.feed import Feed, Helper, MicroBatches
 from samestep.flat import Flat
 from samestep.groups import stretches
 from samestep.kept import Kept
@@ -60,6 +61,8 @@ class Surroundings:
     evict_slower_than: float
     profile: int
     """Steps to trace."""
+    helper: Helper | None = None
+    """Draws micro-batches ahead of time, where that can take long."""
     constants: int | None = None
     """Descriptor of the memory for what the training does not change."""
     own: OwnCode = field(default_factory=OwnCode)
@@ -80,6 +83,7 @@ class Trainer:
 
     data: dataset.Dataset
     plan: Plan
+    feed: Feed
     owned: tuple[int, int]
     """The micro-batches of this worker."""
     balancer: Balancer
@@ -149,6 +153,11 @@ def build(recipe: Recipe, around: Surroundings) -> Trainer:
         report=around.report if rank == 0 else lambda _: None,
         data=data,
         plan=plan,
+        feed=Feed(
+            MicroBatches(data, plan),
+            around.helper,
+            lambda: around.report({"type": "prefetching", "worker": rank}),
+        ),
         owned=owned[rank],
         balancer=Balancer(
             recipe.micro_batches,
@@ -192,19 +201,23 @@ def build(recipe: Recipe, around: Surroundings) -> Trainer:
     return trainer
 
 
+def load_data(
+    recipe: Recipe, own: OwnCode, most_samples: int | None = None
+) -> tuple[dataset.Dataset, Plan]:
+    """At most so many samples of each split. Raises DataError, OwnCodeError."""
+    data = dataset.load(recipe.data, own, recipe.seed)
+    if most_samples is not None:
+        data = data.first(most_samples)
+    size = len(data.splits["train"])
+    plan = Plan(size, recipe.global_batch, recipe.micro_batches, recipe.seed)
+    return data, plan
+
+
 def _load_and_build(
     recipe: Recipe, around: Surroundings
 ) -> tuple[dataset.Dataset, Plan, nn.Module, Loss | None, frozenset[str]]:
     """The data, the plan, the model, an own loss, and buffers that stay as they are."""
-    data = dataset.load(recipe.data, around.own, recipe.seed)
-    if around.most_samples is not None:
-        data = data.first(around.most_samples)
-    plan = Plan(
-        len(data.splits["train"]),
-        recipe.global_batch,
-        recipe.micro_batches,
-        recipe.seed,
-    )
+    data, plan = load_data(recipe, around.own, around.most_samples)
     torch.default_generator.manual_seed(derive_seed(recipe.seed, "model"))
     model = models.build(recipe.model, data, around.own)
     initial.prepare(model, recipe)

@@ -98,12 +98,11 @@ def train_epoch(trainer: Trainer) -> tuple[Decision, Record]:
     """
     progress, num_steps = trainer.progress, trainer.plan.steps_per_epoch
     epoch, start = divmod(progress.step, num_steps)
-    order = trainer.plan.order(epoch)
     trainer.clock.take()
     faults, began = _minor_faults(), time.perf_counter()
     pause = start + 1
     for step in range(start, num_steps):
-        train_step(trainer, order, progress.step, step)
+        train_step(trainer, progress.step, step)
         progress.step += 1
         if step + 1 not in (pause, num_steps) and not _is_logged(trainer, step + 1):
             continue
@@ -131,8 +130,11 @@ def compare_notes(trainer: Trainer, epoch: int, steps_in_epoch: int) -> Decision
     steps = trainer.ledger.rows
     decision = trainer.rhythm.decide(steps, ends)
     trainer.board.reach()
+    phases = trainer.clock.take()
+    own = steps * (trainer.owned[1] - trainer.owned[0])
+    trainer.feed.observe(own, phases[PHASES.index("data")], sum(phases))
     sums, times, told = trainer.ledger.close(
-        trainer.clock.take(), decision if trainer.rank == 0 else None
+        phases, decision if trainer.rank == 0 else None
     )
     times.bytes, trainer.bytes = trainer.bytes, 0
     trainer.stopwatch.add(times)
@@ -173,13 +175,12 @@ def _balance(trainer: Trainer, steps: int, times: Times) -> None:
         trainer.report({"type": "rebalanced", "step": step, **change.to_dict()})
 
 
-def train_step(trainer: Trainer, order: Tensor, step: int, step_in_epoch: int) -> None:
+def train_step(trainer: Trainer, step: int, step_in_epoch: int) -> None:
     """All workers: one optimizer step on one global batch."""
     recipe, plan, clock = trainer.recipe, trainer.plan, trainer.clock
     size = plan.batch_size(step_in_epoch) * trainer.data.targets_per_sample
     weight = torch.tensor(1 / size, device=trainer.device.target)
     row = trainer.ledger.open(step, size)
-    epoch = step // plan.steps_per_epoch
     trainer.board.begin(step)
     clock.begin(step)
     if trainer.is_scattered:
@@ -190,9 +191,10 @@ def train_step(trainer: Trainer, order: Tensor, step: int, step_in_epoch: int) -
     for m in range(*trainer.owned):
         trainer.board.beat()
         trainer.faults.at("forward", step)
-        samples = plan.micro_batch(order, step_in_epoch, m)
         trainer.device.seed(derive_seed(recipe.seed, "step", step, m))
-        inputs, targets = trainer.device.bring(*trainer.data.draw(samples, epoch))
+        inputs, targets = trainer.device.bring(
+            *trainer.feed.draw(step, m, trainer.owned)
+        )
         trainer.flat.reset_buffers()
         clock.lap("data")
         with trainer.exchange.turn(m):

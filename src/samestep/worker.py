@@ -32,12 +32,14 @@ from samestep import (
 )
 from samestep.balance import shares
 from samestep.board import Board
+from samestep.data_sections import CustomData, ImageData, NpyData
 from samestep.device import Device
 from samestep.errors import OwnCodeError, PeerLost, RunError, SamestepError
 from samestep.evaluation import Evaluator
 from samestep.exchange import Exchange
 from samestep.exchange.shared import SharedExchange
 from samestep.faults import Faults
+from samestep.feed import Helper, MicroBatches
 from samestep.fingerprint import fingerprint
 from samestep.flat import Flat
 from samestep.handover import Received
@@ -47,12 +49,15 @@ from samestep.own import OwnCode, find_loss, names
 from samestep.recipe import Recipe
 from samestep.rehearsal import rehearse
 from samestep.rounding import Rounding
-from samestep.trainer import Surroundings, build
+from samestep.trainer import Surroundings, build, load_data
 from samestep.tree import Node
 
 
 # From glibc's malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+
+MAY_TAKE_LONG = (CustomData, ImageData, NpyData)
+"""Data that are drawn by the user's code, or that may be larger than the memory."""
 
 # What Gloo says when a connection ends under an operation.
 PEER_LOST = re.compile(
@@ -93,6 +98,9 @@ class Control:
         self._rank = rank
         with self._socket.makefile("rb") as lines:
             self.job: dict[str, Any] = json.loads(lines.readline())
+
+    def watch(self) -> None:
+        """From now on, this process ends with the supervisor."""
         threading.Thread(target=self._end_with_supervisor, daemon=True).start()
 
     def send(self, message: dict[str, Any]) -> None:
@@ -132,6 +140,9 @@ def run(control: Control, place: Place, fds: dict[str, int], board: Board) -> No
     # Subnormal numbers are slow; the mode decides bits, so all workers set it.
     torch.set_flush_denormal(True)
     rounding = Rounding.of(recipe.compression)
+    own = OwnCode(job["places"], Received(fds.get("objects"), job.get("objects", {})))
+    helper = _helper(recipe, job, own, fds)
+    control.watch()
     faults = Faults(place.rank, job["faults"], control.send)
     around = Surroundings(
         rank=place.rank,
@@ -145,10 +156,9 @@ def run(control: Control, place: Place, fds: dict[str, int], board: Board) -> No
         balance=job["balance"],
         evict_slower_than=job["evict_slower_than"],
         profile=job["profile"],
+        helper=helper,
         constants=fds.get("constants"),
-        own=OwnCode(
-            job["places"], Received(fds.get("objects"), job.get("objects", {}))
-        ),
+        own=own,
         most_samples=job.get("most_samples"),
         device=Device.prepare(job["device"], place.local_rank),
     )
@@ -163,6 +173,18 @@ def run(control: Control, place: Place, fds: dict[str, int], board: Board) -> No
         exactness.probe(build(recipe, around), job["steps"], control.send)
     else:
         evaluate(recipe, control, around)
+
+
+def _helper(
+    recipe: Recipe, job: dict[str, Any], own: OwnCode, fds: dict[str, int]
+) -> Helper | None:
+    """Forked while there is one thread and nothing is loaded."""
+    if job["kind"] != "train" or not job["prefetch"]:
+        return None
+    if not isinstance(recipe.data, MAY_TAKE_LONG):
+        return None
+    unused = [fd for name, fd in fds.items() if name != "objects"]
+    return Helper.start(lambda: MicroBatches(*load_data(recipe, own)), unused)
 
 
 def evaluate(recipe: Recipe, control: Control, around: Surroundings) -> None:

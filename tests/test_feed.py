@@ -1,0 +1,172 @@
+"""Micro-batches that a helper draws ahead of time: the same bits, the same errors."""
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import Train
+from data_samples import recipe_of
+from test_exactness import results
+
+from samestep import Recipe, Run, feed
+from samestep.augment import Mixed
+from samestep.feed import Feed, MicroBatches
+from samestep.plan import Plan, derive_seed
+
+
+SIZE = 100
+CODE = """
+import os, random, time
+import numpy as np
+import torch
+
+class Noisy:
+    def __init__(self, seconds, bad):
+        self.seconds, self.bad = seconds, bad
+        self.file = open(os.devnull)
+        self.drawn = []
+
+    def __len__(self):
+        return 100
+
+    def __getitem__(self, i):
+        if i == self.bad:
+            raise ValueError(f"sample {i} is rotten")
+        time.sleep(self.seconds)
+        noise = random.random() + np.random.rand() + torch.rand(6)
+        return noise + i % 2, i % 2
+
+    def __del__(self):
+        self.file.close()
+
+def load(seconds=0.0, bad=-1):
+    return {"train": Noisy(seconds, bad), "test": Noisy(0.0, -1)}
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(6, 2)
+
+    def forward(self, x):
+        x = x + random.random() + np.random.rand()
+        return self.layer(torch.nn.functional.dropout(x, 0.3, self.training))
+
+def build():
+    return Net()
+"""
+
+
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **arguments: Any) -> Recipe:
+    """Own data that draw from all generators, and a model that goes on with them."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "noisy.py").write_text(CODE)
+    data = {"source": "custom", "load": "noisy:load", "arguments": arguments}
+    model = {"family": "custom", "build": "noisy:build"}
+    return recipe_of(data).changed({"model": model})
+
+
+def helped(run: Run) -> int:
+    """How many workers had help."""
+    events = map(json.loads, (run.path / "events.jsonl").read_text().splitlines())
+    return sum(event["event"] == "prefetching" for event in events)
+
+
+def test_slow_data_are_drawn_ahead_with_the_same_bits(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick = train(recipe(tmp_path, monkeypatch), 1, prefetch="off")
+    slow = recipe(tmp_path, monkeypatch, seconds=0.001)
+    assert helped(quick) == 0
+    for placed in (
+        {"workers": 1},
+        {"workers": 2, "exchange": "gloo"},
+        {"workers": 3, "balance": "random"},
+    ):
+        run = train(slow, **placed)
+        assert helped(run) == placed["workers"]
+        assert results(run) == results(quick)
+
+
+def test_an_error_in_a_data_set_comes_with_the_users_frames(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    last = Plan(SIZE, 24, 6, 0).order(0)[-1].item()
+    bad = recipe(tmp_path, monkeypatch, seconds=0.001, bad=last)
+    with pytest.raises(Exception, match=f"sample {last} is rotten") as caught:
+        train(bad, 1, max_restarts=0)
+    shown = str(getattr(caught.value, "details", {}).get("traceback"))
+    assert "in __getitem__" in shown
+    assert "raise ValueError" in shown
+
+
+class Source(MicroBatches):
+    """Micro-batches without data."""
+
+    def __init__(self) -> None:
+        """Counts what is drawn here."""
+        self.drawn: list[tuple[int, int]] = []
+
+    def draw(self, step: int, index: int) -> feed.Drawn:
+        self.drawn.append((step, index))
+        torch.default_generator.manual_seed(derive_seed(0, step, index))
+        return torch.rand(2, 3), Mixed(*torch.rand(3, 2))
+
+
+@pytest.fixture
+def fed() -> "tuple[Feed, Source, feed.Helper]":
+    source = Source()
+    helper = feed.Helper.start(Source, [])
+    found = Feed(source, helper, lambda: None)
+    found.observe(1, 2.0, 3.0)
+    return found, source, helper
+
+
+def check(drawn: feed.Drawn, step: int, index: int) -> None:
+    """The values, and the generator that goes on."""
+    after = torch.rand(5)
+    inputs, targets = Source().draw(step, index)
+    assert torch.equal(after, torch.rand(5))
+    assert torch.equal(drawn[0], inputs)
+    assert isinstance(drawn[1], Mixed)
+    assert isinstance(targets, Mixed)
+    assert all(map(torch.equal, drawn[1].parts, targets.parts))
+
+
+def test_the_helper_draws_all_but_the_first_and_after_a_change_of_owner(
+    fed: "tuple[Feed, Source, feed.Helper]",
+) -> None:
+    found, source, _ = fed
+    for step, owned in ((0, (1, 3)), (1, (1, 3)), (2, (0, 2)), (3, (0, 2))):
+        for index in range(*owned):
+            check(found.draw(step, index, owned), step, index)
+    assert source.drawn == [(0, 1), (2, 0)]
+
+
+def test_a_helper_that_was_killed_is_missed_by_nobody(
+    fed: "tuple[Feed, Source, feed.Helper]",
+) -> None:
+    found, source, helper = fed
+    check(found.draw(0, 0, (0, 2)), 0, 0)
+    os.kill(helper.pid, signal.SIGKILL)
+    os.waitpid(helper.pid, 0)
+    for step, index in ((0, 1), (1, 0), (1, 1)):
+        check(found.draw(step, index, (0, 2)), step, index)
+    assert source.drawn[-2:] == [(1, 0), (1, 1)]
+
+
+@pytest.mark.parametrize(
+    ("micro_batches", "data_seconds", "seconds", "expected"),
+    [(100, 0.5, 4.0, True), (100, 0.5, 6.0, False), (1000, 0.5, 4.0, False)],
+)
+def test_only_slow_data_are_drawn_ahead(
+    micro_batches: int, data_seconds: float, seconds: float, expected: bool
+) -> None:
+    told: list[bool] = []
+    helper = feed.Helper.start(Source, [])
+    found = Feed(Source(), helper, lambda: told.append(True))
+    found.observe(micro_batches, data_seconds, seconds)
+    assert bool(told) == expected
