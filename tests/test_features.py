@@ -40,6 +40,10 @@ FEATURES: dict[str, dict[str, Any]] = {
     },
     "freeze": {"freeze": [r"^layers\.1", r"^norms\.0\.bias"], **NORM},
     "bf16": {"precision": "bf16", "model__hidden": [64, 32]},
+    "muon": {
+        "optimizer": {"name": "muon", "lr": 0.02, "clip_norm": 1.0},
+        "model__hidden": [64, 32, 48, 32],
+    },
     "ema-and-early-stopping": NORM
     | {
         "epochs": 9,
@@ -199,6 +203,7 @@ def test_a_new_head_is_drawn_and_the_rest_is_given(given: Run, train: Train) -> 
         ({"start__sha256": "0" * 64}, r"must have the SHA-256 0000"),
         ({"start__weights": "/nowhere"}, r"/nowhere cannot be read: No such file"),
         ({"freeze": ["layer", "norm"]}, r"`freeze` leaves nothing of layers.0.weight"),
+        ({"optimizer": {"name": "muon", "lr": 1, "matrices": ["bias"]}}, "none among"),
         ({"freeze": ["head"]}, r"in `freeze` must match .*; `head` matches none"),
     ],
 )

@@ -16,7 +16,7 @@ from samestep.evaluation import Evaluator
 from samestep.exchange import Exchange
 from samestep.faults import Faults
 from samestep.flat import Flat
-from samestep.groups import stretches
+from samestep.groups import stretches, wholes
 from samestep.kept import Kept
 from samestep.metrics import StepLedger
 from samestep.objective import Objective
@@ -126,7 +126,7 @@ def build(recipe: Recipe, around: Surroundings) -> Trainer:
     rank, workers = around.rank, around.workers
     assert around.snapshots is not None
     data, plan, model, loss, still = _load_and_build(recipe, around)
-    flat = Flat(model, (*state_names(recipe.optimizer), *kept.vectors(recipe)), still)
+    flat = _flat(recipe, model, still)
     if rank == 0 and around.constants is not None:
         constants.write(around.constants, flat.constants)
     owned = shares(recipe.micro_batches, workers)
@@ -175,6 +175,13 @@ def build(recipe: Recipe, around: Surroundings) -> Trainer:
     )
     _resume(trainer)
     return trainer
+
+
+def _flat(recipe: Recipe, model: nn.Module, still: frozenset[str]) -> Flat:
+    """Raises RecipeError."""
+    states = (*state_names(recipe.optimizer), *kept.vectors(recipe))
+    named = {n: p.shape for n, p in model.named_parameters() if p.requires_grad}
+    return Flat(model, states, still, wholes(recipe.optimizer, named))
 
 
 def _load_and_build(
