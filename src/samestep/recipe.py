@@ -55,6 +55,8 @@ class Recipe(Section):
     """Intra-op threads of each worker: they change the bits."""
     precision: Literal["float32", "bf16"] = "float32"
     """Of products in the model: `bf16` where the processor has it; weights do not."""
+    compile: bool = False
+    """Use torch.compile in training; needs a C++ compiler, and other bits result."""
     data: DataRecipe = MnistData()
     model: ModelRecipe = MlpModel()
     loss: LossRecipe = CrossEntropy()
@@ -70,6 +72,8 @@ class Recipe(Section):
     """Evaluate and keep a moving average of the weights."""
     stop: StopRecipe | None = None
     """End early once the validation stops improving."""
+
+    unsaid = frozenset({"compile"})
 
     @model_validator(mode="after")
     def _stopping_needs_validation(self) -> Self:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from samestep import constants, dataset, initial, kept, models, rehearsal
+from samestep import compiling, constants, dataset, initial, kept, models, rehearsal
 from samestep.balance import contiguous, shares
 from samestep.balancer import Balancer
 from samestep.board import Board
@@ -133,7 +133,11 @@ def build(recipe: Recipe, around: Surroundings) -> Trainer:
     if isinstance(around.balance, list) and len(around.balance) == workers:
         owned = contiguous(around.balance)
     exchange = around.connect(flat, owned)
-    objective = exchange.attach(Objective(model, recipe.loss, loss, recipe.precision))
+    called = compiling.compiled(model) if recipe.compile else model
+    objective = Objective(called, recipe.loss, loss, recipe.precision)
+    attached = exchange.attach(objective)
+    if recipe.compile:
+        compiling.warm_up(objective, data, plan, flat)
     steps_per_report = max(
         1, min(plan.steps_per_epoch // REPORTS_PER_EPOCH, MOST_STEPS_PER_REPORT)
     )
@@ -154,7 +158,7 @@ def build(recipe: Recipe, around: Surroundings) -> Trainer:
         model=model,
         flat=flat,
         exchange=exchange,
-        objective=objective,
+        objective=attached,
         update=Update(
             recipe.optimizer,
             exchange.parameters[slice(*exchange.owned)],
