@@ -17,7 +17,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import samestep
-from samestep import RecipeError, Run, checkpoint, faults, initial, precision
+from samestep import RecipeError, Run, checkpoint, compiling, faults, initial, precision
 from samestep.fingerprint import fingerprint
 from samestep.flat import Flat
 from samestep.forking import ForkServer
@@ -40,6 +40,10 @@ FEATURES: dict[str, dict[str, Any]] = {
     },
     "freeze": {"freeze": [r"^layers\.1", r"^norms\.0\.bias"], **NORM},
     "bf16": {"precision": "bf16", "model__hidden": [64, 32]},
+    "muon": {
+        "optimizer": {"name": "muon", "lr": 0.02, "clip_norm": 1.0},
+        "model__hidden": [64, 32, 48, 32],
+    },
     "ema-and-early-stopping": NORM
     | {
         "epochs": 9,
@@ -54,6 +58,7 @@ def final(run: Run) -> tuple[dict[str, Any], bytes]:
     return results(run), (run.path / "model.safetensors").read_bytes()
 
 
+PRECISIONS = ("float32", "bf16") if precision.instructions() else ("float32",)
 bf16 = pytest.mark.skipif(not precision.instructions(), reason="no bf16 here")
 
 
@@ -88,6 +93,19 @@ def test_neither_workers_nor_kills_nor_a_resume_change_a_bit(
     killed = train(recipe, 3, exchange="shared", snapshot_seconds=1e-9)
     assert final(killed) == whole
     assert killed.result["restarts"] == 2
+
+
+def test_compiled_code_has_the_same_bits_at_any_number_of_workers(train: Train) -> None:
+    small = {"micro_batches": 5, "data__train_samples": 480, "model__hidden": [8]}
+    recipe = small_recipe(compile=True, precision=PRECISIONS[-1], **small, **NORM)
+    alone = results(train(recipe, 1, exchange="gloo"))
+    assert results(train(recipe, 2, exchange="shared")) == alone
+
+
+def test_compiling_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-compiler")
+    with pytest.raises(RecipeError, match="there is no `no-compiler`: install one"):
+        compiling.compiled(nn.Linear(1, 1))
 
 
 class Alone:
@@ -199,6 +217,7 @@ def test_a_new_head_is_drawn_and_the_rest_is_given(given: Run, train: Train) -> 
         ({"start__sha256": "0" * 64}, r"must have the SHA-256 0000"),
         ({"start__weights": "/nowhere"}, r"/nowhere cannot be read: No such file"),
         ({"freeze": ["layer", "norm"]}, r"`freeze` leaves nothing of layers.0.weight"),
+        ({"optimizer": {"name": "muon", "lr": 1, "matrices": ["bias"]}}, "none among"),
         ({"freeze": ["head"]}, r"in `freeze` must match .*; `head` matches none"),
     ],
 )

@@ -1,6 +1,6 @@
 import copy
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from samestep.flat import Flat, block_norms
-from samestep.groups import stretches
+from samestep.groups import stretches, wholes
 from samestep.layout import BLOCK
 from samestep.optimizer_sections import (
     AdamRecipe,
     AdamWRecipe,
+    MuonRecipe,
     OptimizerRecipe,
     ParameterGroup,
     SgdRecipe,
@@ -122,6 +123,70 @@ def test_groups_have_the_bits_of_torch_however_the_vector_is_cut(
 ) -> None:
     ours, torchs = grouped(list(pairwise(cuts)))
     assert all(map(torch.equal, ours.parameters(), torchs.parameters()))
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 9])
+@pytest.mark.parametrize("adjust_lr", ["original", "match_rms_adamw"])
+def test_muon_has_the_bits_of_torch_however_many_workers_share_it(
+    workers: int, adjust_lr: Literal["original", "match_rms_adamw"]
+) -> None:
+    recipe = MuonRecipe(lr=0.02, weight_decay=0.1, adamw_lr=0.01, adjust_lr=adjust_lr)
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Linear(48, 48) for _ in range(3)), nn.Linear(48, 112))
+    torchs = copy.deepcopy(model)
+    of = dict(torchs.named_parameters())
+    whole = wholes(recipe, {name: p.shape for name, p in of.items()})
+    assert whole == ("1.weight", "2.weight")
+    flat = Flat(model, state_names(recipe), whole=whole)
+    vector, gradient = torch.zeros(2, flat.size)
+    states = torch.zeros(2, flat.size)
+    flat.bind(vector, write=True)
+    slices = [slice(*part) for part in flat.layout.slices(workers)]
+    updates = [
+        Update(
+            recipe,
+            vector[part],
+            [state[part] for state in states],
+            stretches(recipe, flat.layout, (part.start, part.stop)),
+        )
+        for part in slices
+    ]
+    optimizers = [
+        torch.optim.Muon(
+            [of[name] for name in whole], 0.02, 0.1, 0.95, adjust_lr_fn=adjust_lr
+        ),
+        torch.optim.AdamW(
+            [of[name] for name in of if name not in whole],
+            0.01,
+            weight_decay=0.1,
+            fused=True,
+        ),
+    ]
+    for _ in range(3):
+        for parameter, view in zip(of.values(), flat.views(gradient), strict=True):
+            parameter.grad = torch.randn(parameter.shape)
+            view.copy_(parameter.grad)
+        for optimizer in optimizers:
+            optimizer.step()
+        for part, update in zip(slices, updates, strict=True):
+            update.step(gradient[part], 0.02)
+    assert all(map(torch.equal, model.parameters(), torchs.parameters()))
+
+
+@given(st.lists(st.integers(1, 99), min_size=3, max_size=6), st.integers(1, 12))
+def test_whole_matrices_are_never_cut(widths: list[int], workers: int) -> None:
+    model = nn.Sequential(*(nn.Linear(*ends) for ends in pairwise(widths)))
+    names = [f"{index}.weight" for index in range(len(widths) - 1)]
+    layout = Flat(model, whole=names).layout
+    slices = layout.slices(workers)
+    assert [s[0] for s in slices[1:]] == [s[1] for s in slices[:-1]]
+    assert (slices[0][0], slices[-1][1]) == (0, layout.size)
+    starts = dict(
+        zip((e.name for e in layout.parameters), layout.offsets, strict=False)
+    )
+    ends = dict(zip(starts, layout.offsets[1:], strict=True))
+    cuts = {cut for part in slices for cut in part}
+    assert not any(starts[n] < cut < ends[n] for n in names for cut in cuts)
 
 
 @settings(deadline=None)

@@ -28,9 +28,11 @@ class Flat:
         model: nn.Module,
         states: Sequence[str] = (),
         still: AbstractSet[str] = frozenset(),
+        whole: Sequence[str] = (),
     ) -> None:
         """`states` are the names of the optimizer's state vectors; `still` those of
-        buffers that no forward pass changes."""
+        buffers that no forward pass changes; `whole` those of parameters that one
+        worker updates."""
         kept = model.state_dict(keep_vars=True)
         named = {n: p for n, p in model.named_parameters() if p.requires_grad}
         moving = {n: b for n, b in model.named_buffers() if n in kept.keys() - still}
@@ -46,6 +48,7 @@ class Flat:
             buffers=tuple(_entry(*item) for item in buffers.items()),
             counters=tuple(counters),
             states=tuple(states),
+            whole=tuple(whole),
         )
         self.size, self.tail = self.layout.size, self.layout.tail
         self.parameters = list(named.values())

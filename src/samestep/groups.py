@@ -5,15 +5,16 @@ one, the whole vector. Padding behind a parameter goes with it: it is zero and s
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from samestep.errors import RecipeError
-from samestep.layout import Layout
-from samestep.optimizer_sections import OptimizerRecipe
+from samestep.layout import Entry, Layout
+from samestep.optimizer_sections import MuonRecipe, OptimizerRecipe
 
 
 MOST_NAMES = 40
+NO_HIDDEN_MATRIX = re.compile("embed|position|head")
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,8 @@ class Setting:
 
     weight_decay: float
     lr_factor: float = 1.0
+    shape: tuple[int, ...] = ()
+    """Of a matrix that is updated as a whole."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ def stretches(
         first, end = max(first, part[0]) - part[0], min(end, part[1]) - part[0]
         if first >= end:
             continue
-        if found and found[-1].setting == setting:
+        if found and found[-1].setting == setting and not setting.shape:
             found[-1] = Stretch(found[-1].first, end, setting)
         else:
             found.append(Stretch(first, end, setting))
@@ -57,17 +60,54 @@ def stretches(
 def _settings(recipe: OptimizerRecipe, layout: Layout) -> list[Setting]:
     """Of each parameter."""
     names = [entry.name for entry in layout.parameters]
-    found = {}
-    for entry in layout.parameters:
-        spared = not recipe.decay_norms_and_biases and len(entry.shape) <= 1
-        found[entry.name] = Setting(0.0 if spared else recipe.weight_decay)
+    found = {entry.name: _basic(recipe, layout, entry) for entry in layout.parameters}
+    basic = dict(found)
     for group in reversed(recipe.groups or ()):
         for name in matching(group.match, names, "optimizer.groups"):
-            decay = group.weight_decay
+            before, decay = basic[name], group.weight_decay
             found[name] = Setting(
-                found[name].weight_decay if decay is None else decay, group.lr_factor
+                before.weight_decay if decay is None else decay,
+                before.lr_factor * group.lr_factor,
+                before.shape,
             )
     return list(found.values())
+
+
+def _basic(recipe: OptimizerRecipe, layout: Layout, entry: Entry) -> Setting:
+    """Of a parameter that is in no group."""
+    spared = not recipe.decay_norms_and_biases and len(entry.shape) <= 1
+    decay = 0.0 if spared else recipe.weight_decay
+    if not isinstance(recipe, MuonRecipe):
+        return Setting(decay)
+    if entry.name in layout.whole:
+        return Setting(decay, shape=entry.shape)
+    return Setting(decay, recipe.adamw_lr / recipe.lr)
+
+
+def wholes(
+    recipe: OptimizerRecipe, shapes: Mapping[str, Sequence[int]]
+) -> tuple[str, ...]:
+    """The matrices that are updated as a whole, of parameters by name.
+
+    By default those of two dimensions between the first and the last parameter of two
+    or more, unless their name says that they are something else. Raises RecipeError.
+    """
+    if not isinstance(recipe, MuonRecipe):
+        return ()
+    if recipe.matrices is None:
+        inner = [name for name, shape in shapes.items() if len(shape) > 1][1:-1]
+        chosen = {name for name in inner if not NO_HIDDEN_MATRIX.search(name)}
+    else:
+        found = [matching(p, [*shapes], "optimizer.matrices") for p in recipe.matrices]
+        chosen = {name for names in found for name in names}
+    matrices = tuple(n for n in shapes if n in chosen and len(shapes[n]) == 2)
+    if not matrices:
+        raise RecipeError(
+            "Muon is for matrices between the first and the last layer, and there is "
+            f"none among {listing(shapes)}. Name some in `optimizer.matrices`, or use "
+            "another optimizer."
+        )
+    return matrices
 
 
 def matching(pattern: str, names: Sequence[str], field: str) -> list[str]:

@@ -57,6 +57,8 @@ class Layout(BaseModel):
     """Names of the optimizer's state vectors, and of others of the same layout."""
     aliases: dict[str, str] = {}
     """Second names of tensors that are tied, and their first."""
+    whole: tuple[str, ...] = Field((), strict=False)
+    """Parameters that one worker updates, all of each."""
     constants: tuple[str, ...] = Field((), strict=False)
     """Frozen parameters and buffers that stay: in files, not in the vectors."""
     constants_sha256: str = ""
@@ -65,7 +67,8 @@ class Layout(BaseModel):
     @property
     def offsets(self) -> list[int]:
         """Where each parameter begins, and where the last one ends."""
-        sizes = (_round_up(entry.numel, ALIGNMENT) for entry in self.parameters)
+        alignment = BLOCK if self.whole else ALIGNMENT
+        sizes = (_round_up(entry.numel, alignment) for entry in self.parameters)
         return [0, *accumulate(sizes)]
 
     @property
@@ -86,7 +89,15 @@ class Layout(BaseModel):
     def slices(self, workers: int) -> list[tuple[int, int]]:
         """The part of the vector that each worker updates."""
         cuts = [BLOCK * cut for cut in pieces(self.size // BLOCK, workers)]
-        return list(pairwise(cuts))
+        return list(pairwise(map(self._beside_wholes, cuts)))
+
+    def _beside_wholes(self, cut: int) -> int:
+        """The nearest place to cut that is not within such a parameter."""
+        ends = pairwise(self.offsets)
+        for entry, (first, end) in zip(self.parameters, ends, strict=True):
+            if entry.name in self.whole and first < cut < end:
+                return first if cut - first < end - cut else end
+        return cut
 
     def parameter_views(self, vector: Floats) -> Iterator[tuple[str, Floats]]:
         """[size] -> each parameter's name and its part of the vector."""

@@ -80,6 +80,25 @@ class AdamWRecipe(_AdamSection):
     name: Literal["adamw"] = "adamw"
 
 
+class MuonRecipe(_AdamSection):
+    """Muon (Jordan 2024) for hidden matrices, AdamW for all other parameters."""
+
+    name: Literal["muon"] = "muon"
+    adamw_lr: Positive = 0.001
+    """Learning rate of AdamW at factor 1 of the schedule; `lr` is that of Muon."""
+    momentum: Fraction = 0.95
+    """Of the matrices; `betas` and `eps` are those of AdamW."""
+    nesterov: bool = True
+    ns_steps: Annotated[int, Field(ge=1, lt=100)] = 5
+    """Newton-Schulz iterations that make an update orthogonal."""
+    adjust_lr: Literal["original", "match_rms_adamw"] = "original"
+    """How the learning rate depends on a matrix's shape: see `samestep.muon`."""
+    matrices: Annotated[tuple[Pattern, ...], Field(min_length=1)] | None = Field(
+        None, strict=False
+    )
+    """Regular expressions: which ones are for Muon, if not the usual hidden ones."""
+
+
 class _ScheduleSection(Section):
     warmup_epochs: NonNegative = 0.0
     """The learning rate rises linearly from zero during so many epochs."""
@@ -117,7 +136,7 @@ class OneCycleLR(_ScheduleSection):
 
 
 OptimizerRecipe = Annotated[
-    SgdRecipe | AdamRecipe | AdamWRecipe, Field(discriminator="name")
+    SgdRecipe | AdamRecipe | AdamWRecipe | MuonRecipe, Field(discriminator="name")
 ]
 ScheduleRecipe = Annotated[
     ConstantLR | StepLR | CosineLR | OneCycleLR, Field(discriminator="name")

@@ -37,4 +37,5 @@ def check(recipe: Recipe) -> None:
 
 def conditions(recipe: Recipe) -> dict[str, str]:
     """What decides the bits besides the recipe, for a run to go on under the same."""
-    return {"bf16": " ".join(instructions())} if recipe.precision == "bf16" else {}
+    uses_bf16 = recipe.precision == "bf16" or recipe.optimizer.name == "muon"
+    return {"bf16": " ".join(instructions())} if uses_bf16 else {}

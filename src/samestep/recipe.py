@@ -54,6 +54,8 @@ class Recipe(Section):
     """Intra-op threads of each worker: they change the bits."""
     precision: Literal["float32", "bf16"] = "float32"
     """Of products in the model: `bf16` where the processor has it; weights do not."""
+    compile: bool = False
+    """Use torch.compile in training; needs a C++ compiler, and other bits result."""
     compression: Literal["none", "bf16", "fp16"] = "none"
     """The type that partial gradients are rounded to, to exchange half the bytes."""
     data: DataRecipe = MnistData()
@@ -72,7 +74,7 @@ class Recipe(Section):
     stop: StopRecipe | None = None
     """End early once the validation stops improving."""
 
-    unsaid = frozenset({"compression"})
+    unsaid = frozenset({"compile", "compression"})
 
     @model_validator(mode="after")
     def _stopping_needs_validation(self) -> Self:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from samestep import constants, dataset, initial, kept, models, rehearsal
+from samestep import compiling, constants, dataset, initial, kept, models, rehearsal
 from samestep.balance import contiguous, shares
 from samestep.balancer import Balancer
 from samestep.board import Board
@@ -18,7 +18,7 @@ from samestep.exchange import Exchange
 from samestep.faults import Faults
 from samestep.feed import Feed, Helper, MicroBatches
 from samestep.flat import Flat
-from samestep.groups import stretches
+from samestep.groups import stretches, wholes
 from samestep.kept import Kept
 from samestep.metrics import StepLedger
 from samestep.objective import Objective, num_cells
@@ -133,17 +133,18 @@ def build(recipe: Recipe, around: Surroundings) -> Trainer:
     rank, workers = around.rank, around.workers
     assert around.snapshots is not None
     data, plan, model, loss, still = _load_and_build(recipe, around)
-    model = around.device.move(model)
-    flat = Flat(model, (*state_names(recipe.optimizer), *kept.vectors(recipe)), still)
+    flat = _flat(recipe, around.device.move(model), still)
     if rank == 0 and around.constants is not None:
         constants.write(around.constants, flat.constants)
     owned = shares(recipe.micro_batches, workers)
     if isinstance(around.balance, list) and len(around.balance) == workers:
         owned = contiguous(around.balance)
     exchange = around.connect(flat, owned)
-    objective = exchange.attach(
-        Objective(model, recipe.loss, loss, data.own_metrics, recipe.precision)
-    )
+    called = compiling.compiled(model) if recipe.compile else model
+    objective = Objective(called, recipe.loss, loss, data.own_metrics, recipe.precision)
+    attached = exchange.attach(objective)
+    if recipe.compile:
+        compiling.warm_up(objective, data, plan, flat)
     steps_per_report = max(
         1, min(plan.steps_per_epoch // REPORTS_PER_EPOCH, MOST_STEPS_PER_REPORT)
     )
@@ -170,7 +171,7 @@ def build(recipe: Recipe, around: Surroundings) -> Trainer:
         model=model,
         flat=flat,
         exchange=exchange,
-        objective=objective,
+        objective=attached,
         update=Update(
             recipe.optimizer,
             exchange.parameters[slice(*exchange.owned)],
@@ -211,6 +212,13 @@ def load_data(
     size = len(data.splits["train"])
     plan = Plan(size, recipe.global_batch, recipe.micro_batches, recipe.seed)
     return data, plan
+
+
+def _flat(recipe: Recipe, model: nn.Module, still: frozenset[str]) -> Flat:
+    """Raises RecipeError."""
+    states = (*state_names(recipe.optimizer), *kept.vectors(recipe))
+    named = {n: p.shape for n, p in model.named_parameters() if p.requires_grad}
+    return Flat(model, states, still, wholes(recipe.optimizer, named))
 
 
 def _load_and_build(

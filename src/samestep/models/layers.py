@@ -39,7 +39,12 @@ class Linear(nn.Linear):
         return self._apply_with(inputs, activated=True, mask=mask)
 
     def _has_sink(self) -> bool:
-        """Not under autocast: the products are then of another type."""
+        """Not under autocast: the products are then of another type.
+
+        Nor in compiled code, which returns its gradients.
+        """
+        if torch.compiler.is_compiling():
+            return False
         if self.sink is None or not torch.is_grad_enabled():
             return False
         return not torch.is_autocast_enabled("cpu")

@@ -1,0 +1,50 @@
+"""torch.compile of the model's passes in training; evaluation runs as usual.
+
+Every worker compiles the same code for each size of a micro-batch, before its first
+step: a failure is then an early one, and no step is late. Later workers and trainings
+find the products in torch's cache on disk.
+"""
+
+import os
+import shutil
+from typing import Any
+
+import torch
+from torch import nn
+
+from samestep.dataset import Dataset
+from samestep.errors import RecipeError
+from samestep.flat import Flat
+from samestep.plan import Plan
+
+
+def compiled(model: nn.Module) -> nn.Module:
+    """The same model to be called; its own tensors. Raises RecipeError."""
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None:
+        raise RecipeError(
+            f"`compile` needs a C++ compiler, and there is no `{compiler}`: install "
+            "one, or name it in the environment variable CXX, or leave out `compile`."
+        )
+    import torch._dynamo.config as dynamo
+    import torch._inductor.config as inductor
+
+    # One micro-batch never runs eagerly because others have been compiled before it:
+    # who owns which micro-batches would then decide bits.
+    dynamo.recompile_limit = dynamo.accumulated_recompile_limit = 1_000
+    dynamo.fail_on_recompile_limit_hit = True
+    inductor.fallback_random = True  # torch's own generator, as without compiling
+    inductor.compile_threads = 1  # no pool of processes in every worker
+    found: Any = torch.compile(model, dynamic=False)
+    return found  # type: ignore[no-any-return]
+
+
+def warm_up(objective: nn.Module, data: Dataset, plan: Plan, flat: Flat) -> None:
+    """Compiles for all sizes of micro-batches; buffers stay as they are."""
+    steps = {0, plan.steps_per_epoch - 1}
+    sizes = {size for step in steps for size in plan.micro_batch_sizes(step) if size}
+    for size in sorted(sizes):
+        samples = torch.zeros(size, dtype=torch.int64)
+        loss, _ = objective(*data.splits["train"].gather(samples))
+        torch.autograd.grad(loss, flat.parameters, allow_unused=True)
+        flat.reset_buffers()
