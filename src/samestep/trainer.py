@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -136,36 +137,24 @@ def build(recipe: Recipe, around: Surroundings) -> Trainer:
     flat = _flat(recipe, around.device.move(model), still)
     if rank == 0 and around.constants is not None:
         constants.write(around.constants, flat.constants)
-    owned = shares(recipe.micro_batches, workers)
-    if isinstance(around.balance, list) and len(around.balance) == workers:
-        owned = contiguous(around.balance)
-    exchange = around.connect(flat, owned)
+    balancer = _balancer(recipe, around)
+    exchange = around.connect(flat, balancer.owned)
     called = compiling.compiled(model) if recipe.compile else model
     objective = Objective(called, recipe.loss, loss, data.own_metrics, recipe.precision)
     attached = exchange.attach(objective)
     if recipe.compile:
         compiling.warm_up(objective, data, plan, flat)
-    steps_per_report = max(
-        1, min(plan.steps_per_epoch // REPORTS_PER_EPOCH, MOST_STEPS_PER_REPORT)
-    )
+    wanted = min(plan.steps_per_epoch // REPORTS_PER_EPOCH, MOST_STEPS_PER_REPORT)
+    steps_per_report = max(1, wanted)
     trainer = Trainer(
         recipe=recipe,
         rank=rank,
         report=around.report if rank == 0 else lambda _: None,
         data=data,
         plan=plan,
-        feed=Feed(
-            MicroBatches(data, plan),
-            around.helper,
-            lambda: around.report({"type": "prefetching", "worker": rank}),
-        ),
-        owned=owned[rank],
-        balancer=Balancer(
-            recipe.micro_batches,
-            owned,
-            is_live=around.balance == "auto" and workers > 1,
-            evict_slower_than=around.evict_slower_than,
-        ),
+        feed=_feed(data, plan, around),
+        owned=balancer.owned[rank],
+        balancer=balancer,
         is_scattered=around.balance == "random",
         device=around.device,
         model=model,
@@ -188,7 +177,7 @@ def build(recipe: Recipe, around: Surroundings) -> Trainer:
         snapshots=Snapshots(around.snapshots, flat.layout, workers),
         clock=_clock(around),
         ledger=StepLedger(
-            recipe.micro_batches,
+            plan.micro_batches,
             steps_per_report,
             rank,
             exchange,
@@ -200,6 +189,24 @@ def build(recipe: Recipe, around: Surroundings) -> Trainer:
     )
     _resume(trainer)
     return trainer
+
+
+def _balancer(recipe: Recipe, around: Surroundings) -> Balancer:
+    workers, owned = around.workers, shares(recipe.micro_batches, around.workers)
+    if isinstance(around.balance, list) and len(around.balance) == workers:
+        owned = contiguous(around.balance)
+    return Balancer(
+        recipe.micro_batches,
+        owned,
+        is_live=around.balance == "auto" and workers > 1,
+        evict_slower_than=around.evict_slower_than,
+    )
+
+
+def _feed(data: dataset.Dataset, plan: Plan, around: Surroundings) -> Feed:
+    message = {"type": "prefetching", "worker": around.rank}
+    report = partial(around.report, message)
+    return Feed(MicroBatches(data, plan), around.helper, report)
 
 
 def load_data(
