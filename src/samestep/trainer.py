@@ -11,6 +11,7 @@ from samestep import constants, dataset, models, rehearsal
 from samestep.balance import contiguous, shares
 from samestep.balancer import Balancer
 from samestep.board import Board
+from samestep.data_sections import MnistData, TextData
 from samestep.evaluation import Evaluator
 from samestep.exchange import Exchange
 from samestep.faults import Faults
@@ -198,9 +199,10 @@ def _load_and_build(
     """The data, the plan, the model, an own loss, and buffers that stay as they are."""
     data, plan = load_data(recipe, around.own, around.most_samples)
     torch.default_generator.manual_seed(derive_seed(recipe.seed, "model"))
+    rehearsal.check_family(recipe.model, data)
     model = models.build(recipe.model, data, around.own)
     loss, still = find_loss(recipe, around.own), frozenset[str]()
-    if names(recipe):
+    if not isinstance(recipe.data, MnistData | TextData) or names(recipe):
         found = rehearsal.rehearse(recipe, data, model, loss)
         data, still = replace(data, own_metric=found.metric), found.still
     rehearsal.check_norms(recipe, data, plan, model)
