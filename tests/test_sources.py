@@ -287,3 +287,37 @@ def test_a_pair_of_test_files_is_whole(tmp_path: Path) -> None:
 def test_a_gap_in_the_classes_may_be_on_purpose(tmp_path: Path) -> None:
     section = changed_npz(y_train=2 * FEW)(tmp_path / "data") | {"outputs": 7}
     assert dataset.load(recipe_of(section).data).outputs == 7
+
+
+def test_bytes_that_are_no_images_are_normalised_as_a_whole(tmp_path: Path) -> None:
+    x, y = pictures(NUM_TRAIN)
+    section = changed_npz(x_train=x.reshape(NUM_TRAIN, -1), y_train=y)(tmp_path / "a")
+    train = dataset.load(recipe_of(section).data).splits["train"]
+    inputs, _ = train.gather(torch.arange(len(train)))
+    assert inputs.shape[1:] == (64,)
+    assert inputs.mean().item() == pytest.approx(0, abs=1e-5)
+
+
+MISFITS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "cnn": ({"x_train": np.ones((90, 5))}, {"family": "cnn"}, r"`cnn` takes images"),
+    "vit": ({}, {"family": "vit", "patch": 9}, "8 x 8 are too small for `vit`"),
+    "kernels": ({}, {"family": "cnn"}, "8 x 8 are too small for `cnn`"),
+    "transformer": (
+        {},
+        {"family": "transformer"},
+        r"takes tokens \[t\]; .*\[1, 8, 8\]",
+    ),
+    "rnn": ({"x_train": np.ones((90, 5))}, {"family": "rnn"}, r"width\] or tokens"),
+    "integers": ({"x_train": np.ones((90, 5), int)}, {"family": "mlp"}, "torch.int64"),
+    "regression": ({"y_train": np.ones(90)}, {"family": "mlp"}, "squared-error"),
+}
+
+
+@pytest.mark.parametrize("misfit", MISFITS)
+def test_a_model_that_does_not_fit_the_data_is_refused(
+    train: Train, tmp_path: Path, misfit: str
+) -> None:
+    arrays, model, message = MISFITS[misfit]
+    section = changed_npz(**({"y_train": FEW} | arrays))(tmp_path / "data")
+    with pytest.raises(UsageError, match=message):
+        train(recipe_of(section).changed({"model": model}))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from samestep import own
 from samestep.dataset import Dataset
 from samestep.errors import OwnCodeError, RecipeError
+from samestep.ingredients import CnnModel, ModelRecipe, VitModel
 from samestep.objective import Metric, Objective
 from samestep.plan import Plan
 from samestep.recipe import Recipe
@@ -58,6 +59,40 @@ def rehearse(
         torch.autograd.backward(total)
     check_gradients(twin, who)
     return Findings(still_buffers(twin, before, who), objective.metrics or ())
+
+
+def check_family(recipe: ModelRecipe, data: Dataset) -> None:
+    """Raises RecipeError if a built-in family does not take such samples."""
+    takes_tokens = recipe.family in ("rnn", "transformer")
+    takes_images = recipe.family in ("cnn", "resnet", "rnn", "vit")
+    if recipe.family in ("mlp", "custom"):
+        return
+    if takes_tokens and data.task == "next-token":
+        return
+    if takes_images and data.task != "next-token" and len(data.inputs) == 3:
+        _check_size(recipe, data)
+        return
+    wanted = "images [channels, height, width]" * takes_images
+    wanted += " or " * (takes_images and takes_tokens) + "tokens [t]" * takes_tokens
+    raise RecipeError(
+        f"The family `{recipe.family}` takes {wanted}; a sample of these data, for "
+        f"{data.task}, is {list(data.inputs)}. Use another `model.family`, such as "
+        "`mlp`."
+    )
+
+
+def _check_size(recipe: ModelRecipe, data: Dataset) -> None:
+    """Raises RecipeError where an image is smaller than what a layer looks at."""
+    left = min(data.inputs[1:])
+    least = recipe.patch if isinstance(recipe, VitModel) else 1
+    for kernel in recipe.kernels if isinstance(recipe, CnnModel) else ():
+        left = (left - kernel + 1) // 2
+    if left < least:
+        raise RecipeError(
+            f"Images of {data.inputs[1]} x {data.inputs[2]} are too small for "
+            f"`{recipe.family}` with these `kernels` or this `patch`. Use fewer or "
+            "smaller ones."
+        )
 
 
 def _check_task(recipe: Recipe, data: Dataset) -> None:

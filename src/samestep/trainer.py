@@ -12,6 +12,7 @@ from samestep import compiling, constants, dataset, initial, kept, models, rehea
 from samestep.balance import contiguous, shares
 from samestep.balancer import Balancer
 from samestep.board import Board
+from samestep.data_sections import MnistData, TextData
 from samestep.device import Device
 from samestep.errors import RecipeError
 from samestep.evaluation import Evaluator
@@ -234,10 +235,11 @@ def _load_and_build(
     """The data, the plan, the model, an own loss, and buffers that stay as they are."""
     data, plan = load_data(recipe, around.own, around.most_samples)
     torch.default_generator.manual_seed(derive_seed(recipe.seed, "model"))
+    rehearsal.check_family(recipe.model, data)
     model = models.build(recipe.model, data, around.own)
     initial.prepare(model, recipe)
     loss, still = find_loss(recipe, around.own), frozenset[str]()
-    if names(recipe):
+    if not isinstance(recipe.data, MnistData | TextData) or names(recipe):
         found = rehearsal.rehearse(recipe, data, model, loss)
         data, still = replace(data, own_metrics=found.metrics), found.still
     rehearsal.check_norms(recipe, data, plan, model)

@@ -9,14 +9,16 @@ from torch import Tensor
 
 from samestep.data import tables
 from samestep.data.arrays import SPLITS, Array, Pair
-from samestep.data.facts import Facts, check_labels, narrow, shaped, task_of
+from samestep.data.facts import Facts, check_labels, shaped, task_of
 from samestep.data.splits import Part, Split, divide
 from samestep.data_sections import Divided, NpyData, NpzData, TableData, Task
 from samestep.errors import DataError
 
 
 MOST_MEASURED = 10_000
-"""Images, evenly spaced among those for training, whose pixels are normalised by."""
+"""Training samples, evenly spaced, by whose bytes all are normalised."""
+MEASURED_AT_ONCE = 500
+LEAST_DEVIATION = 1e-3
 CHECKED_AT_ONCE = 100_000
 
 
@@ -29,7 +31,7 @@ class Rows:
     task: Task
     channels_last: bool = False
     normal: tuple[Tensor, Tensor] | None = None
-    """Of pixels: a factor and what is subtracted then, float32 [channels, 1, 1]."""
+    """Of bytes: a factor and what is subtracted then, float32, for each channel."""
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -37,7 +39,7 @@ class Rows:
     def gather(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """int64 [b] -> inputs [b, ...] and targets [b, ...]; a pure function."""
         rows = indices.numpy()
-        inputs = narrow(_tensor(self.inputs[rows]))
+        inputs = _tensor(self.inputs[rows])
         if inputs.dim() == 3:
             inputs = inputs.unsqueeze(1)
         elif inputs.dim() == 4 and self.channels_last:
@@ -45,6 +47,8 @@ class Rows:
         if self.normal is not None:
             factor, less = self.normal
             inputs = inputs.float().mul_(factor).sub_(less)
+        elif not inputs.is_floating_point():
+            inputs = inputs.long()
         targets = shaped(_tensor(self.targets[rows]), self.task)
         return inputs.contiguous(), targets
 
@@ -66,7 +70,7 @@ def build(recipe: Divided, pairs: Mapping[str, Pair]) -> tuple[dict[str, Split],
         _check_classes(train, outputs)
     held_out = tuple(name for name in SPLITS if name not in pairs)
     members = divide(len(train.targets), recipe, train.who, held_out)
-    if train.inputs.dtype == np.uint8 and inputs.dim() == 4:
+    if train.inputs.dtype == np.uint8 and task != "next-token":
         normal = _normal(rows["train"], members["train"])
         rows = {split: replace(each, normal=normal) for split, each in rows.items()}
     per_sample = targets[0].numel() if task == "next-token" else 1
@@ -93,7 +97,8 @@ def _splits(
 ) -> dict[str, Split]:
     found: dict[str, Split] = {"train": Part(rows["train"], members["train"])}
     for split in ("validation", "test"):
-        found[split] = rows.get(split) or Part(rows["train"], members[split])
+        part = Part(rows["train"], members[split])
+        found[split] = rows.get(split, part)
     return found
 
 
@@ -122,10 +127,18 @@ def _check(pair: Pair, train: Pair, task: Task, outputs: int) -> None:
                 f"All splits have {what} of one shape; those of {train.who} have "
                 f"{list(of_train)}, those of {pair.who} {list(own)}."
             )
+    if (pair.inputs.dtype == np.uint8) != (train.inputs.dtype == np.uint8):
+        raise DataError(
+            f"All splits have inputs of one type; those of {train.who} are "
+            f"{train.inputs.dtype}, those of {pair.who} {pair.inputs.dtype}."
+        )
     for first in range(0, len(pair.targets), CHECKED_AT_ONCE):
         numbers = torch.arange(first, min(first + CHECKED_AT_ONCE, len(pair.targets)))
         targets = shaped(_tensor(pair.targets[numbers[0] : numbers[-1] + 1]), task)
         check_labels(targets, task, outputs, pair.who, numbers)
+        if task == "next-token":
+            tokens = _tensor(pair.inputs[numbers[0] : numbers[-1] + 1]).long()
+            check_labels(tokens, task, outputs, pair.who, numbers)
         if task == "regression" and not targets.isfinite().all():
             bad = int((~targets.isfinite()).flatten(1).any(1).nonzero()[0]) + first
             raise DataError(
@@ -148,21 +161,26 @@ def _check_classes(train: Pair, outputs: int) -> None:
 
 
 def _normal(rows: Rows, members: Tensor) -> tuple[Tensor, Tensor]:
-    """So that the training pixels of each channel have mean 0 and deviation 1.
+    """So that the training bytes have mean 0 and deviation 1: of images, by channel.
 
-    From exact counts of the 256 values, whatever the order. Images that are all alike
-    are only shifted.
+    From exact counts of the 256 values, whatever the order. What is constant is only
+    shifted.
     """
     chosen = members[:: max(1, -(-len(members) // MOST_MEASURED))]
-    counts: list[Tensor] = []
-    for piece in torch.split(chosen, 500):
-        pixels = rows.gather(piece)[0].transpose(0, 1).flatten(1)
-        counts.append(torch.stack([torch.bincount(p, minlength=256) for p in pixels]))
-    shares = torch.stack(counts).sum(dim=0).double()
-    shares /= shares.sum(dim=1, keepdim=True)
+    counts: Tensor | int = 0
+    for piece in torch.split(chosen, MEASURED_AT_ONCE):
+        inputs, _ = rows.gather(piece)
+        is_image = inputs.dim() == 4
+        planes = inputs.transpose(0, 1).flatten(1) if is_image else inputs.view(1, -1)
+        counts = counts + torch.stack([p.bincount(minlength=256) for p in planes])
+    assert isinstance(counts, Tensor)
+    shares = counts / counts.sum(dim=1, keepdim=True, dtype=torch.float64)
     values = torch.arange(256, dtype=torch.float64)
     mean = (shares * values).sum(dim=1)
     deviation = ((shares * values.square()).sum(dim=1) - mean.square()).clamp(0).sqrt()
-    deviation[deviation < 0.5] = 255.0
-    factor = (1 / deviation).float().view(-1, 1, 1)
-    return factor, (mean / deviation).float().view(-1, 1, 1)
+    deviation[deviation < LEAST_DEVIATION] = 255.0
+    shape = (-1, 1, 1) if is_image else (1, 1)
+    return (
+        (1 / deviation).float().view(shape),
+        (mean / deviation).float().view(shape),
+    )

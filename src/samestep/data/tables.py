@@ -117,24 +117,16 @@ def describe(recipe: TableData) -> dict[str, Any]:
 
 
 def _file(path: Path) -> "pa.Table":
+    if path.suffix not in (".csv", ".parquet"):
+        raise DataError(
+            f"A table is a file that ends with .csv or .parquet; received {path}."
+        )
     try:
         import pyarrow
-        import pyarrow.csv
-        import pyarrow.parquet
     except ImportError:
         raise DataError(LIBRARY) from None
     try:
-        if path.suffix == ".csv":
-            options = pyarrow.csv.ReadOptions(use_threads=False)
-            # Words may be empty; whether that is a missing value, is for us to say.
-            convert = pyarrow.csv.ConvertOptions(strings_can_be_null=True)
-            table = pyarrow.csv.read_csv(path, options, convert_options=convert)
-        elif path.suffix == ".parquet":
-            table = pyarrow.parquet.read_table(path, use_threads=False)
-        else:
-            raise DataError(
-                f"A table is a file that ends with .csv or .parquet; received {path}."
-            )
+        table = _csv(path) if path.suffix == ".csv" else _parquet(path)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error}.") from None
     except pyarrow.ArrowInvalid as error:
@@ -142,6 +134,23 @@ def _file(path: Path) -> "pa.Table":
     if table.num_rows == 0:
         raise DataError(f"{path} has no rows.")
     return table
+
+
+def _csv(path: Path) -> "pa.Table":
+    from pyarrow import csv
+
+    # Words may be empty; whether that is a missing value, is for us to say.
+    convert = csv.ConvertOptions(strings_can_be_null=True)
+    options = csv.ReadOptions(use_threads=False)
+    return csv.read_csv(path, options, convert_options=convert)
+
+
+def _parquet(path: Path) -> "pa.Table":
+    """Without `read_table`, whose imports take a second."""
+    from pyarrow import parquet
+
+    with parquet.ParquetFile(path) as file:
+        return file.read(use_threads=False)
 
 
 def _check_names(recipe: TableData, table: "pa.Table", path: Path) -> None:
@@ -184,33 +193,25 @@ def _column(
 
 def _values(name: str, table: "pa.Table", path: Path) -> Array:
     """float64 with nan, or str with "" where nothing is."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
+    from pyarrow import types
 
     column = table[name]
     kind = column.type
-    if pa.types.is_dictionary(kind):
-        column = column.cast(kind.value_type)
+    if types.is_dictionary(kind):
+        column = column.combine_chunks().dictionary_decode()
         kind = column.type
-    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
-        numbers = column.cast(pa.float64(), safe=False)
-        found: Array = numbers.fill_null(float("nan")).to_numpy()
-        return found
-    if pa.types.is_null(kind):
+    if types.is_integer(kind) or types.is_floating(kind):
+        numbers = column.to_numpy(zero_copy_only=False)
+        return np.asarray(numbers, np.float64)
+    if types.is_null(kind):
         return np.full(len(column), np.nan)
-    if pa.types.is_boolean(kind) or _is_text(kind):
-        words = pc.fill_null(column.cast(pa.string()), "").to_pylist()
-        return np.array(words, np.str_)
+    if types.is_boolean(kind) or types.is_string(kind) or types.is_large_string(kind):
+        words = column.to_pylist()
+        return np.array(["" if w is None else str(w) for w in words], np.str_)
     raise DataError(
         f"The columns of a table hold numbers, words or true and false; `{name}` of "
         f"{path} holds {kind}. Leave it out: `data.ignore`."
     )
-
-
-def _is_text(kind: "pa.DataType") -> bool:
-    import pyarrow as pa
-
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def _check_feature(column: Column) -> None:
@@ -231,9 +232,9 @@ def _check_feature(column: Column) -> None:
 
 def _is_regression(recipe: TableData, target: Column, table: "pa.Table") -> bool:
     """Whole numbers are classes, unless the recipe says otherwise."""
-    import pyarrow as pa
+    from pyarrow import types
 
-    is_float = target.is_number and pa.types.is_floating(table[target.name].type)
+    is_float = target.is_number and types.is_floating(table[target.name].type)
     if recipe.task == "regression" and not target.is_number:
         raise DataError(f"A regression predicts a number; `{target.name}` holds words.")
     if recipe.task is not None:
