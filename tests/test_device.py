@@ -209,7 +209,7 @@ def test_a_step_stays_on_its_device(name: str, changed: dict[str, Any]) -> None:
     data = dataset.load(recipe.data)
     model = models.build(recipe.model, data)
     for module in model.modules():
-        if isinstance(module, nn.BatchNorm1d):
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             module.num_batches_tracked = None  # no number can be read from meta
     model = META.move(model)
     flat = Flat(model, state_names(recipe.optimizer))

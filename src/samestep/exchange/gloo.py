@@ -87,7 +87,7 @@ class GlooExchange:
     def assign(self, shares: list[Node]) -> None:
         """All workers, between two steps: who owns which micro-batches."""
         self._owned = shares[self._rank]
-        self._tails = Partials(shares, self._rank)
+        self._tails = Partials(shares, self._rank, self._flat.device)
         self._merges, self._rows = self._tails.merges, self._tails.rows
         self._memory.clear()
         self._is_direct = self._rows == 1 and self._rounding.is_exact

@@ -7,6 +7,7 @@ order of the tree.
 
 from collections.abc import Callable
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -14,13 +15,16 @@ from samestep import tree
 from samestep.tree import Node
 
 
+CPU = torch.device("cpu")
 Add = Callable[[Tensor, Tensor], Tensor]
 
 
 class Partials:
     """One sum at a time; all workers take part."""
 
-    def __init__(self, shares: list[Node], rank: int) -> None:
+    def __init__(
+        self, shares: list[Node], rank: int, device: torch.device = CPU
+    ) -> None:
         """`shares[r]` is the range of micro-batches of worker `r`, without gaps."""
         self._workers, self._leaves = len(shares), shares[-1][1]
         self.merges = {
@@ -37,6 +41,7 @@ class Partials:
             for row, node in enumerate(nodes)
         }
         self._stack: list[Tensor] = []
+        self._device = device
 
     def push(self, leaf: int, value: Tensor) -> None:
         """What the next own micro-batch gives: [n], which belongs to this from now."""
@@ -50,7 +55,7 @@ class Partials:
         stack, self._stack = self._stack, []
         if self._workers == 1:
             return stack[0]
-        sent = stack[0].new_zeros(self.rows, size)
+        sent = torch.zeros(self.rows, size, device=self._device)
         for row, partial in enumerate(stack):
             sent[row] = partial
         received = sent.new_empty(self._workers * self.rows, size)
