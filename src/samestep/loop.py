@@ -200,6 +200,7 @@ class Loop:
         """All workers: one global batch."""
         row, number = self._new_row(), epoch * plan.steps_per_epoch + index
         flat = self._follow_model()
+        self._partials.clear()  # of a step that was given up
         with _generators_kept():
             for m in range(*self._owned):
                 samples = plan.micro_batch(order, index, m)
