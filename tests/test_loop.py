@@ -305,6 +305,8 @@ def test_a_loop_that_is_not_used_as_it_must_be_says_so(
         loop.add(loss=1.0)
     with pytest.raises(OwnCodeError, match="received 0 and 10"):
         next(loop.steps([], 10, epoch=0))
+    with pytest.raises(OwnCodeError, match="received `none`"):
+        samestep.Loop(network(), 2, reduction="none")  # type: ignore[arg-type]
     monkeypatch.setenv("WORLD_SIZE", "9")
     monkeypatch.setenv("RANK", "0")
     with pytest.raises(PlacementError, match="9 workers cannot share 8 micro-batches"):
