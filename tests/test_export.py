@@ -11,8 +11,11 @@ from conftest import Own, Train, small_recipe
 from own_samples import EVERYTHING
 from torch import nn
 
-from samestep import ExportError, Recipe, Run, RunError, exporting
+import samestep
+from samestep import ExportError, OwnCodeError, Recipe, Run, RunError, exporting
 from samestep.fingerprint import fingerprint
+from samestep.forking import ForkServer
+from samestep.view import SilentView
 
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -26,9 +29,6 @@ SMALL: dict[str, dict[str, Any]] = {
 @pytest.fixture(scope="module")
 def mlp(tmp_path_factory: pytest.TempPathFactory, request: Any) -> Run:
     """Trained once for the tests that only need any run."""
-    import samestep
-    from samestep.view import SilentView
-
     where = samestep.Placement(
         workers=1, out=tmp_path_factory.mktemp("export") / "run", tensorboard=False
     )
@@ -77,6 +77,23 @@ def test_own_models_are_exported_by_name_or_given_again(
     assert run.export(out=tmp_path / "other.safetensors") == (
         tmp_path / "other.safetensors"
     )
+
+
+def test_what_was_given_as_an_object_is_given_again(
+    server: ForkServer, tmp_path: Path
+) -> None:
+    inputs = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
+    given: dict[str, Any] = {
+        "model": lambda inputs, outputs: nn.Linear(inputs[0], outputs),
+        "data": (inputs, (inputs[:, 0] > 0).long()),
+    }
+    quiet: dict[str, Any] = {"view": SilentView(), "server": server, "epochs": 1}
+    run = samestep.train(**given, **quiet, workers=1, out=tmp_path / "run")
+    assert run.export("state_dict", **given).name == "exported.pt"
+    with pytest.raises(OwnCodeError, match=r"Give it again: `data="):
+        run.export("safetensors", model=given["model"])
+    with pytest.raises(OwnCodeError, match=r"Give it again: `model="):
+        run.export("safetensors", data=given["data"])
 
 
 def test_a_file_that_predicts_otherwise_is_deleted(

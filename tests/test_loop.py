@@ -68,7 +68,7 @@ def test_the_example_differs_from_a_plain_loop_in_at_most_eight_lines() -> None:
     assert len(changed) <= 8, changed
 
 
-def test_the_example_has_one_fingerprint_as_the_guide_says(tmp_path: Path) -> None:
+def test_the_example_of_the_guide_has_one_fingerprint(tmp_path: Path) -> None:
     script = str(EXAMPLES / "own_loop.py")
     alone = started([sys.executable, script], tmp_path)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
@@ -76,7 +76,9 @@ def test_the_example_has_one_fingerprint_as_the_guide_says(tmp_path: Path) -> No
         assert started([*torchrun, "--nproc-per-node", workers, script], tmp_path) == (
             alone
         )
-    assert len(alone.splitlines()) == 3
+    guide = (EXAMPLES.parent / "docs" / "own-loop.md").read_text()
+    code = Path(script).read_text()
+    assert code[code.index("loop = samestep.Loop") :] in guide
 
 
 EVERYTHING = """
@@ -226,6 +228,23 @@ def test_the_gradient_is_that_of_the_whole_global_batch(
         torch.testing.assert_close(one, other)
 
 
+def test_a_step_that_was_given_up_leaves_nothing_behind() -> None:
+    model = network()
+    loop = samestep.Loop(model, micro_batches=4)
+    found = []
+    for given_up in (False, True):
+        if given_up:
+            x, _ = next(next(loop.steps(data(), 20, epoch=1)))
+            model(x).sum().backward()
+        for x, _ in next(loop.steps(data(), 20, epoch=0)):
+            model(x).sum().backward()
+        found.append([p.grad for p in model.parameters()])
+    for one, other in zip(*found, strict=True):
+        assert one is not None
+        assert other is not None
+        assert torch.equal(one, other)
+
+
 def test_any_object_with_a_length_and_an_index_is_data() -> None:
     loop = samestep.Loop(network(), micro_batches=4)
     seen: list[int] = []
@@ -286,6 +305,8 @@ def test_a_loop_that_is_not_used_as_it_must_be_says_so(
         loop.add(loss=1.0)
     with pytest.raises(OwnCodeError, match="received 0 and 10"):
         next(loop.steps([], 10, epoch=0))
+    with pytest.raises(OwnCodeError, match="received `none`"):
+        samestep.Loop(network(), 2, reduction="none")  # type: ignore[arg-type]
     monkeypatch.setenv("WORLD_SIZE", "9")
     monkeypatch.setenv("RANK", "0")
     with pytest.raises(PlacementError, match="9 workers cannot share 8 micro-batches"):

@@ -2,8 +2,8 @@
 
 | format | what reads it |
 |---|---|
-| safetensors | `safetensors.torch.load_file`, without pickle |
-| state_dict | `torch.load(file, weights_only=True)` |
+| safetensors | `safetensors.torch.load_file` |
+| state_dict | torch, with `weights_only=True` |
 | onnx | any ONNX runtime; the first dimension of the inputs is free |
 """
 

@@ -7,17 +7,16 @@ number of workers.
 """
 
 import contextlib
-import operator
 import random
 from collections.abc import Callable, Iterator, Sized
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset, default_collate
 
-from samestep import tree, weights
+from samestep import weights
 from samestep.balance import shares
 from samestep.errors import OwnCodeError, PlacementError, ReplicasDiffer
 from samestep.exchange.group import Group
@@ -26,19 +25,11 @@ from samestep.flat import Flat
 from samestep.models.custom import check_parameters
 from samestep.plan import Plan, derive_seed
 from samestep.rehearsal import check_gradients, still_buffers
+from samestep.tally import Place, Tally, Value
 
 
 Batches = Iterator[Any]
 WHO = "the model"
-
-
-class _Place(NamedTuple):
-    """A piece of samples: row `row` of all pieces so far, of `pieces` in it."""
-
-    row: int
-    pieces: int
-    piece: int
-    samples: int
 
 
 class Loop:
@@ -62,6 +53,11 @@ class Loop:
         worker that waits for another for `timeout_seconds` fails. Raises
         PlacementError, OwnCodeError.
         """
+        if reduction not in ("mean", "sum"):
+            raise OwnCodeError(
+                "A loss is the `mean` over its samples, or their `sum`; received "
+                f"`{reduction}`. Reduce it before `backward`."
+            )
         torch.set_num_threads(threads)
         self._group = Group()
         self.rank, self.workers = self._group.rank, self._group.workers
@@ -81,9 +77,7 @@ class Loop:
         self._is_checked = False
         self._summed = 0
         """Steps whose gradient is complete."""
-        self._rows = 0
-        self._place: _Place | None = None
-        self._notes: list[tuple[_Place, str, float, float]] = []
+        self._tally = Tally(self._group)
         self._check_start()
 
     def steps(
@@ -126,45 +120,31 @@ class Loop:
     ) -> Batches:
         """This worker's share of batches, to evaluate: all workers see all samples."""
         size, count = len(data), -(-len(data) // batch)
-        row = self._new_row()
+        row = self._tally.begin_row()
         with _generators_kept():
             for index in range(*shares(count, self.workers)[self.rank]):
                 samples = torch.arange(index * batch, min((index + 1) * batch, size))
                 _seed_generators(derive_seed(self._seed, "share", index))
-                self._place = _Place(row, count, index, len(samples))
+                self._tally.place = Place(row, count, index, len(samples))
                 yield _fetch(data, samples, collate)
-                self._place = None
+                self._tally.place = None
 
-    def add(self, **metrics: Tensor | float | tuple[Tensor | float, float]) -> None:
+    def add(self, **metrics: Value | tuple[Value, Value]) -> None:
         """For the batch at hand: sums over its samples, or sums and counts.
 
         Raises OwnCodeError outside of a loop over batches.
         """
-        if self._place is None:
-            raise OwnCodeError(
-                "`add` notes sums over the samples of one batch: call it in the loop "
-                "over the batches of `steps` or `share`."
-            )
         for name, value in metrics.items():
-            counted = (
-                value if isinstance(value, tuple) else (value, self._place.samples)
-            )
-            total, count = map(_number, counted)
-            self._notes.append((self._place, name, total, count))
+            self._tally.add(name, value)
 
     def mean(self) -> dict[str, float]:
         """All workers: what was added since the last call, by samples or counts.
 
         Summed in float64 in the order of the canonical tree over the pieces of a step,
-        then step by step: the same bits at any number of workers.
+        then step by step: the same bits at any number of workers. NaN where a count is
+        zero.
         """
-        every = [note for notes in self._group.gather(self._notes) for note in notes]
-        self._notes = []
-        every.sort(key=lambda note: (note[0][0], note[0][2]))  # by row and piece
-        return {
-            name: _ratio([(_Place(*p), a, b) for p, n, a, b in every if n == name])
-            for name in dict.fromkeys(name for _, name, _, _ in every)
-        }
+        return self._tally.means()
 
     def fingerprint(self) -> str:
         """All workers: SHA-256 of the weights. ReplicasDiffer if there is not one."""
@@ -184,10 +164,6 @@ class Loop:
                 "than each other. Call `torch.manual_seed` before building it."
             ) from None
 
-    def _new_row(self) -> int:
-        self._rows += 1
-        return self._rows - 1
-
     def _step(
         self,
         plan: Plan,
@@ -198,8 +174,9 @@ class Loop:
         collate: Callable[[list[Any]], Any],
     ) -> Batches:
         """All workers: one global batch."""
-        row, number = self._new_row(), epoch * plan.steps_per_epoch + index
+        row, number = self._tally.begin_row(), epoch * plan.steps_per_epoch + index
         flat = self._follow_model()
+        self._partials.clear()  # of a step that was given up
         with _generators_kept():
             for m in range(*self._owned):
                 samples = plan.micro_batch(order, index, m)
@@ -208,10 +185,10 @@ class Loop:
                     parameter.grad = None
                 if len(samples):
                     _seed_generators(derive_seed(self._seed, "step", number, m))
-                    self._place = _Place(row, plan.micro_batches, m, len(samples))
+                    self._tally.place = Place(row, plan.micro_batches, m, len(samples))
                     with self._checked():
                         yield _fetch(data, samples, collate)
-                    self._place = None
+                    self._tally.place = None
                 share = len(samples) / plan.batch_size(index)
                 self._partials.push(m, self._leaf(len(samples) > 0, share))
         self._sum()
@@ -273,27 +250,6 @@ def _fetch(data: Any, samples: Tensor, collate: Callable[[list[Any]], Any]) -> A
     if isinstance(data, TensorDataset) and collate is default_collate:
         return [tensor[samples] for tensor in data.tensors]
     return collate([data[i] for i in samples.tolist()])
-
-
-def _number(value: Tensor | float) -> float:
-    return float(value.detach().sum()) if isinstance(value, Tensor) else float(value)
-
-
-def _ratio(notes: list[tuple[_Place, float, float]]) -> float:
-    """Of all sums to all counts; NaN if the counts are zero."""
-    rows: dict[int, dict[int, tuple[float, float]]] = {}
-    pieces = {place.row: place.pieces for place, _, _ in notes}
-    for place, total, count in notes:
-        before = rows.setdefault(place.row, {}).get(place.piece, (0.0, 0.0))
-        rows[place.row][place.piece] = before[0] + total, before[1] + count
-    sums = [0.0, 0.0]
-    for row, cells in sorted(rows.items()):
-        for part in range(2):
-            leaves = {
-                (m, m + 1): cells.get(m, (0.0, 0.0))[part] for m in range(pieces[row])
-            }
-            sums[part] += tree.reduce(pieces[row], leaves, operator.add)
-    return sums[0] / sums[1] if sums[1] else float("nan")
 
 
 def _seed_generators(seed: int) -> None:

@@ -39,14 +39,15 @@ class Sums:
     def means(self, metrics: Sequence[Metric]) -> dict[str, float]:
         """`loss` and the metrics by name, per target or by their own counts.
 
-        NaN where a count of its own is zero.
+        Without those whose own count is zero: JSON has no word for what they are.
         """
         found = {"loss": self.loss / self.targets}
         cells = iter(self.metrics)
         for metric in metrics:
             total = next(cells)
             count = next(cells) if metric.has_count else self.targets
-            found[metric.name] = total / count if count else math.nan
+            if count:
+                found[metric.name] = total / count
         return found
 
 

@@ -1,5 +1,6 @@
 """The model together with its loss: what a micro-batch goes through."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -33,6 +34,7 @@ class Metric(NamedTuple):
 
 MOST_METRICS = 64
 """Their sums are part of every snapshot."""
+WORD = re.compile(r"[^\W\d]\w{0,99}")
 TAKEN = (
     *("loss", "type", "epoch", "step", "lr", "samples_per_second", "workers"),
     *("waited_for", "communication_share", "straggler_share", "bytes_exchanged"),
@@ -153,12 +155,12 @@ def read_metrics(measured: Any) -> dict[Metric, list[Tensor]]:
 
 
 def _checked(name: Any) -> str:
-    if not isinstance(name, str) or not name.isidentifier() or name in TAKEN:
-        raise OwnCodeError(
-            "the name of a metric is a word of letters, digits and underscores that "
-            f"no other field of a record has; received {name!r}."
-        )
-    return name
+    if isinstance(name, str) and WORD.fullmatch(name) and name not in TAKEN:
+        return name
+    raise OwnCodeError(
+        "the name of a metric is a word of letters, digits and underscores that no "
+        f"other field of a record has; received {name!r}."
+    )
 
 
 def _cells(name: str, value: Any) -> list[Tensor]:

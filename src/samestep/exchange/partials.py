@@ -43,6 +43,10 @@ class Partials:
         self._stack: list[Tensor] = []
         self._device = device
 
+    def clear(self) -> None:
+        """Forgets what was pushed for a sum that nobody has taken."""
+        self._stack.clear()
+
     def push(self, leaf: int, value: Tensor) -> None:
         """What the next own micro-batch gives: [n], which belongs to this from now."""
         self._stack.append(value)

@@ -117,7 +117,8 @@ class Result(Record):
         """What was measured besides the loss."""
         is_regression = any(hasattr(e, "train_absolute_error") for e in self.epochs)
         usual = "absolute_error" if is_regression else "accuracy"
-        return list(dict.fromkeys(self.own_metrics)) or [usual]
+        own = [name for name in dict.fromkeys(self.own_metrics) if name != "loss"]
+        return own or [usual]
 
 
 class ScalingRun(Record):
