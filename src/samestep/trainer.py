@@ -133,14 +133,12 @@ def build(recipe: Recipe, around: Surroundings) -> Trainer:
     if isinstance(around.balance, list) and len(around.balance) == workers:
         owned = contiguous(around.balance)
     exchange = around.connect(flat, owned)
-    called = compiling.compiled(model) if recipe.compile else model
-    objective = Objective(called, recipe.loss, loss, recipe.precision)
+    objective = Objective(model, recipe.loss, loss, recipe.precision)
     attached = exchange.attach(objective)
     if recipe.compile:
-        compiling.warm_up(objective, data, plan, flat)
-    steps_per_report = max(
-        1, min(plan.steps_per_epoch // REPORTS_PER_EPOCH, MOST_STEPS_PER_REPORT)
-    )
+        compiling.prepare(objective, data, plan, flat)
+    per_report = plan.steps_per_epoch // REPORTS_PER_EPOCH
+    per_report = max(1, min(per_report, MOST_STEPS_PER_REPORT))
     trainer = Trainer(
         recipe=recipe,
         rank=rank,
@@ -172,10 +170,10 @@ def build(recipe: Recipe, around: Surroundings) -> Trainer:
         rhythm=Rhythm(around.board, around.snapshot_seconds),
         snapshots=Snapshots(around.snapshots, flat.layout, workers),
         clock=_clock(around),
-        ledger=StepLedger(recipe.micro_batches, steps_per_report, rank, exchange),
+        ledger=StepLedger(recipe.micro_batches, per_report, rank, exchange),
         stopwatch=Stopwatch(workers),
         progress=Progress(counts=flat.counts),
-        steps_per_report=steps_per_report,
+        steps_per_report=per_report,
     )
     _resume(trainer)
     return trainer
