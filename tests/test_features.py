@@ -2,6 +2,8 @@
 
 import json
 import pickle
+import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,16 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import samestep
-from samestep import RecipeError, Run, checkpoint, compiling, faults, initial, precision
+from samestep import (
+    Recipe,
+    RecipeError,
+    Run,
+    checkpoint,
+    compiling,
+    faults,
+    initial,
+    precision,
+)
 from samestep.fingerprint import fingerprint
 from samestep.flat import Flat
 from samestep.forking import ForkServer
@@ -78,13 +89,13 @@ def test_neither_workers_nor_kills_nor_a_resume_change_a_bit(
     monkeypatch: pytest.MonkeyPatch,
     overrides: dict[str, Any],
 ) -> None:
-    recipe = small_recipe(**{"epochs": 2} | overrides)
+    recipe = small_recipe(**{"epochs": 4} | overrides)
     whole = final(train(recipe, 1))
 
     broken = train(recipe, 2, exchange="gloo")
     assert final(broken) == whole
-    *_, earlier, _last = checkpoint.steps(checkpoint.directory_of(broken.path))
-    forget_after(broken.path, earlier)
+    first, *_ = checkpoint.steps(checkpoint.directory_of(broken.path))
+    forget_after(broken.path, first)
     assert final(resume(broken.path, server, 3, exchange="gloo")) == whole
 
     kills = [fault("kill", "update", 9, rank=1), fault("kill", "forward", 12, 0, 2)]
@@ -92,6 +103,9 @@ def test_neither_workers_nor_kills_nor_a_resume_change_a_bit(
     monkeypatch.setenv(faults.SCHEDULE, str(tmp_path / "faults.json"))
     killed = train(recipe, 3, exchange="shared", snapshot_seconds=1e-9)
     assert final(killed) == whole
+    measured = samestep.evaluate(killed, workers=2, server=server)
+    assert measured.loss == killed.result["test_loss"]
+    assert measured.weights_sha256 == killed.weights_sha256
     assert killed.result["restarts"] == 2
 
 
@@ -146,7 +160,7 @@ def test_the_result_of_an_early_end_is_its_best_epoch(train: Train) -> None:
     best = run.result["best_epoch"] - 1
     assert best + 1 + 2 == len(run.history) < 9
     assert run.weights_sha256 == run.history[best]["weights_sha256"]
-    assert fingerprint(load_file(run.model_file)) == run.weights_sha256
+    assert fingerprint(run.load_model().state_dict()) == run.weights_sha256
     shas = [epoch["weights_sha256"] for epoch in run.history]
     assert shas == [epoch["weights_sha256"] for epoch in whole.history][: len(shas)]
 
@@ -196,6 +210,23 @@ def given(server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> Run:
     recipe = small_recipe(model__norm="batch", name="given")
     where = samestep.Placement(workers=1, out=out)
     return samestep.train(recipe, where, view=SilentView(), server=server)
+
+
+def test_a_run_goes_on_only_with_the_weights_that_it_started_from(
+    given: Run, train: Train, server: ForkServer, tmp_path: Path
+) -> None:
+    path = tmp_path / "given.safetensors"
+    path.write_bytes(given.model_file.read_bytes())
+    recipe = small_recipe(start__weights=str(path), freeze=["layers.0"], **NORM)
+    run = train(recipe, 2)
+    whole = results(run)
+    forget_after(run.path, checkpoint.steps(checkpoint.directory_of(run.path))[-1])
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + b"x")
+    with pytest.raises(RecipeError, match="Bring back that file"):
+        resume(run.path, server)
+    path.write_bytes(content)
+    assert results(resume(run.path, server)) == whole
 
 
 def test_a_new_head_is_drawn_and_the_rest_is_given(given: Run, train: Train) -> None:
@@ -300,8 +331,17 @@ def test_bf16_rounds_products_and_nothing_else(train: Train) -> None:
     assert accuracies[0] == pytest.approx(accuracies[1], abs=0.05)
     weights = load_file(run.model_file)
     assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
-    found = samestep.evaluate(run, workers=2)
-    assert (found.loss, found.accuracy) == (
-        run.result["test_loss"],
-        run.result["test_accuracy"],
-    )
+
+
+def test_the_examples_of_the_page_are_recipes() -> None:
+    page = Path(__file__).parent.parent / "docs" / "recipes.md"
+    examples = re.findall(r"```toml\n(.*?)```", page.read_text(), re.DOTALL)
+    assert len(examples) == 7
+    for example in examples:
+        fields: dict[str, Any] = {}
+        for name, value in tomllib.loads(example).items():
+            inner = value.items() if isinstance(value, dict) else [("", value)]
+            fields |= {f"{name}.{key}".rstrip("."): each for key, each in inner}
+        recipe = Recipe.load("mnist-mlp", fields)
+        assert recipe.digest != Recipe.load("mnist-mlp").digest
+        assert Recipe.from_dict(tomllib.loads(recipe.to_toml())) == recipe

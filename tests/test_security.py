@@ -61,6 +61,8 @@ def test_nobody_listens_beyond_the_loopback_interface(
 
 UNPICKLES = ("handover.py",)
 """What a Python caller gives goes to the workers through memory, never from a file."""
+RESTRICTED = 'torch.load(io.BytesIO(content), "cpu", weights_only=True)'
+"""Weights that a recipe names: this unpickler makes tensors and calls nothing."""
 
 
 @pytest.mark.parametrize(
@@ -69,7 +71,7 @@ UNPICKLES = ("handover.py",)
     ids=lambda path: path.name,
 )
 def test_nothing_unpickles_or_evaluates(path: Path) -> None:
-    text = path.read_text()
+    text = path.read_text().replace(RESTRICTED, "")
     if path.name == "exporting.py":  # a state_dict that it has just written
         text = text.replace("torch.save(state, buffer)", "")
         text = text.replace("torch.load(file, weights_only=True)", "")

@@ -69,7 +69,7 @@ class NoiseEntry(_Section):
 class StoppingEntry(_Section):
     """`stopping.Stopping`."""
 
-    best: float | None
+    best: float | None = None
     best_epoch: Count
     waited: Count
     counts: list[int]

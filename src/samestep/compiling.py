@@ -15,11 +15,27 @@ from torch import nn
 from samestep.dataset import Dataset
 from samestep.errors import RecipeError
 from samestep.flat import Flat
+from samestep.objective import Objective
 from samestep.plan import Plan
 
 
+def prepare(objective: Objective, data: Dataset, plan: Plan, flat: Flat) -> None:
+    """Compiles its model for all sizes of micro-batches; the tensors stay as they are.
+
+    Raises RecipeError.
+    """
+    objective.model = compiled(objective.model)
+    steps = {0, plan.steps_per_epoch - 1}
+    sizes = {size for step in steps for size in plan.micro_batch_sizes(step) if size}
+    for size in sorted(sizes):
+        samples = torch.zeros(size, dtype=torch.int64)
+        loss, _ = objective(*data.splits["train"].gather(samples))
+        torch.autograd.grad(loss, flat.parameters, allow_unused=True)
+        flat.reset_buffers()
+
+
 def compiled(model: nn.Module) -> nn.Module:
-    """The same model to be called; its own tensors. Raises RecipeError."""
+    """The same model to be called. Raises RecipeError."""
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None:
         raise RecipeError(
@@ -37,14 +53,3 @@ def compiled(model: nn.Module) -> nn.Module:
     inductor.compile_threads = 1  # no pool of processes in every worker
     found: Any = torch.compile(model, dynamic=False)
     return found  # type: ignore[no-any-return]
-
-
-def warm_up(objective: nn.Module, data: Dataset, plan: Plan, flat: Flat) -> None:
-    """Compiles for all sizes of micro-batches; buffers stay as they are."""
-    steps = {0, plan.steps_per_epoch - 1}
-    sizes = {size for step in steps for size in plan.micro_batch_sizes(step) if size}
-    for size in sorted(sizes):
-        samples = torch.zeros(size, dtype=torch.int64)
-        loss, _ = objective(*data.splits["train"].gather(samples))
-        torch.autograd.grad(loss, flat.parameters, allow_unused=True)
-        flat.reset_buffers()

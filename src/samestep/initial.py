@@ -87,8 +87,8 @@ def _tensors(path: Path, content: bytes) -> dict[str, Tensor]:
     except Exception as error:  # the unpickler raises anything on damaged files
         first = re.split(r"[.\n]", str(error))[0]
         raise RecipeError(
-            "`start.weights` is a .safetensors file, or a `state_dict` that torch.save "
-            f"wrote; {path} cannot be read as such: {first}."
+            "`start.weights` is a .safetensors file, or a `state_dict` that torch "
+            f"has saved; {path} cannot be read as such: {first}."
         ) from None
     return _state_dict(found, path)
 

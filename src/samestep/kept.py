@@ -49,10 +49,8 @@ class Kept:
     def shown(self) -> Iterator[None]:
         """All workers: inside, the model has the weights that are to be evaluated."""
         self._swap(self._average)
-        try:
-            yield
-        finally:
-            self._swap(self._average)
+        yield  # an exception ends the worker: nothing is to be put right
+        self._swap(self._average)
 
     def keep(self, stopping: Stopping) -> None:
         """Inside `shown`: these are the best so far."""

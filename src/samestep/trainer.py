@@ -140,13 +140,12 @@ def build(recipe: Recipe, around: Surroundings) -> Trainer:
         constants.write(around.constants, flat.constants)
     balancer = _balancer(recipe, around)
     exchange = around.connect(flat, balancer.owned)
-    called = compiling.compiled(model) if recipe.compile else model
-    objective = Objective(called, recipe.loss, loss, data.own_metrics, recipe.precision)
+    objective = Objective(model, recipe.loss, loss, data.own_metrics, recipe.precision)
     attached = exchange.attach(objective)
     if recipe.compile:
-        compiling.warm_up(objective, data, plan, flat)
-    wanted = min(plan.steps_per_epoch // REPORTS_PER_EPOCH, MOST_STEPS_PER_REPORT)
-    steps_per_report = max(1, wanted)
+        compiling.prepare(objective, data, plan, flat)
+    per_report = plan.steps_per_epoch // REPORTS_PER_EPOCH
+    per_report = max(1, min(per_report, MOST_STEPS_PER_REPORT))
     trainer = Trainer(
         recipe=recipe,
         rank=rank,
@@ -178,15 +177,11 @@ def build(recipe: Recipe, around: Surroundings) -> Trainer:
         snapshots=Snapshots(around.snapshots, flat.layout, workers),
         clock=_clock(around),
         ledger=StepLedger(
-            plan.micro_batches,
-            steps_per_report,
-            rank,
-            exchange,
-            num_cells(data.own_metrics),
+            plan.micro_batches, per_report, rank, exchange, num_cells(data.own_metrics)
         ),
         stopwatch=Stopwatch(workers),
         progress=Progress(counts=flat.counts),
-        steps_per_report=steps_per_report,
+        steps_per_report=per_report,
     )
     _resume(trainer)
     return trainer
