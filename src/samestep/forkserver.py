@@ -72,9 +72,12 @@ class ForkServer:
 
     def _read(self) -> bool:
         """Carry out what has arrived; False at the end of the channel."""
-        data, ancillary, _, _ = self._channel.recvmsg(
-            1 << 16, socket.CMSG_SPACE(MAX_FDS * 4)
-        )
+        try:
+            data, ancillary, _, _ = self._channel.recvmsg(
+                1 << 16, socket.CMSG_SPACE(MAX_FDS * 4)
+            )
+        except ConnectionResetError:  # it went away before it read what we are
+            return False
         self._fds += _descriptors(ancillary)
         self._buffer += data
         *lines, self._buffer = self._buffer.split(b"\n")
