@@ -1,6 +1,8 @@
 """Sources of data: each has one fingerprint, is recorded, and says what is wrong."""
 
 import json
+import subprocess
+import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -321,3 +323,11 @@ def test_a_model_that_does_not_fit_the_data_is_refused(
     section = changed_npz(**({"y_train": FEW} | arrays))(tmp_path / "data")
     with pytest.raises(UsageError, match=message):
         train(recipe_of(section).changed({"model": model}))
+
+
+def test_the_supervisor_imports_neither_torch_nor_what_reads_files() -> None:
+    code = "import sys, samestep.api\nprint(*sys.modules, sep='\\n')"
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert not {"torch", "PIL", "pyarrow"} & set(ended.stdout.splitlines())

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import safetensors.numpy
-import safetensors.torch
 from numpy.typing import NDArray
 
 
@@ -20,6 +19,8 @@ Arrays = Mapping[str, NDArray[np.generic]]
 
 def write(fd: int, tensors: Mapping[str, Any]) -> None:
     """Rank 0: torch's tensors by name. Replaces what was there."""
+    import safetensors.torch  # and so torch, which the supervisor does without
+
     content = safetensors.torch.save({n: t.contiguous() for n, t in tensors.items()})
     os.ftruncate(fd, 0)
     written = 0
