@@ -1,0 +1,22 @@
+"""Draws docs/*.svg: `python docs/drawings/make.py`."""
+
+from pathlib import Path
+
+import architecture
+import dataflow
+import ownership
+import step
+
+
+DOCS = Path(__file__).parents[1]
+DRAWINGS = {
+    "architecture.svg": architecture.draw,
+    "dataflow.svg": dataflow.draw,
+    "step.svg": step.draw,
+    "tree.svg": ownership.draw,
+}
+
+
+if __name__ == "__main__":
+    for name, draw in DRAWINGS.items():
+        (DOCS / name).write_text(draw(), encoding="utf-8")
