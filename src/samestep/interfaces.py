@@ -1,0 +1,170 @@
+"""This machine's network interfaces: which one is meant, and what Gloo would take."""
+
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from ipaddress import (
+    IPv4Address,
+    IPv4Network,
+    IPv6Address,
+    IPv6Network,
+    ip_address,
+    ip_network,
+)
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+
+from samestep.errors import PlacementError, did_you_mean
+
+
+GLOO_VARIABLE = "GLOO_SOCKET_IFNAME"
+PORT_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
+
+
+class Interface(NamedTuple):
+    """An interface with one of its addresses, IPv4 or IPv6."""
+
+    name: str
+    address: str
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether no other machine can reach it."""
+        return ip_address(self.address).is_loopback
+
+
+class Choice(NamedTuple):
+    """The address that Gloo would listen on, and the reason in words."""
+
+    address: str
+    why: str
+
+
+def all_interfaces() -> list[Interface]:
+    """Every address of every interface; of each interface, IPv4 comes first."""
+    return [
+        Interface(name, entry.address)
+        for name, entries in psutil.net_if_addrs().items()
+        for entry in entries
+        if entry.family in (socket.AF_INET, socket.AF_INET6)
+    ]
+
+
+def resolve(text: str, known: Sequence[Interface] | None = None) -> Interface:
+    """An interface's name, an address or a network (`10.0.0.0/24`) -> the interface.
+
+    A network lets the same command run on every machine. The address of a name is the
+    one that Gloo takes if `GLOO_SOCKET_IFNAME` names it, the first. Raises
+    PlacementError, which lists `known`, by default this machine's interfaces.
+    """
+    known = all_interfaces() if known is None else known
+    found = [one for one in known if one.name == text] or _within(text, known)
+    names = sorted({one.name for one in found})
+    if len(names) == 1:
+        return found[0]
+    if names:
+        problem = f"`{text}` fits several interfaces ({', '.join(names)}): name one."
+    else:
+        problem = (
+            f"`{text}` is no interface, address or network of this machine."
+            + did_you_mean(text, {word for one in known for word in one})
+        )
+    raise PlacementError(f"{problem} There are: {listed(known)}.")
+
+
+def gloo_choice(
+    environment: Mapping[str, str] = os.environ,
+    known: Sequence[Interface] | None = None,
+    host_addresses: Sequence[str] | None = None,
+) -> Choice:
+    """Where Gloo listens if nothing is said: what `GLOO_SOCKET_IFNAME` names, else the
+    first address of the host's name, else the loopback interface.
+
+    As in PyTorch's `ProcessGroupGloo::createDefaultDevice`. Raises PlacementError if
+    the variable names no interface that has an address.
+    """
+    named = environment.get(GLOO_VARIABLE)
+    if named:
+        address = resolve(named.split(",")[0], known).address
+        return Choice(address, f"{GLOO_VARIABLE} is `{named}`")
+    name = socket.gethostname()
+    addresses = own_addresses(name) if host_addresses is None else host_addresses
+    if addresses:
+        return Choice(addresses[0], f"this host's name, `{name}`, has this address")
+    return Choice("127.0.0.1", f"this host's name, `{name}`, has no address of it")
+
+
+def own_addresses(host: str) -> list[str]:
+    """The addresses of a name that are this machine's own, in the resolver's order."""
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except OSError:
+        return []
+    addresses = [str(where[0]) for *_, where in found]
+    return [address for address in addresses if can_listen(address)]
+
+
+def can_listen(address: str, port: int = 0) -> bool:
+    """Whether a socket can be bound there now; port 0 is any."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as tried:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            tried.bind((address, port))
+    except OSError:
+        return False
+    return True
+
+
+def listed(known: Sequence[Interface]) -> str:
+    """`lo (127.0.0.1, ::1), eth0 (10.0.0.2)`."""
+    addresses: dict[str, list[str]] = {}
+    for name, address in known:
+        addresses.setdefault(name, []).append(address)
+    named = [f"{name} ({', '.join(some)})" for name, some in addresses.items()]
+    return ", ".join(named) or "no interface with an address"
+
+
+def warning(address: str, ports: Sequence[int]) -> str:
+    """What whoever trains on several machines must know: one paragraph.
+
+    `ports` are those that are known beforehand; Gloo's are the system's choice.
+    """
+    first, last = ephemeral_ports()
+    fixed = f"{', '.join(map(str, ports))} and " if ports else ""
+    return (
+        f"Workers listen on {address}, TCP ports {fixed}some of {first}-{last}. "
+        "PyTorch's transport is unauthenticated and unencrypted, and Gloo has no TLS "
+        "in this build: whoever reaches these ports can read and change the training, "
+        "and run programs as you. Use a private network only."
+    )
+
+
+def ephemeral_ports() -> tuple[int, int]:
+    """The first and the last port that the system gives to those who ask for any."""
+    try:
+        first, last = map(int, PORT_RANGE.read_text().split())
+    except (OSError, ValueError):
+        return 49152, 65535  # RFC 6335, section 6; macOS
+    return first, last
+
+
+def _within(text: str, known: Sequence[Interface]) -> list[Interface]:
+    network = _network(text)
+    return [one for one in known if network and _contains(network, one.address)]
+
+
+def _network(text: str) -> IPv4Network | IPv6Network | None:
+    """An address is a network of one; a scope (`fe80::1%eth0`) is not looked at."""
+    address, _, _ = text.partition("%")
+    try:
+        return ip_network(address, strict=False)
+    except ValueError:
+        return None
+
+
+def _contains(network: IPv4Network | IPv6Network, address: str) -> bool:
+    one: IPv4Address | IPv6Address = ip_address(address)
+    return one.version == network.version and one in network
