@@ -18,6 +18,7 @@ from samestep import barrier, memory, noise, training
 from samestep.board import Board
 from samestep.exchange.shared import SharedExchange
 from samestep.faults import Faults
+from samestep.place import Place
 from samestep.recipe import Recipe
 from samestep.timing import Clock
 from samestep.trainer import Surroundings, Trainer, build
@@ -43,11 +44,11 @@ class NoWatch(noise.Watch):
 
 def alone(recipe: Recipe) -> Trainer:
     """A worker without a supervisor."""
+    place = Place.on_one_node(0, 1)
     around = Surroundings(
-        rank=0,
-        workers=1,
+        place=place,
         connect=lambda flat, owned: SharedExchange(
-            flat, owned, 0, barrier.create(1), 1e-3, 60.0
+            flat, owned, place, barrier.create(1), 1e-3, 60.0
         ),
         report=lambda _: None,
         board=Board(Board.create(1)),

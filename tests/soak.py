@@ -15,6 +15,7 @@ from samestep import tree
 from samestep.balance import shares
 from samestep.exchange.shared import SharedExchange
 from samestep.flat import Flat
+from samestep.place import Place
 
 
 MICRO_BATCHES = 5
@@ -38,7 +39,8 @@ def main(rank: int, workers: int, fd: int, steps: int, seed: int) -> None:
     chance = random.Random(seed * workers + rank)  # noqa: S311
     model = nn.Linear(61, 40)
     flat, owned = Flat(model), shares(MICRO_BATCHES, workers)
-    exchange = SharedExchange(flat, owned, rank, fd, 20e-6, 30.0)
+    place = Place.on_one_node(rank, workers)
+    exchange = SharedExchange(flat, owned, place, fd, 20e-6, 30.0)
     exchange.attach(model)
     expected = exchange.parameters.clone()
     for step in range(steps):

@@ -24,6 +24,7 @@ from samestep.forking import ForkServer
 from samestep.launch import _environment
 from samestep.machine import Gpus
 from samestep.objective import Objective
+from samestep.place import Place
 from samestep.recipe import built_in_recipes
 from samestep.rounding import Rounding
 from samestep.timing import Tracer
@@ -213,7 +214,9 @@ def test_a_step_stays_on_its_device(name: str, changed: dict[str, Any]) -> None:
             module.num_batches_tracked = None  # no number can be read from meta
     model = META.move(model)
     flat = Flat(model, state_names(recipe.optimizer))
-    exchange = GlooExchange(flat, [(0, 2)], 0, Rounding.of(recipe.compression))
+    exchange = GlooExchange(
+        flat, [(0, 2)], Place.on_one_node(0, 1), Rounding.of(recipe.compression)
+    )
     flat.bind(exchange.parameters, write=True)
     objective = Objective(model, recipe.loss)
     update = Update(recipe.optimizer, exchange.parameters, exchange.states)

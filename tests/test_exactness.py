@@ -33,7 +33,13 @@ def results(run: Run) -> dict[str, Any]:
     """Everything that must not depend on the placement."""
     measured = (
         *("seconds", "samples_per_second", "minor_faults_per_step"),
-        *("seconds_by_phase", "workers", "waited_for", "bytes_exchanged"),
+        *(
+            "seconds_by_phase",
+            "workers",
+            "waited_for",
+            "bytes_exchanged",
+            "network_bytes",
+        ),
         *("communication_share", "straggler_share"),
     )
     kept = [

@@ -14,6 +14,7 @@ from samestep.balance import shares
 from samestep.exchange.shared import SharedExchange
 from samestep.flat import Flat
 from samestep.models.layers import Linear, dropout_masks
+from samestep.place import Place
 
 
 CPU = torch.device("cpu")
@@ -47,7 +48,8 @@ def test_ten_thousand_exchanges_with_random_delays_agree(
 def exchange_of(rank: int, workers: int, fd: int, timeout: float) -> SharedExchange:
     owned = shares(workers, workers)
     flat = Flat(nn.Linear(9, 9), ["exp_avg", "exp_avg_sq"])
-    return SharedExchange(flat, owned, rank, fd, 1e-5, timeout)
+    place = Place.on_one_node(rank, workers)
+    return SharedExchange(flat, owned, place, fd, 1e-5, timeout)
 
 
 def test_a_barrier_names_all_who_are_late() -> None:
@@ -118,8 +120,8 @@ def test_a_layer_that_is_used_twice_has_the_sum_of_its_gradients() -> None:
     expected = layer.weight.grad.clone()
     layer.weight.grad = layer.bias.grad = None
 
-    fd = barrier.create(1)
-    exchange = SharedExchange(Flat(twice), [(0, 1)], 0, fd, 0.0, 1.0)
+    fd, place = barrier.create(1), Place.on_one_node(0, 1)
+    exchange = SharedExchange(Flat(twice), [(0, 1)], place, fd, 0.0, 1.0)
     os.close(fd)
     exchange.attach(twice)
     with exchange.turn(0):

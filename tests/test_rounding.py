@@ -14,6 +14,7 @@ from samestep import NonFiniteGradient, Recipe, barrier, tree
 from samestep.exchange.gloo import GlooExchange
 from samestep.exchange.shared import SharedExchange
 from samestep.flat import Flat
+from samestep.place import Place
 from samestep.rounding import DTYPES, Rounding
 from samestep.tree import Node
 
@@ -83,14 +84,16 @@ def test_the_sum_is_that_of_the_rounded_tree(
     leaves = gradients(flat, shares[-1][1], seed)
     expected = by_hand(leaves, rounding.dtype)
 
-    whole = GlooExchange(flat, [(0, len(leaves))], 0, rounding)
+    alone = Place.on_one_node(0, 1)
+    whole = GlooExchange(flat, [(0, len(leaves))], alone, rounding)
     assert torch.equal(summed(whole, flat, leaves, (0, len(leaves))), expected)
 
     fd = barrier.create(workers)
     flats = [Flat(nn.Linear(40, 50)) for _ in shares]
+    places = [Place.on_one_node(rank, workers) for rank in range(workers)]
     exchanges = [
-        SharedExchange(flats[rank], shares, rank, fd, 1e-5, 10.0, rounding)
-        for rank in range(workers)
+        SharedExchange(flats[rank], shares, place, fd, 1e-5, 10.0, rounding)
+        for rank, place in enumerate(places)
     ]
     os.close(fd)
     found: dict[int, Tensor] = {}

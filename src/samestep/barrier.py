@@ -97,8 +97,13 @@ class Barrier:
         rank: int,
         workers: int,
         timeout_seconds: float,
+        first_rank: int = 0,
     ) -> None:
-        """`shared` is a map of an object made by `create`."""
+        """`shared` is a map of an object made by `create`.
+
+        Among the workers of all machines, those of this one begin at `first_rank`.
+        """
+        self._first_rank = first_rank
         self._rank = rank
         self._workers = workers
         self._timeout_seconds = timeout_seconds
@@ -142,7 +147,11 @@ class Barrier:
         self._raise_late()
 
     def _raise_late(self) -> None:
-        late = [str(rank) for rank in range(self._workers) if not self._waits(rank)]
+        late = [
+            str(self._first_rank + rank)
+            for rank in range(self._workers)
+            if not self._waits(rank)
+        ]
         raise WorkerLate(
             f"Every worker must reach the exchange within {self._timeout_seconds:g} s; "
             f"late: worker {', '.join(late)}. It is stopped, stuck or very slow; raise "

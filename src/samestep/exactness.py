@@ -24,7 +24,7 @@ def probe(trainer: Trainer, steps: int, send: Callable[[dict[str, Any]], None]) 
         train_step(trainer, step, step)
         trainer.progress.step += 1
         compare_notes(trainer, 0, step + 1)
-        sha256 = weights.agreed(trainer.model, trainer.rank, trainer.exchange)
+        sha256 = weights.agreed(trainer.model, trainer.place.rank, trainer.exchange)
         trainer.report({"type": "stepped", "step": step + 1, "sha256": sha256})
 
 

@@ -164,6 +164,8 @@ def _environment(rank: int, workers: int, port: int) -> dict[str, str]:
         "WORLD_SIZE": str(workers),
         "LOCAL_RANK": str(rank),
         "LOCAL_WORLD_SIZE": str(workers),
+        "GROUP_RANK": "0",
+        "GROUP_WORLD_SIZE": "1",
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         "GLOO_SOCKET_IFNAME": machine.loopback(),

@@ -6,8 +6,9 @@ and summed in the order of the canonical tree. Losses are float64 sums over samp
 """
 
 import math
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from samestep import rhythm, tree
 from samestep.errors import NonFiniteLoss
 from samestep.exchange import Exchange
 from samestep.objective import Metric
+from samestep.place import Place
 from samestep.rhythm import Decision
 from samestep.timing import PHASES, Times
 
@@ -64,13 +66,15 @@ class StepLedger:
         self,
         micro_batches: int,
         capacity: int,
-        rank: int,
+        place: Place,
         exchange: Exchange,
         metric_cells: int,
     ) -> None:
         """Room for `capacity` steps; `metric_cells` are those of a micro-batch."""
         workers = exchange.workers
-        self._rank, self._exchange = rank, exchange
+        self._rank, self._exchange = place.rank, exchange
+        self._has_one_clock = place.nodes == 1
+        self._origin = 0.0 if self._has_one_clock else time.perf_counter()
         self._first_step = 0
         self._sizes: list[int] = []
         # One tensor, merged by one collective; the rest are views of its parts.
@@ -79,7 +83,7 @@ class StepLedger:
             (metric_cells, capacity, micro_batches),
             (capacity, workers),
             (workers, len(PHASES)),
-            (1, rhythm.NUM_CELLS),
+            (workers, rhythm.NUM_CELLS),
         ]
         sizes = [math.prod(shape) for shape in shapes]
         self._all = torch.zeros(sum(sizes), dtype=torch.float64)
@@ -106,8 +110,12 @@ class StepLedger:
         self._metric_cells[:, row, micro_batch] = metrics
 
     def arrive(self, row: int, seconds: float) -> None:
-        """When this worker's last gradient was ready (one machine, one clock)."""
-        self._arrived_cells[row, self._rank] = seconds
+        """When this worker's last gradient was ready.
+
+        Every machine has a clock of its own: on several, the time counts from the end
+        of the last merge, which all workers leave at about the same moment.
+        """
+        self._arrived_cells[row, self._rank] = seconds - self._origin
 
     @property
     def rows(self) -> int:
@@ -115,24 +123,27 @@ class StepLedger:
         return len(self._sizes)
 
     def close(
-        self, phases: list[float], decision: Decision | None
+        self, phases: list[float], decision: Decision
     ) -> tuple[list[Sums], Times, Decision]:
-        """All workers: what all of them noted; only rank 0 gives a decision.
+        """All workers: what all of them noted.
 
-        Returns the sums of each step, what they took, and rank 0's decision. Raises
-        NonFiniteLoss, alike on all workers, for the first such micro-batch.
+        Returns the sums of each step, what they took, and the decision of rank 0, or
+        to stop if any worker's is. Raises NonFiniteLoss, alike on all workers, for the
+        first such micro-batch.
         """
         rows = len(self._sizes)
-        if decision is not None:
-            self._told[0] = torch.tensor(decision.to_cells(), dtype=torch.float64)
+        self._told[self._rank] = torch.tensor(decision.to_cells(), dtype=torch.float64)
         self._phases[self._rank] = torch.tensor(phases, dtype=torch.float64)
         self._exchange.merge(self._all)
+        if not self._has_one_clock:
+            self._origin = time.perf_counter()
         loss, metrics = self._loss[:rows], self._metrics[:, :rows]
         self._check(loss)
         totals = tree_sum(loss).tolist(), tree_sum(metrics).T.tolist()
         sums = list(map(Sums, *totals, self._sizes))
         times = tell_waiting(self._phases.clone(), self._arrived[:rows])
         told = Decision.from_cells(self._told[0].tolist())
+        told = replace(told, stop=bool(self._told[:, rhythm.STOP].any()))
         self._all.zero_()
         self._sizes.clear()
         return sums, times, told

@@ -61,7 +61,7 @@ class Gate:
 
 @dataclass
 class Until(Rhythm):
-    """The training's rhythm, until rank 0 finds that it is `over`."""
+    """The training's rhythm, until a worker finds that it is `over`."""
 
     over: Callable[[], bool] = lambda: False
     most_steps: int = 1 << 30
@@ -115,7 +115,7 @@ def measure(
     around.report({"type": "ready"})
     train_until(trainer, times, after(job["warm_up"]))
     lap = train_until(trainer, times, after(job["seconds"]))
-    if trainer.rank == 0:
+    if trainer.place.is_leader:
         around.report(_message(trainer, lap))
 
 

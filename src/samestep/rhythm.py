@@ -1,7 +1,8 @@
 """When all workers pause between two steps to compare notes.
 
 Rank 0 decides and tells the others in the same merge that carries the losses, so that
-all of them save and stop after the same step, over any exchange.
+all of them save and stop after the same step, over any exchange. Each machine has a
+board of its own, so any worker may have been asked to stop; then all do.
 """
 
 import time
@@ -20,7 +21,7 @@ MOST_RARE = 1_000
 
 @dataclass(frozen=True)
 class Decision:
-    """What rank 0 wants of all workers."""
+    """What a worker wants of all; that of rank 0 counts, and anybody's to stop."""
 
     stop: bool
     """Save and end."""
@@ -39,12 +40,12 @@ class Decision:
         return cls(bool(cells[0]), bool(cells[1]), int(cells[2]))
 
 
-NUM_CELLS = 3
+NUM_CELLS, STOP = 3, 0
 
 
 @dataclass
 class Rhythm:
-    """Rank 0's view of time. Snapshots are taken every `snapshot_seconds`; 0: never."""
+    """A worker's view of time, with snapshots every `snapshot_seconds`; 0: never."""
 
     board: Board
     snapshot_seconds: float

@@ -28,6 +28,8 @@ class Times:
     """float64 [workers]: seconds that the others, on average, waited for this one."""
     bytes: int = 0
     """That workers read of each other's memory or received."""
+    network_bytes: int = 0
+    """The part of them that went from one node to another."""
 
     @classmethod
     def zero(cls, workers: int) -> "Times":
@@ -42,6 +44,7 @@ class Times:
         self.seconds += other.seconds
         self.waited_for += other.waited_for
         self.bytes += other.bytes
+        self.network_bytes += other.network_bytes
 
     def to_dict(self) -> dict[str, Any]:
         """The fields of a step's or an epoch's record."""
@@ -53,6 +56,7 @@ class Times:
             "communication_share": (of["exchange"] + of["wait"]) / total,
             "straggler_share": of["wait"] / total,
             "bytes_exchanged": self.bytes,
+            "network_bytes": self.network_bytes,
         }
 
 

@@ -25,6 +25,7 @@ from samestep.kept import Kept
 from samestep.metrics import StepLedger
 from samestep.objective import Objective, num_cells
 from samestep.own import OwnCode, find_loss, names
+from samestep.place import Place
 from samestep.plan import Plan, derive_seed
 from samestep.progress import Progress, Stopwatch
 from samestep.recipe import Recipe
@@ -47,8 +48,7 @@ MOST_STEPS_PER_REPORT = 50
 class Surroundings:
     """What the process of a worker gives to its training."""
 
-    rank: int
-    workers: int
+    place: Place
     connect: Connect
     """Makes the exchange from the model's vectors and all workers' micro-batches."""
     report: Report
@@ -79,9 +79,9 @@ class Trainer:
     """One worker of a training."""
 
     recipe: Recipe
-    rank: int
+    place: Place
     report: Report
-    """Does nothing but on rank 0."""
+    """Does nothing but on the first worker of each node."""
 
     data: dataset.Dataset
     plan: Plan
@@ -113,10 +113,12 @@ class Trainer:
     steps_per_report: int
     bytes: int = 0
     """Exchanged by all workers since notes were last compared."""
+    network_bytes: int = 0
+    """The part of them that went from one node to another."""
 
     def assign(self, owned: list[tuple[int, int]]) -> None:
         """All workers, between two steps: who computes which micro-batches."""
-        self.owned = owned[self.rank]
+        self.owned = owned[self.place.rank]
         self.exchange.assign(owned)
 
     def learning_rate(self, step: int) -> float:
@@ -132,11 +134,11 @@ def build(recipe: Recipe, around: Surroundings) -> Trainer:
 
     Raises DataError, PlacementError.
     """
-    rank, workers = around.rank, around.workers
+    place = around.place
     assert around.snapshots is not None
     data, plan, model, loss, still = _load_and_build(recipe, around)
     flat = _flat(recipe, around.device.move(model), still)
-    if rank == 0 and around.constants is not None:
+    if place.is_leader and around.constants is not None:
         constants.write(around.constants, flat.constants)
     balancer = _balancer(recipe, around)
     exchange = around.connect(flat, balancer.owned)
@@ -148,12 +150,12 @@ def build(recipe: Recipe, around: Surroundings) -> Trainer:
     per_report = max(1, min(per_report, MOST_STEPS_PER_REPORT))
     trainer = Trainer(
         recipe=recipe,
-        rank=rank,
-        report=around.report if rank == 0 else lambda _: None,
+        place=place,
+        report=around.report if place.is_leader else lambda _: None,
         data=data,
         plan=plan,
         feed=_feed(data, plan, around),
-        owned=balancer.owned[rank],
+        owned=balancer.owned[place.rank],
         balancer=balancer,
         is_scattered=around.balance == "random",
         device=around.device,
@@ -169,17 +171,17 @@ def build(recipe: Recipe, around: Surroundings) -> Trainer:
         ),
         kept=Kept(recipe, flat, exchange),
         evaluator=Evaluator(
-            model, recipe, data, rank, exchange, around.board, around.device, loss
+            model, recipe, data, place.rank, exchange, around.board, around.device, loss
         ),
         board=around.board,
         faults=around.faults,
         rhythm=Rhythm(around.board, around.snapshot_seconds),
-        snapshots=Snapshots(around.snapshots, flat.layout, workers),
+        snapshots=Snapshots(around.snapshots, flat.layout, place.local_workers),
         clock=_clock(around),
         ledger=StepLedger(
-            plan.micro_batches, per_report, rank, exchange, num_cells(data.own_metrics)
+            plan.micro_batches, per_report, place, exchange, num_cells(data.own_metrics)
         ),
-        stopwatch=Stopwatch(workers),
+        stopwatch=Stopwatch(place.workers),
         progress=Progress(counts=flat.counts),
         steps_per_report=per_report,
     )
@@ -188,7 +190,8 @@ def build(recipe: Recipe, around: Surroundings) -> Trainer:
 
 
 def _balancer(recipe: Recipe, around: Surroundings) -> Balancer:
-    workers, owned = around.workers, shares(recipe.micro_batches, around.workers)
+    workers = around.place.workers
+    owned = shares(recipe.micro_batches, workers)
     if isinstance(around.balance, list) and len(around.balance) == workers:
         owned = contiguous(around.balance)
     return Balancer(
@@ -200,7 +203,7 @@ def _balancer(recipe: Recipe, around: Surroundings) -> Balancer:
 
 
 def _feed(data: dataset.Dataset, plan: Plan, around: Surroundings) -> Feed:
-    message = {"type": "prefetching", "worker": around.rank}
+    message = {"type": "prefetching", "worker": around.place.rank}
     report = partial(around.report, message)
     return Feed(MicroBatches(data, plan), around.helper, report)
 
@@ -262,9 +265,12 @@ def _check_stopping(recipe: Recipe, data: dataset.Dataset) -> None:
 
 
 def save(trainer: Trainer) -> int:
-    """All workers: each copies its part of the state; returns the slot."""
-    exchange, flat = trainer.exchange, trainer.flat
-    first, end = flat.layout.slices(exchange.workers)[trainer.rank]
+    """All workers: each copies its part of the state; returns the slot.
+
+    Together, the workers of each node copy all of it.
+    """
+    exchange, flat, place = trainer.exchange, trainer.flat, trainer.place
+    first, end = flat.layout.slices(place.local_workers)[place.local_rank]
     part = slice(first - exchange.owned[0], end - exchange.owned[0])
     phases = trainer.stopwatch.epoch.seconds.mean(dim=0) + torch.tensor(
         trainer.progress.phases
@@ -274,11 +280,11 @@ def save(trainer: Trainer) -> int:
     ).to_dict()
     rest = (trainer.kept.buffers().cpu().numpy(), progress)
     return trainer.snapshots.save(
-        trainer.rank,
+        place.local_rank,
         exchange.parameters[first:end].cpu().numpy(),
         [state[part].cpu().numpy() for state in exchange.states],
         trainer.progress.step,
-        rest if trainer.rank == 0 else None,
+        rest if place.is_leader else None,
     )
 
 

@@ -85,7 +85,7 @@ def _close_epoch(trainer: Trainer, record: Record) -> None:
         if stop and stopping.note(stop, record[stop.metric], record["epoch"]):
             trainer.kept.keep(stopping)
         record["weights_sha256"] = weights.agreed(
-            trainer.model, trainer.rank, trainer.exchange
+            trainer.model, trainer.place.rank, trainer.exchange
         )
     trainer.report(record)
     trainer.progress.begin_epoch()
@@ -94,7 +94,7 @@ def _close_epoch(trainer: Trainer, record: Record) -> None:
 def train_epoch(trainer: Trainer) -> tuple[Decision, Record]:
     """All workers: the rest of an epoch, or until all are told to stop.
 
-    Returns what rank 0 told last, and the epoch's record, empty if it is not complete.
+    Returns the last decision, and the epoch's record, empty if it is not complete.
     """
     progress, num_steps = trainer.progress, trainer.plan.steps_per_epoch
     epoch, start = divmod(progress.step, num_steps)
@@ -124,7 +124,7 @@ def train_epoch(trainer: Trainer) -> tuple[Decision, Record]:
 
 
 def compare_notes(trainer: Trainer, epoch: int, steps_in_epoch: int) -> Decision:
-    """All workers: adds up the steps since the last time; returns rank 0's decision."""
+    """All workers: adds up the steps since the last time; returns what to do."""
     progress = trainer.progress
     ends = steps_in_epoch == trainer.plan.steps_per_epoch
     steps = trainer.ledger.rows
@@ -133,10 +133,9 @@ def compare_notes(trainer: Trainer, epoch: int, steps_in_epoch: int) -> Decision
     phases = trainer.clock.take()
     own = steps * (trainer.owned[1] - trainer.owned[0])
     trainer.feed.observe(own, phases[PHASES.index("data")], sum(phases))
-    sums, times, told = trainer.ledger.close(
-        phases, decision if trainer.rank == 0 else None
-    )
+    sums, times, told = trainer.ledger.close(phases, decision)
     times.bytes, trainer.bytes = trainer.bytes, 0
+    times.network_bytes, trainer.network_bytes = trainer.network_bytes, 0
     trainer.stopwatch.add(times)
     _balance(trainer, steps, times)
     for step in sums:
@@ -216,6 +215,7 @@ def train_step(trainer: Trainer, step: int, step_in_epoch: int) -> None:
     if recipe.optimizer.clip_norm is not None:
         _clip(trainer, gradient, recipe.optimizer.clip_norm)
     trainer.bytes += trainer.exchange.bytes_per_step
+    trainer.network_bytes += trainer.exchange.network_bytes_per_step
     trainer.device.finish()  # or the next step would seem to compute for so long
     clock.lap("exchange")
     trainer.faults.at("update", step)
@@ -246,9 +246,7 @@ def _squared_norm(trainer: Trainer, gradient: Tensor) -> float:
     cells = torch.zeros(trainer.flat.size // BLOCK, dtype=torch.float64)
     first, end = (cut // BLOCK for cut in exchange.owned)
     cells[first:end] = block_norms(gradient)
-    if exchange.is_sliced:
-        exchange.merge(cells)
-    return cells.sum().item()
+    return exchange.merge_slices(cells).sum().item()
 
 
 def _estimate_noise(trainer: Trainer, gradient: Tensor, step_in_epoch: int) -> None:

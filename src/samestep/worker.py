@@ -1,7 +1,7 @@
 """One worker: a process that takes part in a job, whoever started it.
 
-Its place comes from torchrun's environment variables (RANK, WORLD_SIZE, LOCAL_RANK,
-MASTER_ADDR, MASTER_PORT), its job and its reports go over a socket to the supervisor.
+Its place comes from torchrun's environment variables (`samestep.place`), its job and
+its reports go over a socket to the supervisor.
 """
 
 import ctypes
@@ -13,7 +13,7 @@ import signal
 import socket
 import threading
 import traceback
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,8 +36,7 @@ from samestep.data_sections import CustomData, ImageData, NpyData
 from samestep.device import Device
 from samestep.errors import OwnCodeError, PeerLost, RunError, SamestepError
 from samestep.evaluation import Evaluator
-from samestep.exchange import Exchange
-from samestep.exchange.shared import SharedExchange
+from samestep.exchange.connecting import Connection, tcp_store
 from samestep.faults import Faults
 from samestep.feed import Helper, MicroBatches
 from samestep.fingerprint import fingerprint
@@ -46,11 +45,11 @@ from samestep.handover import Received
 from samestep.imports import own_frames
 from samestep.launch import resources
 from samestep.own import OwnCode, find_loss, names
+from samestep.place import Place
 from samestep.recipe import Recipe
 from samestep.rehearsal import rehearse
 from samestep.rounding import Rounding
 from samestep.trainer import Surroundings, build, load_data
-from samestep.tree import Node
 
 
 # From glibc's malloc.h.
@@ -64,30 +63,6 @@ PEER_LOST = re.compile(
     r"closed by peer|reset by peer|Broken pipe|Read error|timed out|Timed out|"
     r"connectFullMesh|Application timeout"
 )
-
-
-@dataclass(frozen=True)
-class Place:
-    """This worker among all."""
-
-    rank: int
-    workers: int
-    address: str
-    port: int
-    local_rank: int = 0
-    """Among those of this machine."""
-
-    @classmethod
-    def from_environment(cls) -> "Place":
-        """From the variables that torchrun sets."""
-        env = os.environ
-        return cls(
-            int(env["RANK"]),
-            int(env["WORLD_SIZE"]),
-            env["MASTER_ADDR"],
-            int(env["MASTER_PORT"]),
-            int(env["LOCAL_RANK"]),
-        )
 
 
 class Control:
@@ -120,7 +95,7 @@ def main(fds: dict[str, int]) -> int:
     faulthandler.register(signal.SIGUSR2, all_threads=True)
     place = Place.from_environment()
     control = Control(fds["control"], place.rank)
-    board = Board(fds["board"], place.rank)
+    board = Board(fds["board"], place.local_rank)
     try:
         run(control, place, fds, board)
     except BaseException as error:
@@ -145,9 +120,8 @@ def run(control: Control, place: Place, fds: dict[str, int], board: Board) -> No
     control.watch()
     faults = Faults(place.rank, job["faults"], control.send)
     around = Surroundings(
-        rank=place.rank,
-        workers=place.workers,
-        connect=partial(_connect, job, rounding, place, fds),
+        place=place,
+        connect=_connection(job, rounding, place, fds),
         report=control.send,
         board=board,
         faults=faults,
@@ -166,7 +140,9 @@ def run(control: Control, place: Place, fds: dict[str, int], board: Board) -> No
         faults.at("start", job["step"])
         training.train(build(recipe, around))
     elif job["kind"] == "measure":
-        probe.measure(recipe, around, job, probe.StepTimes(fds["board"], place.rank))
+        probe.measure(
+            recipe, around, job, probe.StepTimes(fds["board"], place.local_rank)
+        )
     elif job["kind"] == "limit":
         measure_alone(recipe, around, job, fds)
     elif job["kind"] == "check":
@@ -189,7 +165,7 @@ def _helper(
 
 def evaluate(recipe: Recipe, control: Control, around: Surroundings) -> None:
     """All workers: the weights of a file on one split."""
-    job, workers = control.job, around.workers
+    job, place = control.job, around.place
     data = dataset.load(recipe.data, around.own)
     split = data.splits[job["split"]]
     if len(split) == 0:
@@ -197,16 +173,16 @@ def evaluate(recipe: Recipe, control: Control, around: Surroundings) -> None:
     model = models.build(recipe.model, data, around.own)
     model.load_state_dict(weights.load(Path(job["model_file"])))
     model = around.device.move(model)
-    exchange = around.connect(Flat(model), shares(workers, workers))
+    exchange = around.connect(Flat(model), shares(place.workers, place.workers))
     loss = find_loss(recipe, around.own)
     if names(recipe):
         found = rehearse(recipe, data, model, loss)
         data = replace(data, own_metrics=found.metrics)
     evaluator = Evaluator(
-        model, recipe, data, around.rank, exchange, around.board, around.device, loss
+        model, recipe, data, place.rank, exchange, around.board, around.device, loss
     )
     sums = evaluator.evaluate(job["split"])
-    if around.rank == 0:
+    if place.is_leader:
         control.send(
             {
                 "type": "evaluated",
@@ -222,36 +198,29 @@ def measure_alone(
     recipe: Recipe, around: Surroundings, job: dict[str, Any], fds: dict[str, int]
 ) -> None:
     """Each worker is a group of its own; they only agree on when to measure."""
-    times = probe.StepTimes(fds["board"], around.rank)
-    gate = probe.Gate(fds["snapshots"], around.rank)
+    times = probe.StepTimes(fds["board"], around.place.rank)
+    gate = probe.Gate(fds["snapshots"], around.place.rank)
     with resources(job["exchange"], 1) as (own, port):
         rounding = Rounding.of(recipe.compression)
-        place = Place(0, 1, "127.0.0.1", port)
-        connect = partial(_connect, job, rounding, place, own)
-        alone = replace(
-            around, rank=0, workers=1, connect=connect, snapshots=memory.create()
-        )
+        place = Place.on_one_node(0, 1, port)
+        connect = _connection(job, rounding, place, own)
+        snapshots = memory.create()
+        alone = replace(around, place=place, connect=connect, snapshots=snapshots)
         probe.measure_alone(recipe, alone, job, times, gate)
 
 
-def _connect(
-    job: dict[str, Any],
-    rounding: Rounding,
-    place: Place,
-    fds: dict[str, int],
-    flat: Flat,
-    shares: list[Node],
-) -> Exchange:
-    timeout: float = job["peer_timeout"]
-    if job["exchange"] == "shared":
-        spin, fd = job["spin_seconds"], fds["memory"]
-        return SharedExchange(flat, shares, place.rank, fd, spin, timeout, rounding)
-    # DDP imports torch._dynamo, 0.9 s: only who needs it pays.
-    from samestep.exchange.gloo import GlooExchange, join
-
-    where = place.rank, place.workers, place.address, place.port
-    join(job["exchange"], *where, timeout, fds.get("store"))
-    return GlooExchange(flat, shares, place.rank, rounding)
+def _connection(
+    job: dict[str, Any], rounding: Rounding, place: Place, fds: dict[str, int]
+) -> Connection:
+    return Connection(
+        job["exchange"],
+        place,
+        job["peer_timeout"],
+        job["spin_seconds"],
+        rounding,
+        fds.get("memory"),
+        store=partial(tcp_store, place, fds.get("store")),
+    )
 
 
 def _keep_memory() -> None:

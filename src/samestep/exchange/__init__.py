@@ -28,14 +28,14 @@ class Exchange(Merger, Protocol):
     """float32 [size]: the vector that the model's parameters are views of."""
     owned: tuple[int, int]
     """The slice of the vector that this worker updates."""
-    is_sliced: bool
-    """Whether every worker updates another slice; else all update the whole."""
     states: list[Tensor]
     """The optimizer's state over that slice, zeroed."""
     watch: Watch
     """Is shown the gradient of every own micro-batch, in steps that are watched."""
     bytes_per_step: int
     """That all workers together read of each other's memory or receive."""
+    network_bytes_per_step: int
+    """The part of them that goes from one node to another."""
 
     def assign(self, shares: list[tuple[int, int]]) -> None:
         """Between two steps: from now on, each worker owns these micro-batches."""
@@ -54,3 +54,6 @@ class Exchange(Merger, Protocol):
 
     def publish(self) -> None:
         """After the update."""
+
+    def merge_slices(self, values: Tensor) -> Tensor:
+        """float64 cells, each filled by all workers that update its slice; in place."""

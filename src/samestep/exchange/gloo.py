@@ -17,46 +17,29 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch._C._distributed_c10d import GradBucket, TCPStore
+from torch._C._distributed_c10d import GradBucket, Store
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
 from samestep.exchange.partials import Partials
 from samestep.flat import Flat
 from samestep.noise import Watch
+from samestep.place import Place
 from samestep.rounding import EXACT, Rounding
 from samestep.tree import Node
 
 
 BACKENDS = {"gloo": "gloo", "nccl": "cpu:gloo,cuda:nccl"}
 """By the device of what is exchanged: metrics are on the CPU, gradients on the GPU."""
-START_TIMEOUT = timedelta(seconds=120)
 
 
-def join(
-    exchange: str,
-    rank: int,
-    workers: int,
-    address: str,
-    port: int,
-    timeout_seconds: float,
-    store_fd: int | None,
-) -> None:
-    """All workers: the process group. Rank 0 serves the store on `store_fd`."""
-    store = TCPStore(
-        address,
-        port,
-        workers,
-        is_master=rank == 0,
-        timeout=START_TIMEOUT,
-        wait_for_workers=False,
-        master_listen_fd=store_fd,
-    )
+def join(exchange: str, place: Place, timeout_seconds: float, store: Store) -> None:
+    """All workers: the process group."""
     dist.init_process_group(
         BACKENDS[exchange],
         store=store,
-        rank=rank,
-        world_size=workers,
+        rank=place.rank,
+        world_size=place.workers,
         timeout=timedelta(seconds=timeout_seconds),
     )
 
@@ -65,13 +48,14 @@ class GlooExchange:
     """Sums the gradients of one step; all workers take part in every step."""
 
     def __init__(
-        self, flat: Flat, shares: list[Node], rank: int, rounding: Rounding = EXACT
+        self, flat: Flat, shares: list[Node], place: Place, rounding: Rounding = EXACT
     ) -> None:
         """`shares[r]` is the range of micro-batches of worker `r`, without gaps."""
-        self.workers, self._rank, self._flat = len(shares), rank, flat
+        self.workers, self._rank, self._flat = len(shares), place.rank, flat
+        self._num_crossings = place.nodes if place.nodes > 1 else 0
         self._num_leaves, self._rounding = shares[-1][1], rounding
         self.parameters = torch.zeros(flat.size, device=flat.device)
-        self.owned, self.is_sliced = (0, flat.size), False
+        self.owned = (0, flat.size)
         self.states = list(
             self.parameters.new_zeros(len(flat.layout.states), flat.size)
         )
@@ -93,7 +77,11 @@ class GlooExchange:
         self._is_direct = self._rows == 1 and self._rounding.is_exact
         gradient = sum(p.numel() for p in self._flat.parameters)
         row = self._rounding.dtype.itemsize * gradient + 4 * self._flat.tail
-        self.bytes_per_step = self.workers * (self.workers - 1) * self._rows * row
+        # Gloo gathers around a ring: whatever is sent passes every edge but one, and
+        # as many edges as there are nodes lead from one node to the next.
+        passing = (self.workers - 1) * self._rows * row
+        self.bytes_per_step = self.workers * passing
+        self.network_bytes_per_step = self._num_crossings * passing
 
     def attach(self, objective: nn.Module) -> nn.Module:
         """All workers: the parameters of rank 0, wrapped in DDP with our hook."""
@@ -168,6 +156,10 @@ class GlooExchange:
         """All workers: float64 cells that only one worker has filled, from each."""
         if self.workers > 1:
             dist.all_reduce(values)
+        return values
+
+    def merge_slices(self, values: Tensor) -> Tensor:
+        """Every worker has filled all cells."""
         return values
 
     def launch(self, bucket: GradBucket) -> None:

@@ -1,7 +1,8 @@
-"""The exchange through the shared memory of one machine.
+"""The exchange through the shared memory of one machine, or of each of several.
 
-All workers map one memory object. It holds the parameters and the optimizer's state,
-once for all workers, and each worker's partial gradients of its own micro-batches:
+All workers of a machine map one memory object. It holds the parameters and the
+optimizer's state, once for all workers, and each worker's partial gradients of its own
+micro-batches:
 
     parameters [size]   states [k, size]   partials [workers, slots, size + tail]
 
@@ -13,7 +14,8 @@ once for all workers, and each worker's partial gradients of its own micro-batch
 
 The object has no name (memfd): it vanishes with its last process, however that ends,
 and the size of /dev/shm does not limit it. Linux only, since other systems lack memfd
-or process-shared semaphores; elsewhere `auto` chooses gloo and says so.
+or process-shared semaphores; elsewhere `auto` chooses gloo and says so. `nodes.py` has
+what several machines do between 2 and 4.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -26,6 +28,7 @@ from samestep.flat import Flat
 from samestep.memory import pages
 from samestep.models.layers import Linear
 from samestep.noise import Watch
+from samestep.place import Place
 from samestep.rounding import EXACT, Rounding
 from samestep.tree import Node
 
@@ -64,34 +67,38 @@ class SharedExchange:
         self,
         flat: Flat,
         shares: list[Node],
-        rank: int,
+        place: Place,
         fd: int,
         spin_seconds: float,
         timeout_seconds: float,
         rounding: Rounding = EXACT,
     ) -> None:
-        """`shares[r]` is the range of micro-batches of worker `r`, without gaps."""
-        self.workers, self._rank, self._flat = len(shares), rank, flat
-        self._num_leaves, self._rounding = shares[-1][1], rounding
+        """`shares[r]` is the range of micro-batches of worker `r`, without gaps.
+
+        The memory `fd` is that of the workers of this node.
+        """
+        self.workers, self._here, self._flat = len(shares), place, flat
+        self._num_leaves, self.rounding = shares[-1][1], rounding
+        rank, local_workers = place.local_rank, place.local_workers
         slots = tree.deepest_stack(self._num_leaves)
         # Slots start at pages: the alignment of a product may decide its bits.
         width = pages(4 * (flat.size + flat.tail)) // 4
         num_states = len(flat.layout.states)
         shared = Pieces(
             fd,
-            barrier.header_bytes(self.workers),
+            barrier.header_bytes(local_workers),
             pages(4 * flat.size)
             + pages(4 * num_states * flat.size)
-            + pages(4 * self.workers * slots * width)
-            + pages(8 * self.workers * SCRATCH),
+            + pages(4 * local_workers * slots * width)
+            + pages(8 * local_workers * SCRATCH),
         )
         self.parameters = shared.take(flat.size)
         states = shared.take(num_states, flat.size)
-        self._slots_of = shared.take(self.workers, slots, width)
-        self._scratch = shared.take(self.workers, SCRATCH, dtype=torch.float64)
+        self._slots_of = shared.take(local_workers, slots, width)
+        self._scratch = shared.take(local_workers, SCRATCH, dtype=torch.float64)
+        self.num_bytes = len(shared.map)
 
-        self.owned = flat.layout.slices(self.workers)[rank]
-        self.is_sliced = self.workers > 1
+        self.owned = flat.layout.slices(local_workers)[rank]
         self.states = [state[slice(*self.owned)] for state in states]
         self.assign(shares)
         self._sum = torch.empty(self.owned[1] - self.owned[0])
@@ -99,34 +106,35 @@ class SharedExchange:
         self._views = [flat.views(slot) for slot in self._slots]
         self._position = {id(p): i for i, p in enumerate(flat.parameters)}
         self.watch = Watch(self._num_leaves, len(flat.parameters))
+        self.network_bytes_per_step = 0
         self._depth, self._merging = 0, False
         self._missing: set[int] = set()
-        self._barrier = barrier.Barrier(shared.map, rank, self.workers, timeout_seconds)
+        self.barrier = barrier.Barrier(
+            shared.map, rank, local_workers, timeout_seconds, place.local_ranks[0]
+        )
+        self._spin_seconds = spin_seconds
         self._summing, self._publishing, self._noting = (
-            barrier.Patience(spin_seconds) for _ in range(3)
+            self.patience() for _ in range(3)
         )
 
     def assign(self, shares: list[Node]) -> None:
         """All workers, between two steps: who owns which micro-batches."""
+        own, local = shares[self._here.rank], shares[slice(*self._here.local_ranks)]
         self._merges = {
-            leaf: tree.num_merges(leaf, shares[self._rank], self._num_leaves)
-            for leaf in range(*shares[self._rank])
+            leaf: tree.num_merges(leaf, own, self._num_leaves) for leaf in range(*own)
         }
         self._partials = {
             node: self._slots_of[worker, slot]
-            for worker, owned in enumerate(shares)
+            for worker, owned in enumerate(local)
             for slot, node in enumerate(tree.subtrees(owned, self._num_leaves))
         }
-        # Of each other's partials every worker reads its slice, and all parameters but
-        # its slice: so (partials + parameters) * (workers - 1) / workers in all, each.
-        foreign = (self.workers - 1) / self.workers
-        vectors = foreign * len(self._partials) + (self.workers - 1)
+        vectors = vectors_read(local, self._num_leaves)
         self.bytes_per_step = round(4 * self._flat.size * vectors)
 
     def attach(self, objective: nn.Module) -> nn.Module:
-        """All workers: the parameters become views of the shared ones of rank 0."""
-        self._flat.bind(self.parameters, write=self._rank == 0)
-        self._barrier.wait(self._publishing)
+        """All workers: the parameters become views of the leader's, shared."""
+        self._flat.bind(self.parameters, write=self._here.is_leader)
+        self.barrier.wait(self._publishing)
         for module in objective.modules():
             if isinstance(module, Linear):
                 module.sink = self._place
@@ -172,11 +180,11 @@ class SharedExchange:
 
     def _round(self, slot: Tensor) -> None:
         """The gradient in it; not the buffers."""
-        self._rounding(slot[: self._flat.size])
+        self.rounding(slot[: self._flat.size])
 
     def _take(self, own: Tensor, gradient: Tensor, position: int) -> None:
         if self._merging:
-            own.add_(self._rounding(gradient))
+            own.add_(self.rounding(gradient))
         elif position not in self._missing:
             own.add_(gradient)
         else:
@@ -189,12 +197,20 @@ class SharedExchange:
             own, buffers = slot[tail], self._flat.read_buffers()
             own.add_(buffers) if self._merging else own.copy_(buffers)
 
+    def patience(self) -> barrier.Patience:
+        """For one more place in a step at which the workers wait for each other."""
+        return barrier.Patience(self._spin_seconds)
+
+    def gather(self) -> None:
+        """All workers of the node: from now on, the partials of all are there."""
+        self._depth = 0
+        self.barrier.wait(self._summing)
+
     def sum(self) -> tuple[Tensor, Tensor]:
         """All workers: the gradient over the own slice, and the sum of the tails."""
-        self._depth = 0
-        self._barrier.wait(self._summing)
-        total = self._total(slice(*self.owned), self._sum, self._rounding)
-        self._rounding.check(total)
+        self.gather()
+        total = self._total(slice(*self.owned), self._sum, self.rounding)
+        self.rounding.check(total)
         return total, self._tails()
 
     def _tails(self) -> Tensor:
@@ -209,28 +225,45 @@ class SharedExchange:
             return self._partials[root][part]
         middle = tree.split(root)
         left, right = (
-            self._value(node, part, rounding)
+            self.value(node, part, rounding)
             for node in ((0, middle), (middle, root[1]))
         )
         return rounding(torch.add(left, right, out=out))
 
-    def _value(self, node: Node, part: slice, rounding: Rounding) -> Tensor:
-        """Reads only: the partials belong to their workers."""
+    def value(self, node: Node, part: slice, rounding: Rounding) -> Tensor:
+        """Of a node of the tree that the workers of this machine own, after `gather`.
+
+        Reads only: the partials belong to their workers.
+        """
         if node in self._partials:
             return self._partials[node][part]
         middle = tree.split(node)
-        left = self._value((node[0], middle), part, rounding)
-        return rounding(left + self._value((middle, node[1]), part, rounding))
+        left = self.value((node[0], middle), part, rounding)
+        return rounding(left + self.value((middle, node[1]), part, rounding))
 
     def publish(self) -> None:
         """All workers: after the update; everyone's slice is then up to date."""
-        self._barrier.wait(self._publishing)
+        self.barrier.wait(self._publishing)
 
     def merge(self, values: Tensor) -> Tensor:
         """All workers: float64 cells that only one worker has filled, from each."""
         for cells in torch.split(values.view(-1), SCRATCH):
-            self._scratch[self._rank, : len(cells)] = cells
-            self._barrier.wait(self._noting)
+            self._scratch[self._here.local_rank, : len(cells)] = cells
+            self.barrier.wait(self._noting)
             torch.sum(self._scratch[:, : len(cells)], dim=0, out=cells)
-            self._barrier.wait(self._noting)
+            self.barrier.wait(self._noting)
         return values
+
+    def merge_slices(self, values: Tensor) -> Tensor:
+        """All workers: cells of which each has filled those of its slice."""
+        return self.merge(values) if self._here.local_workers > 1 else values
+
+
+def vectors_read(owned: list[Node], num_leaves: int) -> float:
+    """How many vectors' worth the workers of a machine read of each other's memory.
+
+    Each reads its slice of the others' partials, and all parameters but its slice.
+    """
+    others = len(owned) - 1
+    partials = sum(len(tree.subtrees(share, num_leaves)) for share in owned)
+    return others / len(owned) * partials + others

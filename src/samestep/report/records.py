@@ -41,6 +41,7 @@ class Timed(Record):
     communication_share: Measured = None
     straggler_share: Measured = None
     bytes_exchanged: Measured = None
+    network_bytes: Measured = None
     noise_scale: float | None = None
     samples_per_second: Measured = None
 

@@ -1,0 +1,91 @@
+"""Messages between the leaders, the first workers of all nodes, over TCP (Gloo).
+
+From one to one, so that a leader knows for whom it waits: what a collective says when
+somebody is late names nobody.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from itertools import accumulate
+
+from torch import Tensor
+from torch._C._distributed_c10d import PrefixStore, Store, Work
+from torch.distributed import ProcessGroupGloo
+
+from samestep.errors import PeerLost, SamestepError, WorkerLate
+
+
+Message = tuple[int, Tensor]
+"""The other node, and contiguous values; both ends know their number and type."""
+
+Post = Callable[[list[Tensor], int, int], Work]
+
+
+class Leaders:
+    """One leader's connections to all others."""
+
+    def __init__(
+        self, store: Store, node: int, sizes: Sequence[int], timeout_seconds: float
+    ) -> None:
+        """All leaders: connects them. `sizes` are the workers of each node."""
+        self.node, self._ends = node, list(accumulate(sizes, initial=0))
+        self._timeout_seconds = timeout_seconds
+        timeout = timedelta(seconds=timeout_seconds)
+        keys = PrefixStore("leaders", store)
+        group = ProcessGroupGloo(keys, node, len(sizes), timeout)
+        # They are missing in torch's type stubs.
+        self._send: Post = group.send  # type: ignore[attr-defined]
+        self._receive: Post = group.recv  # type: ignore[attr-defined]
+
+    @property
+    def others(self) -> list[int]:
+        """The other nodes."""
+        return [node for node in range(len(self._ends) - 1) if node != self.node]
+
+    def swap(self, sent: Sequence[Message], received: Sequence[Message]) -> None:
+        """All leaders: the n-th message to a node is the n-th that it receives from us.
+
+        Raises WorkerLate or PeerLost, which name the node.
+        """
+        works: list[tuple[int, Work]] = []
+        for post, messages in (self._receive, received), (self._send, sent):
+            numbers = Counter[int]()
+            for node, values in messages:
+                if values.numel():
+                    with self._talking_to(node):
+                        works.append((node, post([values], node, numbers[node])))
+                    numbers[node] += 1
+        for node, work in works:
+            with self._talking_to(node):
+                work.wait()
+
+    def merge(self, values: Tensor) -> None:
+        """All leaders: adds up everybody's cells, of which one leader has filled each.
+
+        All of them at once rather than around a ring: they are few.
+        """
+        received = [(node, values.new_empty(values.shape)) for node in self.others]
+        self.swap([(node, values) for node in self.others], received)
+        for _, cells in received:
+            values += cells
+
+    @contextmanager
+    def _talking_to(self, node: int) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            raise self._lost(node, str(error)) from error
+
+    def _lost(self, node: int, why: str) -> SamestepError:
+        first, end = self._ends[node : node + 2]
+        ranks = ", ".join(map(str, range(first, end)))
+        name = f"node {node} (worker{'s' if end - first > 1 else ''} {ranks})"
+        if "imed out" in why:
+            return WorkerLate(
+                f"Every node must reach the exchange within {self._timeout_seconds:g} "
+                f"s; late: {name}. It is stopped, cut off or very slow; raise "
+                "`--hang-timeout` if it only needs more time."
+            )
+        return PeerLost(f"The connection to {name} ended: {why.splitlines()[0]}")
