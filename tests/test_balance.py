@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_exactness import results
 
-from samestep import Placement, PlacementError, tree
+from samestep import Placement, PlacementError, balance, tree
 from samestep.balance import (
     Share,
     contiguous,
@@ -105,6 +105,7 @@ def observed(balancer: Balancer, speeds: Sequence[float]) -> Change | None:
             [steps * time for time in times],
             [0.0] * len(times),
             [steps * (max(times) - time) for time in times],
+            [steps * 1e-6 / v for v in speeds],
         )
     )
 
@@ -161,11 +162,13 @@ def test_a_slow_source_of_samples_is_told_apart() -> None:
     change = None
     while change is None:
         change = balancer.observe(
-            Stretch(10, 0.2, [0.1, 0.2], [0.01, 0.15], [0.1, 0.0])
+            Stretch(10, 0.2, [0.1, 0.2], [0.01, 0.15], [0.1, 0], [0, 0])
         )
     assert change.cause == "data"
     assert counts(balancer) == [6, 2]  # as fast as 5 and 3, with fewer partials
     assert change.gain == pytest.approx(0.25)
+    for speeds in (change.speeds_before, change.speeds):
+        assert speeds == pytest.approx([400, 200])
 
 
 def test_only_auto_moves_and_only_who_is_hopeless_leaves() -> None:
@@ -179,6 +182,50 @@ def test_only_auto_moves_and_only_who_is_hopeless_leaves() -> None:
     for _ in range(20):
         observed(live, [1, 0.05])
     assert live.hopeless == 1
+    even = Balancer(8, shares(8, 2), is_live=False, evict_slower_than=0.2)
+    for _ in range(20):
+        observed(even, [1, 0.05])
+    assert even.hopeless == 1
+
+
+def test_the_gain_without_a_worker_is_that_of_the_steps() -> None:
+    owned, speeds = [(0, 6), (6, 8)], [300.0, 100.0]
+    assert balance.gain_without(1, owned, speeds, [0.001, 0.003]) == pytest.approx(
+        1 - (8 / 300 + 0.002) / (6 / 300 + 0.003)
+    )
+    idle = [(0, 8), (8, 8)]
+    assert balance.gain_without(1, idle, [300.0, 1.0], [0.001, 0.3]) > 0.9
+    assert balance.gain_without(0, [(0, 8)], [300.0], [0.001]) == 0
+
+
+@pytest.mark.parametrize("is_live", [True, False])
+def test_a_worker_that_only_holds_the_others_up_is_named_once(is_live: bool) -> None:
+    balancer = Balancer(30, shares(30, 3), is_live)
+    for _ in range(40):
+        observed(balancer, [1, 0.9, 0.8])
+        assert balancer.hindrance is None
+    found = []
+    for _ in range(60):
+        step = Stretch(1, 0.2, [0.1, 0.1, 0.2], [0] * 3, [0.1, 0.1, 0], [0, 0, 0.1])
+        balancer.observe(step)
+        found.append(balancer.hindrance)
+    (hindrance,) = filter(None, found)
+    assert hindrance.worker == 2
+    assert 0.05 < hindrance.gain < 1
+
+
+def test_who_owns_nothing_and_is_still_late_is_not_thought_to_be_fast() -> None:
+    balancer = Balancer(8, shares(8, 2))
+    for _ in range(10):
+        observed(balancer, [1, 0.01])
+    assert counts(balancer) == [8, 0]
+    for _ in range(20):
+        late = Stretch(1, 0.2, [0.01, 0.0], [0, 0], [0.01, 0.0], [0.001, 0.19])
+        balancer.observe(late)
+    assert counts(balancer) == [8, 0]
+    for _ in range(150):
+        observed(balancer, [1, 1])
+    assert counts(balancer) == [4, 4]
 
 
 def test_the_summary_says_what_was_gained_and_what_would_help() -> None:
@@ -200,7 +247,7 @@ def test_no_ownership_changes_the_result(
 ) -> None:
     recipe = small_recipe(model__norm=norm, optimizer__clip_norm=0.5, epochs=2)
     alone = results(train(recipe, 1))
-    for workers, balance in [
+    for workers, owners in [
         (2, "random"),
         (3, "random"),
         (6, "random"),
@@ -209,14 +256,14 @@ def test_no_ownership_changes_the_result(
         (3, (1, 0, 5)),
         (2, "off"),
     ]:
-        run = train(recipe, workers, exchange=exchange, balance=balance)
+        run = train(recipe, workers, exchange=exchange, balance=owners)
         assert results(run) == alone
 
 
 def test_short_stretches_are_taken_together() -> None:
     long, short = (Balancer(8, shares(8, 2)) for _ in range(2))
-    whole = Stretch(16, 0.16, [0.16, 0.08], [0, 0], [0, 0.08])
-    part = Stretch(1, 0.01, [0.01, 0.005], [0, 0], [0, 0.005])
+    whole = Stretch(16, 0.16, [0.16, 0.08], [0, 0], [0, 0.08], [0, 0])
+    part = Stretch(1, 0.01, [0.01, 0.005], [0, 0], [0, 0.005], [0, 0])
     for _ in range(30):
         long.observe(whole)
         for _ in range(16):
@@ -248,3 +295,6 @@ def test_a_fixed_balance_must_fit() -> None:
     ):
         Placement(workers=2, balance=(5, 3)).resolve(4)
     assert Placement(workers=2, balance=(1, 3)).resolve(4)[0].balance == (1, 3)
+    for fewer in ({"evict_slower_than": 0.1}, {"min_workers": 1}):
+        with pytest.raises(PlacementError, match=r"`1,3`, is for 2 workers"):
+            Placement(workers=2, balance=(1, 3), **fewer).resolve(4)

@@ -44,6 +44,8 @@ class Change:
 
     before: list[Share]
     after: list[Share]
+    speeds_before: list[float]
+    """When ownership last changed, or as first measured."""
     speeds: list[float]
     gain: float
     """The predicted share of the time that it saves."""
@@ -55,6 +57,7 @@ class Change:
         return {
             "before": [end - first for first, end in self.before],
             "after": [end - first for first, end in self.after],
+            "speeds_before": self.speeds_before,
             "speeds": self.speeds,
             "gain": self.gain,
             "cause": self.cause,
@@ -73,16 +76,28 @@ class Stretch:
     """The part of it that went into the samples."""
     waiting: Sequence[float]
     """For other workers; not part of `compute`."""
+    updating: Sequence[float]
+    """Of the parameters; who owns no micro-batch still takes part in it."""
 
     def followed_by(self, other: "Stretch") -> "Stretch":
         """Both together."""
-        return Stretch(
-            self.steps + other.steps,
-            self.seconds + other.seconds,
-            [a + b for a, b in zip(self.compute, other.compute, strict=True)],
-            [a + b for a, b in zip(self.data, other.data, strict=True)],
-            [a + b for a, b in zip(self.waiting, other.waiting, strict=True)],
-        )
+        names = ("compute", "data", "waiting", "updating")
+        sums = [
+            [a + b for a, b in zip(getattr(self, n), getattr(other, n), strict=True)]
+            for n in names
+        ]
+        return Stretch(self.steps + other.steps, self.seconds + other.seconds, *sums)
+
+
+@dataclass(frozen=True)
+class Hindrance:
+    """A worker without which the others would be faster."""
+
+    worker: int
+    speed: float
+    """As a share of the fastest's."""
+    gain: float
+    """The predicted share of the time that leaving it out saves."""
 
 
 @dataclass
@@ -100,8 +115,13 @@ class Balancer:
     _data_share: list[float] = field(init=False)
     _confirmed: int = 0
     _urgent: int = 0
+    _hindered: int = 0
+    _told: set[int] = field(default_factory=set)
+    _speeds_before: list[float] = field(default_factory=list)
     _warm_up: int = WARM_UP
     _stretch: Stretch | None = None
+    hindrance: Hindrance | None = None
+    """Found by the last observation; each worker is told of once."""
     seconds: float = 0.0
     """Seconds observed."""
     saved: float = 0.0
@@ -119,7 +139,7 @@ class Balancer:
         """What all workers measured since the last call; perhaps a change."""
         if self._stretch is not None:
             stretch = self._stretch.followed_by(stretch)
-        self._stretch = stretch
+        self._stretch, self.hindrance = stretch, None
         if stretch.seconds < LEAST_SECONDS:
             return None
         self._stretch = None
@@ -129,7 +149,11 @@ class Balancer:
         self._estimate(stretch)
         if not all(self.speeds) or float("inf") in self.speeds:
             return None
+        self._speeds_before = self._speeds_before or list(self.speeds)
         self._account(stretch.seconds)
+        self.hindrance = self._find_hindrance(
+            [seconds / stretch.steps for seconds in stretch.updating]
+        )
         return self._decide() if self.is_live else None
 
     def _estimate(self, stretch: Stretch) -> None:
@@ -155,9 +179,9 @@ class Balancer:
 
     def _believed(self, rank: int, waiting: float, seconds: float) -> float:
         measured, before = self._measured(rank), self.speeds[rank]
-        if not before or waiting < IDLE:
+        if not before or (waiting < IDLE and measured < float("inf")):
             return measured
-        growth = min(MOST_GROWTH, GROWTH * (waiting - IDLE))
+        growth = min(MOST_GROWTH, GROWTH * max(0.0, waiting - IDLE))
         return min(measured, before * (1 + growth * seconds))
 
     @property
@@ -165,7 +189,7 @@ class Balancer:
         """The worker that is to leave, if one has been too slow for long enough."""
         slowest = self.speeds.index(min(self.speeds))
         others = self.speeds[:slowest] + self.speeds[slowest + 1 :]
-        if not others or not self.is_live:
+        if not others:
             return None
         least = self.evict_slower_than * statistics.median(others)
         first, end = self.owned[slowest]
@@ -185,6 +209,15 @@ class Balancer:
             lag["seconds"] += seconds
             lag["speed"] += (relative - lag["speed"]) * seconds / lag["seconds"]
 
+    def _find_hindrance(self, updates: Sequence[float]) -> Hindrance | None:
+        slowest = self.speeds.index(min(self.speeds))
+        gain = balance.gain_without(slowest, self.owned, self.speeds, updates)
+        self._hindered = self._hindered + 1 if gain > DEADBAND else 0
+        if self._hindered < CONFIRMATIONS or slowest in self._told:
+            return None
+        self._told.add(slowest)
+        return Hindrance(slowest, self.speeds[slowest] / max(self.speeds), gain)
+
     def _decide(self) -> Change | None:
         speeds = list(self.speeds)
         after = balance.fastest(self.micro_batches, speeds)
@@ -197,8 +230,8 @@ class Balancer:
         self._confirmed = self._urgent = 0
         slowest = speeds.index(min(speeds))
         cause = "data" if self._data_share[slowest] > 0.5 else "compute"
-        change = Change(self.owned, after, speeds, gain, cause)
-        self.owned = after
+        change = Change(self.owned, after, self._speeds_before, speeds, gain, cause)
+        self.owned, self._speeds_before = after, speeds
         return change
 
     def summary(self) -> dict[str, Any]:

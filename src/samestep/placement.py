@@ -88,7 +88,7 @@ class Placement(BaseModel):
                 "`--micro-batches` (this changes the recipe and so the result)."
             )
         if isinstance(self.balance, tuple) and micro_batches:
-            _check_balance(self.balance, workers, micro_batches)
+            _check_balance(self, workers, micro_batches)
         exchange, because = self._resolve_exchange(device)
         chosen = {"workers": workers, "device": device, "exchange": exchange}
         chosen["tensorboard"] = self._resolve_tensorboard()
@@ -145,12 +145,21 @@ class Placement(BaseModel):
         return "shared", "shared memory"
 
 
-def _check_balance(balance: tuple[int, ...], workers: int, most: int) -> None:
+def _check_balance(placement: Placement, workers: int, most: int) -> None:
+    balance = placement.balance
+    assert isinstance(balance, tuple)
+    given = ",".join(map(str, balance))
     if len(balance) != workers or sum(balance) != most:
         raise PlacementError(
             f"A fixed balance has the micro-batches of each worker: {workers} numbers "
-            f"that add up to {most}; received `{','.join(map(str, balance))}`. Use "
+            f"that add up to {most}; received `{given}`. Use "
             "`--balance auto` to have them chosen."
+        )
+    if placement.evict_slower_than or placement.min_workers not in (None, workers):
+        raise PlacementError(
+            f"A fixed balance, here `{given}`, is for {workers} workers, and "
+            "`--evict-slower-than` and `--min-workers` allow for fewer. Leave them "
+            "out, or use `--balance auto`."
         )
 
 

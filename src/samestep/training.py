@@ -7,6 +7,7 @@ plan -> own micro-batches -> forward and backward of each -> partials -> exchang
 import math
 import resource
 import time
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -166,11 +167,14 @@ def _balance(trainer: Trainer, steps: int, times: Times) -> None:
             compute.tolist(),
             of["data"].tolist(),
             of["wait"].tolist(),
+            of["optimizer"].tolist(),
         )
     )
+    step, hindrance = trainer.progress.step, trainer.balancer.hindrance
+    if hindrance is not None:
+        trainer.report({"type": "hindered", "step": step, **asdict(hindrance)})
     if change is not None:
         trainer.assign(change.after)
-        step = trainer.progress.step
         trainer.report({"type": "rebalanced", "step": step, **change.to_dict()})
 
 

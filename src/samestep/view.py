@@ -129,6 +129,11 @@ _SENTENCES: dict[str, Callable[[Message], str]] = {
         f"instead of {_counts(m['before'])}, {m['gain']:.0%} less time"
         + (" (it is the data that takes long)" if m["cause"] == "data" else "")
     ),
+    "hindered": lambda m: (
+        f"worker {m['worker']} runs at {m['speed']:.2f} of the fastest's speed: a step "
+        f"would take {m['gain']:.0%} less time without it. Use fewer workers, or "
+        "`--evict-slower-than 0.1`."
+    ),
     "evicted": lambda m: (
         f"worker {m['worker']} leaves after step {m['step']}: it is slower than "
         "`--evict-slower-than` allows"

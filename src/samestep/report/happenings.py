@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from samestep.report.document import Block, Table
 from samestep.report.records import Event
 from samestep.report.spending import on_one_clock
-from samestep.report.words import plural, seconds, setting
+from samestep.report.words import is_number, percent, plural, seconds, setting
 
 
 MOST_ROWS = 100
@@ -50,6 +50,15 @@ def _caught_up(event: Event) -> str:
     return f"with step {setting(event.get('step'))}, {lost} after the failure"
 
 
+def _hindered(event: Event) -> str:
+    gain = event.get("gain")
+    saved = percent(gain) if is_number(gain) else setting(gain)
+    return (
+        f"worker {setting(event.get('worker'))} is so slow that a step would take "
+        f"{saved} less time without it"
+    )
+
+
 def _evicted(event: Event) -> str:
     worker, step = setting(event.get("worker")), setting(event.get("step"))
     return f"worker {worker} left after step {step}: it was too slow"
@@ -61,6 +70,7 @@ _SENTENCES: dict[str, Callable[[Event], str]] = {
     "evicted": _evicted,
     "failed": _said("error"),
     "fault": _said("kind"),
+    "hindered": _hindered,
     "interrupted": lambda _: "the training was stopped",
     "notice": _said("text"),
     "rebalanced": _rebalanced,
