@@ -1,18 +1,13 @@
-"""A training step, animated: a worker dies, its work moves, the sum is the same.
+"""A training step, animated: a worker dies, its work moves, the sum is the same."""
 
-Motion is CSS alone, within `prefers-reduced-motion: no-preference`; without it the
-drawing stands still at its end.
-"""
-
-from language import Drawing
+from film import Film
+from language import WIDTH
 from treeshape import LEAVES, SQUARE, Shape, children, height, owner, sums
 
 from samestep import balance
 from samestep.tree import Node
 
 
-SECONDS = 22.0
-FADE = 0.3
 BEFORE = [(0, 2), (2, 5), (5, 8)]
 AFTER = balance.shares(LEAVES, 2)
 SHAPE = Shape(134)
@@ -36,73 +31,15 @@ STAGES = (
 )
 
 
-class Film(Drawing):
-    """A drawing whose shapes come and go."""
-
-    def __init__(self, height: int, title: str) -> None:
-        super().__init__(height, title)
-        self._moves: dict[str, str] = {}
-
-    def shown(self, *spans: tuple[float, float]) -> str:
-        """The class of what is seen in these spans of seconds.
-
-        A span that reaches the last caption is part of the still picture.
-        """
-        still = max(end for _, end in spans) >= CAPTIONS[-1][1]
-        marks = ["0%{opacity:0}"]
-        for start, end in spans:
-            for at, opacity in (
-                (start, 0),
-                (start + FADE, 1),
-                (end, 1),
-                (end + FADE, 0),
-            ):
-                marks.append(f"{_percent(at)}{{opacity:{opacity}}}")
-        return self._move("".join(marks), "" if still else "opacity:0")
-
-    def travels(self, start: float, end: float) -> str:
-        """The class of a dot that goes by (--x, --y) in between."""
-        here, there = "transform:none", "transform:translate(var(--x),var(--y))"
-        marks = (
-            f"0%,{_percent(start)}{{opacity:0;{here}}}"
-            f"{_percent(start + 0.05)}{{opacity:1;{here}}}"
-            f"{_percent(end - 0.05)}{{opacity:1;{there}}}"
-            f"{_percent(end)},to{{opacity:0;{there}}}"
-        )
-        return self._move(marks, "opacity:0")
-
-    def parts(self, by: float) -> str:
-        """The class of a piece that stands together with the others at first."""
-        marks = (
-            f"0%,{_percent(1.2)}{{transform:translateX({by:g}px)}}"
-            f"{_percent(1.9)},to{{transform:none}}"
-        )
-        return self._move(marks, "")
-
-    def _move(self, marks: str, still: str) -> str:
-        name = self._moves.setdefault(marks, f"m{len(self._moves)}")
-        if name == f"m{len(self._moves) - 1}":
-            self.style += f".{name}{{{still}}}" if still else ""
-        return name
-
-    def svg(self) -> str:
-        """With the motion, for those who want it."""
-        running = "".join(
-            f"@keyframes {name}{{{marks}}}"
-            f".{name}{{animation:{name} {SECONDS:g}s ease-in-out infinite}}"
-            for marks, name in self._moves.items()
-        )
-        self.style += f"@media(prefers-reduced-motion:no-preference){{{running}}}"
-        return super().svg()
-
-
 def draw() -> str:
     """docs/step.svg."""
     film = Film(
-        534,
+        (WIDTH, 534),
         "A step is cut into eight micro-batches. Three workers compute them and sum "
         "the gradients in a fixed tree. One worker dies; the other two own its "
         "micro-batches, and the same sum comes out, bit for bit.",
+        seconds=22,
+        still=CAPTIONS[-1][1],
     )
     _stages(film)
     _tree(film)
@@ -146,7 +83,7 @@ def _tree(film: Film) -> None:
     film.text(280, 108, "one global batch", f"muted b big {whole}")
     for leaf in range(LEAVES):
         together = film.width / 2 + (leaf - LEAVES / 2) * SQUARE - SHAPE.corner(leaf)[0]
-        film.add(f'<g class="{film.parts(together)}">')
+        film.add(f'<g class="{film.arrives(1.2, 1.9, together)}">')
         SHAPE.leaf(film, leaf, "soft s-rule", "muted")
         film.add("</g>")
 
@@ -246,7 +183,3 @@ def _sums(film: Film) -> None:
     film.path("M498 411H507V447H498", "edge s-w2")
     film.path("M516 425H530M516 433H530", "edge s-w2")
     film.add("</g>")
-
-
-def _percent(seconds: float) -> str:
-    return f"{100 * min(seconds, SECONDS) / SECONDS:.4g}%"
