@@ -1,4 +1,4 @@
-"""A limit on a process's CPU time, from outside: cgroup v1 or v2, needs root."""
+"""A limit on processes' CPU time, from outside: cgroup v1 or v2, needs root."""
 
 import time
 from pathlib import Path
@@ -9,7 +9,7 @@ PERIOD_US = 100_000
 
 
 class Quota:
-    """A cgroup for one process; the full speed is `core` of a core."""
+    """A cgroup for a process; the full speed is `core` of a core."""
 
     def __init__(self, pid: int, core: float = 1.0, period_us: int = PERIOD_US) -> None:
         v1 = Path("/sys/fs/cgroup/cpu")
@@ -20,6 +20,12 @@ class Quota:
         self._core, self._period_us = core, period_us
         self.set(1.0)
         (self._path / "cgroup.procs").write_text(str(pid))
+
+    @property
+    def joined(self) -> list[str]:
+        """The beginning of a command that shares this limit."""
+        join = 'echo $$ > "$0" && exec "$@"'
+        return ["sh", "-c", join, str(self._path / "cgroup.procs")]
 
     def set(self, speed: float) -> None:
         """1 is full speed."""
