@@ -2,8 +2,9 @@
 
 import argparse
 import json
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from samestep import models
 from samestep.data import mnist
 from samestep.dataset import Dataset, load
-from samestep.ingredients import CrossEntropy, MlpModel
+from samestep.ingredients import CnnModel, CrossEntropy, MlpModel
 from samestep.optimizer_sections import SgdRecipe
 from samestep.recipe import Recipe
 from samestep.schedule import learning_rate
@@ -36,21 +37,18 @@ class Task:
         return -(-len(self.train[1]) // self.recipe.global_batch)
 
     def model(self) -> nn.Module:
-        """The MLP as everybody writes it; other networks are the recipe's own."""
+        """MLP and CNN as everybody writes them; other networks are the recipe's own.
+
+        With PEERS_MODEL=recipe all of them are.
+        """
         torch.manual_seed(self.recipe.seed)
         recipe = self.recipe.model
-        if not isinstance(recipe, MlpModel):
-            return models.build(recipe, self.data)
-        widths = (mnist.NUM_PIXELS, *recipe.hidden, mnist.NUM_CLASSES)
-        layers: list[nn.Module] = []
-        for fan_in, fan_out in pairwise(widths):
-            linear = nn.Linear(fan_in, fan_out)
-            nn.init.xavier_uniform_(linear.weight)
-            nn.init.zeros_(linear.bias)
-            layers += [linear, nn.ReLU()]
-            if recipe.dropout:
-                layers.append(nn.Dropout(recipe.dropout))
-        return nn.Sequential(*layers[: -2 if recipe.dropout else -1])
+        if os.environ.get("PEERS_MODEL") != "recipe":
+            if isinstance(recipe, MlpModel):
+                return mlp(recipe)
+            if isinstance(recipe, CnnModel) and recipe.norm == "none":
+                return cnn(recipe, self.train[0][:1])
+        return models.build(recipe, self.data)
 
     def criterion(self) -> Callable[..., Any]:
         loss = self.recipe.loss
@@ -92,6 +90,36 @@ class Task:
             self.steps_per_epoch,
             self.epochs,
         )
+
+
+def mlp(recipe: MlpModel) -> nn.Module:
+    """[b, 784] -> logits [b, 10]."""
+    widths = (mnist.NUM_PIXELS, *recipe.hidden, mnist.NUM_CLASSES)
+    return nn.Sequential(*linears(widths, recipe.dropout))
+
+
+def cnn(recipe: CnnModel, sample: Tensor) -> nn.Module:
+    """Images like `sample` [1, c, h, w] -> logits [b, 10]."""
+    stages: list[nn.Module] = []
+    channels = (sample.shape[1], *recipe.channels)
+    for ends, kernel in zip(pairwise(channels), recipe.kernels, strict=True):
+        stages += [nn.Conv2d(*ends, kernel), nn.ReLU(), nn.MaxPool2d(2)]
+    stages.append(nn.Flatten())
+    features = nn.Sequential(*stages)(sample).shape[1]
+    widths = (features, *recipe.hidden, mnist.NUM_CLASSES)
+    return nn.Sequential(*stages, *linears(widths, recipe.dropout))
+
+
+def linears(widths: Sequence[int], dropout: float) -> list[nn.Module]:
+    layers: list[nn.Module] = []
+    for fan_in, fan_out in pairwise(widths):
+        linear = nn.Linear(fan_in, fan_out)
+        nn.init.xavier_uniform_(linear.weight)
+        nn.init.zeros_(linear.bias)
+        layers += [linear, nn.ReLU()]
+        if dropout:
+            layers.append(nn.Dropout(dropout))
+    return layers[: -2 if dropout else -1]
 
 
 def task() -> Task:

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from samestep.dataset import Dataset
 from samestep.ingredients import CnnModel
-from samestep.models.layers import Linear, dropout_masks
+from samestep.models.layers import Conv2d, Linear, dropout_masks
 
 
 class Cnn(nn.Module):
@@ -25,7 +25,7 @@ class Cnn(nn.Module):
         super().__init__()
         channels, *_ = data.inputs
         self.stages = nn.ModuleList(
-            nn.Conv2d(*ends, kernel)
+            Conv2d(*ends, kernel)
             for ends, kernel in zip(
                 pairwise([channels, *recipe.channels]), recipe.kernels, strict=True
             )

@@ -101,6 +101,24 @@ class _Linear(Function):
         return to_inputs, to_weight, to_bias, None, None, None
 
 
+class Conv2d(nn.Conv2d):
+    """`nn.Conv2d` that computes with the channels innermost.
+
+    On CPUs such a convolution, and the pooling and norms after it, take about half the
+    time. The parameters keep torch's usual order, as they lie in one vector.
+    """
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[b, c, h, w] -> [b, out_channels, h', w'], channels innermost in memory."""
+        # `to` also sets the strides of a single channel, where `contiguous` does not.
+        images, weight = (
+            tensor.to(memory_format=torch.channels_last)
+            for tensor in (images, self.weight)
+        )
+        out: Tensor = self._conv_forward(images, weight, self.bias)
+        return out
+
+
 def dropout_masks(
     probability: float, batch: int, widths: list[int], device: torch.device
 ) -> list[Tensor]:

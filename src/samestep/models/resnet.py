@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from samestep.dataset import Dataset
 from samestep.ingredients import ResnetModel
-from samestep.models.layers import Linear
+from samestep.models.layers import Conv2d, Linear
 
 
 class Block(nn.Module):
@@ -29,7 +29,7 @@ class Block(nn.Module):
         self.first_norm, self.second_norm = nn.BatchNorm2d(after), nn.BatchNorm2d(after)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or before != after:
-            projection = nn.Conv2d(before, after, 1, stride, bias=False)
+            projection = Conv2d(before, after, 1, stride, bias=False)
             self.shortcut = nn.Sequential(projection, nn.BatchNorm2d(after))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -62,8 +62,8 @@ class Resnet(nn.Module):
         return logits
 
 
-def _conv(before: int, after: int, stride: int) -> nn.Conv2d:
+def _conv(before: int, after: int, stride: int) -> Conv2d:
     """3 x 3, without a bias, since a norm follows."""
-    conv = nn.Conv2d(before, after, 3, stride, padding=1, bias=False)
+    conv = Conv2d(before, after, 3, stride, padding=1, bias=False)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     return conv
