@@ -10,6 +10,19 @@ test: .venv/tested
 	$(BIN)/mypy
 	$(BIN)/pytest
 
+docs: .venv/tested
+	$(BIN)/sphinx-build -q -W --keep-going docs build/docs
+
+dist: .venv/tested
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/pytest tests/test_distribution.py
+
+# The tests with the newest versions that pyproject.toml allows, and the newest torch.
+newest:
+	$(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/pip install --quiet --upgrade --editable ".[dev]"
+	.venv-newest/bin/pytest
+
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[report]"
@@ -20,6 +33,6 @@ test: .venv/tested
 	touch $@
 
 clean:
-	rm -rf .venv
+	rm -rf .venv .venv-newest build dist
 
-.PHONY: train test clean
+.PHONY: train test docs dist newest clean

@@ -251,7 +251,13 @@ def compare(run_a: Path, run_b: Path) -> None:
 
 @cli.command()
 @click.argument("recipe", default="mnist-mlp")
-@click.option("--kills", type=click.IntRange(1), default=10, show_default=True)
+@click.option(
+    "--kills",
+    type=click.IntRange(1),
+    default=10,
+    show_default=True,
+    help="How many workers to kill.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the faults.")
 @click.option(
     "--faults",
@@ -259,7 +265,13 @@ def compare(run_a: Path, run_b: Path) -> None:
     show_default=True,
     help="Which kinds, separated by commas.",
 )
-@click.option("--workers", type=click.IntRange(1), default=2, show_default=True)
+@click.option(
+    "--workers",
+    type=click.IntRange(1),
+    default=2,
+    show_default=True,
+    help="Of each training.",
+)
 @click.option(
     "--out",
     type=click.Path(path_type=Path),

@@ -111,6 +111,7 @@ class NpzData(_Arrays):
 
     source: Literal["npz"] = "npz"
     path: str
+    """The file."""
     channels_last: bool = False
     """Images are [n, height, width, channels]."""
 
@@ -124,7 +125,9 @@ class NpyData(_Arrays):
     targets: str
     """[n] or [n, ...]"""
     test_inputs: str | None = None
+    """The same of the test; both or none."""
     test_targets: str | None = None
+    """The same of the test."""
     channels_last: bool = False
     """Images are [n, height, width, channels]."""
 
@@ -140,6 +143,7 @@ class ImageData(Divided):
 
     source: Literal["images"] = "images"
     path: str
+    """The folder; the names of the folders in it, sorted, are the classes."""
     test_path: str | None = None
     """A folder like that for the test."""
     size: Count = 32

@@ -131,6 +131,7 @@ class RnnModel(Section):
 
     family: Literal["rnn"] = "rnn"
     cell: Literal["lstm", "gru"] = "lstm"
+    """Hochreiter and Schmidhuber 1997, or Cho et al. 2014."""
     hidden: Count = 128
     """Width of the state."""
     layers: Count = 1
@@ -153,6 +154,7 @@ class VitModel(Section):
     patch: Count = 7
     """Side of a square patch; what is left at the margins is not seen."""
     width: Count = 64
+    """Values of a token."""
     depth: Count = 4
     """Blocks."""
     heads: Count = 4
@@ -168,6 +170,7 @@ class TransformerModel(Section):
 
     family: Literal["transformer"] = "transformer"
     width: Count = 128
+    """Values of a token."""
     depth: Count = 3
     """Blocks."""
     heads: Count = 4

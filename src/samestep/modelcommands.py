@@ -11,7 +11,13 @@ from samestep.options import model_and_data_options
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--prompt", default="\n", help="How the text begins.")
-@click.option("--length", type=click.IntRange(1), default=400, show_default=True)
+@click.option(
+    "--length",
+    type=click.IntRange(1),
+    default=400,
+    show_default=True,
+    help="Characters to write.",
+)
 @click.option(
     "--temperature",
     type=click.FloatRange(0),
@@ -19,7 +25,9 @@ from samestep.options import model_and_data_options
     show_default=True,
     help="0: always the likeliest character; more: more daring.",
 )
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="Of the characters drawn."
+)
 def sample(run: Path, prompt: str, **how: Any) -> None:
     """Let the model of RUN, trained on text, write on.
 

@@ -53,7 +53,9 @@ class SgdRecipe(_OptimizerSection):
 
     name: Literal["sgd"] = "sgd"
     momentum: Fraction = 0.0
+    """Decay rate of the running sum of gradients."""
     nesterov: bool = False
+    """Whether the momentum looks one step ahead (Nesterov 1983)."""
 
     @model_validator(mode="after")
     def _nesterov_needs_momentum(self) -> Self:
@@ -66,6 +68,7 @@ class _AdamSection(_OptimizerSection):
     betas: tuple[Fraction, Fraction] = Field((0.9, 0.999), strict=False)
     """Decay rates of the running mean and of the running square."""
     eps: Positive = 1e-8
+    """Added to the root of the running square."""
 
 
 class AdamRecipe(_AdamSection):
@@ -89,6 +92,7 @@ class MuonRecipe(_AdamSection):
     momentum: Fraction = 0.95
     """Of the matrices; `betas` and `eps` are those of AdamW."""
     nesterov: bool = True
+    """Whether the momentum looks one step ahead."""
     ns_steps: Annotated[int, Field(ge=1, lt=100)] = 5
     """Newton-Schulz iterations that make an update orthogonal."""
     adjust_lr: Literal["original", "match_rms_adamw"] = "original"
@@ -115,7 +119,9 @@ class StepLR(_ScheduleSection):
 
     name: Literal["step"] = "step"
     every_epochs: Count
+    """Between two changes."""
     factor: Positive
+    """Of the learning rate."""
 
 
 class CosineLR(_ScheduleSection):
@@ -123,6 +129,7 @@ class CosineLR(_ScheduleSection):
 
     name: Literal["cosine"] = "cosine"
     final: NonNegative = 0.0
+    """Share of `lr` at the end."""
 
 
 class OneCycleLR(_ScheduleSection):
@@ -132,7 +139,9 @@ class OneCycleLR(_ScheduleSection):
     rise: Fraction = 0.3
     """The share of all steps in which the learning rate rises."""
     start: NonNegative = 0.04
+    """Share of `lr` in the beginning."""
     final: NonNegative = 0.0001
+    """Share of `lr` at the end."""
 
 
 OptimizerRecipe = Annotated[

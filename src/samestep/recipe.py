@@ -43,7 +43,9 @@ class Recipe(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
     """Appears in paths: letters, digits, dots, dashes and underscores."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Of initial weights, order, dropout and augmentation."""
     epochs: Count
+    """Passes over the training samples."""
     global_batch: Count
     """Samples of one optimizer step, whatever the number of workers."""
     micro_batches: Count
