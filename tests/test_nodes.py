@@ -1,0 +1,280 @@
+"""Several machines, the same bits: real processes that talk over real sockets."""
+
+import os
+import threading
+from itertools import accumulate, pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+from conftest import Train, small_recipe
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from machines import machines
+from test_exactness import results
+from test_rounding import by_hand, gradients
+from torch import Tensor, nn
+from torch._C._distributed_c10d import HashStore
+
+from samestep import barrier, machine
+from samestep.board import Board
+from samestep.exchange.connecting import Connection
+from samestep.exchange.nodes import Division, NodesExchange
+from samestep.flat import Flat
+from samestep.forking import ForkServer
+from samestep.layout import ALIGNMENT, Layout
+from samestep.metrics import StepLedger
+from samestep.place import Place
+from samestep.rhythm import Decision
+from samestep.rounding import DTYPES, Rounding
+from samestep.timing import PHASES
+from samestep.tree import Node
+
+
+@pytest.mark.parametrize(
+    ("sizes", "overrides", "fields"),
+    [
+        ([2, 2], {"micro_batches": 8}, {}),
+        ([1, 1, 1], {"micro_batches": 7, "optimizer__clip_norm": 0.05}, {}),
+        ([3, 1], {"micro_batches": 12, "model__norm": "batch"}, {}),
+        ([1, 2, 1, 1], {"model__norm": "batch", "compression": "bf16"}, {}),
+        ([1, 3, 2], {"micro_batches": 7, "compression": "fp16"}, {"balance": "random"}),
+        ([1, 1, 1, 1], {"model__norm": "batch"}, {"balance": "random"}),
+        ([2, 1], {"micro_batches": 7}, {"exchange": "gloo"}),
+    ],
+)
+def test_several_nodes_give_the_result_of_one(
+    train: Train,
+    server: ForkServer,
+    tmp_path: Path,
+    sizes: list[int],
+    overrides: dict[str, Any],
+    fields: dict[str, Any],
+) -> None:
+    recipe = small_recipe(**overrides)
+    alone = results(train(recipe))
+    with machines(server, tmp_path, recipe, sizes, **fields) as played:
+        played.listen()
+    assert [results(run) for run in played.runs()] == [alone] * len(sizes)
+
+
+@pytest.mark.parametrize("exchange", ["shared", "gloo"])
+def test_a_stop_on_any_node_ends_all_and_each_holds_the_whole_state(
+    server: ForkServer, tmp_path: Path, exchange: Literal["shared", "gloo"]
+) -> None:
+    recipe = small_recipe(epochs=50, model__norm="batch")
+    with machines(server, tmp_path, recipe, [1, 2], exchange) as played:
+        Board(played.nodes[1].board).request_stop()
+        played.listen()
+        ((started,), _) = played.of_leaders("started")
+        layout = Layout.model_validate(started["layout"])
+        states = [node.state(layout) for node in played.nodes]
+    first, second = states
+    assert first is not None
+    assert second is not None
+    assert 0 < first.step == second.step < 500
+    for name in ("parameters", "states", "tail"):
+        assert (getattr(first, name) == getattr(second, name)).all()
+    (stopped,), (also,) = played.of_leaders("stopped")
+    assert stopped["step"] == also["step"] == first.step
+
+
+@pytest.mark.parametrize(
+    ("rank", "told"),
+    [
+        (1, {0: "late: node 1 (workers 1, 2)", 2: "late: worker 1."}),
+        (2, {0: "late: node 1 (workers 1, 2)", 1: "late: worker 2."}),
+    ],
+)
+def test_who_waits_for_a_stopped_worker_names_it(
+    server: ForkServer, tmp_path: Path, rank: int, told: dict[int, str]
+) -> None:
+    fault = {"number": 0, "kind": "stop", "point": "exchange", "step": 5, "rank": rank}
+    recipe = small_recipe(epochs=9)
+    args = server, tmp_path, recipe, [1, 2]
+    with machines(*args, faults=[fault], peer_timeout=3.0) as played:
+        played.listen(stuck=[rank])
+    for worker, name in told.items():
+        failed = played.said[worker][-1]
+        # Whoever gives up first closes its connections.
+        assert name in failed["message"] or failed["error"] == "PeerLost"
+    names = [played.said[worker][-1]["message"] for worker in told]
+    assert any(name in said for name, said in zip(told.values(), names, strict=True))
+
+
+def test_who_loses_a_node_names_it(server: ForkServer, tmp_path: Path) -> None:
+    fault = {"number": 0, "kind": "kill", "point": "exchange", "step": 5, "rank": 1}
+    recipe = small_recipe(epochs=9)
+    with machines(server, tmp_path, recipe, [1, 1], faults=[fault]) as played:
+        played.listen()
+    failed = played.said[0][-1]
+    assert failed["error"] == "PeerLost"
+    assert "The connection to node 1 (worker 1) ended" in failed["message"]
+
+
+@st.composite
+def ownerships(draw: st.DrawFn, most: int = 4) -> tuple[list[Node], list[int]]:
+    """Of each worker, and the workers of each node; anybody may own nothing."""
+    sizes = draw(st.lists(st.integers(1, 3), min_size=2, max_size=most))
+    num_leaves, inner = draw(st.integers(1, 12)), sum(sizes) - 1
+    cuts = st.lists(st.integers(0, num_leaves), min_size=inner, max_size=inner)
+    return list(pairwise([0, *sorted(draw(cuts)), num_leaves])), sizes
+
+
+@given(ownerships(most=9), st.integers(1, 5000))
+def test_no_element_and_no_micro_batch_is_lost(
+    ownership: tuple[list[Node], list[int]], lines: int
+) -> None:
+    shares, sizes = ownership
+    length, nodes = ALIGNMENT * lines, len(sizes)
+    division = Division.of(shares, sizes, length)
+    ends = [0, *(end for _, end in division.pieces)]
+    assert division.pieces == list(pairwise(ends))
+    assert ends[-1] == length
+    assert all(end % ALIGNMENT == 0 for end in ends)
+    leaves = [leaf for rows in division.rows for row in rows for leaf in range(*row)]
+    assert leaves == list(range(shares[-1][1]))
+    assert [share for local in division.owned for share in local] == shares
+    rows = sum(map(len, division.rows))
+    sent = sum(division.sent(node) for node in range(nodes))
+    assert sent <= (rows + nodes - 1) * length
+    if all(len(rows) == 1 for rows in division.rows):
+        assert sent == 2 * (nodes - 1) * length  # what a ring all-reduce sends
+    if nodes == 2 and lines % 2 == 0:
+        assert sent == rows * length // 2 + length
+
+
+class Cluster:
+    """The exchanges of all workers, each of which is a thread."""
+
+    def __init__(
+        self, shares: list[Node], sizes: list[int], rounding: Rounding
+    ) -> None:
+        self.flats = [Flat(nn.Linear(40, 50)) for _ in shares]
+        self.exchanges: list[NodesExchange | None] = [None] * len(shares)
+        self.sent, self._shares, store = 0, shares, HashStore()
+        memories = [barrier.create(size) for size in sizes]
+        firsts = list(accumulate(sizes, initial=0))
+        connections = [
+            Connection(
+                exchange="shared",
+                place=Place(
+                    firsts[node] + local,
+                    len(shares),
+                    local,
+                    size,
+                    node=node,
+                    nodes=len(sizes),
+                ),
+                timeout_seconds=20.0,
+                spin_seconds=1e-5,
+                rounding=rounding,
+                memory=memories[node],
+                store=lambda: store,
+            )
+            for node, size in enumerate(sizes)
+            for local in range(size)
+        ]
+
+        def connect(rank: int) -> None:
+            exchange = connections[rank](self.flats[rank], shares)
+            assert isinstance(exchange, NodesExchange)
+            self.exchanges[rank] = exchange
+
+        self.all(connect)
+        for fd in memories:
+            os.close(fd)
+
+    def all(self, work: Any) -> None:
+        """Every worker at the same time."""
+        threads = [
+            threading.Thread(target=work, args=(rank,))
+            for rank in range(len(self._shares))
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(40)
+
+    def sums(self, leaves: list[Tensor]) -> list[tuple[Node, Tensor]]:
+        """What every worker gets."""
+        found: list[tuple[Node, Tensor]] = [((0, 0), torch.empty(0))] * len(self.flats)
+
+        def work(rank: int) -> None:
+            exchange, flat = self.exchanges[rank], self.flats[rank]
+            assert exchange is not None
+            for leaf in range(*self._shares[rank]):
+                with exchange.turn(leaf):
+                    views = flat.views(leaves[leaf])
+                    for parameter, gradient in zip(flat.parameters, views, strict=True):
+                        parameter.grad = gradient.clone()
+                exchange.collect(leaf)
+            found[rank] = exchange.owned, exchange.sum()[0].clone()
+
+        self.all(work)
+        return found
+
+
+@settings(deadline=None, max_examples=30)
+@given(ownerships(), st.sampled_from(sorted(DTYPES)), st.integers(0, 99))
+def test_the_nodes_sum_is_that_of_the_rounded_tree_and_sends_what_it_says(
+    ownership: tuple[list[Node], list[int]], compression: str, seed: int
+) -> None:
+    os.environ["GLOO_SOCKET_IFNAME"] = machine.loopback()
+    rounding = Rounding.of(compression)
+    cluster = Cluster(*ownership, rounding)
+    flat, (shares, _) = cluster.flats[0], ownership
+    leaves = gradients(flat, shares[-1][1], seed)
+    expected = by_hand(leaves, rounding.dtype)
+    sent: list[int] = []
+    for exchange in cluster.exchanges:
+        assert exchange is not None
+        if exchange._nodes.leaders is not None:
+            note_sizes(exchange, sent)
+    for (first, end), total in cluster.sums(leaves):
+        assert torch.equal(total, expected[first:end])
+    for exchange in cluster.exchanges:
+        assert exchange is not None
+        assert exchange.network_bytes_per_step == sum(sent)
+
+
+def note_sizes(exchange: NodesExchange, sent: list[int]) -> None:
+    """From now on, of every message to another node."""
+    leaders = exchange._nodes.leaders
+    assert leaders is not None
+    post = leaders._send
+
+    def send(tensors: list[Tensor], node: int, tag: int) -> Any:
+        sent.append(tensors[0].nbytes)
+        return post(tensors, node, tag)
+
+    leaders._send = send
+
+
+class Peer:
+    """The other of two workers: at the first step it was ready 0.2 s after a merge."""
+
+    workers = 2
+
+    def merge(self, values: Tensor) -> Tensor:
+        """Its cell of the arrivals: after those of losses and metrics."""
+        values[2 * 1 + 1] = 0.2
+        return values
+
+
+def test_clocks_of_several_machines_need_not_agree(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    moment = 1e6
+    monkeypatch.setattr("time.perf_counter", lambda: moment)
+    place = Place(0, 2, 0, 1, node=0, nodes=2)
+    ledger = StepLedger(1, 1, place, Peer(), 1)  # type: ignore[arg-type]
+    for _ in range(2):
+        row = ledger.open(0, 1)
+        ledger.note(row, 0, 1.0, [1.0])
+        ledger.arrive(row, moment + 0.5)
+        moment += 3  # the merge ends
+        phases = [float(phase == "exchange") for phase in PHASES]
+        _, times, _ = ledger.close(phases, Decision(False, False, 1))
+        assert times.waited_for.tolist() == pytest.approx([0.3, 0.0])
