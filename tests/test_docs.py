@@ -144,6 +144,14 @@ def test_every_call_of_samestep_can_be_parsed(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
+def test_every_program_of_ours_in_a_block_exists(page: Path) -> None:
+    """So each number has the command that measures it."""
+    for words in commands(page, "python"):
+        if words and words[0].startswith(("benchmarks/", "docs/", "tests/")):
+            assert (ROOT / words[0]).exists(), words
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
 def test_every_link_leads_somewhere(page: Path) -> None:
     for link in links(page):
         parts = urlsplit(link)
