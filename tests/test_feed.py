@@ -2,10 +2,12 @@
 
 import json
 import os
+import random
 import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import Train
@@ -84,6 +86,7 @@ def test_slow_data_are_drawn_ahead_with_the_same_bits(
     for placed in (
         {"workers": 1},
         {"workers": 2, "exchange": "gloo"},
+        {"workers": 2, "balance": "random"},
         {"workers": 3, "balance": "random"},
     ):
         run = train(slow, **placed)
@@ -112,8 +115,12 @@ class Source(MicroBatches):
 
     def draw(self, step: int, index: int) -> feed.Drawn:
         self.drawn.append((step, index))
-        torch.default_generator.manual_seed(derive_seed(0, step, index))
-        return torch.rand(2, 3), Mixed(*torch.rand(3, 2))
+        seed = derive_seed(0, step, index)
+        torch.default_generator.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        noise = random.random() + np.random.rand()
+        return torch.rand(2, 3) + noise, Mixed(*torch.rand(3, 2))
 
 
 @pytest.fixture
@@ -126,10 +133,10 @@ def fed() -> "tuple[Feed, Source, feed.Helper]":
 
 
 def check(drawn: feed.Drawn, step: int, index: int) -> None:
-    """The values, and the generator that goes on."""
-    after = torch.rand(5)
+    """The values, and the generators that go on."""
+    after = torch.rand(5).tolist(), random.random(), np.random.rand()
     inputs, targets = Source().draw(step, index)
-    assert torch.equal(after, torch.rand(5))
+    assert after == (torch.rand(5).tolist(), random.random(), np.random.rand())
     assert torch.equal(drawn[0], inputs)
     assert isinstance(drawn[1], Mixed)
     assert isinstance(targets, Mixed)
@@ -144,6 +151,16 @@ def test_the_helper_draws_all_but_the_first_and_after_a_change_of_owner(
         for index in range(*owned):
             check(found.draw(step, index, owned), step, index)
     assert source.drawn == [(0, 1), (2, 0)]
+
+
+def test_a_micro_batch_that_is_drawn_twice_leaves_the_same_generators(
+    fed: "tuple[Feed, Source, feed.Helper]",
+) -> None:
+    found, source, _ = fed
+    for step, owned in ((0, (1, 2)), (1, (0, 2))):  # (1, 1) is asked for before (1, 0)
+        for index in range(*owned):
+            check(found.draw(step, index, owned), step, index)
+    assert source.drawn == [(0, 1), (1, 0)]
 
 
 def test_a_helper_that_was_killed_is_missed_by_nobody(

@@ -166,7 +166,7 @@ class Feed:
 
 def _serve(connection: Connection, load: Callable[[], MicroBatches]) -> None:
     """The helper: draws what it is asked for until the worker has ended."""
-    source = None
+    source, before = None, _other_generators()
     while True:
         try:
             step, index = REQUEST.unpack(connection.recv_bytes())
@@ -174,7 +174,8 @@ def _serve(connection: Connection, load: Callable[[], MicroBatches]) -> None:
             return
         try:
             source = source or load()
-            before = _other_generators()
+            # Or a micro-batch drawn twice would seem to leave them alone.
+            _set_other_generators(before)
             content = _packed(source.draw(step, index), before)
         except Exception:  # the worker will meet it too, and tell
             content = b""
