@@ -36,7 +36,7 @@ def gradients(flat: Flat, step: int) -> list[torch.Tensor]:
 def main(rank: int, workers: int, fd: int, steps: int, seed: int) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    chance = random.Random(seed * workers + rank)  # noqa: S311
+    chance = random.Random(seed * workers + rank)
     model = nn.Linear(61, 40)
     flat, owned = Flat(model), shares(MICRO_BATCHES, workers)
     place = Place.on_one_node(rank, workers)

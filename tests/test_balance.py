@@ -139,7 +139,7 @@ def test_a_worker_that_got_nothing_is_tried_again() -> None:
 @settings(deadline=None, max_examples=30)
 @given(st.integers(0, 2**32), st.integers(2, 5))
 def test_noise_within_the_deadband_moves_nothing(seed: int, workers: int) -> None:
-    chance = random.Random(seed)  # noqa: S311
+    chance = random.Random(seed)
     balancer = Balancer(60, shares(60, workers))
     for _ in range(100):
         noisy = [1 + DEADBAND / 3 * (2 * chance.random() - 1) for _ in range(workers)]
@@ -149,7 +149,7 @@ def test_noise_within_the_deadband_moves_nothing(seed: int, workers: int) -> Non
 @settings(deadline=None, max_examples=30)
 @given(st.integers(0, 2**32))
 def test_all_workers_decide_alike(seed: int) -> None:
-    chance = random.Random(seed)  # noqa: S311
+    chance = random.Random(seed)
     one, other = (Balancer(16, shares(16, 3)) for _ in range(2))
     for _ in range(40):
         speeds = [chance.uniform(0.2, 1) for _ in range(3)]
