@@ -1,6 +1,7 @@
 """What `samestep scale` makes of measurements: fits, predictions, advice."""
 
 import json
+import math
 from typing import Any
 
 import numpy as np
@@ -68,6 +69,38 @@ def test_the_work_of_all_workers_is_the_work_of_one(workers: int, spare: int) ->
     assert done.rows <= done.partials
 
 
+@given(st.integers(1, 8), st.integers(1, 8), st.integers(0, 64))
+def test_the_work_of_nodes_is_that_of_all_their_workers(
+    nodes: int, per_node: int, spare: int
+) -> None:
+    micro_batches = nodes * per_node + spare
+    done = work(per_node, 10 * micro_batches, micro_batches, nodes)
+    flat = work(nodes * per_node, 10 * micro_batches, micro_batches)
+    assert (done.micro_batches, done.merges) == (flat.micro_batches, flat.merges)
+    assert 1 <= done.node_rows <= done.partials <= flat.partials
+
+
+@pytest.mark.parametrize("nodes", [1, 2, 4, 8])
+@pytest.mark.parametrize("per_node", [1, 2, 4])
+def test_aligned_nodes_send_what_a_ring_all_reduce_sends(
+    nodes: int, per_node: int
+) -> None:
+    model = Model({**TRUE, "tau": 0.0, "rho": 0.0}, "shared", 8, GRADIENT_BYTES)
+    done = work(per_node, 320, 32, nodes)
+    ring = 2 * (nodes - 1) / nodes * GRADIENT_BYTES
+    assert model.network_seconds(done, Network(1.0, 0.0)) == pytest.approx(ring)
+    latency = 2.0 if nodes > 1 else 0.0
+    assert model.network_seconds(done, Network(math.inf, 1.0)) == latency
+
+
+def test_unaligned_nodes_send_each_of_their_partial_sums() -> None:
+    model = Model({**TRUE, "tau": 0.0, "rho": 0.0}, "shared", 8, GRADIENT_BYTES)
+    done = work(1, 320, 32, 3)  # the second: 10 to 12, to 16, to 20, and 20
+    assert done.node_rows == 4
+    sent = (4 + 1) * 2 / 3 * GRADIENT_BYTES
+    assert model.network_seconds(done, Network(1.0, 0.0)) == pytest.approx(sent)
+
+
 # Fitting and predicting
 
 
@@ -133,7 +166,7 @@ def test_a_larger_batch_takes_longer_and_a_faster_network_less(
     slow, fast = Network(1e8, 1e-4), Network(1e9, 1e-5)
     micro = even_micro_batches(24, nodes * per_node)
     times = [
-        model.step_on_nodes(nodes, per_node, batch, micro, network)
+        model.step(per_node, batch, micro, nodes, network)
         for batch, network in ((2048, fast), (2048, slow), (4096, slow))
     ]
     assert times == sorted(times)

@@ -24,13 +24,18 @@ micro-batches with s_r samples, and a gradient of n bytes:
         (p-norm of Qiao et al. 2021, AdaptDL; q = 1: no overlap).
     optimizer = u0 + u1 / p                     (gloo: u0 + u1, nothing is shared out)
     other     = o0
-    T_step    = compute + straggle + exchange + optimizer + other
+    T_step    = compute + straggle + exchange + network + optimizer + other
 
-Beyond the cores, exchange and optimizer take p / c times as long. Between N nodes of p
-workers each, the N k partial sums of the nodes (k from each) go around by a ring
-all-gather, without overlap, and are then summed by slices:
+Beyond the cores, exchange and optimizer take p / c times as long. N nodes of p workers
+each: compute and straggle are of all N p workers, exchange and optimizer of one node's.
+Of k partial sums of each node, its leader sends every other node the pieces that are
+that one's to sum, then the sums of its own piece (reduce-scatter and all-gather, Thakur
+et al. 2005: where k = 1, as many bytes as a ring all-reduce). Nothing overlaps it:
 
-    network   = (N - 1) (latency + k n / bandwidth) + rho n N k / p
+    network   = 2 latency + (k + 1) (N - 1) / N n (1 / bandwidth + tau) + rho n k
+    network   = (N p - 1) (latency + n rows / bandwidth)                       (gloo)
+        The ring of all workers enters and leaves each node once; the workers' own
+        costs are those above, with N p for p.
 """
 
 from collections.abc import Mapping
@@ -48,7 +53,7 @@ MEANING: dict[str, tuple[str, str]] = {
     "e0": ("s", "exchange: fixed cost"),
     "lambda": ("s", "exchange: latency of a round"),
     "e1": ("s", "exchange: cost of having company"),
-    "tau": ("s/byte", "exchange: receiving a byte over the group"),
+    "tau": ("s/byte", "exchange: the processor's cost of a byte of messages"),
     "rho": ("s/byte", "adding one gradient to another (measured by itself)"),
     "q": ("1", "exchange: overlap with computing; 1: none"),
     "u0": ("s", "optimizer: what every worker repeats"),
@@ -58,17 +63,19 @@ MEANING: dict[str, tuple[str, str]] = {
 """Unit and meaning of every parameter."""
 
 FORMULA = (
-    "T_step = compute + straggle + exchange + optimizer + other; "
+    "T_step = compute + straggle + exchange + network + optimizer + other; "
     "compute = (1 + kappa (min(p, cores) - 1)) "
     "(alpha micro_batches + beta samples + rho bytes merges) of the slowest worker, "
     "straggle = nu E_p sqrt(compute), "
 )
 EXCHANGE = {
     "shared": "exchange = e0 + e1 + lambda ceil(log2 p) + rho bytes partials / p, "
-    "optimizer = u0 + u1 / p, other = o0",
+    "optimizer = u0 + u1 / p, other = o0; between N nodes network = 2 latency + "
+    "(k + 1) (N - 1) / N bytes (1 / bandwidth + tau) + rho bytes k",
     "gloo": "exchange = e0 + (B^q + N^q)^(1/q) - B + rho bytes partials, where B is "
     "the last backward pass and N = (p - 1) (lambda + tau bytes rows), "
-    "optimizer = u0 + u1, other = o0",
+    "optimizer = u0 + u1, other = o0; between N nodes network = "
+    "(N p - 1) (latency + bytes rows / bandwidth)",
 }
 
 
@@ -80,6 +87,10 @@ class Network:
     """Bytes per second."""
     latency: float
     """Seconds."""
+
+
+NO_NETWORK = Network(float("inf"), 0.0)
+"""Of one node."""
 
 
 @dataclass(frozen=True)
@@ -112,21 +123,37 @@ class Model:
             )
         ]
 
-    def step(self, workers: int, global_batch: int, micro_batches: int) -> float:
-        """Seconds of a step on this machine."""
-        return sum(self.terms(workers, global_batch, micro_batches).values())
+    def step(
+        self,
+        workers: int,
+        global_batch: int,
+        micro_batches: int,
+        nodes: int = 1,
+        network: Network = NO_NETWORK,
+    ) -> float:
+        """Seconds of a step on this machine, or on `nodes` like it, `workers` each."""
+        terms = self.terms(workers, global_batch, micro_batches, nodes, network)
+        return sum(terms.values())
 
     def terms(
-        self, workers: int, global_batch: int, micro_batches: int
+        self,
+        workers: int,
+        global_batch: int,
+        micro_batches: int,
+        nodes: int = 1,
+        network: Network = NO_NETWORK,
     ) -> dict[str, float]:
         """Seconds of a step by term."""
-        done = work(workers, global_batch, micro_batches)
+        done = work(workers, global_batch, micro_batches, nodes)
         each = self.compute(done, workers)
-        compute = max(*each, sum(each) / self.cores) if workers > 1 else each[0]
+        by_node = [each[i : i + workers] for i in range(0, len(each), workers)]
+        compute = max(max(each), max(map(sum, by_node)) / self.cores)
+        micro_batch = max(each) / max(done.micro_batches)
         return {
             "compute": compute,
-            "straggle": self.straggle(workers, compute),
-            "exchange": self.exchange_seconds(done, max(each) / done.micro_batches[0]),
+            "straggle": self.straggle(nodes * workers, compute),
+            "exchange": self.exchange_seconds(done, micro_batch),
+            "network": self.network_seconds(done, network),
             "optimizer": self.optimizer(workers),
             "other": self.parameters["o0"],
         }
@@ -136,12 +163,13 @@ class Model:
         return self.parameters["nu"] * expected_maximum(workers) * sqrt(compute)
 
     def exchange_seconds(self, done: Work, micro_batch: float) -> float:
-        """Seconds on one machine; `micro_batch`: compute seconds of one."""
-        of, p = self.parameters, done.workers
-        crowd, adding = self.crowd(p), self.adding(done)
+        """Seconds within one machine; `micro_batch`: compute seconds of one."""
+        of, shared = self.parameters, self.exchange == "shared"
+        p = done.workers if shared else done.nodes * done.workers
         if p == 1:
             return of["e0"]
-        if self.exchange == "shared":
+        crowd, adding = self.crowd(done.workers), self.adding(done)
+        if shared:
             company = of["e1"] + of["lambda"] * done.rounds
             return of["e0"] + crowd * (company + adding)
         received = self.gradient_bytes * done.rows
@@ -151,41 +179,27 @@ class Model:
 
     def adding(self, done: Work) -> float:
         """Seconds of adding up all partial sums: slices of them, or all (gloo)."""
-        parts = done.partials / (done.workers if self.exchange == "shared" else 1)
+        shared = self.exchange == "shared"
+        parts = done.partials * (1 / done.workers if shared else done.nodes)
         return self.parameters["rho"] * self.gradient_bytes * parts
+
+    def network_seconds(self, done: Work, network: Network) -> float:
+        """Seconds between nodes."""
+        n, nodes, k = self.gradient_bytes, done.nodes, done.node_rows
+        if nodes == 1:
+            return 0.0
+        if self.exchange == "shared":
+            sent = (k + 1) * (nodes - 1) / nodes * n
+            byte = 1 / network.bandwidth + self.parameters["tau"]
+            return 2 * network.latency + sent * byte + self.parameters["rho"] * n * k
+        hops = nodes * done.workers - 1
+        return hops * (network.latency + n * done.rows / network.bandwidth)
 
     def optimizer(self, workers: int) -> float:
         """Seconds on one machine."""
         u0, u1 = self.parameters["u0"], self.parameters["u1"]
         shared_out = u1 / workers if self.exchange == "shared" else u1
         return self.crowd(workers) * (u0 + shared_out)
-
-    def step_on_nodes(
-        self,
-        nodes: int,
-        per_node: int,
-        global_batch: int,
-        micro_batches: int,
-        network: Network,
-    ) -> float:
-        """Seconds of a step on `nodes` machines like this one."""
-        here = work(per_node, global_batch, micro_batches)
-        done = work(nodes * per_node, global_batch, micro_batches)
-        each = self.compute(done, per_node)
-        compute = max(*each) if len(each) > 1 else each[0]
-        rows = work(nodes, global_batch, micro_batches).rows
-        n = self.gradient_bytes
-        moving = (nodes - 1) * (network.latency + rows * n / network.bandwidth)
-        summing = self.parameters["rho"] * n * nodes * rows / per_node
-        micro_batch = max(each) / max(done.micro_batches)
-        return (
-            compute
-            + self.straggle(nodes * per_node, compute)
-            + self.exchange_seconds(here, micro_batch)
-            + (moving + summing if nodes > 1 else 0.0)
-            + self.optimizer(per_node)
-            + self.parameters["o0"]
-        )
 
 
 def overlapped(hidden: float, network: float, q: float) -> float:

@@ -43,7 +43,7 @@ class Forecaster:
         """One more line of the predictions: nodes like this machine."""
         enough = even_micro_batches(micro_batches, nodes * per_node)
         rate = self._band(
-            lambda m: batch / m.step_on_nodes(nodes, per_node, batch, enough, network)
+            lambda m: batch / m.step(per_node, batch, enough, nodes, network)
         )
         return self._line("nodes", nodes * per_node, nodes, batch, enough, rate)
 

@@ -12,17 +12,21 @@ from samestep.balance import shares
 
 @dataclass(frozen=True)
 class Work:
-    """One step of `workers` workers with even shares; a tuple: one entry per rank."""
+    """One step with even shares; a tuple has one entry for each rank of all nodes."""
 
     workers: int
+    """On each node."""
+    nodes: int
     micro_batches: tuple[int, ...]
     samples: tuple[float, ...]
     merges: tuple[int, ...]
     """Sums of two gradients on the way up the worker's own part of the tree."""
     partials: int
-    """Partial sums that all workers contribute."""
+    """The most partial sums that the workers of one node contribute together."""
     rows: int
     """The most that one worker contributes."""
+    node_rows: int
+    """The most that one node contributes, having summed those of its workers."""
 
     @property
     def rounds(self) -> int:
@@ -31,18 +35,22 @@ class Work:
 
 
 @lru_cache(maxsize=4096)
-def work(workers: int, global_batch: int, micro_batches: int) -> Work:
-    """Of one step with these."""
-    owned = shares(micro_batches, workers)
+def work(workers: int, global_batch: int, micro_batches: int, nodes: int = 1) -> Work:
+    """Of one step with these; `workers` on each of the nodes."""
+    owned = shares(micro_batches, nodes * workers)
     counts = [end - first for first, end in owned]
     contributed = [len(tree.subtrees(range_, micro_batches)) for range_ in owned]
+    first_ranks = range(0, nodes * workers, workers)
+    spans = [(owned[rank][0], owned[rank + workers - 1][1]) for rank in first_ranks]
     return Work(
         workers,
+        nodes,
         tuple(counts),
         tuple(global_batch * count / micro_batches for count in counts),
         tuple(c - k for c, k in zip(counts, contributed, strict=True)),
-        sum(contributed),
+        max(sum(contributed[rank : rank + workers]) for rank in first_ranks),
         max(contributed),
+        max(len(tree.subtrees(span, micro_batches)) for span in spans),
     )
 
 
