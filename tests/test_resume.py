@@ -1,5 +1,6 @@
 """Going on after the end of all processes: the result of the uninterrupted training."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 from conftest import Train, small_recipe
 from test_exactness import results
-from test_launch import DEADLINE, all_gone, long_training, trains, wait_until
+from test_launch import DEADLINE, LONG, all_gone, long_training, trains, wait_until
 
 import samestep
 from samestep import (
@@ -25,6 +26,7 @@ from samestep import (
     faults,
 )
 from samestep.forking import ForkServer
+from samestep.signals import stop_on_signals
 from samestep.view import SilentView
 
 
@@ -105,6 +107,41 @@ def test_a_signal_stops_with_a_checkpoint_in_the_middle_of_an_epoch(
         server=server,
     )
     assert results(resume(run, server, 4)) == results(whole)
+
+
+def is_read(master: int) -> bool:
+    """A terminal that nobody reads would stop its programs."""
+    with contextlib.suppress(BlockingIOError):
+        while os.read(master, 1 << 16):
+            pass
+    return True
+
+
+def test_a_training_outlives_its_terminal_with_a_checkpoint(tmp_path: Path) -> None:
+    run, (master, terminal) = tmp_path / "run", os.openpty()
+    command = [sys.executable, "-m", "samestep", "train", "--out", str(run), *LONG]
+    with subprocess.Popen(
+        ["setsid", "--ctty", *command], stdin=terminal, stdout=terminal, stderr=terminal
+    ) as process:
+        os.close(terminal)
+        os.set_blocking(master, False)
+        wait_until(
+            lambda: is_read(master) and (trains(run) or process.poll() is not None)
+        )
+        os.close(master)
+        assert process.wait(DEADLINE) == 129
+    assert Run.open(run).status == "interrupted"
+    assert checkpoint.steps(checkpoint.directory_of(run))
+
+
+def test_nohup_is_heeded() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_on_signals() as stop:
+            signal.raise_signal(signal.SIGHUP)
+        assert stop.number is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ SamestepError                      exit code 1
     ├── WorkerLate
     └── OutputError
 
-Interrupted (not an Exception)     exit code 130, 143 or 75
+Interrupted (not an Exception)     exit code 129, 130, 143 or 75
 
 A message is one or two sentences: the rule, the value received, the remedy.
 """

@@ -1,8 +1,9 @@
 """A first signal asks for an orderly stop, a second one ends everything at once."""
 
+import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +11,14 @@ from typing import Any
 from samestep.errors import Interrupted
 
 
-EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 75}
-"""SIGUSR1 is what a scheduler sends ahead of its time limit: run `resume` later."""
+EXIT_CODES = {
+    signal.SIGHUP: 129,
+    signal.SIGINT: 130,
+    signal.SIGTERM: 143,
+    signal.SIGUSR1: 75,
+}
+"""SIGHUP is the end of the terminal, as when ssh loses its connection. SIGUSR1 is what
+a scheduler sends ahead of its time limit: run `resume` later."""
 
 
 @dataclass
@@ -29,10 +36,18 @@ class Stop:
 
 @contextmanager
 def stop_on_signals() -> Iterator[Stop]:
-    """Handlers as above; none outside the main thread, where Python allows none."""
+    """Handlers as above; none outside the main thread, where Python allows none.
+
+    And none for SIGHUP if it is ignored, which is how `nohup` is told.
+    """
     stop = Stop()
+    terminals = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
 
     def receive(number: int, _: Any) -> None:
+        if number == signal.SIGHUP:
+            _forget(terminals)
+            if stop.number is not None:  # a shell and the kernel say it, each once
+                return
         if stop.number is not None:
             raise Interrupted("stopped at once by a second signal", stop.exit_code)
         stop.number = number
@@ -40,9 +55,20 @@ def stop_on_signals() -> Iterator[Stop]:
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    before = {number: signal.signal(number, receive) for number in EXIT_CODES}
+    numbers = set(EXIT_CODES)
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        numbers.remove(signal.SIGHUP)
+    before = {number: signal.signal(number, receive) for number in numbers}
     try:
         yield stop
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _forget(terminals: Sequence[int]) -> None:
+    """They are gone: what is still written there must not fail."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in terminals:
+        os.dup2(nowhere, descriptor)
+    os.close(nowhere)
