@@ -50,6 +50,21 @@ def _without_module_docstrings(_app: Sphinx, what: str, *rest: Any) -> None:
         rest[-1].clear()
 
 
+def _examples_as_code(_app: Sphinx, _context: Any, lines: list[str]) -> None:
+    """Of a command's help: sphinx-click makes verses of them."""
+    shown = []
+    for line in lines:
+        verse = line.removeprefix("| ")
+        if verse == line:
+            shown.append(line)
+        elif verse.endswith(":"):
+            shown += [verse, "", ".. code-block:: text", ""]
+        else:
+            shown.append(f"   {verse}")
+    lines[:] = shown
+
+
 def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
     app.connect("autodoc-process-docstring", _without_module_docstrings)
+    app.connect("sphinx-click-process-description", _examples_as_code)

@@ -3,9 +3,9 @@
 A fenced block of `console` is a session: lines after `$ ` are typed, the others are
 what must appear, where `...` stands for anything. Numbers may differ, since they belong
 to a machine; fingerprints that are equal on a page are equal here. The sessions of a
-page are one shell in one directory, which has the files of examples/ and the blocks
-that begin with `# name.py`. Calls of samestep in all other blocks are only parsed by
-its command line.
+page are one shell in one directory, in which there are examples/ and the blocks that
+begin with `# name.py`. Calls of samestep in all other blocks are only parsed by its
+command line.
 """
 
 import doctest
@@ -85,11 +85,11 @@ def test_every_public_name_and_every_option_is_in_the_reference(site: Path) -> N
 def test_a_session_goes_as_it_is_told(page: Path, tmp_path: Path) -> None:
     blocks = [content for kind, content in code_blocks(page) if kind == "console"]
     script = f"\necho {NEXT}\n".join(typed(block) for block in blocks)
-    home = shutil.copytree(ROOT / "examples", tmp_path / "home")
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
     for _, content in code_blocks(page):
         if title := re.match(r"# (\w+\.py)\n", content):
-            (home / title[1]).write_text(content)
-    outputs = shell(script, home).split(f"{NEXT}\n")
+            (tmp_path / title[1]).write_text(content)
+    outputs = shell(script, tmp_path).split(f"{NEXT}\n")
     fingerprints: dict[str, str] = {}
     for block, output in zip(blocks, outputs, strict=True):
         told = "\n".join(line for line in unfolded(block) if line[:2] != "$ ")

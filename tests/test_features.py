@@ -2,7 +2,6 @@
 
 import json
 import pickle
-import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import pytest
 import torch
 from _pytest.mark import ParameterSet
 from conftest import Train, small_recipe
+from documents import ROOT, code_blocks
 from safetensors.torch import load_file
 from test_exactness import results
 from test_recovery import fault
@@ -334,8 +334,8 @@ def test_bf16_rounds_products_and_nothing_else(train: Train) -> None:
 
 
 def test_the_examples_of_the_page_are_recipes() -> None:
-    page = Path(__file__).parent.parent / "docs" / "recipes.md"
-    examples = re.findall(r"```toml\n(.*?)```", page.read_text(), re.DOTALL)
+    blocks = code_blocks(ROOT / "docs" / "recipes.md")
+    examples = [content for language, content in blocks if language == "toml"]
     assert len(examples) == 7
     for example in examples:
         fields: dict[str, Any] = {}

@@ -23,6 +23,7 @@ from data_samples import (
     pictures,
     recipe_of,
 )
+from documents import ROOT, code_blocks
 from test_exactness import results
 
 import samestep
@@ -170,8 +171,8 @@ def test_a_data_set_of_dictionaries_needs_no_pass_for_its_classes(
 
 
 def test_the_guide_has_a_recipe_for_every_source() -> None:
-    guide = (Path(__file__).parents[1] / "docs" / "data.md").read_text()
-    blocks = [part.partition("```")[0] for part in guide.split("```toml\n")[1:]]
+    guide = code_blocks(ROOT / "docs" / "data.md")
+    blocks = [content for language, content in guide if language == "toml"]
     (common,) = (tomllib.loads(b) for b in blocks if b.startswith("epochs"))
     sections = [tomllib.loads(b) for b in blocks if not b.startswith("epochs")]
     recipes = [Recipe.from_dict({"name": "x", **common, **s}) for s in sections]
