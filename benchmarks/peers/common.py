@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from samestep import models
 from samestep.data import mnist
 from samestep.dataset import Dataset, load
-from samestep.ingredients import CnnModel, CrossEntropy, MlpModel
+from samestep.ingredients import CnnModel, CrossEntropy, MlpModel, TransformerModel
 from samestep.optimizer_sections import SgdRecipe
 from samestep.recipe import Recipe
 from samestep.schedule import learning_rate
@@ -37,9 +37,9 @@ class Task:
         return -(-len(self.train[1]) // self.recipe.global_batch)
 
     def model(self) -> nn.Module:
-        """MLP and CNN as everybody writes them; other networks are the recipe's own.
+        """As everybody writes them: from torch's own layers.
 
-        With PEERS_MODEL=recipe all of them are.
+        Other families, and with PEERS_MODEL=recipe all of them, are the recipe's own.
         """
         torch.manual_seed(self.recipe.seed)
         recipe = self.recipe.model
@@ -48,6 +48,8 @@ class Task:
                 return mlp(recipe)
             if isinstance(recipe, CnnModel) and recipe.norm == "none":
                 return cnn(recipe, self.train[0][:1])
+            if isinstance(recipe, TransformerModel):
+                return Decoder(recipe, self.data)
         return models.build(recipe, self.data)
 
     def criterion(self) -> Callable[..., Any]:
@@ -108,6 +110,37 @@ def cnn(recipe: CnnModel, sample: Tensor) -> nn.Module:
     features = nn.Sequential(*stages)(sample).shape[1]
     widths = (features, *recipe.hidden, mnist.NUM_CLASSES)
     return nn.Sequential(*stages, *linears(widths, recipe.dropout))
+
+
+class Decoder(nn.Module):
+    """Tokens [b, t] -> logits [b, t, tokens], each from those before it."""
+
+    def __init__(self, recipe: TransformerModel, data: Dataset) -> None:
+        super().__init__()
+        (context,), width = data.inputs, recipe.width
+        self.embed = nn.Embedding(data.outputs, width)
+        self.position = nn.Parameter(torch.zeros(context, width))
+        nn.init.normal_(self.embed.weight, std=0.02)
+        nn.init.normal_(self.position, std=0.02)
+        block = nn.TransformerEncoderLayer(
+            width,
+            recipe.heads,
+            4 * width,
+            recipe.dropout,
+            "gelu",
+            batch_first=True,
+            norm_first=True,
+        )
+        norm = nn.LayerNorm(width)
+        self.blocks = nn.TransformerEncoder(block, recipe.depth, norm, False)
+        self.head = nn.Linear(width, data.outputs)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        length = tokens.shape[1]
+        hidden = self.embed(tokens) + self.position[:length]
+        mask = nn.Transformer.generate_square_subsequent_mask(length)
+        logits: Tensor = self.head(self.blocks(hidden, mask, is_causal=True))
+        return logits
 
 
 def linears(widths: Sequence[int], dropout: float) -> list[nn.Module]:
