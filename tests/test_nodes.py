@@ -5,6 +5,7 @@ import threading
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, Literal
+from unittest import mock
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from torch._C._distributed_c10d import HashStore
 
 from samestep import barrier, machine
 from samestep.board import Board
+from samestep.exchange import nodes
 from samestep.exchange.connecting import Connection
 from samestep.exchange.nodes import Division, NodesExchange
 from samestep.flat import Flat
@@ -122,27 +124,27 @@ def ownerships(draw: st.DrawFn, most: int = 4) -> tuple[list[Node], list[int]]:
     return list(pairwise([0, *sorted(draw(cuts)), num_leaves])), sizes
 
 
-@given(ownerships(most=9), st.integers(1, 5000))
+@given(ownerships(most=9), st.integers(1, 50_000))
 def test_no_element_and_no_micro_batch_is_lost(
     ownership: tuple[list[Node], list[int]], lines: int
 ) -> None:
     shares, sizes = ownership
-    length, nodes = ALIGNMENT * lines, len(sizes)
+    length, count = ALIGNMENT * lines, len(sizes)
     division = Division.of(shares, sizes, length)
-    ends = [0, *(end for _, end in division.pieces)]
-    assert division.pieces == list(pairwise(ends))
+    pieces = sorted(piece for strip in division.strips for piece in strip)
+    ends = [0, *(end for _, end in pieces)]
+    assert pieces == list(pairwise(ends))
     assert ends[-1] == length
     assert all(end % ALIGNMENT == 0 for end in ends)
+    assert all(len(strip) == count for strip in division.strips)
     leaves = [leaf for rows in division.rows for row in rows for leaf in range(*row)]
     assert leaves == list(range(shares[-1][1]))
     assert [share for local in division.owned for share in local] == shares
     rows = sum(map(len, division.rows))
-    sent = sum(division.sent(node) for node in range(nodes))
-    assert sent <= (rows + nodes - 1) * length
+    sent = sum(division.sent(node) for node in range(count))
+    assert sent <= (rows + count - 1) * length
     if all(len(rows) == 1 for rows in division.rows):
-        assert sent == 2 * (nodes - 1) * length  # what a ring all-reduce sends
-    if nodes == 2 and lines % 2 == 0:
-        assert sent == rows * length // 2 + length
+        assert sent == 2 * (count - 1) * length  # what a ring all-reduce sends
 
 
 class Cluster:
@@ -217,11 +219,25 @@ class Cluster:
 
 
 @settings(deadline=None, max_examples=30)
-@given(ownerships(), st.sampled_from(sorted(DTYPES)), st.integers(0, 99))
+@given(
+    ownerships(),
+    st.sampled_from(sorted(DTYPES)),
+    st.integers(0, 99),
+    st.sampled_from([400, 2_000, nodes.STRIP]),
+)
 def test_the_nodes_sum_is_that_of_the_rounded_tree_and_sends_what_it_says(
+    ownership: tuple[list[Node], list[int]], compression: str, seed: int, strip: int
+) -> None:
+    with (
+        mock.patch.object(nodes, "STRIP", strip),
+        mock.patch.dict(os.environ, GLOO_SOCKET_IFNAME=machine.loopback()),
+    ):
+        check_sum_and_bytes(ownership, compression, seed)
+
+
+def check_sum_and_bytes(
     ownership: tuple[list[Node], list[int]], compression: str, seed: int
 ) -> None:
-    os.environ["GLOO_SOCKET_IFNAME"] = machine.loopback()
     rounding = Rounding.of(compression)
     cluster = Cluster(*ownership, rounding)
     flat, (shares, _) = cluster.flats[0], ownership

@@ -4,7 +4,6 @@ From one to one, so that a leader knows for whom it waits: what a collective say
 somebody is late names nobody.
 """
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -20,6 +19,7 @@ from samestep.errors import PeerLost, SamestepError, WorkerLate
 Message = tuple[int, Tensor]
 """The other node, and contiguous values; both ends know their number and type."""
 
+Wait = Callable[[], None]
 Post = Callable[[list[Tensor], int, int], Work]
 
 
@@ -44,22 +44,25 @@ class Leaders:
         """The other nodes."""
         return [node for node in range(len(self._ends) - 1) if node != self.node]
 
-    def swap(self, sent: Sequence[Message], received: Sequence[Message]) -> None:
+    def post(self, sent: Sequence[Message], received: Sequence[Message]) -> Wait:
         """All leaders: the n-th message to a node is the n-th that it receives from us.
 
-        Raises WorkerLate or PeerLost, which name the node.
+        Returns what waits until they have arrived and left. Both raise WorkerLate or
+        PeerLost, which name the node.
         """
         works: list[tuple[int, Work]] = []
         for post, messages in (self._receive, received), (self._send, sent):
-            numbers = Counter[int]()
             for node, values in messages:
-                if values.numel():
+                if values.numel():  # messages of one tag keep their order
                     with self._talking_to(node):
-                        works.append((node, post([values], node, numbers[node])))
-                    numbers[node] += 1
-        for node, work in works:
-            with self._talking_to(node):
-                work.wait()
+                        works.append((node, post([values], node, 0)))
+
+        def wait() -> None:
+            for node, work in works:
+                with self._talking_to(node):
+                    work.wait()
+
+        return wait
 
     def merge(self, values: Tensor) -> None:
         """All leaders: adds up everybody's cells, of which one leader has filled each.
@@ -67,7 +70,7 @@ class Leaders:
         All of them at once rather than around a ring: they are few.
         """
         received = [(node, values.new_empty(values.shape)) for node in self.others]
-        self.swap([(node, values) for node in self.others], received)
+        self.post([(node, values) for node in self.others], received)()
         for _, cells in received:
             values += cells
 

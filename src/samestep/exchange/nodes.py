@@ -7,15 +7,15 @@ subtrees of the canonical tree inside that range are its rows. In every step:
     1. barrier within the node: all partials of its workers are there
     2. every worker sums them over its slice, up to the rows of the node
     3. barrier: the rows are there
-    4. the vector is cut into one piece for each node. The leader sends to each other
-       node the rows of that one's piece, adds up all rows of its own piece in the
-       order of the tree, and sends the sum to all others
+    4. the vector is cut into strips, and a strip into one piece for each node. The
+       leader sends to each other node the rows of that one's piece, adds up all rows
+       of its own piece in the order of the tree, and sends the sum to all others
     5. barrier: the gradient is there; every worker updates its slice
 
 N nodes of one row each send 2 (N - 1) vectors in all, as many as a ring all-reduce:
-that is so where each node owns a subtree. Nodes of k rows send (k + 1) (N - 1). With
-`compression` in the recipe all these are of 16 bits. BatchNorm's buffers stay float32;
-every leader gets all rows of them.
+that is so where each owns a subtree, as where all own the same power of two of leaves.
+Nodes of k rows send (k + 1) (N - 1). With `compression` in the recipe all these are of
+16 bits. BatchNorm's buffers stay float32; every leader gets all rows of them.
 """
 
 from contextlib import AbstractContextManager
@@ -28,7 +28,7 @@ from torch._C._distributed_c10d import Store
 
 from samestep import tree
 from samestep.balance import pieces
-from samestep.exchange.leaders import Leaders
+from samestep.exchange.leaders import Leaders, Message, Wait
 from samestep.exchange.shared import Pieces, SharedExchange, vectors_read
 from samestep.flat import Flat
 from samestep.layout import ALIGNMENT
@@ -36,6 +36,10 @@ from samestep.memory import pages
 from samestep.place import Place
 from samestep.rounding import EXACT, Rounding
 from samestep.tree import Node
+
+
+STRIP = 1 << 17
+"""Elements, 0.5 MB: enough to keep a link busy, and a small part of most vectors."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +50,8 @@ class Division:
     """The micro-batches of each worker of each node."""
     rows: list[list[Node]]
     """Of each node: the maximal nodes of the tree in what its workers own together."""
-    pieces: list[Node]
-    """The part of the vector that each node adds up."""
+    strips: list[list[Node]]
+    """Of each strip of the vector: the piece that each node adds up."""
 
     @classmethod
     def of(cls, shares: list[Node], sizes: list[int], length: int) -> "Division":
@@ -56,14 +60,17 @@ class Division:
         owned = [shares[first:end] for first, end in ends]
         spans = [(local[0][0], local[-1][1]) for local in owned]
         rows = [tree.subtrees(span, shares[-1][1]) for span in spans]
-        cuts = [ALIGNMENT * cut for cut in pieces(length // ALIGNMENT, len(sizes))]
-        return cls(owned, rows, list(pairwise(cuts)))
+        count, num_strips = len(sizes), max(1, length // STRIP)
+        cuts = pieces(length // ALIGNMENT, num_strips * count)
+        parts = list(pairwise(ALIGNMENT * cut for cut in cuts))
+        strips = [parts[i : i + count] for i in range(0, len(parts), count)]
+        return cls(owned, rows, strips)
 
     def sent(self, node: int) -> int:
         """Elements of the vector that a node sends in a step: its rows, then sums."""
-        first, end = self.pieces[node]
-        own, others = end - first, len(self.pieces) - 1
-        return len(self.rows[node]) * (self.pieces[-1][1] - own) + others * own
+        sizes = [[end - first for first, end in strip] for strip in self.strips]
+        own, whole = sum(size[node] for size in sizes), sum(map(sum, sizes))
+        return len(self.rows[node]) * (whole - own) + (len(self.rows) - 1) * own
 
 
 @dataclass(frozen=True)
@@ -131,9 +138,6 @@ class NodesExchange:
         self._division = Division.of(shares, sizes, self._length)
         rows, width = self._division.rows, self._rounding.dtype.itemsize
         num_rows = sum(map(len, rows))
-        first, end = self._division.pieces[self._node]
-        others = num_rows - len(rows[self._node])
-        self._room = torch.empty(others, end - first, dtype=self._rounding.dtype)
         sent = sum(self._division.sent(node) for node in range(len(sizes)))
         tails = 4 * self._tail * (len(sizes) - 1) * num_rows
         self.network_bytes_per_step = width * sent + tails
@@ -172,34 +176,49 @@ class NodesExchange:
         return self._sum, self._tails
 
     def _add_up(self, leaders: Leaders, nodes: list[Node]) -> None:
-        """All leaders: the rows of all nodes, into the memory of this one."""
-        others, own = leaders.others, slice(*self._division.pieces[self._node])
-        pieces = {other: slice(*self._division.pieces[other]) for other in others}
-        origins = [
-            (other, node) for other in others for node in self._division.rows[other]
-        ]
-        rows, room = self._rows[: len(nodes)], self._room
-        tail = slice(self._size, self._size + self._tail)
-        tails = [self._within.value(node, tail, EXACT).clone() for node in nodes]
-        tail_room = torch.empty(len(origins), self._tail)
-        leaders.swap(
-            [(other, row) for other in others for row in rows[:, pieces[other]]]
-            + [(other, row) for other in others for row in tails],
-            [(other, row) for (other, _), row in zip(origins, room, strict=True)]
-            + [
-                (other, row) for (other, _), row in zip(origins, tail_room, strict=True)
-            ],
-        )
-        order = [*nodes, *(node for _, node in origins)]
-        parts = dict(zip(order, [*rows[:, own], *room], strict=True))
-        self._total[own] = self._reduced(parts, self._rounding)
-        if self._tail:
-            parts = dict(zip(order, [*tails, *tail_room], strict=True))
-            self._tails.copy_(self._reduced(parts, EXACT))
-        leaders.swap(
-            [(other, self._total[own]) for other in others],
-            [(other, self._total[pieces[other]]) for other in others],
-        )
+        """All leaders: the rows of all nodes, into the memory of this one.
+
+        While the sums of one strip travel, so do the rows of the next.
+        """
+        tails = torch.empty(len(nodes), self._tail)
+        for row, node in zip(tails, nodes, strict=True):
+            tail = slice(self._size, self._size + self._tail)
+            row.copy_(self._within.value(node, tail, EXACT))
+        strips = self._division.strips
+        travelling = [self._swap(leaders, self._rows, strip) for strip in strips]
+        everybody = [(0, self._tail)] * len(self._nodes.sizes)
+        tails_travelling = self._swap(leaders, tails, everybody)
+        waits = []
+        for strip, (arrive, parts) in zip(strips, travelling, strict=True):
+            arrive()
+            of = [self._total[slice(*piece)] for piece in strip]
+            of[self._node].copy_(self._reduced(parts, self._rounding))
+            sent = [(other, of[self._node]) for other in leaders.others]
+            waits.append(leaders.post(sent, [(o, of[o]) for o in leaders.others]))
+        arrive, parts = tails_travelling
+        arrive()
+        self._tails.copy_(self._reduced(parts, EXACT))
+        for wait in waits:
+            wait()
+
+    def _swap(
+        self, leaders: Leaders, rows: Tensor, pieces: list[Node]
+    ) -> tuple[Wait, dict[Node, Tensor]]:
+        """All leaders: the own rows of others' pieces for others' rows of the own.
+
+        Returns what waits for them, and where each node of the tree will then be.
+        """
+        first, end = pieces[self._node]
+        own = self._division.rows[self._node]
+        parts = dict(zip(own, rows[:, first:end], strict=False))
+        sent, received = list[Message](), list[Message]()
+        for other in leaders.others:
+            sent += [(other, row) for row in rows[: len(own), slice(*pieces[other])]]
+            theirs = self._division.rows[other]
+            room = rows.new_empty(len(theirs), end - first)
+            parts |= zip(theirs, room, strict=True)
+            received += [(other, row) for row in room]
+        return leaders.post(sent, received), parts
 
     def _reduced(self, parts: dict[Node, Tensor], rounding: Rounding) -> Tensor:
         """Nodes of the tree [n] -> its root, float32 [n]."""

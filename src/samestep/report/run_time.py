@@ -64,11 +64,13 @@ def _talk(epochs: list[Epoch]) -> str:
         return ""
     last = told[-1]
     moved = sum(epoch.bytes_exchanged or 0 for epoch in told)
+    sent = sum(epoch.network_bytes or 0 for epoch in told)
+    between = f", {size(sent)} of them between machines" if sent else ""
     return (
         f"In the last epoch, exchange and wait took "
         f"{percent(last.communication_share)} of the workers' time, wait alone "
         f"{percent(last.straggler_share)}. In {plural(len(told), 'epoch')}, all "
-        f"workers together exchanged {size(moved)}."
+        f"workers together exchanged {size(moved)}{between}."
     )
 
 
