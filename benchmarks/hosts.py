@@ -119,14 +119,21 @@ class Host:
         self._started: list[subprocess.Popen[Any]] = []
 
     def limit_cpu(self, cores: float, period_us: int = 100_000) -> None:
-        """For all that is started from now on, together."""
-        self._quota = Quota(self.namespaces.pid, cores, period_us)
+        """To less than one core, or not at all; the first call is for what starts
+        later, further ones change its limit.
+        """
+        if self._quota is None:
+            self._quota = Quota(self.namespaces.pid, 1.0, period_us)
+        self._quota.set(cores)
 
     def start(self, command: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
-        """A program here; its exit code is the Popen's, but see `signal`."""
+        """A program here, in the same directory; the exit code is the Popen's, but see
+        `signal`.
+        """
         joined = self._quota.joined if self._quota else []
         inside = self.namespaces.enter("net", "mount", "uts", "pid", "time")
-        process = subprocess.Popen([*joined, *inside, "--", *command], **options)
+        there = ["env", f"--chdir={Path.cwd()}", *command]
+        process = subprocess.Popen([*joined, *inside, *there], **options)
         self._started.append(process)
         return process
 
