@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from samestep.checkcommand import check
+from samestep.doctor.command import doctor
 from samestep.errors import Interrupted, SamestepError, UsageError
 from samestep.forking import ForkServer
 from samestep.modelcommands import export, sample
@@ -341,6 +342,7 @@ cli.add_command(sample)
 cli.add_command(export)
 cli.add_command(check)
 cli.add_command(report)
+cli.add_command(doctor)
 
 
 def main() -> NoReturn:

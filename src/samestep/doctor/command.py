@@ -1,0 +1,174 @@
+"""The command `samestep doctor`; imports little until it runs."""
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from samestep.errors import PlacementError, UsageError
+
+
+if TYPE_CHECKING:
+    from samestep.doctor.facts import Facts
+    from samestep.doctor.findings import Finding
+    from samestep.doctor.probing import Link
+
+
+PORT = click.IntRange(1, 65535)
+
+
+@click.command()
+@click.option(
+    "--peer",
+    metavar="HOST[:PORT]",
+    help="A machine where `samestep doctor --serve` runs.",
+)
+@click.option("--serve", is_flag=True, help="Answer the doctor of another machine.")
+@click.option(
+    "--interface",
+    metavar="IF|ADDRESS|NETWORK",
+    help="Of trainings on several machines, such as eth0, 10.0.0.2 or 10.0.0.0/24; "
+    "--serve listens there, by default on the loopback interface.",
+)
+@click.option(
+    "--port",
+    type=PORT,
+    default=29400,
+    show_default=True,
+    help="That --serve listens on, or that must be free for the rendezvous.",
+)
+@click.option(
+    "--for",
+    "seconds",
+    type=click.FloatRange(0, min_open=True),
+    default=600.0,
+    show_default=True,
+    help="Seconds after which --serve ends.",
+)
+@click.option("--json", "as_json", is_flag=True, help="All findings and facts as JSON.")
+def doctor(
+    peer: str | None,
+    serve: bool,
+    interface: str | None,
+    port: int,
+    seconds: float,
+    as_json: bool,
+) -> None:
+    """Say what would go wrong here, before it does. Exit code 1 if there is a problem.
+
+    With --peer, also what would go wrong between two machines: versions, clocks,
+    firewalls; and what the network gives, for `samestep scale`. --serve answers whoever
+    reaches it, without a password, with versions, limits and addresses of this machine.
+
+    \b
+    Examples:
+      samestep doctor
+      samestep doctor --serve --interface eth0      on one machine, and on another
+      samestep doctor --peer 10.0.0.2
+    """
+    from samestep import interfaces
+
+    if serve and (peer or as_json):
+        raise UsageError(
+            "`--serve` only answers: use `--peer` and `--json` without it."
+        )
+    chosen = interfaces.resolve(interface).address if interface else ""
+    if serve:
+        _serve(chosen, port, seconds)
+        return
+    facts, link, findings = _examine(peer, chosen, port)
+    click.echo(_json(facts, link, findings) if as_json else _text(link, findings))
+    sys.exit(int(any(finding.level == "problem" for finding in findings)))
+
+
+def parse_peer(text: str, port: int) -> tuple[str, int]:
+    """`HOST`, `HOST:PORT`, `[IPV6]:PORT` or an IPv6 address. Raises PlacementError."""
+    host, colon, number = text.rpartition(":")
+    if not colon or text.endswith("]") or (":" in host and not host.endswith("]")):
+        host, number = text, str(port)
+    host = host.removeprefix("[").removesuffix("]")
+    if not host or not number.isdecimal() or not 0 < int(number) < 1 << 16:
+        raise PlacementError(
+            f"A peer is HOST or HOST:PORT, such as `10.0.0.2:29400`; received `{text}`."
+        )
+    return host, int(number)
+
+
+def _examine(
+    peer: str | None, chosen: str, port: int
+) -> tuple["Facts", "Link | None", list["Finding"]]:
+    from dataclasses import replace
+
+    from samestep.doctor import comparing, hardware, links, network, software
+    from samestep.doctor.facts import observe
+    from samestep.doctor.probing import probe
+
+    facts = observe(chosen, port)
+    link = probe(*parse_peer(peer, port), chosen) if peer else None
+    used = link.own_address if link else ""
+    findings = network.check(facts, chosen, used) + hardware.check(facts)
+    findings += software.check(facts)
+    if link:
+        findings += links.check(link)
+    if link and link.facts:
+        findings += comparing.compare(facts, link.facts)
+        theirs = network.check(link.facts, "", link.peer_address)
+        theirs += hardware.check(link.facts) + software.check(link.facts)
+        findings += [
+            replace(finding, host=link.facts.host)
+            for finding in theirs
+            if finding.level != "ok"
+        ]
+    return facts, link, findings
+
+
+def _text(link: "Link | None", findings: list["Finding"]) -> str:
+    from samestep.doctor.findings import text
+    from samestep.doctor.links import scale_flags
+
+    flags = scale_flags(link) if link else ""
+    more = f"\n\nsamestep scale --nodes-up-to 8 {flags}" if flags else ""
+    return text(findings) + more
+
+
+def _json(facts: "Facts", link: "Link | None", findings: list["Finding"]) -> str:
+    from dataclasses import asdict
+
+    from samestep.doctor.links import scale_flags
+
+    content: dict[str, Any] = {
+        "findings": [asdict(finding) for finding in findings],
+        "facts": facts.model_dump(),
+        "link": link.model_dump() if link else None,
+        "scale_flags": scale_flags(link) if link else "",
+    }
+    return json.dumps(content, indent=2)
+
+
+def _serve(chosen: str, port: int, seconds: float) -> None:
+    from functools import partial
+
+    from samestep.doctor.facts import observe
+    from samestep.doctor.serving import serve
+    from samestep.doctor.wire import listen
+
+    address = chosen or "127.0.0.1"
+    try:
+        listener = listen(address, port)
+    except OSError as error:
+        raise PlacementError(
+            f"The doctor must listen on {address} port {port}: {error.strerror}. Use "
+            "another `--port`, or end what listens there."
+        ) from None
+    with listener:
+        click.echo(
+            f"Listening on {address} port {port} for {seconds:g} s, or until Ctrl-C. "
+            "Whoever reaches it sees versions, limits and addresses of this machine.\n"
+            f"On the other machine: samestep doctor --peer {address}:{port}",
+            err=True,
+        )
+        # No port is tried: the one that counts is taken by the doctor itself.
+        serve(
+            listener, seconds, partial(observe, port=0), partial(click.echo, err=True)
+        )

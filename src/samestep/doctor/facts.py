@@ -1,0 +1,244 @@
+"""What is so on one machine, as far as trainings care; without importing torch."""
+
+import os
+import re
+import resource
+import shutil
+import socket
+import sys
+from collections.abc import Iterable
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any
+
+import psutil
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from samestep import barrier, interfaces, machine
+from samestep.errors import PlacementError
+
+
+RENDEZVOUS_PORT = 29400
+"""Where torchrun's rendezvous listens unless it is told otherwise."""
+VARIABLES = (
+    *machine.THREAD_VARIABLES,
+    "OMP_PLACES",
+    "GOMP_CPU_AFFINITY",
+    "OMP_WAIT_POLICY",
+    "ATEN_CPU_CAPABILITY",
+    "ONEDNN_MAX_CPU_ISA",
+    "DNNL_MAX_CPU_ISA",
+    "MKL_CBWR",
+    "MKL_ENABLE_INSTRUCTIONS",
+    "TORCH_GLOO_LAZY_INIT",
+    interfaces.GLOO_VARIABLE,
+)
+"""Only of these are values looked at."""
+CPU_FLAGS = {
+    "AVX512": {"avx512f", "avx512vl", "avx512bw", "avx512dq", "fma"},
+    "AVX2": {"avx2", "fma"},
+}
+"""What PyTorch asks of a processor for the kernels of this name, the best first."""
+FOR_DEVELOPERS = ("dev", "benchmarks")
+"""Extras that no training needs."""
+CPUINFO, HOSTS = Path("/proc/cpuinfo"), Path("/etc/hosts")
+OVERCOMMIT, SHM = Path("/proc/sys/vm/overcommit_memory"), Path("/dev/shm")  # noqa: S108
+
+
+def printable(text: str) -> str:
+    """Without what would move the cursor of a terminal."""
+    return "".join(one if one.isprintable() else "?" for one in text)
+
+
+Text = Annotated[str, Field(max_length=500), AfterValidator(printable)]
+Size = Annotated[int, Field(ge=0)]
+"""Bytes, or how many."""
+Texts = Annotated[tuple[Text, ...], Field(max_length=500)]
+
+
+class Facts(BaseModel):
+    """Of one machine; those of a peer have come over the network and are checked."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    host: Text
+    addresses: Annotated[tuple[tuple[Text, Text], ...], Field(max_length=500)]
+    """(interface, address)"""
+    down: Texts = ()
+    """Interfaces that have an address and are switched off."""
+    gloo_address: Text = ""
+    """Where Gloo would listen by itself; empty if it could not."""
+    gloo_why: Text = ""
+    hosts_line: Text = ""
+    """Of /etc/hosts, if it gives the host's name a loopback address."""
+    busy_ports: tuple[int, ...] = ()
+    """Of those that a training needs, on the address that is asked about."""
+
+    logical_cpus: Size
+    allowed_cpus: Size
+    """Those in the affinity mask."""
+    physical_cores: Size
+    usable_cores: Size
+    usable_cores_because: Text
+    cpu_quota: float | None
+
+    memory_limit_bytes: Size
+    memory_bytes: Size
+    available_bytes: Size
+    swap_used_bytes: Size
+    overcommit: int | None
+    """As in vm.overcommit_memory; None where there is none."""
+    shm_bytes: Size | None
+    """The size of /dev/shm."""
+    no_shared_memory: Text
+    """Why the exchange `shared` does not work; empty if it does."""
+    open_files: Size
+    out: Text
+    """Where runs go."""
+    out_free_bytes: Size
+    out_is_writable: bool
+
+    processor: Text
+    instruction_set: Text
+    gpus: Size
+    """Devices of NVIDIA's driver."""
+    python: Text
+    cuda: Text
+    """The version that PyTorch was built for; empty: a build for CPUs."""
+    sources_sha256: Text
+    """Of samestep itself."""
+    libraries: Annotated[dict[Text, Text], Field(max_length=100)]
+    missing: Annotated[dict[Text, Texts], Field(max_length=100)]
+    """Packages of an extra that are not installed."""
+    variables: Annotated[dict[Text, Text], Field(max_length=100)]
+
+    def interface_of(self, address: str) -> str:
+        """The name; empty if no interface has the address."""
+        return next((name for name, one in self.addresses if one == address), "")
+
+
+def observe(address: str = "", port: int = RENDEZVOUS_PORT) -> Facts:
+    """This machine, now; whether `port` is free is tried on `address`, "" being all."""
+    described = machine.describe()
+    out = _nearest(Path("runs"))
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return Facts.model_validate(
+        {
+            **described,
+            **_network(address, port),
+            **_memory(),
+            "host": socket.gethostname(),
+            "allowed_cpus": len(described["affinity"]),
+            "open_files": sys.maxsize if soft == resource.RLIM_INFINITY else soft,
+            "out": str(out),
+            "out_free_bytes": shutil.disk_usage(out).free,
+            "out_is_writable": os.access(out, os.W_OK),
+            "instruction_set": instruction_set(_read(CPUINFO)),
+            "gpus": len(list(Path("/dev").glob("nvidia[0-9]*"))),
+            "cuda": _cuda(),
+            "sources_sha256": machine.checksum_of_sources(),
+            "missing": missing_packages(metadata.requires("samestep") or []),
+            "variables": {
+                name: os.environ[name][:500] for name in VARIABLES if name in os.environ
+            },
+        }
+    )
+
+
+def instruction_set(cpuinfo: str) -> str:
+    """The name of PyTorch's kernels for the first processor of /proc/cpuinfo.
+
+    As `torch.backends.cpu.get_cpu_capability` says on x86 unless ATEN_CPU_CAPABILITY
+    asks for less; empty on other processors.
+    """
+    found = re.search(r"^flags\s*:(.*)$", cpuinfo, re.MULTILINE)
+    if found is None:
+        return ""
+    flags = set(found[1].split())
+    return next((name for name, need in CPU_FLAGS.items() if need <= flags), "DEFAULT")
+
+
+def trapping_line(hosts: str, host: str) -> str:
+    """The first line of /etc/hosts about this host, if it names a loopback address."""
+    for line in hosts.splitlines():
+        address, *names = line.partition("#")[0].split() or [""]
+        if host in names:
+            return line.strip() if address.startswith(("127.", "::1")) else ""
+    return ""
+
+
+def missing_packages(requirements: Iterable[str]) -> dict[str, list[str]]:
+    """What is not installed of each extra, from lines such as `x>=1; extra == 'a'`."""
+    missing: dict[str, list[str]] = {}
+    for line in requirements:
+        found = re.match(r"([\w.-]+).*;\s*extra\s*==\s*['\"](\w+)['\"]", line)
+        if found and found[2] not in FOR_DEVELOPERS and not _is_installed(found[1]):
+            missing.setdefault(found[2], []).append(found[1])
+    return missing
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _network(address: str, port: int) -> dict[str, Any]:
+    known, host = interfaces.all_interfaces(), socket.gethostname()
+    states = psutil.net_if_stats()
+    try:
+        choice = interfaces.gloo_choice(known=known)
+    except PlacementError as error:
+        choice = interfaces.Choice("", str(error))
+    is_busy = not interfaces.can_listen(address, port)
+    return {
+        "addresses": known,
+        "down": sorted({one.name for one in known if not states[one.name].isup}),
+        "gloo_address": choice.address,
+        "gloo_why": choice.why,
+        "hosts_line": trapping_line(_read(HOSTS), host),
+        "busy_ports": [port] if is_busy else [],
+    }
+
+
+def _memory() -> dict[str, Any]:
+    overcommit = _read(OVERCOMMIT).strip()
+    return {
+        "available_bytes": machine.available_memory(),
+        "swap_used_bytes": psutil.swap_memory().used,
+        "overcommit": int(overcommit) if overcommit else None,
+        "shm_bytes": shutil.disk_usage(SHM).total if SHM.is_dir() else None,
+        "no_shared_memory": _no_shared_memory(),
+    }
+
+
+def _no_shared_memory() -> str:
+    try:
+        os.close(barrier.create(2))
+    except OSError as error:
+        return str(error)
+    return ""
+
+
+def _cuda() -> str:
+    """From the file that `import torch` would run first; that takes two seconds."""
+    spec = find_spec("torch")
+    version = Path(str(spec.origin)).with_name("version.py") if spec else Path()
+    found = re.search(r"^cuda\b.*= '(.+)'$", _read(version), re.MULTILINE)
+    return found[1] if found else ""
+
+
+def _nearest(path: Path) -> Path:
+    """The directory itself, or the first one above it that exists."""
+    path = path.absolute()
+    return next(one for one in (path, *path.parents) if one.is_dir())
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""

@@ -1,0 +1,420 @@
+"""Judgements on made-up machines; what is observed on this one is in the end."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_cli import samestep
+
+from samestep import interfaces
+from samestep.doctor import comparing, facts, hardware, links, network, software
+from samestep.doctor.command import parse_peer
+from samestep.doctor.facts import Facts
+from samestep.doctor.findings import Finding, text
+from samestep.doctor.probing import Link
+from samestep.doctor.wire import listen
+from samestep.errors import PlacementError
+from samestep.scaling import units
+
+
+GB = 1_000_000_000
+HEALTHY: dict[str, Any] = {
+    "host": "a",
+    "addresses": (("lo", "127.0.0.1"), ("eth0", "10.0.0.2"), ("eth0", "10.0.0.3")),
+    "gloo_address": "10.0.0.2",
+    "gloo_why": "this host's name, `a`, has this address",
+    "logical_cpus": 8,
+    "allowed_cpus": 8,
+    "physical_cores": 4,
+    "usable_cores": 4,
+    "usable_cores_because": "the physical cores of this machine",
+    "cpu_quota": None,
+    "memory_limit_bytes": 16 * GB,
+    "memory_bytes": 16 * GB,
+    "available_bytes": 12 * GB,
+    "swap_used_bytes": 0,
+    "overcommit": 0,
+    "shm_bytes": 8 * GB,
+    "no_shared_memory": "",
+    "open_files": 65536,
+    "out": "/home/me",
+    "out_free_bytes": 100 * GB,
+    "out_is_writable": True,
+    "processor": "A Processor",
+    "instruction_set": "AVX512",
+    "gpus": 0,
+    "python": "3.11.7",
+    "cuda": "",
+    "sources_sha256": "5" * 64,
+    "libraries": {"samestep": "0.1.0", "torch": "2.13.0+cpu", "numpy": "2.4.6"},
+    "missing": {},
+    "variables": {},
+}
+
+
+def made_up(**changes: Any) -> Facts:
+    return Facts.model_validate({**HEALTHY, **changes})
+
+
+def check(one: Facts, chosen: str = "", used: str = "") -> list[Finding]:
+    return network.check(one, chosen, used) + hardware.check(one) + software.check(one)
+
+
+def bad(findings: list[Finding]) -> list[Finding]:
+    return [finding for finding in findings if finding.level != "ok"]
+
+
+def test_a_healthy_machine_is_ok_throughout() -> None:
+    assert bad(check(made_up())) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "level", "subject", "mend"),
+    [
+        ({"down": ["eth0"]}, "warning", "interfaces", "ip link set eth0 up"),
+        (
+            {"addresses": [("lo", "127.0.0.1")], "gloo_address": "127.0.0.1"},
+            "warning",
+            "interfaces",
+            "ip address",
+        ),
+        (
+            {"gloo_address": "127.0.1.1", "hosts_line": "127.0.1.1 a"},
+            "warning",
+            "Gloo's address",
+            "--interface eth0",
+        ),
+        (
+            {"gloo_address": "", "gloo_why": "`eth9` is no interface"},
+            "problem",
+            "Gloo's address",
+            "unset GLOO_SOCKET_IFNAME",
+        ),
+        ({"busy_ports": [29400]}, "warning", "ports", "ss -ltnp"),
+        ({"cpu_quota": 0.5}, "warning", "cores", "--cpus"),
+        ({"available_bytes": GB // 2}, "warning", "memory", "ps aux"),
+        ({"swap_used_bytes": 2 * GB}, "warning", "swap", "swapoff"),
+        ({"overcommit": 2}, "warning", "overcommit", "vm.overcommit_memory=0"),
+        (
+            {"no_shared_memory": "Function not implemented"},
+            "warning",
+            "shared memory",
+            "--exchange gloo",
+        ),
+        ({"shm_bytes": 64 << 20}, "warning", "/dev/shm", "--shm-size"),  # noqa: S108
+        ({"open_files": 256}, "warning", "open files", "ulimit"),
+        ({"out_free_bytes": GB // 2}, "warning", "disk", "du -s"),
+        ({"out_is_writable": False}, "problem", "disk", "--out"),
+        (
+            {"variables": {"OMP_PROC_BIND": "close", "OMP_PLACES": "cores"}},
+            "problem",
+            "thread settings",
+            "unset OMP_PROC_BIND OMP_PLACES",
+        ),
+        (
+            {"variables": {"OMP_WAIT_POLICY": "ACTIVE"}},
+            "warning",
+            "thread settings",
+            "unset OMP_WAIT_POLICY",
+        ),
+        (
+            {"variables": {"MKL_CBWR": "AVX2"}},
+            "warning",
+            "kernels",
+            "unset MKL_CBWR",
+        ),
+        (
+            {"missing": {"report": ["jinja2", "scipy"]}},
+            "warning",
+            "extras",
+            "pip install 'samestep[report]'",
+        ),
+        ({"cuda": "13.0"}, "warning", "GPUs", "pytorch.org"),
+        ({"gpus": 2}, "warning", "GPUs", "pytorch.org"),
+    ],
+)
+def test_what_is_wrong_is_found_with_the_command_that_mends_it(
+    changes: dict[str, Any], level: str, subject: str, mend: str
+) -> None:
+    found = {finding.subject: finding for finding in bad(check(made_up(**changes)))}
+    assert found[subject].level == level
+    assert found[subject].why
+    assert mend in found[subject].mend
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"cpu_quota": 1.5, "usable_cores": 1},
+        {"overcommit": None, "shm_bytes": None},
+        {"variables": {"OMP_NUM_THREADS": "1", "OMP_PROC_BIND": "false"}},
+        {"cuda": "13.0", "gpus": 1},
+        {"allowed_cpus": 2},
+        {"instruction_set": ""},
+    ],
+)
+def test_what_does_no_harm_is_ok(changes: dict[str, Any]) -> None:
+    assert bad(check(made_up(**changes))) == []
+
+
+def test_an_address_that_gloo_would_not_take_is_told() -> None:
+    assert bad(check(made_up(), chosen="10.0.0.2")) == []
+    (finding,) = bad(check(made_up(), chosen="10.0.0.3"))
+    assert finding.seen == "10.0.0.2: the first address of eth0, not 10.0.0.3"
+    # Another address than the one over which the machines have met.
+    (finding,) = bad(check(made_up(gloo_address="127.0.0.1"), used="10.0.0.3"))
+    assert finding.subject == "Gloo's address"
+
+
+@pytest.mark.parametrize(
+    ("changes", "level", "subject"),
+    [
+        ({"host": "a"}, "warning", "hosts"),
+        ({"sources_sha256": "6" * 64}, "problem", "samestep on both"),
+        (
+            {"libraries": {**HEALTHY["libraries"], "torch": "2.13.0+cu130"}},
+            "problem",
+            "PyTorch on both",
+        ),
+        ({"instruction_set": "AVX2"}, "problem", "kernels on both"),
+        (
+            {"variables": {"ATEN_CPU_CAPABILITY": "avx2"}},
+            "problem",
+            "kernels on both",
+        ),
+        ({"processor": "Another"}, "warning", "kernels on both"),
+        (
+            {"libraries": {**HEALTHY["libraries"], "numpy": "2.3.0"}},
+            "warning",
+            "libraries on both",
+        ),
+        ({"python": "3.12.1"}, "warning", "libraries on both"),
+    ],
+)
+def test_differences_between_machines_are_listed_by_host(
+    changes: dict[str, Any], level: str, subject: str
+) -> None:
+    own = made_up()
+    assert bad(comparing.compare(own, made_up(host="b"))) == []
+    (found,) = bad(comparing.compare(own, made_up(**{"host": "b", **changes})))
+    assert (found.level, found.subject) == (level, subject)
+    assert "a" in found.seen
+    assert subject == "hosts" or "b: " in found.seen
+    assert found.mend
+
+
+def test_the_lesser_instruction_set_is_what_both_can_use() -> None:
+    (found,) = bad(
+        comparing.compare(made_up(), made_up(host="b", instruction_set="AVX2"))
+    )
+    assert found.mend == "export ATEN_CPU_CAPABILITY=avx2"
+
+
+GOOD_LINK: dict[str, Any] = {
+    "peer": "b",
+    "port": 29400,
+    "outcome": "reached",
+    "own_address": "10.0.0.2",
+    "seen_address": "10.0.0.2",
+    "peer_address": "10.0.0.9",
+    "latency_seconds": 50e-6,
+    "round_trips": 1000,
+    "clock_offset_seconds": 0.001,
+    "clock_error_seconds": 40e-6,
+    "to_peer_bytes_per_second": 117e6,
+    "from_peer_bytes_per_second": 118e6,
+    "to_peer_port": "reached",
+    "from_peer_port": "reached",
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "level", "subject", "says"),
+    [
+        ({"outcome": "refused"}, "problem", "connection", "doctor --serve"),
+        ({"outcome": "timeout"}, "problem", "connection", "iptables"),
+        ({"outcome": "unreachable"}, "problem", "connection", "ip route get b"),
+        ({"outcome": "unknown name"}, "problem", "connection", "getent hosts b"),
+        ({"outcome": "Invalid argument"}, "problem", "connection", "ip route"),
+        ({"broke": "facts: timeout"}, "problem", "large messages", "mtu 1400"),
+        ({"broke": "facts: not JSON"}, "problem", "conversation", "--port 29400"),
+        ({"seen_address": "192.0.2.7"}, "problem", "addresses", "ip route get"),
+        ({"to_peer_port": "timeout"}, "problem", "port there", "-s 10.0.0.2"),
+        ({"from_peer_port": "refused"}, "problem", "port back", "-s 10.0.0.9"),
+        ({"clock_offset_seconds": -1.0}, "warning", "clocks", "set-ntp"),
+        ({"clock_offset_seconds": 20.0}, "problem", "clocks", "set-ntp"),
+        ({"to_peer_bytes_per_second": 12e6}, "warning", "bandwidth", "ethtool"),
+    ],
+)
+def test_symptoms_of_a_link_lead_to_their_cause(
+    changes: dict[str, Any], level: str, subject: str, says: str
+) -> None:
+    assert bad(links.check(Link(**GOOD_LINK))) == []
+    (found,) = bad(links.check(Link(**{**GOOD_LINK, **changes})))
+    assert (found.level, found.subject) == (level, subject)
+    assert says in found.mend
+
+
+@pytest.mark.parametrize("rate", [1e4, 117e6, 1.25e9, 4e10])
+@pytest.mark.parametrize("latency", [2e-6, 50e-6, 0.08])
+def test_the_flags_for_scale_mean_what_was_measured(
+    rate: float, latency: float
+) -> None:
+    measured = {
+        "to_peer_bytes_per_second": 2 * rate,
+        "from_peer_bytes_per_second": rate,
+        "latency_seconds": latency,
+    }
+    flags = links.scale_flags(Link(**{**GOOD_LINK, **measured})).split()
+    assert units.bandwidth(flags[1]) == pytest.approx(rate, rel=0.01)
+    assert units.latency(flags[3]) == pytest.approx(latency, rel=0.02)
+    assert links.scale_flags(Link(peer="b", port=1, outcome="refused")) == ""
+
+
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [
+        ("b", ("b", 7)),
+        ("b:80", ("b", 80)),
+        ("10.0.0.2:80", ("10.0.0.2", 80)),
+        ("fd00::2", ("fd00::2", 7)),
+        ("[fd00::2]", ("fd00::2", 7)),
+        ("[fd00::2]:80", ("fd00::2", 80)),
+    ],
+)
+def test_a_peer_is_a_host_with_or_without_a_port(
+    said: str, meant: tuple[str, int]
+) -> None:
+    assert parse_peer(said, 7) == meant
+
+
+@pytest.mark.parametrize("said", ["", ":80", "b:", "b:0", "b:65536", "b:x"])
+def test_what_is_no_peer_is_refused(said: str) -> None:
+    with pytest.raises(PlacementError, match="A peer is HOST or HOST:PORT"):
+        parse_peer(said, 7)
+
+
+@pytest.mark.parametrize(
+    ("hosts", "line"),
+    [
+        ("127.0.0.1 localhost\n127.0.1.1 box.lan box # Debian\n", "127.0.1.1"),
+        ("::1 localhost box\n", "::1 localhost box"),
+        ("10.0.0.2 box\n127.0.1.1 box\n", ""),
+        ("# 127.0.1.1 box\n\n", ""),
+        ("127.0.1.1 toolbox\n", ""),
+    ],
+)
+def test_the_line_of_the_hosts_file_that_traps_gloo_is_found(
+    hosts: str, line: str
+) -> None:
+    found = facts.trapping_line(hosts, "box")
+    assert found.startswith(line) if line else found == ""
+
+
+def test_missing_packages_are_listed_by_extra() -> None:
+    lines = ["numpy>=2", "no-such<2; extra == 'report'", 'other; extra == "dev"']
+    assert facts.missing_packages(lines) == {"report": ["no-such"]}
+    assert facts.missing_packages(["numpy<3,>=2; extra == 'report'"]) == {}
+
+
+def test_control_characters_of_a_peer_are_not_shown() -> None:
+    hostile = made_up(host="\x1b[2Jb\r", processor="\u202eevil")
+    assert (hostile.host, hostile.processor) == ("?[2Jb?", "?evil")
+
+
+def test_the_text_has_what_was_seen_why_and_the_command() -> None:
+    shown = text([Finding("problem", "disk", "full", "It matters.", "rm x", "b")])
+    words = "problem disk on b: full It matters. $ rm x problem 1, warning 0, ok 0"
+    assert " ".join(shown.split()) == words
+
+
+TORCHS_OWN = """
+import json, os, psutil, sys, torch
+from datetime import timedelta
+from torch.distributed import HashStore, ProcessGroupGloo
+def listening():
+    group = ProcessGroupGloo(HashStore(), 0, 1, timedelta(seconds=9))
+    ours = psutil.Process().net_connections()
+    return [one.laddr.ip for one in ours if one.status == "LISTEN"]
+by_itself = listening()
+os.environ["GLOO_SOCKET_IFNAME"] = sys.argv[1]
+print(json.dumps({
+    "addresses": [by_itself, listening()],
+    "instruction_set": torch.backends.cpu.get_cpu_capability(),
+    "torch": torch.__version__,
+    "cuda": torch.version.cuda or "",
+}))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="needs Linux's /proc")
+def test_what_is_said_of_torch_without_it_is_what_torch_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    monkeypatch.delenv("ATEN_CPU_CAPABILITY", raising=False)
+    name = interfaces.all_interfaces()[-1].name
+    command = [sys.executable, "-c", TORCHS_OWN, name]
+    torchs = json.loads(subprocess.check_output(command, timeout=120))
+    found = facts.observe()
+    named = interfaces.gloo_choice({"GLOO_SOCKET_IFNAME": name})
+    assert torchs["addresses"] == [[found.gloo_address], [named.address]]
+    assert torchs["torch"] == found.libraries["torch"]
+    assert torchs["cuda"] == found.cuda
+    assert found.instruction_set in (torchs["instruction_set"], "")
+
+
+def test_the_doctor_examines_this_machine_without_importing_torch(
+    tmp_path: Path,
+) -> None:
+    code = "import sys; from samestep.cli import main\ntry: main()\n"
+    code += "finally: assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
+    ended = subprocess.run(
+        [sys.executable, "-c", code, "doctor", "--json"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        cwd=tmp_path,
+    )
+    assert ended.stderr == ""
+    content = json.loads(ended.stdout)
+    levels = [finding["level"] for finding in content["findings"]]
+    assert ended.returncode == int("problem" in levels)
+    assert content["facts"]["out"] == str(tmp_path)
+    assert content["link"] is None
+
+
+def test_a_problem_is_exit_code_1() -> None:
+    ended = samestep("doctor", GLOO_SOCKET_IFNAME="no-such-interface")
+    assert ended.returncode == 1
+    assert "unset GLOO_SOCKET_IFNAME" in ended.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--interface", "no-such"], "no interface, address or network"),
+        (["--serve", "--peer", "b"], "`--serve` only answers"),
+        (["--peer", "b:x"], "A peer is HOST or HOST:PORT"),
+    ],
+)
+def test_what_cannot_be_examined_is_a_usage_error(
+    arguments: list[str], message: str
+) -> None:
+    ended = samestep("doctor", *arguments)
+    assert ended.returncode == 2
+    assert message in ended.stderr
+
+
+def test_a_taken_port_is_told() -> None:
+    with listen("127.0.0.1") as listener:
+        port = listener.getsockname()[1]
+        ended = samestep("doctor", "--port", str(port), "--interface", "127.0.0.1")
+        assert f"port {port} is taken" in ended.stdout
+        ended = samestep("doctor", "--serve", "--port", str(port))
+        assert ended.returncode == 2
+        assert f"must listen on 127.0.0.1 port {port}" in ended.stderr
