@@ -7,12 +7,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
 import psutil
 import pytest
+from hosts import Host, Network, why_not
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_cli import samestep
@@ -22,6 +23,7 @@ from samestep.doctor.facts import Facts, observe
 from samestep.doctor.probing import Link, probe
 from samestep.doctor.serving import serve
 from samestep.doctor.wire import Wire, listen
+from samestep.interfaces import ephemeral_ports
 
 
 DEADLINE = 60.0
@@ -237,3 +239,104 @@ def test_the_command_serves_on_loopback_and_is_asked() -> None:
 def test_the_command_ends_after_its_time() -> None:
     ended = samestep("doctor", "--serve", "--port", free_port(), "--for", "0.1")
     assert (ended.returncode, ended.stdout) == (0, "")
+
+
+needs_hosts = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+DOCTOR = [sys.executable, "-m", "samestep", "doctor"]
+BITS_PER_SECOND = 100e6
+
+
+@pytest.fixture(scope="module")
+def hosts() -> Iterator[tuple[Host, Host]]:
+    """Two machines; the doctor serves on the second."""
+    with Network(bandwidth=f"{BITS_PER_SECOND:.0f}bit") as network:
+        asking, asked = network.add(), network.add()
+        command = [*DOCTOR, "--serve", "--interface", "10.0.0.0/24"]
+        serving = asked.start(command, stderr=subprocess.PIPE, text=True)
+        assert serving.stderr is not None
+        assert serving.stderr.readline().startswith("Listening on 10.0.0.2 port 29400")
+        yield asking, asked
+
+
+def ask(asking: Host, peer: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """What the doctor on a host says, and the levels that are not ok by subject."""
+    command = [*DOCTOR, "--peer", peer, "--json"]
+    process = asking.start(command, stdout=subprocess.PIPE, text=True)
+    content = json.loads(process.communicate(timeout=DEADLINE)[0])
+    levels = {found["subject"]: found["level"] for found in content["findings"]}
+    found = {one: level for one, level in levels.items() if level != "ok"}
+    assert process.returncode == int("problem" in found.values())
+    return content, found
+
+
+@contextmanager
+def dropped(host: Host, *which: str) -> Iterator[None]:
+    """Answers from these ports find no way out of the host: nobody hears of them."""
+    rule = ("ipproto", "tcp", *which)
+    host.namespaces.call("ip", "rule", "add", *rule)
+    yield
+    host.namespaces.call("ip", "rule", "delete", *rule)
+
+
+@contextmanager
+def narrow(receiving: Host, sending: Host) -> Iterator[None]:
+    """The one takes packets of at most 1,000 bytes, and says that it takes 1,500."""
+    tool = receiving.namespaces.call
+    route = ("ip", "route", "change", "10.0.0.0/24", "dev", "eth0")
+    tool("ip", "link", "set", "eth0", "mtu", "1000")
+    tool(*route, "src", receiving.address, "advmss", "1460")
+    sending.namespaces.call("ip", "link", "set", "eth0", "gso_max_segs", "1")
+    yield
+    tool(*route, "src", receiving.address)
+    tool("ip", "link", "set", "eth0", "mtu", "1500")
+    sending.namespaces.call("ip", "link", "set", "eth0", "gso_max_segs", "65535")
+
+
+@needs_hosts
+def test_between_hosts_bandwidth_clock_and_names_are_found(
+    hosts: tuple[Host, Host],
+) -> None:
+    content, found = ask(hosts[0], "h2")
+    assert not {"connection", "port there", "port back", "clocks"} & found.keys()
+    assert hosts[1].listeners() == {("0200000A", 29400)}
+    link = content["link"]
+    for way in ("to_peer", "from_peer"):
+        rate = 8 * link[f"{way}_bytes_per_second"]
+        assert rate == pytest.approx(BITS_PER_SECOND, rel=0.2)
+    names = [one["seen"] for one in content["findings"] if one["subject"] == "hosts"]
+    assert names == ["h1 and h2"]
+    assert content["facts"]["gloo_address"] == "10.0.0.1"
+    assert link["facts"]["gloo_address"] == "10.0.0.2"
+
+
+@needs_hosts
+def test_a_port_that_drops_is_told_from_one_that_refuses(
+    hosts: tuple[Host, Host],
+) -> None:
+    with dropped(hosts[1], "sport", "29400", "blackhole"):
+        content, _ = ask(hosts[0], "h2")
+    assert content["link"]["outcome"] == "timeout"
+    content, _ = ask(hosts[0], "h2:29401")
+    assert content["link"]["outcome"] == "refused"
+
+
+@needs_hosts
+def test_a_firewall_that_only_knows_the_rendezvous_is_found(
+    hosts: tuple[Host, Host],
+) -> None:
+    first, last = ephemeral_ports()
+    chosen = f"{first}-{last}"
+    with dropped(hosts[1], "sport", chosen, "dport", chosen, "unreachable"):
+        content, found = ask(hosts[0], "h2")
+    assert content["link"]["to_peer_port"] == "timeout"
+    assert content["link"]["from_peer_port"] == "unreachable"
+    assert found["port there"] == found["port back"] == "problem"
+
+
+@needs_hosts
+def test_a_way_that_loses_large_packets_is_found(hosts: tuple[Host, Host]) -> None:
+    asking, asked = hosts
+    with narrow(asking, asked):
+        content, found = ask(asking, "h2")
+    assert content["link"]["broke"] == "facts: timeout"
+    assert found["large messages"] == "problem"

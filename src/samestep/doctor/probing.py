@@ -26,7 +26,7 @@ from samestep.doctor.wire import (
 
 
 FIRST_BULK_BYTES = 64 << 10
-BULK_SECONDS = 0.4
+BULK_SECONDS = 0.25
 """A transfer this long has left a bucket's burst and TCP's slow start behind."""
 WARM_UP_ECHOES, ECHO_SECONDS = 5, 1.0
 
