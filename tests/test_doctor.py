@@ -1,6 +1,7 @@
 """Judgements on made-up machines; what is observed on this one is in the end."""
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -93,7 +94,7 @@ def test_a_healthy_machine_is_ok_throughout() -> None:
             "Gloo's address",
             "unset GLOO_SOCKET_IFNAME",
         ),
-        ({"busy_ports": [29400]}, "warning", "ports", "ss -ltnp"),
+        ({"busy_port": 29400}, "warning", "ports", "ss -ltnp"),
         ({"cpu_quota": 0.5}, "warning", "cores", "--cpus"),
         ({"available_bytes": GB // 2}, "warning", "memory", "ps aux"),
         ({"swap_used_bytes": 2 * GB}, "warning", "swap", "swapoff"),
@@ -323,6 +324,21 @@ def test_missing_packages_are_listed_by_extra() -> None:
 def test_control_characters_of_a_peer_are_not_shown() -> None:
     hostile = made_up(host="\x1b[2Jb\r", processor="\u202eevil")
     assert (hostile.host, hostile.processor) == ("?[2Jb?", "?evil")
+
+
+def test_no_name_of_a_peer_becomes_a_command_of_its_own() -> None:
+    name, extra = "x; reboot", "a]' $(reboot) '"
+    hostile = made_up(
+        addresses=[(name, "10.0.0.2")],
+        down=[name],
+        gloo_address="127.0.1.1",
+        missing={extra: ["b"]},
+    )
+    mends = "\n".join(finding.mend for finding in check(hostile))
+    words = [word for line in mends.splitlines() for word in shlex.split(line)]
+    assert words.count(name) == 2
+    assert f"GLOO_SOCKET_IFNAME={name}" in words
+    assert f"samestep[{extra}]" in words
 
 
 def test_the_text_has_what_was_seen_why_and_the_command() -> None:

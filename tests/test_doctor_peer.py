@@ -188,8 +188,15 @@ def test_who_is_no_doctor_is_told_apart(reply: bytes, broke: str) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"host": 5}, {"open_files": -1}, {"python": 501 * "x"}, {"out": []}],
-    ids=str,
+    [
+        {"host": 5},
+        {"open_files": -1},
+        {"memory_bytes": 10**400},
+        {"python": 501 * "x"},
+        {"gloo_address": "somewhere"},
+        {"addresses": [("eth0", "$(reboot)")]},
+    ],
+    ids=lambda change: next(iter(change)),
 )
 def test_facts_of_a_peer_are_checked(change: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="validation error"):

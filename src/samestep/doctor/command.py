@@ -106,20 +106,16 @@ def _examine(
 
     facts = observe(chosen, port)
     link = probe(*parse_peer(peer, port), chosen) if peer else None
-    used = link.own_address if link else ""
-    findings = network.check(facts, chosen, used) + hardware.check(facts)
-    findings += software.check(facts)
+    findings = network.check(facts, chosen, link.own_address if link else "")
+    findings += hardware.check(facts) + software.check(facts)
     if link:
         findings += links.check(link)
     if link and link.facts:
         findings += comparing.compare(facts, link.facts)
-        theirs = network.check(link.facts, "", link.peer_address)
+        theirs = network.check(link.facts, used=link.peer_address)
         theirs += hardware.check(link.facts) + software.check(link.facts)
-        findings += [
-            replace(finding, host=link.facts.host)
-            for finding in theirs
-            if finding.level != "ok"
-        ]
+        wrong = [finding for finding in theirs if finding.level != "ok"]
+        findings += [replace(finding, host=link.facts.host) for finding in wrong]
     return facts, link, findings
 
 

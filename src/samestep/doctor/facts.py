@@ -9,8 +9,9 @@ import sys
 from collections.abc import Iterable
 from importlib import metadata
 from importlib.util import find_spec
+from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import psutil
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -51,8 +52,15 @@ def printable(text: str) -> str:
     return "".join(one if one.isprintable() else "?" for one in text)
 
 
+def _address(text: str) -> str:
+    """Raises ValueError if it is none."""
+    ip_address(text)
+    return text
+
+
 Text = Annotated[str, Field(max_length=500), AfterValidator(printable)]
-Size = Annotated[int, Field(ge=0)]
+Address = Annotated[Text, AfterValidator(_address)]
+Size = Annotated[int, Field(ge=0, lt=1 << 64)]
 """Bytes, or how many."""
 Texts = Annotated[tuple[Text, ...], Field(max_length=500)]
 
@@ -63,17 +71,17 @@ class Facts(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     host: Text
-    addresses: Annotated[tuple[tuple[Text, Text], ...], Field(max_length=500)]
+    addresses: Annotated[tuple[tuple[Text, Address], ...], Field(max_length=500)]
     """(interface, address)"""
     down: Texts = ()
     """Interfaces that have an address and are switched off."""
-    gloo_address: Text = ""
+    gloo_address: Address | Literal[""] = ""
     """Where Gloo would listen by itself; empty if it could not."""
     gloo_why: Text = ""
     hosts_line: Text = ""
     """Of /etc/hosts, if it gives the host's name a loopback address."""
-    busy_ports: tuple[int, ...] = ()
-    """Of those that a training needs, on the address that is asked about."""
+    busy_port: Size | None = None
+    """That of the rendezvous, if it is taken on the address that is asked about."""
 
     logical_cpus: Size
     allowed_cpus: Size
@@ -200,7 +208,7 @@ def _network(address: str, port: int) -> dict[str, Any]:
         "gloo_address": choice.address,
         "gloo_why": choice.why,
         "hosts_line": trapping_line(_read(HOSTS), host),
-        "busy_ports": [port] if is_busy else [],
+        "busy_port": port if is_busy else None,
     }
 
 

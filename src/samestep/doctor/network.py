@@ -1,5 +1,6 @@
-"""Addresses, ports, firewalls and links. Pure: facts in, findings out."""
+"""Interfaces, addresses and ports of one machine. Pure: facts in, findings out."""
 
+import shlex
 from ipaddress import ip_address
 
 from samestep.doctor.facts import Facts
@@ -21,7 +22,7 @@ def interfaces(facts: Facts) -> Finding:
             "interfaces",
             f"{listed(known)}; switched off: {', '.join(facts.down)}",
             "An address on an interface that is off can be chosen, and reaches nobody.",
-            f"sudo ip link set {facts.down[0]} up",
+            f"sudo ip link set {shlex.quote(facts.down[0])} up",
         )
     if all(one.is_loopback for one in known):
         return Finding(
@@ -55,18 +56,16 @@ def gloo(facts: Facts, chosen: str = "", used: str = "") -> Finding:
     if facts.gloo_address == used or (not used and not is_loopback):
         return Finding("ok", "Gloo's address", seen)
     entry = f" (/etc/hosts: `{facts.hosts_line}`)" if facts.hosts_line else ""
-    name = facts.interface_of(used) or _example(facts)
+    name = shlex.quote(facts.interface_of(used) or _example(facts))
+    nobody = (
+        "nobody else reaches a loopback address" if is_loopback else f"not on {used}"
+    )
     return Finding(
         "warning",
         "Gloo's address",
         seen + entry,
         "Without an interface, PyTorch listens there on several machines, and "
-        + (
-            "nobody else reaches a loopback address"
-            if is_loopback
-            else f"not on {used}"
-        )
-        + ": they wait until they time out. On this machine alone all is well.",
+        f"{nobody}: they wait until they time out. On this machine alone all is well.",
         f"samestep train --interface {name} ...\nexport {GLOO_VARIABLE}={name}",
     )
 
@@ -83,7 +82,7 @@ def _gloo_on(facts: Facts, chosen: str) -> Finding:
         f"{first}: the first address of {name}, not {chosen}",
         "Gloo takes the first address of an interface. The machines exchange over it, "
         "so all of them must reach it.",
-        f"ip address show dev {name}",
+        f"ip address show dev {shlex.quote(name)}",
     )
 
 
@@ -95,9 +94,9 @@ def _example(facts: Facts) -> str:
 
 def ports(facts: Facts) -> Finding:
     """Is the rendezvous' port free?"""
-    if not facts.busy_ports:
+    port = facts.busy_port
+    if port is None:
         return Finding("ok", "ports", "that of the rendezvous is free")
-    port = facts.busy_ports[0]
     return Finding(
         "warning",
         "ports",

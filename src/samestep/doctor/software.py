@@ -1,5 +1,7 @@
 """What is installed and set, and whether it is so on both machines. Pure."""
 
+import shlex
+
 from samestep.doctor.facts import Facts
 from samestep.doctor.findings import Finding
 
@@ -84,13 +86,14 @@ def extras(facts: Facts) -> Finding:
     if not facts.missing:
         return Finding("ok", "extras", "all are installed")
     missing = [f"{name}: {', '.join(some)}" for name, some in facts.missing.items()]
+    wanted = f"samestep[{','.join(facts.missing)}]"
     return Finding(
         "warning",
         "extras",
         f"not installed: {'; '.join(missing)}",
         "Trainings are the same without: report is for plots and Word, tensorboard for "
         "its events, data for images and tables, export for ONNX.",
-        f"pip install 'samestep[{','.join(facts.missing)}]'",
+        f"pip install {shlex.quote(wanted)}",
     )
 
 
