@@ -154,6 +154,7 @@ def test_what_is_wrong_is_found_with_the_command_that_mends_it(
         {"variables": {"OMP_NUM_THREADS": "1", "OMP_PROC_BIND": "false"}},
         {"cuda": "13.0", "gpus": 1},
         {"allowed_cpus": 2},
+        {"physical_cores": None},
         {"instruction_set": ""},
     ],
 )

@@ -250,7 +250,7 @@ def test_the_command_ends_after_its_time() -> None:
 
 needs_hosts = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 DOCTOR = [sys.executable, "-m", "samestep", "doctor"]
-BITS_PER_SECOND = 100e6
+BITS_PER_SECOND = 20e6
 
 
 @pytest.fixture(scope="module")

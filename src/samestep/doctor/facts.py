@@ -43,6 +43,8 @@ CPU_FLAGS = {
 """What PyTorch asks of a processor for the kernels of this name, the best first."""
 FOR_DEVELOPERS = ("dev", "benchmarks")
 """Extras that no training needs."""
+MOST = 500
+"""Letters of a text, and entries of a list, that a peer may send."""
 CPUINFO, HOSTS = Path("/proc/cpuinfo"), Path("/etc/hosts")
 OVERCOMMIT, SHM = Path("/proc/sys/vm/overcommit_memory"), Path("/dev/shm")  # noqa: S108
 
@@ -58,11 +60,11 @@ def _address(text: str) -> str:
     return text
 
 
-Text = Annotated[str, Field(max_length=500), AfterValidator(printable)]
+Text = Annotated[str, Field(max_length=MOST), AfterValidator(printable)]
 Address = Annotated[Text, AfterValidator(_address)]
 Size = Annotated[int, Field(ge=0, lt=1 << 64)]
 """Bytes, or how many."""
-Texts = Annotated[tuple[Text, ...], Field(max_length=500)]
+Texts = Annotated[tuple[Text, ...], Field(max_length=MOST)]
 
 
 class Facts(BaseModel):
@@ -71,7 +73,7 @@ class Facts(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     host: Text
-    addresses: Annotated[tuple[tuple[Text, Address], ...], Field(max_length=500)]
+    addresses: Annotated[tuple[tuple[Text, Address], ...], Field(max_length=MOST)]
     """(interface, address)"""
     down: Texts = ()
     """Interfaces that have an address and are switched off."""
@@ -86,7 +88,7 @@ class Facts(BaseModel):
     logical_cpus: Size
     allowed_cpus: Size
     """Those in the affinity mask."""
-    physical_cores: Size
+    physical_cores: Size | None
     usable_cores: Size
     usable_cores_because: Text
     cpu_quota: float | None
@@ -139,7 +141,7 @@ def observe(address: str = "", port: int = RENDEZVOUS_PORT) -> Facts:
             "host": socket.gethostname(),
             "allowed_cpus": len(described["affinity"]),
             "open_files": sys.maxsize if soft == resource.RLIM_INFINITY else soft,
-            "out": str(out),
+            "out": str(out)[:MOST],
             "out_free_bytes": shutil.disk_usage(out).free,
             "out_is_writable": os.access(out, os.W_OK),
             "instruction_set": instruction_set(_read(CPUINFO)),
@@ -148,7 +150,9 @@ def observe(address: str = "", port: int = RENDEZVOUS_PORT) -> Facts:
             "sources_sha256": machine.checksum_of_sources(),
             "missing": missing_packages(metadata.requires("samestep") or []),
             "variables": {
-                name: os.environ[name][:500] for name in VARIABLES if name in os.environ
+                name: os.environ[name][:MOST]
+                for name in VARIABLES
+                if name in os.environ
             },
         }
     )
@@ -200,14 +204,14 @@ def _network(address: str, port: int) -> dict[str, Any]:
     try:
         choice = interfaces.gloo_choice(known=known)
     except PlacementError as error:
-        choice = interfaces.Choice("", str(error))
+        choice = interfaces.Choice("", str(error)[:MOST])
     is_busy = not interfaces.can_listen(address, port)
     return {
-        "addresses": known,
+        "addresses": known[:MOST],
         "down": sorted({one.name for one in known if not states[one.name].isup}),
         "gloo_address": choice.address,
         "gloo_why": choice.why,
-        "hosts_line": trapping_line(_read(HOSTS), host),
+        "hosts_line": trapping_line(_read(HOSTS), host)[:MOST],
         "busy_port": port if is_busy else None,
     }
 

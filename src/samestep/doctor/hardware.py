@@ -44,10 +44,11 @@ def cores(facts: Facts) -> Finding:
 
 def processors(facts: Facts) -> Finding:
     """Are there more logical processors than cores?"""
-    seen = f"{facts.logical_cpus} logical processors on {facts.physical_cores} cores"
+    physical = facts.physical_cores or facts.logical_cpus
+    seen = f"{facts.logical_cpus} logical processors on {physical} cores"
     if facts.allowed_cpus < facts.logical_cpus:
         seen += f", {facts.allowed_cpus} of them allowed"
-    if facts.logical_cpus > facts.physical_cores:
+    if facts.logical_cpus > physical:
         seen += "; hyper-threads share a core's arithmetic, so auto counts cores"
     return Finding("ok", "processors", seen)
 
