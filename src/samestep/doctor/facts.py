@@ -200,7 +200,8 @@ def _is_installed(package: str) -> bool:
 
 def _network(address: str, port: int) -> dict[str, Any]:
     known, host = interfaces.all_interfaces(), socket.gethostname()
-    states = psutil.net_if_stats()
+    states = psutil.net_if_stats().items()
+    off = {name for name, state in states if not state.isup}
     try:
         choice = interfaces.gloo_choice(known=known)
     except PlacementError as error:
@@ -208,7 +209,7 @@ def _network(address: str, port: int) -> dict[str, Any]:
     is_busy = not interfaces.can_listen(address, port)
     return {
         "addresses": known[:MOST],
-        "down": sorted({one.name for one in known if not states[one.name].isup}),
+        "down": sorted(off & {one.name for one in known}),
         "gloo_address": choice.address,
         "gloo_why": choice.why,
         "hosts_line": trapping_line(_read(HOSTS), host)[:MOST],
