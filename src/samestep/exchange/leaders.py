@@ -37,25 +37,31 @@ class Leaders:
         group = ProcessGroupGloo(keys, node, len(sizes), timeout)
         # They are missing in torch's type stubs.
         self._send: Post = group.send  # type: ignore[attr-defined]
-        self._receive: Post = group.recv  # type: ignore[attr-defined]
+        self._recv: Post = group.recv  # type: ignore[attr-defined]
 
     @property
     def others(self) -> list[int]:
         """The other nodes."""
         return [node for node in range(len(self._ends) - 1) if node != self.node]
 
-    def post(self, sent: Sequence[Message], received: Sequence[Message]) -> Wait:
-        """All leaders: the n-th message to a node is the n-th that it receives from us.
+    def receive(self, messages: Sequence[Message]) -> Wait:
+        """What is to come, in the order in which each other leader sends it to us.
 
-        Returns what waits until they have arrived and left. Both raise WorkerLate or
-        PeerLost, which name the node.
+        Returns what waits until all of it is there. Both raise WorkerLate or PeerLost,
+        which name the node.
         """
+        return self._post(self._recv, messages)
+
+    def send(self, messages: Sequence[Message]) -> Wait:
+        """Returns what waits until all of it has left; raises as `receive` does."""
+        return self._post(self._send, messages)
+
+    def _post(self, post: Post, messages: Sequence[Message]) -> Wait:
         works: list[tuple[int, Work]] = []
-        for post, messages in (self._receive, received), (self._send, sent):
-            for node, values in messages:
-                if values.numel():  # messages of one tag keep their order
-                    with self._talking_to(node):
-                        works.append((node, post([values], node, 0)))
+        for node, values in messages:
+            if values.numel():
+                with self._talking_to(node):  # messages of one tag keep their order
+                    works.append((node, post([values], node, 0)))
 
         def wait() -> None:
             for node, work in works:
@@ -70,7 +76,10 @@ class Leaders:
         All of them at once rather than around a ring: they are few.
         """
         received = [(node, values.new_empty(values.shape)) for node in self.others]
-        self.post([(node, values) for node in self.others], received)()
+        arrive = self.receive(received)
+        leave = self.send([(node, values) for node in self.others])
+        arrive()
+        leave()
         for _, cells in received:
             values += cells
 

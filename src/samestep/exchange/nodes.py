@@ -178,47 +178,53 @@ class NodesExchange:
     def _add_up(self, leaders: Leaders, nodes: list[Node]) -> None:
         """All leaders: the rows of all nodes, into the memory of this one.
 
-        While the sums of one strip travel, so do the rows of the next.
+        While the sums of one strip travel, so do the rows of the next. What is to come
+        is announced before anything is sent, or the announcement would come last.
         """
         tails = torch.empty(len(nodes), self._tail)
         for row, node in zip(tails, nodes, strict=True):
             tail = slice(self._size, self._size + self._tail)
             row.copy_(self._within.value(node, tail, EXACT))
-        strips = self._division.strips
-        travelling = [self._swap(leaders, self._rows, strip) for strip in strips]
+        strips, others = self._division.strips, leaders.others
         everybody = [(0, self._tail)] * len(self._nodes.sizes)
-        tails_travelling = self._swap(leaders, tails, everybody)
-        waits = []
-        for strip, (arrive, parts) in zip(strips, travelling, strict=True):
+        swaps = [*((self._rows, strip) for strip in strips), (tails, everybody)]
+        *arriving, tails_arriving = [self._expect(leaders, *swap) for swap in swaps]
+        waits = [
+            leaders.receive([(o, self._total[slice(*strip[o])]) for o in others])
+            for strip in strips
+        ]
+        for rows, part in swaps:
+            own_rows = rows[: len(nodes)]
+            sent = [(o, r) for o in others for r in own_rows[:, slice(*part[o])]]
+            waits.append(leaders.send(sent))
+        for strip, (arrive, parts) in zip(strips, arriving, strict=True):
             arrive()
-            of = [self._total[slice(*piece)] for piece in strip]
-            of[self._node].copy_(self._reduced(parts, self._rounding))
-            sent = [(other, of[self._node]) for other in leaders.others]
-            waits.append(leaders.post(sent, [(o, of[o]) for o in leaders.others]))
-        arrive, parts = tails_travelling
+            own = self._total[slice(*strip[self._node])]
+            own.copy_(self._reduced(parts, self._rounding))
+            waits.append(leaders.send([(other, own) for other in others]))
+        arrive, parts = tails_arriving
         arrive()
         self._tails.copy_(self._reduced(parts, EXACT))
         for wait in waits:
             wait()
 
-    def _swap(
+    def _expect(
         self, leaders: Leaders, rows: Tensor, pieces: list[Node]
     ) -> tuple[Wait, dict[Node, Tensor]]:
-        """All leaders: the own rows of others' pieces for others' rows of the own.
+        """All leaders: of all nodes' rows, the own piece.
 
         Returns what waits for them, and where each node of the tree will then be.
         """
         first, end = pieces[self._node]
         own = self._division.rows[self._node]
         parts = dict(zip(own, rows[:, first:end], strict=False))
-        sent, received = list[Message](), list[Message]()
+        messages = list[Message]()
         for other in leaders.others:
-            sent += [(other, row) for row in rows[: len(own), slice(*pieces[other])]]
             theirs = self._division.rows[other]
             room = rows.new_empty(len(theirs), end - first)
             parts |= zip(theirs, room, strict=True)
-            received += [(other, row) for row in room]
-        return leaders.post(sent, received), parts
+            messages += [(other, row) for row in room]
+        return leaders.receive(messages), parts
 
     def _reduced(self, parts: dict[Node, Tensor], rounding: Rounding) -> Tensor:
         """Nodes of the tree [n] -> its root, float32 [n]."""
