@@ -25,7 +25,7 @@ from samestep.flat import Flat
 from samestep.models.custom import check_parameters
 from samestep.plan import Plan, derive_seed
 from samestep.rehearsal import check_gradients, still_buffers
-from samestep.tally import Place, Tally, Value
+from samestep.tally import Piece, Tally, Value
 
 
 Batches = Iterator[Any]
@@ -125,9 +125,9 @@ class Loop:
             for index in range(*shares(count, self.workers)[self.rank]):
                 samples = torch.arange(index * batch, min((index + 1) * batch, size))
                 _seed_generators(derive_seed(self._seed, "share", index))
-                self._tally.place = Place(row, count, index, len(samples))
+                self._tally.piece = Piece(row, count, index, len(samples))
                 yield _fetch(data, samples, collate)
-                self._tally.place = None
+                self._tally.piece = None
 
     def add(self, **metrics: Value | tuple[Value, Value]) -> None:
         """For the batch at hand: sums over its samples, or sums and counts.
@@ -185,10 +185,10 @@ class Loop:
                     parameter.grad = None
                 if len(samples):
                     _seed_generators(derive_seed(self._seed, "step", number, m))
-                    self._tally.place = Place(row, plan.micro_batches, m, len(samples))
+                    self._tally.piece = Piece(row, plan.micro_batches, m, len(samples))
                     with self._checked():
                         yield _fetch(data, samples, collate)
-                    self._tally.place = None
+                    self._tally.piece = None
                 share = len(samples) / plan.batch_size(index)
                 self._partials.push(m, self._leaf(len(samples) > 0, share))
         self._sum()

@@ -13,19 +13,19 @@ from samestep.exchange.group import Group
 Value = Tensor | float
 
 
-class Place(NamedTuple):
+class Piece(NamedTuple):
     """A piece of samples: one of the `pieces` of a row, such as a step."""
 
     row: int
     pieces: int
-    piece: int
+    number: int
     samples: int
 
 
 class Note(NamedTuple):
     """What was measured on one piece."""
 
-    place: Place
+    piece: Piece
     name: str
     total: float
     divisor: float
@@ -38,7 +38,7 @@ class Tally:
         self._group = group
         self._rows = 0
         self._notes: list[Note] = []
-        self.place: Place | None = None
+        self.piece: Piece | None = None
         """Of the piece at hand."""
 
     def begin_row(self) -> int:
@@ -51,14 +51,14 @@ class Tally:
 
         Raises OwnCodeError if there is none.
         """
-        if self.place is None:
+        if self.piece is None:
             raise OwnCodeError(
                 "`add` notes sums over the samples of one batch: call it in the loop "
                 "over the batches of `steps` or `share`."
             )
-        counted = value if isinstance(value, tuple) else (value, self.place.samples)
+        counted = value if isinstance(value, tuple) else (value, self.piece.samples)
         total, count = map(_number, counted)
-        self._notes.append(Note(self.place, name, total, count))
+        self._notes.append(Note(self.piece, name, total, count))
 
     def means(self) -> dict[str, float]:
         """All workers: what was added since the last call, by samples or counts.
@@ -68,8 +68,8 @@ class Tally:
         """
         gathered = self._group.gather(self._notes)
         self._notes = []
-        notes = [Note(Place(*at), *rest) for each in gathered for at, *rest in each]
-        notes.sort(key=lambda note: (note.place.row, note.place.piece))
+        notes = [Note(Piece(*at), *rest) for each in gathered for at, *rest in each]
+        notes.sort(key=lambda note: (note.piece.row, note.piece.number))
         by_name: dict[str, list[Note]] = {}
         for note in notes:
             by_name.setdefault(note.name, []).append(note)
@@ -80,7 +80,7 @@ def _mean(notes: list[Note]) -> float:
     """Of notes in the order of their rows."""
     rows: dict[int, list[Note]] = {}
     for note in notes:
-        rows.setdefault(note.place.row, []).append(note)
+        rows.setdefault(note.piece.row, []).append(note)
     total = count = 0.0
     for row in rows.values():
         total += _row_sum(row, [note.total for note in row])
@@ -89,10 +89,10 @@ def _mean(notes: list[Note]) -> float:
 
 
 def _row_sum(row: list[Note], values: list[float]) -> float:
-    pieces = row[0].place.pieces
+    pieces = row[0].piece.pieces
     leaves = {(m, m + 1): 0.0 for m in range(pieces)}
     for note, value in zip(row, values, strict=True):
-        leaves[note.place.piece, note.place.piece + 1] += value
+        leaves[note.piece.number, note.piece.number + 1] += value
     return tree.reduce(pieces, leaves, operator.add)
 
 
