@@ -12,7 +12,7 @@ from test_cli import samestep
 
 from samestep import interfaces
 from samestep.doctor import comparing, facts, hardware, links, network, software
-from samestep.doctor.command import parse_peer
+from samestep.doctor.command import parse_peer, peer_name
 from samestep.doctor.facts import Facts
 from samestep.doctor.findings import Finding, text
 from samestep.doctor.probing import Link
@@ -291,6 +291,11 @@ def test_a_peer_is_a_host_with_or_without_a_port(
     said: str, meant: tuple[str, int]
 ) -> None:
     assert parse_peer(said, 7) == meant
+
+
+@pytest.mark.parametrize("address", ["10.0.0.2", "fd00::2", "fe80::2%eth0"])
+def test_the_doctor_that_serves_says_how_to_ask_it(address: str) -> None:
+    assert parse_peer(peer_name(address, 80), 7) == (address, 80)
 
 
 @pytest.mark.parametrize("said", ["", ":80", "b:", "b:0", "b:65536", "b:x"])

@@ -95,6 +95,11 @@ def parse_peer(text: str, port: int) -> tuple[str, int]:
     return host, int(number)
 
 
+def peer_name(address: str, port: int) -> str:
+    """What `parse_peer` reads."""
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
 def _examine(
     peer: str | None, chosen: str, port: int
 ) -> tuple["Facts", "Link | None", list["Finding"]]:
@@ -161,7 +166,7 @@ def _serve(chosen: str, port: int, seconds: float) -> None:
         click.echo(
             f"Listening on {address} port {port} for {seconds:g} s, or until Ctrl-C. "
             "Whoever reaches it sees versions, limits and addresses of this machine.\n"
-            f"On the other machine: samestep doctor --peer {address}:{port}",
+            f"On the other machine: samestep doctor --peer {peer_name(address, port)}",
             err=True,
         )
         # No port is tried: the one that counts is taken by the doctor itself.

@@ -123,7 +123,8 @@ def _clock(link: Link) -> list[Finding]:
     if link.clock_offset_seconds is None:
         return []
     offset, error = link.clock_offset_seconds, link.clock_error_seconds
-    seen = f"the peer's is {_seconds(offset)} ahead, to within {_seconds(error)}"
+    way = "ahead" if offset >= 0 else "behind"
+    seen = f"the peer's is {_seconds(abs(offset))} {way}, to within {_seconds(error)}"
     apart = abs(offset) - error
     if apart < WARNING_CLOCK_SECONDS:
         return [Finding("ok", "clocks", seen)]
@@ -170,6 +171,6 @@ def _rate(bytes_per_second: float) -> str:
 
 def _seconds(seconds: float) -> str:
     for unit, size in (("s", 1.0), ("ms", 1e-3)):
-        if abs(seconds) >= size:
+        if seconds >= size:
             return f"{seconds / size:.2f} {unit}"
     return f"{seconds * 1e6:.0f} us"
