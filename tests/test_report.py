@@ -167,7 +167,7 @@ def test_the_numbers_are_those_of_the_files_and_ride_along(
     for name, value in words.flat(RECIPE):
         assert name in page.text
         assert words.setting(value) in page.text
-    assert "samestep train recipe.toml --workers 2 --exchange shared" in page.text
+    assert "/recipe.toml --workers 2 --exchange shared" in page.text
 
 
 def test_a_run_shows_its_failures_classes_and_worst_images(
@@ -252,15 +252,19 @@ def test_a_real_training_is_reported_on(tmp_path: Path, train: Train) -> None:
     assert f"{run.result['test_accuracy']:.2%}" in page.text
 
 
-def test_the_command_prints_the_path_of_the_page(tmp_path: Path) -> None:
+def test_the_command_prints_the_paths_of_what_it_wrote(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     done = samestep("report", str(run), "--out", str(tmp_path / "page.html"))
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == f"{tmp_path / 'page.html'}\n"
     other = write_run(tmp_path / "other")
     compared = tmp_path / "c.html"
-    done = samestep("report", "--compare", str(run), str(other), "--out", str(compared))
+    both = ("--compare", str(run), str(other), "--docx", "--png")
+    done = samestep("report", *both, "--out", str(compared))
     assert (done.returncode, done.stderr) == (0, "")
+    written = [tmp_path / name for name in ("c.html", "c.docx", "c-figures")]
+    assert done.stdout.splitlines() == list(map(str, written))
+    assert all(path.exists() for path in written)
     assert "2 runs compared" in compared.read_text()
 
 

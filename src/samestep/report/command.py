@@ -40,12 +40,17 @@ def report(
     """
     from samestep import report as report_
 
-    if compare:
-        click.echo(report_.compare(paths, out, docx=docx, png=png))
-        return
-    if len(paths) > 1:
+    if not compare and len(paths) > 1:
         raise UsageError(
             f"A report is on one run or scaling; received {len(paths)}. Use "
             "`--compare` for several runs in one report."
         )
-    click.echo(report_.write(paths[0], out, docx=docx, png=png))
+    if compare:
+        page = report_.compare(paths, out, docx=docx, png=png)
+    else:
+        page = report_.write(paths[0], out, docx=docx, png=png)
+    click.echo(page)
+    if docx:
+        click.echo(page.with_suffix(".docx"))
+    if png:
+        click.echo(page.with_name(f"{page.stem}-figures"))

@@ -7,8 +7,10 @@ from statistics import fmean
 from matplotlib.axes import Axes
 from matplotlib.ticker import (
     FuncFormatter,
+    Locator,
+    LogLocator,
     MaxNLocator,
-    NullFormatter,
+    NullLocator,
     PercentFormatter,
 )
 
@@ -75,7 +77,7 @@ def learning_plot(
         f"{title.capitalize()} over {count(len(steps))} recorded steps; "
         f"{split.lower()} {title} ends at {score(what, last)}.",
         figure,
-        "Thin line: single steps. Points: whole epochs.",
+        "Thin line: means of a few steps. Points: of whole epochs.",
     )
 
 
@@ -127,12 +129,9 @@ def noise_plot(steps: Sequence[Step], epochs: Sequence[Epoch]) -> Plot | None:
     figure, axes = ink.figure()
     axes.plot(*_xy(thin(curve)), color=ink.SERIES[2])
     axes.set_yscale("log")
-    plain = FuncFormatter(lambda y, _: f"{y:,.6g}")
-    axes.yaxis.set_major_formatter(plain)
-    if curve_span(curve) < 10:  # no or one power of ten: label what is between them
-        axes.yaxis.set_minor_formatter(plain)
-    else:
-        axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_major_locator(_log_ticks(curve_span(curve)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.6g}"))
+    axes.yaxis.set_minor_locator(NullLocator())
     name_axes(axes, "samples")
     return Plot(
         "noise-scale",
@@ -141,6 +140,13 @@ def noise_plot(steps: Sequence[Step], epochs: Sequence[Epoch]) -> Plot | None:
         figure,
         "The global batch above which more samples per step help little.",
     )
+
+
+def _log_ticks(span: float) -> Locator:
+    """Few enough to be labelled, and at least two."""
+    if span < 8:
+        return MaxNLocator(4)
+    return LogLocator(subs=(1, 2, 5) if span < 200 else (1,))
 
 
 def curve_span(curve: Sequence[tuple[float, float]]) -> float:

@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Any
 
 import tomli_w
@@ -44,7 +45,8 @@ def machine_section(environment: Json) -> Section:
 
 def repeat_section(recipe: Json, placement: Json, run: str, sha256: str) -> Section:
     """The recipe as a file, and the commands that train it again."""
-    command = shlex.join(["samestep", "train", "recipe.toml", *_flags(placement)])
+    file = str(PurePath(run, "recipe.toml"))
+    command = shlex.join(["samestep", "train", file, *_flags(placement)])
     lines = [command + " --out again"]
     if sha256:
         lines.append(shlex.join(["samestep", "compare", run, "again"]))
@@ -64,7 +66,7 @@ def recipe_code(recipe: Json) -> Code:
         text = tomli_w.dumps(dict(recipe))
     except TypeError:  # null in a damaged recipe
         text = "\n".join(f"{name} = {value}" for name, value in flat(dict(recipe)))
-    return Code("recipe.toml (in the run directory, too)", text.strip())
+    return Code("recipe.toml, which is in the run directory", text.strip())
 
 
 def _flags(placement: Json) -> list[str]:

@@ -148,7 +148,7 @@ def _widths(table: Table) -> list[int]:
 
 def _fill(row: _Row, texts: Row, widths: Sequence[int], words: int) -> None:
     size = Pt(8.5 if len(texts) < 8 else 7.5)
-    row._tr.get_or_add_trPr().append(_element("cantSplit"))
+    _keep_whole(row)
     for at, (cell, text) in enumerate(zip(row.cells, texts, strict=True)):
         cell.width = Emu(widths[at])
         paragraph = cell.paragraphs[0]
@@ -172,21 +172,18 @@ def _add_plots(word: WordDocument, plots: Plots) -> None:
     made = word.add_table(0, columns)
     for at, plot in enumerate(plots.items):
         if at % columns == 0:
-            cells = made.add_row().cells
-        _put_plot(cells[at % columns], plot, PAGE_WIDTH // columns - Cm(0.4))
+            row = made.add_row()
+            _keep_whole(row)
+        _put_plot(row.cells[at % columns], plot, PAGE_WIDTH // columns - Cm(0.4))
     word.add_paragraph()
 
 
 def _put_plot(cell: _Cell, plot: Plot, width: int) -> None:
-    title = cell.paragraphs[0]
-    title.add_run(clean(plot.title)).bold = True
-    title.paragraph_format.keep_with_next = True
+    cell.paragraphs[0].add_run(clean(plot.title)).bold = True
     image = io.BytesIO(ink.png(plot.figure))
-    picture = cell.add_paragraph()
-    shape = picture.add_run().add_picture(image, width=Emu(width))
+    shape = cell.add_paragraph().add_run().add_picture(image, width=Emu(width))
     shape._inline.docPr.set("descr", clean(plot.alt))
     if plot.note:
-        picture.paragraph_format.keep_with_next = True
         note = cell.add_paragraph().add_run(clean(plot.note))
         note.font.size, note.font.color.rgb = Pt(9), RGBColor(0x59, 0x61, 0x6B)
 
@@ -195,8 +192,9 @@ def _add_pictures(word: WordDocument, pictures: Pictures) -> None:
     made = word.add_table(0, PICTURES_IN_A_ROW)
     for at, picture in enumerate(pictures.items):
         if at % PICTURES_IN_A_ROW == 0:
-            cells = made.add_row().cells
-        paragraph = cells[at % PICTURES_IN_A_ROW].paragraphs[0]
+            row = made.add_row()
+            _keep_whole(row)
+        paragraph = row.cells[at % PICTURES_IN_A_ROW].paragraphs[0]
         shape = paragraph.add_run().add_picture(io.BytesIO(picture.png), width=Cm(2.2))
         shape._inline.docPr.set("descr", clean(f"{picture.title}; {picture.note}"))
         text = paragraph.add_run(clean(f"\n{picture.title}\n{picture.note}"))
@@ -207,6 +205,11 @@ def _add_pictures(word: WordDocument, pictures: Pictures) -> None:
 def _make_code(paragraph: Paragraph) -> None:
     for run in paragraph.runs:
         run.font.name, run.font.size = "Consolas", Pt(8.5)
+
+
+def _keep_whole(row: _Row) -> None:
+    """On one page."""
+    row._tr.get_or_add_trPr().append(_element("cantSplit"))
 
 
 def _repeat_head(table: WordTable) -> None:
