@@ -19,6 +19,8 @@ from test_cli import samestep
 from samestep import report
 from samestep.errors import UsageError
 from samestep.report import ink, words
+from samestep.report.records import Prediction
+from samestep.report.scaling_tables import predictions_table
 
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -195,6 +197,17 @@ def test_a_scaling_has_the_table_of_expected_and_measured_speedups(
         assert shown in page.text
     assert json.loads(page.data)["scaling"] == json.loads(json.dumps(scaling()))
     assert "--bandwidth 10000Mbit --latency 50us --weak" in page.text
+
+
+def test_of_many_predictions_some_are_shown() -> None:
+    def of(nodes: int) -> Prediction:
+        return Prediction(where="nodes", workers=2 * nodes, nodes=nodes, global_batch=9)
+
+    table = predictions_table("P", [of(nodes) for nodes in range(1, 41)])
+    assert table.caption == "P (some of them; all are in scaling.json)"
+    shown = [int(row[1]) for row in table.rows]
+    assert shown == [1, 2, 3, 4, 5, 6, 7, 8, 16, 32, 40]
+    assert predictions_table("P", [of(2), of(3)]).caption == "P"
 
 
 def test_a_comparison_shows_what_differs_and_what_is_identical(tmp_path: Path) -> None:

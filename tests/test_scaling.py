@@ -311,6 +311,8 @@ def test_the_command_measures_predicts_and_writes(tmp_path: Path) -> None:
     rows = list(csv.DictReader((out / "scaling.csv").read_text().splitlines()))
     assert len(rows) == 5
     assert float(rows[0]["samples_per_second"]) > 0
+    figures = {path.name for path in (out / "report-figures").iterdir()}
+    assert {"speedup-strong.png", "speedup-strong.svg"} <= figures
 
     again = run(*TINY, "--out", str(out))
     assert again.returncode == 2

@@ -36,10 +36,10 @@ def write(
     return files.write(Path(path), out, docx=docx, png=png)
 
 
-def offer(path: Path, tell: Callable[[str], None]) -> None:
+def offer(path: Path, tell: Callable[[str], None], *, png: bool = False) -> None:
     """At the end of a command whose result is already safe: the report, or why not."""
     try:
-        write(path)
+        write(path, png=png)
     except SamestepError as error:
         tell(f"note: no report.html: {error}")
 

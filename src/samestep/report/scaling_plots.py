@@ -178,7 +178,7 @@ def _predicted(axes: Axes, at: int, found: list[Prediction]) -> None:
         xs,
         ys,
         color=colour,
-        marker=MARKERS[at],
+        marker=MARKERS[at] if len(found) <= 16 else None,
         label=f"batch {found[0].global_batch:,}",
     )
     bands = [_band(p) for p in found]

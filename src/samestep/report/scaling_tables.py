@@ -126,7 +126,12 @@ def held_out_table(found: HeldOut) -> Table:
 
 
 def predictions_table(caption: str, found: Sequence[Prediction]) -> Table:
-    """Predicted speed, with bands."""
+    """Predicted speed, with bands; of many nodes, the powers of two and the last."""
+    most = max(p.nodes for p in found)
+    shown = [p for p in found if p.nodes <= 8 or not p.nodes & (p.nodes - 1)]
+    shown = [p for p in found if p in shown or p.nodes == most]
+    if len(shown) < len(found):
+        caption += " (some of them; all are in scaling.json)"
     rows = [
         (
             str(p.workers),
@@ -138,7 +143,7 @@ def predictions_table(caption: str, found: Sequence[Prediction]) -> Table:
             percent(p.efficiency),
             times(p.relative_time_to_loss),
         )
-        for p in found
+        for p in shown
     ]
     columns: Row = ("workers", "nodes", "global batch", "samples/s", "95% interval")
     columns += ("speed-up", "efficiency", "time to the same loss")

@@ -105,8 +105,8 @@ def _best_measured(measured: list[Fields]) -> list[str]:
     if best is last:
         return []
     return [
-        f"Fastest of what was measured: {best['workers']} "
-        f"worker{'s' if best['workers'] > 1 else ''}; {last['workers']} are slower."
+        f"Fastest of what was measured: {_many(best['workers'], 'worker')}; "
+        f"{last['workers']} are slower."
     ]
 
 
@@ -154,9 +154,10 @@ def _nodes(found: Fields, micro_batches: int, settings: Settings) -> list[str]:
             break
         best = line
     per_node = best["workers"] // best["nodes"]
-    where = f"{best['nodes']} node{'s' if best['nodes'] > 1 else ''} of {per_node}"
+    nodes, workers = _many(best["nodes"], "node"), _many(per_node, "worker")
     text = (
-        f"Predicted over this network: {where} workers reach {best['speedup']:.1f}x "
+        f"Predicted over this network: {nodes} of {workers} reach "
+        f"{best['speedup']:.1f}x "
         f"({best['low'] / best['samples_per_second'] * best['speedup']:.1f} to "
         f"{best['high'] / best['samples_per_second'] * best['speedup']:.1f})"
     )
@@ -164,10 +165,11 @@ def _nodes(found: Fields, micro_batches: int, settings: Settings) -> list[str]:
         text += f" with `--set micro_batches={best['micro_batches']}`"
     if best is lines[-1]:
         return [f"{text}, and more nodes would still help."]
-    return [
-        f"{text}. Beyond {best['nodes']} node{'s' if best['nodes'] > 1 else ''} the "
-        "network eats the gain."
-    ]
+    return [f"{text}. Beyond {nodes} the network eats the gain."]
+
+
+def _many(number: int, what: str) -> str:
+    return f"{number} {what}{'s' if number > 1 else ''}"
 
 
 def _honesty(found: Fields) -> list[str]:

@@ -39,7 +39,7 @@ def scale(
         found = analyse(study, machine.usable_cores()[0])
         write(path / "scaling.csv", to_csv(found["points"]))
         study.save(found)
-    offer(path, lambda text: print(text, file=sys.stderr))
+    offer(path, lambda text: print(text, file=sys.stderr), png=True)
     return path, found
 
 
