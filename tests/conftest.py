@@ -1,6 +1,7 @@
 """Fixtures: one fork server for all trainings of a test session, small recipes."""
 
 import itertools
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 from own_samples import HEAD
 
 import samestep
+from samestep import faults
 from samestep.forking import ForkServer
 from samestep.view import SilentView
 
@@ -52,6 +54,45 @@ def train(server: ForkServer, tmp_path: Path) -> Train:
         out = tmp_path / f"run-{len(list(tmp_path.iterdir()))}"
         where = samestep.Placement(workers=workers, **({"out": out} | placement))
         return samestep.train(recipe, where, view=SilentView(), server=server)
+
+    return run
+
+
+def fault(
+    kind: str, point: str, step: int, rank: int, number: int = 1
+) -> dict[str, Any]:
+    """One entry of a schedule; steps are counted from 0."""
+    fields = {
+        "number": number,
+        "kind": kind,
+        "point": point,
+        "step": step,
+        "rank": rank,
+    }
+    return faults.Fault.model_validate(fields).model_dump()
+
+
+@pytest.fixture
+def train_under(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
+    """`train_under(recipe, [fault, ...], workers, **placement)`.
+
+    With a snapshot after every step.
+    """
+
+    def run(
+        recipe: samestep.Recipe,
+        schedule: list[dict[str, Any]],
+        workers: int,
+        **placement: Any,
+    ) -> samestep.Run:
+        file = tmp_path / "faults.json"
+        file.write_text(json.dumps(schedule))
+        monkeypatch.setenv(faults.SCHEDULE, str(file))
+        placement = {"snapshot_seconds": 1e-9, "hang_timeout": 1.0} | placement
+        try:
+            return train(recipe, workers, **placement)
+        finally:
+            monkeypatch.delenv(faults.SCHEDULE)
 
     return run
 

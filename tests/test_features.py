@@ -1,6 +1,5 @@
 """What a recipe may ask for besides the usual: the promise holds for all of it."""
 
-import json
 import pickle
 import tomllib
 from pathlib import Path
@@ -9,11 +8,10 @@ from typing import Any
 import pytest
 import torch
 from _pytest.mark import ParameterSet
-from conftest import Train, small_recipe
+from conftest import Train, fault, small_recipe
 from documents import ROOT, code_blocks
 from safetensors.torch import load_file
 from test_exactness import results
-from test_recovery import fault
 from test_resume import forget_after, resume
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -25,7 +23,6 @@ from samestep import (
     Run,
     checkpoint,
     compiling,
-    faults,
     initial,
     precision,
 )
@@ -84,9 +81,8 @@ def features() -> list[ParameterSet]:
 @pytest.mark.parametrize("overrides", features())
 def test_neither_workers_nor_kills_nor_a_resume_change_a_bit(
     train: Train,
+    train_under: Train,
     server: ForkServer,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     overrides: dict[str, Any],
 ) -> None:
     recipe = small_recipe(**{"epochs": 4} | overrides)
@@ -99,9 +95,7 @@ def test_neither_workers_nor_kills_nor_a_resume_change_a_bit(
     assert final(resume(broken.path, server, 3, exchange="gloo")) == whole
 
     kills = [fault("kill", "update", 9, rank=1), fault("kill", "forward", 12, 0, 2)]
-    (tmp_path / "faults.json").write_text(json.dumps(kills))
-    monkeypatch.setenv(faults.SCHEDULE, str(tmp_path / "faults.json"))
-    killed = train(recipe, 3, exchange="shared", snapshot_seconds=1e-9)
+    killed = train_under(recipe, kills, 3, exchange="shared", hang_timeout=60.0)
     assert final(killed) == whole
     measured = samestep.evaluate(killed, workers=2, server=server)
     assert measured.loss == killed.result["test_loss"]

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from conftest import Train, small_recipe
+from conftest import Train, fault, small_recipe
 
 from samestep import Recipe
 
@@ -26,11 +26,15 @@ def recipe_of(name: str) -> Recipe:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_family_has_one_fingerprint_at_any_placement(train: Train, name: str) -> None:
+def test_a_family_has_one_fingerprint_at_any_placement_and_after_a_kill(
+    train: Train, train_under: Train, name: str
+) -> None:
     recipe = recipe_of(name)
     alone = train(recipe, 1)
-    for workers, exchange in ((2, "shared"), (3, "gloo"), (4, "shared")):
-        run = train(recipe, workers, exchange=exchange, balance="random")
+    for workers, exchange in ((2, "shared"), (3, "gloo"), (4, "shared"), (4, "gloo")):
+        kills = [fault("kill", "exchange", 2, rank=1)] if workers < 4 else []
+        run = train_under(recipe, kills, workers, exchange=exchange, balance="random")
+        assert run.result["restarts"] == len(kills)
         assert run.weights_sha256 == alone.weights_sha256
         assert run.result["test_loss"] == alone.result["test_loss"]
         assert run.result["noise_scale"] == alone.result["noise_scale"]

@@ -5,46 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Train, small_recipe
+from conftest import Train, fault, small_recipe
 from test_exactness import results
 
-from samestep import Run, WorkerFailed, faults
+from samestep import Run, WorkerFailed
 from samestep.errors import NonFiniteLoss, SamestepError, WorkerLate
 from samestep.recovery import Budget, next_workers
 
 
 RECIPE = small_recipe(epochs=3, model__norm="batch", optimizer__clip_norm=1.0)
 """30 steps, with everything that a snapshot must hold."""
-
-
-def fault(
-    kind: str, point: str, step: int, rank: int, number: int = 1
-) -> dict[str, Any]:
-    fields = {
-        "number": number,
-        "kind": kind,
-        "point": point,
-        "step": step,
-        "rank": rank,
-    }
-    return faults.Fault.model_validate(fields).model_dump()
-
-
-@pytest.fixture
-def train_under(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
-    """`train_under([fault, ...], workers, **placement)`; snapshots after every step."""
-
-    def run(schedule: list[dict[str, Any]], workers: int, **placement: Any) -> Run:
-        file = tmp_path / "faults.json"
-        file.write_text(json.dumps(schedule))
-        monkeypatch.setenv(faults.SCHEDULE, str(file))
-        placement = {"snapshot_seconds": 1e-9, "hang_timeout": 1.0} | placement
-        try:
-            return train(RECIPE, workers, **placement)
-        finally:
-            monkeypatch.delenv(faults.SCHEDULE)
-
-    return run
 
 
 def events(run: Run, *names: str) -> list[dict[str, Any]]:
@@ -58,7 +28,7 @@ def test_a_killed_worker_changes_no_bit(
     train: Train, train_under: Train, point: str, exchange: str
 ) -> None:
     schedule = [fault("kill", point, 13, rank=1), fault("kill", point, 22, 0, number=2)]
-    run = train_under(schedule, 3, exchange=exchange)
+    run = train_under(RECIPE, schedule, 3, exchange=exchange)
     assert results(run) == results(train(RECIPE, 1))
     assert run.result["restarts"] == 2
     told = events(run, "fault", "failed", "restart", "training")
@@ -78,7 +48,7 @@ def test_metrics_are_logged_once_however_often_steps_are_taken(
         return [tuple(json.loads(line).get(key) for key in keys) for line in text]
 
     schedule = [fault("kill", "update", step, 1, number=step) for step in (4, 11, 19)]
-    assert lines(train_under(schedule, 2)) == lines(train(RECIPE, 2))
+    assert lines(train_under(RECIPE, schedule, 2)) == lines(train(RECIPE, 2))
 
 
 def test_a_kill_in_a_restart_and_before_the_first_snapshot(
@@ -90,13 +60,13 @@ def test_a_kill_in_a_restart_and_before_the_first_snapshot(
         fault("kill", "start", 5, rank=1, number=3),
         fault("kill", "start", 5, rank=1, number=4),
     ]
-    run = train_under(schedule, 2)
+    run = train_under(RECIPE, schedule, 2)
     assert results(run) == results(train(RECIPE, 1))
     assert run.result["restarts"] == 4
 
 
 def test_a_worker_that_is_stopped_is_replaced(train: Train, train_under: Train) -> None:
-    run = train_under([fault("stop", "update", 9, rank=1)], 2)
+    run = train_under(RECIPE, [fault("stop", "update", 9, rank=1)], 2)
     assert results(run) == results(train(RECIPE, 1))
     (failed,) = events(run, "failed")
     assert "late: worker 1 (stopped by a signal)" in failed["error"]
@@ -104,7 +74,7 @@ def test_a_worker_that_is_stopped_is_replaced(train: Train, train_under: Train) 
 
 def test_an_endless_loop_shows_where_it_is(train_under: Train) -> None:
     with pytest.raises(WorkerLate, match="late: worker 0") as caught:
-        train_under([fault("loop", "forward", 9, rank=0)], 2, max_restarts=0)
+        train_under(RECIPE, [fault("loop", "forward", 9, rank=0)], 2, max_restarts=0)
     stacks = caught.value.details["traceback"]
     assert "in _inject" in stacks
     assert "in train_step" in stacks
@@ -112,7 +82,7 @@ def test_an_endless_loop_shows_where_it_is(train_under: Train) -> None:
 
 
 def test_a_passing_exception_is_survived(train: Train, train_under: Train) -> None:
-    run = train_under([fault("exception", "forward", 9, rank=1)], 2)
+    run = train_under(RECIPE, [fault("exception", "forward", 9, rank=1)], 2)
     assert results(run) == results(train(RECIPE, 1))
     (failed,) = events(run, "failed")
     assert "InjectedError: on purpose, at forward" in failed["error"]
@@ -121,19 +91,19 @@ def test_a_passing_exception_is_survived(train: Train, train_under: Train) -> No
 def test_the_same_exception_at_the_same_step_twice_is_final(train_under: Train) -> None:
     twice = [fault("exception", "forward", 9, 1, number=number) for number in (1, 2)]
     with pytest.raises(WorkerFailed, match=r"at step 10 twice in a row, so") as caught:
-        train_under(twice, 2)
+        train_under(RECIPE, twice, 2)
     assert "InjectedError: on purpose" in caught.value.details["traceback"]
 
 
 def test_restarts_without_progress_run_out(train_under: Train) -> None:
     kills = [fault("kill", "forward", 9, 0, number=number) for number in range(1, 6)]
     with pytest.raises(WorkerFailed, match="2 restarts made no progress"):
-        train_under(kills, 2, max_restarts=2)
+        train_under(RECIPE, kills, 2, max_restarts=2)
 
 
 def test_progress_refills_the_budget(train: Train, train_under: Train) -> None:
     kills = [fault("kill", "forward", 2 * n, 0, number=n) for n in range(1, 9)]
-    run = train_under(kills, 2, max_restarts=1)
+    run = train_under(RECIPE, kills, 2, max_restarts=1)
     assert run.result["restarts"] == 8
     assert results(run) == results(train(RECIPE, 1))
 
@@ -182,6 +152,6 @@ def test_after_futile_restarts_fewer_workers_go_on(
     train: Train, train_under: Train
 ) -> None:
     kills = [fault("kill", "forward", 9, 2, number=number) for number in range(1, 9)]
-    run = train_under(kills, 3, max_restarts=5, min_workers=2)
+    run = train_under(RECIPE, kills, 3, max_restarts=5, min_workers=2)
     assert results(run) == results(train(RECIPE, 1))
     assert [event["workers"] for event in events(run, "restart")] == [3, 2]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Train, small_recipe
+from conftest import Train, fault, small_recipe
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -37,13 +37,15 @@ def recipe_of(family: str, book: Path) -> Recipe:
 
 
 @pytest.mark.parametrize("family", MODELS)
-def test_a_model_of_text_has_one_fingerprint_at_any_placement(
-    train: Train, book: Path, family: str
+def test_a_model_of_text_has_one_fingerprint_at_any_placement_and_after_a_kill(
+    train: Train, train_under: Train, book: Path, family: str
 ) -> None:
     recipe = recipe_of(family, book)
     alone = train(recipe, 1)
-    for workers, exchange in ((2, "shared"), (3, "gloo")):
-        run = train(recipe, workers, exchange=exchange, balance="random")
+    for workers, exchange in ((2, "shared"), (3, "gloo"), (4, "shared"), (4, "gloo")):
+        kills = [fault("kill", "exchange", 2, rank=1)] if workers < 4 else []
+        run = train_under(recipe, kills, workers, exchange=exchange, balance="random")
+        assert run.result["restarts"] == len(kills)
         assert run.weights_sha256 == alone.weights_sha256
         assert run.result["test_loss"] == alone.result["test_loss"]
     assert 0 < alone.result["test_loss"] < math.log(40)
