@@ -100,6 +100,14 @@ EXTRA = ("samestep-2-gloo", "samestep-1-whole", "samestep-2-halves")
 DEFAULT = [name for name in CONTENDERS if name not in EXTRA]
 
 
+def default(recipe: Recipe) -> list[str]:
+    """The contenders that can train it: that of JAX is written for the MLP alone."""
+    if recipe.model.family == "mlp":
+        return DEFAULT
+    print("jax-2 is left out: it is written for the family `mlp`", file=sys.stderr)
+    return [name for name in DEFAULT if name != "jax-2"]
+
+
 def measure(name: str, recipe: Path, epochs: int) -> Measurement:
     """Runs one contender once."""
     with tempfile.TemporaryDirectory() as directory:
@@ -237,8 +245,8 @@ def main() -> None:
     parser.add_argument("--save", type=Path, help="all measurements, as JSON")
     parser.add_argument("--plot", type=Path, help="the epoch times, as SVG or PNG")
     arguments = parser.parse_args()
-    names = arguments.contenders or DEFAULT
     recipe = Recipe.load(arguments.recipe, dict(map(parse_override, arguments.set)))
+    names = arguments.contenders or default(recipe)
     rounds = []
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "recipe.toml"

@@ -3,13 +3,12 @@
 Batches are gathered from memory by one indexing operation each.
 """
 
-import json
 import time
 from collections.abc import Iterator
 
 import lightning
 import torch
-from common import Task, task
+from common import Task, task, tell
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler, TensorDataset
 
@@ -77,12 +76,7 @@ def main() -> None:
     )
     trainer.fit(module)
     if trainer.is_global_zero:
-        module.eval()
-        with torch.inference_mode():
-            inputs, targets = work.test
-            right = (module.model(inputs).argmax(1) == targets).float().mean()
-        record = {"epoch_seconds": module.seconds, "test_accuracy": right.item()}
-        print(json.dumps(record))
+        tell(work, module.model, module.seconds)
 
 
 main()
