@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import re
 import subprocess
 import sys
@@ -197,6 +198,13 @@ def test_a_scaling_has_the_table_of_expected_and_measured_speedups(
         assert shown in page.text
     assert json.loads(page.data)["scaling"] == json.loads(json.dumps(scaling()))
     assert "--bandwidth 10000Mbit --latency 50us --weak" in page.text
+
+
+def test_a_model_of_text_is_held_against_simple_methods(tmp_path: Path) -> None:
+    baselines = {"unigram": 4.5367, "gzip": 1.95}
+    run = write_run(tmp_path / "run", test_loss=math.log(2) * 1.25, baselines=baselines)
+    text = Page(report.write(run)).text
+    assert re.search(r"Bits per character\s*1.250\s*unigram 4.537, gzip 1.950", text)
 
 
 def test_of_many_predictions_some_are_shown() -> None:

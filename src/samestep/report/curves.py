@@ -194,7 +194,7 @@ def name_axes(axes: Axes, name: str, below: str = "step") -> None:
     """What is shown upwards, and what to the right."""
     axes.set_title(name)
     axes.set_xlabel(below)
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
     axes.xaxis.set_major_formatter(thousands())
     axes.grid(visible=False, axis="x")
 

@@ -40,7 +40,7 @@ def _rebalanced(event: Event) -> str:
     before, after = setting(event.get("before")), setting(event.get("after"))
     return (
         f"after step {setting(event.get('step'))}: micro-batches {after} "
-        f"instead of {before}"
+        f"instead of {before}, to save {_gain(event)} of the time"
     )
 
 
@@ -51,12 +51,15 @@ def _caught_up(event: Event) -> str:
 
 
 def _hindered(event: Event) -> str:
-    gain = event.get("gain")
-    saved = percent(gain) if is_number(gain) else setting(gain)
     return (
         f"worker {setting(event.get('worker'))} is so slow that a step would take "
-        f"{saved} less time without it"
+        f"{_gain(event)} less time without it"
     )
+
+
+def _gain(event: Event) -> str:
+    gain = event.get("gain")
+    return percent(gain, 0) if is_number(gain) else setting(gain)
 
 
 def _evicted(event: Event) -> str:

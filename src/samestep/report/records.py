@@ -102,6 +102,8 @@ class Result(Record):
     test_loss: Measured = None
     own_metrics: list[Annotated[str, Field(pattern=r"^[^\W\d]\w{0,99}$")]] = []
     """Of a loss function of the user's own."""
+    baselines: dict[str, Measured] = {}
+    """Bits per character that simple methods need for a text."""
     weights_sha256: str = ""
     train_seconds: Measured = None
     wall_seconds: Measured = None

@@ -1,6 +1,7 @@
 """The report of one run: which blocks it has, in which order."""
 
 import math
+from collections.abc import Mapping
 
 from samestep.report import classes, curves, surroundings
 from samestep.report.document import (
@@ -23,6 +24,7 @@ from samestep.report.run_data import plain_data
 from samestep.report.run_time import time_section
 from samestep.report.words import (
     MISSING,
+    Value,
     clean,
     count,
     number,
@@ -87,6 +89,7 @@ def _facts(result: Result, last: Epoch | None) -> list[Fact]:
             facts.append(Fact(f"Test {plain_name(name)}", score(name, value)))
     if result.test_loss is not None:
         facts.append(Fact("Test loss", number(result.test_loss, ".4f")))
+        facts += _bits(result.test_loss, result.baselines)
     for name in result.metrics:
         value = measured(last, f"validation_{name}") if last else None
         if value is not None:
@@ -106,6 +109,14 @@ def _facts(result: Result, last: Epoch | None) -> list[Fact]:
         scale = count(result.noise_scale)
         facts.append(Fact("Noise scale", scale, "samples: the critical batch size"))
     return facts
+
+
+def _bits(loss: float, baselines: Mapping[str, Value]) -> list[Fact]:
+    """Of a model of text, which are compared with simple methods; else nothing."""
+    if not baselines:
+        return []
+    others = ", ".join(f"{name} {number(b, '.3f')}" for name, b in baselines.items())
+    return [Fact("Bits per character", number(loss / math.log(2), ".3f"), others)]
 
 
 def _learning(run: RunFiles) -> Section:
