@@ -88,7 +88,7 @@ def train_under(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         file = tmp_path / "faults.json"
         file.write_text(json.dumps(schedule))
         monkeypatch.setenv(faults.SCHEDULE, str(file))
-        placement = {"snapshot_seconds": 1e-9, "hang_timeout": 1.0} | placement
+        placement = {"snapshot_seconds": 1e-9} | placement
         try:
             return train(recipe, workers, **placement)
         finally:

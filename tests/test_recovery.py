@@ -15,6 +15,8 @@ from samestep.recovery import Budget, next_workers
 
 RECIPE = small_recipe(epochs=3, model__norm="batch", optimizer__clip_norm=1.0)
 """30 steps, with everything that a snapshot must hold."""
+PATIENCE = 3.0
+"""Seconds; on a busy machine a worker may need one for its first step."""
 
 
 def events(run: Run, *names: str) -> list[dict[str, Any]]:
@@ -66,15 +68,17 @@ def test_a_kill_in_a_restart_and_before_the_first_snapshot(
 
 
 def test_a_worker_that_is_stopped_is_replaced(train: Train, train_under: Train) -> None:
-    run = train_under(RECIPE, [fault("stop", "update", 9, rank=1)], 2)
+    stop = [fault("stop", "update", 9, rank=1)]
+    run = train_under(RECIPE, stop, 2, hang_timeout=PATIENCE)
     assert results(run) == results(train(RECIPE, 1))
     (failed,) = events(run, "failed")
     assert "late: worker 1 (stopped by a signal)" in failed["error"]
 
 
 def test_an_endless_loop_shows_where_it_is(train_under: Train) -> None:
+    loop = [fault("loop", "forward", 9, rank=0)]
     with pytest.raises(WorkerLate, match="late: worker 0") as caught:
-        train_under(RECIPE, [fault("loop", "forward", 9, rank=0)], 2, max_restarts=0)
+        train_under(RECIPE, loop, 2, max_restarts=0, hang_timeout=PATIENCE)
     stacks = caught.value.details["traceback"]
     assert "in _inject" in stacks
     assert "in train_step" in stacks
