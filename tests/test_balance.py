@@ -79,6 +79,7 @@ def test_more_micro_batches_reach_more_of_the_possible_speed() -> None:
     assert efficiency(enough // 2, speeds) < 0.95
 
 
+@settings(deadline=None)
 @given(st.integers(1, 40))
 def test_the_stack_of_no_owner_is_deeper_than_said(num_leaves: int) -> None:
     deepest = 0
