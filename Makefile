@@ -13,6 +13,9 @@ test: .venv/tested
 docs: .venv/tested
 	$(BIN)/sphinx-build -q -W --keep-going docs build/docs
 
+design-docx: .venv/tested
+	$(BIN)/python docs/design/to_word.py build/samestep-design.docx
+
 dist: .venv/tested
 	$(BIN)/python -m build --no-isolation
 	$(BIN)/pytest tests/test_distribution.py
@@ -35,4 +38,4 @@ newest:
 clean:
 	rm -rf .venv .venv-newest build dist
 
-.PHONY: train test docs dist newest clean
+.PHONY: train test docs design-docx dist newest clean

@@ -23,6 +23,7 @@ from docx.oxml.ns import qn
 from docx.oxml.xmlchemy import BaseOxmlElement
 from docx.shared import Cm, Emu, Pt, RGBColor
 from docx.table import _Cell
+from docx.text.font import Font
 from docx.text.paragraph import Paragraph
 from markdown_it import MarkdownIt
 from markdown_it.tree import SyntaxTreeNode as Node
@@ -81,7 +82,7 @@ class Book:
         self.word.add_heading(TITLE, level=0)
         self.word.add_paragraph(SUBTITLE, style="Subtitle")
         for number, page in enumerate(pages(), start=1):
-            title = _plain(parse(page)[0])
+            title = plain(parse(page)[0])
             line = self.word.add_paragraph(f"{number}  ")
             line.paragraph_format.space_after = Pt(2)
             _link(line, title, anchor=page.stem)
@@ -116,7 +117,7 @@ class Book:
         else:
             self._sections += 1
             number = f"{self._chapters}.{self._sections}"
-        made = self.word.add_heading(f"{number}  {_plain(block)}", level=level)
+        made = self.word.add_heading(f"{number}  {plain(block)}", level=level)
         if level == 1:
             made.paragraph_format.page_break_before = self._chapters == 1
             _bookmark(made, page.stem, self._chapters)
@@ -151,10 +152,10 @@ class Book:
 
     def _add_table(self, block: Node) -> None:
         rows = [row.children for part in block.children for row in part.children]
-        widths = _widths([[_plain(cell) for cell in row] for row in rows])
+        widths = _widths([[plain(cell) for cell in row] for row in rows])
         table = self.word.add_table(0, len(widths), style=TABLE_STYLE)
         table.autofit = False
-        has_head = any(map(_plain, rows[0]))
+        has_head = any(map(plain, rows[0]))
         if not has_head:
             table._tblPr.find(qn("w:tblLook")).set(qn("w:firstRow"), "0")
         for cells in rows if has_head else rows[1:]:
@@ -193,12 +194,12 @@ def _is_figure(paragraph: Node) -> bool:
     return [child.type for child in paragraph.children[0].children] == ["image"]
 
 
-def _plain(block: Node) -> str:
+def plain(block: Node) -> str:
     """The text without its marks."""
-    return " ".join(
-        node.content
+    return "".join(
+        " " if node.type == "softbreak" else node.content
         for node in block.walk()
-        if node.type in ("text", "code_inline") and node.content
+        if node.type in ("text", "code_inline", "softbreak")
     )
 
 
@@ -231,7 +232,7 @@ def _runs(node: Node, marks: frozenset[str]) -> Iterator[tuple[Node, frozenset[s
             raise ValueError(f"no form in Word for {child.type}")
 
 
-def _as_code(font: docx.text.font.Font) -> None:
+def _as_code(font: Font) -> None:
     font.name, font.size = "Consolas", Pt(9)
 
 
@@ -252,7 +253,7 @@ def _fill(cell: _Cell, content: Node, width: int) -> None:
     _write(paragraph, content.children[0])
     for run in paragraph.runs:
         run.font.size = Pt(9 if run.font.name is None else 8)
-    if re.fullmatch(r"[\d.,%]+", _plain(content)):
+    if re.fullmatch(r"[\d.,%]+", plain(content)):
         paragraph.alignment = WD_ALIGN_PARAGRAPH.RIGHT
 
 
