@@ -56,6 +56,7 @@ def figure(path: Path) -> tuple[bytes, int, int]:
     """An SVG as PNG, and its width and height in EMU."""
     png = resvg_py.svg_to_bytes(
         svg_path=str(path),
+        dpi=PIXELS_PER_INCH,
         zoom=SHARPNESS,
         background="white",
         skip_system_fonts=True,
@@ -119,7 +120,6 @@ class Book:
             number = f"{self._chapters}.{self._sections}"
         made = self.word.add_heading(f"{number}  {plain(block)}", level=level)
         if level == 1:
-            made.paragraph_format.page_break_before = self._chapters == 1
             _bookmark(made, page.stem, self._chapters)
 
     def _add_figure(self, image: Node) -> None:
@@ -157,12 +157,14 @@ class Book:
         table.autofit = False
         has_head = any(map(plain, rows[0]))
         if not has_head:
-            table._tblPr.find(qn("w:tblLook")).set(qn("w:firstRow"), "0")
+            look = table._tblPr.find(qn("w:tblLook"))
+            look.set(qn("w:firstRow"), "0")
+            look.set(qn("w:val"), "0480")  # the same, for older programs
         for cells in rows if has_head else rows[1:]:
             made = table.add_row()
             made._tr.get_or_add_trPr().append(_element("cantSplit"))
             for cell, content, width in zip(made.cells, cells, widths, strict=True):
-                _fill(cell, content, width)
+                _fill(cell, content, width, size=9 if len(widths) < 7 else 8)
         if has_head:
             head = table.rows[0]._tr.get_or_add_trPr()
             head.append(_element("tblHeader", val="true"))
@@ -246,13 +248,13 @@ def _widths(rows: list[list[str]]) -> list[int]:
     return [PAGE_WIDTH * weight // sum(weights) for weight in weights]
 
 
-def _fill(cell: _Cell, content: Node, width: int) -> None:
+def _fill(cell: _Cell, content: Node, width: int, size: float) -> None:
     cell.width = Emu(width)
     paragraph = cell.paragraphs[0]
     paragraph.paragraph_format.space_after = Pt(0)
     _write(paragraph, content.children[0])
     for run in paragraph.runs:
-        run.font.size = Pt(9 if run.font.name is None else 8)
+        run.font.size = Pt(size if run.font.name is None else size - 1)
     if re.fullmatch(r"[\d.,%]+", plain(content)):
         paragraph.alignment = WD_ALIGN_PARAGRAPH.RIGHT
 
