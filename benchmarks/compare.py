@@ -211,28 +211,6 @@ def show(rows: list[dict[str, float | str]], title: str) -> None:
     Console(width=100).print(table)
 
 
-def plot(rows: list[dict[str, float | str]], title: str, path: Path) -> None:
-    """Bars of the epoch times, with their ranges."""
-    from matplotlib import pyplot
-
-    rows = sorted(rows, key=lambda row: row["epoch_seconds"], reverse=True)
-    middle = [float(row["epoch_seconds"]) for row in rows]
-    low = [
-        m - float(row["epoch_seconds_min"]) for m, row in zip(middle, rows, strict=True)
-    ]
-    high = [
-        float(row["epoch_seconds_max"]) - m for m, row in zip(middle, rows, strict=True)
-    ]
-    names = [str(row["contender"]) for row in rows]
-    colors = ["#c0673f" if "samestep" in name else "#4f7cac" for name in names]
-    figure, axes = pyplot.subplots(figsize=(7, 0.4 * len(rows) + 1))
-    axes.barh(names, middle, xerr=[low, high], color=colors, ecolor="#555555")
-    axes.set_xlabel("seconds per epoch: median, lowest and highest")
-    axes.set_title(title)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, bbox_inches="tight")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("recipe")
@@ -243,7 +221,6 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--set", action="append", default=[], metavar="a.b=value")
     parser.add_argument("--save", type=Path, help="all measurements, as JSON")
-    parser.add_argument("--plot", type=Path, help="the epoch times, as SVG or PNG")
     arguments = parser.parse_args()
     recipe = Recipe.load(arguments.recipe, dict(map(parse_override, arguments.set)))
     names = arguments.contenders or default(recipe)
@@ -257,8 +234,6 @@ def main() -> None:
     rows = summarise(rounds)
     title = f"{recipe.name}, global batch {recipe.global_batch}, n = {len(rounds)}"
     show(rows, title)
-    if arguments.plot:
-        plot(rows, title, arguments.plot)
     if arguments.save:
         raw = [{name: asdict(m) for name, m in r.items()} for r in rounds]
         record = {"machine": machine.describe(), "rows": rows, "rounds": raw}

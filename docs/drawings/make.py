@@ -1,9 +1,11 @@
 """Draws docs/*.svg: `python docs/drawings/make.py`."""
 
+from functools import partial
 from pathlib import Path
 
 import architecture
 import dataflow
+import epochs
 import ownership
 import step
 
@@ -12,6 +14,8 @@ DOCS = Path(__file__).parents[1]
 DRAWINGS = {
     "architecture.svg": architecture.draw,
     "dataflow.svg": dataflow.draw,
+    "epoch-64.svg": partial(epochs.draw, 64),
+    "epoch-512.svg": partial(epochs.draw, 512),
     "step.svg": step.draw,
     "tree.svg": ownership.draw,
 }
