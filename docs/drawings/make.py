@@ -1,5 +1,6 @@
 """Draws docs/*.svg: `python docs/drawings/make.py`."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import step
 
 
 DOCS = Path(__file__).parents[1]
-DRAWINGS = {
+DRAWINGS: dict[str, Callable[[], str]] = {
     "architecture.svg": architecture.draw,
     "dataflow.svg": dataflow.draw,
     "epoch-64.svg": partial(epochs.draw, 64),
