@@ -235,6 +235,7 @@ def test_the_command_serves_on_loopback_and_is_asked() -> None:
         assert {one.laddr.ip for one in connections} == {"127.0.0.1"}
         ended = samestep("doctor", "--peer", f"127.0.0.1:{number}", "--json")
         serving.terminate()
+        serving.communicate(timeout=DEADLINE)  # it still says that it was terminated
     assert serving.returncode == 143
     content = json.loads(ended.stdout)
     assert content["link"]["broke"] == ""
