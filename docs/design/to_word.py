@@ -36,6 +36,7 @@ PAGE_WIDTH, TALLEST = Cm(17.0), Cm(19.0)
 TABLE_STYLE = "Light List Accent 1"
 PIXELS_PER_INCH, SHARPNESS = 96, 3
 LINK = RGBColor(0x0B, 0x5C, 0xAD)
+NUMBER = r"[+-]?[\d.,]+%?( \([\d.,-]+\))?"
 FONTS = str(Path(mpl.get_data_path()) / "fonts" / "ttf")
 
 
@@ -152,10 +153,11 @@ class Book:
 
     def _add_table(self, block: Node) -> None:
         rows = [row.children for part in block.children for row in part.children]
-        widths = _widths([[plain(cell) for cell in row] for row in rows])
+        texts = [[plain(cell) for cell in row] for row in rows]
+        widths, numeric = _widths(texts), _numeric(texts)
         table = self.word.add_table(0, len(widths), style=TABLE_STYLE)
         table.autofit = False
-        has_head = any(map(plain, rows[0]))
+        has_head = any(texts[0])
         if not has_head:
             look = table._tblPr.find(qn("w:tblLook"))
             look.set(qn("w:firstRow"), "0")
@@ -163,8 +165,10 @@ class Book:
         for cells in rows if has_head else rows[1:]:
             made = table.add_row()
             made._tr.get_or_add_trPr().append(_element("cantSplit"))
-            for cell, content, width in zip(made.cells, cells, widths, strict=True):
-                _fill(cell, content, width, size=9 if len(widths) < 7 else 8)
+            for at, (cell, content) in enumerate(zip(made.cells, cells, strict=True)):
+                _fill(cell, content, widths[at], size=9 if len(widths) < 7 else 8)
+                if at in numeric:
+                    cell.paragraphs[0].alignment = WD_ALIGN_PARAGRAPH.RIGHT
         if has_head:
             head = table.rows[0]._tr.get_or_add_trPr()
             head.append(_element("tblHeader", val="true"))
@@ -248,6 +252,15 @@ def _widths(rows: list[list[str]]) -> list[int]:
     return [PAGE_WIDTH * weight // sum(weights) for weight in weights]
 
 
+def _numeric(rows: list[list[str]]) -> set[int]:
+    """The columns of numbers, perhaps with a range in brackets."""
+    return {
+        at
+        for at, (_, *texts) in enumerate(zip(*rows, strict=True))
+        if at and all(re.fullmatch(NUMBER, text) for text in texts)
+    }
+
+
 def _fill(cell: _Cell, content: Node, width: int, size: float) -> None:
     cell.width = Emu(width)
     paragraph = cell.paragraphs[0]
@@ -255,8 +268,6 @@ def _fill(cell: _Cell, content: Node, width: int, size: float) -> None:
     _write(paragraph, content.children[0])
     for run in paragraph.runs:
         run.font.size = Pt(size if run.font.name is None else size - 1)
-    if re.fullmatch(r"[\d.,%]+", plain(content)):
-        paragraph.alignment = WD_ALIGN_PARAGRAPH.RIGHT
 
 
 def _link(paragraph: Paragraph, text: str, anchor: str = "", address: str = "") -> None:
