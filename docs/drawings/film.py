@@ -1,7 +1,8 @@
 """A drawing whose shapes come and go.
 
 Motion is CSS alone, within `prefers-reduced-motion: no-preference`; without it the
-drawing stands still.
+drawing stands still at its end, and with it begins there, so that nobody sees an empty
+card first.
 """
 
 from language import Drawing
@@ -15,22 +16,25 @@ class Film(Drawing):
         size: tuple[int, int],
         title: str,
         seconds: float,
-        still: float,
+        before: float,
         fade: float = 0.3,
     ) -> None:
-        """Without motion, the moment `still` is seen."""
+        """From 0 to `seconds`; `before` that, the end is shown for so long."""
         super().__init__(size[1], title, width=size[0])
-        self._seconds, self._still, self._fade = seconds, still, fade
+        self._seconds, self._before, self._fade = seconds, before, fade
         self._moves: dict[str, str] = {}
 
     def shown(self, *spans: tuple[float, float]) -> str:
-        """The class of what is seen in these spans."""
-        is_still = any(start < self._still <= end for start, end in spans)
-        marks = "0%{opacity:0}"
+        """The class of what is seen in these spans; to the end, it is also before 0."""
+        is_last = any(end >= self._seconds for _, end in spans)
+        marks = f"0%{{opacity:{is_last:d}}}"
+        if is_last:
+            marks += self._at(-self._fade, 1) + self._at(0, 0)
         for start, end in spans:
             marks += self._at(start, 0) + self._at(start + self._fade, 1)
-            marks += self._at(end, 1) + self._at(end + self._fade, 0)
-        return self._move(marks, "" if is_still else "opacity:0")
+            if end < self._seconds:
+                marks += self._at(end, 1) + self._at(end + self._fade, 0)
+        return self._move(marks, "" if is_last else "opacity:0")
 
     def travels(self, start: float, end: float) -> str:
         """The class of what goes by (--x, --y) in between, and is seen only then."""
@@ -45,8 +49,10 @@ class Film(Drawing):
 
     def arrives(self, start: float, end: float, by: float) -> str:
         """The class of what comes to its place from `by` pixels to the right of it."""
+        there = f"{{transform:translateX({by:g}px)}}"
         marks = (
-            f"0%,{self._percent(start)}{{transform:translateX({by:g}px)}}"
+            f"0%,{self._percent(-self._fade)}{{transform:none}}"
+            f"{self._percent(0)},{self._percent(start)}{there}"
             f"{self._percent(end)},to{{transform:none}}"
         )
         return self._move(marks, "")
@@ -55,7 +61,8 @@ class Film(Drawing):
         return f"{self._percent(seconds)}{{opacity:{opacity}}}"
 
     def _percent(self, seconds: float) -> str:
-        return f"{100 * min(seconds / self._seconds, 1):.4g}%"
+        share = (seconds + self._before) / (self._seconds + self._before)
+        return f"{100 * min(share, 1):.4g}%"
 
     def _move(self, marks: str, still: str) -> str:
         if marks not in self._moves:
@@ -66,9 +73,9 @@ class Film(Drawing):
 
     def svg(self) -> str:
         """With the motion, for those who want it."""
+        pace = f"{self._seconds + self._before:g}s ease-in-out infinite"
         running = "".join(
-            f"@keyframes {name}{{{marks}}}"
-            f".{name}{{animation:{name} {self._seconds:g}s ease-in-out infinite}}"
+            f"@keyframes {name}{{{marks}}}.{name}{{animation:{name} {pace}}}"
             for marks, name in self._moves.items()
         )
         self.style += f"@media(prefers-reduced-motion:no-preference){{{running}}}"

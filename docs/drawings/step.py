@@ -11,6 +11,7 @@ from samestep.tree import Node
 BEFORE = [(0, 2), (2, 5), (5, 8)]
 AFTER = balance.shares(LEAVES, 2)
 SHAPE = Shape(134)
+END = 19.0
 BITS = 0x522364
 """A pattern to look at: the first bits of the fingerprint in the README."""
 CAPTIONS = (
@@ -21,13 +22,13 @@ CAPTIONS = (
     (10.2, 12.0, "Worker 2 dies."),
     (12.0, 13.8, "Two workers go on from the snapshot."),
     (13.8, 17.2, "The same micro-batches, the same tree ..."),
-    (17.2, 21.4, "One worker fewer, and the same bits."),
+    (17.2, END, "One worker fewer, and the same bits."),
 )
 STAGES = (
     ("plan", 60, ((0.2, 2.8), (12.0, 13.8))),
     ("micro-batches", 144, ((2.8, 5.6), (13.8, 15.4))),
     ("tree", 60, ((5.6, 8.4), (15.4, 17.2))),
-    ("update", 86, ((8.4, 10.2), (17.2, 21.4))),
+    ("update", 86, ((8.4, 10.2), (17.2, END))),
 )
 
 
@@ -38,14 +39,14 @@ def draw() -> str:
         "A step is cut into eight micro-batches. Three workers compute them and sum "
         "the gradients in a fixed tree. One worker dies; the other two own its "
         "micro-batches, and the same sum comes out, bit for bit.",
-        seconds=22,
-        still=CAPTIONS[-1][1],
+        seconds=END,
+        before=3,
     )
     _stages(film)
     _tree(film)
     _workers(film)
     _pass(film, BEFORE, starts=2.9, pace=0.85, adds=5.7, ends=12.0)
-    _pass(film, AFTER, starts=13.9, pace=0.38, adds=15.5, ends=21.4)
+    _pass(film, AFTER, starts=13.9, pace=0.38, adds=15.5, ends=END)
     _weights(film)
     _sums(film)
     for start, end, text in CAPTIONS:
@@ -70,7 +71,7 @@ def _stages(film: Film) -> None:
 
 def _tree(film: Film) -> None:
     """What does not depend on the workers: leaves and tree."""
-    film.add(f'<g class="{film.shown((1.9, 21.4))}">')
+    film.add(f'<g class="{film.shown((1.9, END))}">')
     for node in sums():
         for child in children(node):
             film.path(SHAPE.edge(child, node), "edge s-rule")
@@ -101,7 +102,7 @@ def _workers(film: Film) -> None:
     film.text(x + width / 2, 104.5, "worker 2", "red b")
     film.path(f"M{x + 20} 99H{x + width - 20}", "edge s-red")
     film.add("</g>")
-    film.add(f'<g class="{film.shown((12.4, 21.4))}">')
+    film.add(f'<g class="{film.shown((12.4, END))}">')
     for worker, owned in enumerate(AFTER):
         SHAPE.owner(film, worker, owned)
     film.add("</g>")
@@ -158,7 +159,7 @@ def _weights(film: Film) -> None:
     _, root_y = SHAPE.centre((0, LEAVES))
     states = (
         ("weights, step 7", "soft s-rule", "muted", ((0.2, 8.6),)),
-        ("weights, step 8", "grey", "on", ((8.6, 10.2), (17.4, 21.4))),
+        ("weights, step 8", "grey", "on", ((8.6, 10.2), (17.4, END))),
         ("snapshot, step 7", "soft s-red", "red", ((10.2, 17.4),)),
     )
     for text, kind, tone, spans in states:
@@ -174,12 +175,12 @@ def _sums(film: Film) -> None:
         film.text(50, y + 6, f"sum by {workers} workers", "muted", "start")
         for bit in range(24):
             film.box(202 + 12 * bit, y - 9, 9, 20, "soft", radius=2)
-        film.add(f'<g class="{film.shown((start, 21.4))}">')
+        film.add(f'<g class="{film.shown((start, END))}">')
         for bit in range(24):
             if BITS >> (23 - bit) & 1:
                 film.box(202 + 12 * bit, y - 9, 9, 20, "ink", radius=2)
         film.add("</g>")
-    film.add(f'<g class="{film.shown((17.8, 21.4))}">')
+    film.add(f'<g class="{film.shown((17.8, END))}">')
     film.path("M498 411H507V447H498", "edge s-w2")
     film.path("M516 425H530M516 433H530", "edge s-w2")
     film.add("</g>")

@@ -36,6 +36,7 @@ COLUMNS = 84
 TICK = 0.25
 """Seconds between two pictures."""
 HOLD = 5.0
+"""Seconds for which the end is shown."""
 LETTER, LINE, MARGIN = 8.4, 20, 20
 TARGET = Path(__file__).parents[1] / "terminal.svg"
 BEGUN = re.compile(r"(\x1b(\[[?0-9;]*)?)?$")
@@ -85,14 +86,14 @@ def _rows(screen: Screen) -> list[Row]:
 
 def draw(frames: list[tuple[float, list[Row]]]) -> str:
     """The rows of the frames, each as long as it stood there."""
-    end = frames[-1][0] + HOLD
+    end = frames[-1][0] + 1.0
     height = 2 * MARGIN + LINE * max(len(rows) for _, rows in frames)
     film = Film(
         (round(2 * MARGIN + COLUMNS * LETTER), height),
         "A terminal: a training, the same training with a worker killed, and their "
         "comparison, which says that they are identical.",
-        seconds=end + 0.5,
-        still=end,
+        seconds=end,
+        before=HOLD,
         fade=0.01,
     )
     film.style += STYLE
