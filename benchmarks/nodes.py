@@ -64,12 +64,12 @@ def measured(hosts: int, scenario: Fields, seconds: float) -> Fields:
                 *("--interface", "10.0.0.0/24", "--workers", "1", "--epochs", "99"),
                 *("--global-batch", str(64 * micro), "--micro-batches", str(micro)),
                 *("--balance", "off", "--no-tensorboard", "--no-report"),
-                *("--out", f"{directory}/{host.name}"),
+                *("--out", f"{directory}/{host.name}/run"),
             ]
             log = Path(directory, f"{host.name}.log")
             with log.open("w") as output:
                 host.start(command, stdout=output, stderr=output)
-        found = records(Path(directory, made[0].name, "metrics.jsonl"), log)
+        found = records(Path(directory, made[0].name, "run", "metrics.jsonl"), log)
         next(found)
         for host in made:
             host.limit_cpu(scenario["cores"])

@@ -30,7 +30,7 @@ from hosts import Host, Network
 
 HOSTS, PORT, PATIENCE = 3, 29400, 180.0
 HANG_TIMEOUT = 10.0
-RECIPE = ("mnist-mlp-classic", "--epochs", "999")
+RECIPE = ("mnist-mlp-classic", "--micro-batches", "8", "--epochs", "999")
 Fields = dict[str, Any]
 
 
@@ -43,7 +43,7 @@ class Cluster:
         self.hosts = [network.add() for _ in range(HOSTS)]
         for host in self.hosts:
             self.start(host)
-        self._run = directory / self.hosts[0].name
+        self._run = directory / self.hosts[0].name / "run"
 
     def start(self, host: Host) -> None:
         """The command on one of them."""
@@ -52,7 +52,7 @@ class Cluster:
             *("--nodes", f"1:{HOSTS}", "--endpoint", f"{self.hosts[0].name}:{PORT}"),
             *("--interface", "10.0.0.0/24", "--workers", "1"),
             *("--hang-timeout", str(HANG_TIMEOUT), "--no-report", "--no-tensorboard"),
-            *("--out", str(self._directory / host.name)),
+            *("--out", str(self._directory / host.name / "run")),
         ]
         log = self._directory / f"{host.name}.log"
         output = self._stack.enter_context(log.open("ab"))
@@ -89,7 +89,8 @@ class Cluster:
         """Seconds, by a clock that ran before."""
         end = time.monotonic() + PATIENCE
         while not condition():
-            if time.monotonic() > end:
+            ended = self._processes[self.hosts[0].name].poll() is not None
+            if ended or time.monotonic() > end:
                 logs = [log.read_text() for log in self._directory.glob("*.log")]
                 raise TimeoutError("\n".join(logs))
             time.sleep(0.01)
@@ -147,8 +148,8 @@ def measure(name: str) -> Fields:
         cluster.wait(lambda: cluster.step > begun + 100)
         ended = len(cluster.events("failed", "stopped"))
         generations = len(cluster.events("generation"))
-        inflict(cluster, cluster.hosts[-1])
         hit, reached = time.monotonic(), cluster.step
+        inflict(cluster, cluster.hosts[-1])
         detected = cluster.wait(
             lambda: len(cluster.events("failed", "stopped")) > ended
         )
