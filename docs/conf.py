@@ -22,7 +22,6 @@ extensions = [
     "sphinx_copybutton",
 ]
 exclude_patterns = ["**/__pycache__"]
-suppress_warnings = ["toc.not_included"]
 
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3

@@ -1,5 +1,6 @@
 """The architecture as CONTRIBUTING.md and the README state it."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 import click
 import pytest
-from documents import ROOT
+from documents import ROOT, code_blocks
 
 from samestep import Placement, Recipe
 from samestep.cli import cli
@@ -23,6 +24,20 @@ def test_imports_run_downward_only() -> None:
         check=False,
     )
     assert ended.returncode == 0, ended.stdout
+
+
+def test_the_file_map_of_the_readme_equals_the_tree() -> None:
+    readme = code_blocks(ROOT / "README.md")
+    (listed,) = (block for _, block in readme if "src/samestep/" in block)
+    named = set(re.findall(r"[\w.-]+\.(?:py|md)\b|[\w-]+(?=/)", listed))
+    package, benchmarks = ROOT / "src" / "samestep", ROOT / "benchmarks"
+    modules = {
+        path.name for path in [*package.glob("[!_]*.py"), *benchmarks.glob("*.py")]
+    }
+    packages = {path.parent.name for path in package.glob("*/__init__.py")}
+    assert (modules | packages) - named == set()
+    known = {path.name for path in [*ROOT.glob("*"), *ROOT.glob("[!.]*/**/*")]}
+    assert named - known == set()
 
 
 @pytest.mark.parametrize("model", [Recipe, Placement])
