@@ -12,12 +12,16 @@ from samestep.spans import Span
 from samestep.timing import PHASES
 
 
-def test_the_phases_of_every_worker_add_up_to_the_epoch(train: Train) -> None:
-    run = train(small_recipe(data__train_samples=20_000, epochs=2), 2)
-    for epoch in run.history:
-        for worker in epoch["workers"]:
-            assert set(worker) == set(PHASES)
-            assert sum(worker.values()) == pytest.approx(epoch["seconds"], rel=0.02)
+@pytest.mark.parametrize(("workers", "exchange"), [(2, "shared"), (3, "gloo")])
+def test_the_phases_of_every_worker_add_up_to_the_epoch(
+    train: Train, workers: int, exchange: str
+) -> None:
+    recipe = small_recipe(data__train_samples=20_000, epochs=2)
+    for epoch in train(recipe, workers, exchange=exchange).history:
+        assert all(set(worker) == set(PHASES) for worker in epoch["workers"])
+        sums = [sum(worker.values()) for worker in epoch["workers"]]
+        assert sums[0] == pytest.approx(epoch["seconds"], rel=1e-9)  # one clock
+        assert sums == pytest.approx([epoch["seconds"]] * workers, rel=0.02)
 
 
 def test_waiting_is_charged_to_the_last_who_arrives() -> None:

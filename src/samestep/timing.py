@@ -71,6 +71,8 @@ class Clock:
     def __init__(self) -> None:
         self.seconds = dict.fromkeys(PHASES, 0.0)
         self._last = time.perf_counter()
+        self.taken = self._last
+        """When `take` was last called."""
 
     def lap(self, phase: str) -> float:
         """Ends a phase and begins the next; returns the time, in seconds."""
@@ -87,7 +89,7 @@ class Clock:
 
     def take(self) -> list[float]:
         """The seconds by phase since the last call, in the order of PHASES."""
-        self.lap("other")
+        self.taken = self.lap("other")
         taken = [self.seconds[phase] for phase in PHASES]
         self.seconds = dict.fromkeys(PHASES, 0.0)
         return taken

@@ -6,7 +6,6 @@ plan -> own micro-batches -> forward and backward of each -> partials -> exchang
 
 import math
 import resource
-import time
 from dataclasses import asdict
 from typing import Any
 
@@ -100,7 +99,7 @@ def train_epoch(trainer: Trainer) -> tuple[Decision, Record]:
     progress, num_steps = trainer.progress, trainer.plan.steps_per_epoch
     epoch, start = divmod(progress.step, num_steps)
     trainer.clock.take()
-    faults, began = _minor_faults(), time.perf_counter()
+    faults, began = _minor_faults(), trainer.clock.taken
     pause = start + 1
     for step in range(start, num_steps):
         train_step(trainer, progress.step, step)
@@ -109,8 +108,8 @@ def train_epoch(trainer: Trainer) -> tuple[Decision, Record]:
             continue
         told = compare_notes(trainer, epoch, step + 1)
         pause = step + 1 + told.steps
-        now = time.perf_counter()
-        progress.seconds, began = progress.seconds + now - began, now
+        progress.seconds += trainer.clock.taken - began
+        began = trainer.clock.taken
         if step + 1 < num_steps:
             if told.stop or trainer.balancer.hopeless is not None:
                 break
