@@ -4,6 +4,7 @@ import itertools
 import json
 import random
 from collections.abc import Sequence
+from itertools import pairwise
 
 import pytest
 from conftest import Train, small_recipe
@@ -189,14 +190,10 @@ def test_only_auto_moves_and_only_who_is_hopeless_leaves() -> None:
     assert even.hopeless == 1
 
 
-def test_the_gain_without_a_worker_is_that_of_the_steps() -> None:
-    owned, speeds = [(0, 6), (6, 8)], [300.0, 100.0]
-    assert balance.gain_without(1, owned, speeds, [0.001, 0.003]) == pytest.approx(
-        1 - (8 / 300 + 0.002) / (6 / 300 + 0.003)
-    )
-    idle = [(0, 8), (8, 8)]
-    assert balance.gain_without(1, idle, [300.0, 1.0], [0.001, 0.3]) > 0.9
-    assert balance.gain_without(0, [(0, 8)], [300.0], [0.001]) == 0
+def test_a_step_of_the_others_alone() -> None:
+    speeds, updates = [300.0, 100.0, 150.0], [0.001, 0.003, 0.002]
+    found = balance.seconds_without(1, 9, speeds, updates)
+    assert found == pytest.approx(6 / 300 + 0.002 * 3 / 2)
 
 
 @pytest.mark.parametrize("is_live", [True, False])
@@ -206,13 +203,36 @@ def test_a_worker_that_only_holds_the_others_up_is_named_once(is_live: bool) -> 
         observed(balancer, [1, 0.9, 0.8])
         assert balancer.hindrance is None
     found = []
-    for _ in range(60):
+    for _ in range(120):
         step = Stretch(1, 0.2, [0.1, 0.1, 0.2], [0] * 3, [0.1, 0.1, 0], [0, 0, 0.1])
         balancer.observe(step)
         found.append(balancer.hindrance)
     (hindrance,) = filter(None, found)
     assert hindrance.worker == 2
     assert 0.05 < hindrance.gain < 1
+
+
+def test_a_hopeless_worker_is_tried_more_and_more_rarely_and_named() -> None:
+    balancer = Balancer(32, shares(32, 2))
+    for _ in range(20):
+        observed(balancer, [1, 1])
+    found, tries = [], []
+    for number in range(2000):
+        if observed(balancer, [1, 0.004]) and counts(balancer)[1]:
+            tries.append(number)
+        found.append(balancer.hindrance)
+    gaps = [after - before for before, after in pairwise(tries)]
+    assert gaps[2] > 3 * gaps[0]
+    (hindrance,) = filter(None, found)
+    assert hindrance.worker == 1
+
+
+def test_a_worker_at_half_speed_is_no_hindrance() -> None:
+    balancer = Balancer(32, shares(32, 2))
+    for speeds in ([1, 1], [1, 0.5], [1, 0.15], [0.5, 1]):
+        for _ in range(100):
+            observed(balancer, speeds)
+            assert balancer.hindrance is None
 
 
 def test_who_owns_nothing_and_is_still_late_is_not_thought_to_be_fast() -> None:

@@ -77,28 +77,23 @@ def _fewest_partials(micro_batches: int, caps: Sequence[int]) -> list[int]:
     return best[micro_batches][1]
 
 
-def gain_without(
+def seconds_without(
     worker: int,
-    owned: Sequence[Share],
+    micro_batches: int,
     speeds: Sequence[float],
     updates: Sequence[float],
 ) -> float:
-    """The share of a step's time that the others would save without this worker.
+    """Of a step of the others alone: their micro-batches, then their update.
 
     Each worker updates its slice of the parameters in `updates[r]` seconds, and all
-    wait for the last; with one less, the slices are larger. Negative if it helps.
+    wait for the last; with one worker less, the slices are larger.
     """
-    count = len(speeds)
-    if count == 1:
-        return 0.0
     others, slices = (
         [value for rank, value in enumerate(values) if rank != worker]
         for values in (speeds, updates)
     )
-    micro_batches = owned[-1][1]
-    alone = makespan(fastest(micro_batches, others), others)
-    alone += max(slices) * count / (count - 1)
-    return 1 - alone / (makespan(owned, speeds) + max(updates))
+    computing = makespan(fastest(micro_batches, others), others)
+    return computing + max(slices) * len(speeds) / len(others)
 
 
 def efficiency(micro_batches: int, speeds: Sequence[float]) -> float:

@@ -4,6 +4,7 @@ Every worker has one of these and feeds it the same merged numbers, so all of th
 the same decision at the same step without a word.
 """
 
+import math
 import random
 import statistics
 from collections import deque
@@ -32,6 +33,13 @@ DEADBAND, CONFIRMATIONS = 0.05, 15
 noise promises less."""
 URGENT, URGENT_CONFIRMATIONS = 0.18, 3
 """The same for a change that promises much."""
+MOST_FAILURES = 3
+"""Each time that a worker got something and soon lost all of it, its growth is halved,
+at most so often: trying a hopeless one again costs more than it can ever bring."""
+MEMORY = 10.0
+"""Seconds after which what a worker cost the others counts 1 / e."""
+HINDERED_CONFIRMATIONS = 50
+"""So many observations in a row in which a worker cost more than the deadband."""
 LAGGING = 0.8
 """Below this share of the fastest's speed, a worker is one to tell about."""
 COARSE = 0.9
@@ -113,9 +121,14 @@ class Balancer:
     _seen: list[deque[tuple[float, float]]] = field(init=False)
     """(micro-batches, seconds of computing them) of each observation."""
     _data_share: list[float] = field(init=False)
+    _failures: list[int] = field(init=False)
     _confirmed: int = 0
     _urgent: int = 0
     _hindered: int = 0
+    _spent: float = 0.0
+    """Seconds of computing and updating, decaying."""
+    _needed: float = 0.0
+    """What the others would have needed for the same without the slowest."""
     _told: set[int] = field(default_factory=set)
     _speeds_before: list[float] = field(default_factory=list)
     _warm_up: int = WARM_UP
@@ -134,6 +147,7 @@ class Balancer:
         count = len(self.owned)
         self._seen = [deque(maxlen=WINDOW) for _ in range(count)]
         self.speeds, self._data_share = [0.0] * count, [0.0] * count
+        self._failures = [0] * count
 
     def observe(self, stretch: Stretch) -> Change | None:
         """What all workers measured since the last call; perhaps a change."""
@@ -151,9 +165,7 @@ class Balancer:
             return None
         self._speeds_before = self._speeds_before or list(self.speeds)
         self._account(stretch.seconds)
-        self.hindrance = self._find_hindrance(
-            [seconds / stretch.steps for seconds in stretch.updating]
-        )
+        self.hindrance = self._find_hindrance(stretch)
         return self._decide() if self.is_live else None
 
     def _estimate(self, stretch: Stretch) -> None:
@@ -164,6 +176,8 @@ class Balancer:
                 self._data_share[rank] = stretch.data[rank] / compute
             else:
                 self._seen[rank].clear()
+            if len(self._seen[rank]) == WINDOW:
+                self._failures[rank] = 0
             waiting = stretch.waiting[rank] / stretch.seconds
             self.speeds[rank] = self._believed(rank, waiting, stretch.seconds)
 
@@ -182,6 +196,7 @@ class Balancer:
         if not before or (waiting < IDLE and measured < float("inf")):
             return measured
         growth = min(MOST_GROWTH, GROWTH * max(0.0, waiting - IDLE))
+        growth /= 1 << min(self._failures[rank], MOST_FAILURES)
         return min(measured, before * (1 + growth * seconds))
 
     @property
@@ -209,11 +224,22 @@ class Balancer:
             lag["seconds"] += seconds
             lag["speed"] += (relative - lag["speed"]) * seconds / lag["seconds"]
 
-    def _find_hindrance(self, updates: Sequence[float]) -> Hindrance | None:
+    def _find_hindrance(self, stretch: Stretch) -> Hindrance | None:
+        """Measured over a while, since trying a hopeless worker again costs, too."""
+        if len(self.speeds) == 1:
+            return None
         slowest = self.speeds.index(min(self.speeds))
-        gain = balance.gain_without(slowest, self.owned, self.speeds, updates)
+        updates = [seconds / stretch.steps for seconds in stretch.updating]
+        without = balance.seconds_without(
+            slowest, self.micro_batches, self.speeds, updates
+        )
+        spent = map(sum, zip(stretch.compute, stretch.updating, strict=True))
+        decay = math.exp(-stretch.seconds / MEMORY)
+        self._spent = decay * self._spent + max(spent)
+        self._needed = decay * self._needed + stretch.steps * without
+        gain = 1 - self._needed / self._spent
         self._hindered = self._hindered + 1 if gain > DEADBAND else 0
-        if self._hindered < CONFIRMATIONS or slowest in self._told:
+        if self._hindered < HINDERED_CONFIRMATIONS or slowest in self._told:
             return None
         self._told.add(slowest)
         return Hindrance(slowest, self.speeds[slowest] / max(self.speeds), gain)
@@ -231,8 +257,14 @@ class Balancer:
         slowest = speeds.index(min(speeds))
         cause = "data" if self._data_share[slowest] > 0.5 else "compute"
         change = Change(self.owned, after, self._speeds_before, speeds, gain, cause)
+        self._count_failures(after)
         self.owned, self._speeds_before = after, speeds
         return change
+
+    def _count_failures(self, after: list[Share]) -> None:
+        for rank, (first, end) in enumerate(after):
+            if first == end and 0 < len(self._seen[rank]) < WINDOW:
+                self._failures[rank] += 1
 
     def summary(self) -> dict[str, Any]:
         """What balancing gained, and whether more micro-batches would gain more."""
