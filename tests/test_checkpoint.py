@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from samestep import checkpoint
 from samestep.checkpoint import Checkpoint
 from samestep.errors import CheckpointError
-from samestep.keeper import Keeper
+from samestep.fence import Fence
+from samestep.keeper import Keeper, Tell
 from samestep.layout import Entry, Layout
 from samestep.recipe import Recipe
 from samestep.snapshot import State
@@ -252,11 +253,15 @@ def test_symbolic_links_are_refused(tmp_path: Path) -> None:
         checkpoint.load(path)
 
 
+def keeper_of(run: Path, tell: Tell = lambda *_: None) -> Keeper:
+    return Keeper(run, RECIPE, BUILD, tell, Fence(run, 1))
+
+
 def keep(run: Path, losses: list[float | None]) -> tuple[list[int], list[str]]:
     """One checkpoint after each epoch with these validation losses."""
     told: list[str] = []
     directory = checkpoint.directory_of(run)
-    with Keeper(run, RECIPE, BUILD, lambda event, _: told.append(event)) as kept:
+    with keeper_of(run, lambda event, _: told.append(event)) as kept:
         for index in range(len(losses)):
             epochs: list[dict[str, Any]] = [
                 {"epoch": e + 1} | ({"validation_loss": loss} if loss else {})
@@ -282,7 +287,7 @@ def test_a_damaged_checkpoint_does_not_count_as_one_that_is_kept(
         write(directory, step)
     damaged = directory / "step-2" / checkpoint.MODEL
     damaged.write_bytes(damaged.read_bytes()[:-1])
-    with Keeper(tmp_path, RECIPE, BUILD, lambda *_: None) as keeper:
+    with keeper_of(tmp_path) as keeper:
         assert keeper.write(state_of(3), LAYOUT, [])
     assert checkpoint.steps(directory) == [1, 2, 3]  # 1 is the second valid one
 
@@ -290,14 +295,14 @@ def test_a_damaged_checkpoint_does_not_count_as_one_that_is_kept(
 def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
     directory = checkpoint.directory_of(tmp_path)
     (directory / ".step-7.123.tmp").mkdir(parents=True)
-    with Keeper(tmp_path, RECIPE, BUILD, lambda *_: None):
+    with keeper_of(tmp_path):
         assert not list(directory.iterdir())
 
 
 def test_a_failing_disk_leaves_the_checkpoint_before(tmp_path: Path) -> None:
     directory = checkpoint.directory_of(tmp_path)
     told: list[tuple[str, Any]] = []
-    with Keeper(tmp_path, RECIPE, BUILD, lambda *e: told.append(e)) as keeper:
+    with keeper_of(tmp_path, lambda *event: told.append(event)) as keeper:
         assert keeper.write(state_of(1), LAYOUT, [])
         directory.rename(tmp_path / "away")
         directory.write_text("not a directory")

@@ -13,6 +13,7 @@ from test_launch import DEADLINE, trains, wait_until
 
 import samestep
 from samestep import Placement, Recipe, Run, checkpoint, faults
+from samestep.fence import Fence
 from samestep.forking import ForkServer
 from samestep.view import SilentView
 from samestep.writer import Lines
@@ -123,7 +124,7 @@ def test_lines_wait_for_a_full_disk_and_none_is_cut(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[str] = []
-    lines = Lines(tmp_path / "lines.jsonl", told.append)
+    lines = Lines(tmp_path / "lines.jsonl", Fence(tmp_path, 1), told.append)
     flag = tmp_path / "full"
     monkeypatch.setenv(faults.DISK_FULL, str(flag))
     for number in range(9):

@@ -23,7 +23,7 @@ from samestep.placement import Placement
 from samestep.recipe import Recipe
 from samestep.resumption import find_start
 from samestep.run import Run, read_recipe
-from samestep.session import Session
+from samestep.session import Session, supervise
 from samestep.signals import Stop
 from samestep.tensorboard import TensorBoard
 from samestep.tracking import Tracker, Tracking, load
@@ -97,12 +97,13 @@ def train(
         with (
             RunWriter.create(recipe, placement, started) as writer,
             view or make_view(recipe) as shown,
-            _tracking(writer, shown, trackers),
+            tracking(writer, shown, trackers),
         ):
             shown.note(_headline(recipe, why))
-            described, conditions = _described(recipe)
-            writer.start("started", described, running.device(placement.device))
-            return Session(writer, running, shown, given, conditions).run(notice)
+            facts, conditions = described(recipe)
+            writer.start("started", facts, running.device(placement.device))
+            session = Session(writer, shown, conditions)
+            return supervise(session, running, given, notice)
 
 
 def resume(
@@ -145,20 +146,20 @@ def resume(
         with (
             RunWriter.reopen(path, start.recipe, placement, started) as writer,
             view or make_view(start.recipe) as shown,
-            _tracking(writer, shown, trackers),
+            tracking(writer, shown, trackers),
         ):
             start = find_start(path, epochs, names)  # nobody else writes any more
-            described, conditions = _described(start.recipe)
-            now = running.build(placement.device) | conditions
-            start.check(now, accept_other_bits)
+            facts, conditions = described(start.recipe)
+            build = running.build(placement.device) | conditions
+            start.check(build, accept_other_bits)
             shown.note(_headline(start.recipe, why))
             for warning in start.warnings:
                 shown.note(f"warning: {warning}")
             shown.note(start.headline)
             writer.rewind(start.step, start.epochs)
-            writer.start("resumed", described, running.device(placement.device))
-            session = Session(writer, running, shown, given, conditions)
-            return session.run(notice, start.checkpoint)
+            writer.start("resumed", facts, running.device(placement.device))
+            session = Session(writer, shown, conditions)
+            return supervise(session, running, given, notice, start.checkpoint)
 
 
 def evaluate(
@@ -234,7 +235,7 @@ def _server(server: ForkServer | None) -> AbstractContextManager[ForkServer]:
     return ForkServer() if server is None else nullcontext(server)
 
 
-def _described(recipe: Recipe) -> tuple[dict[str, Any], dict[str, str]]:
+def described(recipe: Recipe) -> tuple[dict[str, Any], dict[str, str]]:
     """The data for the run's record, and what must be the same to go on."""
     described, code = sources.describe(recipe.data), checksums(recipe)
     conditions = sources.checksums(described) | precision.conditions(recipe)
@@ -259,7 +260,7 @@ def _loaded(trackers: Iterable[Tracker | str]) -> list[Tracker]:
     return [load(each) if isinstance(each, str) else each for each in trackers]
 
 
-def _tracking(writer: RunWriter, view: View, trackers: Iterable[Tracker]) -> Tracking:
+def tracking(writer: RunWriter, view: View, trackers: Iterable[Tracker]) -> Tracking:
     """Whatever follows a run while it is written."""
     if writer.placement.tensorboard:
         trackers = [TensorBoard(writer.path / "tensorboard"), *trackers]

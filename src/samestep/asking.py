@@ -10,7 +10,7 @@ from samestep import own
 from samestep.errors import RecipeError, did_you_mean
 from samestep.own import NOTHING, Given
 from samestep.placement import Placement
-from samestep.recipe import Recipe
+from samestep.recipe import Recipe, parse_override
 
 
 Part = str | Callable[..., Any] | object
@@ -21,6 +21,8 @@ SECTIONS = {
     "data": ("source", "load"),
     "loss": ("name", "function"),
 }
+RECIPE_OPTIONS = ("epochs", "global_batch", "micro_batches", "seed")
+"""Fields of a recipe that have an option of their own."""
 OWN_DEFAULTS: dict[str, Any] = {
     "name": "own",
     "epochs": 3,
@@ -63,6 +65,22 @@ def recipe_of(
     if not sections and not fields:
         return base
     return base.changed(_kept(base.to_dict(), sections) | dict(fields))
+
+
+def requested(
+    recipe: str | None, options: dict[str, Any]
+) -> tuple[Recipe, dict[str, str]]:
+    """The recipe and the own code of `samestep train`; takes its options out.
+
+    Raises RecipeError.
+    """
+    fields = {name: options.pop(name) for name in RECIPE_OPTIONS}
+    fields["data.skip_bad"] = options.pop("skip_bad") or None
+    overrides = dict(map(parse_override, options.pop("assignments")))
+    overrides |= {name: v for name, v in fields.items() if v is not None}
+    named = {part: options.pop(part) for part in SECTIONS}
+    parts = {part: name for part, name in named.items() if name is not None}
+    return recipe_of(recipe, parts, overrides), parts
 
 
 def _kept(before: Mapping[str, Any], sections: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """The command line: thin, and free of slow imports until a command needs them."""
 
-import signal
 import sys
 import time
 from pathlib import Path
@@ -8,13 +7,15 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from samestep import exits
 from samestep.checkcommand import check
 from samestep.doctor.command import doctor
-from samestep.errors import Interrupted, SamestepError, UsageError
 from samestep.forking import ForkServer
 from samestep.modelcommands import export, sample
 from samestep.options import (
+    are_nodes_asked_for,
     device_option,
+    nodes_options,
     own_options,
     placement_options,
     recipe_options,
@@ -30,10 +31,6 @@ if TYPE_CHECKING:
     from samestep.run import Run
 
 STARTED = time.monotonic()
-
-
-class Terminated(BaseException):
-    """SIGTERM was received."""
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -74,21 +71,15 @@ cli.add_command(scale)
 @own_options
 @tracker_option
 @report_option
+@nodes_options
 def train(
     recipe: str | None,
-    out: Path | None,
-    assignments: tuple[str, ...],
     trackers: tuple[str, ...],
     with_report: bool,
-    epochs: int | None,
-    global_batch: int | None,
-    micro_batches: int | None,
-    seed: int | None,
-    skip_bad: bool,
-    model: str | None,
-    data: str | None,
-    loss: str | None,
-    **placed: Any,
+    nodes: str | None,
+    endpoint: str | None,
+    interface: str | None,
+    **options: Any,
 ) -> None:
     """Train RECIPE: a built-in recipe's name or a TOML file; default mnist-mlp.
 
@@ -102,30 +93,28 @@ def train(
       samestep train --set optimizer.lr=0.003 --set model.hidden=[256,128]
       samestep train runs/mnist-mlp-20260101T000000Z/recipe.toml     once more
       samestep train --model mine:build --data mine:load             your own code
+      samestep train --nodes 2 --endpoint 10.0.0.1:29400 --interface 10.0.0.0/24 \\
+          --out runs/both                      the same on each of two machines
     """
+    if are_nodes_asked_for(nodes, endpoint, interface):
+        from samestep import nodes as machines
+        from samestep.asking import requested
+
+        asked, _ = requested(recipe, dict(options))
+        machines.run(options["out"], asked.micro_batches)
+        return
     with ForkServer() as server:  # torch is imported there while we go on here
         from samestep import api
-        from samestep.asking import recipe_of
+        from samestep.asking import requested
         from samestep.placement import Placement
-        from samestep.recipe import parse_override
 
-        fields = {
-            "epochs": epochs,
-            "global_batch": global_batch,
-            "micro_batches": micro_batches,
-            "seed": seed,
-            "data.skip_bad": skip_bad or None,
-        }
-        overrides = dict(map(parse_override, assignments))
-        overrides |= {name: v for name, v in fields.items() if v is not None}
-        placement = Placement.model_validate({"out": out, **placed})
-        named = {"model": model, "data": data, "loss": loss}
+        asked, parts = requested(recipe, options)
         run = api.train(
-            recipe_of(recipe, named, overrides),
-            placement,
-            model=model,
-            data=data,
-            loss=loss,
+            asked,
+            Placement.model_validate(options),
+            model=parts.get("model"),
+            data=parts.get("data"),
+            loss=parts.get("loss"),
             trackers=trackers,
             server=server,
             started=STARTED,
@@ -145,6 +134,7 @@ def train(
 @own_options
 @tracker_option
 @report_option
+@nodes_options
 def resume(
     run: Path,
     epochs: int | None,
@@ -154,6 +144,9 @@ def resume(
     data: str | None,
     loss: str | None,
     with_report: bool,
+    nodes: str | None,
+    endpoint: str | None,
+    interface: str | None,
     **placed: Any,
 ) -> None:
     """Go on with RUN from its newest checkpoint, with any number of workers.
@@ -164,6 +157,11 @@ def resume(
       samestep resume runs/mine --workers 4 --exchange gloo
       samestep resume runs/mine --epochs 10     if the schedule allows more epochs
     """
+    if are_nodes_asked_for(nodes, endpoint, interface):
+        from samestep import nodes as machines
+
+        machines.run(run, None)
+        return
     with ForkServer() as server:
         from samestep import api
         from samestep.placement import Placement
@@ -346,25 +344,8 @@ cli.add_command(doctor)
 
 
 def main() -> NoReturn:
-    """Run a command; every way it can end has its exit code."""
-    signal.signal(signal.SIGTERM, _terminate)
-    try:
-        cli.main(standalone_mode=False)
-    except click.exceptions.Abort:
-        _fail("interrupted", 130)
-    except Terminated:
-        _fail("terminated", 143)
-    except Interrupted as error:
-        _fail(str(error), error.exit_code)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except SamestepError as error:
-        if error.details.get("traceback") and not _explains_itself(error):
-            click.echo(error.details["traceback"], err=True, nl=False)
-        where = f" (log: {error.details['log']})" if "log" in error.details else ""
-        _fail(f"{error}{where}", error.exit_code)
-    sys.exit(0)
+    """The command `samestep`."""
+    exits.run(cli)
 
 
 def _tell(run: "Run", with_report: bool) -> None:
@@ -374,21 +355,3 @@ def _tell(run: "Run", with_report: bool) -> None:
     click.echo(summary(run))
     if with_report:
         offer(run.path, lambda text: click.echo(text, err=True))
-
-
-def _explains_itself(error: SamestepError) -> bool:
-    """A worker's own SamestepError says what to do; other errors need a traceback."""
-    from samestep.errors import WorkerFailed
-
-    if getattr(error, "__notes__", None):  # frames of the user's own code
-        return False
-    return isinstance(error, UsageError) or not isinstance(error, WorkerFailed)
-
-
-def _terminate(*_: object) -> NoReturn:
-    raise Terminated
-
-
-def _fail(message: str, exit_code: int) -> NoReturn:
-    click.echo(f"Error: {message}", err=True)
-    sys.exit(exit_code)

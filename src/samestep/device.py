@@ -77,6 +77,14 @@ class Device:
         return inputs.to(self.target), targets.to(self.target)
 
 
+def build() -> dict[str, str]:
+    """What decides the bits of the CPU besides the recipe."""
+    return {
+        "torch": torch.__version__,
+        "instruction_set": torch.backends.cpu.get_cpu_capability(),
+    }
+
+
 def gpus() -> dict[str, Any]:
     """The fields of `machine.Gpus`. Initialises CUDA, so never in a process that forks.
 

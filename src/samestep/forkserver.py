@@ -30,8 +30,6 @@ import traceback
 from collections.abc import Iterator
 from typing import Any
 
-import torch
-
 from samestep import device, worker
 
 
@@ -58,7 +56,7 @@ class ForkServer:
 
     def serve(self) -> None:
         """Until the supervisor goes away."""
-        send_json(self._channel, {"build": _build()})
+        send_json(self._channel, {"build": device.build()})
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(self._wakeup_in.fileno())
         selector = selectors.DefaultSelector()
@@ -155,13 +153,6 @@ class ForkServer:
             os.kill(pid, signal.SIGKILL)
         for pid in self._children:
             os.waitpid(pid, 0)
-
-
-def _build() -> dict[str, str]:
-    return {
-        "torch": torch.__version__,
-        "instruction_set": torch.backends.cpu.get_cpu_capability(),
-    }
 
 
 def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> Iterator[int]:

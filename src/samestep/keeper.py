@@ -18,6 +18,7 @@ from typing import Any
 
 from samestep import checkpoint
 from samestep.errors import CheckpointError
+from samestep.fence import Fence
 from samestep.layout import Layout
 from samestep.recipe import Recipe
 from samestep.snapshot import State
@@ -42,6 +43,7 @@ class Keeper:
     build: Mapping[str, str]
     """What decides bits besides the recipe."""
     tell: Tell
+    fence: Fence
     _waiting: tuple[Callable[[], State | None], Layout, list[Any]] | None = None
     _ended: bool = False
     _news: threading.Condition = field(default_factory=threading.Condition)
@@ -57,6 +59,10 @@ class Keeper:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.finish()
+
+    def finish(self) -> None:
+        """Writes what still waits, and ends."""
         with self._news:
             self._ended = True
             self._news.notify()
@@ -79,6 +85,8 @@ class Keeper:
         directory = checkpoint.directory_of(self.run)
         start = time.monotonic()
         try:
+            if not self.fence.holds:  # the training finds out, too, and ends
+                return False
             path = checkpoint.write(
                 directory, state, layout, self.recipe, self.build, epochs
             )

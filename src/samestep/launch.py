@@ -260,24 +260,28 @@ class _Supervision:
 
     def _exception(self, worker: Worker) -> SamestepError:
         """The worker's own SamestepError, or a WorkerFailed with its traceback."""
-        failure = worker.failure
-        assert failure is not None
-        kind = getattr(errors, failure["error"], None)
-        if kind is not None and kind is not WorkerFailed:
-            error: SamestepError = kind(failure["message"])
-        else:
-            message = f"Worker {worker.rank} failed: {failure['message']}."
-            error = WorkerFailed(message)
-        error.details = {
-            "rank": worker.rank,
-            "log": str(worker.log),
-            "step": max(step for _, _, step in self.board.workers()),
-            "code": failure.get("code"),
-            "traceback": failure.get("traceback"),
-        }
-        if failure.get("own"):
-            error.add_note(failure["own"])
+        assert worker.failure is not None
+        error = exception(worker.failure, worker.rank)
+        step = max(step for _, _, step in self.board.workers())
+        error.details = {**error.details, "log": str(worker.log), "step": step}
         return error
+
+
+def exception(failure: Message, rank: int) -> SamestepError:
+    """From what a worker said before it ended, or what its end looks like."""
+    kind = getattr(errors, failure["error"], None)
+    if kind is not None and kind is not WorkerFailed:
+        error: SamestepError = kind(failure["message"])
+    else:
+        error = WorkerFailed(f"Worker {rank} failed: {failure['message']}.")
+    error.details = {
+        "rank": rank,
+        "code": failure.get("code"),
+        "traceback": failure.get("traceback"),
+    }
+    if failure.get("own"):
+        error.add_note(failure["own"])
+    return error
 
 
 def _end(server: ForkServer, crew: list[Worker]) -> None:

@@ -176,6 +176,11 @@ def loopback() -> str:
     return "lo" if "lo" in interfaces else "lo0"  # lo0: macOS
 
 
+def name_of_process(pid: int) -> str:
+    """Another one with the same number, here or elsewhere, has another name."""
+    return f"{socket.gethostname()} {pid} {psutil.Process(pid).create_time()}"
+
+
 def checksum_of_sources() -> str:
     """SHA-256 of samestep's own Python files: its version, also of an edited one."""
     root = Path(__file__).parent

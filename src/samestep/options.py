@@ -5,6 +5,8 @@ from typing import Any
 
 import click
 
+from samestep.errors import UsageError
+
 
 class WorkersType(click.ParamType[int | str]):
     """A positive number, or `auto`."""
@@ -199,3 +201,64 @@ def placement_options(command: Callable[..., None]) -> Callable[..., None]:
     for option in reversed(_PLACEMENT):
         command = option(command)
     return command
+
+
+class NodesType(click.ParamType[str]):
+    """`N` or `MIN:MAX`."""
+
+    name = "N|MIN:MAX"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> str:
+        """The same text."""
+        least, _, most = str(value).partition(":")
+        numbers = [part for part in (least, most or least) if part.isdecimal()]
+        if len(numbers) == 2 and 0 < int(least) <= int(most or least):
+            return str(value)
+        return self.fail(
+            "machines are a number, or the fewest and the most, such as `1:4`; "
+            f"received `{value}`."
+        )
+
+
+interface_option = click.option(
+    "--interface",
+    metavar="NAME|ADDRESS|NETWORK",
+    help="The network interface between machines; a network, such as 10.0.0.0/24, lets "
+    "the same command run on all of them.",
+)
+
+_NODES = [
+    click.option(
+        "--nodes",
+        type=NodesType(),
+        help="Train on so many machines with torchrun; give this command on each. "
+        "MIN:MAX: go on while MIN are there. `--workers` are per machine then.",
+    ),
+    click.option(
+        "--endpoint",
+        metavar="HOST:PORT",
+        help="With --nodes: one of the machines and a free port, where all meet.",
+    ),
+    interface_option,
+]
+
+
+def nodes_options(command: Callable[..., None]) -> Callable[..., None]:
+    """More than one machine; see docs/several-machines.md."""
+    for option in reversed(_NODES):
+        command = option(command)
+    return command
+
+
+def are_nodes_asked_for(
+    nodes: str | None, endpoint: str | None, interface: str | None
+) -> bool:
+    """All of these options or none. Raises UsageError."""
+    given = {"--nodes": nodes, "--endpoint": endpoint, "--interface": interface}
+    missing = [name for name, value in given.items() if value is None]
+    if missing and len(missing) < len(given):
+        raise UsageError(
+            "Several machines need `--nodes`, `--endpoint` and `--interface`; missing: "
+            f"{', '.join(missing)}. For one machine, leave out all three."
+        )
+    return not missing

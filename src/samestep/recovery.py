@@ -105,6 +105,10 @@ class Recovery:
     _failed: tuple[float, int] | None = None
     """When the last generation failed, and at which step."""
 
+    def build(self) -> dict[str, str]:
+        """What decides bits besides the recipe and its data. Raises WorkerFailed."""
+        return self.server.build(self.job["device"])
+
     def run(self) -> State | None:
         """Until the training is finished or was asked to stop; the newest state.
 
@@ -174,7 +178,7 @@ class Recovery:
         if kind == "started":
             layout = Layout.model_validate(message["layout"])
             if self.layout is not None:
-                _check_same(self.layout, layout)
+                check_same(self.layout, layout)
             self.layout = layout
             kept = constants.read(self._constants)
             self._snapshots = Snapshots(fd, layout, self.workers, kept)
@@ -182,7 +186,7 @@ class Recovery:
             assert self._snapshots is not None
             assert self.layout is not None
             slot, snapshots, step = message["slot"], self._snapshots, message["step"]
-            self.offer(lambda: _of_step(snapshots.read(slot), step), self.layout, step)
+            self.offer(lambda: of_step(snapshots.read(slot), step), self.layout, step)
         elif kind == "evicted":
             self._evicted = True
         elif kind == "fault":
@@ -224,7 +228,7 @@ class Recovery:
         )
 
 
-def _check_same(before: Layout, after: Layout) -> None:
+def check_same(before: Layout, after: Layout) -> None:
     """Raises CheckpointError if the model is not the one that was saved."""
     for what in Layout.model_fields:
         old, new = getattr(before, what), getattr(after, what)
@@ -242,7 +246,8 @@ def _brief(value: object) -> str:
     return text if len(text) <= 200 else text[:200] + "..."
 
 
-def _of_step(state: State | None, step: int) -> State | None:
+def of_step(state: State | None, step: int) -> State | None:
+    """The state, if it is that of this step: a slot is written again and again."""
     return state if state and state.step == step else None
 
 

@@ -48,13 +48,24 @@ class Start:
         """Raises CheckpointError if the result could have other bits."""
         if self.checkpoint is None or accept_other_bits:
             return
-        differences = list(_differences(self.checkpoint, self.recipe, build))
-        if differences:
-            raise CheckpointError(
-                "A run goes on only under the conditions of its checkpoint, or the "
-                f"result would have other bits. Different are: {'; '.join(differences)}"
-                ". Restore them, or pass `--accept-other-bits`."
-            )
+        manifest = self.checkpoint.manifest
+        saved = Recipe.from_dict(manifest.recipe)  # it may lack later fields
+        check_conditions((saved, manifest.build), (self.recipe, build))
+
+
+Conditions = tuple[Recipe, Mapping[str, str]]
+"""What decides bits: the recipe and everything else."""
+
+
+def check_conditions(then: Conditions, now: Conditions) -> None:
+    """Raises CheckpointError if the result could have other bits."""
+    differences = list(_differences(then, now))
+    if differences:
+        raise CheckpointError(
+            "A run goes on only under the conditions of its checkpoint, or the "
+            f"result would have other bits. Different are: {'; '.join(differences)}"
+            ". Restore them, or pass `--accept-other-bits`."
+        )
 
 
 def find_start(
@@ -75,7 +86,7 @@ def find_start(
             warnings.append(f"{candidate} It is skipped.")
     complete = len(found.manifest.epochs) if found else 0
     recipe = _extended(recipe, run, epochs, complete)
-    if _is_finished(run) and epochs is None:
+    if is_finished(run) and epochs is None:
         raise RunError(
             f"{run} is finished: there is nothing to resume. Use `--epochs N` to train "
             f"for more than its {recipe.epochs} epochs."
@@ -83,7 +94,8 @@ def find_start(
     return Start(run, recipe, found, warnings)
 
 
-def _is_finished(run: Path) -> bool:
+def is_finished(run: Path) -> bool:
+    """Whether its result.json says so."""
     try:
         return Run.open(run).status == "finished"
     except RunError:
@@ -109,17 +121,15 @@ def _extended(recipe: Recipe, run: Path, epochs: int | None, complete: int) -> R
     return Recipe.from_dict(recipe.to_dict() | {"epochs": epochs})
 
 
-def _differences(
-    found: Checkpoint, recipe: Recipe, build: Mapping[str, str]
-) -> Iterator[str]:
-    saved = Recipe.from_dict(found.manifest.recipe)  # it may lack later fields
-    before, after = _flatten(saved.to_dict()), _flatten(recipe.to_dict())
+def _differences(then: Conditions, now: Conditions) -> Iterator[str]:
+    saved, recipe = then[0], now[0]
+    before, after = flatten(saved.to_dict()), flatten(recipe.to_dict())
     for ignored in ("name", *(["epochs"] if recipe.schedule.name in ENDLESS else [])):
         before.pop(ignored), after.pop(ignored)
     cpu = {"device": "cpu"}  # not named in a build
     pairs = [
         ("recipe ", before, after),
-        ("", cpu | found.manifest.build, cpu | dict(build)),
+        ("", cpu | dict(then[1]), cpu | dict(now[1])),
     ]
     for prefix, old, new in pairs:
         for key in sorted(old.keys() | new.keys()):
@@ -127,11 +137,12 @@ def _differences(
                 yield f"{prefix}{key}: {old.get(key)} then, {new.get(key)} now"
 
 
-def _flatten(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"a": {"b": 1}}` -> `{"a.b": 1}`."""
     flat: dict[str, Any] = {}
     for key, value in fields.items():
         if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{prefix}{key}.")
+            flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[prefix + key] = value
     return flat

@@ -1,9 +1,9 @@
-"""One command's work on a run: recovery, checkpoints, files and the view together."""
+"""One command's work on a run: checkpoints, files and the view together."""
 
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from samestep import checkpoint
 from samestep.checkpoint import Checkpoint
@@ -12,7 +12,7 @@ from samestep.forking import ForkServer
 from samestep.jobs import exchange_fields
 from samestep.keeper import Keeper
 from samestep.layout import Layout
-from samestep.own import NOTHING, Given
+from samestep.own import Given
 from samestep.recovery import Recovery
 from samestep.run import Run
 from samestep.signals import Stop, stop_on_signals
@@ -21,30 +21,54 @@ from samestep.view import View
 from samestep.writer import RunWriter
 
 
+class Training(Protocol):
+    """What a session keeps: workers that a supervisor starts, or this process."""
+
+    @property
+    def stop(self) -> Stop:
+        """The wish to stop."""
+
+    @property
+    def state(self) -> State | None:
+        """The newest snapshot."""
+
+    @property
+    def layout(self) -> Layout | None:
+        """Of its vectors, as soon as it is known."""
+
+    def build(self) -> dict[str, str]:
+        """What decides bits besides the recipe and the checksums of a session."""
+
+    def run(self) -> State | None:
+        """Until it is finished or was asked to stop; the newest state."""
+
+
 @dataclass
 class Session:
-    """The supervisor's side of a training, from its first worker to result.json."""
+    """What becomes of a training's messages, from its start to result.json."""
 
     writer: RunWriter
-    server: ForkServer
     view: View
-    own: Given = NOTHING
-    """Objects that a Python caller gave."""
-    checksums: Mapping[str, str] = field(default_factory=dict)
+    checksums: Mapping[str, str]
     """Of own code and of data: conditions under which a run goes on."""
+    is_behind: bool = False
+    """Whether the state is of elsewhere, and a checkpoint of it is still to be made."""
     _final: dict[str, Any] = field(default_factory=dict)
     _steps_per_epoch: int = 1
     _next_checkpoint: float = 0.0
+    _keeper: Keeper = field(init=False)
 
-    def run(self, notice: str | None, start: Checkpoint | None = None) -> Run:
+    def run(self, training: Training, notice: str | None) -> Run:
         """Raises TrainingError, UsageError, and Interrupted after a signal."""
         self.writer.warn = lambda text: self.view.note(f"warning: {text}")
         if notice:
             self.writer.event("notice", text=notice)
             self.view.note(f"note: {notice}")
+        if not self.is_behind:
+            seconds = self.writer.placement.checkpoint_seconds
+            self._next_checkpoint = time.monotonic() + seconds
         try:
-            with stop_on_signals() as stop:
-                self._train(stop, start)
+            self._train(training)
         except SamestepError as error:
             rank = error.details.get("rank")
             self.writer.close("failed", error=str(error), failed_rank=rank)
@@ -54,52 +78,42 @@ class Session:
             raise
         return self.writer.close("finished", **self._final)
 
-    def _train(self, stop: Stop, start: Checkpoint | None) -> None:
-        placement, recipe = self.writer.placement, self.writer.recipe
-        fields = {"kind": "train", "recipe": recipe.to_dict()}
-        self._next_checkpoint = time.monotonic() + placement.checkpoint_seconds
-        # Not by the keeper: one thread reads the channel.
-        build = self.server.build(placement.device) | dict(self.checksums)
-        with Keeper(self.writer.path, recipe, build, self._tell) as keeper:
-            recovery = Recovery(
-                server=self.server,
-                job=fields | exchange_fields(placement) | dict(self.own.job),
-                workers=placement.num_workers,
-                least_workers=placement.min_workers or placement.num_workers,
-                most_restarts=placement.max_restarts,
-                logs=self.writer.logs,
-                stop=stop,
-                state=start.state if start else None,
-                layout=start.manifest.layout if start else None,
-                listen=self._listen,
-                memories=self.own.memories,
-                offer=lambda read, layout, step: self._offer(
-                    keeper, read, layout, step
-                ),
-            )
+    def _train(self, training: Training) -> None:
+        writer, build = self.writer, training.build() | dict(self.checksums)
+        self._keeper = Keeper(
+            writer.path, writer.recipe, build, self._tell, writer.fence
+        )
+        with self._keeper:
             try:
-                state = recovery.run()
+                state = training.run()
                 if self._final:
                     assert state is not None
-                    assert recovery.layout is not None
+                    assert training.layout is not None
                     model = checkpoint.model_bytes(
-                        checkpoint.result_of(state, recovery.layout),
-                        recovery.layout,
-                        recipe,
+                        checkpoint.result_of(state, training.layout),
+                        training.layout,
+                        self.writer.recipe,
                     )
                     self.writer.write_model(model)  # waits for a disk that is full
             finally:
-                self._keep_last(keeper, recovery)
+                self._keep_last(training)
         if not self._final:
-            raise Interrupted(self._stopped(state), stop.exit_code)
+            raise Interrupted(self._stopped(state), training.stop.exit_code)
 
-    def _keep_last(self, keeper: Keeper, recovery: Recovery) -> None:
+    def abandon(self, training: Training) -> None:
+        """From another thread: `run` will not return, and this process ends."""
+        self._keep_last(training)
+        self._keeper.finish()
+        self.writer.close("interrupted")
+
+    def _keep_last(self, training: Training) -> None:
         """However the training ended: what was reached goes to the disk."""
-        state, layout = recovery.state, recovery.layout
+        state, layout = training.state, training.layout
         if state is not None and layout is not None:
-            keeper.offer(lambda: state, layout, self._epochs_at(state.step))
+            self._keeper.offer(lambda: state, layout, self._epochs_at(state.step))
 
-    def _listen(self, message: Mapping[str, Any]) -> None:
+    def listen(self, message: Mapping[str, Any]) -> None:
+        """A message of rank 0, or of the recovery; each step and epoch once."""
         self.writer.receive(message)
         self.view.receive(message)
         if message["type"] == "started":
@@ -107,19 +121,15 @@ class Session:
         if message["type"] == "finished":
             self._final = {k: message[k] for k in message if k not in ("type", "rank")}
 
-    def _offer(
-        self,
-        keeper: Keeper,
-        read: Callable[[], State | None],
-        layout: Layout,
-        step: int,
+    def offer(
+        self, read: Callable[[], State | None], layout: Layout, step: int
     ) -> None:
-        """At the end of an epoch, and when it is time."""
+        """A snapshot: becomes a checkpoint after an epoch, and when it is time."""
         now = time.monotonic()
         if step % self._steps_per_epoch == 0 or now >= self._next_checkpoint:
             seconds = self.writer.placement.checkpoint_seconds
             self._next_checkpoint = now + seconds
-            keeper.offer(read, layout, self._epochs_at(step))
+            self._keeper.offer(read, layout, self._epochs_at(step))
 
     def _epochs_at(self, step: int) -> list[dict[str, Any]]:
         return self.writer.epochs[: step // self._steps_per_epoch]
@@ -137,3 +147,31 @@ class Session:
         path = self.writer.path
         step = state.step if state else 0
         return f"stopped after step {step}; go on with `samestep resume {path}`"
+
+
+def supervise(
+    session: Session,
+    server: ForkServer,
+    own: Given,
+    notice: str | None,
+    start: Checkpoint | None = None,
+) -> Run:
+    """Workers on this machine, started again when one fails. Raises as `run` does."""
+    placement, recipe = session.writer.placement, session.writer.recipe
+    fields = {"kind": "train", "recipe": recipe.to_dict()}
+    with stop_on_signals() as stop:
+        recovery = Recovery(
+            server=server,
+            job=fields | exchange_fields(placement) | dict(own.job),
+            workers=placement.num_workers,
+            least_workers=placement.min_workers or placement.num_workers,
+            most_restarts=placement.max_restarts,
+            logs=session.writer.logs,
+            stop=stop,
+            state=start.state if start else None,
+            layout=start.manifest.layout if start else None,
+            listen=session.listen,
+            memories=own.memories,
+            offer=session.offer,
+        )
+        return session.run(recovery, notice)

@@ -30,8 +30,8 @@ class Stop:
 
     @property
     def exit_code(self) -> int:
-        """Of a process that stopped because of the signal."""
-        return EXIT_CODES[signal.Signals(self.number or signal.SIGINT)]
+        """Of a process that stopped because of the signal, or of no signal at all."""
+        return EXIT_CODES[signal.Signals(self.number or signal.SIGUSR1)]
 
 
 @contextmanager

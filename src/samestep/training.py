@@ -26,8 +26,8 @@ from samestep.timing import PHASES, Times
 from samestep.trainer import Trainer, save
 
 
-def train(trainer: Trainer) -> None:
-    """All workers: the epochs that are left, then the test."""
+def train(trainer: Trainer) -> bool:
+    """All workers: the epochs that are left, then the test; False if told to stop."""
     recipe, plan, progress = trainer.recipe, trainer.plan, trainer.progress
     trainer.report(
         {
@@ -51,7 +51,7 @@ def train(trainer: Trainer) -> None:
             _save(trainer)
         if told.stop or (hopeless and not last):
             _part(trainer)
-            return
+            return False
     trainer.clock.end()
     trainer.kept.finish(progress.stopping)
     sha256 = fingerprint(trainer.model.state_dict())
@@ -68,6 +68,7 @@ def train(trainer: Trainer) -> None:
             **({"best_epoch": progress.stopping.best_epoch} if recipe.stop else {}),
         }
     )
+    return True
 
 
 def is_over(trainer: Trainer) -> bool:

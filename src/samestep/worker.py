@@ -13,12 +13,15 @@ import signal
 import socket
 import threading
 import traceback
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from torch._C._distributed_c10d import Store
+from torch.distributed import DistError
 
 from samestep import (
     dataset,
@@ -65,8 +68,20 @@ PEER_LOST = re.compile(
 )
 
 
+class Channel(Protocol):
+    """Where a worker's job comes from and its reports go."""
+
+    job: dict[str, Any]
+
+    def watch(self) -> None:
+        """From now on, this process ends with whoever started it."""
+
+    def send(self, message: dict[str, Any]) -> None:
+        """A report of plain JSON values."""
+
+
 class Control:
-    """The socket to the supervisor."""
+    """The socket to the supervisor: a channel."""
 
     def __init__(self, fd: int, rank: int) -> None:
         self._socket = socket.socket(fileno=fd)
@@ -97,16 +112,25 @@ def main(fds: dict[str, int]) -> int:
     control = Control(fds["control"], place.rank)
     board = Board(fds["board"], place.local_rank)
     try:
-        run(control, place, fds, board)
+        run(control, place, fds, board, partial(tcp_store, place, fds.get("store")))
     except BaseException as error:
         traceback.print_exc()
-        control.send(_failure(error))
+        control.send(failure(error))
         return 1
     return 0
 
 
-def run(control: Control, place: Place, fds: dict[str, int], board: Board) -> None:
-    """All workers: the job of one kind."""
+def run(
+    control: Channel,
+    place: Place,
+    fds: dict[str, int],
+    board: Board,
+    store: Callable[[], Store],
+) -> bool:
+    """All workers: the job of one kind; whether it was done rather than stopped.
+
+    `store` is asked for one that is fresh, if the workers need it to meet.
+    """
     job = control.job
     recipe = Recipe.from_dict(job["recipe"])
     precision.check(recipe)
@@ -121,7 +145,7 @@ def run(control: Control, place: Place, fds: dict[str, int], board: Board) -> No
     faults = Faults(place.rank, job["faults"], control.send)
     around = Surroundings(
         place=place,
-        connect=_connection(job, rounding, place, fds),
+        connect=_connection(job, rounding, place, fds, store),
         report=control.send,
         board=board,
         faults=faults,
@@ -138,8 +162,8 @@ def run(control: Control, place: Place, fds: dict[str, int], board: Board) -> No
     )
     if job["kind"] == "train":
         faults.at("start", job["step"])
-        training.train(build(recipe, around))
-    elif job["kind"] == "measure":
+        return training.train(build(recipe, around))
+    if job["kind"] == "measure":
         probe.measure(
             recipe, around, job, probe.StepTimes(fds["board"], place.local_rank)
         )
@@ -149,6 +173,7 @@ def run(control: Control, place: Place, fds: dict[str, int], board: Board) -> No
         exactness.probe(build(recipe, around), job["steps"], control.send)
     else:
         evaluate(recipe, control, around)
+    return True
 
 
 def _helper(
@@ -163,7 +188,7 @@ def _helper(
     return Helper.start(lambda: MicroBatches(*load_data(recipe, own)), unused)
 
 
-def evaluate(recipe: Recipe, control: Control, around: Surroundings) -> None:
+def evaluate(recipe: Recipe, control: Channel, around: Surroundings) -> None:
     """All workers: the weights of a file on one split."""
     job, place = control.job, around.place
     data = dataset.load(recipe.data, around.own)
@@ -203,14 +228,19 @@ def measure_alone(
     with resources(job["exchange"], 1) as (own, port):
         rounding = Rounding.of(recipe.compression)
         place = Place.on_one_node(0, 1, port)
-        connect = _connection(job, rounding, place, own)
+        store = partial(tcp_store, place, own.get("store"))
+        connect = _connection(job, rounding, place, own, store)
         snapshots = memory.create()
         alone = replace(around, place=place, connect=connect, snapshots=snapshots)
         probe.measure_alone(recipe, alone, job, times, gate)
 
 
 def _connection(
-    job: dict[str, Any], rounding: Rounding, place: Place, fds: dict[str, int]
+    job: dict[str, Any],
+    rounding: Rounding,
+    place: Place,
+    fds: dict[str, int],
+    store: Callable[[], Store],
 ) -> Connection:
     return Connection(
         job["exchange"],
@@ -219,7 +249,7 @@ def _connection(
         job["spin_seconds"],
         rounding,
         fds.get("memory"),
-        store=partial(tcp_store, place, fds.get("store")),
+        store=store,
     )
 
 
@@ -235,16 +265,27 @@ def _keep_memory() -> None:
         mallopt(M_TRIM_THRESHOLD, 1 << 30)
 
 
-def _failure(error: BaseException) -> dict[str, Any]:
+def failure(error: BaseException) -> dict[str, Any]:
+    """The message of a worker that fails; `launch.exception` is its inverse."""
     cause = error.__cause__ if isinstance(error, OwnCodeError) else error
     own = own_frames(cause) if cause is not None else ""
     text = own or "".join(traceback.format_exception(error))
     message = str(error) or type(error).__name__
     if isinstance(error, SamestepError):
         kind = type(error).__name__
-    elif isinstance(error, RuntimeError) and PEER_LOST.search(message):
+    elif isinstance(error, DistError) or _is_of_gloo(error):
         kind, message = PeerLost.__name__, f"A worker lost its peers: {message}"
     else:
         kind, message = "WorkerFailed", f"{type(error).__name__}: {message}"
     failed = {"type": "failed", "error": kind, "message": message, "traceback": text}
     return {**failed, "own": own}
+
+
+def _is_of_gloo(error: BaseException) -> bool:
+    return isinstance(error, RuntimeError) and bool(PEER_LOST.search(str(error)))
+
+
+if __name__ == "__main__":  # by torchrun
+    from samestep.elastic import main as under_torchrun
+
+    under_torchrun()

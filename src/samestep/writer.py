@@ -1,4 +1,4 @@
-"""Writes a run while it is trained; the supervisor alone does.
+"""Writes a run while it is trained; the supervisor alone does, or one worker.
 
 A disk that is full, read-only or failing does not end a training: lines wait in memory
 until they can be written, and a person is told.
@@ -17,6 +17,7 @@ from typing import Any, Self
 
 from samestep import atomic, machine, trace
 from samestep.errors import OutputError, RunError
+from samestep.fence import Fence
 from samestep.placement import Placement
 from samestep.recipe import Recipe
 from samestep.run import MODEL_FILE, Run
@@ -36,19 +37,21 @@ class Lines:
     """A file of JSON lines, appended to by any thread."""
 
     path: Path
+    fence: Fence
     warn: Callable[[str], None]
     _waiting: str = ""
     _failing: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Now, or as soon as the disk allows it."""
+        """Now, or as soon as the disk allows it. Raises OutputError, see Fence."""
         with self._lock:
             self._waiting += json.dumps(record) + "\n"
             self._write()
 
     def _write(self) -> None:
         try:
+            self.fence.check()
             atomic.append(self.path, self._waiting.encode())
         except OSError as error:
             if not self._failing:
@@ -97,15 +100,31 @@ class RunWriter:
 
     @classmethod
     def reopen(
-        cls, path: Path, recipe: Recipe, placement: Placement, started: float
+        cls,
+        path: Path,
+        recipe: Recipe,
+        placement: Placement,
+        started: float,
+        generation: tuple[int | None, str] = (None, ""),
+        patience: float = 0.0,
     ) -> Self:
-        """To go on with a run. Raises RunError if another process writes it."""
-        return cls(path, recipe, placement, started)._begin()
+        """To go on with a run. Raises RunError if another process writes it.
 
-    def _begin(self) -> Self:
-        self._lock = _lock(self.path)
-        self._metrics = Lines(self.path / "metrics.jsonl", lambda t: self.warn(t))
-        self._events = Lines(self.path / "events.jsonl", lambda t: self.warn(t))
+        `generation` is the number and the writer for the fence. Whoever writes the run
+        now may take `patience` seconds to end.
+        """
+        writer = cls(path, recipe, placement, started)
+        return writer._begin(*generation, patience)
+
+    def _begin(
+        self, number: int | None = None, who: str = "", patience: float = 0.0
+    ) -> Self:
+        self._lock = _lock(self.path, patience)
+        self.fence = _fence(self.path, number, who)
+        self._metrics, self._events = (
+            Lines(self.path / name, self.fence, lambda text: self.warn(text))
+            for name in ("metrics.jsonl", "events.jsonl")
+        )
         return self
 
     def __enter__(self) -> Self:
@@ -135,14 +154,20 @@ class RunWriter:
         run = str(self.path)
         self.tell({"type": "started", **self._fields, "run": run, "step": self.step})
 
-    def rewind(self, step: int, epochs: list[dict[str, Any]]) -> None:
-        """Drops the metrics of steps that will be taken again. Raises OutputError."""
+    def rewind(
+        self, step: int, epochs: list[dict[str, Any]], metrics: str | None = None
+    ) -> None:
+        """Drops the metrics of steps that will be taken again. Raises OutputError.
+
+        `metrics` are the lines of another machine, which has the newer state.
+        """
         self.step, self.epochs = step, epochs
-        path = self.path / "metrics.jsonl"
-        kept = [line for line in _whole_lines(path) if _is_kept(line, step, epochs)]
+        own = whole_lines(self.path / "metrics.jsonl")
+        lines = own if metrics is None else metrics.splitlines(keepends=True)
+        kept = [line for line in lines if _is_kept(line, step, epochs)]
         self._write("metrics.jsonl", "".join(kept).encode())
         self._write(
-            "events.jsonl", "".join(_whole_lines(self.path / "events.jsonl")).encode()
+            "events.jsonl", "".join(whole_lines(self.path / "events.jsonl")).encode()
         )
 
     @property
@@ -232,6 +257,7 @@ class RunWriter:
 
     def _write(self, name: str, content: bytes) -> None:
         try:
+            self.fence.check()
             atomic.write(self.path / name, content)
         except OSError as error:
             raise OutputError(
@@ -240,8 +266,8 @@ class RunWriter:
             ) from None
 
 
-def _whole_lines(path: Path) -> list[str]:
-    """Without a last line that a kill has cut."""
+def whole_lines(path: Path) -> list[str]:
+    """Of a text file, without a last line that a kill has cut."""
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines(True)
@@ -258,18 +284,38 @@ def _is_kept(line: str, step: int, epochs: list[dict[str, Any]]) -> bool:
         return False
 
 
-def _lock(path: Path) -> int:
+def _lock(path: Path, patience: float) -> int:
     """Held until this process ends, however it ends. Raises RunError."""
     fd = os.open(path / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    end = time.monotonic() + patience
+    while not _is_locked(fd):
+        if time.monotonic() < end:
+            time.sleep(0.05)
+            continue
         os.close(fd)
         raise RunError(
             f"Only one process may write a run, and another one is training {path}. "
             "Wait for its end, or end it."
         ) from None
     return fd
+
+
+def _is_locked(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _fence(path: Path, number: int | None, who: str) -> Fence:
+    """Raises OutputError."""
+    try:
+        return Fence.claim(path, number, who)
+    except OSError as error:
+        raise OutputError(
+            f"{path} cannot be written: {error.strerror}. Make it possible first."
+        ) from None
 
 
 def _new_directory(chosen: Path | None, name: str) -> Path:

@@ -1,0 +1,51 @@
+"""Every way in which a command can end, and its exit code."""
+
+import signal
+import sys
+from typing import NoReturn
+
+import click
+
+from samestep.errors import Interrupted, SamestepError, UsageError, WorkerFailed
+
+
+class Terminated(BaseException):
+    """SIGTERM was received."""
+
+
+def run(commands: click.Group) -> NoReturn:
+    """The command that was asked for. Raises SystemExit with the exit code."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        commands.main(standalone_mode=False)
+    except click.exceptions.Abort:
+        _fail("interrupted", 130)
+    except Terminated:
+        _fail("terminated", 143)
+    except Interrupted as error:
+        _fail(str(error), error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except SamestepError as error:
+        if error.details.get("traceback") and not _explains_itself(error):
+            click.echo(error.details["traceback"], err=True, nl=False)
+        where = f" (log: {error.details['log']})" if "log" in error.details else ""
+        _fail(f"{error}{where}", error.exit_code)
+    sys.exit(0)
+
+
+def _explains_itself(error: SamestepError) -> bool:
+    """A worker's own SamestepError says what to do; other errors need a traceback."""
+    if getattr(error, "__notes__", None):  # frames of the user's own code
+        return False
+    return isinstance(error, UsageError) or not isinstance(error, WorkerFailed)
+
+
+def _terminate(*_: object) -> NoReturn:
+    raise Terminated
+
+
+def _fail(message: str, exit_code: int) -> NoReturn:
+    click.echo(f"Error: {message}", err=True)
+    sys.exit(exit_code)

@@ -1,0 +1,73 @@
+"""The number of the generation that may write a run.
+
+Several machines may see one run directory, and a process that was cut off or stopped
+may wake up when others have gone on: a lock of the file system does not stop it
+everywhere. So whoever begins to write puts a higher number into the directory, and
+everybody looks at it before each write.
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from samestep import atomic, machine
+from samestep.errors import OutputError
+
+
+FILE = "generation"
+
+
+def number_in(run: Path) -> int:
+    """The newest number in a run directory; 0: none yet. Raises OSError."""
+    number = _read(run).get("number", 0)
+    return number if isinstance(number, int) else 0
+
+
+def writer_of(run: Path) -> str:
+    """Who wrote a run last, as `machine.name_of_process` says it. Raises OSError."""
+    return str(_read(run).get("writer", ""))
+
+
+def _read(run: Path) -> dict[str, Any]:
+    try:
+        found = json.loads((run / FILE).read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+@dataclass(frozen=True)
+class Fence:
+    """The right to write a run, as long as nobody has a higher number."""
+
+    run: Path
+    number: int
+
+    @classmethod
+    def claim(cls, run: Path, number: int | None = None, writer: str = "") -> "Fence":
+        """From now on only this generation writes; by default the next number.
+
+        Raises OutputError if a higher one is there already, OSError.
+        """
+        fence = cls(run, number_in(run) + 1 if number is None else number)
+        fence.check()
+        who = writer or machine.name_of_process(os.getpid())
+        content = {"number": fence.number, "writer": who}
+        atomic.write(run / FILE, json.dumps(content).encode() + b"\n")
+        return fence
+
+    @property
+    def holds(self) -> bool:
+        """Whether nobody has begun to write since. Raises OSError."""
+        return number_in(self.run) <= self.number
+
+    def check(self) -> None:
+        """Raises OutputError, OSError."""
+        if not self.holds:
+            raise OutputError(
+                f"Only the newest generation of workers writes {self.run}: by now that "
+                f"is {number_in(self.run)}, and this is {self.number}. It was cut off "
+                "or stopped for so long that others have gone on; it ends here."
+            )

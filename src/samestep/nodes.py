@@ -1,0 +1,194 @@
+"""`samestep train --nodes`: this machine's part of a training on several.
+
+It prints the torchrun command that everybody could type as well, runs it, and turns its
+end into an exit code. It does not import torch.
+"""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from samestep import checkpoint, interfaces, machine
+from samestep.errors import (
+    Interrupted,
+    PlacementError,
+    RunError,
+    TrainingError,
+    UsageError,
+)
+from samestep.resumption import is_finished
+from samestep.signals import EXIT_CODES, Stop, stop_on_signals
+
+
+POLL_SECONDS = 0.2
+LAST_CALL_SECONDS = 5
+"""How long to wait for more machines when there are enough; torchrun's default is 30,
+and so long everybody stands still after the loss of one."""
+SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
+"""What torchrun passes on to the workers."""
+OURS = ("nodes", "endpoint", "workers", "max_restarts")
+"""Options that become torchrun's."""
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """What torchrun is asked for."""
+
+    nodes: str
+    """How many machines, `N` or `MIN:MAX`."""
+    endpoint: str
+    """Where the machines meet: one of them, and a port of it."""
+    interface: str
+    workers: int
+    """On this machine."""
+    max_restarts: int
+    run: Path
+
+    def command(self, arguments: Sequence[str]) -> list[str]:
+        """For this machine; `arguments` are the worker's. Raises PlacementError."""
+        wait = ["--rdzv-conf", f"last_call_timeout={LAST_CALL_SECONDS}"]
+        return [
+            *(sys.executable, "-m", "torch.distributed.run"),
+            *("--nnodes", self.nodes, "--nproc-per-node", str(self.workers)),
+            *("--max-restarts", str(self.max_restarts)),
+            *("--rdzv-backend", "samestep", "--rdzv-endpoint", self.endpoint),
+            *("--rdzv-id", self.run.name, *(wait if ":" in self.nodes else [])),
+            *("--local-addr", interfaces.resolve(self.interface).address),
+            *("--signals-to-handle", SIGNALS),
+            *("-m", "samestep.worker", *arguments),
+        ]
+
+
+def run(path: Path | None, micro_batches: int | None) -> None:
+    """The current command, on this machine and others, until torchrun has ended.
+
+    Raises UsageError, TrainingError, Interrupted; what torchrun says stands above.
+    """
+    context = click.get_current_context()
+    if path is None:
+        raise UsageError(
+            "All starts on all machines use one directory: name it with `--out`."
+        )
+    if context.info_name == "train" and is_finished(path):
+        raise RunError(f"{path} is finished. Choose another directory with `--out`.")
+    given = context.params
+    workers = given["workers"]
+    if workers == "auto":
+        workers = auto_workers(micro_batches, most(given["nodes"]))
+    where = given["nodes"], given["endpoint"], given["interface"]
+    nodes = Nodes(*where, workers, given["max_restarts"], path)
+    command = nodes.command(arguments_of(context))
+    click.echo(shlex.join(command), err=True)
+    with tempfile.TemporaryDirectory(prefix="samestep-") as directory:
+        error_file = Path(directory) / "error.json"
+        variables = {
+            # Or torchrun warns; the recipe decides anyway.
+            "OMP_NUM_THREADS": "1",
+            # Or every connection from an address without a name is worth a line.
+            "TORCH_CPP_LOG_LEVEL": "ERROR",
+            **os.environ,
+            "TORCHELASTIC_ERROR_FILE": str(error_file),
+        }
+        with stop_on_signals() as stop:
+            code = _run(command, variables, stop)
+            _judge(code, stop, _read(error_file), path)
+
+
+def arguments_of(context: click.Context, without: Sequence[str] = OURS) -> list[str]:
+    """What was given to a command, as it could be typed again."""
+    words = [str(context.info_name)]
+    for parameter in context.command.params:
+        name = str(parameter.name)
+        given = context.get_parameter_source(name) == ParameterSource.COMMANDLINE
+        if not given or name in without:
+            continue
+        value = context.params[name]
+        if isinstance(parameter, click.Argument):
+            words.append(str(value))
+        elif isinstance(parameter, click.Option):
+            words += _option(parameter, value)
+    return words
+
+
+def _option(option: click.Option, value: Any) -> list[str]:
+    if option.is_flag:
+        return [option.opts[0] if value else option.secondary_opts[0]]
+    if option.multiple:
+        return [word for one in value for word in (option.opts[0], str(one))]
+    text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return [option.opts[0], text]
+
+
+def most(nodes: str) -> int:
+    """Of `N` or `MIN:MAX`."""
+    return int(nodes.rpartition(":")[2])
+
+
+def auto_workers(micro_batches: int | None, most_nodes: int) -> int:
+    """One per core, if all machines together have micro-batches for so many."""
+    cores = machine.usable_cores()[0]
+    if micro_batches is None:
+        return cores
+    return max(1, min(cores, micro_batches // most_nodes))
+
+
+def _run(command: Sequence[str], variables: dict[str, str], stop: Stop) -> int:
+    """A session of its own: a signal reaches torchrun once, from here."""
+    process = subprocess.Popen(  # noqa: S603
+        command, env=variables, start_new_session=True
+    )
+    told = False
+    try:
+        while process.poll() is None:
+            if stop.number is not None and not told:
+                process.send_signal(stop.number)
+                told = True
+            try:
+                process.wait(POLL_SECONDS)
+            except subprocess.TimeoutExpired:
+                continue
+    finally:  # by a second signal; the workers notice that torchrun is gone
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+    return process.returncode
+
+
+def _read(error_file: Path) -> tuple[str, int | None]:
+    """The first failure of all: what it said, and its exit code if it was a worker's.
+
+    torchrun writes this file, see torch.distributed.elastic.multiprocessing.errors.
+    """
+    try:
+        message = json.loads(error_file.read_text())["message"]
+        return str(message["message"]), message.get("errorCode")
+    except (OSError, ValueError, KeyError, TypeError):
+        return "", None
+
+
+def _judge(code: int, stop: Stop, failure: tuple[str, int | None], run: Path) -> None:
+    """Raises what fits the end of torchrun."""
+    said, worker_code = failure
+    if code == 0:
+        return
+    steps = checkpoint.steps(checkpoint.directory_of(run))
+    resume = f"go on with `samestep resume {run}`, or start this command again"
+    if stop.number is not None:
+        raise Interrupted(f"stopped; {resume}", stop.exit_code)
+    is_lost = said and worker_code is None  # torchrun's own: the others are gone
+    if worker_code in EXIT_CODES.values() or (is_lost and steps):
+        raise Interrupted(f"{said}; {resume}", worker_code or 75)
+    if worker_code == PlacementError.exit_code:
+        raise PlacementError("A worker refused to start; its reason is above.")
+    raise TrainingError(f"torchrun ended with exit code {code}; the reason is above.")

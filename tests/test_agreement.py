@@ -1,0 +1,103 @@
+"""What machines conclude from what they know of each other, and how a state travels."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from test_checkpoint import LAYOUT, RECIPE, state_of
+from torch._C._distributed_c10d import HashStore
+
+from samestep.agreement import Agreement, Facts, agree, is_writer, refusal
+from samestep.errors import DataError, PlacementError, ReplicasDiffer
+from samestep.held import Held
+from samestep.transfer import Courier
+
+
+def facts(*steps: int, **fields: Any) -> list[Facts]:
+    """Machines that hold states after these steps; -1: none."""
+    return [
+        Facts(f"host-{n}", step=step, sees=[n], interface="eth0", **fields)
+        for n, step in enumerate(steps)
+    ]
+
+
+def test_the_newest_state_goes_to_all_who_lack_it() -> None:
+    told = [
+        replace(fact, generation=generation)
+        for fact, generation in zip(facts(7, 40, -1, 40), (2, 5, 0, 5), strict=True)
+    ]
+    assert agree(told) == Agreement(generation=6, step=40, donor=1, receivers=[0, 2])
+
+
+def test_without_any_state_all_begin_at_the_beginning() -> None:
+    assert agree(facts(-1, -1)) == Agreement(1, step=0, donor=0, receivers=[])
+
+
+def test_what_differs_is_listed_by_host() -> None:
+    conditions = {"torch": "2.13.0", "data x.npy": "aa", "recipe seed": "0"}
+    told = facts(-1, -1, -1, conditions=conditions)
+    told[1] = replace(told[1], conditions=conditions | {"torch": "2.14.0"})
+    told[2] = replace(told[2], conditions={"torch": "2.13.0", "recipe seed": "0"})
+    with pytest.raises(PlacementError) as raised:
+        agree(told)
+    assert "torch: 2.13.0 on host-0, host-2 and 2.14.0 on host-1" in str(raised.value)
+    assert "data x.npy: aa on host-0, host-1 and nothing on host-2" in str(raised.value)
+    assert "seed" not in str(raised.value)
+
+
+def test_whoever_cannot_take_part_is_named_with_the_reason() -> None:
+    told = [*facts(-1), refusal(DataError("There is no x.npy."), "host-1")]
+    with pytest.raises(PlacementError, match=r"host-1: There is no x\.npy\."):
+        agree(told)
+
+
+def test_states_of_one_step_that_differ_are_an_error() -> None:
+    told = facts(5, 5)
+    told[1] = replace(told[1], checksum=1)
+    with pytest.raises(ReplicasDiffer, match="00000000 on host-0, 00000001 on host-1"):
+        agree(told)
+
+
+def test_several_hosts_must_say_which_network_is_between_them() -> None:
+    told = [replace(fact, interface="", interfaces="lo, eth0") for fact in facts(0, 0)]
+    with pytest.raises(PlacementError, match="host-0 has lo, eth0; host-1 has"):
+        agree(told)
+    agree([replace(fact, host="one machine") for fact in told])
+
+
+def test_the_lowest_of_those_who_share_a_directory_writes_it() -> None:
+    told = facts(0, 0, 0)
+    told = [replace(told[0], sees=[0, 2]), told[1], replace(told[2], sees=[0, 2])]
+    assert [is_writer(told, node) for node in range(3)] == [True, True, False]
+
+
+def test_facts_survive_the_way_through_the_store() -> None:
+    told = facts(3, conditions={"torch": "2.13.0"})[0]
+    assert Facts.from_dict(json.loads(json.dumps(told.to_dict()))) == told
+
+
+@pytest.mark.parametrize("metrics", ["", '{"type": "step", "step": 1}\n'])
+def test_a_state_arrives_as_it_was_sent(
+    metrics: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    held = Held(state_of(5), LAYOUT, RECIPE, {"torch": "x"}, [{"epoch": 1}], metrics)
+    store = HashStore()
+
+    def join(node: int) -> Held:
+        courier = Courier(store, node, 3, 20.0)
+        if node == 1:
+            courier.send(held, [0, 2])
+            return held
+        return courier.receive(1)
+
+    with ThreadPoolExecutor(3) as threads:
+        received = list(threads.map(join, range(3)))
+    for one in received:
+        assert one.checksum == held.checksum
+        assert one.state.progress == held.state.progress
+        assert np.array_equal(one.state.states, held.state.states)
+        assert replace(one, state=held.state) == held

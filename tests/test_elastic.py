@@ -1,0 +1,242 @@
+"""Workers that torchrun starts, as on several machines, here over the loopback."""
+
+import json
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from conftest import Own, Train
+from own_samples import EVERYTHING
+
+import samestep
+from samestep import Run, checkpoint, resume, weights
+from samestep.fingerprint import fingerprint
+from samestep.run import first_difference
+from samestep.view import SilentView
+
+
+SLOW = """
+import pathlib, time
+
+def loss(outputs, targets):
+    if not pathlib.Path("hurry").exists():
+        time.sleep(0.01)
+    return functional.cross_entropy(outputs, targets, reduction="none")
+"""
+"""Machines come and go while it lasts; the file `hurry` ends that."""
+DEADLINE = 120.0
+
+
+@pytest.fixture
+def recipe(own: Own) -> samestep.Recipe:
+    """Normalisation, dropout, frozen and tied parameters; 3 steps in an epoch."""
+    return own(EVERYTHING + SLOW, epochs=200, **{"optimizer.clip_norm": 1.0})
+
+
+def hurry() -> None:
+    Path("hurry").touch()
+
+
+class Machine:
+    """One agent of torchrun and its workers."""
+
+    def __init__(self, process: subprocess.Popen[bytes], out: Path, log: Path) -> None:
+        self.process, self.out, self._log = process, out, log
+
+    def end(self) -> int:
+        """The exit code."""
+        return self.process.wait(DEADLINE)
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text()
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        file = self.out / "events.jsonl"
+        lines = file.read_text().splitlines() if file.exists() else []
+        return [event for event in map(json.loads, lines) if event["event"] == name]
+
+    def workers(self) -> list[int]:
+        """The grandchildren of the command: torchrun is its child."""
+        (agent,) = psutil.Process(self.process.pid).children()
+        return [child.pid for child in agent.children()]
+
+    @property
+    def torchrun_command(self) -> list[str]:
+        (agent,) = psutil.Process(self.process.pid).children()
+        return agent.cmdline()
+
+    def kill(self) -> None:
+        """Everything at once, as when the machine loses its power."""
+        for process in psutil.Process(self.process.pid).children(recursive=True):
+            process.kill()
+        self.process.kill()
+        self.process.wait()
+
+
+Start = Callable[..., Machine]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """`start(recipe, out, workers, nodes=..., arguments)`: one machine."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        endpoint = f"127.0.0.1:{free.getsockname()[1]}"
+    with ExitStack() as stack:
+
+        def run(
+            recipe: samestep.Recipe,
+            name: str,
+            workers: int,
+            *arguments: str,
+            **fields: Any,
+        ) -> Machine:
+            file = tmp_path / f"{name}.toml"
+            file.write_text(recipe.to_toml())
+            out = tmp_path / name / "run"
+            command = [
+                *(sys.executable, "-m", "samestep", "train", str(file)),
+                *("--nodes", fields.get("nodes", "2"), "--endpoint", endpoint),
+                *("--interface", "127.0.0.1", "--workers", str(workers)),
+                *("--max-restarts", str(fields.get("restarts", 0))),
+                *("--out", str(out), "--no-report", "--no-tensorboard"),
+                *("--snapshot-seconds", "0.01", *arguments),
+            ]
+            log = tmp_path / f"{name}.log"
+            with log.open("wb") as output:
+                process = subprocess.Popen(command, stdout=output, stderr=output)
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+            return Machine(process, out, log)
+
+        yield run
+
+
+def wait_for(condition: Callable[[], Any], *machines: Machine) -> Any:
+    end = time.monotonic() + DEADLINE
+    while not (found := condition()):
+        told = "\n".join(machine.log for machine in machines)
+        assert time.monotonic() < end, told
+        assert all(machine.process.poll() is None for machine in machines), told
+        time.sleep(0.05)
+    return found
+
+
+def assert_same(reference: Run, *machines: Machine) -> None:
+    """Every machine has ended well and has everything."""
+    for machine in machines:
+        assert machine.end() == 0, machine.log
+    for machine in machines:
+        run = Run.open(machine.out)
+        assert run.status == "finished"
+        assert first_difference(run, reference) is None
+        assert run.result["test_accuracy"] == reference.result["test_accuracy"]
+        assert fingerprint_of(run) == fingerprint_of(reference)
+        assert steps_in(run) == steps_in(reference)
+        assert not (machine.out / "state").exists()
+
+
+def fingerprint_of(run: Run) -> str:
+    return fingerprint(weights.load(run.model_file))
+
+
+def steps_in(run: Run) -> list[tuple[Any, ...]]:
+    lines = (run.path / "metrics.jsonl").read_text().splitlines()
+    keys = ("type", "epoch", "step", "loss", "accuracy", "weights_sha256")
+    return [tuple(json.loads(line).get(key) for key in keys) for line in lines]
+
+
+@pytest.mark.parametrize(("exchange", "workers"), [("auto", (1, 2)), ("gloo", (2, 1))])
+def test_machines_give_the_weights_of_one(
+    start: Start,
+    train: Train,
+    recipe: samestep.Recipe,
+    exchange: str,
+    workers: tuple[int, int],
+) -> None:
+    machines = [
+        start(recipe, name, count, "--exchange", exchange)
+        for name, count in zip("ab", workers, strict=True)
+    ]
+    for machine in machines:
+        (generation,) = wait_for(partial(machine.events, "generation"), *machines)
+        counts = [one["workers"] for one in generation["machines"]]
+        assert sorted(counts) == sorted(workers)
+        assert shlex.split(machine.log.splitlines()[0]) == machine.torchrun_command
+    hurry()
+    assert_same(train(recipe), *machines)
+
+
+def test_a_killed_worker_costs_time_and_no_bit(
+    start: Start, train: Train, recipe: samestep.Recipe
+) -> None:
+    a, b = (start(recipe, name, 2, restarts=3) for name in "ab")
+    wait_for(lambda: a.events("checkpoint") and b.events("epoch"), a, b)
+    os.kill(b.workers()[1], signal.SIGKILL)
+    wait_for(lambda: len(b.events("generation")) == 2, a, b)
+    hurry()
+    assert_same(train(recipe), a, b)
+    second = b.events("generation")[1]
+    assert second["number"] == 2
+    assert second["step"] > 0
+
+
+def test_machines_join_and_leave(
+    start: Start, train: Train, recipe: samestep.Recipe
+) -> None:
+    """The second comes later, is lost with everything that runs on it, comes back."""
+    a = start(recipe, "a", 1, nodes="1:2", restarts=3)
+    wait_for(lambda: a.events("epoch"), a)
+    b = start(recipe, "b", 1, nodes="1:2", restarts=3)
+    wait_for(lambda: b.events("epoch"), a, b)
+    (joined,) = b.events("generation")
+    assert joined["receivers"] == [joined["node"]]
+    assert joined["step"] > 0
+    b.kill()
+    wait_for(lambda: len(a.events("generation")) == 3, a)
+    b = start(recipe, "b", 1, nodes="1:2", restarts=3)
+    wait_for(lambda: len(b.events("generation")) == 2, a, b)
+    hurry()
+    assert_same(train(recipe), a, b)
+    counts = [len(one["machines"]) for one in a.events("generation")]
+    assert counts == [1, 2, 1, 2]
+
+
+def test_machines_that_differ_are_listed_by_host(
+    start: Start, recipe: samestep.Recipe
+) -> None:
+    other = recipe.changed({"seed": 7})
+    a, b = start(recipe, "a", 1), start(other, "b", 1)
+    assert (a.end(), b.end()) == (2, 2), a.log + b.log
+    host = socket.gethostname()
+    for machine in (a, b):
+        assert "All machines of a training must have the same" in machine.log
+        assert f"recipe seed: 0 on {host} and 7 on {host}" in machine.log.replace(
+            f"recipe seed: 7 on {host} and 0 on", f"recipe seed: 0 on {host} and 7 on"
+        )
+
+
+def test_a_stop_leaves_a_checkpoint_from_which_one_machine_goes_on(
+    start: Start, train: Train, recipe: samestep.Recipe
+) -> None:
+    a, b = (start(recipe, name, 1) for name in "ab")
+    wait_for(lambda: a.events("epoch") and b.events("epoch"), a, b)
+    b.process.send_signal(signal.SIGTERM)
+    assert b.end() == 143, b.log
+    assert a.end() == 75, a.log
+    steps = [checkpoint.steps(checkpoint.directory_of(m.out))[-1] for m in (a, b)]
+    assert steps[0] == steps[1]
+    hurry()
+    run = resume(b.out, workers=2, view=SilentView())
+    assert first_difference(run, train(recipe)) is None

@@ -1,0 +1,55 @@
+"""Whoever was cut off and comes back cannot write into a run."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import small_recipe
+from test_checkpoint import LAYOUT, keeper_of, state_of
+
+from samestep import Placement, checkpoint
+from samestep.errors import OutputError
+from samestep.fence import Fence, number_in, writer_of
+from samestep.writer import RunWriter
+
+
+def writer_in(path: Path, number: int) -> RunWriter:
+    path.mkdir(exist_ok=True)
+    where = small_recipe(), Placement(workers=1), 0.0
+    with RunWriter.reopen(path, *where, generation=(number, "a test")) as writer:
+        return writer  # unlocked: as on a file system whose locks do not hold
+
+
+def test_an_old_generation_cannot_write(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    old = writer_in(run, 3)
+    old.event("while it is the newest")
+    writer_in(run, 4).start("resumed", {})
+    before = {path: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    for write in (
+        lambda: old.event("later"),
+        lambda: old.receive({"type": "step", "step": 7}),
+        lambda: old.write_model(b"weights"),
+        lambda: old.close("finished"),
+    ):
+        with pytest.raises(OutputError, match="by now that is 4, and this is 3"):
+            write()
+    assert {p: p.read_bytes() for p in run.iterdir() if p.is_file()} == before
+    with pytest.raises(OutputError):
+        writer_in(run, 3)
+
+
+def test_an_old_generation_writes_no_checkpoint(tmp_path: Path) -> None:
+    told: list[Any] = []
+    with keeper_of(tmp_path, lambda *event: told.append(event)) as keeper:
+        assert keeper.write(state_of(1), LAYOUT, [])
+        Fence.claim(tmp_path, 2)
+        assert not keeper.write(state_of(2), LAYOUT, [])
+    assert checkpoint.steps(checkpoint.directory_of(tmp_path)) == [1]
+
+
+def test_each_command_on_a_run_has_the_next_number(tmp_path: Path) -> None:
+    assert number_in(tmp_path) == 0
+    assert [Fence.claim(tmp_path).number for _ in range(3)] == [1, 2, 3]
+    assert Fence.claim(tmp_path, 9, "somebody").holds
+    assert (number_in(tmp_path), writer_of(tmp_path)) == (9, "somebody")
