@@ -156,7 +156,8 @@ class Recovery:
         self._snapshots, self._evicted = None, False
         try:
             if self.state is not None and self.layout is not None:
-                self._snapshots = Snapshots(fd, self.layout, self.workers)
+                kept = self.state.constants
+                self._snapshots = Snapshots(fd, self.layout, self.workers, kept)
                 self._snapshots.fill(self.state)
             run_workers(
                 self.server,

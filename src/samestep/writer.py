@@ -120,7 +120,7 @@ class RunWriter:
         self, number: int | None = None, who: str = "", patience: float = 0.0
     ) -> Self:
         self._lock = _lock(self.path, patience)
-        self.fence = _fence(self.path, number, who)
+        self.fence = _claim(self.path, number, who)
         self._metrics, self._events = (
             Lines(self.path / name, self.fence, lambda text: self.warn(text))
             for name in ("metrics.jsonl", "events.jsonl")
@@ -308,9 +308,10 @@ def _is_locked(fd: int) -> bool:
     return True
 
 
-def _fence(path: Path, number: int | None, who: str) -> Fence:
+def _claim(path: Path, number: int | None, who: str) -> Fence:
     """Raises OutputError."""
     try:
+        (path / "logs").mkdir(exist_ok=True)
         return Fence.claim(path, number, who)
     except OSError as error:
         raise OutputError(
@@ -325,7 +326,6 @@ def _new_directory(chosen: Path | None, name: str) -> Path:
     for path in candidates:
         try:
             path.mkdir(parents=True)
-            (path / "logs").mkdir()
         except FileExistsError:
             continue
         except OSError as error:
