@@ -1,22 +1,15 @@
 """Judgements on made-up machines; what is observed on this one is in the end."""
 
-import json
 import shlex
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
-from test_cli import samestep
 
-from samestep import interfaces
 from samestep.doctor import comparing, facts, hardware, links, network, software
 from samestep.doctor.command import parse_peer, peer_name
 from samestep.doctor.facts import Facts
 from samestep.doctor.findings import Finding, text
 from samestep.doctor.probing import Link
-from samestep.doctor.wire import listen
 from samestep.errors import PlacementError
 from samestep.scaling import units
 
@@ -351,92 +344,3 @@ def test_the_text_has_what_was_seen_why_and_the_command() -> None:
     shown = text([Finding("problem", "disk", "full", "It matters.", "rm x", "b")])
     words = "problem disk on b: full It matters. $ rm x problem 1, warning 0, ok 0"
     assert " ".join(shown.split()) == words
-
-
-TORCHS_OWN = """
-import json, os, psutil, sys, torch
-from datetime import timedelta
-from torch.distributed import HashStore, ProcessGroupGloo
-def listening():
-    group = ProcessGroupGloo(HashStore(), 0, 1, timedelta(seconds=9))
-    ours = psutil.Process().net_connections()
-    return [one.laddr.ip for one in ours if one.status == "LISTEN"]
-by_itself = listening()
-os.environ["GLOO_SOCKET_IFNAME"] = sys.argv[1]
-print(json.dumps({
-    "addresses": [by_itself, listening()],
-    "instruction_set": torch.backends.cpu.get_cpu_capability(),
-    "torch": torch.__version__,
-    "cuda": torch.version.cuda or "",
-}))
-"""
-
-
-@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="needs Linux's /proc")
-def test_what_is_said_of_torch_without_it_is_what_torch_says(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
-    monkeypatch.delenv("ATEN_CPU_CAPABILITY", raising=False)
-    name = interfaces.all_interfaces()[-1].name
-    command = [sys.executable, "-c", TORCHS_OWN, name]
-    torchs = json.loads(subprocess.check_output(command, timeout=120))
-    found = facts.observe()
-    named = interfaces.gloo_choice({"GLOO_SOCKET_IFNAME": name})
-    assert torchs["addresses"] == [[found.gloo_address], [named.address]]
-    assert torchs["torch"] == found.libraries["torch"]
-    assert torchs["cuda"] == found.cuda
-    assert found.instruction_set in (torchs["instruction_set"], "")
-
-
-def test_the_doctor_examines_this_machine_without_importing_torch(
-    tmp_path: Path,
-) -> None:
-    code = "import sys; from samestep.cli import main\ntry: main()\n"
-    code += "finally: assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
-    ended = subprocess.run(
-        [sys.executable, "-c", code, "doctor", "--json"],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-        cwd=tmp_path,
-    )
-    assert ended.stderr == ""
-    content = json.loads(ended.stdout)
-    levels = [finding["level"] for finding in content["findings"]]
-    assert ended.returncode == int("problem" in levels)
-    assert content["facts"]["out"] == str(tmp_path)
-    assert content["link"] is None
-
-
-def test_a_problem_is_exit_code_1() -> None:
-    ended = samestep("doctor", GLOO_SOCKET_IFNAME="no-such-interface")
-    assert ended.returncode == 1
-    assert "unset GLOO_SOCKET_IFNAME" in ended.stdout
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--interface", "no-such"], "no interface, address or network"),
-        (["--serve", "--peer", "b"], "`--serve` only answers"),
-        (["--peer", "b:x"], "A peer is HOST or HOST:PORT"),
-    ],
-)
-def test_what_cannot_be_examined_is_a_usage_error(
-    arguments: list[str], message: str
-) -> None:
-    ended = samestep("doctor", *arguments)
-    assert ended.returncode == 2
-    assert message in ended.stderr
-
-
-def test_a_taken_port_is_told() -> None:
-    with listen("127.0.0.1") as listener:
-        port = listener.getsockname()[1]
-        ended = samestep("doctor", "--port", str(port), "--interface", "127.0.0.1")
-        assert f"port {port} is taken" in ended.stdout
-        ended = samestep("doctor", "--serve", "--port", str(port))
-        assert ended.returncode == 2
-        assert f"must listen on 127.0.0.1 port {port}" in ended.stderr
