@@ -59,6 +59,9 @@ def test_several_nodes_give_the_result_of_one(
     with machines(server, tmp_path, recipe, sizes, **fields) as played:
         played.listen()
     assert [results(run) for run in played.runs()] == [alone] * len(sizes)
+    for run in played.runs():
+        (epoch,) = run.history
+        assert 0 < epoch["network_bytes"] <= epoch["bytes_exchanged"]
 
 
 @pytest.mark.parametrize("exchange", ["shared", "gloo"])
