@@ -24,7 +24,7 @@ def test_an_old_generation_cannot_write(tmp_path: Path) -> None:
     run = tmp_path / "run"
     old = writer_in(run, 3)
     old.event("while it is the newest")
-    writer_in(run, 4).start("resumed", {})
+    writer_in(run, 4).event("while it is the newest, too")
     before = {path: path.read_bytes() for path in run.iterdir() if path.is_file()}
     for write in (
         lambda: old.event("later"),

@@ -35,6 +35,10 @@ POLL_SECONDS = 0.2
 LAST_CALL_SECONDS = 5
 """How long to wait for more machines when there are enough; torchrun's default is 30,
 and so long everybody stands still after the loss of one."""
+SHUTDOWN_SECONDS = 15
+"""After which a worker that does not end is killed; torchrun's default is 30. One that
+is stopped by a signal never ends; others take 5 and the time to write a checkpoint, of
+which an earlier one is there."""
 SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
 """What torchrun passes on to the workers."""
 OURS = ("nodes", "endpoint", "workers", "max_restarts")
@@ -66,6 +70,7 @@ class Nodes:
             *("--rdzv-id", self.run.name, *(wait if ":" in self.nodes else [])),
             *("--local-addr", interfaces.resolve(self.interface).address),
             *("--signals-to-handle", SIGNALS),
+            *("--shutdown-timeout", str(SHUTDOWN_SECONDS)),
             *("-m", "samestep.worker", *arguments),
         ]
 

@@ -27,6 +27,7 @@ from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
 from samestep import store
 
 
+EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104  refused
 NO_SHARED_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
 READ_SECONDS = 60
 """Deadline for an answer of the store, unless `--rdzv-conf read_timeout=...`."""
@@ -51,6 +52,11 @@ def create(parameters: RendezvousParameters) -> RendezvousHandler:
     os.environ[NO_SHARED_STORE] = "1"
     host, port = parse_rendezvous_endpoint(parameters.endpoint, DEFAULT_PORT)
     seconds = parameters.get_as_int("read_timeout", READ_SECONDS) or READ_SECONDS
+    if host in EVERYWHERE:
+        raise RendezvousConnectionError(
+            f"--rdzv-endpoint is an address of one machine, not {host}: the store "
+            "would listen on all of them."
+        )
     try:
         served = store.serve_or_connect(host, port, seconds)
     except (OSError, RuntimeError) as error:
