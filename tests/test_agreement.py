@@ -10,10 +10,10 @@ import pytest
 from test_checkpoint import LAYOUT, RECIPE, state_of
 from torch._C._distributed_c10d import HashStore
 
-from samestep.agreement import Agreement, Facts, agree, is_writer, refusal
+from samestep.elastic.agreement import Agreement, Facts, agree, is_writer, refusal
+from samestep.elastic.held import Held
+from samestep.elastic.transfer import Courier
 from samestep.errors import DataError, PlacementError, ReplicasDiffer
-from samestep.held import Held
-from samestep.transfer import Courier
 
 
 def facts(*steps: int, **fields: Any) -> list[Facts]:

@@ -25,7 +25,8 @@ from kubeflow_trainer_api import models
 from torch.distributed.run import get_args_parser
 
 import samestep
-from samestep import Placement, Run, cli, elastic
+from samestep import Placement, Run, cli
+from samestep.elastic import entry as elastic
 from samestep.forking import ForkServer
 from samestep.view import SilentView
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from samestep.elastic.roster import ROOT, Roster
 from samestep.errors import PeerLost
-from samestep.roster import ROOT, Roster
 
 
 @dataclass

@@ -97,8 +97,8 @@ def train(
           --out runs/both                      the same on each of two machines
     """
     if are_nodes_asked_for(nodes, endpoint, interface):
-        from samestep import nodes as machines
         from samestep.asking import requested
+        from samestep.elastic import nodes as machines
 
         asked, _ = requested(recipe, dict(options))
         machines.run(options["out"], asked.micro_batches)
@@ -158,7 +158,7 @@ def resume(
       samestep resume runs/mine --epochs 10     if the schedule allows more epochs
     """
     if are_nodes_asked_for(nodes, endpoint, interface):
-        from samestep import nodes as machines
+        from samestep.elastic import nodes as machines
 
         machines.run(run, None)
         return

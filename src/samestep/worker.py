@@ -286,6 +286,6 @@ def _is_of_gloo(error: BaseException) -> bool:
 
 
 if __name__ == "__main__":  # by torchrun
-    from samestep.elastic import main as under_torchrun
+    from samestep.elastic.entry import main as under_torchrun
 
     under_torchrun()

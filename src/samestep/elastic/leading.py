@@ -14,31 +14,23 @@ from typing import Any
 import click
 from rich.console import Console
 
-from samestep import (
-    agreement,
-    api,
-    barrier,
-    interfaces,
-    machine,
-    memory,
-    report,
-    transfer,
-)
-from samestep.agreement import Agreement, Facts
+from samestep import api, barrier, interfaces, machine, memory, report
 from samestep.board import Board
-from samestep.comparing import Comparison, Prepared, Request
+from samestep.elastic import agreement, transfer
+from samestep.elastic.agreement import Agreement, Facts
+from samestep.elastic.comparing import Comparison, Prepared, Request
+from samestep.elastic.generation import Generation
+from samestep.elastic.held import About, Held, Shelf
+from samestep.elastic.meeting import Meeting
+from samestep.elastic.watcher import Watcher
 from samestep.errors import Interrupted, SamestepError
-from samestep.generation import Generation
-from samestep.held import About, Held, Shelf
 from samestep.jobs import exchange_fields
-from samestep.meeting import Meeting
 from samestep.recipe import Recipe
 from samestep.session import Session
 from samestep.snapshot import Snapshots
 from samestep.summary import summary
 from samestep.tracking import load
 from samestep.view import PlainView, SilentView, View
-from samestep.watcher import Watcher
 from samestep.writer import RunWriter
 
 

@@ -6,14 +6,14 @@ from typing import Any
 
 from samestep import constants, launch, worker
 from samestep.board import Board
+from samestep.elastic.held import About, Held, Shelf
+from samestep.elastic.meeting import Meeting
+from samestep.elastic.watcher import Watcher
 from samestep.errors import Interrupted, PeerLost, SamestepError, WorkerLate
-from samestep.held import About, Held, Shelf
 from samestep.layout import Layout
-from samestep.meeting import Meeting
 from samestep.recovery import check_same, of_step
 from samestep.signals import Stop
 from samestep.snapshot import Snapshots, State
-from samestep.watcher import Watcher
 
 
 LOST = (PeerLost, WorkerLate)
@@ -29,7 +29,7 @@ class Here:
         self.job, self._rank, self._hear = job, rank, hear
 
     def watch(self) -> None:
-        """`samestep.watcher` does."""
+        """`samestep.elastic.watcher` does."""
 
     def send(self, message: dict[str, Any]) -> None:
         """To the leader, which is this process, or to nobody."""

@@ -8,24 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from samestep import (
-    agreement,
-    api,
-    device,
-    fence,
-    held,
-    interfaces,
-    machine,
-    sources,
-    starting,
-)
-from samestep.agreement import Facts
+from samestep import api, device, fence, interfaces, machine, sources, starting
 from samestep.asking import vet
+from samestep.elastic import agreement, held
+from samestep.elastic.agreement import Facts
+from samestep.elastic.held import Held
+from samestep.elastic.meeting import Meeting
 from samestep.errors import RunError, SamestepError
-from samestep.held import Held
 from samestep.interfaces import Interface
 from samestep.machine import Gpus
-from samestep.meeting import Meeting
 from samestep.placement import Placement
 from samestep.recipe import Recipe
 from samestep.resumption import check_conditions, find_start, flatten, is_finished

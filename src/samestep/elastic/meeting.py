@@ -9,10 +9,10 @@ from typing import Any
 
 from torch._C._distributed_c10d import PrefixStore, Store
 
-from samestep import store
+from samestep.elastic import store
+from samestep.elastic.roster import START_SECONDS, Roster, wait
 from samestep.errors import PeerLost
 from samestep.place import Place
-from samestep.roster import START_SECONDS, Roster, wait
 
 
 PREPARE_SECONDS = 3600.0

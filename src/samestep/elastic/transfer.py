@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch._C._distributed_c10d import PrefixStore, ProcessGroupGloo, Store
 
+from samestep.elastic.held import Held
 from samestep.errors import PeerLost
-from samestep.held import Held
 from samestep.layout import Layout
 from samestep.recipe import Recipe
 from samestep.snapshot import State

@@ -24,7 +24,7 @@ from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import (
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import create_handler
 from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
 
-from samestep import store
+from samestep.elastic import store
 
 
 EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104  refused

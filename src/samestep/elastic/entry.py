@@ -3,9 +3,10 @@
 torchrun starts the same command on every machine, once per worker, and again after a
 failure or when a machine joins. Each time the workers
 
-    1. find each other (`samestep.roster`)
-    2. compare what decides bits and which states they hold (`samestep.agreement`)
-    3. give the newest state to the machines that lack it (`samestep.transfer`)
+    1. find each other (`samestep.elastic.roster`)
+    2. compare what decides bits, and which states they hold
+       (`samestep.elastic.agreement`)
+    3. give the newest state to the machines that lack it (`samestep.elastic.transfer`)
     4. train; the first worker of each machine, its leader, keeps the run there
 
 so every machine has everything, and any that is left can go on.
@@ -26,12 +27,15 @@ import click
 from torch.distributed import DistError
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
-from samestep import exits, generation, leading
+from samestep import exits
 from samestep.asking import requested
 from samestep.board import Board
-from samestep.comparing import Request
+from samestep.elastic import generation, leading
+from samestep.elastic.comparing import Request
+from samestep.elastic.meeting import Meeting
+from samestep.elastic.roster import POLL_SECONDS
+from samestep.elastic.watcher import Watcher
 from samestep.errors import Interrupted, PeerLost, PlacementError
-from samestep.meeting import Meeting
 from samestep.options import (
     interface_option,
     own_options,
@@ -42,8 +46,6 @@ from samestep.options import (
 )
 from samestep.place import Place
 from samestep.placement import Placement
-from samestep.roster import POLL_SECONDS
-from samestep.watcher import Watcher
 
 
 STARTED = time.monotonic()
