@@ -217,7 +217,9 @@ class NodesExchange:
         """
         first, end = pieces[self._node]
         own = self._division.rows[self._node]
-        parts = dict(zip(own, rows[:, first:end], strict=False))
+        # Copies: sums are written into them, perhaps before the tails have left for a
+        # node that owns nothing, from which nothing is to arrive.
+        parts = dict(zip(own, rows[: len(own), first:end].clone(), strict=True))
         messages = list[Message]()
         for other in leaders.others:
             theirs = self._division.rows[other]
