@@ -20,7 +20,6 @@ from torch._C._distributed_c10d import HashStore
 
 from samestep import barrier, machine
 from samestep.board import Board
-from samestep.exchange import nodes
 from samestep.exchange.connecting import Connection
 from samestep.exchange.nodes import Division, NodesExchange
 from samestep.flat import Flat
@@ -134,12 +133,11 @@ def test_no_element_and_no_micro_batch_is_lost(
     shares, sizes = ownership
     length, count = ALIGNMENT * lines, len(sizes)
     division = Division.of(shares, sizes, length)
-    pieces = sorted(piece for strip in division.strips for piece in strip)
-    ends = [0, *(end for _, end in pieces)]
-    assert pieces == list(pairwise(ends))
+    ends = [0, *(end for _, end in division.pieces)]
+    assert division.pieces == list(pairwise(ends))
     assert ends[-1] == length
     assert all(end % ALIGNMENT == 0 for end in ends)
-    assert all(len(strip) == count for strip in division.strips)
+    assert len(division.pieces) == count
     leaves = [leaf for rows in division.rows for row in rows for leaf in range(*row)]
     assert leaves == list(range(shares[-1][1]))
     assert [share for local in division.owned for share in local] == shares
@@ -222,19 +220,11 @@ class Cluster:
 
 
 @settings(deadline=None, max_examples=30)
-@given(
-    ownerships(),
-    st.sampled_from(sorted(DTYPES)),
-    st.integers(0, 99),
-    st.sampled_from([400, 2_000, nodes.STRIP]),
-)
+@given(ownerships(), st.sampled_from(sorted(DTYPES)), st.integers(0, 99))
 def test_the_nodes_sum_is_that_of_the_rounded_tree_and_sends_what_it_says(
-    ownership: tuple[list[Node], list[int]], compression: str, seed: int, strip: int
+    ownership: tuple[list[Node], list[int]], compression: str, seed: int
 ) -> None:
-    with (
-        mock.patch.object(nodes, "STRIP", strip),
-        mock.patch.dict(os.environ, GLOO_SOCKET_IFNAME=machine.loopback()),
-    ):
+    with mock.patch.dict(os.environ, GLOO_SOCKET_IFNAME=machine.loopback()):
         check_sum_and_bytes(ownership, compression, seed)
 
 

@@ -7,9 +7,9 @@ subtrees of the canonical tree inside that range are its rows. In every step:
     1. barrier within the node: all partials of its workers are there
     2. every worker sums them over its slice, up to the rows of the node
     3. barrier: the rows are there
-    4. the vector is cut into strips, and a strip into one piece for each node. The
-       leader sends to each other node the rows of that one's piece, adds up all rows
-       of its own piece in the order of the tree, and sends the sum to all others
+    4. the vector is cut into one piece for each node. The leader sends to each other
+       node the rows of that one's piece, adds up all rows of its own piece in the
+       order of the tree, and sends the sum to all others
     5. barrier: the gradient is there; every worker updates its slice
 
 N nodes of one row each send 2 (N - 1) vectors in all, as many as a ring all-reduce:
@@ -38,10 +38,6 @@ from samestep.rounding import EXACT, Rounding
 from samestep.tree import Node
 
 
-STRIP = 1 << 17
-"""Elements, 0.5 MB: enough to keep a link busy, and a small part of most vectors."""
-
-
 @dataclass(frozen=True)
 class Division:
     """Who sends what: an ownership of micro-batches, seen from the nodes."""
@@ -50,8 +46,8 @@ class Division:
     """The micro-batches of each worker of each node."""
     rows: list[list[Node]]
     """Of each node: the maximal nodes of the tree in what its workers own together."""
-    strips: list[list[Node]]
-    """Of each strip of the vector: the piece that each node adds up."""
+    pieces: list[Node]
+    """The part of the vector that each node adds up."""
 
     @classmethod
     def of(cls, shares: list[Node], sizes: list[int], length: int) -> "Division":
@@ -60,17 +56,14 @@ class Division:
         owned = [shares[first:end] for first, end in ends]
         spans = [(local[0][0], local[-1][1]) for local in owned]
         rows = [tree.subtrees(span, shares[-1][1]) for span in spans]
-        count, num_strips = len(sizes), max(1, length // STRIP)
-        cuts = pieces(length // ALIGNMENT, num_strips * count)
-        parts = list(pairwise(ALIGNMENT * cut for cut in cuts))
-        strips = [parts[i : i + count] for i in range(0, len(parts), count)]
-        return cls(owned, rows, strips)
+        cuts = [ALIGNMENT * cut for cut in pieces(length // ALIGNMENT, len(sizes))]
+        return cls(owned, rows, list(pairwise(cuts)))
 
     def sent(self, node: int) -> int:
         """Elements of the vector that a node sends in a step: its rows, then sums."""
-        sizes = [[end - first for first, end in strip] for strip in self.strips]
-        own, whole = sum(size[node] for size in sizes), sum(map(sum, sizes))
-        return len(self.rows[node]) * (whole - own) + (len(self.rows) - 1) * own
+        first, end = self.pieces[node]
+        own, others = end - first, len(self.pieces) - 1
+        return len(self.rows[node]) * (self.pieces[-1][1] - own) + others * own
 
 
 @dataclass(frozen=True)
@@ -178,33 +171,26 @@ class NodesExchange:
     def _add_up(self, leaders: Leaders, nodes: list[Node]) -> None:
         """All leaders: the rows of all nodes, into the memory of this one.
 
-        While the sums of one strip travel, so do the rows of the next. What is to come
-        is announced before anything is sent, or the announcement would come last.
+        What is to come is announced before anything is sent: an announcement would
+        have to wait behind what is on its way, and the link would stand still.
         """
         tails = torch.empty(len(nodes), self._tail)
         for row, node in zip(tails, nodes, strict=True):
             tail = slice(self._size, self._size + self._tail)
             row.copy_(self._within.value(node, tail, EXACT))
-        strips, others = self._division.strips, leaders.others
         everybody = [(0, self._tail)] * len(self._nodes.sizes)
-        swaps = [*((self._rows, strip) for strip in strips), (tails, everybody)]
-        *arriving, tails_arriving = [self._expect(leaders, *swap) for swap in swaps]
-        waits = [
-            leaders.receive([(o, self._total[slice(*strip[o])]) for o in others])
-            for strip in strips
-        ]
-        for rows, part in swaps:
-            own_rows = rows[: len(nodes)]
-            sent = [(o, r) for o in others for r in own_rows[:, slice(*part[o])]]
-            waits.append(leaders.send(sent))
-        for strip, (arrive, parts) in zip(strips, arriving, strict=True):
-            arrive()
-            own = self._total[slice(*strip[self._node])]
-            own.copy_(self._reduced(parts, self._rounding))
-            waits.append(leaders.send([(other, own) for other in others]))
-        arrive, parts = tails_arriving
-        arrive()
-        self._tails.copy_(self._reduced(parts, EXACT))
+        swaps = (self._rows, self._division.pieces), (tails, everybody)
+        rows_arriving, tails_arriving = [self._expect(leaders, *swap) for swap in swaps]
+        total = [self._total[slice(*piece)] for piece in self._division.pieces]
+        own = total[self._node]
+        waits = [leaders.receive([(other, total[other]) for other in leaders.others])]
+        for values, parts in swaps:
+            mine = values[: len(nodes)]
+            pairs = [(o, mine[:, slice(*parts[o])]) for o in leaders.others]
+            waits.append(leaders.send([(o, row) for o, rows in pairs for row in rows]))
+        own.copy_(self._reduced(rows_arriving, self._rounding))
+        waits.append(leaders.send([(other, own) for other in leaders.others]))
+        self._tails.copy_(self._reduced(tails_arriving, EXACT))
         for wait in waits:
             wait()
 
@@ -228,8 +214,12 @@ class NodesExchange:
             messages += [(other, row) for row in room]
         return leaders.receive(messages), parts
 
-    def _reduced(self, parts: dict[Node, Tensor], rounding: Rounding) -> Tensor:
-        """Nodes of the tree [n] -> its root, float32 [n]."""
+    def _reduced(
+        self, arriving: tuple[Wait, dict[Node, Tensor]], rounding: Rounding
+    ) -> Tensor:
+        """Once they are there: nodes of the tree [n] -> its root, float32 [n]."""
+        arrive, parts = arriving
+        arrive()
         values = {node: value.float() for node, value in parts.items()}
         return tree.reduce(self._num_leaves, values, rounding.add)
 
