@@ -67,7 +67,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, server: ForkServer) -> Run:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(directory)
         hurry()
-        slow = SLOW.replace("0.01", "0.08").replace("hurry", f"{directory}/hurry")
+        slow = SLOW.replace("0.01", "0.08").format(hurry=directory / "hurry")
         Path("mine_hosts.py").write_text(HEAD + EVERYTHING + slow)
         recipe = Recipe.from_dict(RECIPE)
         where = Placement(workers=1, out=directory / "run")
