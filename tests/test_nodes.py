@@ -154,7 +154,9 @@ class Cluster:
     def __init__(
         self, shares: list[Node], sizes: list[int], rounding: Rounding
     ) -> None:
-        self.flats = [Flat(nn.Linear(40, 50)) for _ in shares]
+        self.flats = [
+            Flat(nn.Sequential(nn.Linear(40, 50), nn.BatchNorm1d(50))) for _ in shares
+        ]
         self.exchanges: list[NodesExchange | None] = [None] * len(shares)
         self.sent, self._shares, store = 0, shares, HashStore()
         memories = [barrier.create(size) for size in sizes]
@@ -236,26 +238,28 @@ def check_sum_and_bytes(
     flat, (shares, _) = cluster.flats[0], ownership
     leaves = gradients(flat, shares[-1][1], seed)
     expected = by_hand(leaves, rounding.dtype)
-    sent: list[int] = []
+    sent: list[tuple[Tensor, Tensor]] = []
     for exchange in cluster.exchanges:
         assert exchange is not None
         if exchange._nodes.leaders is not None:
-            note_sizes(exchange, sent)
+            note_messages(exchange, sent)
     for (first, end), total in cluster.sums(leaves):
         assert torch.equal(total, expected[first:end])
     for exchange in cluster.exchanges:
         assert exchange is not None
-        assert exchange.network_bytes_per_step == sum(sent)
+        assert exchange.network_bytes_per_step == sum(had.nbytes for _, had in sent)
+    for tensor, had in sent:  # nothing changes on its way
+        assert torch.equal(tensor, had)
 
 
-def note_sizes(exchange: NodesExchange, sent: list[int]) -> None:
-    """From now on, of every message to another node."""
+def note_messages(exchange: NodesExchange, sent: list[tuple[Tensor, Tensor]]) -> None:
+    """From now on, every message to another node, and a copy of what it says."""
     leaders = exchange._nodes.leaders
     assert leaders is not None
     post = leaders._send
 
     def send(tensors: list[Tensor], node: int, tag: int) -> Any:
-        sent.append(tensors[0].nbytes)
+        sent.append((tensors[0], tensors[0].clone()))
         return post(tensors, node, tag)
 
     leaders._send = send
