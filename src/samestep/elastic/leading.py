@@ -31,6 +31,7 @@ from samestep.snapshot import Snapshots
 from samestep.summary import summary
 from samestep.tracking import load
 from samestep.view import PlainView, SilentView, View
+from samestep.worker import MAY_TAKE_LONG
 from samestep.writer import RunWriter
 
 
@@ -217,8 +218,18 @@ def _introduce(
     )
     if len({fact.host for fact in facts}) > 1:
         view.note(f"warning: {interfaces.warning(facts[0].address, [port])}")
+    if _would_prefetch(prepared):
+        view.note(
+            "note: Under torchrun samples are not drawn ahead of time, whatever "
+            "`--prefetch` says; the result is the same."
+        )
     if agreed.step:
         view.note(f"going on after step {agreed.step}")
+
+
+def _would_prefetch(prepared: Prepared) -> bool:
+    slow = isinstance(prepared.recipe.data, MAY_TAKE_LONG)
+    return slow and prepared.placement.prefetch == "auto"
 
 
 def _begin(
