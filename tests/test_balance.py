@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import pytest
-from conftest import Train, small_recipe
+from conftest import Own, Train, small_recipe
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_exactness import results
@@ -23,6 +23,7 @@ from samestep.balance import (
     shares,
 )
 from samestep.balancer import DEADBAND, Balancer, Change, Stretch, scattered
+from samestep.rhythm import Decision, num_cells
 
 
 SPEEDS = st.lists(st.floats(0.01, 10), min_size=1, max_size=6)
@@ -100,7 +101,7 @@ def observed(balancer: Balancer, speeds: Sequence[float]) -> Change | None:
         for (first, end), v in zip(balancer.owned, speeds, strict=True)
     ]
     steps = max(1, round(0.2 / max(times)))
-    return balancer.observe(
+    balancer.observe(
         Stretch(
             steps,
             steps * max(times),
@@ -110,6 +111,13 @@ def observed(balancer: Balancer, speeds: Sequence[float]) -> Change | None:
             [steps * 1e-6 / v for v in speeds],
         )
     )
+    return adopted(balancer)
+
+
+def adopted(balancer: Balancer) -> Change | None:
+    """What one worker proposes to itself, as rank 0 does to all."""
+    proposal = balancer.proposal
+    return balancer.adopt(proposal.after) if proposal else None
 
 
 def counts(balancer: Balancer) -> list[int]:
@@ -150,22 +158,82 @@ def test_noise_within_the_deadband_moves_nothing(seed: int, workers: int) -> Non
 
 @settings(deadline=None, max_examples=30)
 @given(st.integers(0, 2**32))
-def test_all_workers_decide_alike(seed: int) -> None:
+def test_all_workers_adopt_what_rank_0_proposes_whatever_they_found(seed: int) -> None:
     chance = random.Random(seed)
-    one, other = (Balancer(16, shares(16, 3)) for _ in range(2))
+    first, other = (Balancer(16, shares(16, 3)) for _ in range(2))
     for _ in range(40):
-        speeds = [chance.uniform(0.2, 1) for _ in range(3)]
-        assert observed(one, speeds) == observed(other, speeds)
-        assert one.owned == other.owned
+        other.observe(
+            Stretch(1, 0.2, [chance.random() for _ in range(3)], *[[0] * 3] * 3)
+        )
+        change = observed(first, [chance.uniform(0.2, 1) for _ in range(3)])
+        if change is not None:
+            assert other.adopt(change.after).after == first.owned == other.owned
+            assert other.proposal is None
+    assert other.owned == first.owned
+
+
+@given(
+    st.booleans(),
+    st.booleans(),
+    st.integers(0, 1000),
+    st.none() | st.integers(0, 4),
+    st.just(()) | st.lists(st.integers(1, 9), min_size=5, max_size=5).map(tuple),
+)
+def test_a_decision_arrives_as_it_was_sent(
+    stop: bool, save: bool, steps: int, leaving: int | None, owned: tuple[int, ...]
+) -> None:
+    sent = Decision(stop, save, steps, leaving, owned)
+    cells = sent.to_cells(5)
+    assert len(cells) == num_cells(5)
+    assert Decision.from_cells(cells) == sent
+
+
+RANK_1_ROUNDS_OTHERWISE = """
+import os
+import time
+from samestep import balance
+
+def build(inputs, outputs):
+    if os.environ["RANK"] == "1":  # as another libm might, only more so
+        balance.fastest = lambda micro_batches, speeds: balance.contiguous(
+            [*([0] * (len(speeds) - 1)), micro_batches]
+        )
+    return nn.Sequential(nn.Linear(inputs[0], 7), nn.ReLU(), nn.Linear(7, outputs))
+
+class Slow(Dataset):
+    def __init__(self, x, y):
+        self.x, self.y = x, y
+    def __len__(self):
+        return len(self.y)
+    def __getitem__(self, i):
+        if os.environ["RANK"] == "0" and os.environ["WORLD_SIZE"] == "2":
+            time.sleep(0.002)
+        return self.x[i], int(self.y[i])
+
+def load():
+    return Slow(*some())
+"""
+
+
+@pytest.mark.parametrize("exchange", ["shared", "gloo"])
+def test_a_worker_that_would_decide_otherwise_changes_nothing(
+    train: Train, own: Own, exchange: str
+) -> None:
+    recipe = own(RANK_1_ROUNDS_OTHERWISE, epochs=20)
+    alone = train(recipe, 1)
+    run = train(recipe, 2, exchange=exchange, prefetch="off")
+    lines = (run.path / "events.jsonl").read_text().splitlines()
+    events = [event["event"] for event in map(json.loads, lines)]
+    assert "rebalanced" in events
+    assert results(run) == results(alone)
 
 
 def test_a_slow_source_of_samples_is_told_apart() -> None:
     balancer = Balancer(8, shares(8, 2))
     change = None
     while change is None:
-        change = balancer.observe(
-            Stretch(10, 0.2, [0.1, 0.2], [0.01, 0.15], [0.1, 0], [0, 0])
-        )
+        balancer.observe(Stretch(10, 0.2, [0.1, 0.2], [0.01, 0.15], [0.1, 0], [0, 0]))
+        change = adopted(balancer)
     assert change.cause == "data"
     assert counts(balancer) == [6, 2]  # as fast as 5 and 3, with fewer partials
     assert change.gain == pytest.approx(0.25)
@@ -243,6 +311,7 @@ def test_who_owns_nothing_and_is_still_late_is_not_thought_to_be_fast() -> None:
     for _ in range(20):
         late = Stretch(1, 0.2, [0.01, 0.0], [0, 0], [0.01, 0.0], [0.001, 0.19])
         balancer.observe(late)
+        adopted(balancer)
     assert counts(balancer) == [8, 0]
     for _ in range(150):
         observed(balancer, [1, 1])
@@ -287,8 +356,10 @@ def test_short_stretches_are_taken_together() -> None:
     part = Stretch(1, 0.01, [0.01, 0.005], [0, 0], [0, 0.005], [0, 0])
     for _ in range(30):
         long.observe(whole)
+        adopted(long)
         for _ in range(16):
             short.observe(part)
+            adopted(short)
     assert long.owned == short.owned != shares(8, 2)
     assert long.speeds == pytest.approx(short.speeds)
 

@@ -1,7 +1,8 @@
 """When ownership follows speed: measurements in, a decision out.
 
-Every worker has one of these and feeds it the same merged numbers, so all of them take
-the same decision at the same step without a word.
+Every worker has one of these and feeds it the same merged numbers. What changes is
+decided by rank 0's alone (`proposal`, `hopeless`) and sent to all with the next merge:
+two machines may round the same floats to different decisions.
 """
 
 import math
@@ -133,6 +134,8 @@ class Balancer:
     _speeds_before: list[float] = field(default_factory=list)
     _warm_up: int = WARM_UP
     _stretch: Stretch | None = None
+    proposal: Change | None = None
+    """Made by the observations so far, until all workers `adopt` that of rank 0."""
     hindrance: Hindrance | None = None
     """Found by the last observation; each worker is told of once."""
     seconds: float = 0.0
@@ -149,24 +152,25 @@ class Balancer:
         self.speeds, self._data_share = [0.0] * count, [0.0] * count
         self._failures = [0] * count
 
-    def observe(self, stretch: Stretch) -> Change | None:
-        """What all workers measured since the last call; perhaps a change."""
+    def observe(self, stretch: Stretch) -> None:
+        """What all workers measured since the last call; perhaps makes a proposal."""
         if self._stretch is not None:
             stretch = self._stretch.followed_by(stretch)
         self._stretch, self.hindrance = stretch, None
         if stretch.seconds < LEAST_SECONDS:
-            return None
+            return
         self._stretch = None
         self._warm_up -= 1
         if self._warm_up >= 0:
-            return None
+            return
         self._estimate(stretch)
         if not all(self.speeds) or float("inf") in self.speeds:
-            return None
+            return
         self._speeds_before = self._speeds_before or list(self.speeds)
         self._account(stretch.seconds)
         self.hindrance = self._find_hindrance(stretch)
-        return self._decide() if self.is_live else None
+        if self.is_live and self.proposal is None:
+            self._propose()
 
     def _estimate(self, stretch: Stretch) -> None:
         for rank, (first, end) in enumerate(self.owned):
@@ -244,21 +248,30 @@ class Balancer:
         self._told.add(slowest)
         return Hindrance(slowest, self.speeds[slowest] / max(self.speeds), gain)
 
-    def _decide(self) -> Change | None:
+    def _propose(self) -> None:
+        change = self._change(balance.fastest(self.micro_batches, self.speeds))
+        self._confirmed = self._confirmed + 1 if change.gain > DEADBAND else 0
+        self._urgent = self._urgent + 1 if change.gain > URGENT else 0
+        enough = self._confirmed >= CONFIRMATIONS, self._urgent >= URGENT_CONFIRMATIONS
+        if any(enough):
+            self.proposal = change
+
+    def _change(self, after: list[Share]) -> Change:
+        """To another ownership, as the speeds are now."""
         speeds = list(self.speeds)
-        after = balance.fastest(self.micro_batches, speeds)
         now = balance.makespan(self.owned, speeds)
         gain = 1 - balance.makespan(after, speeds) / now
-        self._confirmed = self._confirmed + 1 if gain > DEADBAND else 0
-        self._urgent = self._urgent + 1 if gain > URGENT else 0
-        if self._confirmed < CONFIRMATIONS and self._urgent < URGENT_CONFIRMATIONS:
-            return None
-        self._confirmed = self._urgent = 0
         slowest = speeds.index(min(speeds))
         cause = "data" if self._data_share[slowest] > 0.5 else "compute"
-        change = Change(self.owned, after, self._speeds_before, speeds, gain, cause)
+        return Change(self.owned, after, self._speeds_before, speeds, gain, cause)
+
+    def adopt(self, after: list[Share]) -> Change:
+        """All workers, between two steps: the ownership that rank 0 proposed."""
+        own, self.proposal = self.proposal, None
+        change = own if own and own.after == after else self._change(after)
+        self._confirmed = self._urgent = 0
         self._count_failures(after)
-        self.owned, self._speeds_before = after, speeds
+        self.owned, self._speeds_before = after, change.speeds
         return change
 
     def _count_failures(self, after: list[Share]) -> None:

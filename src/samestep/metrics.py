@@ -83,7 +83,7 @@ class StepLedger:
             (metric_cells, capacity, micro_batches),
             (capacity, workers),
             (workers, len(PHASES)),
-            (workers, rhythm.NUM_CELLS),
+            (workers, rhythm.num_cells(workers)),
         ]
         sizes = [math.prod(shape) for shape in shapes]
         self._all = torch.zeros(sum(sizes), dtype=torch.float64)
@@ -132,7 +132,8 @@ class StepLedger:
         first such micro-batch.
         """
         rows = len(self._sizes)
-        self._told[self._rank] = torch.tensor(decision.to_cells(), dtype=torch.float64)
+        cells = decision.to_cells(len(self._told))
+        self._told[self._rank] = torch.tensor(cells, dtype=torch.float64)
         self._phases[self._rank] = torch.tensor(phases, dtype=torch.float64)
         self._exchange.merge(self._all)
         if not self._has_one_clock:

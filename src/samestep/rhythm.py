@@ -29,18 +29,33 @@ class Decision:
     """Save a snapshot."""
     steps: int
     """How many steps until the next such point."""
+    leaving: int | None = None
+    """The worker that is too slow to keep: all go on without it."""
+    counts: tuple[int, ...] = ()
+    """How many micro-batches each worker owns from now on; empty: as before."""
 
-    def to_cells(self) -> list[float]:
-        """Numbers that a merge can carry."""
-        return [float(self.stop), float(self.save), float(self.steps)]
+    def to_cells(self, workers: int) -> list[float]:
+        """`num_cells(workers)` numbers that a merge can carry."""
+        leaving = 0 if self.leaving is None else self.leaving + 1
+        counts = self.counts or (0,) * workers
+        return [*map(float, (self.stop, self.save, self.steps, leaving, *counts))]
 
     @classmethod
     def from_cells(cls, cells: list[float]) -> "Decision":
         """The inverse of `to_cells`."""
-        return cls(bool(cells[0]), bool(cells[1]), int(cells[2]))
+        stop, save, steps, leaving, *counts = map(int, cells)
+        owned = tuple(counts) if any(counts) else ()
+        return cls(
+            bool(stop), bool(save), steps, leaving - 1 if leaving else None, owned
+        )
 
 
-NUM_CELLS, STOP = 3, 0
+STOP = 0
+
+
+def num_cells(workers: int) -> int:
+    """Of a decision."""
+    return 4 + workers
 
 
 @dataclass

@@ -6,13 +6,14 @@ plan -> own micro-batches -> forward and backward of each -> partials -> exchang
 
 import math
 import resource
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from samestep import noise, weights
+from samestep.balance import contiguous
 from samestep.balancer import Stretch, scattered
 from samestep.fingerprint import fingerprint
 from samestep.flat import block_norms
@@ -46,11 +47,11 @@ def train(trainer: Trainer) -> bool:
         if record:
             _close_epoch(trainer, record)
         last = is_over(trainer)
-        hopeless = trainer.balancer.hopeless is not None
-        if told.save or told.stop or last or hopeless:
+        leaves = told.leaving is not None
+        if told.save or told.stop or last or leaves:
             _save(trainer)
-        if told.stop or (hopeless and not last):
-            _part(trainer)
+        if told.stop or (leaves and not last):
+            _part(trainer, told.leaving)
             return False
     trainer.clock.end()
     trainer.kept.finish(progress.stopping)
@@ -112,7 +113,7 @@ def train_epoch(trainer: Trainer) -> tuple[Decision, Record]:
         progress.seconds += trainer.clock.taken - began
         began = trainer.clock.taken
         if step + 1 < num_steps:
-            if told.stop or trainer.balancer.hopeless is not None:
+            if told.stop or told.leaving is not None:
                 break
             if told.save:
                 _save(trainer)
@@ -129,7 +130,7 @@ def compare_notes(trainer: Trainer, epoch: int, steps_in_epoch: int) -> Decision
     progress = trainer.progress
     ends = steps_in_epoch == trainer.plan.steps_per_epoch
     steps = trainer.ledger.rows
-    decision = trainer.rhythm.decide(steps, ends)
+    decision = _with_ownership(trainer, trainer.rhythm.decide(steps, ends))
     trainer.board.reach()
     phases = trainer.clock.take()
     own = steps * (trainer.owned[1] - trainer.owned[0])
@@ -138,7 +139,7 @@ def compare_notes(trainer: Trainer, epoch: int, steps_in_epoch: int) -> Decision
     times.bytes, trainer.bytes = trainer.bytes, 0
     times.network_bytes, trainer.network_bytes = trainer.network_bytes, 0
     trainer.stopwatch.add(times)
-    _balance(trainer, steps, times)
+    _balance(trainer, steps, times, told)
     for step in sums:
         progress.epoch.add(step)
         progress.logged.add(step)
@@ -154,13 +155,20 @@ def compare_notes(trainer: Trainer, epoch: int, steps_in_epoch: int) -> Decision
     return told
 
 
-def _balance(trainer: Trainer, steps: int, times: Times) -> None:
-    """All workers: ownership follows the speeds that all of them have seen."""
+def _with_ownership(trainer: Trainer, decision: Decision) -> Decision:
+    """All workers: with what its balancer has found since; that of rank 0 counts."""
+    change = trainer.balancer.proposal
+    counts = tuple(end - first for first, end in change.after) if change else ()
+    return replace(decision, leaving=trainer.balancer.hopeless, counts=counts)
+
+
+def _balance(trainer: Trainer, steps: int, times: Times, told: Decision) -> None:
+    """All workers: ownership follows the speeds, as rank 0 has told."""
     if trainer.is_scattered:
         return
     of = dict(zip(PHASES, times.seconds.T, strict=True))
     compute = of["data"] + of["forward"] + of["backward"]
-    change = trainer.balancer.observe(
+    trainer.balancer.observe(
         Stretch(
             steps,
             times.seconds[0].sum().item(),
@@ -173,7 +181,8 @@ def _balance(trainer: Trainer, steps: int, times: Times) -> None:
     step, hindrance = trainer.progress.step, trainer.balancer.hindrance
     if hindrance is not None:
         trainer.report({"type": "hindered", "step": step, **asdict(hindrance)})
-    if change is not None:
+    if told.counts:
+        change = trainer.balancer.adopt(contiguous(told.counts))
         trainer.assign(change.after)
         trainer.report({"type": "rebalanced", "step": step, **change.to_dict()})
 
@@ -263,10 +272,9 @@ def _estimate_noise(trainer: Trainer, gradient: Tensor, step_in_epoch: int) -> N
         trainer.progress.noise.add(*noise.estimate(squares, sizes, whole))
 
 
-def _part(trainer: Trainer) -> None:
+def _part(trainer: Trainer, worker: int | None) -> None:
     """All workers end here, after a snapshot: as asked, or to go on without one."""
-    worker, speeds = trainer.balancer.hopeless, trainer.balancer.speeds
-    step = trainer.progress.step
+    speeds, step = trainer.balancer.speeds, trainer.progress.step
     if worker is None:
         trainer.report({"type": "stopped", "step": step})
     else:
