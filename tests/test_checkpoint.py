@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -317,6 +318,46 @@ def test_a_failing_disk_leaves_the_checkpoint_before(tmp_path: Path) -> None:
     ]
     assert told[1][1]["step"] == 2
     assert newest(directory) == (3, [])
+
+
+@pytest.mark.parametrize("point", ["reading", "writing"])
+def test_no_error_ends_the_writing_of_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str
+) -> None:
+    """Such as a lack of memory, once."""
+    told: list[tuple[str, Any]] = []
+    happened = threading.Event()
+    real, failures = checkpoint.write, [MemoryError(), OSError(28, "full")]
+
+    def tell(event: str, fields: dict[str, Any]) -> None:
+        told.append((event, fields))
+        happened.set()
+        raise OSError("the terminal is gone")
+
+    def read() -> State:
+        if point == "reading" and failures:
+            raise failures.pop(0)
+        return state_of(3)
+
+    def write(*arguments: Any) -> Path:
+        if point == "writing" and failures:
+            raise failures.pop(0)
+        return real(*arguments)
+
+    monkeypatch.setattr(checkpoint, "write", write)
+    monkeypatch.setattr("samestep.keeper.WRITING_SHARE", 1e9)
+    with keeper_of(tmp_path, tell) as keeper:
+        for _ in range(3):
+            happened.clear()
+            keeper.offer(read, LAYOUT, [], 3)
+            assert happened.wait(30)
+    assert [event for event, _ in told] == [
+        "checkpoint failed",
+        "checkpoint failed",
+        "checkpoint",
+    ]
+    assert [fields["error"] for _, fields in told[:2]] == ["MemoryError", "full"]
+    assert keeper.newest() == 3
 
 
 def test_files_are_written_for_their_owner_as_the_umask_says(tmp_path: Path) -> None:

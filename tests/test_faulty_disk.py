@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from test_launch import DEADLINE, trains, wait_until
+from test_launch import DEADLINE, long_training, trains, wait_until
 
 import samestep
 from samestep import Placement, Recipe, Run, checkpoint, faults
@@ -137,3 +139,52 @@ def test_lines_wait_for_a_full_disk_and_none_is_cut(
         assert len(written) == (3 if 3 <= number < 6 else number + 1)
     assert [json.loads(line)["number"] for line in written] == list(range(9))
     assert len(told) == 2
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A directory on a disk of its own, of so many kilobytes."""
+    disk = tmp_path / "small"
+    disk.mkdir()
+    options = ["-t", "tmpfs", "-o", f"size={request.param}k", "tmpfs", str(disk)]
+    mount = ["mount", *options]
+    if (
+        os.geteuid()
+        or subprocess.run(mount, check=False, capture_output=True).returncode
+    ):
+        pytest.skip("a small disk needs `mount` and root")
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("small_disk", [120], indirect=True)
+def test_a_stop_that_could_save_nothing_is_a_failure_and_says_why(
+    small_disk: Path,
+) -> None:
+    run = small_disk / "run"
+    with long_training(run, "--workers", "1") as (process, _):
+        process.send_signal(signal.SIGUSR1)
+        _, shown = process.communicate(timeout=DEADLINE)
+    assert process.returncode == 1, shown
+    assert not checkpoint.steps(checkpoint.directory_of(run))
+    assert "is not on disk (No space left on device). Nothing was saved" in shown
+    assert "samestep resume" not in shown
+
+
+@pytest.mark.parametrize("small_disk", [3000], indirect=True)
+def test_a_stop_names_the_checkpoint_that_is_on_disk(small_disk: Path) -> None:
+    run = small_disk / "run"
+    directory = checkpoint.directory_of(run)
+    arguments = ("--workers", "1", "--checkpoint-seconds", "0.01")
+    with long_training(run, *arguments) as (process, _):
+        wait_until(lambda: checkpoint.steps(directory) != [])
+        status = os.statvfs(small_disk)
+        (small_disk / "filler").write_bytes(bytes(status.f_bavail * status.f_frsize))
+        assert process.stderr is not None
+        while "the checkpoint of step" not in process.stderr.readline():
+            assert process.poll() is None
+        process.send_signal(signal.SIGUSR1)
+        _, shown = process.communicate(timeout=DEADLINE)
+    assert process.returncode == 75, shown
+    (step,) = re.findall(rf"go on with `samestep resume {run}`, from step (\d+)", shown)
+    assert int(step) == checkpoint.steps(directory)[-1]

@@ -146,18 +146,23 @@ def test_nohup_is_heeded() -> None:
 
 def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
     schedule = [
-        {"number": 1, "kind": "loop", "point": "forward", "step": 20, "rank": 0}
+        {"number": 1, "kind": "loop", "point": "forward", "step": 220, "rank": 0}
     ]
     (tmp_path / "faults.json").write_text(json.dumps(schedule))
     os.environ[faults.SCHEDULE] = str(tmp_path / "faults.json")
+    run = tmp_path / "run"
     try:
-        with long_training(tmp_path / "run", "--workers", "2") as (process, below):
+        with long_training(run, "--workers", "2") as (process, below):
+            wait_until(lambda: '"fault"' in (run / "events.jsonl").read_text())
             process.send_signal(signal.SIGTERM)
             process.send_signal(signal.SIGINT)
-            assert process.wait(DEADLINE) in (130, 143)
+            _, stderr = process.communicate(timeout=DEADLINE)
+            assert process.returncode in (130, 143)
             assert all_gone(below)
     finally:
         del os.environ[faults.SCHEDULE]
+    steps = checkpoint.steps(checkpoint.directory_of(run))
+    assert f"`samestep resume {run}`, from step {steps[-1]}" in stderr
 
 
 def test_workers_that_do_not_stop_are_killed_and_the_snapshot_is_kept(

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from samestep import checkpoint
-from samestep.errors import CheckpointError
+from samestep.errors import CheckpointError, OutputError
 from samestep.fence import Fence
 from samestep.layout import Layout
 from samestep.recipe import Recipe
@@ -44,7 +44,9 @@ class Keeper:
     """What decides bits besides the recipe."""
     tell: Tell
     fence: Fence
-    _waiting: tuple[Callable[[], State | None], Layout, list[Any]] | None = None
+    failure: str = ""
+    """Why the last checkpoint could not be written, if it could not."""
+    _waiting: tuple[Callable[[], State | None], Layout, list[Any], int] | None = None
     _ended: bool = False
     _news: threading.Condition = field(default_factory=threading.Condition)
     _thread: threading.Thread | None = None
@@ -74,11 +76,18 @@ class Keeper:
         read: Callable[[], State | None],
         layout: Layout,
         epochs: list[dict[str, Any]],
+        step: int,
     ) -> None:
-        """`read` gives the state once all workers have saved it, else None."""
+        """`read` gives the state of `step` if all workers have saved it, else None."""
         with self._news:
-            self._waiting = read, layout, epochs
+            self._waiting = read, layout, epochs, step
             self._news.notify()
+
+    def newest(self) -> int | None:
+        """The step of the newest checkpoint on disk that can be used."""
+        directory = checkpoint.directory_of(self.run)
+        steps = reversed(checkpoint.steps(directory))
+        return next((step for step in steps if self._is_valid(directory, step)), None)
 
     def write(self, state: State, layout: Layout, epochs: list[dict[str, Any]]) -> bool:
         """Now; tells what happened, and whether it worked."""
@@ -91,16 +100,28 @@ class Keeper:
                 directory, state, layout, self.recipe, self.build, epochs
             )
             checkpoint.load(path)
-        except (OSError, CheckpointError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
-            self.tell("checkpoint failed", {"step": state.step, "error": reason})
+        except Exception as error:
+            self._fail(state.step, error)
             return False
         self._verified.add(state.step)
+        self.failure = ""
         seconds = time.monotonic() - start
-        self.tell("checkpoint", {"step": state.step, "seconds_to_write": seconds})
+        self._say("checkpoint", step=state.step, seconds_to_write=seconds)
         with contextlib.suppress(OSError):
             self._prune(directory)
         return True
+
+    def _fail(self, step: int, error: Exception) -> None:
+        """Whatever it was, such as a MemoryError: later checkpoints may succeed."""
+        self.failure = (
+            getattr(error, "strerror", None) or str(error) or type(error).__name__
+        )
+        self._say("checkpoint failed", step=step, error=self.failure)
+
+    def _say(self, event: str, **fields: Any) -> None:
+        """The terminal or the right to write the run may be lost: no reason to end."""
+        with contextlib.suppress(OSError, OutputError):
+            self.tell(event, fields)
 
     def _work(self) -> None:
         """Copies each offered state at once; writes it when it may."""
@@ -113,8 +134,8 @@ class Keeper:
                     pause = max(0.0, allowed - time.monotonic()) if held else None
                     self._news.wait(pause)
                 (waiting, self._waiting), ended = (self._waiting, None), self._ended
-            if waiting and (state := _read(waiting[0])):
-                held = state, *waiting[1:]
+            if waiting and (state := self._copy(*waiting)):
+                held = state, *waiting[1:3]
             if held and held[0].step in self._verified:  # as when a run ends
                 held = None
             if held and (ended or time.monotonic() >= allowed):
@@ -124,6 +145,17 @@ class Keeper:
                 allowed = time.monotonic() + (time.monotonic() - start) / WRITING_SHARE
             if ended and not self._waiting:
                 return
+
+    def _copy(self, read: Callable[[], State | None], *rest: Any) -> State | None:
+        """What was offered; None if the workers did not save all of it."""
+        end = time.monotonic() + READ_SECONDS
+        try:
+            while (state := read()) is None and time.monotonic() < end:
+                time.sleep(0.005)
+        except Exception as error:
+            self._fail(rest[-1], error)
+            return None
+        return state
 
     def _prune(self, directory: Path) -> None:
         """Removes what is neither among the newest two valid ones nor the best."""
@@ -158,10 +190,3 @@ def _yield_to_workers() -> None:
     priority belongs to the whole process, and stays as it is."""
     if sys.platform == "linux":
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_PRIORITY)
-
-
-def _read(read: Callable[[], State | None]) -> State | None:
-    end = time.monotonic() + READ_SECONDS
-    while (state := read()) is None and time.monotonic() < end:
-        time.sleep(0.005)
-    return state

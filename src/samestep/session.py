@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from samestep import checkpoint
 from samestep.checkpoint import Checkpoint
-from samestep.errors import Interrupted, SamestepError
+from samestep.errors import Interrupted, OutputError, SamestepError
 from samestep.forking import ForkServer
 from samestep.jobs import exchange_fields
 from samestep.keeper import Keeper
@@ -71,10 +71,10 @@ class Session:
             self._train(training)
         except SamestepError as error:
             rank = error.details.get("rank")
-            self.writer.close("failed", error=str(error), failed_rank=rank)
+            self._close("failed", error=str(error), failed_rank=rank)
             raise
         except BaseException:  # Ctrl-C, SIGTERM
-            self.writer.close("interrupted")
+            self._close("interrupted")
             raise
         return self.writer.close("finished", **self._final)
 
@@ -83,22 +83,40 @@ class Session:
         self._keeper = Keeper(
             writer.path, writer.recipe, build, self._tell, writer.fence
         )
-        with self._keeper:
-            try:
-                state = training.run()
-                if self._final:
-                    assert state is not None
-                    assert training.layout is not None
-                    model = checkpoint.model_bytes(
-                        checkpoint.result_of(state, training.layout),
-                        training.layout,
-                        self.writer.recipe,
-                    )
-                    self.writer.write_model(model)  # waits for a disk that is full
-            finally:
-                self._keep_last(training)
+        try:
+            with self._keeper:
+                try:
+                    state = training.run()
+                    if self._final:
+                        self._write_model(training, state)
+                finally:
+                    self._keep_last(training)
+        except Interrupted as error:
+            if not training.stop.is_urgent:
+                raise
+            raise self._ended(str(error), training) from None
+        except OutputError as error:
+            if not self._final:
+                raise
+            raise OutputError(f"{error} {self._remedy}") from None
         if not self._final:
-            raise Interrupted(self._stopped(state), training.stop.exit_code)
+            raise self._ended(self._stopped(state), training)
+
+    def _write_model(self, training: Training, state: State | None) -> None:
+        """The result; waits for a disk that is full."""
+        layout = training.layout
+        assert state is not None
+        assert layout is not None
+        result = checkpoint.result_of(state, layout)
+        model = checkpoint.model_bytes(result, layout, self.writer.recipe)
+        self.writer.write_model(model)
+
+    def _close(self, status: str, **fields: Any) -> None:
+        """After a failure, which a disk that is full as well must not hide."""
+        try:
+            self.writer.close(status, **fields)
+        except OutputError as error:
+            self.view.note(f"warning: {error}")
 
     def abandon(self, training: Training) -> None:
         """From another thread: `run` will not return, and this process ends."""
@@ -110,7 +128,8 @@ class Session:
         """However the training ended: what was reached goes to the disk."""
         state, layout = training.state, training.layout
         if state is not None and layout is not None:
-            self._keeper.offer(lambda: state, layout, self._epochs_at(state.step))
+            epochs = self._epochs_at(state.step)
+            self._keeper.offer(lambda: state, layout, epochs, state.step)
 
     def listen(self, message: Mapping[str, Any]) -> None:
         """A message of rank 0, or of the recovery; each step and epoch once."""
@@ -129,7 +148,7 @@ class Session:
         if step % self._steps_per_epoch == 0 or now >= self._next_checkpoint:
             seconds = self.writer.placement.checkpoint_seconds
             self._next_checkpoint = now + seconds
-            self._keeper.offer(read, layout, self._epochs_at(step))
+            self._keeper.offer(read, layout, self._epochs_at(step), step)
 
     def _epochs_at(self, step: int) -> list[dict[str, Any]]:
         return self.writer.epochs[: step // self._steps_per_epoch]
@@ -140,13 +159,34 @@ class Session:
         if event == "checkpoint failed":
             self.view.note(
                 f"warning: the checkpoint of step {fields['step']} cannot be written: "
-                f"{fields['error']}. The training goes on; earlier checkpoints stay."
+                f"{fields['error']}. Earlier checkpoints stay."
             )
 
     def _stopped(self, state: State | None) -> str:
-        path = self.writer.path
-        step = state.step if state else 0
-        return f"stopped after step {step}; go on with `samestep resume {path}`"
+        """Where it stopped; a step is only named with what became of it."""
+        if state is None:
+            return "stopped before the first snapshot"
+        if state.step == self._keeper.newest():
+            return f"stopped after step {state.step}"
+        why = self._keeper.failure or "not all workers had saved it"
+        return f"stopped after step {state.step}, which is not on disk ({why})"
+
+    def _ended(self, how: str, training: Training) -> BaseException:
+        """Interrupted if there is something to go on with, else OutputError.
+
+        A scheduler that runs `resume` after some exit codes must not do so for ever.
+        """
+        if self._keeper.newest() is None:
+            return OutputError(f"{how}. {self._remedy}")
+        remedy = self._remedy[0].lower() + self._remedy[1:].rstrip(".")
+        return Interrupted(f"{how}; {remedy}", training.stop.exit_code)
+
+    @property
+    def _remedy(self) -> str:
+        newest = self._keeper.newest()
+        if newest is None:
+            return "Nothing was saved, so there is nothing to go on with: train again."
+        return f"Go on with `samestep resume {self.writer.path}`, from step {newest}."
 
 
 def supervise(

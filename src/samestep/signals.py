@@ -27,6 +27,8 @@ class Stop:
 
     number: int | None = None
     """The signal that was received."""
+    is_urgent: bool = False
+    """Whether a second one was received, which ends everything at once."""
 
     @property
     def exit_code(self) -> int:
@@ -49,6 +51,7 @@ def stop_on_signals() -> Iterator[Stop]:
             if stop.number is not None:  # a shell and the kernel say it, each once
                 return
         if stop.number is not None:
+            stop.is_urgent = True
             raise Interrupted("stopped at once by a second signal", stop.exit_code)
         stop.number = number
 

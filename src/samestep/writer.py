@@ -225,7 +225,9 @@ class RunWriter:
                 if time.monotonic() > end:
                     raise
                 if not warned:
-                    self.warn(f"{error} Until then, {PATIENCE_SECONDS:.0f} s are left.")
+                    self.warn(
+                        f"{error} It is tried again for {PATIENCE_SECONDS:.0f} s."
+                    )
                 warned = True
                 time.sleep(0.2)
             else:
@@ -261,8 +263,7 @@ class RunWriter:
             atomic.write(self.path / name, content)
         except OSError as error:
             raise OutputError(
-                f"{self.path / name} cannot be written: {error.strerror}. Make it "
-                f"possible, then go on with `samestep resume {self.path}`."
+                f"{self.path / name} cannot be written: {error.strerror}."
             ) from None
 
 
@@ -315,7 +316,7 @@ def _claim(path: Path, number: int | None, who: str) -> Fence:
         return Fence.claim(path, number, who)
     except OSError as error:
         raise OutputError(
-            f"{path} cannot be written: {error.strerror}. Make it possible first."
+            f"{path} cannot be written: {error.strerror}. Mend this first."
         ) from None
 
 
