@@ -106,11 +106,6 @@ def _try(
 
 def _reasons(trials: list[Trial]) -> Iterator[str]:
     probes = [probe for trial in trials for probe in trial.probes.values()]
-    for name in sorted({name for probe in probes for name in probe["drawn"]}):
-        yield (
-            f"The model or the loss draws from {name}, which no one seeds for a "
-            "micro-batch. Draw from torch's default generator instead."
-        )
     changed = {name for probe in probes for name in probe["changed"]}
     if changed:
         yield (

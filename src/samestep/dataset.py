@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from samestep import generators
 from samestep.augment import NONE, Augmentation, Mixed
 from samestep.data import arrays, custom, idx, images, mnist, rows, text
 from samestep.data.facts import Facts
@@ -26,6 +27,7 @@ from samestep.data_sections import (
 )
 from samestep.objective import METRICS, Metric
 from samestep.own import OwnCode
+from samestep.plan import derive_seed
 
 
 @dataclass(frozen=True)
@@ -137,10 +139,12 @@ class Windows:
 
 
 def load(recipe: DataRecipe, own: OwnCode | None = None, seed: int = 0) -> Dataset:
-    """`own` finds the user's functions, `seed` is that of the augmentation.
+    """Load a source; what `own` code and the augmentation draw follows `seed`.
 
     Raises DataError, OwnCodeError.
     """
+    if isinstance(recipe, CustomData):
+        generators.seed(derive_seed(seed, "data"))
     data = _load(recipe, own or OwnCode())
     augment = None if isinstance(recipe, TextData) else recipe.augment
     if augment is None:

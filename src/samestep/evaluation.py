@@ -1,5 +1,6 @@
 """Evaluation: every sample exactly once, the same bits at any number of workers."""
 
+import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module, functional
 
+from samestep import generators
 from samestep.balance import shares
 from samestep.board import Board
 from samestep.dataset import Dataset
@@ -16,6 +18,7 @@ from samestep.exchange import Exchange
 from samestep.ingredients import CrossEntropy
 from samestep.metrics import Sums, tree_sum
 from samestep.objective import Objective, num_cells, outputs
+from samestep.plan import derive_seed
 from samestep.recipe import Recipe
 
 
@@ -49,16 +52,16 @@ class Evaluator:
         loss, split = self.recipe.loss, self.data.splits[name]
         plain = CrossEntropy() if isinstance(loss, CrossEntropy) else loss
         metrics, precision = self.data.own_metrics, self.recipe.precision
-        objective = Objective(self.model.eval(), plain, self.loss, metrics, precision)
+        objective = Objective(self.model, plain, self.loss, metrics, precision)
         shape = 1 + num_cells(metrics), self._num_batches(name)
         cells = torch.zeros(shape, dtype=torch.float64)
-        for index, samples in self._own_batches(name):
-            cells[0, index], cells[1:, index] = objective(
-                *self.device.bring(*split.gather(samples))
-            )
+        with evaluating(self.model):
+            for index, samples in self._own_batches(name):
+                cells[0, index], cells[1:, index] = objective(
+                    *self.device.bring(*split.gather(samples))
+                )
         self.board.reach()
         total, *measured = tree_sum(self.exchange.merge(cells)).tolist()
-        self.model.train()
         return Sums(total, measured, len(split) * self.data.targets_per_sample)
 
     @torch.inference_mode()
@@ -68,32 +71,55 @@ class Evaluator:
         Returns `confusion`, counts by [true class][answer], and `worst`, the samples
         of the highest losses.
         """
-        self.model.eval()
         split, classes = self.data.splits[name], self.data.outputs
         device = self.device.target
         cells = torch.zeros(3, len(split), dtype=torch.float64)
-        for _, samples in self._own_batches(name):
-            inputs, targets = split.gather(samples)
-            inputs, targets = inputs.to(device), targets.to(device)
-            logits = outputs(self.model, inputs, self.recipe.precision)
-            losses = functional.cross_entropy(logits, targets, reduction="none")
-            found = (targets, logits.argmax(dim=1), losses)
-            cells[:, samples] = torch.stack([values.double() for values in found]).cpu()
+        with evaluating(self.model):
+            for _, samples in self._own_batches(name):
+                inputs, targets = split.gather(samples)
+                inputs, targets = inputs.to(device), targets.to(device)
+                logits = outputs(self.model, inputs, self.recipe.precision)
+                losses = functional.cross_entropy(logits, targets, reduction="none")
+                found = (targets, logits.argmax(dim=1), losses)
+                cells[:, samples] = torch.stack(
+                    [values.double() for values in found]
+                ).cpu()
         self.board.reach()
         self.exchange.merge(cells)
-        self.model.train()
         return _summarise(cells, classes)
 
     def _num_batches(self, name: str) -> int:
         return -(-len(self.data.splits[name]) // self.recipe.evaluation_batch)
 
     def _own_batches(self, name: str) -> Iterator[tuple[int, Tensor]]:
-        """The numbers of this worker's batches, and their samples."""
+        """Yield the numbers of this worker's batches, and their samples.
+
+        Seeds the generators for each, since a model may draw in evaluation too.
+        """
         batch, size = self.recipe.evaluation_batch, len(self.data.splits[name])
         owned = shares(self._num_batches(name), self.exchange.workers)[self.rank]
         for index in range(*owned):
             self.board.beat()
+            seed = derive_seed(self.recipe.seed, "evaluation", name, index)
+            generators.seed(seed)
+            self.device.seed(seed)
             yield index, torch.arange(index * batch, min((index + 1) * batch, size))
+
+
+@contextlib.contextmanager
+def evaluating(model: Module) -> Iterator[None]:
+    """Put the model into evaluation mode, and every module back into its own after it.
+
+    `train` is called as well: a model may do more there than set modes.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train()
+        for module, mode in modes:
+            module.training = mode
 
 
 def _summarise(cells: Tensor, classes: int) -> dict[str, Any]:

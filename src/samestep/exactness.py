@@ -1,11 +1,9 @@
 """What a worker does for `samestep check`: looks for what breaks exactness."""
 
 import hashlib
-import random
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 
 from samestep import weights
@@ -30,19 +28,14 @@ def probe(trainer: Trainer, steps: int, send: Callable[[dict[str, Any]], None]) 
 
 def _twice(trainer: Trainer) -> dict[str, Any]:
     """The same micro-batch two times, by this worker alone."""
-    (once, drawn), (again, _) = (_pass(trainer) for _ in range(2))
+    once, again = (_pass(trainer) for _ in range(2))
     names = [name for name in once if once[name] != again[name]]
-    return {"sha256": once, "changed": names, "drawn": drawn}
+    return {"sha256": once, "changed": names}
 
 
-def _pass(trainer: Trainer) -> tuple[dict[str, str], list[str]]:
-    """SHA-256 of the samples, the loss and the gradients of one pass.
-
-    And the generators that it drew from although nobody had seeded them.
-    """
-    before = _other_generators()
+def _pass(trainer: Trainer) -> dict[str, str]:
+    """SHA-256 of the samples, the loss and the gradients of one pass."""
     inputs, targets = trainer.feed.draw(0, 0, (0, 1))
-    seeded = _other_generators()
     trainer.flat.reset_buffers()
     recipe, function = trainer.recipe, trainer.evaluator.loss
     objective = Objective(
@@ -56,25 +49,10 @@ def _pass(trainer: Trainer) -> tuple[dict[str, str], list[str]]:
     parts = [targets] if isinstance(targets, torch.Tensor) else targets.parts
     gradients = torch.autograd.grad(loss, trainer.flat.parameters, allow_unused=True)
     trainer.flat.reset_buffers()
-    after = _other_generators()
-    drawn = [g for g in after if before[g] == seeded[g] != after[g]]
-    sums = {
+    return {
         "the samples": _sha256(inputs, *parts),
         "the loss": _sha256(loss),
         "the gradients": _sha256(*(g for g in gradients if g is not None)),
-    }
-    return sums, drawn
-
-
-def _other_generators() -> dict[str, str]:
-    """The states of the generators that are not seeded for a micro-batch."""
-    numbers = np.random.get_state(legacy=False)
-    words, place = numbers["state"]["key"], numbers["state"]["pos"]
-    return {
-        "`random`": hashlib.sha256(repr(random.getstate()).encode()).hexdigest(),
-        "`numpy.random`": hashlib.sha256(
-            words.tobytes() + bytes(str(place), "ascii")
-        ).hexdigest(),
     }
 
 

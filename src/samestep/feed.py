@@ -26,6 +26,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from samestep import generators
 from samestep.augment import Mixed
 from samestep.dataset import Dataset
 from samestep.plan import Plan, derive_seed
@@ -44,21 +45,27 @@ Drawn = tuple[Tensor, Tensor | Mixed]
 class MicroBatches:
     """All micro-batches of a training."""
 
-    def __init__(self, data: Dataset, plan: Plan) -> None:
+    def __init__(self, data: Dataset, plan: Plan, has_own_code: bool = False) -> None:
+        """Seed Python's and numpy's generators too where there is own code."""
         self._data, self._plan = data, plan
+        self._has_own_code = has_own_code
         self._epoch, self._order = -1, torch.empty(0)
 
     def draw(self, step: int, index: int) -> Drawn:
         """Inputs [b, ...] and targets; steps count from 0 over all epochs.
 
-        Seeds torch's default generator, from which the model then draws.
+        Seeds the generators, from which the model then draws.
         """
         plan = self._plan
         epoch, step_in_epoch = divmod(step, plan.steps_per_epoch)
         if epoch != self._epoch:
             self._epoch, self._order = epoch, plan.order(epoch)
         samples = plan.micro_batch(self._order, step_in_epoch, index)
-        torch.default_generator.manual_seed(derive_seed(plan.seed, "step", step, index))
+        seed = derive_seed(plan.seed, "step", step, index)
+        if self._has_own_code:
+            generators.seed(seed)
+        else:
+            torch.default_generator.manual_seed(seed)
         return self._data.draw(samples, epoch)
 
 

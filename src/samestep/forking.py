@@ -58,6 +58,8 @@ class ForkServer:
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=sys.stderr.fileno() if _has_fileno(sys.stderr) else None,
+                # The order of a set of strings may decide bits.
+                env={**os.environ, "PYTHONHASHSEED": "0"},
                 start_new_session=True,
             )
 

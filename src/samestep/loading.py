@@ -5,12 +5,13 @@ from typing import Any
 
 from torch import nn
 
-from samestep import dataset, models, sources, weights
+from samestep import dataset, generators, models, sources, weights
 from samestep.asking import recipe_of
 from samestep.dataset import Dataset
 from samestep.errors import OwnCodeError
 from samestep.imports import search_path
 from samestep.own import OwnCode, check_origin, names
+from samestep.plan import derive_seed
 from samestep.recipe import Recipe
 from samestep.run import Run
 
@@ -25,8 +26,10 @@ def load_model(run: Run, given: Any = None) -> nn.Module:
     run.weights_sha256  # noqa: B018  raises where there are no final weights
     recipe, own = _with(run, "model", given)
     facts = run.result.get("data")
-    data = Dataset.from_facts(facts) if facts else dataset.load(recipe.data)
-    model = models.build(recipe.model, data, own)
+    with generators.kept():
+        data = Dataset.from_facts(facts) if facts else dataset.load(recipe.data)
+        generators.seed(derive_seed(recipe.seed, "model"))
+        model = models.build(recipe.model, data, own)
     model.load_state_dict(weights.load(run.model_file))
     return model.eval()
 
@@ -35,7 +38,8 @@ def load_data(run: Run, given: Any = None) -> Dataset:
     """As `load_model`, for the data. Raises DataError too."""
     recipe, own = _with(run, "data", given)
     sources.prepare(recipe.data)
-    return dataset.load(recipe.data, own)
+    with generators.kept():
+        return dataset.load(recipe.data, own, recipe.seed)
 
 
 def _with(run: Run, part: str, given: Any) -> tuple[Recipe, OwnCode]:

@@ -7,16 +7,14 @@ number of workers.
 """
 
 import contextlib
-import random
 from collections.abc import Callable, Iterator, Sized
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset, default_collate
 
-from samestep import weights
+from samestep import generators, weights
 from samestep.balance import shares
 from samestep.errors import OwnCodeError, PlacementError, ReplicasDiffer
 from samestep.exchange.group import Group
@@ -121,10 +119,10 @@ class Loop:
         """This worker's share of batches, to evaluate: all workers see all samples."""
         size, count = len(data), -(-len(data) // batch)
         row = self._tally.begin_row()
-        with _generators_kept():
+        with generators.kept():
             for index in range(*shares(count, self.workers)[self.rank]):
                 samples = torch.arange(index * batch, min((index + 1) * batch, size))
-                _seed_generators(derive_seed(self._seed, "share", index))
+                generators.seed(derive_seed(self._seed, "share", index))
                 self._tally.piece = Piece(row, count, index, len(samples))
                 yield _fetch(data, samples, collate)
                 self._tally.piece = None
@@ -177,14 +175,15 @@ class Loop:
         row, number = self._tally.begin_row(), epoch * plan.steps_per_epoch + index
         flat = self._follow_model()
         self._partials.clear()  # of a step that was given up
-        with _generators_kept():
+        # What the user draws between two steps depends on nobody's micro-batches.
+        with generators.kept():
             for m in range(*self._owned):
                 samples = plan.micro_batch(order, index, m)
                 flat.reset_buffers()
                 for parameter in flat.parameters:
                     parameter.grad = None
                 if len(samples):
-                    _seed_generators(derive_seed(self._seed, "step", number, m))
+                    generators.seed(derive_seed(self._seed, "step", number, m))
                     self._tally.piece = Piece(row, plan.micro_batches, m, len(samples))
                     with self._checked():
                         yield _fetch(data, samples, collate)
@@ -250,21 +249,3 @@ def _fetch(data: Any, samples: Tensor, collate: Callable[[list[Any]], Any]) -> A
     if isinstance(data, TensorDataset) and collate is default_collate:
         return [tensor[samples] for tensor in data.tensors]
     return collate([data[i] for i in samples.tolist()])
-
-
-def _seed_generators(seed: int) -> None:
-    torch.default_generator.manual_seed(seed)
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-
-
-@contextlib.contextmanager
-def _generators_kept() -> Iterator[None]:
-    """What is drawn between two steps is the same, whose micro-batches they had."""
-    state = torch.get_rng_state(), random.getstate(), np.random.get_state()
-    try:
-        yield
-    finally:
-        torch.set_rng_state(state[0])
-        random.setstate(state[1])
-        np.random.set_state(state[2])

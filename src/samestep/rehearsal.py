@@ -43,7 +43,7 @@ def rehearse(
     samples = torch.arange(min(2, len(train)))
     torch.default_generator.manual_seed(0)
     inputs, targets = train.gather(samples)
-    twin = copy.deepcopy(model).train()
+    twin = copy.deepcopy(model)
     before = {name: buffer.clone() for name, buffer in twin.named_buffers()}
     names = own.names(recipe)
     who = own.title(names["model"], "model") if "model" in names else "the model"
@@ -116,7 +116,7 @@ def check_norms(recipe: Recipe, data: Dataset, plan: Plan, model: nn.Module) -> 
         return
     inputs, _ = data.splits["train"].gather(torch.zeros(1, dtype=torch.int64))
     try:
-        copy.deepcopy(model).train()(inputs)
+        copy.deepcopy(model)(inputs)
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise

@@ -8,7 +8,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from samestep import compiling, constants, dataset, initial, kept, models, rehearsal
+from samestep import (
+    compiling,
+    constants,
+    dataset,
+    generators,
+    initial,
+    kept,
+    models,
+    rehearsal,
+)
 from samestep.balance import contiguous, shares
 from samestep.balancer import Balancer
 from samestep.board import Board
@@ -154,7 +163,7 @@ def build(recipe: Recipe, around: Surroundings) -> Trainer:
         report=around.report if place.is_leader else lambda _: None,
         data=data,
         plan=plan,
-        feed=_feed(data, plan, around),
+        feed=_feed(recipe, data, plan, around),
         owned=balancer.owned[place.rank],
         balancer=balancer,
         is_scattered=around.balance == "random",
@@ -202,10 +211,13 @@ def _balancer(recipe: Recipe, around: Surroundings) -> Balancer:
     )
 
 
-def _feed(data: dataset.Dataset, plan: Plan, around: Surroundings) -> Feed:
+def _feed(
+    recipe: Recipe, data: dataset.Dataset, plan: Plan, around: Surroundings
+) -> Feed:
     message = {"type": "prefetching", "worker": around.place.rank}
     report = partial(around.report, message)
-    return Feed(MicroBatches(data, plan), around.helper, report)
+    source = MicroBatches(data, plan, bool(names(recipe)))
+    return Feed(source, around.helper, report)
 
 
 def load_data(
@@ -232,7 +244,7 @@ def _load_and_build(
 ) -> tuple[dataset.Dataset, Plan, nn.Module, Loss | None, frozenset[str]]:
     """The data, the plan, the model, an own loss, and buffers that stay as they are."""
     data, plan = load_data(recipe, around.own, around.most_samples)
-    torch.default_generator.manual_seed(derive_seed(recipe.seed, "model"))
+    generators.seed(derive_seed(recipe.seed, "model"))
     rehearsal.check_family(recipe.model, data)
     model = models.build(recipe.model, data, around.own)
     initial.prepare(model, recipe)

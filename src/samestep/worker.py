@@ -11,6 +11,7 @@ import os
 import re
 import signal
 import socket
+import sys
 import threading
 import traceback
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from torch.distributed import DistError
 from samestep import (
     dataset,
     exactness,
+    generators,
     memory,
     models,
     precision,
@@ -49,6 +51,7 @@ from samestep.imports import own_frames
 from samestep.launch import resources
 from samestep.own import OwnCode, find_loss, names
 from samestep.place import Place
+from samestep.plan import derive_seed
 from samestep.recipe import Recipe
 from samestep.rehearsal import rehearse
 from samestep.rounding import Rounding
@@ -185,16 +188,18 @@ def _helper(
     if not isinstance(recipe.data, MAY_TAKE_LONG):
         return None
     unused = [fd for name, fd in fds.items() if name != "objects"]
-    return Helper.start(lambda: MicroBatches(*load_data(recipe, own)), unused)
+    is_own = bool(names(recipe))
+    return Helper.start(lambda: MicroBatches(*load_data(recipe, own), is_own), unused)
 
 
 def evaluate(recipe: Recipe, control: Channel, around: Surroundings) -> None:
     """All workers: the weights of a file on one split."""
     job, place = control.job, around.place
-    data = dataset.load(recipe.data, around.own)
+    data = dataset.load(recipe.data, around.own, recipe.seed)
     split = data.splits[job["split"]]
     if len(split) == 0:
         raise RunError(f"The recipe {recipe.name} holds out no {job['split']} samples.")
+    generators.seed(derive_seed(recipe.seed, "model"))
     model = models.build(recipe.model, data, around.own)
     model.load_state_dict(weights.load(Path(job["model_file"])))
     model = around.device.move(model)
@@ -286,6 +291,9 @@ def _is_of_gloo(error: BaseException) -> bool:
 
 
 if __name__ == "__main__":  # by torchrun
+    if sys.flags.hash_randomization:  # the order of a set of strings may decide bits
+        os.environ["PYTHONHASHSEED"] = "0"
+        os.execv(sys.executable, sys.orig_argv)  # noqa: S606
     from samestep.elastic.entry import main as under_torchrun
 
     under_torchrun()

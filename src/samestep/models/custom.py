@@ -27,7 +27,21 @@ def build(
             f"{who} must return a torch.nn.Module; it returned {_kind(found)}."
         )
     check_parameters(found, who)
+    set_modes(found)
     return found
+
+
+def set_modes(model: nn.Module) -> None:
+    """Put the model into training mode, but for what `build` left in evaluation mode.
+
+    A model that is in evaluation mode as a whole, as libraries return pretrained ones,
+    trains as a whole. `train` is called, since a model may keep parts of itself in
+    evaluation mode there.
+    """
+    kept = [m for m in model.modules() if not m.training] if model.training else []
+    model.train()
+    for module in kept:
+        module.training = False
 
 
 def check_parameters(model: nn.Module, who: str) -> None:
