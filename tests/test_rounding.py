@@ -82,7 +82,7 @@ def test_the_sum_is_that_of_the_rounded_tree(
     model = nn.Linear(40, 50)
     flat = Flat(model)
     leaves = gradients(flat, shares[-1][1], seed)
-    expected = by_hand(leaves, rounding.dtype)
+    expected = by_hand(leaves, rounding.sent_as(torch.float32))
 
     alone = Place.on_one_node(0, 1)
     whole = GlooExchange(flat, [(0, len(leaves))], alone, rounding)

@@ -33,7 +33,7 @@ class Mixed:
     second: Tensor
     """int64 [b]"""
     share: Tensor
-    """float32 [b], at least 1/2"""
+    """Of the inputs' type [b], at least 1/2"""
 
     def __len__(self) -> int:
         return len(self.first)
@@ -77,7 +77,7 @@ class Augmentation:
     def apply(
         self, inputs: Tensor, targets: Tensor, samples: Tensor, epoch: int
     ) -> tuple[Tensor, Tensor | Mixed]:
-        """Inputs float32 [b, ...] and targets of the samples int64 [b]."""
+        """Inputs [b, ...], floats, and targets of the samples int64 [b]."""
         section, key = self.section, derive_seed(self.seed, "augment", epoch)
         if len(samples) == 0:
             return inputs, targets
@@ -144,7 +144,7 @@ def _mixed(
     The larger share is the sample's own; so what is right stays well defined. The order
     of the samples is random, and so is the neighbour.
     """
-    share = torch.tensor(_beta(draws, alpha), dtype=torch.float32)
+    share = torch.tensor(_beta(draws, alpha), dtype=inputs.dtype)
     wide = share.view(-1, *[1] * (inputs.dim() - 1))
     mixed = inputs * wide + inputs.roll(-1, 0) * (1 - wide)
     return mixed, Mixed(targets, targets.roll(-1, 0), share)

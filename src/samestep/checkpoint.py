@@ -220,9 +220,9 @@ def load(path: Path) -> Checkpoint:
     size, states = layout.size, len(layout.states)
     state = State(
         manifest.progress.model_dump(exclude_none=True),
-        np.zeros(size, np.float32),
-        np.zeros((states, size), np.float32),
-        np.zeros(layout.kept_tail, np.float32),
+        np.zeros(size, layout.dtype),
+        np.zeros((states, size), layout.dtype),
+        np.zeros(layout.kept_tail, layout.dtype),
     )
     wanted: dict[str, Floats] = dict(layout.parameter_views(state.parameters))
     wanted |= layout.buffer_views(state.tail[: layout.tail])
@@ -290,7 +290,7 @@ def _fill(
         raise _damaged(file, "its tensors are not those of the layout")
     for name, view in wanted.items():
         tensor = found[name]
-        if tensor.shape != view.shape or tensor.dtype != np.float32:
+        if tensor.shape != view.shape or tensor.dtype != view.dtype:
             raise _damaged(file, f"{name} is {tensor.dtype}{list(tensor.shape)}")
         view[...] = tensor
     for name in others:

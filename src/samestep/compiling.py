@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from samestep import dtypes
 from samestep.dataset import Dataset
 from samestep.errors import RecipeError
 from samestep.flat import Flat
@@ -29,8 +30,10 @@ def prepare(objective: Objective, data: Dataset, plan: Plan, flat: Flat) -> None
     sizes = {size for step in steps for size in plan.micro_batch_sizes(step) if size}
     for size in sorted(sizes):
         samples = torch.zeros(size, dtype=torch.int64)
-        loss, _ = objective(*data.splits["train"].gather(samples))
-        torch.autograd.grad(loss, flat.parameters, allow_unused=True)
+        drawn = data.splits["train"].gather(samples)
+        with dtypes.default(flat.dtype):
+            loss, _ = objective(*drawn)
+            torch.autograd.grad(loss, flat.parameters, allow_unused=True)
         flat.reset_buffers()
 
 

@@ -138,14 +138,44 @@ class Windows:
         return windows[:, :-1], windows[:, 1:]
 
 
-def load(recipe: DataRecipe, own: OwnCode | None = None, seed: int = 0) -> Dataset:
+@dataclass(frozen=True)
+class Converted:
+    """A split whose floats, and all values to predict, become those of one type."""
+
+    split: Split
+    task: Task
+    dtype: torch.dtype
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def gather(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """int64 [b] -> inputs [b, ...] and targets [b, ...]."""
+        inputs, targets = self.split.gather(indices)
+        if inputs.is_floating_point():
+            inputs = inputs.to(self.dtype)
+        if self.task == "regression":
+            targets = targets.to(self.dtype)
+        return inputs, targets
+
+
+def load(
+    recipe: DataRecipe,
+    own: OwnCode | None = None,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+) -> Dataset:
     """Load a source; what `own` code and the augmentation draw follows `seed`.
 
-    Raises DataError, OwnCodeError.
+    Its floats become `dtype`. Raises DataError, OwnCodeError.
     """
     if isinstance(recipe, CustomData):
         generators.seed(derive_seed(seed, "data"))
-    data = _load(recipe, own or OwnCode())
+    data = _load(recipe, own or OwnCode(), dtype)
+    splits: dict[str, Split] = {
+        name: Converted(split, data.task, dtype) for name, split in data.splits.items()
+    }
+    data = replace(data, splits=splits)
     augment = None if isinstance(recipe, TextData) else recipe.augment
     if augment is None:
         return data
@@ -153,7 +183,7 @@ def load(recipe: DataRecipe, own: OwnCode | None = None, seed: int = 0) -> Datas
     return replace(data, augmentation=Augmentation.of(augment, seed, sample))
 
 
-def _load(recipe: DataRecipe, own: OwnCode) -> Dataset:
+def _load(recipe: DataRecipe, own: OwnCode, dtype: torch.dtype) -> Dataset:
     match recipe:
         case MnistData():
             return _mnist(recipe)
@@ -168,7 +198,7 @@ def _load(recipe: DataRecipe, own: OwnCode) -> Dataset:
         case ImageData():
             return _of(rows.build(recipe, images.load(recipe)))
         case TableData():
-            return _of(rows.build_table(recipe))
+            return _of(rows.build_table(recipe, dtype))
 
 
 def _of(found: tuple[Mapping[str, Split], Facts]) -> Dataset:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from samestep import weights
+from samestep import dtypes, weights
 from samestep.objective import Objective
 from samestep.trainer import Trainer
 from samestep.training import compare_notes, train_step
@@ -45,9 +45,12 @@ def _pass(trainer: Trainer) -> dict[str, str]:
         trainer.data.own_metrics,
         recipe.precision,
     )
-    loss, _ = objective(inputs, targets)
     parts = [targets] if isinstance(targets, torch.Tensor) else targets.parts
-    gradients = torch.autograd.grad(loss, trainer.flat.parameters, allow_unused=True)
+    with dtypes.default(trainer.flat.dtype):
+        loss, _ = objective(inputs, targets)
+        gradients = torch.autograd.grad(
+            loss, trainer.flat.parameters, allow_unused=True
+        )
     trainer.flat.reset_buffers()
     return {
         "the samples": _sha256(inputs, *parts),

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from samestep import loading
+from samestep import dtypes, loading
 from samestep.errors import ExportError, RunError, did_you_mean
 from samestep.run import Run
 
@@ -32,6 +32,8 @@ MOST_SAMPLES = 256
 """Of the test split, whose predictions are compared."""
 TOLERANCE = 1e-4
 """Of an ONNX model's outputs, relative to the largest, or to 1 if that is smaller."""
+ONLY_FATAL = 4
+"""What onnxruntime prints itself; errors are raised besides."""
 LIBRARIES = ("onnx", "onnxscript", "onnxruntime")
 
 
@@ -137,7 +139,7 @@ def _weights(model: nn.Module, form: str) -> bytes:
 def _onnx(model: nn.Module, inputs: Tensor) -> bytes:
     example = inputs[:2] if len(inputs) > 1 else inputs.repeat(2, *[1] * inputs.dim())
     try:
-        with _quiet():
+        with _quiet(), dtypes.default(_dtype(model)):
             program = torch.onnx.export(
                 model,
                 (example,),
@@ -190,12 +192,28 @@ def _read_and_predict(
 def _run_onnx(path: Path, inputs: Tensor) -> list[Tensor]:
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    (only,) = session.get_inputs()
-    return [torch.from_numpy(a) for a in session.run(None, {only.name: inputs.numpy()})]
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = ONLY_FATAL
+    try:
+        session = onnxruntime.InferenceSession(
+            path, options, providers=["CPUExecutionProvider"]
+        )
+        (only,) = session.get_inputs()
+        found = session.run(None, {only.name: inputs.numpy()})
+    except Exception as error:  # it has no common base of its own
+        raise ExportError(
+            "An exported model must predict the same, and onnxruntime cannot run this "
+            f"one, which was deleted: {str(error).splitlines()[0]}. It lacks most "
+            "layers in float64. Use another format."
+        ) from error
+    return [torch.from_numpy(array) for array in found]
 
 
 def _predict(model: nn.Module, inputs: Tensor) -> list[Tensor]:
-    with torch.inference_mode():
+    with torch.inference_mode(), dtypes.default(_dtype(model)):
         outputs = model(inputs)
     return [each for each in tree_leaves(outputs) if isinstance(each, Tensor)]
+
+
+def _dtype(model: nn.Module) -> torch.dtype:
+    return next(model.parameters()).dtype

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from samestep import dtypes
 from samestep.errors import OwnCodeError
 from samestep.fingerprint import fingerprint
 from samestep.layout import BLOCK, Entry, Layout
@@ -21,7 +22,7 @@ COUNTER = "num_batches_tracked"
 
 
 class Flat:
-    """The vectors of one model; what they hold is float32."""
+    """The vectors of one model, all of the type of its trained parameters."""
 
     def __init__(
         self,
@@ -35,8 +36,9 @@ class Flat:
         worker updates."""
         kept = model.state_dict(keep_vars=True)
         named = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        self.dtype = next(iter(named.values())).dtype
         moving = {n: b for n, b in model.named_buffers() if n in kept.keys() - still}
-        buffers = {n: b for n, b in moving.items() if b.dtype == torch.float32}
+        buffers = {n: b for n, b in moving.items() if b.dtype == self.dtype}
         counters = {n: b for n, b in moving.items() if n.endswith(COUNTER)}
         self.constants, aliases = _rest(kept, {**named, **buffers, **counters})
         """Of the state_dict, what training does not change."""
@@ -49,6 +51,7 @@ class Flat:
             counters=tuple(counters),
             states=tuple(states),
             whole=tuple(whole),
+            dtype=dtypes.NAMES[self.dtype],
         )
         self.size, self.tail = self.layout.size, self.layout.tail
         self.parameters = list(named.values())
@@ -81,7 +84,7 @@ class Flat:
         return self._joined(self._saved)
 
     def _joined(self, buffers: Sequence[Tensor]) -> Tensor:
-        none = torch.empty(0, device=self.device)
+        none = torch.empty(0, dtype=self.dtype, device=self.device)
         return torch.cat([none, *(buffer.view(-1) for buffer in buffers)])
 
     def reset_buffers(self) -> None:
@@ -127,7 +130,8 @@ class Flat:
             int(counter) - count
             for counter, count in zip(self._counters, self.counts, strict=True)
         ]
-        return torch.cat([now, (now != before).float(), torch.tensor(counted).float()])
+        rest = (now != before), torch.tensor(counted)
+        return torch.cat([now, *(each.to(self.dtype) for each in rest)])
 
     def apply_changes(self, total: Tensor, micro_batches: int) -> None:
         """Sums of `read_changes` over micro-batches -> the buffers after the step.

@@ -36,7 +36,9 @@ class Kept:
         own = dict(zip(flat.layout.states, exchange.states, strict=True))
         self._average, self._best = own.get(AVERAGE), own.get(BEST)
         self._best_buffers = torch.zeros(
-            flat.tail if self._best is not None else 0, device=flat.device
+            flat.tail if self._best is not None else 0,
+            dtype=flat.dtype,
+            device=flat.device,
         )
 
     def advance(self, step: int) -> None:

@@ -9,7 +9,7 @@ The optimizer's states have the layout of the parameters. Padding is zero.
 import math
 from collections.abc import Iterator
 from itertools import accumulate, pairwise
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,18 +19,20 @@ from samestep.balance import pieces
 
 
 ALIGNMENT = 16
-"""Parameters start at multiples of so many float32: a cache line."""
+"""Parameters start at multiples of so many elements: a cache line of float32."""
 BLOCK = 1024
 """Slices of the vector are cut at multiples of so many elements."""
 AVERAGE, BEST = "ema", "best"
 """States that are weights: their moving average, those of the best epoch."""
 
-Floats = NDArray[np.float32]
+Dtype = Literal["float32", "float64"]
+"""Of all that a training holds, by the name that numpy and torch have for it."""
+Floats = NDArray[np.float32] | NDArray[np.float64]
 Extent = Annotated[int, Field(ge=0, lt=2**40)]
 
 
 class Entry(BaseModel):
-    """One float32 tensor."""
+    """One tensor."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -63,6 +65,13 @@ class Layout(BaseModel):
     """Frozen parameters and buffers that stay: in files, not in the vectors."""
     constants_sha256: str = ""
     """Their fingerprint."""
+    dtype: Dtype = "float32"
+    """Of every vector."""
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element."""
+        return np.dtype(self.dtype).itemsize
 
     @property
     def offsets(self) -> list[int]:

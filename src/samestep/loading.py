@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from samestep import dataset, generators, models, sources, weights
+from samestep import dataset, dtypes, generators, models, sources, weights
 from samestep.asking import recipe_of
 from samestep.dataset import Dataset
 from samestep.errors import OwnCodeError
@@ -29,7 +29,7 @@ def load_model(run: Run, given: Any = None) -> nn.Module:
     with generators.kept():
         data = Dataset.from_facts(facts) if facts else dataset.load(recipe.data)
         generators.seed(derive_seed(recipe.seed, "model"))
-        model = models.build(recipe.model, data, own)
+        model = models.build(recipe.model, data, own, dtypes.of(recipe.precision))
     model.load_state_dict(weights.load(run.model_file))
     return model.eval()
 
@@ -39,7 +39,8 @@ def load_data(run: Run, given: Any = None) -> Dataset:
     recipe, own = _with(run, "data", given)
     sources.prepare(recipe.data)
     with generators.kept():
-        return dataset.load(recipe.data, own, recipe.seed)
+        dtype = dtypes.of(recipe.precision)
+        return dataset.load(recipe.data, own, recipe.seed, dtype)
 
 
 def _with(run: Run, part: str, given: Any) -> tuple[Recipe, OwnCode]:

@@ -20,7 +20,7 @@ from samestep.errors import OwnCodeError, PlacementError, ReplicasDiffer
 from samestep.exchange.group import Group
 from samestep.exchange.partials import Partials
 from samestep.flat import Flat
-from samestep.models.custom import check_parameters
+from samestep.models.custom import check_parameters, check_types
 from samestep.plan import Plan, derive_seed
 from samestep.rehearsal import check_gradients, still_buffers
 from samestep.tally import Piece, Tally, Value
@@ -28,6 +28,7 @@ from samestep.tally import Piece, Tally, Value
 
 Batches = Iterator[Any]
 WHO = "the model"
+TYPE = "Trained parameters are all float32, or all float64 (`model.double()`)"
 
 
 class Loop:
@@ -193,15 +194,19 @@ class Loop:
         self._sum()
 
     def _follow_model(self) -> Flat:
-        """The user may have frozen parameters, or loaded others, between two steps."""
+        """The user may have frozen or converted parameters, or loaded others."""
         trained = [p for p in self._model.parameters() if p.requires_grad]
-        if [id(p) for p in trained] != [id(p) for p in self._flat.parameters]:
+        types = {p.dtype for p in trained} - {self._flat.dtype}
+        if types or [id(p) for p in trained] != [id(p) for p in self._flat.parameters]:
             self._flat = self._flatten()
         self._flat.keep_buffers()
         return self._flat
 
     def _flatten(self) -> Flat:
         check_parameters(self._model, WHO)
+        first = next(p.dtype for p in self._model.parameters() if p.requires_grad)
+        wanted = first if first is torch.float64 else torch.float32
+        check_types(self._model, WHO, wanted, TYPE)
         kinds = {p.device.type for p in self._model.parameters()}
         if kinds != {"cpu"}:
             raise OwnCodeError(
@@ -212,7 +217,7 @@ class Loop:
     def _leaf(self, has_samples: bool, share: float) -> Tensor:
         """[size + changes]: what a micro-batch adds to the gradient, and to buffers."""
         flat = self._flat
-        leaf = torch.zeros(flat.size + flat.num_changes)
+        leaf = torch.zeros(flat.size + flat.num_changes, dtype=flat.dtype)
         if has_samples:
             check_gradients(self._model, WHO)
             gradients = [p.grad for p in flat.parameters if p.grad is not None]
@@ -225,7 +230,7 @@ class Loop:
     def _sum(self) -> None:
         """All workers: gradients and buffers of the whole global batch."""
         flat = self._flat
-        total = self._partials.total(flat.size + flat.num_changes)
+        total = self._partials.total(flat.size + flat.num_changes, flat.dtype)
         # A copy begins at the same alignment at any number of workers.
         views = flat.views(total[: flat.size].clone())
         for parameter, gradient in zip(flat.parameters, views, strict=True):

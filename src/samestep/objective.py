@@ -2,20 +2,21 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from samestep import dtypes
 from samestep.augment import Mixed
 from samestep.data_sections import Task
 from samestep.errors import OwnCodeError
 from samestep.ingredients import CrossEntropy, CustomLoss, LossRecipe, SquaredError
 from samestep.own import capital, title
+from samestep.recipe import Precision
 
 
-Precision = Literal["float32", "bf16"]
 METRICS: dict[Task, str] = {
     "classification": "accuracy",
     "next-token": "accuracy",
@@ -44,9 +45,10 @@ TAKEN = (
 
 
 def outputs(model: nn.Module, inputs: Tensor, precision: Precision) -> Any:
-    """What the model makes of the inputs, in float32 if it is a tensor."""
-    if precision == "float32":
-        return model(inputs)
+    """What the model makes of the inputs; of bf16, float32 if it is a tensor."""
+    if precision != "bf16":
+        with dtypes.default(dtypes.of(precision)):
+            return model(inputs)
     with torch.autocast(inputs.device.type, torch.bfloat16):
         found = model(inputs)
     return found.float() if isinstance(found, Tensor) else found
@@ -59,7 +61,7 @@ class Objective(nn.Module):
     |---|---|---|
     | classification | [b, classes] | int64 [b] |
     | next-token | [b, t, tokens] | int64 [b, t] |
-    | regression | [b, values] | float32 [b, values] |
+    | regression | [b, values] | floats [b, values] |
     """
 
     def __init__(
@@ -91,7 +93,9 @@ class Objective(nn.Module):
             trained = [p for p in self.model.parameters() if p.requires_grad]
             nothing = torch.stack([(p * 0).sum() for p in trained])
             return nothing.sum(), torch.zeros(num_cells(self.metrics or ()))
-        return self.measure(outputs(self.model, inputs, self._precision), targets)
+        found = outputs(self.model, inputs, self._precision)
+        with dtypes.default(dtypes.of(self._precision)):
+            return self.measure(found, targets)
 
     def measure(self, outputs: Any, targets: Tensor | Mixed) -> tuple[Tensor, Tensor]:
         """Outputs and targets -> summed loss [], cells of the metrics [c]."""

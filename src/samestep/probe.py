@@ -206,15 +206,15 @@ def _message(trainer: Trainer, lap: Lap) -> dict[str, Any]:
         "type": "measured",
         **lap.to_dict(),
         "bytes_per_step": trainer.exchange.bytes_per_step,
-        "gradient_bytes": 4 * trainer.flat.size,
-        "add_seconds": adding_seconds(trainer.flat.size),
+        "gradient_bytes": trainer.flat.dtype.itemsize * trainer.flat.size,
+        "add_seconds": adding_seconds(trainer.flat.size, trainer.flat.dtype),
         "noise_scale": trainer.progress.noise.scale,
     }
 
 
-def adding_seconds(size: int) -> float:
+def adding_seconds(size: int, dtype: torch.dtype) -> float:
     """Of adding one gradient [size] to another, as on the way up the tree."""
-    total, gradient = torch.ones(2, size)
+    total, gradient = torch.ones(2, size, dtype=dtype)
     began = time.perf_counter()
     for _ in range(ADDITIONS):
         total.add_(gradient)

@@ -34,6 +34,7 @@ from samestep.optimizer_sections import (
 from samestep.training_sections import EmaRecipe, StartRecipe, StopRecipe
 
 
+Precision = Literal["float32", "bf16", "float64"]
 BUILT_IN = resources.files("samestep") / "recipes"
 
 
@@ -54,8 +55,8 @@ class Recipe(Section):
     """Samples evaluated at once."""
     threads: Count = 1
     """Intra-op threads of each worker: they change the bits."""
-    precision: Literal["float32", "bf16"] = "float32"
-    """Of products in the model: `bf16` where the processor has it; weights do not."""
+    precision: Precision = "float32"
+    """`float64`: of everything; `bf16`: of products, where the processor has it."""
     compile: bool = False
     """Use torch.compile in training; needs a C++ compiler, and other bits result."""
     compression: Literal["none", "bf16", "fp16"] = "none"
@@ -84,6 +85,16 @@ class Recipe(Section):
             raise ValueError(
                 "early stopping looks at validation samples, and `data.validation` is "
                 "0: hold some out, or leave out `stop`"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _float64_is_not_rounded(self) -> Self:
+        if self.precision == "float64" and self.compression != "none":
+            raise ValueError(
+                "`compression` rounds gradients to 16 bits, of which `precision` "
+                f"`float64` keeps 64; `compression` is `{self.compression}`: leave out "
+                "one of the two"
             )
         return self
 

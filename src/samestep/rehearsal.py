@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from samestep import own
+from samestep import dtypes, own
 from samestep.dataset import Dataset
 from samestep.errors import OwnCodeError, RecipeError
 from samestep.ingredients import CnnModel, ModelRecipe, VitModel
@@ -47,13 +47,14 @@ def rehearse(
     before = {name: buffer.clone() for name, buffer in twin.named_buffers()}
     names = own.names(recipe)
     who = own.title(names["model"], "model") if "model" in names else "the model"
-    with _naming_layers(twin, who, inputs):
+    dtype = dtypes.of(recipe.precision)
+    with _naming_layers(twin, who, inputs), dtypes.default(dtype):
         outputs = twin(inputs)
     if loss is None:
         _check_outputs(outputs, targets, data, who)
     objective = Objective(twin, recipe.loss, loss)
     blamed = own.title(names["loss"], "loss") if "loss" in names else who
-    with own.blaming(blamed):
+    with own.blaming(blamed), dtypes.default(dtype):
         total, _ = objective.measure(outputs, targets)
         _check_loss(total, blamed)
         torch.autograd.backward(total)
@@ -116,7 +117,8 @@ def check_norms(recipe: Recipe, data: Dataset, plan: Plan, model: nn.Module) -> 
         return
     inputs, _ = data.splits["train"].gather(torch.zeros(1, dtype=torch.int64))
     try:
-        copy.deepcopy(model)(inputs)
+        with dtypes.default(dtypes.of(recipe.precision)):
+            copy.deepcopy(model)(inputs)
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise
@@ -206,17 +208,19 @@ def still_buffers(
 ) -> frozenset[str]:
     """The buffers that did not change. OwnCodeError for others that may not."""
     state = model.state_dict(keep_vars=True)
+    dtype = next(p.dtype for p in model.parameters() if p.requires_grad)
     still = set()
     for name, buffer in model.named_buffers():
         if torch.equal(buffer, before[name]):
             still.add(name)
             continue
         counts = name.endswith("num_batches_tracked")
-        if name in state and (buffer.dtype == torch.float32 or counts):
+        if name in state and (buffer.dtype == dtype or counts):
             continue
         raise OwnCodeError(
-            f"What a forward pass changes must be a persistent float32 buffer, so that "
-            f"it can be averaged over micro-batches; `{name}` of {who} is "
+            f"What a forward pass changes must be a persistent {dtypes.NAMES[dtype]} "
+            "buffer, like the parameters, so that it can be averaged over "
+            f"micro-batches; `{name}` of {who} is "
             f"{buffer.dtype}" + ("." if name in state else ", and not persistent.")
         )
     return frozenset(still)

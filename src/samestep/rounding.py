@@ -20,14 +20,14 @@ from torch import Tensor
 from samestep.errors import NonFiniteGradient
 
 
-DTYPES = {"none": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
 class Rounding:
-    """To the type that the recipe's `compression` names; float32 stays as it is."""
+    """To the type that the recipe's `compression` names; None: nothing is rounded."""
 
-    dtype: torch.dtype = torch.float32
+    dtype: torch.dtype | None = None
 
     @classmethod
     def of(cls, compression: str) -> "Rounding":
@@ -37,14 +37,18 @@ class Rounding:
     @property
     def is_exact(self) -> bool:
         """Whether it changes nothing."""
-        return self.dtype is torch.float32
+        return self.dtype is None
+
+    def sent_as(self, dtype: torch.dtype) -> torch.dtype:
+        """Return the type in which a rounded gradient of `dtype` loses nothing."""
+        return self.dtype or dtype
 
     def __call__(self, values: Tensor) -> Tensor:
-        """float32 [...], in place."""
-        return values if self.is_exact else values.copy_(values.to(self.dtype))
+        """[...], in place."""
+        return values if self.dtype is None else values.copy_(values.to(self.dtype))
 
     def add(self, left: Tensor, right: Tensor) -> Tensor:
-        """The sum of two float32 nodes of the tree, written into `left`."""
+        """The sum of two nodes of the tree, written into `left`."""
         return self(left.add_(right))
 
     def check(self, total: Tensor) -> None:

@@ -70,7 +70,8 @@ class Snapshots:
         """Makes the memory large enough if it is not. Raises PlacementError."""
         self._constants = constants or {}
         self._slices = layout.slices(workers)
-        width = 4 * (layout.size * (1 + len(layout.states)) + layout.kept_tail)
+        elements = layout.size * (1 + len(layout.states)) + layout.kept_tail
+        width = layout.itemsize * elements
         head = memory.pages(PROGRESS_BYTES + 16 * workers)
         self._map = memory.reserve(
             fd,
@@ -152,7 +153,7 @@ class Snapshots:
 
 def _slot(piece: NDArray[np.uint8], layout: Layout, workers: int, head: int) -> _Slot:
     size, states = layout.size, len(layout.states)
-    floats = piece[head:].view(np.float32)
+    floats = piece[head:].view(layout.dtype)
     parts = np.split(floats, [size, size * (1 + states)])
     tail = parts[2][: layout.kept_tail]
     marks = piece[PROGRESS_BYTES : PROGRESS_BYTES + 16 * workers]

@@ -12,6 +12,7 @@ from samestep import (
     compiling,
     constants,
     dataset,
+    dtypes,
     generators,
     initial,
     kept,
@@ -224,7 +225,8 @@ def load_data(
     recipe: Recipe, own: OwnCode, most_samples: int | None = None
 ) -> tuple[dataset.Dataset, Plan]:
     """At most so many samples of each split. Raises DataError, OwnCodeError."""
-    data = dataset.load(recipe.data, own, recipe.seed)
+    dtype = dtypes.of(recipe.precision)
+    data = dataset.load(recipe.data, own, recipe.seed, dtype)
     if most_samples is not None:
         data = data.first(most_samples)
     size = len(data.splits["train"])
@@ -246,7 +248,8 @@ def _load_and_build(
     data, plan = load_data(recipe, around.own, around.most_samples)
     generators.seed(derive_seed(recipe.seed, "model"))
     rehearsal.check_family(recipe.model, data)
-    model = models.build(recipe.model, data, around.own)
+    dtype = dtypes.of(recipe.precision)
+    model = models.build(recipe.model, data, around.own, dtype)
     initial.prepare(model, recipe)
     loss, still = find_loss(recipe, around.own), frozenset[str]()
     if not isinstance(recipe.data, MnistData | TextData) or names(recipe):

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from samestep import noise, weights
+from samestep import dtypes, noise, weights
 from samestep.balance import contiguous
 from samestep.balancer import Stretch, scattered
 from samestep.fingerprint import fingerprint
@@ -191,7 +191,8 @@ def train_step(trainer: Trainer, step: int, step_in_epoch: int) -> None:
     """All workers: one optimizer step on one global batch."""
     recipe, plan, clock = trainer.recipe, trainer.plan, trainer.clock
     size = plan.batch_size(step_in_epoch) * trainer.data.targets_per_sample
-    weight = torch.tensor(1 / size, device=trainer.device.target)
+    dtype = trainer.flat.dtype
+    weight = torch.tensor(1 / size, dtype=dtype, device=trainer.device.target)
     row = trainer.ledger.open(step, size)
     trainer.board.begin(step)
     clock.begin(step)
@@ -209,7 +210,7 @@ def train_step(trainer: Trainer, step: int, step_in_epoch: int) -> None:
         )
         trainer.flat.reset_buffers()
         clock.lap("data")
-        with trainer.exchange.turn(m):
+        with trainer.exchange.turn(m), dtypes.default(dtype):
             loss, metrics = trainer.objective(inputs, targets)
             clock.lap("forward")
             loss.backward(weight)

@@ -26,6 +26,7 @@ from torch.distributed import DistError
 
 from samestep import (
     dataset,
+    dtypes,
     exactness,
     generators,
     memory,
@@ -195,12 +196,13 @@ def _helper(
 def evaluate(recipe: Recipe, control: Channel, around: Surroundings) -> None:
     """All workers: the weights of a file on one split."""
     job, place = control.job, around.place
-    data = dataset.load(recipe.data, around.own, recipe.seed)
+    dtype = dtypes.of(recipe.precision)
+    data = dataset.load(recipe.data, around.own, recipe.seed, dtype)
     split = data.splits[job["split"]]
     if len(split) == 0:
         raise RunError(f"The recipe {recipe.name} holds out no {job['split']} samples.")
     generators.seed(derive_seed(recipe.seed, "model"))
-    model = models.build(recipe.model, data, around.own)
+    model = models.build(recipe.model, data, around.own, dtype)
     model.load_state_dict(weights.load(Path(job["model_file"])))
     model = around.device.move(model)
     exchange = around.connect(Flat(model), shares(place.workers, place.workers))

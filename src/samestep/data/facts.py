@@ -35,9 +35,8 @@ def task_of(targets: Tensor, who: str) -> Task:
 
 
 def shaped(targets: Tensor, task: Task) -> Tensor:
-    """[b, ...] -> what the task's loss takes."""
+    """[b, ...] -> what the task's loss takes, numbers to predict of any type."""
     if task == "regression":
-        targets = targets.float()
         return targets.reshape(len(targets), -1) if targets.dim() < 2 else targets
     targets = targets.long()
     return targets.flatten() if task == "classification" else targets
@@ -60,7 +59,6 @@ def check_labels(
 
 
 def narrow(values: Tensor) -> Tensor:
-    """Floats -> float32; integers and booleans -> int64, but uint8 stays."""
-    if values.is_floating_point():
-        return values.float()
-    return values if values.dtype == torch.uint8 else values.long()
+    """Integers and booleans -> int64, but uint8 stays, and so do floats."""
+    stays = values.is_floating_point() or values.dtype == torch.uint8
+    return values if stays else values.long()

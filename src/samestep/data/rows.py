@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from samestep import dtypes
 from samestep.data import tables
 from samestep.data.arrays import SPLITS, Array, Pair
 from samestep.data.facts import Facts, check_labels, shaped, task_of
@@ -78,14 +79,16 @@ def build(recipe: Divided, pairs: Mapping[str, Pair]) -> tuple[dict[str, Split],
     return _splits(rows, members), facts
 
 
-def build_table(recipe: TableData) -> tuple[dict[str, Split], Facts]:
-    """Splits of a table. Raises DataError."""
+def build_table(
+    recipe: TableData, dtype: torch.dtype
+) -> tuple[dict[str, Split], Facts]:
+    """Splits of a table, its numbers of this type. Raises DataError."""
     table = tables.read(recipe)
     held_out = ("validation",) if recipe.test_path else ("validation", "test")
     members = divide(table.num_first, recipe, recipe.path, held_out)
     if recipe.test_path:
         members["test"] = torch.arange(table.num_first, len(table))
-    inputs = table.inputs(members["train"].numpy())
+    inputs = table.inputs(members["train"].numpy()).astype(dtypes.NAMES[dtype])
     task: Task = "regression" if table.is_regression else "classification"
     rows = Rows(inputs, table.targets(), task)
     facts = Facts((inputs.shape[1],), len(table.classes) or 1, task, 1)
@@ -104,7 +107,8 @@ def _splits(
 
 def _tensor(array: Array) -> Tensor:
     """A copy in the machine's own byte order, of a type that torch has."""
-    kinds = {"f": np.float32, "i": np.int64, "u": np.int64, "b": np.int64}
+    floats = np.float64 if array.dtype.itemsize > 4 else np.float32
+    kinds = {"f": floats, "i": np.int64, "u": np.int64, "b": np.int64}
     kind = np.uint8 if array.dtype == np.uint8 else kinds[array.dtype.kind]
     return torch.from_numpy(np.array(array, kind, order="C"))
 
@@ -139,8 +143,9 @@ def _check(pair: Pair, train: Pair, task: Task, outputs: int) -> None:
         if task == "next-token":
             tokens = _tensor(pair.inputs[numbers[0] : numbers[-1] + 1]).long()
             check_labels(tokens, task, outputs, pair.who, numbers)
-        if task == "regression" and not targets.isfinite().all():
-            bad = int((~targets.isfinite()).flatten(1).any(1).nonzero()[0]) + first
+        finite = targets.float().isfinite()  # as most recipes take them
+        if task == "regression" and not finite.all():
+            bad = int((~finite).flatten(1).any(1).nonzero()[0]) + first
             raise DataError(
                 f"Targets are finite numbers; sample {bad} of {pair.who} has another."
             )

@@ -59,14 +59,14 @@ class Table:
         return len(self.target.values)
 
     def targets(self) -> Array:
-        """float32 [n] to predict, or int64 [n] classes."""
+        """float64 [n] to predict, or int64 [n] classes."""
         if self.is_regression:
-            return self.target.values.astype(np.float32)
+            return self.target.values
         numbers = {name: number for number, name in enumerate(self.classes)}
         names = map(_class_name, self.target.values.tolist())
         return np.array([numbers[name] for name in names], np.int64)
 
-    def inputs(self, train: NDArray[np.int64]) -> NDArray[np.float32]:
+    def inputs(self, train: NDArray[np.int64]) -> NDArray[np.float64]:
         """[n, features], by the statistics of the samples `train`."""
         columns: list[Array] = []
         for column in self.features:
@@ -74,7 +74,7 @@ class Table:
                 columns.append(_standardised(column, train))
             else:
                 columns += _one_hot(column)
-        return np.stack(columns, axis=1).astype(np.float32)
+        return np.stack(columns, axis=1)
 
 
 def read(recipe: TableData) -> Table:

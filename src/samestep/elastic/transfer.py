@@ -90,7 +90,7 @@ def _unpack(parts: Sequence[Tensor]) -> Held:
             "network or a memory changes bits; start again."
         )
     layout = Layout.model_validate(head["layout"])
-    vectors = [part.numpy().view(np.float32) for part in body[:3]]
+    vectors = [part.numpy().view(layout.dtype) for part in body[:3]]
     state = State(
         head["progress"],
         vectors[0],

@@ -25,7 +25,7 @@ class Exchange(Merger, Protocol):
     """
 
     parameters: Tensor
-    """float32 [size]: the vector that the model's parameters are views of."""
+    """[size]: the vector that the model's parameters are views of."""
     owned: tuple[int, int]
     """The slice of the vector that this worker updates."""
     states: list[Tensor]

@@ -54,7 +54,8 @@ class GlooExchange:
         self.workers, self._rank, self._flat = len(shares), place.rank, flat
         self._num_crossings = place.nodes if place.nodes > 1 else 0
         self._num_leaves, self._rounding = shares[-1][1], rounding
-        self.parameters = torch.zeros(flat.size, device=flat.device)
+        self._sent_as = rounding.sent_as(flat.dtype)
+        self.parameters = torch.zeros(flat.size, device=flat.device, dtype=flat.dtype)
         self.owned = (0, flat.size)
         self.states = list(
             self.parameters.new_zeros(len(flat.layout.states), flat.size)
@@ -71,12 +72,13 @@ class GlooExchange:
     def assign(self, shares: list[Node]) -> None:
         """All workers, between two steps: who owns which micro-batches."""
         self._owned = shares[self._rank]
-        self._tails = Partials(shares, self._rank, self._flat.device)
+        flat = self._flat
+        self._tails = Partials(shares, self._rank, flat.device)
         self._merges, self._rows = self._tails.merges, self._tails.rows
         self._memory.clear()
         self._is_direct = self._rows == 1 and self._rounding.is_exact
-        gradient = sum(p.numel() for p in self._flat.parameters)
-        row = self._rounding.dtype.itemsize * gradient + 4 * self._flat.tail
+        gradient = sum(p.numel() for p in flat.parameters)
+        row = self._sent_as.itemsize * gradient + flat.dtype.itemsize * flat.tail
         # Gloo gathers around a ring: whatever is sent passes every edge but one, and
         # as many edges as there are nodes lead from one node to the next.
         passing = (self.workers - 1) * self._rows * row
@@ -125,7 +127,9 @@ class GlooExchange:
             self._take_part()
         for parameters, received, work in self._pending:
             work.wait()
-            total = self._tails.add_up(received.float(), self._rounding.add)
+            total = self._tails.add_up(
+                received.to(self._flat.dtype), self._rounding.add
+            )
             offset = 0
             for parameter in parameters:
                 part = total[offset : offset + parameter.numel()]
@@ -136,9 +140,9 @@ class GlooExchange:
                 offset += parameter.numel()
         if not self._pending:
             torch._foreach_copy_(self._views, self._stack[0])
-        tails = (
-            self._tails.total(self._flat.tail) if self._flat.tail else torch.empty(0)
-        )
+        tails = torch.empty(0)
+        if self._flat.tail:
+            tails = self._tails.total(self._flat.tail, self._flat.dtype)
         self._stack.clear()
         self._pending.clear()
         self._rounding.check(self._gradient)
@@ -194,7 +198,7 @@ class GlooExchange:
         buffer = bucket.buffer()
         key = (bucket.index(), buffer.numel())
         if key not in self._memory:
-            size, dtype = buffer.numel(), self._rounding.dtype
+            size, dtype = buffer.numel(), self._sent_as
             rows = 0 if self._is_direct else self._rows
             sent = buffer.new_zeros(rows, size, dtype=dtype)
             received = buffer.new_empty(self.workers * self._rows, size, dtype=dtype)

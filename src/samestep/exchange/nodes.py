@@ -15,7 +15,7 @@ subtrees of the canonical tree inside that range are its rows. In every step:
 N nodes of one row each send 2 (N - 1) vectors in all, as many as a ring all-reduce:
 that is so where each owns a subtree, as where all own the same power of two of leaves.
 Nodes of k rows send (k + 1) (N - 1). With `compression` in the recipe all these are of
-16 bits. BatchNorm's buffers stay float32; every leader gets all rows of them.
+16 bits. BatchNorm's buffers are never rounded; every leader gets all rows of them.
 """
 
 from contextlib import AbstractContextManager
@@ -106,21 +106,22 @@ class NodesExchange:
         self._within, self._nodes, self._rounding = within, nodes, within.rounding
         self.parameters, self.owned = within.parameters, within.owned
         self.states, self.watch = within.states, within.watch
-        self._size, self._tail = flat.size, flat.tail
+        self._size, self._tail, self._dtype = flat.size, flat.tail, flat.dtype
+        self._sent_as = self._rounding.sent_as(flat.dtype)
         self._length = flat.layout.offsets[-1]
 
-        most, dtype = tree.deepest_stack(shares[-1][1]), self._rounding.dtype
+        most, sent_as = tree.deepest_stack(shares[-1][1]), self._sent_as
         shared = Pieces(
             memory,
             within.num_bytes,
-            pages(dtype.itemsize * most * flat.size)
-            + pages(dtype.itemsize * flat.size)
-            + pages(4 * flat.tail),
+            pages(sent_as.itemsize * most * flat.size)
+            + pages(sent_as.itemsize * flat.size)
+            + pages(flat.dtype.itemsize * flat.tail),
         )
-        self._rows = shared.take(most, flat.size, dtype=dtype)
-        self._total = shared.take(flat.size, dtype=dtype)
-        self._tails = shared.take(flat.tail)
-        self._sum = torch.empty(self.owned[1] - self.owned[0])
+        self._rows = shared.take(most, flat.size, dtype=sent_as)
+        self._total = shared.take(flat.size, dtype=sent_as)
+        self._tails = shared.take(flat.tail, dtype=flat.dtype)
+        self._sum = torch.empty(self.owned[1] - self.owned[0], dtype=flat.dtype)
         self._adding, self._spreading = within.patience(), within.patience()
         self.assign(shares)
 
@@ -129,14 +130,15 @@ class NodesExchange:
         self._within.assign(shares)
         sizes, self._num_leaves = self._nodes.sizes, shares[-1][1]
         self._division = Division.of(shares, sizes, self._length)
-        rows, width = self._division.rows, self._rounding.dtype.itemsize
+        rows, item = self._division.rows, self._dtype.itemsize
+        width = self._sent_as.itemsize
         num_rows = sum(map(len, rows))
         sent = sum(self._division.sent(node) for node in range(len(sizes)))
-        tails = 4 * self._tail * (len(sizes) - 1) * num_rows
+        tails = item * self._tail * (len(sizes) - 1) * num_rows
         self.network_bytes_per_step = width * sent + tails
         # Within a node: as on one machine, and the rows and the sum by the others.
         read = sum(
-            4 * vectors_read(local, self._num_leaves)
+            item * vectors_read(local, self._num_leaves)
             + width * (len(nodes) + 1) * (len(local) - 1) / len(local)
             for local, nodes in zip(self._division.owned, rows, strict=True)
         )
@@ -174,7 +176,7 @@ class NodesExchange:
         What is to come is announced before anything is sent: an announcement would
         have to wait behind what is on its way, and the link would stand still.
         """
-        tails = torch.empty(len(nodes), self._tail)
+        tails = torch.empty(len(nodes), self._tail, dtype=self._dtype)
         for row, node in zip(tails, nodes, strict=True):
             tail = slice(self._size, self._size + self._tail)
             row.copy_(self._within.value(node, tail, EXACT))
@@ -217,10 +219,10 @@ class NodesExchange:
     def _reduced(
         self, arriving: tuple[Wait, dict[Node, Tensor]], rounding: Rounding
     ) -> Tensor:
-        """Once they are there: nodes of the tree [n] -> its root, float32 [n]."""
+        """Once they are there: nodes of the tree [n] -> its root, [n]."""
         arrive, parts = arriving
         arrive()
-        values = {node: value.float() for node, value in parts.items()}
+        values = {node: value.to(self._dtype) for node, value in parts.items()}
         return tree.reduce(self._num_leaves, values, rounding.add)
 
     def publish(self) -> None:

@@ -54,12 +54,12 @@ class Partials:
             right = self._stack.pop()
             self._stack[-1] += right
 
-    def total(self, size: int) -> Tensor:
-        """All workers: the sum of what all of them pushed, float32 [size]."""
+    def total(self, size: int, dtype: torch.dtype) -> Tensor:
+        """All workers: the sum of what all of them pushed, [size], of this type."""
         stack, self._stack = self._stack, []
         if self._workers == 1:
             return stack[0]
-        sent = torch.zeros(self.rows, size, device=self._device)
+        sent = torch.zeros(self.rows, size, device=self._device, dtype=dtype)
         for row, partial in enumerate(stack):
             sent[row] = partial
         received = sent.new_empty(self._workers * self.rows, size)

@@ -52,7 +52,7 @@ class Pieces:
         )
         self._bytes = torch.frombuffer(self.map, dtype=torch.uint8)
 
-    def take(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    def take(self, *shape: int, dtype: torch.dtype) -> Tensor:
         """The next piece; zeros in the beginning."""
         size = torch.Size(shape).numel() * dtype.itemsize
         piece = self._bytes[self._used : self._used + size]
@@ -82,26 +82,27 @@ class SharedExchange:
         rank, local_workers = place.local_rank, place.local_workers
         slots = tree.deepest_stack(self._num_leaves)
         # Slots start at pages: the alignment of a product may decide its bits.
-        width = pages(4 * (flat.size + flat.tail)) // 4
+        dtype, item = flat.dtype, flat.dtype.itemsize
+        width = pages(item * (flat.size + flat.tail)) // item
         num_states = len(flat.layout.states)
         shared = Pieces(
             fd,
             barrier.header_bytes(local_workers),
-            pages(4 * flat.size)
-            + pages(4 * num_states * flat.size)
-            + pages(4 * local_workers * slots * width)
+            pages(item * flat.size)
+            + pages(item * num_states * flat.size)
+            + pages(item * local_workers * slots * width)
             + pages(8 * local_workers * SCRATCH),
         )
-        self.parameters = shared.take(flat.size)
-        states = shared.take(num_states, flat.size)
-        self._slots_of = shared.take(local_workers, slots, width)
+        self.parameters = shared.take(flat.size, dtype=dtype)
+        states = shared.take(num_states, flat.size, dtype=dtype)
+        self._slots_of = shared.take(local_workers, slots, width, dtype=dtype)
         self._scratch = shared.take(local_workers, SCRATCH, dtype=torch.float64)
         self.num_bytes = len(shared.map)
 
         self.owned = flat.layout.slices(local_workers)[rank]
         self.states = [state[slice(*self.owned)] for state in states]
         self.assign(shares)
-        self._sum = torch.empty(self.owned[1] - self.owned[0])
+        self._sum = torch.empty(self.owned[1] - self.owned[0], dtype=dtype)
         self._slots = list(self._slots_of[rank])
         self._views = [flat.views(slot) for slot in self._slots]
         self._position = {id(p): i for i, p in enumerate(flat.parameters)}
@@ -129,7 +130,8 @@ class SharedExchange:
             for slot, node in enumerate(tree.subtrees(owned, self._num_leaves))
         }
         vectors = vectors_read(local, self._num_leaves)
-        self.bytes_per_step = round(4 * self._flat.size * vectors)
+        vector = self._flat.dtype.itemsize * self._flat.size
+        self.bytes_per_step = round(vector * vectors)
 
     def attach(self, objective: nn.Module) -> nn.Module:
         """All workers: the parameters become views of the leader's, shared."""
@@ -217,7 +219,8 @@ class SharedExchange:
         size, tail = self._flat.size, self._flat.tail
         if tail == 0:
             return torch.empty(0)
-        return self._total(slice(size, size + tail), torch.empty(tail), EXACT)
+        out = torch.empty(tail, dtype=self._flat.dtype)
+        return self._total(slice(size, size + tail), out, EXACT)
 
     def _total(self, part: slice, out: Tensor, rounding: Rounding) -> Tensor:
         root = (0, self._num_leaves)

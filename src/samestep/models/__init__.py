@@ -1,7 +1,9 @@
 """Model families, one file each."""
 
+import torch
 from torch import nn
 
+from samestep import dtypes
 from samestep.dataset import Dataset
 from samestep.ingredients import (
     CnnModel,
@@ -20,14 +22,28 @@ from samestep.models.resnet import Resnet
 from samestep.models.rnn import Rnn
 from samestep.models.transformer import Transformer
 from samestep.models.vit import Vit
-from samestep.own import OwnCode
+from samestep.own import OwnCode, title
 
 
-def build(recipe: ModelRecipe, data: Dataset, own: OwnCode | None = None) -> nn.Module:
+def build(
+    recipe: ModelRecipe,
+    data: Dataset,
+    own: OwnCode | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> nn.Module:
     """A model for this data, its weights drawn from torch's default generator.
 
-    `own` finds the user's functions. Raises OwnCodeError.
+    They are drawn in float32, and then of the type `dtype`. `own` finds the user's
+    functions. Raises OwnCodeError.
     """
+    model = dtypes.converted(_drawn(recipe, data, own or OwnCode()), dtype)
+    if isinstance(recipe, CustomModel):
+        who = title(recipe.build, "model")
+        custom.check_types(model, who, dtype, custom.TYPE)
+    return model
+
+
+def _drawn(recipe: ModelRecipe, data: Dataset, own: OwnCode) -> nn.Module:
     match recipe:
         case MlpModel():
             return Mlp(recipe, data)
@@ -42,4 +58,4 @@ def build(recipe: ModelRecipe, data: Dataset, own: OwnCode | None = None) -> nn.
         case TransformerModel():
             return Transformer(recipe, data)
         case CustomModel():
-            return custom.build(recipe, data.inputs, data.outputs, own or OwnCode())
+            return custom.build(recipe, data.inputs, data.outputs, own)

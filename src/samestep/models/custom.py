@@ -11,6 +11,12 @@ from samestep.ingredients import CustomModel
 from samestep.own import OwnCode, title
 
 
+TYPE = (
+    "Parameters are trained in float32, or in float64 with "
+    '`precision = "float64"` in the recipe, which converts them'
+)
+
+
 def build(
     recipe: CustomModel, inputs: tuple[int, ...], outputs: int, own: OwnCode
 ) -> nn.Module:
@@ -45,7 +51,7 @@ def set_modes(model: nn.Module) -> None:
 
 
 def check_parameters(model: nn.Module, who: str) -> None:
-    """Raises OwnCodeError unless there is something to train, in float32."""
+    """Raises OwnCodeError unless there is something to train."""
     named = dict(model.named_parameters())
     lazy = [n for n, p in named.items() if isinstance(p, UninitializedParameter)]
     if lazy:
@@ -60,13 +66,17 @@ def check_parameters(model: nn.Module, who: str) -> None:
             f"A model must have parameters to train, and {who} has not: {why}. Are "
             "its layers attributes of the module, or in an nn.ModuleList?"
         )
+
+
+def check_types(model: nn.Module, who: str, wanted: torch.dtype, rule: str) -> None:
+    """Raises OwnCodeError, with the rule, unless trained parameters are of one type."""
     others = [
-        f"{n} ({p.dtype})" for n, p in trained.items() if p.dtype != torch.float32
+        f"{name} ({parameter.dtype})"
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and parameter.dtype != wanted
     ]
     if others:
-        raise OwnCodeError(
-            f"Parameters are trained in float32; of {who} are not: {', '.join(others)}."
-        )
+        raise OwnCodeError(f"{rule}; of {who} are not: {', '.join(others)}.")
 
 
 def _kind(value: Any) -> str:

@@ -212,7 +212,7 @@ def _predictions(study: Study, cores: int, forecaster: Forecaster) -> list[Field
     assert settings.bandwidth_bytes_per_second is not None
     assert settings.latency_seconds is not None
     sent = 1.0 if study.recipe.compression == "none" else 0.5
-    # In bytes of float32 gradients per second, like everything in the model.
+    # In bytes of uncompressed gradients per second, like everything in the model.
     bandwidth = settings.bandwidth_bytes_per_second / sent
     network = Network(bandwidth, settings.latency_seconds)
     for batch in settings.global_batches:
