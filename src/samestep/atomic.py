@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from samestep import files
 from samestep.faults import check_disk
 
 
@@ -19,18 +20,22 @@ def write(path: Path, content: bytes) -> None:
 
 
 def write_through(path: Path, content: bytes) -> None:
-    """Returns when the disk has it. Raises OSError."""
+    """A new file: what has the name already goes. Returns when the disk has it.
+
+    Raises OSError.
+    """
     check_disk()
-    with path.open("wb") as file:
+    path.unlink(missing_ok=True)
+    with path.open("xb") as file:  # which follows no link
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
 
 
 def append(path: Path, content: bytes) -> None:
-    """All of it or nothing. Raises OSError."""
+    """All of it or nothing, as `files.open_to_append` has it. Raises OSError."""
     check_disk()
-    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    fd = files.open_to_append(path, path.parent)
     try:
         size = os.fstat(fd).st_size
         try:

@@ -25,7 +25,7 @@ import safetensors.numpy
 from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
 
-from samestep import atomic
+from samestep import atomic, files
 from samestep.errors import CheckpointError
 from samestep.layout import AVERAGE, BEST, Floats, Layout
 from samestep.recipe import Recipe
@@ -217,6 +217,7 @@ def load(path: Path) -> Checkpoint:
         )
     except KeyError as error:
         raise _damaged(path, f"its manifest does not list {error}") from None
+    _check_size(path, layout, len(optimizer), manifest.files[MODEL].bytes)
     size, states = layout.size, len(layout.states)
     state = State(
         manifest.progress.model_dump(exclude_none=True),
@@ -237,16 +238,23 @@ def load(path: Path) -> Checkpoint:
     return Checkpoint(manifest, state)
 
 
+def _check_size(path: Path, layout: Layout, entries: int, model_bytes: int) -> None:
+    """Before memory is taken for what a manifest claims. Raises CheckpointError."""
+    expected = len(layout.states) * len(layout.parameters)
+    expected += len(layout.buffers) if BEST in layout.states else 0
+    elements = sum(entry.numel for entry in (*layout.parameters, *layout.buffers))
+    if entries != expected or 4 * elements > model_bytes:
+        raise _damaged(path, "its tensors are not those of the layout")
+
+
 def read_manifest(path: Path) -> Manifest:
     """Raises CheckpointError, OSError."""
     file = path / MANIFEST
     if file.is_symlink() or path.is_symlink():
         raise _damaged(path, "it is a symbolic link")
-    if file.stat().st_size > MOST_MANIFEST_BYTES:
-        raise _damaged(path, f"{MANIFEST} is larger than {MOST_MANIFEST_BYTES} bytes")
     try:
-        fields = json.loads(file.read_bytes())
-    except (ValueError, RecursionError) as error:
+        fields = files.parse_json(files.read_bytes(file, MOST_MANIFEST_BYTES))
+    except ValueError as error:
         raise _damaged(path, f"{MANIFEST} is not JSON: {error}") from None
     if not isinstance(fields, dict) or fields.pop("digest", None) != digest_of(fields):
         raise _damaged(path, f"{MANIFEST} does not have the digest that it names")
@@ -273,7 +281,7 @@ def _tensors(file: Path, entry: FileEntry) -> dict[str, Any]:
     size = file.stat().st_size
     if size != entry.bytes:
         raise _damaged(file, f"it has {size} bytes instead of {entry.bytes}")
-    content = file.read_bytes()
+    content = files.read_bytes(file, size)
     if hashlib.sha256(content).hexdigest() != entry.sha256:
         raise _damaged(file, "its SHA-256 is not the one in the manifest")
     try:

@@ -12,17 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from samestep import atomic, machine
+from samestep import atomic, files, machine
 from samestep.errors import OutputError
 
 
 FILE = "generation"
+MOST_BYTES, MOST = 1 << 16, 1 << 53
+"""Of the file, and its number: beyond, it is none of ours."""
 
 
 def number_in(run: Path) -> int:
     """The newest number in a run directory; 0: none yet. Raises OSError."""
     number = _read(run).get("number", 0)
-    return number if isinstance(number, int) else 0
+    return number if isinstance(number, int) and 0 <= number < MOST else 0
 
 
 def writer_of(run: Path) -> str:
@@ -32,7 +34,7 @@ def writer_of(run: Path) -> str:
 
 def _read(run: Path) -> dict[str, Any]:
     try:
-        found = json.loads((run / FILE).read_text())
+        found = files.parse_json(files.read_bytes(run / FILE, MOST_BYTES))
     except (FileNotFoundError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -8,11 +8,13 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from samestep.errors import WorkerFailed
+from samestep import files
+from samestep.errors import OutputError, WorkerFailed
 from samestep.machine import Gpus
 
 
@@ -80,21 +82,18 @@ class ForkServer:
     def spawn(
         self, env: dict[str, str], log: Path, fds: dict[str, int], preload: list[str]
     ) -> int:
-        """The process id of a new worker that inherits `fds`. Raises WorkerFailed.
+        """The process id of a new worker that inherits `fds` and prints into `log`.
 
         The server first imports the modules `preload`, so that no worker needs to. If
-        it has ended, another one is started.
+        it has ended, another one is started. Raises WorkerFailed, OutputError.
         """
         self._revive()
         self._has_spawned = True
-        request = {
-            "env": env,
-            "log": str(log),
-            "names": list(fds),
-            "preload": preload,
-        }
-        line = json.dumps({"spawn": request}).encode() + b"\n"
-        socket.send_fds(self._channel, [line], list(fds.values()))
+        with _opened(log) as output:
+            given = {**fds, "log": output}
+            request = {"env": env, "names": list(given), "preload": preload}
+            line = json.dumps({"spawn": request}).encode() + b"\n"
+            socket.send_fds(self._channel, [line], list(given.values()))
         return int(self._await("spawned")["spawned"])
 
     def _revive(self) -> None:
@@ -171,6 +170,22 @@ class ForkServer:
             )
         *lines, self._buffer = (self._buffer + data).split(b"\n")
         self._inbox += map(json.loads, lines)
+
+
+@contextlib.contextmanager
+def _opened(log: Path) -> Iterator[int]:
+    """A file of a run that may come from elsewhere. Raises OutputError."""
+    try:
+        fd = files.open_to_append(log, log.parent.parent)
+    except OSError as error:
+        raise OutputError(
+            f"A worker prints into {log}, which cannot be written: {error.strerror}. "
+            "Remove it, or make it writable."
+        ) from None
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def _has_fileno(stream: Any) -> bool:

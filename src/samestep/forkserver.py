@@ -4,9 +4,9 @@ Importing torch takes two seconds; a fork of a process that has done so takes so
 20 ms, and shares the memory of the libraries. `python -m samestep.forkserver FD` speaks
 JSON lines over the Unix socket FD:
 
-    received  {"spawn": {"env": {}, "log": "", "names": [], "preload": []}}
-              with a descriptor for each name, {"signal": n, "to": pid}, and
-              {"look for": "gpus"}
+    received  {"spawn": {"env": {}, "names": [], "preload": []}} with a descriptor for
+              each name, of which `log` is for what the worker prints;
+              {"signal": n, "to": pid}, and {"look for": "gpus"}
     sent      {"build": {"torch": "", "instruction_set": ""}} once, in the beginning
               {"spawned": pid}    {"exited": pid, "code": n}    n < 0: by signal -n
               {"gpus": the fields of `machine.Gpus`}
@@ -94,15 +94,13 @@ class ForkServer:
         elif message["to"] in self._children:  # never a process id that was reused
             os.kill(message["to"], message["signal"])
 
-    def _spawn(
-        self, env: dict[str, str], log: str, names: list[str], preload: list[str]
-    ) -> None:
+    def _spawn(self, env: dict[str, str], names: list[str], preload: list[str]) -> None:
         for module in preload:
             importlib.import_module(module)
         fds, self._fds = self._fds[: len(names)], self._fds[len(names) :]
         pid = os.fork()
         if pid == 0:
-            self._become_worker(env, log, dict(zip(names, fds, strict=True)))
+            self._become_worker(env, dict(zip(names, fds, strict=True)))
         for fd in fds:
             os.close(fd)
         self._children.add(pid)
@@ -121,16 +119,14 @@ class ForkServer:
         if os.waitpid(pid, 0)[1]:
             send_json(self._channel, {"gpus": {"why": "CUDA fails, as shown above"}})
 
-    def _become_worker(
-        self, env: dict[str, str], log: str, fds: dict[str, int]
-    ) -> None:
+    def _become_worker(self, env: dict[str, str], fds: dict[str, int]) -> None:
         code = 1
         try:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             for own in (self._channel, self._wakeup_in, self._wakeup_out):
                 own.close()
-            _redirect(log)
+            _redirect(fds.pop("log"))
             os.environ.update(env)
             code = worker.main(fds)
         finally:
@@ -163,9 +159,8 @@ def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> Iterator[int]:
             yield from fds
 
 
-def _redirect(log: str) -> None:
+def _redirect(output: int) -> None:
     """What the worker and native libraries print goes into its log."""
-    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(output, 1)
     os.dup2(output, 2)
     os.close(output)

@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from samestep import starting
+from samestep import starting, weights
 from samestep.errors import RecipeError
 from samestep.groups import listing, matching
 from samestep.recipe import Recipe
@@ -56,20 +56,7 @@ def load(model: nn.Module, start: StartRecipe) -> None:
 def _check_fit(
     own: Mapping[str, Tensor], given: Mapping[str, Tensor], path: Path
 ) -> None:
-    both = [name for name in own if name in given]
-    shapes = [
-        f"{name} {list(given[name].shape)} instead of {list(own[name].shape)}"
-        for name in both
-        if given[name].shape != own[name].shape
-    ]
-    wrong = {
-        "missing": [name for name in own if name not in given],
-        "unknown to the model": [name for name in sorted(given) if name not in own],
-        "of other shapes": shapes,
-    }
-    told = "; ".join(
-        f"{what}: {listing(names)}" for what, names in wrong.items() if names
-    )
+    told = weights.misfit(own, given)
     if told:
         raise RecipeError(
             f"Weights to start from fit the model by name and shape; in {path} are "

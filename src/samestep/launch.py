@@ -120,7 +120,11 @@ def _start(
                 if rank > 0:
                     given.pop("store", None)
                 env = _environment(rank, workers, port)
-                pid = server.spawn(env, log, given, PRELOAD[job["exchange"]])
+                try:
+                    pid = server.spawn(env, log, given, PRELOAD[job["exchange"]])
+                except BaseException:
+                    ours.close()
+                    raise
             crew.append(Worker(rank, pid, ours, log, _pidfd(pid)))
             ours.sendall(json.dumps(job).encode() + b"\n")
             ours.setblocking(False)

@@ -30,7 +30,7 @@ def load_model(run: Run, given: Any = None) -> nn.Module:
         data = Dataset.from_facts(facts) if facts else dataset.load(recipe.data)
         generators.seed(derive_seed(recipe.seed, "model"))
         model = models.build(recipe.model, data, own, dtypes.of(recipe.precision))
-    model.load_state_dict(weights.load(run.model_file))
+    weights.fill(model, run.model_file)
     return model.eval()
 
 

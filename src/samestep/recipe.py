@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 import tomli_w
 from pydantic import Field, ValidationError, model_validator
 
+from samestep import files
 from samestep.data_sections import Augment, DataRecipe, MnistData
 from samestep.errors import RecipeError, did_you_mean
 from samestep.ingredients import (
@@ -36,6 +37,10 @@ from samestep.training_sections import EmaRecipe, StartRecipe, StopRecipe
 
 Precision = Literal["float32", "bf16", "float64"]
 BUILT_IN = resources.files("samestep") / "recipes"
+MOST_BYTES = 1 << 20
+"""Of a recipe."""
+MOST_SHOWN = 200
+"""Letters of a value in a message."""
 
 
 class Recipe(Section):
@@ -144,10 +149,17 @@ class Recipe(Section):
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any], origin: str = "recipe") -> "Recipe":
         """Raises RecipeError, which names every wrong field."""
+        if not isinstance(fields, Mapping):
+            raise RecipeError(
+                f"{origin} is a table of fields; received a list or a value."
+            )
         try:
+            files.check_depth(fields)
             return cls.model_validate(dict(fields))
         except ValidationError as error:
             raise RecipeError(_explain(error, origin)) from None
+        except ValueError as error:
+            raise RecipeError(f"{origin} cannot be used: {error}.") from None
 
     @classmethod
     def load(
@@ -160,7 +172,7 @@ class Recipe(Section):
         text, origin = _read(name_or_path)
         try:
             fields = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise RecipeError(f"{origin} is not valid TOML: {error}.") from None
         fields.setdefault("name", Path(name_or_path).stem)
         for dotted, value in (overrides or {}).items():
@@ -196,7 +208,7 @@ def _read(name_or_path: str | Path) -> tuple[str, str]:
     if str(name_or_path) in built_in_recipes():
         return (BUILT_IN / f"{name_or_path}.toml").read_text(), f"Recipe {name_or_path}"
     try:
-        return path.read_text(), f"Recipe {path}"
+        return files.read_text(path, most=MOST_BYTES), f"Recipe {path}"
     except (OSError, UnicodeDecodeError) as error:
         if path.suffix != ".toml" and not path.exists():
             known = built_in_recipes()
@@ -235,7 +247,15 @@ def _explain_field(detail: dict[str, Any]) -> str:
     if detail["type"] == "value_error":
         return f"{message}."
     expected = message[0].lower() + message[1:]
-    return f"`{dotted}`: {expected}; received `{detail['input']!r}`."
+    return f"`{dotted}`: {expected}; received `{_shown(detail['input'])}`."
+
+
+def _shown(value: Any) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # a whole number of more than 4,300 digits
+        return "a very long number"
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
 
 
 def _fields_at(location: tuple[str | int, ...]) -> tuple[list[str], list[str]]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from samestep import checkpoint
+from samestep import checkpoint, files
 from samestep.asking import recipe_of
 from samestep.checkpoint import Checkpoint
 from samestep.errors import CheckpointError, RunError
@@ -75,6 +75,7 @@ def find_start(
 
     Raises RunError, RecipeError, CheckpointError.
     """
+    files.check_parts(run)
     if not (run / "recipe.toml").is_file():
         raise RunError(f"{run} is not a run directory: it has no recipe.toml.")
     recipe = recipe_of(Recipe.load(run / "recipe.toml"), parts or {}, {})

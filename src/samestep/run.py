@@ -1,15 +1,16 @@
 """The run directory: one training and everything about it, to be read."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 
+from samestep import files
 from samestep.errors import RunError
 from samestep.recipe import Recipe
 
@@ -18,6 +19,24 @@ if TYPE_CHECKING:
     from torch import nn
 
 MODEL_FILE = "model.safetensors"
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Part(BaseModel):
+    """Of a result.json: what is relied upon here, and everything else as it is."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+
+class _Epoch(_Part):
+    epoch: int
+    weights_sha256: Sha256
+
+
+class _Result(_Part):
+    status: Annotated[str, Field(pattern=r"^[a-z ]{1,40}$")]
+    weights_sha256: Sha256 | None = None
+    epochs: list[_Epoch] = []
 
 
 @dataclass(frozen=True)
@@ -32,15 +51,20 @@ class Run:
     def open(cls, path: str | Path) -> "Run":
         """Reads result.json. Raises RunError."""
         path = Path(path)
+        files.check_parts(path)
         if not (path / "recipe.toml").is_file():
             raise RunError(f"{path} is not a run directory: it has no recipe.toml.")
         try:
-            return cls(path, json.loads((path / "result.json").read_text()))
+            result = files.parse_json(files.read_bytes(path / "result.json"))
+            _Result.model_validate(result)
+            return cls(path, result)
         except FileNotFoundError:
             raise RunError(
                 f"{path} has no result.json: it is still being trained, or was killed; "
                 f"`samestep resume {path}` goes on with it."
             ) from None
+        except ValidationError as error:
+            raise RunError(f"{path}/result.json is damaged: {_first(error)}.") from None
         except (OSError, ValueError) as error:
             raise RunError(f"{path}/result.json cannot be read: {error}.") from None
 
@@ -134,6 +158,13 @@ def _measured(run: Run) -> dict[str, Any]:
     return found
 
 
+def _first(error: ValidationError) -> str:
+    """The place of the first fault, and what it is."""
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"])) or "its content"
+    return f"{where}: {first['msg'][0].lower()}{first['msg'][1:]}"
+
+
 def first_difference(a: Run, b: Run) -> str | None:
     """What differs first between two runs' weights, in words; None if nothing does.
 
@@ -154,6 +185,7 @@ def first_difference(a: Run, b: Run) -> str | None:
 def read_recipe(path: Path) -> Recipe:
     """The recipe in a file that `samestep.weights.save` wrote. Raises RunError."""
     try:
+        files.check_regular(path)
         with safe_open(path, "numpy") as file:
             metadata = file.metadata() or {}
     except (OSError, SafetensorError) as error:
@@ -163,4 +195,8 @@ def read_recipe(path: Path) -> Recipe:
             f"{path} does not carry a recipe, so its model is unknown: use a "
             "`model.safetensors` that samestep wrote."
         )
-    return Recipe.from_dict(json.loads(metadata["recipe"]), str(path))
+    try:
+        fields = files.parse_json(metadata["recipe"])
+    except ValueError as error:
+        raise RunError(f"The recipe in {path} is not JSON: {error}.") from None
+    return Recipe.from_dict(fields, str(path))

@@ -1,9 +1,10 @@
 """Text from a trained model, character by character."""
 
-import json
+from pathlib import Path
 
 import torch
 
+from samestep import files
 from samestep.data_sections import TextData
 from samestep.errors import RunError
 from samestep.run import Run
@@ -23,8 +24,7 @@ def sample(run: Run, prompt: str, length: int, temperature: float, seed: int) ->
             f"of {run.path} is `{data.source}`."
         )
     model = run.load_model()
-    environment = json.loads((run.path / "environment.json").read_text())
-    vocabulary: str = environment["data"]["vocabulary"]
+    vocabulary = _vocabulary(run.path / "environment.json")
     tokens = _numbers(prompt, vocabulary)
     generator = torch.Generator().manual_seed(seed)
     for _ in range(length):
@@ -36,6 +36,18 @@ def sample(run: Run, prompt: str, length: int, temperature: float, seed: int) ->
             chances = (logits / temperature).softmax(dim=0)
             tokens.append(int(torch.multinomial(chances, 1, generator=generator)))
     return "".join(vocabulary[token] for token in tokens)
+
+
+def _vocabulary(environment: Path) -> str:
+    """The characters that the model knows, as the data had them. Raises RunError."""
+    try:
+        found = files.parse_json(files.read_bytes(environment))["data"]["vocabulary"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(
+            f"{environment} says which characters the model knows, and it cannot be "
+            f"read: {error}."
+        ) from None
+    return str(found)
 
 
 def _numbers(prompt: str, vocabulary: str) -> list[int]:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from samestep import memory
 from samestep.constants import Arrays
+from samestep.files import parse_json
 from samestep.layout import Floats, Layout
 
 
@@ -134,7 +135,7 @@ class Snapshots:
         for rank, part in enumerate(self._slices):
             if _checksum(state, progress, slice(*part), rank) != marks[rank, 1]:
                 return None
-        state.progress = json.loads(_read_text(progress))
+        state.progress = parse_json(_read_text(progress))
         return state if state.step + 1 == marks[0, 0] else None
 
     def newest(self) -> State | None:

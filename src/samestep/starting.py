@@ -3,10 +3,14 @@
 import hashlib
 from pathlib import Path
 
+from samestep import files
 from samestep.errors import RecipeError
 from samestep.recipe import Recipe
 from samestep.run import MODEL_FILE
 from samestep.training_sections import StartRecipe
+
+
+MOST_BYTES = 1 << 40
 
 
 def resolved(recipe: Recipe) -> Recipe:
@@ -26,7 +30,7 @@ def read(start: StartRecipe) -> tuple[Path, bytes]:
     path = Path(start.weights).absolute()
     path = path / MODEL_FILE if path.is_dir() else path
     try:
-        content = path.read_bytes()
+        content = files.read_bytes(path, MOST_BYTES)
     except OSError as error:
         raise RecipeError(
             "`start.weights` is a file of weights, or the directory of a run that has "

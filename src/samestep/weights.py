@@ -1,14 +1,18 @@
 """Weights on disk, and the proof that all workers hold the same."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from samestep.errors import ReplicasDiffer
+from samestep import files
+from samestep.errors import ReplicasDiffer, RunError
 from samestep.exchange import Merger
 from samestep.fingerprint import fingerprint
+from samestep.groups import listing
 
 
 def agreed(model: nn.Module, rank: int, exchange: Merger) -> str:
@@ -26,5 +30,37 @@ def agreed(model: nn.Module, rank: int, exchange: Merger) -> str:
 
 
 def load(path: Path) -> dict[str, Tensor]:
-    """The state_dict in a file that `samestep.run.read_recipe` has accepted."""
-    return safetensors.torch.load_file(path)
+    """The tensors of a model file. Raises RunError."""
+    try:
+        files.check_regular(path)
+        return safetensors.torch.load_file(path)
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        raise RunError(f"{path} is not a readable model file: {error}.") from None
+
+
+def fill(model: nn.Module, path: Path) -> None:
+    """The weights of a model file, in place. Raises RunError."""
+    found = load(path)
+    if wrong := misfit(model.state_dict(), found):
+        raise RunError(
+            f"The weights of a model file are those of its recipe; in {path} are "
+            f"{wrong}. It is damaged, or was changed."
+        )
+    model.load_state_dict(found)
+
+
+def misfit(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
+    """What of given weights is not of the model, in words; empty if all fits."""
+    shapes = [
+        f"{name} {list(given[name].shape)} instead of {list(own[name].shape)}"
+        for name in own
+        if name in given and given[name].shape != own[name].shape
+    ]
+    wrong = {
+        "missing": [name for name in own if name not in given],
+        "unknown to the model": [name for name in sorted(given) if name not in own],
+        "of other shapes": shapes,
+    }
+    return "; ".join(
+        f"{what}: {listing(names)}" for what, names in wrong.items() if names
+    )

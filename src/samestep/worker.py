@@ -203,7 +203,7 @@ def evaluate(recipe: Recipe, control: Channel, around: Surroundings) -> None:
         raise RunError(f"The recipe {recipe.name} holds out no {job['split']} samples.")
     generators.seed(derive_seed(recipe.seed, "model"))
     model = models.build(recipe.model, data, around.own, dtype)
-    model.load_state_dict(weights.load(Path(job["model_file"])))
+    weights.fill(model, Path(job["model_file"]))
     model = around.device.move(model)
     exchange = around.connect(Flat(model), shares(place.workers, place.workers))
     loss = find_loss(recipe, around.own)

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
-from samestep import atomic, machine, trace
+from samestep import atomic, files, machine, trace
 from samestep.errors import OutputError, RunError
 from samestep.fence import Fence
 from samestep.placement import Placement
@@ -119,6 +119,7 @@ class RunWriter:
     def _begin(
         self, number: int | None = None, who: str = "", patience: float = 0.0
     ) -> Self:
+        files.check_parts(self.path)
         self._lock = _lock(self.path, patience)
         self.fence = _claim(self.path, number, who)
         self._metrics, self._events = (
@@ -268,16 +269,19 @@ class RunWriter:
 
 
 def whole_lines(path: Path) -> list[str]:
-    """Of a text file, without a last line that a kill has cut."""
-    if not path.exists():
+    """Of a text file, without a last line that a kill has cut. Raises RunError."""
+    try:
+        lines = files.read_text(path, "replace").splitlines(True)
+    except FileNotFoundError:
         return []
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(True)
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error.strerror}.") from None
     return [line for line in lines if line.endswith("\n")]
 
 
 def _is_kept(line: str, step: int, epochs: list[dict[str, Any]]) -> bool:
     try:
-        record = json.loads(line)
+        record = files.parse_json(line)
         if record["type"] == "epoch":
             return bool(record["epoch"] <= len(epochs))
         return bool(record["step"] <= step)
@@ -286,8 +290,11 @@ def _is_kept(line: str, step: int, epochs: list[dict[str, Any]]) -> bool:
 
 
 def _lock(path: Path, patience: float) -> int:
-    """Held until this process ends, however it ends. Raises RunError."""
-    fd = os.open(path / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    """Held until this process ends, however it ends. Raises RunError, OutputError."""
+    try:
+        fd = files.open_to_append(path / LOCK_FILE, path)
+    except OSError as error:
+        raise _unwritable(path / LOCK_FILE, error) from None
     end = time.monotonic() + patience
     while not _is_locked(fd):
         if time.monotonic() < end:
@@ -315,9 +322,11 @@ def _claim(path: Path, number: int | None, who: str) -> Fence:
         (path / "logs").mkdir(exist_ok=True)
         return Fence.claim(path, number, who)
     except OSError as error:
-        raise OutputError(
-            f"{path} cannot be written: {error.strerror}. Mend this first."
-        ) from None
+        raise _unwritable(path, error) from None
+
+
+def _unwritable(path: Path, error: OSError) -> OutputError:
+    return OutputError(f"{path} cannot be written: {error.strerror}. Mend this first.")
 
 
 def _new_directory(chosen: Path | None, name: str) -> Path:

@@ -1,15 +1,19 @@
 """Arrays in .npy and .npz files, mapped: only the rows that are used are read."""
 
 import io
+import math
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
+from samestep import files
 from samestep.data import cache
 from samestep.data_sections import NpyData, NpzData
 from samestep.errors import DataError, did_you_mean
@@ -46,9 +50,9 @@ def prepare(recipe: NpyData | NpzData) -> str | None:
         return None
     with _zip(Path(recipe.path)) as file:
         packed = [m for m in file.infolist() if m.compress_type != zipfile.ZIP_STORED]
+    path = Path(recipe.path)
     notices = [
-        cache.prepare(_key(Path(recipe.path), m), _unpacking(Path(recipe.path), m))
-        for m in packed
+        cache.prepare(_key(path, m), _unpacking(path, m), m.file_size) for m in packed
     ]
     return next(filter(None, notices), None)
 
@@ -66,14 +70,14 @@ def describe(recipe: NpyData | NpzData) -> dict[str, Any]:
 
 def describe_files(source: str, names: list[str]) -> dict[str, Any]:
     """The same for the files of any source. Raises DataError."""
-    files = {}
+    found = {}
     for name in names:
         try:
-            size = Path(name).stat().st_size
-            files[name] = {"bytes": size, "sha256": cache.sha256_of(Path(name))}
+            sha256 = cache.sha256_of(Path(name))
+            found[name] = {"bytes": Path(name).stat().st_size, "sha256": sha256}
         except OSError as error:
             raise DataError(f"{name} cannot be read: {error.strerror}.") from None
-    return {"source": source, "files": files}
+    return {"source": source, "files": found}
 
 
 def checked(pair: Pair) -> Pair:
@@ -104,12 +108,20 @@ def _npy(recipe: NpyData) -> dict[str, Pair]:
 def _mapped(name: str) -> Array:
     """Read-only: a private copy-on-write map could not be larger than the memory."""
     try:
-        array = np.load(name, mmap_mode="r", allow_pickle=False)
-    except OSError as error:
-        raise DataError(f"{name} cannot be read: {error.strerror or error}.") from None
+        return _parsed(mapped(Path(name)))
     except ValueError as error:
         raise DataError(f"{name} is not an .npy file of numbers: {error}.") from None
-    return np.asarray(array)
+
+
+def mapped(path: Path) -> cache.Bytes:
+    """The bytes of a file. Raises DataError."""
+    try:
+        files.check_regular(path)
+        if path.stat().st_size == 0:  # which cannot be mapped
+            return np.empty(0, np.uint8)
+        return np.asarray(np.memmap(path, np.uint8, "r"))
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}.") from None
 
 
 def _npz(recipe: NpzData) -> dict[str, Pair]:
@@ -142,10 +154,11 @@ def _npz(recipe: NpzData) -> dict[str, Pair]:
 
 def _zip(path: Path) -> zipfile.ZipFile:
     try:
+        files.check_regular(path)
         return zipfile.ZipFile(path)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}.") from None
-    except zipfile.BadZipFile:
+    except Exception:  # damaged ones raise almost anything
         raise DataError(
             f"{path} is not an .npz file, as numpy.savez writes it."
         ) from None
@@ -154,9 +167,9 @@ def _zip(path: Path) -> zipfile.ZipFile:
 def _member(path: Path, file: zipfile.ZipFile, member: zipfile.ZipInfo) -> Array:
     """One array: mapped in place, or from the cache if it is compressed."""
     if member.compress_type == zipfile.ZIP_STORED:
-        whole = np.asarray(np.memmap(path, np.uint8, "r"))
-        header = whole[member.header_offset : member.header_offset + LOCAL_HEADER]
-        lengths = header[26:30].view("<u2")
+        whole = mapped(path)
+        header = whole[member.header_offset :][:LOCAL_HEADER].tobytes()
+        lengths = np.frombuffer(header[26:].ljust(4, b"\0"), "<u2")
         start = member.header_offset + LOCAL_HEADER + int(lengths.sum())
         content = whole[start : start + member.file_size]
     else:
@@ -172,15 +185,29 @@ def _member(path: Path, file: zipfile.ZipFile, member: zipfile.ZipInfo) -> Array
 def _parsed(content: cache.Bytes) -> Array:
     """The array of an .npy file's content, on the same memory. Raises ValueError."""
     stream = io.BytesIO(content[:MOST_HEADER].tobytes())
-    version = npy.read_magic(stream)
+    shape, is_fortran, dtype = _header(stream)
+    size = math.prod(shape) * dtype.itemsize
+    if min(shape, default=0) < 0 or size > len(content) - stream.tell():
+        raise ValueError(f"it has too few values for the shape {shape}")
+    values = content[stream.tell() :][:size].view(dtype)
+    return values.reshape(shape, order="F" if is_fortran else "C")
+
+
+def _header(stream: io.BytesIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, order and type. Raises ValueError."""
     read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+    version = npy.read_magic(stream)
     if version not in read:
         raise ValueError(f"its format has version {version}")
-    shape, is_fortran, dtype = read[version](stream)
+    try:
+        shape, is_fortran, dtype = read[version](stream)
+    except Exception as error:  # it is Python text, parsed by numpy: anything may come
+        raise ValueError(f"its header cannot be read ({error})") from None
     if dtype.hasobject:
         raise ValueError("it holds Python objects")
-    values = content[stream.tell() :].view(dtype)
-    return values.reshape(shape, order="F" if is_fortran else "C")
+    if dtype.subdtype or not dtype.itemsize:
+        raise ValueError(f"it holds {dtype}")
+    return shape, is_fortran, dtype
 
 
 def _key(path: Path, member: zipfile.ZipInfo) -> str:
@@ -194,11 +221,26 @@ def _key(path: Path, member: zipfile.ZipInfo) -> str:
 
 def _unpacking(path: Path, member: zipfile.ZipInfo) -> cache.Fill:
     def fill(sink: cache.Sink) -> None:
-        try:
-            with zipfile.ZipFile(path) as file, file.open(member) as content:
-                while piece := content.read(cache.CHUNK):
-                    sink.write(piece)
-        except (zipfile.BadZipFile, EOFError) as error:
-            raise DataError(f"{path} is damaged: {error}.") from None
+        with zipfile.ZipFile(path) as file, _blaming(path):
+            content = file.open(member)
+        with content:
+            while piece := _piece(content, path):
+                sink.write(piece)
 
     return fill
+
+
+def _piece(content: IO[bytes], path: Path) -> bytes:
+    with _blaming(path):
+        return content.read(cache.CHUNK)
+
+
+@contextmanager
+def _blaming(path: Path) -> Iterator[None]:
+    """A damaged or encrypted ZIP file raises almost anything: DataError."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        raise DataError(f"{path} is damaged: {error}.") from None

@@ -8,12 +8,16 @@ writable cache directory, every process makes its own copy in memory.
 import hashlib
 import io
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from samestep import files
+from samestep.errors import DataError
 
 
 Bytes = NDArray[np.uint8]
@@ -52,11 +56,17 @@ def notice(error: Exception) -> str:
     )
 
 
-def prepare(name: str, fill: Fill) -> str | None:
-    """The supervisor: the file is there and intact. Returns a notice for the user."""
+def prepare(name: str, fill: Fill, size: int = 0) -> str | None:
+    """The supervisor: the file is there and intact. Returns a notice for the user.
+
+    `size` is that of the content, if it is known. Raises DataError if the disk has no
+    room for so much.
+    """
     try:
         path = directory() / name
         if not _is_intact(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _check_room(path.parent, size)
             _write(path, fill)
     except UNWRITABLE as error:
         return notice(error)
@@ -77,9 +87,20 @@ def read(name: str, fill: Fill) -> Bytes:
         return np.frombuffer(memory.getbuffer(), np.uint8)
 
 
+def _check_room(directory: Path, size: int) -> None:
+    """A small file can be unpacked to one that fills the disk."""
+    free = shutil.disk_usage(directory).free
+    if size > free:
+        raise DataError(
+            f"Compressed data are unpacked into {directory}, which has room for "
+            f"{free:,} bytes; these have {size:,}. Free some space, or set {VARIABLE} "
+            "to a directory on another disk."
+        )
+
+
 def sha256_of(path: Path) -> str:
     """Of a file's content. Raises OSError."""
-    with path.open("rb") as file:
+    with os.fdopen(files.open_regular(path), "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

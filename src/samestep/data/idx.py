@@ -5,6 +5,7 @@ dimensions, these as big-endian 32-bit numbers, and the values.
 """
 
 import gzip
+import math
 import zlib
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from samestep.data import cache
-from samestep.data.arrays import Array, Pair, checked, describe_files
+from samestep.data.arrays import Array, Pair, checked, describe_files, mapped
 from samestep.data_sections import FashionData, IdxData
 from samestep.errors import DataError
 
@@ -25,6 +26,8 @@ FASHION_CLASSES = (
 )
 PREFIXES = {"train": "train", "test": "t10k"}
 UNSIGNED_BYTES = 8
+MOST_HEADER = 16
+"""Bytes before the values, of three dimensions."""
 
 
 def load(recipe: IdxData | FashionData) -> dict[str, Pair]:
@@ -39,7 +42,10 @@ def load(recipe: IdxData | FashionData) -> dict[str, Pair]:
 def prepare(recipe: IdxData | FashionData) -> str | None:
     """Unpacks what is packed. Returns a notice. Raises DataError."""
     packed = [f for files in _files(recipe).values() for f in files if _is_packed(f)]
-    notices = [cache.prepare(_key(file), _unpacking(file)) for file in packed]
+    notices = [
+        cache.prepare(_key(file), _unpacking(file), _unpacked_size(file))
+        for file in packed
+    ]
     return next(filter(None, notices), None)
 
 
@@ -83,15 +89,13 @@ def _find(folder: Path, stem: str, kind: str) -> Path | None:
 
 def _array(path: Path, dimensions: int) -> Array:
     """Unsigned bytes, mapped. Raises DataError."""
-    try:
-        if _is_packed(path):
+    if _is_packed(path):
+        try:
             content = cache.read(_key(path), _unpacking(path))
-        elif path.stat().st_size:
-            content = np.asarray(np.memmap(path, np.uint8, "r"))
-        else:
-            content = np.empty(0, np.uint8)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}.") from None
+        except OSError as error:
+            raise DataError(f"{path} cannot be read: {error.strerror}.") from None
+    else:
+        content = mapped(path)
     first = 4 + 4 * dimensions
     header = bytes(content[:first])
     if header[:4] != bytes((0, 0, UNSIGNED_BYTES, dimensions)) or len(header) < first:
@@ -101,10 +105,10 @@ def _array(path: Path, dimensions: int) -> Array:
             f"0 0 8 {dimensions}; it begins with {' '.join(map(str, header[:4]))}."
         )
     shape = tuple(map(int, np.frombuffer(header, ">u4", offset=4)))
-    if int(np.prod(shape)) != len(content) - first:
+    if math.prod(shape) != len(content) - first:
         raise DataError(
             f"{path} is damaged: its header says {list(shape)}, "
-            f"{int(np.prod(shape)):,} values; it has {len(content) - first:,}."
+            f"{math.prod(shape):,} values; it has {len(content) - first:,}."
         )
     return content[first:].reshape(shape)
 
@@ -117,13 +121,31 @@ def _key(path: Path) -> str:
     return f"{path.stem}-{cache.sha256_of(path)[:16]}"
 
 
+def _unpacked_size(path: Path) -> int:
+    """As the header of the content has it. Raises DataError."""
+    with gzip.open(path) as file:
+        header = _piece(file, path, MOST_HEADER)
+    for dimensions in (1, 3):
+        magic, first = bytes((0, 0, UNSIGNED_BYTES, dimensions)), 4 + 4 * dimensions
+        if header[:4] == magic and len(header) >= first:
+            shape = np.frombuffer(header[4:first], ">u4")
+            return first + math.prod(map(int, shape))
+    return len(header)  # `_array` says what is wrong with it
+
+
 def _unpacking(path: Path) -> cache.Fill:
     def fill(sink: cache.Sink) -> None:
-        try:
-            with gzip.open(path) as content:
-                while piece := content.read(cache.CHUNK):
-                    sink.write(piece)
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise DataError(f"{path} is damaged: {error}.") from None
+        left = _unpacked_size(path) + 1  # with which it is seen to be too long
+        with gzip.open(path) as file:
+            while left and (piece := _piece(file, path, min(left, cache.CHUNK))):
+                sink.write(piece)
+                left -= len(piece)
 
     return fill
+
+
+def _piece(file: gzip.GzipFile, path: Path, most: int) -> bytes:
+    try:
+        return file.read(most)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(f"{path} is damaged: {error}.") from None

@@ -10,6 +10,7 @@ again.
 import hashlib
 import io
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -176,7 +177,7 @@ def _decode(recipe: ImageData, folder: Folder, sink: cache.Sink) -> dict[str, An
             skipped.append((name, f"{type(error).__name__}: {error}"))
             continue
         sink.write(pixels)
-        for part in (name.encode(), content):
+        for part in (os.fsencode(name), content):
             digest.update(len(part).to_bytes(8, "little") + part)
         labels.append(number)
         size += len(content)

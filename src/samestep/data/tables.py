@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from samestep.data.arrays import Array, describe_files
 from samestep.data_sections import TableData
 from samestep.errors import DataError, did_you_mean
+from samestep.files import check_regular
 
 
 if TYPE_CHECKING:
@@ -126,10 +127,11 @@ def _file(path: Path) -> "pa.Table":
     except ImportError:
         raise DataError(LIBRARY) from None
     try:
+        check_regular(path)
         table = _csv(path) if path.suffix == ".csv" else _parquet(path)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error}.") from None
-    except pyarrow.ArrowInvalid as error:
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         raise DataError(f"{path} is not a table: {error}.") from None
     if table.num_rows == 0:
         raise DataError(f"{path} has no rows.")

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from samestep.data_sections import TextData
 from samestep.errors import DataError
+from samestep.files import read_text
 
 
 @dataclass(frozen=True)
@@ -88,11 +89,10 @@ def baselines(text: Text, context: int) -> dict[str, float]:
 
 def _read(recipe: TextData) -> list[str]:
     path = _python() if recipe.path == "python" else Path(recipe.path)
-    files = sorted(path.glob(recipe.pattern)) if path.is_dir() else [path]
     texts = []
-    for file in files:
+    for file in _files(path, recipe.pattern):
         try:
-            texts.append(file.read_text(encoding="utf-8"))
+            texts.append(read_text(file))
         except UnicodeDecodeError as error:
             raise DataError(
                 f"A text is read as UTF-8; {file} is not, at byte {error.start}. "
@@ -103,6 +103,18 @@ def _read(recipe: TextData) -> list[str]:
     if not texts:
         raise DataError(f"No file in {path} matches `data.pattern` {recipe.pattern}.")
     return texts
+
+
+def _files(path: Path, pattern: str) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    try:
+        return sorted(path.glob(pattern))
+    except (ValueError, NotImplementedError):
+        raise DataError(
+            f"`data.pattern` is of names below `data.path`, such as `*.txt` or "
+            f"`**/*.py`; received `{pattern}`."
+        ) from None
 
 
 def _python() -> Path:

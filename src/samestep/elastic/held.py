@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from samestep import atomic, checkpoint
-from samestep.checkpoint import Checkpoint
+from samestep import atomic, checkpoint, files
+from samestep.checkpoint import Checkpoint, ProgressEntry
 from samestep.errors import SamestepError
 from samestep.layout import Layout
 from samestep.recipe import Recipe
@@ -70,7 +70,12 @@ class Held:
 
 
 def newest(run: Path) -> Held | None:
-    """The newest state in a run directory; None: it has none. Raises OSError."""
+    """The newest state in a run directory; None: it has none.
+
+    Raises RunError, OSError.
+    """
+    if run.exists():
+        files.check_parts(run)
     found = [*_snapshots(run), *_checkpoints(run)]
     return max(found, key=lambda held: held.state.step, default=None)
 
@@ -94,7 +99,7 @@ def _snapshots(run: Path) -> Iterator[Held]:
     metrics = _metrics(run)
     epochs = epochs_in(metrics)
     for file in (run / DIRECTORY).glob(f"*/*/{ABOUT}"):
-        with contextlib.suppress(OSError, ValidationError, SamestepError):
+        with contextlib.suppress(OSError, ValueError, KeyError, SamestepError):
             about = About.model_validate_json(file.read_bytes())
             state = _read(file.parent / MEMORY, about)
             complete = state.step // about.steps_per_epoch if state else 0
@@ -107,9 +112,12 @@ def _snapshots(run: Path) -> Iterator[Held]:
 def _read(memory: Path, about: About) -> State | None:
     fd = os.open(memory, os.O_RDWR)
     try:
-        return Snapshots(fd, about.layout, about.workers).newest()
+        state = Snapshots(fd, about.layout, about.workers).newest()
     finally:
         os.close(fd)
+    if state is not None:
+        ProgressEntry.model_validate(state.progress)
+    return state
 
 
 def _metrics(run: Path) -> str:

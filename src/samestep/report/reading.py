@@ -1,6 +1,5 @@
 """Reads run directories and scalings: whole, going on, failed or damaged ones."""
 
-import json
 import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from samestep.errors import RunError
+from samestep.files import check_depth, check_parts, parse_json, read_text
 from samestep.report.records import Epoch, Event, Record, Result, Scaling, Step
 from samestep.report.words import plural
 
@@ -49,6 +49,7 @@ def is_scaling(path: Path) -> bool:
 def read_scaling(path: Path) -> ScalingFile:
     """A scaling.json or its directory. Raises RunError."""
     file = path if path.is_file() else path / SCALING_FILE
+    check_parts(file.parent if file != path else file)
     remedy = "Give a scaling.json that `samestep scale` wrote, or measure again."
     return ScalingFile(file.parent, _parse(Scaling, _load(file, remedy), file, remedy))
 
@@ -56,6 +57,7 @@ def read_scaling(path: Path) -> ScalingFile:
 def read_run(path: Path) -> RunFiles:
     """Raises RunError where nothing was recorded that could be shown."""
     _check_directory(path)
+    check_parts(path)
     steps, epochs, damage = _read_metrics(path / "metrics.jsonl")
     events, lost = _read_lines(path / "events.jsonl", Event.model_validate)
     damage += _damage("events.jsonl", lost)
@@ -146,15 +148,15 @@ def _read_lines(path: Path, parse: Callable[[Json], T]) -> tuple[list[T], int]:
     lost = 0
     for line in _text(path).splitlines(keepends=True):
         try:
-            records.append(parse(json.loads(line)))
-        except (ValueError, KeyError, TypeError, RecursionError):
+            records.append(parse(parse_json(line)))
+        except (ValueError, KeyError, TypeError):
             lost += line.endswith("\n")
     return records, lost
 
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8", errors="replace")
+        return read_text(path, "replace")
     except FileNotFoundError:
         return ""
     except OSError as error:
@@ -166,8 +168,8 @@ def _text(path: Path) -> str:
 def _load(file: Path, remedy: str) -> Any:
     text = _text(file)
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
+        return parse_json(text)
+    except ValueError as error:
         raise RunError(f"{file} is not valid JSON: {error}. {remedy}") from None
 
 
@@ -184,17 +186,19 @@ def _parse(kind: type[R], content: Any, file: Path, remedy: str) -> R:
 def _read_environment(path: Path) -> Json:
     """Empty where it is missing or damaged: the rest is worth showing."""
     try:
-        found = json.loads(_text(path))
-    except (ValueError, RecursionError):
+        found = parse_json(_text(path))
+    except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
 
 
 def _read_recipe(path: Path) -> Json:
     try:
-        return tomllib.loads(_text(path))
-    except tomllib.TOMLDecodeError:
+        found = tomllib.loads(_text(path))
+        check_depth(found)
+    except (ValueError, RecursionError):
         return {}
+    return found
 
 
 def _placement(events: list[Event]) -> Json:

@@ -4,6 +4,7 @@ import csv
 import fcntl
 import io
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from samestep import atomic
 from samestep.errors import OutputError, RunError
+from samestep.files import check_parts, open_to_append, read_bytes
 from samestep.recipe import Recipe
 from samestep.scaling.settings import MEASURING, Kind, Point, Settings
 
@@ -143,6 +145,7 @@ def open_study(
 def _make(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
+        check_parts(path)
         found = {entry.name for entry in path.iterdir()}
     except OSError as error:
         raise RunError(
@@ -158,7 +161,7 @@ def _make(path: Path) -> None:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    with (path / LOCK_FILE).open("w") as file:
+    with os.fdopen(open_to_append(path / LOCK_FILE, path), "wb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -172,7 +175,7 @@ def _locked(path: Path) -> Iterator[None]:
 def read(path: Path) -> _Document:
     """A scaling.json. Raises RunError if it is damaged or of another version."""
     try:
-        document = _Document.model_validate_json(path.read_bytes())
+        document = _Document.model_validate_json(read_bytes(path))
     except (OSError, UnicodeDecodeError) as error:
         raise RunError(f"{path} cannot be read: {error}.") from None
     except ValidationError as error:

@@ -1,0 +1,180 @@
+"""Opens what somebody else may have made: only regular files, and without waiting.
+
+A run, a model file or a data set from elsewhere may hold links that lead out of it,
+pipes that wait for ever, JSON that is nested too deep, or files larger than the memory.
+All of that is an OSError or a ValueError here, which callers put into a sentence.
+"""
+
+import errno
+import json
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from samestep.errors import RunError
+
+
+MOST_BYTES = 4 << 30
+"""Of a file that is read into memory as a whole, such as the record of a training."""
+MOST_DEPTH = 64
+"""Of JSON; our own has 8 levels at most."""
+KINDS = {
+    stat.S_IFLNK: "a symbolic link",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFDIR: "a directory",
+}
+
+
+def check_regular(path: Path) -> None:
+    """A link is followed, whatever it leads to is not opened. Raises OSError."""
+    _check_name(path)
+    _check_kind(path.stat().st_mode)
+
+
+def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
+    """A descriptor; no pipe is waited for. Raises OSError."""
+    _check_name(path)
+    fd = _open(path, flags | os.O_NONBLOCK)
+    try:
+        _check_kind(os.fstat(fd).st_mode)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def open_to_append(path: Path, within: Path) -> int:
+    """A file below `within`, made if it is not there; no link is followed below it.
+
+    Nor may the file have a second name, under which others would read what is written.
+    Raises OSError.
+    """
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK
+    *directories, name = path.relative_to(within).parts
+    fd = _open(within, os.O_RDONLY | os.O_DIRECTORY)
+    for directory in directories:
+        fd = _open_in(fd, directory, os.O_RDONLY | os.O_DIRECTORY)
+    fd = _open_in(fd, name, flags)
+    try:
+        about = os.fstat(fd)
+        _check_kind(about.st_mode)
+        if about.st_nlink > 1:
+            raise OSError(errno.EMLINK, "it has a second name (a hard link)")
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
+    """The whole content. Raises OSError."""
+    with os.fdopen(open_regular(path), "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            why = f"it has {size:,} bytes, more than {most:,}"
+            raise OSError(errno.EFBIG, why, str(path))
+        return file.read()
+
+
+def read_text(path: Path, errors: str = "strict", most: int = MOST_BYTES) -> str:
+    """UTF-8; every kind of line end becomes \\n. Raises OSError, UnicodeDecodeError."""
+    text = read_bytes(path, most).decode("utf-8", errors)
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def parse_json(text: str | bytes) -> Any:
+    """As `json.loads`, but whatever is wrong with it is a ValueError, depth too."""
+    try:
+        found = json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+    check_depth(found)
+    return found
+
+
+def check_depth(value: Any) -> None:
+    """Of dictionaries and lists in each other. Raises ValueError."""
+    level = [value]
+    for _ in range(MOST_DEPTH):
+        level = [part for outer in level for part in _parts(outer)]
+        if not level:
+            return
+    raise ValueError(f"it is nested more than {MOST_DEPTH} deep")
+
+
+def check_parts(run: Path) -> None:
+    """Before a run is read or written: it has files and directories, nothing else.
+
+    A link in it could make us write to where it leads, a pipe could make us wait.
+    Raises RunError.
+    """
+    for entry in _entries(run):
+        if not (entry.is_file(follow_symlinks=False) or _is_directory(entry)):
+            what = KINDS.get(_mode(entry), "something else")
+            raise RunError(
+                "A run holds only files and directories, so that nothing leads out of "
+                f"it; {entry.path} is {what}. Remove it, or put there what it stands "
+                "for."
+            )
+
+
+def _open(path: str | Path, flags: int, directory: int | None = None) -> int:
+    return os.open(path, flags | os.O_CLOEXEC, 0o644, dir_fd=directory)
+
+
+def _open_in(directory: int, name: str, flags: int) -> int:
+    """Closes the directory. Raises OSError."""
+    try:
+        return _open(name, flags | os.O_NOFOLLOW, directory)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            error.strerror = "it is a symbolic link"
+        raise
+    finally:
+        os.close(directory)
+
+
+def _entries(run: Path) -> Iterator[os.DirEntry[str]]:
+    """Below a directory, without following a link. Raises RunError."""
+    waiting = [str(run)]
+    while waiting:
+        place = waiting.pop()
+        try:
+            with os.scandir(place) as entries:
+                found = list(entries)
+        except FileNotFoundError:  # removed by whoever trains it
+            continue
+        except OSError as error:
+            raise RunError(f"{place} cannot be read: {error.strerror}.") from None
+        waiting += [entry.path for entry in found if _is_directory(entry)]
+        yield from found
+
+
+def _is_directory(entry: os.DirEntry[str]) -> bool:
+    return entry.is_dir(follow_symlinks=False)
+
+
+def _mode(entry: os.DirEntry[str]) -> int:
+    return stat.S_IFMT(entry.stat(follow_symlinks=False).st_mode)
+
+
+def _check_name(path: Path) -> None:
+    if "\0" in str(path):  # Python has a ValueError for it
+        raise OSError(errno.EINVAL, "its name has a zero character")
+
+
+def _check_kind(mode: int) -> None:
+    if not stat.S_ISREG(mode):
+        what = KINDS.get(stat.S_IFMT(mode), "something else")
+        raise OSError(errno.EINVAL, f"it is {what}, not a file")
+
+
+def _parts(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return list(value.values())
+    return value if isinstance(value, list) else []
