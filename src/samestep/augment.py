@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from samestep.data_sections import Augment
 from samestep.errors import RecipeError
+from samestep.nested import Nested, describe
 from samestep.plan import derive_seed
 
 
@@ -56,8 +57,14 @@ class Augmentation:
     seed: int
 
     @classmethod
-    def of(cls, section: Augment, seed: int, sample: Tensor) -> "Augmentation":
+    def of(cls, section: Augment, seed: int, sample: Nested) -> "Augmentation":
         """For inputs like `sample` [1, ...]. Raises RecipeError."""
+        if not isinstance(sample, Tensor):
+            raise RecipeError(
+                "Augmentation takes one input per sample; those of these data have "
+                f"{describe(sample)}. Leave out `data.augment`, or do it in a data set "
+                "of your own."
+            )
         moves = section.shift or section.crop or section.flip
         if not sample.is_floating_point() or (moves and sample.dim() != 4):
             raise RecipeError(

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from samestep import generators
+from samestep import generators, nested
 from samestep.augment import NONE, Augmentation, Mixed
 from samestep.data import arrays, custom, idx, images, mnist, rows, text
 from samestep.data.facts import Facts
@@ -25,6 +25,8 @@ from samestep.data_sections import (
     Task,
     TextData,
 )
+from samestep.errors import RecipeError
+from samestep.nested import Nested, Shape, shapes_from_json
 from samestep.objective import METRICS, Metric
 from samestep.own import OwnCode
 from samestep.plan import derive_seed
@@ -36,8 +38,11 @@ class Dataset:
 
     splits: dict[str, Split]
     """`validation` and `test` may be empty."""
-    inputs: tuple[int, ...]
-    """The shape of one sample: [channels, height, width], [values] or [tokens]."""
+    inputs: Shape
+    """The shape of one sample: [channels, height, width], [values] or [tokens].
+
+    Where a model takes several inputs, a dictionary or tuple of such shapes.
+    """
     outputs: int
     """Classes, different tokens, or values to predict."""
     task: Task = "classification"
@@ -47,7 +52,7 @@ class Dataset:
     augmentation: Augmentation = NONE
     """Of training samples, in training only."""
 
-    def draw(self, samples: Tensor, epoch: int) -> tuple[Tensor, Tensor | Mixed]:
+    def draw(self, samples: Tensor, epoch: int) -> tuple[Nested, Tensor | Mixed]:
         """A micro-batch to train on: int64 [b] -> inputs [b, ...] and targets.
 
         A pure function, but for what a data set of the user's own draws from torch's
@@ -55,6 +60,17 @@ class Dataset:
         """
         inputs, targets = self.splits["train"].gather(samples)
         return self.augmentation.apply(inputs, targets, samples, epoch)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Of one sample, for a built-in model. RecipeError if there are several."""
+        shape: tuple[int, ...] = self.inputs
+        if isinstance(shape, tuple) and all(isinstance(size, int) for size in shape):
+            return shape
+        raise RecipeError(
+            "A built-in family takes one input; a sample of these data has several, "
+            f"{self.inputs}. Give a model of your own."
+        )
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
@@ -69,7 +85,12 @@ class Dataset:
     @classmethod
     def from_facts(cls, facts: Mapping[str, Any]) -> "Dataset":
         """To build a model again, without samples."""
-        return cls({}, tuple(facts["inputs"]), facts["outputs"], facts["task"])
+        return cls(
+            splits={},
+            inputs=shapes_from_json(facts["inputs"]),
+            outputs=facts["outputs"],
+            task=facts["task"],
+        )
 
     def first(self, samples: int) -> "Dataset":
         """With at most so many samples in each split."""
@@ -90,7 +111,7 @@ class First:
     def __len__(self) -> int:
         return self.size
 
-    def gather(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+    def gather(self, indices: Tensor) -> tuple[Nested, Tensor]:
         """int64 [b] -> inputs [b, ...] and targets [b, ...]; a pure function."""
         return self.split.gather(indices)
 
@@ -149,11 +170,15 @@ class Converted:
     def __len__(self) -> int:
         return len(self.split)
 
-    def gather(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+    def gather(self, indices: Tensor) -> tuple[Nested, Tensor]:
         """int64 [b] -> inputs [b, ...] and targets [b, ...]."""
         inputs, targets = self.split.gather(indices)
-        if inputs.is_floating_point():
-            inputs = inputs.to(self.dtype)
+        inputs = nested.apply(
+            lambda values: (
+                values.to(self.dtype) if values.is_floating_point() else values
+            ),
+            inputs,
+        )
         if self.task == "regression":
             targets = targets.to(self.dtype)
         return inputs, targets

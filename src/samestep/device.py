@@ -17,8 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from samestep import nested
 from samestep.augment import Mixed
 from samestep.errors import PlacementError
+from samestep.nested import Nested
 
 
 @dataclass(frozen=True)
@@ -71,10 +73,11 @@ class Device:
         return model if self.target.type == "cpu" else model.to(self.target)
 
     def bring(
-        self, inputs: Tensor, targets: Tensor | Mixed
-    ) -> tuple[Tensor, Tensor | Mixed]:
+        self, inputs: Nested, targets: Tensor | Mixed
+    ) -> tuple[Nested, Tensor | Mixed]:
         """A batch, moved here."""
-        return inputs.to(self.target), targets.to(self.target)
+        moved = nested.apply(lambda tensor: tensor.to(self.target), inputs)
+        return moved, targets.to(self.target)
 
 
 def build() -> dict[str, str]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module, functional
 
-from samestep import generators
+from samestep import generators, nested
 from samestep.balance import shares
 from samestep.board import Board
 from samestep.dataset import Dataset
@@ -77,7 +77,8 @@ class Evaluator:
         with evaluating(self.model):
             for _, samples in self._own_batches(name):
                 inputs, targets = split.gather(samples)
-                inputs, targets = inputs.to(device), targets.to(device)
+                inputs = nested.apply(lambda tensor: tensor.to(device), inputs)
+                targets = targets.to(device)
                 logits = outputs(self.model, inputs, self.recipe.precision)
                 losses = functional.cross_entropy(logits, targets, reduction="none")
                 found = (targets, logits.argmax(dim=1), losses)

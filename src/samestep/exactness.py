@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from samestep import dtypes, weights
+from samestep.nested import leaves
 from samestep.objective import Objective
 from samestep.trainer import Trainer
 from samestep.training import compare_notes, train_step
@@ -53,7 +54,7 @@ def _pass(trainer: Trainer) -> dict[str, str]:
         )
     trainer.flat.reset_buffers()
     return {
-        "the samples": _sha256(inputs, *parts),
+        "the samples": _sha256(*(t for _, t in leaves(inputs)), *parts),
         "the loss": _sha256(loss),
         "the gradients": _sha256(*(g for g in gradients if g is not None)),
     }

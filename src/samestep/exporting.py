@@ -22,8 +22,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from samestep import dtypes, loading
+from samestep import dtypes, loading, nested
 from samestep.errors import ExportError, RunError, did_you_mean
+from samestep.nested import Nested
 from samestep.run import Run
 
 
@@ -66,7 +67,7 @@ def export(
     if out.exists():
         raise RunError(f"{out} is there already, and is kept: name another file.")
     trained = loading.load_model(run, model)
-    inputs = _samples(run, data)
+    inputs, size = _samples(run, data)
     expected = _predict(trained, inputs)
     content = _onnx(trained, inputs) if form == "onnx" else _weights(trained, form)
     try:
@@ -81,7 +82,7 @@ def export(
     except BaseException:
         out.unlink()
         raise
-    return Exported(out, len(inputs), difference)
+    return Exported(out, size, difference)
 
 
 def compare(
@@ -120,11 +121,12 @@ def _suffix(form: str) -> str:
     return SUFFIXES[form]
 
 
-def _samples(run: Run, data: Any) -> Tensor:
-    """Inputs of the first samples of the first split that has some."""
+def _samples(run: Run, data: Any) -> tuple[Nested, int]:
+    """Inputs of the first samples of the first split that has some; how many."""
     splits = loading.load_data(run, data).splits
     split = next(s for s in map(splits.get, ("test", "validation", "train")) if s)
-    return split.gather(torch.arange(min(MOST_SAMPLES, len(split))))[0]
+    size = min(MOST_SAMPLES, len(split))
+    return split.gather(torch.arange(size))[0], size
 
 
 def _weights(model: nn.Module, form: str) -> bytes:
@@ -136,17 +138,22 @@ def _weights(model: nn.Module, form: str) -> bytes:
     return buffer.getvalue()
 
 
-def _onnx(model: nn.Module, inputs: Tensor) -> bytes:
-    example = inputs[:2] if len(inputs) > 1 else inputs.repeat(2, *[1] * inputs.dim())
+def _onnx(model: nn.Module, inputs: Nested) -> bytes:
+    example = nested.apply(lambda tensor: tensor[[0, -1]], inputs)  # at least two
+    batch = torch.export.Dim("batch")
+    sizes = nested.apply(lambda _: {0: batch}, example)
+    by_name = isinstance(inputs, dict)
+    one = isinstance(inputs, Tensor)
     try:
         with _quiet(), dtypes.default(_dtype(model)):
             program = torch.onnx.export(
                 model,
-                (example,),
+                () if by_name else (example,) if one else example,
+                kwargs=example if by_name else None,
                 dynamo=True,
                 verbose=False,
-                input_names=["inputs"],
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                input_names=list(_named(inputs)),
+                dynamic_shapes=(sizes,) if one else sizes,
             )
         assert program is not None
         content: bytes = program.model_proto.SerializeToString()
@@ -173,7 +180,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _read_and_predict(
-    form: str, path: Path, fresh: nn.Module, inputs: Tensor
+    form: str, path: Path, fresh: nn.Module, inputs: Nested
 ) -> list[Tensor]:
     """What somebody gets who has only the file and, but for ONNX, the network."""
     if form == "onnx":
@@ -189,7 +196,16 @@ def _read_and_predict(
     return _predict(fresh, inputs)
 
 
-def _run_onnx(path: Path, inputs: Tensor) -> list[Tensor]:
+def _named(inputs: Nested) -> dict[str, Tensor]:
+    """By the names that ONNX's inputs have: a dictionary's own, or by number."""
+    if isinstance(inputs, Tensor):
+        return {"inputs": inputs}
+    if isinstance(inputs, dict):
+        return inputs
+    return {f"inputs_{number}": each for number, each in enumerate(inputs)}
+
+
+def _run_onnx(path: Path, inputs: Nested) -> list[Tensor]:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -198,8 +214,9 @@ def _run_onnx(path: Path, inputs: Tensor) -> list[Tensor]:
         session = onnxruntime.InferenceSession(
             path, options, providers=["CPUExecutionProvider"]
         )
-        (only,) = session.get_inputs()
-        found = session.run(None, {only.name: inputs.numpy()})
+        taken = {each.name for each in session.get_inputs()}  # not those without effect
+        given = {n: each.numpy() for n, each in _named(inputs).items() if n in taken}
+        found = session.run(None, given)
     except Exception as error:  # it has no common base of its own
         raise ExportError(
             "An exported model must predict the same, and onnxruntime cannot run this "
@@ -209,9 +226,10 @@ def _run_onnx(path: Path, inputs: Tensor) -> list[Tensor]:
     return [torch.from_numpy(array) for array in found]
 
 
-def _predict(model: nn.Module, inputs: Tensor) -> list[Tensor]:
-    with torch.inference_mode(), dtypes.default(_dtype(model)):
-        outputs = model(inputs)
+def _predict(model: nn.Module, inputs: Nested) -> list[Tensor]:
+    # Not in inference mode: a model may ask for gradients.
+    with torch.no_grad(), dtypes.default(_dtype(model)):
+        outputs = nested.call(model, inputs)
     return [each for each in tree_leaves(outputs) if isinstance(each, Tensor)]
 
 

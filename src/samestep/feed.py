@@ -14,8 +14,9 @@ import os
 import random
 import signal
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import count
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any
@@ -26,9 +27,10 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from samestep import generators
+from samestep import generators, nested
 from samestep.augment import Mixed
 from samestep.dataset import Dataset
+from samestep.nested import Nested
 from samestep.plan import Plan, derive_seed
 
 
@@ -39,7 +41,7 @@ LEAST_SECONDS = 1e-3
 PR_SET_PDEATHSIG = 1
 REQUEST = struct.Struct("<qq")
 
-Drawn = tuple[Tensor, Tensor | Mixed]
+Drawn = tuple[Nested, Tensor | Mixed]
 
 
 class MicroBatches:
@@ -202,25 +204,39 @@ def _packed(drawn: Drawn, before: dict[str, Any]) -> bytes:
     inputs, targets = drawn
     parts = (targets,) if isinstance(targets, Tensor) else targets.parts
     after = _other_generators()
-    changed = after if after != before else {}
+    others = after if after != before else {}
+    structure = nested.apply(lambda _: None, inputs)
     tensors = {
-        "inputs": inputs,
         "generator": torch.default_generator.get_state(),
-        "others": torch.frombuffer(
-            bytearray(json.dumps(changed), "ascii"), dtype=torch.uint8
-        ),
+        "words": _encoded({"others": others, "inputs": structure}),
+        **{
+            f"input{number}": of for number, (_, of) in enumerate(nested.leaves(inputs))
+        },
         **{f"targets{number}": part for number, part in enumerate(parts)},
     }
     return safetensors.numpy.save({n: t.numpy() for n, t in tensors.items()})
 
 
+def _encoded(value: Any) -> Tensor:
+    return torch.frombuffer(bytearray(json.dumps(value), "ascii"), dtype=torch.uint8)
+
+
 def _unpacked(content: bytes) -> Drawn:
     tensors = safetensors.torch.load(content)
     torch.default_generator.set_state(tensors["generator"])
-    _set_other_generators(json.loads(tensors["others"].numpy().tobytes()))
-    parts = [tensors[name] for name in sorted(tensors) if name.startswith("targets")]
+    words = json.loads(tensors["words"].numpy().tobytes())
+    _set_other_generators(words["others"])
+    inputs = nested.restore(words["inputs"], _numbered(tensors, "input"))
+    parts = list(_numbered(tensors, "targets"))
     targets = parts[0] if len(parts) == 1 else Mixed(*parts)
-    return tensors["inputs"], targets
+    return inputs, targets
+
+
+def _numbered(tensors: Mapping[str, Tensor], name: str) -> Iterator[Tensor]:
+    for number in count():
+        if f"{name}{number}" not in tensors:
+            return
+        yield tensors[f"{name}{number}"]
 
 
 def _other_generators() -> dict[str, Any]:

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from samestep import dtypes
+from samestep import dtypes, nested
 from samestep.augment import Mixed
 from samestep.data_sections import Task
 from samestep.errors import OwnCodeError
 from samestep.ingredients import CrossEntropy, CustomLoss, LossRecipe, SquaredError
+from samestep.nested import Nested
 from samestep.own import capital, title
 from samestep.recipe import Precision
 
@@ -44,13 +45,14 @@ TAKEN = (
 """Names of other fields of a record."""
 
 
-def outputs(model: nn.Module, inputs: Tensor, precision: Precision) -> Any:
+def outputs(model: nn.Module, inputs: Nested, precision: Precision) -> Any:
     """What the model makes of the inputs; of bf16, float32 if it is a tensor."""
     if precision != "bf16":
         with dtypes.default(dtypes.of(precision)):
-            return model(inputs)
-    with torch.autocast(inputs.device.type, torch.bfloat16):
-        found = model(inputs)
+            return nested.call(model, inputs)
+    (_, first), *_ = nested.leaves(inputs)
+    with torch.autocast(first.device.type, torch.bfloat16):
+        found = nested.call(model, inputs)
     return found.float() if isinstance(found, Tensor) else found
 
 
@@ -83,7 +85,7 @@ class Objective(nn.Module):
         self._loss, self._function = loss, function
         self.metrics = metrics
 
-    def forward(self, inputs: Tensor, targets: Tensor | Mixed) -> tuple[Tensor, Tensor]:
+    def forward(self, inputs: Nested, targets: Tensor | Mixed) -> tuple[Tensor, Tensor]:
         """Inputs [b, ...] and targets -> summed loss [], cells of the metrics [c].
 
         A micro-batch of no samples has loss 0 and gradient 0 for every parameter, so

@@ -12,16 +12,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from samestep import dtypes, own
+from samestep import dtypes, nested, own
 from samestep.dataset import Dataset
 from samestep.errors import OwnCodeError, RecipeError
 from samestep.ingredients import CnnModel, ModelRecipe, VitModel
+from samestep.nested import Nested
 from samestep.objective import Metric, Objective
 from samestep.plan import Plan
 from samestep.recipe import Recipe
 
 
 MOST_NAMES = 8
+HOW_CALLED = (
+    " A sample that is a dictionary gives the model keyword arguments, a tuple "
+    "positional ones."
+)
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,7 @@ def rehearse(
     who = own.title(names["model"], "model") if "model" in names else "the model"
     dtype = dtypes.of(recipe.precision)
     with _naming_layers(twin, who, inputs), dtypes.default(dtype):
-        outputs = twin(inputs)
+        outputs = nested.call(twin, inputs)
     if loss is None:
         _check_outputs(outputs, targets, data, who)
     objective = Objective(twin, recipe.loss, loss)
@@ -70,27 +75,27 @@ def check_family(recipe: ModelRecipe, data: Dataset) -> None:
         return
     if takes_tokens and data.task == "next-token":
         return
-    if takes_images and data.task != "next-token" and len(data.inputs) == 3:
+    if takes_images and data.task != "next-token" and len(data.input_shape) == 3:
         _check_size(recipe, data)
         return
     wanted = "images [channels, height, width]" * takes_images
     wanted += " or " * (takes_images and takes_tokens) + "tokens [t]" * takes_tokens
     raise RecipeError(
         f"The family `{recipe.family}` takes {wanted}; a sample of these data, for "
-        f"{data.task}, is {list(data.inputs)}. Use another `model.family`, such as "
-        "`mlp`."
+        f"{data.task}, is {list(data.input_shape)}. Use another `model.family`, such "
+        "as `mlp`."
     )
 
 
 def _check_size(recipe: ModelRecipe, data: Dataset) -> None:
     """Raises RecipeError where an image is smaller than what a layer looks at."""
-    left = min(data.inputs[1:])
+    left = min(data.input_shape[1:])
     least = recipe.patch if isinstance(recipe, VitModel) else 1
     for kernel in recipe.kernels if isinstance(recipe, CnnModel) else ():
         left = (left - kernel + 1) // 2
     if left < least:
         raise RecipeError(
-            f"Images of {data.inputs[1]} x {data.inputs[2]} are too small for "
+            f"Images of {' x '.join(map(str, data.input_shape[1:]))} are too small for "
             f"`{recipe.family}` with these `kernels` or this `patch`. Use fewer or "
             "smaller ones."
         )
@@ -118,7 +123,7 @@ def check_norms(recipe: Recipe, data: Dataset, plan: Plan, model: nn.Module) -> 
     inputs, _ = data.splits["train"].gather(torch.zeros(1, dtype=torch.int64))
     try:
         with dtypes.default(dtypes.of(recipe.precision)):
-            copy.deepcopy(model)(inputs)
+            nested.call(copy.deepcopy(model), inputs)
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise
@@ -132,7 +137,7 @@ def check_norms(recipe: Recipe, data: Dataset, plan: Plan, model: nn.Module) -> 
 
 
 @contextlib.contextmanager
-def _naming_layers(model: nn.Module, who: str, inputs: Tensor) -> Iterator[None]:
+def _naming_layers(model: nn.Module, who: str, inputs: Nested) -> Iterator[None]:
     """An exception inside is told with the innermost layer and what it received."""
     inside: list[str] = []
 
@@ -152,11 +157,18 @@ def _naming_layers(model: nn.Module, who: str, inputs: Tensor) -> Iterator[None]
         yield
     except Exception as error:
         where = f" in {inside[-1]}" if inside else ""
+        how = HOW_CALLED if _is_call(error, inside, inputs) else ""
         raise OwnCodeError(
             f"{own.capital(who)} fails on training samples of shape "
-            f"{list(inputs.shape)} ({inputs.dtype}){where}: "
-            f"{type(error).__name__}: {error}."
+            f"{nested.describe(inputs)}{where}: {type(error).__name__}: {error}."
+            f"{how}"
         ) from error
+
+
+def _is_call(error: Exception, inside: list[str], inputs: Nested) -> bool:
+    """Whether several inputs, perhaps, do not fit the model's parameters."""
+    several = not isinstance(inputs, Tensor)
+    return several and not inside and isinstance(error, TypeError)
 
 
 def _check_outputs(outputs: Any, targets: Tensor, data: Dataset, who: str) -> None:

@@ -1,41 +1,44 @@
 """Data of the user's own: tensors, arrays, or data sets with a length and an index."""
 
+import json
 import random
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from samestep import nested
 from samestep.data.facts import Facts, check_labels, narrow, shaped, task_of
+from samestep.data.samples import TARGETS, describe, pair, stack, tensor, tensors
 from samestep.data.splits import Part, divide
 from samestep.data_sections import CustomData, Task
 from samestep.errors import OwnCodeError, did_you_mean
+from samestep.nested import Nested
 from samestep.own import GIVEN, OwnCode, blaming, title
 
 
 SPLITS = ("train", "validation", "test")
-TARGETS = ("label", "labels", "target", "targets", "y")
-INPUTS = ("input_ids", "pixel_values", "image", "img", "inputs", "input", "x")
-"""Keys of samples that are dictionaries, as Hugging Face's data sets have them."""
 
 
 @dataclass(frozen=True)
 class Arrays:
-    """Inputs [n, ...] and targets [n, ...] in memory."""
+    """Inputs [n, ...], one or several, and targets [n, ...] in memory."""
 
-    inputs: Tensor
+    inputs: Nested
     targets: Tensor
 
     def __len__(self) -> int:
         return len(self.targets)
 
-    def gather(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+    def gather(self, indices: Tensor) -> tuple[Nested, Tensor]:
         """int64 [b] -> inputs [b, ...] and targets [b, ...]."""
-        picked = (t.index_select(0, indices) for t in (self.inputs, self.targets))
-        inputs, targets = map(narrow, picked)
+        picked = self.inputs, self.targets
+        inputs, targets = nested.apply(
+            lambda values: narrow(values.index_select(0, indices)), picked
+        )
         return inputs, targets
 
 
@@ -48,32 +51,53 @@ class Indexed:
     is_train: bool
     task: Task | None = None
     outputs: int | None = None
-    shape: tuple[int, ...] = field(default=())
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def gather(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+    def gather(self, indices: Tensor) -> tuple[Nested, Tensor]:
         """int64 [b] -> inputs [b, ...] and targets [b, ...].
 
         What samples draw from Python's and numpy's generators then depends, like what
         they draw from torch's, on the micro-batch alone. Raises OwnCodeError.
         """
         if len(indices) == 0:  # a micro-batch of a short last batch
-            return torch.empty(0, *self.shape), torch.empty(0, dtype=torch.int64)
+            return torch.empty(0), torch.empty(0, dtype=torch.int64)
         if not self.is_train:
             torch.default_generator.manual_seed(int(indices[0]))
         seed = torch.initial_seed()
         random.seed(seed)
         np.random.seed(seed % 2**32)
-        with blaming(self.who):
-            pairs = [_pair(self.source[i], self.who) for i in indices.tolist()]
-        inputs = _stack([pair[0] for pair in pairs], indices, self.who)
-        targets = _stack([pair[1] for pair in pairs], indices, self.who)
+        inputs, targets = self._batch(indices.tolist())
         if self.task is not None:
             targets = shaped(targets, self.task)
             check_labels(targets, self.task, self.outputs, self.who, indices)
         return inputs, targets
+
+    def _batch(self, indices: list[int]) -> tuple[Nested, Tensor]:
+        samples = []
+        for index in indices:
+            with blaming(f"sample {index} of {self.who}"):
+                samples.append(self.source[index])
+        names = f"the input of {self.who}", f"the target of {self.who}"
+        if self.collate is not None:
+            with blaming(f"`collate_fn` of {self.who}"):
+                batch = self.collate(samples)
+            inputs, targets = map(tensors, pair(batch, self.who), names)
+            # Contiguous, as what comes from a helper: strides may decide bits.
+            inputs = nested.apply(lambda t: narrow(t).contiguous(), inputs)
+            return inputs, _only(targets, self.who)
+        pairs = [pair(sample, self.who) for sample in samples]
+        inputs, targets = (
+            stack([tensors(p[part], who) for p in pairs], indices, who)
+            for part, who in enumerate(names)
+        )
+        return inputs, _only(targets, self.who)
+
+    @property
+    def collate(self) -> Callable[[list[Any]], Any] | None:
+        """Makes a batch of samples, if the data set has its own way, `collate_fn`."""
+        return getattr(self.source, "collate_fn", None)
 
 
 Samples = Arrays | Indexed
@@ -90,8 +114,9 @@ def load(recipe: CustomData, own: OwnCode) -> tuple[dict[str, Samples | Part], F
     else:
         splits = {"train": _samples(found, who, is_train=True)}
     facts = _facts(splits["train"], recipe, who)
+    padded = any(isinstance(s, Indexed) and s.collate for s in splits.values())
     checked = {
-        name: _conforming(samples, facts, f"{who}, split `{name}`")
+        name: _conforming(samples, facts, f"{who}, split `{name}`", padded)
         for name, samples in splits.items()
     }
     if isinstance(found, Mapping):
@@ -128,14 +153,14 @@ def _samples(value: Any, who: str, is_train: bool) -> Samples:
     elif not hasattr(value, "__getitem__") or isinstance(value, Tensor | np.ndarray):
         raise OwnCodeError(
             f"{who} must give (inputs, targets), or a data set with a length and an "
-            f"index; it gave {_describe(value)}."
+            f"index; it gave {describe(value)}."
         )
     else:
         try:
             len(value)
         except TypeError:
             raise OwnCodeError(
-                f"{who}: {_describe(value)} has no length (`__len__`), so its samples "
+                f"{who}: {describe(value)} has no length (`__len__`), so its samples "
                 "cannot be put into an order that every worker agrees on."
             ) from None
         samples = Indexed(value, who, is_train)
@@ -144,35 +169,46 @@ def _samples(value: Any, who: str, is_train: bool) -> Samples:
     return samples
 
 
-def _arrays(pair: Any, who: str) -> Arrays:
-    inputs, targets = (_tensor(each, who) for each in pair)
-    if inputs.dim() == 0 or targets.dim() == 0 or len(inputs) != len(targets):
-        raise OwnCodeError(
-            f"{who} must have as many targets as inputs; their shapes are "
-            f"{list(inputs.shape)} and {list(targets.shape)}."
-        )
+def _arrays(given: Any, who: str) -> Arrays:
+    inputs = tensors(given[0], f"the inputs of {who}")
+    targets = tensor(given[1], f"the targets of {who}")
+    for _, values in nested.leaves(inputs):
+        if values.dim() == 0 or targets.dim() == 0 or len(values) != len(targets):
+            raise OwnCodeError(
+                f"{who} must have as many targets as inputs; their shapes are "
+                f"{nested.describe(inputs)} and {list(targets.shape)}."
+            )
     return Arrays(inputs, targets)
+
+
+def _only(targets: Nested, who: str) -> Tensor:
+    if isinstance(targets, Tensor):
+        return narrow(targets)
+    raise OwnCodeError(
+        f"The target of a sample is one tensor; that of {who} is several, "
+        f"{nested.describe(targets)}. Give what the model needs as inputs, and join "
+        "the rest."
+    )
 
 
 def _facts(train: Samples, recipe: CustomData, who: str) -> Facts:
     inputs, targets = train.gather(torch.zeros(1, dtype=torch.int64))
     task = recipe.task or task_of(targets, who)
     targets = shaped(targets, task)
-    shape = tuple(inputs.shape[1:])
     if task == "regression":
         outputs = recipe.outputs or targets[0].numel()
     else:
         outputs = recipe.outputs or 1 + _largest(train, task, who)
     per_sample = targets[0].numel() if task == "next-token" else 1
-    return Facts(shape, outputs, task, per_sample)
+    return Facts(nested.shapes(inputs), outputs, task, per_sample)
 
 
 def _largest(train: Samples, task: Task, who: str) -> int:
     """The largest label or token of the training samples."""
     if isinstance(train, Arrays):
-        both = (
-            [train.targets, train.inputs] if task == "next-token" else [train.targets]
-        )
+        both = [train.targets]
+        if task == "next-token" and isinstance(train.inputs, Tensor):
+            both.append(train.inputs)
         return max(int(values.max()) for values in both)
     known = getattr(train.source, "classes", None) or _names(train.source)
     if task == "classification" and known is not None:
@@ -181,7 +217,7 @@ def _largest(train: Samples, task: Task, who: str) -> int:
     if labels is None:
         pieces = torch.split(torch.arange(len(train)), 1000)
         return max(int(train.gather(piece)[1].max()) for piece in pieces)
-    return int(_tensor(labels, who).max())
+    return int(tensor(labels, who).max())
 
 
 def _names(source: Any) -> Any:
@@ -193,21 +229,22 @@ def _names(source: Any) -> Any:
     return getattr(label, "names", None)
 
 
-def _conforming(samples: Samples, facts: Facts, who: str) -> Samples:
-    """Checked against the facts, as far as that takes no pass over a data set."""
+def _conforming(samples: Samples, facts: Facts, who: str, is_padded: bool) -> Samples:
+    """Checked against the facts, as far as that takes no pass over a data set.
+
+    `is_padded` says that a `collate_fn` may give each batch a length of its own.
+    """
     if len(samples) == 0:
         return samples
     inputs, _ = samples.gather(torch.zeros(1, dtype=torch.int64))
-    if tuple(inputs.shape[1:]) != facts.inputs:
+    found = nested.shapes(inputs)
+    if found != facts.inputs and not is_padded:
         raise OwnCodeError(
             f"All inputs have one shape, and those of `train` have "
-            f"{list(facts.inputs)}; the first of {who} has {list(inputs.shape[1:])}."
+            f"{json.dumps(facts.inputs)}; the first of {who} has {json.dumps(found)}."
         )
     if isinstance(samples, Indexed):
-        return Indexed(
-            *(samples.source, who, samples.is_train),
-            *(facts.task, facts.outputs, facts.inputs),
-        )
+        return replace(samples, who=who, task=facts.task, outputs=facts.outputs)
     targets = shaped(samples.targets, facts.task)
     check_labels(targets, facts.task, facts.outputs, who, torch.arange(len(targets)))
     return Arrays(samples.inputs, targets)
@@ -225,67 +262,3 @@ def _divided(
         name: Part(samples if name == "train" else held_out, members[name])
         for name in SPLITS
     }
-
-
-def _pair(sample: Any, who: str) -> tuple[Any, Any]:
-    if isinstance(sample, Mapping):
-        target = next((key for key in TARGETS if key in sample), None)
-        others = [key for key in sample if key != target]
-        first = next((key for key in INPUTS if key in sample), None)
-        chosen = others[0] if len(others) == 1 else first
-        if target is not None and chosen is not None:
-            return sample[chosen], sample[target]
-        keys = ", ".join(map(str, sample))
-    elif isinstance(sample, tuple | list) and len(sample) == 2:
-        return sample[0], sample[1]
-    else:
-        keys = _describe(sample)
-    raise OwnCodeError(
-        f"A sample of {who} is (input, target), or a dictionary with one of the keys "
-        f"{', '.join(TARGETS)} for the target and one other key, or one of "
-        f"{', '.join(INPUTS)}, for the input; received {keys}."
-    )
-
-
-def _stack(values: list[Any], indices: Tensor, who: str) -> Tensor:
-    tensors = [_tensor(value, who) for value in values]
-    for tensor, index in zip(tensors, indices.tolist(), strict=True):
-        if tensor.shape != tensors[0].shape:
-            raise OwnCodeError(
-                f"All samples have one shape; sample {index} of {who} has "
-                f"{list(tensor.shape)}, sample {int(indices[0])} "
-                f"{list(tensors[0].shape)}."
-            )
-    return narrow(torch.stack(tensors))
-
-
-def _tensor(value: Any, who: str) -> Tensor:
-    if isinstance(value, Tensor):
-        return value.detach()
-    if hasattr(value, "getbands"):
-        return _picture(value)
-    try:
-        # As an array first: a list of arrays is slow otherwise, and images have one.
-        return (
-            torch.from_numpy(np.array(value))
-            if not isinstance(value, np.ndarray)
-            else torch.as_tensor(value if value.flags.writeable else value.copy())
-        )
-    except (TypeError, ValueError) as error:
-        raise OwnCodeError(
-            f"{who} must give tensors or arrays of numbers; {_describe(value)} is "
-            f"neither: {error}."
-        ) from None
-
-
-def _picture(image: Any) -> Tensor:
-    """One of Pillow -> [channels, height, width]; bytes become floats from 0 to 1."""
-    pixels = torch.from_numpy(np.array(image))
-    planes = pixels.view(*pixels.shape[:2], -1).movedim(-1, 0)
-    return planes / 255 if planes.dtype == torch.uint8 else planes
-
-
-def _describe(value: Any) -> str:
-    shape = getattr(value, "shape", None)
-    kind = type(value).__name__
-    return f"{kind} {list(shape)}" if shape is not None else f"an object {kind}"

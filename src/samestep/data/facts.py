@@ -7,13 +7,14 @@ from torch import Tensor
 
 from samestep.data_sections import Task
 from samestep.errors import DataError, OwnCodeError
+from samestep.nested import Shape
 
 
 @dataclass(frozen=True)
 class Facts:
     """What all splits share."""
 
-    inputs: tuple[int, ...]
+    inputs: Shape
     outputs: int
     task: Task
     targets_per_sample: int
@@ -59,6 +60,6 @@ def check_labels(
 
 
 def narrow(values: Tensor) -> Tensor:
-    """Integers and booleans -> int64, but uint8 stays, and so do floats."""
-    stays = values.is_floating_point() or values.dtype == torch.uint8
+    """Integers -> int64; but uint8, booleans and floats stay."""
+    stays = values.is_floating_point() or values.dtype in (torch.uint8, torch.bool)
     return values if stays else values.long()

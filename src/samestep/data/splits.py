@@ -8,6 +8,7 @@ from torch import Tensor
 
 from samestep.data_sections import Divided
 from samestep.errors import DataError
+from samestep.nested import Nested
 
 
 class Split(Protocol):
@@ -15,7 +16,7 @@ class Split(Protocol):
 
     def __len__(self) -> int: ...
 
-    def gather(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+    def gather(self, indices: Tensor) -> tuple[Nested, Tensor]:
         """int64 [b] -> inputs [b, ...] and targets [b, ...]; a pure function."""
         ...
 
@@ -30,7 +31,7 @@ class Part:
     def __len__(self) -> int:
         return len(self.members)
 
-    def gather(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+    def gather(self, indices: Tensor) -> tuple[Nested, Tensor]:
         """int64 [b] -> inputs [b, ...] and targets [b, ...]."""
         return self.whole.gather(self.members[indices])
 

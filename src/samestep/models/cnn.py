@@ -23,7 +23,7 @@ class Cnn(nn.Module):
 
     def __init__(self, recipe: CnnModel, data: Dataset) -> None:
         super().__init__()
-        channels, *_ = data.inputs
+        channels, *_ = data.input_shape
         self.stages = nn.ModuleList(
             Conv2d(*ends, kernel)
             for ends, kernel in zip(
@@ -36,7 +36,7 @@ class Cnn(nn.Module):
         )
         self._widths, self._dropout = list(recipe.hidden), recipe.dropout
         with torch.no_grad():
-            features = self._convolve(torch.zeros(1, *data.inputs)).shape[1]
+            features = self._convolve(torch.zeros(1, *data.input_shape)).shape[1]
         self.layers = nn.ModuleList(
             Linear(*ends) for ends in pairwise([features, *self._widths, data.outputs])
         )

@@ -8,6 +8,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from samestep.errors import OwnCodeError
 from samestep.ingredients import CustomModel
+from samestep.nested import Shape
 from samestep.own import OwnCode, title
 
 
@@ -17,9 +18,7 @@ TYPE = (
 )
 
 
-def build(
-    recipe: CustomModel, inputs: tuple[int, ...], outputs: int, own: OwnCode
-) -> nn.Module:
+def build(recipe: CustomModel, inputs: Shape, outputs: int, own: OwnCode) -> nn.Module:
     """What the function returns, or the module that was given. Raises OwnCodeError."""
     who = title(recipe.build, "model")
     found = own.find(recipe.build, "model")

@@ -20,7 +20,7 @@ class Mlp(nn.Module):
 
     def __init__(self, recipe: MlpModel, data: Dataset) -> None:
         super().__init__()
-        inputs, outputs = math.prod(data.inputs), data.outputs
+        inputs, outputs = math.prod(data.input_shape), data.outputs
         self._widths = list(recipe.hidden)
         self._dropout = recipe.dropout
         self.layers = nn.ModuleList(

@@ -44,7 +44,7 @@ class Resnet(nn.Module):
 
     def __init__(self, recipe: ResnetModel, data: Dataset) -> None:
         super().__init__()
-        channels, *_ = data.inputs
+        channels, *_ = data.input_shape
         widths = recipe.channels
         self.stem = _conv(channels, widths[0], 1)
         self.norm = nn.BatchNorm2d(widths[0])

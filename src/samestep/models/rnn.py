@@ -22,7 +22,7 @@ class Rnn(nn.Module):
         if data.task == "next-token":
             self.embed, width = nn.Embedding(data.outputs, recipe.hidden), recipe.hidden
         else:
-            channels, _, columns = data.inputs
+            channels, _, columns = data.input_shape
             width = channels * columns
         kind = nn.LSTM if recipe.cell == "lstm" else nn.GRU
         self.cells = kind(width, recipe.hidden, recipe.layers, batch_first=True)

@@ -59,7 +59,7 @@ class Transformer(nn.Module):
 
     def __init__(self, recipe: TransformerModel, data: Dataset) -> None:
         super().__init__()
-        (context,) = data.inputs
+        (context,) = data.input_shape
         self.embed = nn.Embedding(data.outputs, recipe.width)
         self.position = nn.Parameter(torch.zeros(context, recipe.width))
         nn.init.normal_(self.embed.weight, std=0.02)

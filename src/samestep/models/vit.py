@@ -19,7 +19,7 @@ class Vit(nn.Module):
 
     def __init__(self, recipe: VitModel, data: Dataset) -> None:
         super().__init__()
-        channels, height, width = data.inputs
+        channels, height, width = data.input_shape
         patch, self._patch = recipe.patch, recipe.patch
         tokens = (height // patch) * (width // patch)
         self.embed = Linear(channels * patch * patch, recipe.width)
