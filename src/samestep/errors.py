@@ -14,6 +14,7 @@ SamestepError                      exit code 1
     ├── NonFiniteLoss
     ├── NonFiniteGradient
     ├── ReplicasDiffer
+    ├── NotReproducible
     ├── PeerLost
     ├── WorkerLate
     └── OutputError
@@ -84,6 +85,10 @@ class NonFiniteGradient(TrainingError):
 
 class ReplicasDiffer(TrainingError):
     """Workers that must hold the same weights do not."""
+
+
+class NotReproducible(TrainingError):
+    """Own code computes otherwise when it computes the same micro-batch again."""
 
 
 class PeerLost(TrainingError):

@@ -8,16 +8,12 @@ drawn a micro-batch changes no bit. A helper that fails is not asked again: the 
 then draws for itself, and meets the same error with its own traceback.
 """
 
-import ctypes
 import json
-import os
 import random
-import signal
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count
-from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -27,7 +23,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from samestep import generators, nested
+from samestep import child, generators, nested
 from samestep.augment import Mixed
 from samestep.dataset import Dataset
 from samestep.nested import Nested
@@ -38,7 +34,6 @@ LEAST_SHARE = 0.1
 """Of the time of a step, that drawing takes before a helper does it."""
 LEAST_SECONDS = 1e-3
 """The same for one micro-batch: to hand it over takes a few tenths of that."""
-PR_SET_PDEATHSIG = 1
 REQUEST = struct.Struct("<qq")
 
 Drawn = tuple[Nested, Tensor | Mixed]
@@ -80,24 +75,8 @@ class Helper:
 
     @classmethod
     def start(cls, load: Callable[[], MicroBatches], unused: Iterable[int]) -> "Helper":
-        """Forks; the helper closes the `unused` descriptors and ends with the worker.
-
-        To be called while the process has one thread and has loaded nothing.
-        """
-        ours, theirs = Pipe()
-        worker = os.getpid()
-        pid = os.fork()
-        if pid == 0:
-            try:
-                ours.close()
-                for fd in unused:
-                    os.close(fd)
-                _end_with(worker)
-                _serve(theirs, load)
-            finally:
-                os._exit(0)
-        theirs.close()
-        return cls(ours, pid)
+        """Fork the helper; see `child.fork`."""
+        return cls(*child.fork(lambda ours: _serve(ours, load), unused))
 
     def request(self, step: int, index: int) -> None:
         """One at a time. Raises OSError if the helper has ended."""
@@ -137,6 +116,18 @@ class Feed:
             is_last = index + 1 == owned[1]
             self._ask((step + 1, owned[0]) if is_last else (step, index + 1))
         return drawn
+
+    def replay(self, step: int, index: int) -> Drawn:
+        """Draw any micro-batch out of turn, where the worker's own are drawn."""
+        ahead, drawn = self._ahead, None
+        if ahead is not None:
+            self._received(*ahead)
+        if self._helps:
+            self._ask((step, index))
+            drawn = self._received(step, index) if self._helps else None
+        if self._helps and ahead is not None:
+            self._ask(ahead)
+        return drawn or self._source.draw(step, index)
 
     def observe(self, micro_batches: int, data_seconds: float, seconds: float) -> None:
         """What the worker's last micro-batches took, drawing alone and in all."""
@@ -189,15 +180,6 @@ def _serve(connection: Connection, load: Callable[[], MicroBatches]) -> None:
         except Exception:  # the worker will meet it too, and tell
             content = b""
         connection.send_bytes(content)
-
-
-def _end_with(worker: int) -> None:
-    """Linux kills this process when the worker ends; elsewhere its pipe tells."""
-    prctl = getattr(ctypes.CDLL(None), "prctl", None)
-    if prctl is not None:
-        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != worker:
-        os._exit(0)
 
 
 def _packed(drawn: Drawn, before: dict[str, Any]) -> bytes:

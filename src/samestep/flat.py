@@ -58,6 +58,8 @@ class Flat:
         self.device = self.parameters[0].device
         self._offsets = self.layout.offsets
         self._buffers, self._counters = list(buffers.values()), list(counters.values())
+        self.moving = [*self._buffers, *self._counters]
+        """What a pass may change."""
         self._saved = [buffer.clone() for buffer in self._buffers]
         self.counts = [int(counter) for counter in self._counters]
 

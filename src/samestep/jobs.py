@@ -31,6 +31,7 @@ def exchange_fields(placement: Placement) -> dict[str, Any]:
         "evict_slower_than": placement.evict_slower_than,
         "snapshot_seconds": placement.snapshot_seconds,
         "prefetch": placement.prefetch == "auto",
+        "probe": placement.probe,
         "profile": placement.profile,
         "faults": [fault.model_dump() for fault in faults.from_environment()],
     }

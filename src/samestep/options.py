@@ -187,6 +187,12 @@ _PLACEMENT = [
         help="Draw samples in the background if that takes more than 10% of a step.",
     ),
     click.option(
+        "--probe/--no-probe",
+        default=True,
+        help="With own code: compute one micro-batch of each epoch again, elsewhere, "
+        "and compare (default).",
+    ),
+    click.option(
         "--profile",
         type=click.IntRange(0, 1000),
         default=0,

@@ -52,6 +52,9 @@ class Placement(BaseModel):
     prefetch: Literal["auto", "off"] = "auto"
     """Whether each worker gets a helper that draws its samples ahead of time, if that
     takes more than a tenth of a step."""
+    probe: bool = True
+    """Whether trainings with own code are probed: at the start and after each epoch,
+    one micro-batch is computed again, by every worker and by another process."""
     profile: Annotated[int, Field(ge=0, le=1000)] = 0
     """Steps of which every phase of every worker is written to trace.json."""
     tensorboard: bool | None = None

@@ -1,5 +1,6 @@
 """The parts of one worker, and how they are put together."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -8,46 +9,36 @@ from typing import Any
 import torch
 from torch import nn
 
-from samestep import (
-    compiling,
-    constants,
-    dataset,
-    dtypes,
-    generators,
-    initial,
-    kept,
-    models,
-    rehearsal,
-)
+from samestep import compiling, constants, dataset
 from samestep.balance import contiguous, shares
 from samestep.balancer import Balancer
 from samestep.board import Board
-from samestep.data_sections import MnistData, TextData
 from samestep.device import Device
-from samestep.errors import RecipeError
 from samestep.evaluation import Evaluator
 from samestep.exchange import Exchange
 from samestep.faults import Faults
 from samestep.feed import Feed, Helper, MicroBatches
 from samestep.flat import Flat
-from samestep.groups import stretches, wholes
+from samestep.groups import stretches
 from samestep.kept import Kept
 from samestep.metrics import StepLedger
-from samestep.objective import Objective, num_cells
-from samestep.own import OwnCode, find_loss, names
+from samestep.objective import num_cells
+from samestep.own import OwnCode, names, title
+from samestep.parts import Parts, load_and_build
 from samestep.place import Place
-from samestep.plan import Plan, derive_seed
+from samestep.plan import Plan
+from samestep.probing import Probe, Witness
 from samestep.progress import Progress, Stopwatch
 from samestep.recipe import Recipe
 from samestep.rhythm import Rhythm
 from samestep.schedule import learning_rate
 from samestep.snapshot import Snapshots
 from samestep.timing import Clock, Tracer
-from samestep.update import Update, state_names
+from samestep.unchanged import Unchanged
+from samestep.update import Update
 
 
 Report = Callable[[dict[str, Any]], None]
-Loss = Callable[..., Any]
 Connect = Callable[[Flat, list[tuple[int, int]]], Exchange]
 
 REPORTS_PER_EPOCH = 20
@@ -75,6 +66,12 @@ class Surroundings:
     """Steps to trace."""
     helper: Helper | None = None
     """Draws micro-batches ahead of time, where that can take long."""
+    probe: bool = False
+    """Whether own code is computed again to see whether it does the same."""
+    witness: Witness | None = None
+    """The other process that does so."""
+    patience: float = 60.0
+    """Seconds that the end waits for it, besides what loading and building took."""
     constants: int | None = None
     """Descriptor of the memory for what the training does not change."""
     own: OwnCode = field(default_factory=OwnCode)
@@ -110,6 +107,9 @@ class Trainer:
     update: Update
     kept: Kept
     evaluator: Evaluator
+    unchanged: Unchanged | None
+    """Watches a model of the user's own."""
+    probe: Probe | None
 
     board: Board
     faults: Faults
@@ -144,27 +144,29 @@ def build(recipe: Recipe, around: Surroundings) -> Trainer:
 
     Raises DataError, PlacementError.
     """
-    place = around.place
+    place, start = around.place, time.monotonic()
     assert around.snapshots is not None
-    data, plan, model, loss, still = _load_and_build(recipe, around)
-    flat = _flat(recipe, around.device.move(model), still)
+    parts = load_and_build(recipe, around.own, around.most_samples, around.device)
+    data, plan, model, loss, flat = parts
+    seconds = time.monotonic() - start
     if place.is_leader and around.constants is not None:
         constants.write(around.constants, flat.constants)
     balancer = _balancer(recipe, around)
     exchange = around.connect(flat, balancer.owned)
-    objective = Objective(model, recipe.loss, loss, data.own_metrics, recipe.precision)
+    objective = parts.objective(recipe)
     attached = exchange.attach(objective)
     if recipe.compile:
         compiling.prepare(objective, data, plan, flat)
     per_report = plan.steps_per_epoch // REPORTS_PER_EPOCH
     per_report = max(1, min(per_report, MOST_STEPS_PER_REPORT))
+    feed = _feed(recipe, data, plan, around)
     trainer = Trainer(
         recipe=recipe,
         place=place,
         report=around.report if place.is_leader else lambda _: None,
         data=data,
         plan=plan,
-        feed=_feed(recipe, data, plan, around),
+        feed=feed,
         owned=balancer.owned[place.rank],
         balancer=balancer,
         is_scattered=around.balance == "random",
@@ -183,6 +185,8 @@ def build(recipe: Recipe, around: Surroundings) -> Trainer:
         evaluator=Evaluator(
             model, recipe, data, place.rank, exchange, around.board, around.device, loss
         ),
+        unchanged=_unchanged(recipe, model, flat),
+        probe=_probe(recipe, around, parts, feed, exchange, seconds),
         board=around.board,
         faults=around.faults,
         rhythm=Rhythm(around.board, around.snapshot_seconds),
@@ -221,62 +225,33 @@ def _feed(
     return Feed(source, around.helper, report)
 
 
-def load_data(
-    recipe: Recipe, own: OwnCode, most_samples: int | None = None
-) -> tuple[dataset.Dataset, Plan]:
-    """At most so many samples of each split. Raises DataError, OwnCodeError."""
-    dtype = dtypes.of(recipe.precision)
-    data = dataset.load(recipe.data, own, recipe.seed, dtype)
-    if most_samples is not None:
-        data = data.first(most_samples)
-    size = len(data.splits["train"])
-    plan = Plan(size, recipe.global_batch, recipe.micro_batches, recipe.seed)
-    return data, plan
+def _unchanged(recipe: Recipe, model: nn.Module, flat: Flat) -> Unchanged | None:
+    name = names(recipe).get("model")
+    return Unchanged(model, flat, title(name, "model")) if name else None
 
 
-def _flat(recipe: Recipe, model: nn.Module, still: frozenset[str]) -> Flat:
-    """Raises RecipeError."""
-    states = (*state_names(recipe.optimizer), *kept.vectors(recipe))
-    named = {n: p.shape for n, p in model.named_parameters() if p.requires_grad}
-    return Flat(model, states, still, wholes(recipe.optimizer, named))
-
-
-def _load_and_build(
-    recipe: Recipe, around: Surroundings
-) -> tuple[dataset.Dataset, Plan, nn.Module, Loss | None, frozenset[str]]:
-    """The data, the plan, the model, an own loss, and buffers that stay as they are."""
-    data, plan = load_data(recipe, around.own, around.most_samples)
-    generators.seed(derive_seed(recipe.seed, "model"))
-    rehearsal.check_family(recipe.model, data)
-    dtype = dtypes.of(recipe.precision)
-    model = models.build(recipe.model, data, around.own, dtype)
-    initial.prepare(model, recipe)
-    loss, still = find_loss(recipe, around.own), frozenset[str]()
-    if not isinstance(recipe.data, MnistData | TextData) or names(recipe):
-        found = rehearsal.rehearse(recipe, data, model, loss)
-        data, still = replace(data, own_metrics=found.metrics), found.still
-    rehearsal.check_norms(recipe, data, plan, model)
-    _check_stopping(recipe, data)
-    return data, plan, model, loss, still
-
-
-def _check_stopping(recipe: Recipe, data: dataset.Dataset) -> None:
-    """Raises RecipeError if what it looks at is not measured."""
-    if recipe.stop is None:
-        return
-    if not len(data.splits["validation"]):
-        raise RecipeError(
-            "Early stopping looks at validation samples, and the data hold out none: "
-            "hold some out, or leave out `stop`."
-        )
-    measured = [
-        f"validation_{name}" for name in ("loss", *(m.name for m in data.metrics))
-    ]
-    if recipe.stop.metric not in measured:
-        raise RecipeError(
-            f"`stop.metric` is what is measured on these data, "
-            f"{' or '.join(measured)}; received `{recipe.stop.metric}`."
-        )
+def _probe(
+    recipe: Recipe,
+    around: Surroundings,
+    parts: Parts,
+    feed: Feed,
+    exchange: Exchange,
+    seconds: float,
+) -> Probe | None:
+    """`seconds` is what loading and building took, and will take the witness."""
+    if not around.probe or not names(recipe):
+        return None
+    report, rank = around.report, around.place.rank
+    return Probe(
+        parts.replay(recipe, feed.replay, around.device),
+        exchange,
+        exchange.parameters,
+        rank,
+        around.board,
+        lambda text: report({"type": "warning", "worker": rank, "text": text}),
+        around.witness,
+        around.patience + 3 * seconds,
+    )
 
 
 def save(trainer: Trainer) -> int:

@@ -42,6 +42,7 @@ def train(trainer: Trainer) -> bool:
             "instruction_set": torch.backends.cpu.get_cpu_capability(),
         }
     )
+    _probe(trainer)
     while not is_over(trainer):
         told, record = train_epoch(trainer)
         if record:
@@ -53,6 +54,8 @@ def train(trainer: Trainer) -> bool:
         if told.stop or (leaves and not last):
             _part(trainer, told.leaving)
             return False
+    if trainer.probe is not None:
+        trainer.probe.finish()
     trainer.clock.end()
     trainer.kept.finish(progress.stopping)
     sha256 = fingerprint(trainer.model.state_dict())
@@ -90,7 +93,14 @@ def _close_epoch(trainer: Trainer, record: Record) -> None:
             trainer.model, trainer.place.rank, trainer.exchange
         )
     trainer.report(record)
+    _probe(trainer)
     trainer.progress.begin_epoch()
+
+
+def _probe(trainer: Trainer) -> None:
+    """All workers: does own code compute the same when it computes again?"""
+    if trainer.probe is not None:
+        trainer.probe.run(trainer.progress.step)
 
 
 def train_epoch(trainer: Trainer) -> tuple[Decision, Record]:
@@ -151,6 +161,8 @@ def compare_notes(trainer: Trainer, epoch: int, steps_in_epoch: int) -> Decision
         record["shares"] = [end - first for first, end in trainer.balancer.owned]
         trainer.report(record)
         progress.logged = Sums()
+    if trainer.probe is not None:
+        trainer.probe.poll()
     trainer.clock.lap("exchange")
     return told
 
@@ -215,6 +227,8 @@ def train_step(trainer: Trainer, step: int, step_in_epoch: int) -> None:
             clock.lap("forward")
             loss.backward(weight)
         trainer.exchange.collect(m)
+        if trainer.unchanged is not None:
+            trainer.unchanged.check()
         trainer.ledger.note(row, m, loss.item(), metrics.tolist())
         arrived = clock.lap("backward")
     trainer.ledger.arrive(row, arrived)

@@ -138,6 +138,7 @@ _SENTENCES: dict[str, Callable[[Message], str]] = {
         f"worker {m['worker']} leaves after step {m['step']}: it is slower than "
         "`--evict-slower-than` allows"
     ),
+    "warning": lambda m: f"warning: {m['text']}",
     "caught up": lambda m: f"caught up with step {m['step']}, {m['after']:.2f} s later",
 }
 """What a person is told about a recovery."""

@@ -51,12 +51,14 @@ from samestep.handover import Received
 from samestep.imports import own_frames
 from samestep.launch import resources
 from samestep.own import OwnCode, find_loss, names
+from samestep.parts import load_data, testify
 from samestep.place import Place
 from samestep.plan import derive_seed
+from samestep.probing import Replay, Witness
 from samestep.recipe import Recipe
 from samestep.rehearsal import rehearse
 from samestep.rounding import Rounding
-from samestep.trainer import Surroundings, build, load_data
+from samestep.trainer import Surroundings, build
 
 
 # From glibc's malloc.h.
@@ -130,10 +132,12 @@ def run(
     fds: dict[str, int],
     board: Board,
     store: Callable[[], Store],
+    witness: Witness | None = None,
 ) -> bool:
     """All workers: the job of one kind; whether it was done rather than stopped.
 
-    `store` is asked for one that is fresh, if the workers need it to meet.
+    `store` is asked for one that is fresh, if the workers need it to meet. A `witness`
+    that was forked before is used by the first worker, if the training is probed.
     """
     job = control.job
     recipe = Recipe.from_dict(job["recipe"])
@@ -145,6 +149,7 @@ def run(
     rounding = Rounding.of(recipe.compression)
     own = OwnCode(job["places"], Received(fds.get("objects"), job.get("objects", {})))
     helper = _helper(recipe, job, own, fds)
+    witness = witness or _witness(recipe, job, place, fds)
     control.watch()
     faults = Faults(place.rank, job["faults"], control.send)
     around = Surroundings(
@@ -159,6 +164,9 @@ def run(
         evict_slower_than=job["evict_slower_than"],
         profile=job["profile"],
         helper=helper,
+        probe=job["probe"],
+        witness=witness,
+        patience=job["hang_timeout"],
         constants=fds.get("constants"),
         own=own,
         most_samples=job.get("most_samples"),
@@ -191,6 +199,30 @@ def _helper(
     unused = [fd for name, fd in fds.items() if name != "objects"]
     is_own = bool(names(recipe))
     return Helper.start(lambda: MicroBatches(*load_data(recipe, own), is_own), unused)
+
+
+def _witness(
+    recipe: Recipe, job: dict[str, Any], place: Place, fds: dict[str, int]
+) -> Witness | None:
+    """Forked like a helper, by the first worker of a training of own code."""
+    is_wanted = job["kind"] == "train" and job["probe"] and names(recipe)
+    if not is_wanted or place.rank > 0:
+        return None
+    unused = [fd for name, fd in fds.items() if name != "objects"]
+    witness = Witness.start(testify_for, unused)
+    told = "recipe", "places", "objects", "most_samples", "device"
+    witness.begin({name: job.get(name) for name in told} | {"fd": fds.get("objects")})
+    return witness
+
+
+def testify_for(job: dict[str, Any]) -> Replay:
+    """The witness, once it has its job."""
+    recipe = Recipe.from_dict(job["recipe"])
+    precision.check(recipe)
+    torch.set_num_threads(recipe.threads)
+    torch.set_flush_denormal(True)
+    own = OwnCode(job["places"], Received(job["fd"], job["objects"] or {}))
+    return testify(recipe, own, job["most_samples"], Device.prepare(job["device"], 0))
 
 
 def evaluate(recipe: Recipe, control: Channel, around: Surroundings) -> None:

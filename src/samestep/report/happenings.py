@@ -78,5 +78,6 @@ _SENTENCES: dict[str, Callable[[Event], str]] = {
     "notice": _said("text"),
     "rebalanced": _rebalanced,
     "restart": _restart,
+    "warning": _said("text"),
     "resumed": lambda event: f"with {setting(event.get('workers'))} workers",
 }

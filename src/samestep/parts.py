@@ -1,0 +1,113 @@
+"""What a recipe says to compute: its samples, its model, its loss."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from samestep import dataset, dtypes, generators, initial, kept, models, rehearsal
+from samestep.data_sections import MnistData, TextData
+from samestep.device import Device
+from samestep.errors import RecipeError
+from samestep.feed import Drawn, MicroBatches
+from samestep.flat import Flat
+from samestep.groups import wholes
+from samestep.objective import Objective
+from samestep.own import OwnCode, find_loss, names
+from samestep.plan import Plan, derive_seed
+from samestep.probing import Replay
+from samestep.recipe import Recipe
+from samestep.update import state_names
+
+
+Loss = Callable[..., Any]
+
+
+class Parts(NamedTuple):
+    """What a recipe says to compute."""
+
+    data: dataset.Dataset
+    plan: Plan
+    model: nn.Module
+    loss: Loss | None
+    """The loss function if it is the user's own."""
+    flat: Flat
+
+    def objective(self, recipe: Recipe) -> Objective:
+        """Return the model together with its loss."""
+        metrics = self.data.own_metrics
+        return Objective(self.model, recipe.loss, self.loss, metrics, recipe.precision)
+
+    def replay(
+        self, recipe: Recipe, draw: Callable[[int, int], Drawn], device: Device
+    ) -> Replay:
+        """Return what computes micro-batches outside of the training."""
+        return Replay(draw, self.objective(recipe), self.flat, recipe.seed, device)
+
+
+def load_data(
+    recipe: Recipe, own: OwnCode, most_samples: int | None = None
+) -> tuple[dataset.Dataset, Plan]:
+    """At most so many samples of each split. Raises DataError, OwnCodeError."""
+    dtype = dtypes.of(recipe.precision)
+    data = dataset.load(recipe.data, own, recipe.seed, dtype)
+    if most_samples is not None:
+        data = data.first(most_samples)
+    size = len(data.splits["train"])
+    plan = Plan(size, recipe.global_batch, recipe.micro_batches, recipe.seed)
+    return data, plan
+
+
+def _flat(recipe: Recipe, model: nn.Module, still: frozenset[str]) -> Flat:
+    """Raises RecipeError."""
+    states = (*state_names(recipe.optimizer), *kept.vectors(recipe))
+    named = {n: p.shape for n, p in model.named_parameters() if p.requires_grad}
+    return Flat(model, states, still, wholes(recipe.optimizer, named))
+
+
+def load_and_build(
+    recipe: Recipe, own: OwnCode, most_samples: int | None, device: Device
+) -> Parts:
+    """Raises DataError, RecipeError, OwnCodeError."""
+    data, plan = load_data(recipe, own, most_samples)
+    generators.seed(derive_seed(recipe.seed, "model"))
+    rehearsal.check_family(recipe.model, data)
+    dtype = dtypes.of(recipe.precision)
+    model = models.build(recipe.model, data, own, dtype)
+    initial.prepare(model, recipe)
+    loss, still = find_loss(recipe, own), frozenset[str]()
+    if not isinstance(recipe.data, MnistData | TextData) or names(recipe):
+        found = rehearsal.rehearse(recipe, data, model, loss)
+        data, still = replace(data, own_metrics=found.metrics), found.still
+    rehearsal.check_norms(recipe, data, plan, model)
+    _check_stopping(recipe, data)
+    return Parts(data, plan, model, loss, _flat(recipe, device.move(model), still))
+
+
+def _check_stopping(recipe: Recipe, data: dataset.Dataset) -> None:
+    """Raises RecipeError if what it looks at is not measured."""
+    if recipe.stop is None:
+        return
+    if not len(data.splits["validation"]):
+        raise RecipeError(
+            "Early stopping looks at validation samples, and the data hold out none: "
+            "hold some out, or leave out `stop`."
+        )
+    measured = [
+        f"validation_{name}" for name in ("loss", *(m.name for m in data.metrics))
+    ]
+    if recipe.stop.metric not in measured:
+        raise RecipeError(
+            f"`stop.metric` is what is measured on these data, "
+            f"{' or '.join(measured)}; received `{recipe.stop.metric}`."
+        )
+
+
+def testify(
+    recipe: Recipe, own: OwnCode, most_samples: int | None, device: Device
+) -> Replay:
+    """The witness: everything that it takes to compute a micro-batch again."""
+    parts = load_and_build(recipe, own, most_samples, device)
+    source = MicroBatches(parts.data, parts.plan, has_own_code=True)
+    return parts.replay(recipe, source.draw, device)

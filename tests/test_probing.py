@@ -1,0 +1,166 @@
+"""State that own code hides is found by the training itself, at any placement."""
+
+import json
+import re
+
+import pytest
+import torch
+from conftest import Own, Train
+from torch import nn
+
+from samestep.errors import NotReproducible, SamestepError
+from samestep.flat import Flat
+from samestep.unchanged import Unchanged
+
+
+MODEL = """
+class Net(nn.Module):
+    def __init__(self, width, classes):
+        super().__init__()
+        self.first, self.last = nn.Linear(width, 4), nn.Linear(4, classes)
+        {state}
+
+    def forward(self, x):
+        h = self.first(x)
+        if self.training:
+            {change}
+        return self.last(h)
+
+def build(inputs, outputs):
+    return Net(inputs[0], outputs)
+"""
+HIDDEN = {
+    "a counter that matters late": (
+        "self.calls = 0",
+        "self.calls += 1; h = h * (1 + (self.calls > 9))",
+    ),
+    "a memory bank": (
+        "self.bank = []",
+        "self.bank = [*self.bank, h.detach().mean()][-8:]; h = h + sum(self.bank)",
+    ),
+    "the time": ("pass", "import time; h = h + time.time() % 1"),
+    "its own generator": (
+        "self.own = np.random.default_rng(0)",
+        "h = h + float(self.own.random())",
+    ),
+}
+WATCHED = {
+    "a frozen parameter": (
+        "self.slow = nn.Parameter(torch.ones(4), requires_grad=False)",
+        "self.slow.data = 0.9 * self.slow.data + 0.1; self.slow.data[0] += 1;"
+        " h = h * self.slow",
+        "the frozen parameter `slow`",
+    ),
+    "a buffer that changes late": (
+        "self.register_buffer('seen', torch.zeros(()));"
+        " self.register_buffer('late', torch.zeros(()))",
+        "self.seen += 1; late = (self.seen > 2).float();"
+        " late and self.late.add_(late); h = h + self.late",
+        "the buffer `late`",
+    ),
+    "a buffer that is not saved": (
+        "self.register_buffer('seen', torch.zeros(()), persistent=False)",
+        "x.shape[0] and self.seen.add_(x.mean() > 0.4); h = h + self.seen",
+        "`seen`",
+    ),
+    "a buffer that is replaced": (
+        "self.register_buffer('mean', torch.zeros(4))",
+        "self.mean.mul_(0.5); self.mean = self.mean + h.detach().mean();"
+        " h = h + self.mean",
+        "replaced `mean`",
+    ),
+    "a parameter": (
+        "pass",
+        "self.last.weight.data = self.last.weight.data.clamp(-0.1, 0.1)",
+        "changed `last.weight`",
+    ),
+}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("kind", HIDDEN)
+def test_hidden_state_ends_a_training(
+    own: Own, train: Train, kind: str, workers: int
+) -> None:
+    state, change = HIDDEN[kind]
+    recipe = own(MODEL.format(state=state, change=change), epochs=2)
+    with pytest.raises(NotReproducible, match="gave another result in another"):
+        train(recipe, workers)
+    assert train(recipe, workers, probe=False).status == "finished"
+
+
+@pytest.mark.parametrize("kind", WATCHED)
+def test_what_a_pass_must_leave_alone_is_watched_in_every_pass(
+    own: Own, train: Train, kind: str
+) -> None:
+    state, change, message = WATCHED[kind]
+    recipe = own(MODEL.format(state=state, change=change), epochs=2)
+    with pytest.raises(SamestepError, match=re.escape(message)):
+        train(recipe, 2, probe=False)
+
+
+def test_a_data_set_that_counts_its_calls_is_found(own: Own, train: Train) -> None:
+    recipe = own(
+        "class Counting(Dataset):\n"
+        " calls = 0\n"
+        " def __init__(self): self.x, self.y = some()\n"
+        " def __len__(self): return 100\n"
+        " def __getitem__(self, i):\n"
+        "  self.calls += 1\n"
+        "  return self.x[i] * (1 + self.calls // 50), self.y[i]\n"
+        "def load(): return Counting()\n",
+        epochs=2,
+    )
+    with pytest.raises(NotReproducible, match="the samples"):
+        train(recipe)
+
+
+def test_a_pass_that_writes_a_parameters_memory_is_found(
+    own: Own, train: Train
+) -> None:
+    change = "self.last.weight.data.clamp_(-0.1, 0.1)"
+    recipe = own(MODEL.format(state="pass", change=change))
+    with pytest.raises(NotReproducible, match="a pass through the model changed some"):
+        train(recipe)
+
+
+def test_a_witness_that_cannot_load_is_a_warning(own: Own, train: Train) -> None:
+    recipe = own(
+        "import os\n"
+        "def load():\n"
+        " os.open('taken', os.O_CREAT | os.O_EXCL)\n"
+        " return some()\n"
+    )
+    run = train(recipe)
+    events = (run.path / "events.jsonl").read_text().splitlines()
+    texts = [e["text"] for e in map(json.loads, events) if e["event"] == "warning"]
+    assert len(texts) == 1
+    assert "FileExistsError" in texts[0]
+
+
+def test_the_probe_changes_no_bit(own: Own, train: Train) -> None:
+    recipe = own("", epochs=2)
+    shas = {train(recipe, 2, probe=on).weights_sha256 for on in (True, False)}
+    assert len(shas) == 1
+
+
+def test_a_change_that_leaves_the_content_is_none() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).requires_grad_(False))
+    model.register_buffer("table", torch.arange(3))
+    watch = Unchanged(model, Flat(model), "it")
+    model.register_buffer("table", torch.arange(3))
+    model[1].weight.data = model[1].weight.data.clone()
+    watch.check()
+    model.register_buffer("table", torch.arange(4))
+    with pytest.raises(NotReproducible, match="`table`"):
+        watch.check()
+
+
+def test_what_changes_between_two_steps_is_noted() -> None:
+    model = nn.Linear(2, 2)
+    watch = Unchanged(model, Flat(model), "it")
+    nn.init.zeros_(model.weight)
+    with pytest.raises(NotReproducible, match="`weight`"):
+        watch.check()
+    watch.note()
+    watch.check()
