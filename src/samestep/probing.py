@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from samestep import child, memory
+from samestep import child, dtypes, memory
 from samestep.board import Board
 from samestep.device import Device
 from samestep.errors import NotReproducible
@@ -71,8 +71,9 @@ class Replay:
         samples = _sha256(_tensors((inputs, targets)))
         before = _sha256(self.flat.parameters)
         self.flat.reset_buffers()
-        loss, _ = self.objective(inputs, targets)
-        loss.backward()
+        with dtypes.default(self.flat.dtype):
+            loss, _ = self.objective(inputs, targets)
+            loss.backward()
         gradients = [p.grad for p in self.flat.parameters if p.grad is not None]
         for parameter in self.flat.parameters:
             parameter.grad = None
