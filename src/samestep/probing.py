@@ -23,13 +23,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from samestep import child, dtypes, memory
+from samestep import child, dtypes, memory, nested
+from samestep.augment import Mixed
 from samestep.board import Board
 from samestep.device import Device
 from samestep.errors import NotReproducible
 from samestep.exchange import Merger
 from samestep.feed import Drawn
 from samestep.flat import Flat
+from samestep.nested import Nested
 from samestep.objective import Objective
 from samestep.plan import derive_seed
 
@@ -68,7 +70,7 @@ class Replay:
         """
         self.device.seed(derive_seed(self.seed, "step", step, MICRO_BATCH))
         inputs, targets = self.device.bring(*self.draw(step, MICRO_BATCH))
-        samples = _sha256(_tensors((inputs, targets)))
+        samples = _sha256(_tensors(inputs, targets))
         before = _sha256(self.flat.parameters)
         self.flat.reset_buffers()
         with dtypes.default(self.flat.dtype):
@@ -261,14 +263,10 @@ class Probe:
         )
 
 
-def _tensors(value: Any) -> list[Tensor]:
-    """All tensors of samples, in their order."""
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, Mapping):
-        return [t for each in value.values() for t in _tensors(each)]
-    parts = value if isinstance(value, tuple | list) else value.parts
-    return [t for each in parts for t in _tensors(each)]
+def _tensors(inputs: Nested, targets: Nested | Mixed) -> list[Tensor]:
+    """Return all tensors of samples, in their order."""
+    parts = targets.parts if isinstance(targets, Mixed) else targets
+    return [tensor for _, tensor in nested.leaves((inputs, parts))]
 
 
 def _sha256(tensors: Iterable[Tensor]) -> str:
