@@ -1,19 +1,21 @@
 """`samestep check`: does this recipe keep the promise? And if not, why not?
 
-A few steps on a small part of the data, at 1, 2 and 3 workers over both exchanges, must
-end with the same fingerprints. Before them, each worker takes one micro-batch twice, to
-see whether its own code has a memory, and whether it depends on the worker.
+Two short epochs with the recipe's own global batches, at 1, 2 and 3 workers, over both
+exchanges, with ownership at random and in another process, must end with the same
+fingerprints. Each of these trainings watches and probes own code, as all trainings do
+(`samestep.unchanged`, `samestep.probing`).
 """
 
 import os
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from samestep import memory
-from samestep.errors import ReplicasDiffer
+from samestep.errors import NotReproducible, ReplicasDiffer
 from samestep.forking import ForkServer
 from samestep.jobs import exchange_fields
 from samestep.launch import run_workers
@@ -23,117 +25,124 @@ from samestep.recipe import Recipe
 from samestep.signals import Stop
 
 
-STEPS = 4
-PLACEMENTS = [(workers, each) for workers in (1, 2, 3) for each in ("shared", "gloo")]
+EPOCHS = 2
+"""The second begins after an evaluation, with whatever that has left behind."""
+LEAST_STEPS = 4
+LEAST_PASSES = 64
+"""Micro-batches of all trials together with one worker: enough to fill small caches."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One placement."""
+
+    workers: int
+    exchange: str = "shared"
+    balance: str = "off"
+    is_elsewhere: bool = False
+    """Whether in a process that has been started anew."""
+
+    def __str__(self) -> str:
+        count = "1 worker" if self.workers == 1 else f"{self.workers} workers"
+        at_random = ", ownership at random" if self.balance == "random" else ""
+        elsewhere = ", in a new process" if self.is_elsewhere else ""
+        return f"{count}, {self.exchange}{at_random}{elsewhere}"
+
+
+TRIALS = (
+    *(Trial(n, exchange) for n in (1, 2, 3) for exchange in ("shared", "gloo")),
+    Trial(2, balance="random"),
+    Trial(1, is_elsewhere=True),
+)
 
 
 @dataclass
-class Trial:
-    """One placement, and what its workers found."""
+class Outcome:
+    """What came out of a trial."""
 
-    workers: int
-    exchange: str
+    trial: Trial
     sha256: list[str] = field(default_factory=list)
-    """Of the weights, after each step."""
-    probes: dict[int, dict[str, Any]] = field(default_factory=dict)
-    """By rank."""
-    differs: str = ""
-    """What the workers of this placement did not agree on."""
+    """Of the weights, after each epoch."""
+    reason: str = ""
+    """Why it ended early, if it did."""
 
     def __str__(self) -> str:
-        """One line for a person."""
-        count = "1 worker" if self.workers == 1 else f"{self.workers} workers"
-        return f"{count}, {self.exchange}: {_end(self)}"
+        """Return one line for a person."""
+        return f"{self.trial}: {self.sha256[-1][:16] if self._has_ended else 'stopped'}"
+
+    @property
+    def _has_ended(self) -> bool:
+        return bool(self.sha256) and not self.reason
 
 
 @dataclass(frozen=True)
 class Verdict:
     """What the trials show."""
 
-    trials: list[Trial]
+    outcomes: list[Outcome]
     reasons: list[str]
     """What breaks exactness, most telling first."""
 
     @property
     def is_exact(self) -> bool:
-        """Whether all trials agree and nothing suspicious was seen."""
+        """Whether all trials agree and none was stopped."""
         return not self.reasons
 
 
 def check(recipe: Recipe, server: ForkServer, given: Given = NOTHING) -> Verdict:
-    """Trains a few steps at every placement. Raises what a training raises."""
-    trials = [
-        _try(recipe, workers, exchange, server, given)
-        for workers, exchange in PLACEMENTS
-        if workers <= recipe.micro_batches
-    ]
-    return Verdict(trials, list(_reasons(trials)))
+    """Train a little at every placement. Raises what a training raises."""
+    recipe = recipe.changed({"epochs": EPOCHS})
+    with ForkServer() as elsewhere:  # it imports torch meanwhile
+        outcomes = [
+            _run(recipe, trial, elsewhere if trial.is_elsewhere else server, given)
+            for trial in TRIALS
+            if trial.workers <= recipe.micro_batches
+        ]
+    return Verdict(outcomes, list(_reasons(outcomes)))
 
 
-def _try(
-    recipe: Recipe, workers: int, exchange: str, server: ForkServer, given: Given
-) -> Trial:
-    trial = Trial(workers, exchange)
-    asked = Placement.model_validate(
-        {"workers": workers, "exchange": exchange, "balance": "off"}
+def _run(recipe: Recipe, trial: Trial, server: ForkServer, given: Given) -> Outcome:
+    outcome = Outcome(trial)
+
+    def listen(message: dict[str, Any]) -> None:
+        if message["type"] == "epoch":
+            outcome.sha256.append(message["weights_sha256"])
+
+    with ExitStack() as stack:
+        fd = memory.create()
+        stack.callback(os.close, fd)
+        logs = stack.enter_context(tempfile.TemporaryDirectory(prefix="samestep-"))
+        memories = {**given.memories, "snapshots": fd}
+        job = _job(recipe, trial) | dict(given.job)
+        crew = trial.workers, Path(logs), listen, Stop()
+        try:
+            run_workers(server, job, *crew, memories)
+        except (NotReproducible, ReplicasDiffer) as error:
+            outcome.reason = str(error)
+    return outcome
+
+
+def _job(recipe: Recipe, trial: Trial) -> dict[str, Any]:
+    placement = Placement.model_validate(
+        {
+            "workers": trial.workers,
+            "exchange": trial.exchange,
+            "balance": trial.balance,
+            "snapshot_seconds": 0,
+        }
     )
-    job = {
-        "kind": "check",
+    passes = -(-LEAST_PASSES // (EPOCHS * recipe.micro_batches))
+    return {
+        **exchange_fields(placement),
+        "kind": "train",
         "recipe": recipe.to_dict(),
-        "steps": STEPS,
-        "most_samples": STEPS * recipe.global_batch,
-        **exchange_fields(asked),
-        **given.job,
+        "step": 0,
+        "most_steps": max(LEAST_STEPS, passes),
     }
-    fd = memory.create()
-    try:
-        with tempfile.TemporaryDirectory(prefix="samestep-") as logs:
-            memories = {**given.memories, "snapshots": fd}
-
-            def listen(message: dict[str, Any]) -> None:
-                if message["type"] == "probed":
-                    trial.probes[message["rank"]] = message
-                elif message["type"] == "stepped":
-                    trial.sha256.append(message["sha256"])
-
-            run_workers(server, job, workers, Path(logs), listen, Stop(), memories)
-    except ReplicasDiffer as error:
-        trial.differs = str(error)
-    finally:
-        os.close(fd)
-    return trial
 
 
-def _reasons(trials: list[Trial]) -> Iterator[str]:
-    probes = [probe for trial in trials for probe in trial.probes.values()]
-    changed = {name for probe in probes for name in probe["changed"]}
-    if changed:
-        yield (
-            f"The same micro-batch gave another result the second time: "
-            f"{', '.join(sorted(changed))}. Something remembers earlier calls (an "
-            "attribute that `forward` changes, a cache, a counter, a generator of its "
-            "own). State belongs into a persistent float32 buffer."
-        )
-    differing = [
-        name
-        for name in (probes[0]["sha256"] if probes else ())
-        if len({probe["sha256"][name] for probe in probes}) > 1
-    ]
-    if differing and not changed:
-        yield (
-            f"The same micro-batch gave other results in other workers: "
-            f"{', '.join(differing)}. Something depends on the worker: its rank, its "
-            "process (id, time, environment, hash order), or weights that are not "
-            "drawn from torch's default generator."
-        )
-    ends = {tuple(trial.sha256) for trial in trials if not trial.differs}
-    if len(ends) > 1 or any(trial.differs for trial in trials):
-        yield "The weights differ between placements: " + "; ".join(
-            f"{t.workers} over {t.exchange} {_end(t)}" for t in trials
-        )
-
-
-def _end(trial: Trial) -> str:
-    if trial.differs or not trial.sha256:
-        return "do not agree among themselves"
-    return trial.sha256[-1][:16]
+def _reasons(outcomes: list[Outcome]) -> Iterator[str]:
+    yield from dict.fromkeys(each.reason for each in outcomes if each.reason)
+    ends = {tuple(each.sha256) for each in outcomes if not each.reason}
+    if len(ends) > 1:
+        yield "The weights differ between placements: " + "; ".join(map(str, outcomes))

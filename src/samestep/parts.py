@@ -47,14 +47,20 @@ class Parts(NamedTuple):
 
 
 def load_data(
-    recipe: Recipe, own: OwnCode, most_samples: int | None = None
+    recipe: Recipe, own: OwnCode, most_steps: int | None = None
 ) -> tuple[dataset.Dataset, Plan]:
-    """At most so many samples of each split. Raises DataError, OwnCodeError."""
+    """The samples, and which of them make up which step.
+
+    At most `most_steps` full global batches, and the last one if it is short; as many
+    samples at most of the other splits. Raises DataError, OwnCodeError.
+    """
     dtype = dtypes.of(recipe.precision)
     data = dataset.load(recipe.data, own, recipe.seed, dtype)
-    if most_samples is not None:
-        data = data.first(most_samples)
     size = len(data.splits["train"])
+    if most_steps is not None:
+        batch = recipe.global_batch
+        size = min(size, most_steps * batch + size % batch)
+        data = data.first(size)
     plan = Plan(size, recipe.global_batch, recipe.micro_batches, recipe.seed)
     return data, plan
 
@@ -67,10 +73,10 @@ def _flat(recipe: Recipe, model: nn.Module, still: frozenset[str]) -> Flat:
 
 
 def load_and_build(
-    recipe: Recipe, own: OwnCode, most_samples: int | None, device: Device
+    recipe: Recipe, own: OwnCode, most_steps: int | None, device: Device
 ) -> Parts:
     """Raises DataError, RecipeError, OwnCodeError."""
-    data, plan = load_data(recipe, own, most_samples)
+    data, plan = load_data(recipe, own, most_steps)
     generators.seed(derive_seed(recipe.seed, "model"))
     rehearsal.check_family(recipe.model, data)
     dtype = dtypes.of(recipe.precision)
@@ -105,9 +111,9 @@ def _check_stopping(recipe: Recipe, data: dataset.Dataset) -> None:
 
 
 def testify(
-    recipe: Recipe, own: OwnCode, most_samples: int | None, device: Device
+    recipe: Recipe, own: OwnCode, most_steps: int | None, device: Device
 ) -> Replay:
     """The witness: everything that it takes to compute a micro-batch again."""
-    parts = load_and_build(recipe, own, most_samples, device)
+    parts = load_and_build(recipe, own, most_steps, device)
     source = MicroBatches(parts.data, parts.plan, has_own_code=True)
     return parts.replay(recipe, source.draw, device)

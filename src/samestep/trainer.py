@@ -76,8 +76,8 @@ class Surroundings:
     """Descriptor of the memory for what the training does not change."""
     own: OwnCode = field(default_factory=OwnCode)
     """Finds the user's functions."""
-    most_samples: int | None = None
-    """Of each split, to try a recipe out; None: all."""
+    most_steps: int | None = None
+    """Full global batches of an epoch, to try a recipe out; None: all."""
     device: Device = field(default_factory=Device)
 
 
@@ -146,7 +146,7 @@ def build(recipe: Recipe, around: Surroundings) -> Trainer:
     """
     place, start = around.place, time.monotonic()
     assert around.snapshots is not None
-    parts = load_and_build(recipe, around.own, around.most_samples, around.device)
+    parts = load_and_build(recipe, around.own, around.most_steps, around.device)
     data, plan, model, loss, flat = parts
     seconds = time.monotonic() - start
     if place.is_leader and around.constants is not None:

@@ -27,7 +27,6 @@ from torch.distributed import DistError
 from samestep import (
     dataset,
     dtypes,
-    exactness,
     generators,
     memory,
     models,
@@ -169,7 +168,7 @@ def run(
         patience=job["hang_timeout"],
         constants=fds.get("constants"),
         own=own,
-        most_samples=job.get("most_samples"),
+        most_steps=job.get("most_steps"),
         device=Device.prepare(job["device"], place.local_rank),
     )
     if job["kind"] == "train":
@@ -181,8 +180,6 @@ def run(
         )
     elif job["kind"] == "limit":
         measure_alone(recipe, around, job, fds)
-    elif job["kind"] == "check":
-        exactness.probe(build(recipe, around), job["steps"], control.send)
     else:
         evaluate(recipe, control, around)
     return True
@@ -210,7 +207,7 @@ def _witness(
         return None
     unused = [fd for name, fd in fds.items() if name != "objects"]
     witness = Witness.start(testify_for, unused)
-    told = "recipe", "places", "objects", "most_samples", "device"
+    told = "recipe", "places", "objects", "most_steps", "device"
     witness.begin({name: job.get(name) for name in told} | {"fd": fds.get("objects")})
     return witness
 
@@ -222,7 +219,7 @@ def testify_for(job: dict[str, Any]) -> Replay:
     torch.set_num_threads(recipe.threads)
     torch.set_flush_denormal(True)
     own = OwnCode(job["places"], Received(job["fd"], job["objects"] or {}))
-    return testify(recipe, own, job["most_samples"], Device.prepare(job["device"], 0))
+    return testify(recipe, own, job["most_steps"], Device.prepare(job["device"], 0))
 
 
 def evaluate(recipe: Recipe, control: Channel, around: Surroundings) -> None:
