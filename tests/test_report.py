@@ -17,7 +17,7 @@ from conftest import Train, small_recipe
 from report_samples import RECIPE, epoch, result, scaling, write_run, write_scaling
 from test_cli import samestep
 
-from samestep import report
+from samestep import report, terminal
 from samestep.errors import UsageError
 from samestep.report import ink, words
 from samestep.report.records import Prediction
@@ -326,7 +326,7 @@ def numbers() -> Iterator[tuple[str, str]]:
     yield words.count(nan), "not finite"
     yield words.count(float("inf")), "not finite"
     yield words.count(None), "\N{EN DASH}"
-    yield words.clean("a\x1b[31m\u202eb\ttab\n"), "a\\x1b[31m\\u202eb\ttab\n"
+    yield terminal.clean("a\x1b[31m\u202eb\ttab\n"), "a\\x1b[31m\\u202eb\ttab\n"
 
 
 @pytest.mark.parametrize(("written", "expected"), [*numbers()])

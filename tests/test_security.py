@@ -4,6 +4,7 @@ A listening socket is looked for where the kernel lists them, not where we think
 """
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import samestep
 
 
 SOURCES = sorted(Path(samestep.__file__).parent.rglob("*.py"))
+GLOO = ("--exchange", "gloo", "--workers", "2")
 LISTEN, LOOPBACK = "0A", ("0100007F", "00000000000000000000000001000000")
 
 
@@ -119,6 +121,29 @@ def test_a_run_is_as_private_as_the_umask_asks(tmp_path: Path) -> None:
     assert ended.returncode == 0, ended.stderr
     for path in [tmp_path / "run", *(tmp_path / "run").rglob("*")]:
         assert path.stat().st_mode & 0o077 == 0, path
+
+
+@pytest.mark.parametrize("cache", ["cache", "/proc/nowhere"])
+def test_nothing_is_left_in_the_directory_of_temporary_files(
+    tmp_path: Path, cache: str
+) -> None:
+    """Nor is anything looked for there under a name that others could make first."""
+    (tmp_path / "temporary").mkdir()
+    places = {"TMPDIR": "temporary", "SAMESTEP_CACHE": cache}
+    environment = os.environ | {k: str(tmp_path / v) for k, v in places.items()}
+    arguments = ["train", "--epochs", "1", "--set", "data.train_samples=600"]
+    ended = subprocess.run(
+        [sys.executable, "-m", "samestep", *arguments, *GLOO, "--out", "run"],
+        capture_output=True,
+        check=False,
+        cwd=tmp_path,
+        env=environment,
+        timeout=DEADLINE,
+    )
+    assert ended.returncode == 0, ended.stderr
+    own = {"cache"} if cache == "cache" else set()
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "temporary"} | own
+    assert not list((tmp_path / "temporary").iterdir())
 
 
 def test_a_run_contains_no_value_of_the_environment(

@@ -7,6 +7,7 @@ import click
 
 from samestep.forking import ForkServer
 from samestep.options import own_options, recipe_options
+from samestep.terminal import echo
 
 
 @click.command()
@@ -35,8 +36,8 @@ def check(recipe: str | None, **options: Any) -> None:
         asked, parts = requested(recipe, options)
         verdict = api.check_exactness(asked, **parts, server=server)
         for outcome in verdict.outcomes:
-            click.echo(str(outcome))
+            echo(str(outcome))
         for reason in verdict.reasons:
-            click.echo(f"- {reason}")
-        click.echo("exact" if verdict.is_exact else "not exact")
+            echo(f"- {reason}")
+        echo("exact" if verdict.is_exact else "not exact")
         sys.exit(0 if verdict.is_exact else 1)

@@ -25,6 +25,7 @@ from samestep.options import (
 )
 from samestep.report.command import report
 from samestep.scaling.command import scale
+from samestep.terminal import echo
 
 
 if TYPE_CHECKING:
@@ -225,7 +226,7 @@ def evaluate(
             server=server,
         )
         shown = {**found.means, "own_metrics": found.own_metrics}
-        click.echo(
+        echo(
             f"{split:<12}{scores(shown, '', '  ', 6)}  "
             f"({found.targets:,} targets)\nweights     sha256 {found.weights_sha256}"
         )
@@ -244,7 +245,7 @@ def compare(run_a: Path, run_b: Path) -> None:
     from samestep.run import Run, first_difference
 
     difference = first_difference(Run.open(run_a), Run.open(run_b))
-    click.echo(difference or "identical")
+    echo(difference or "identical")
     sys.exit(1 if difference else 0)
 
 
@@ -309,7 +310,7 @@ def chaos(
     loaded = Recipe.load(recipe, dict(map(parse_override, assignments)))
     report = chaos_.unleash(loaded, kills, seed, faults.split(","), workers, out)
     Console().print(report.table)
-    click.echo(report.summary)
+    echo(report.summary)
     sys.exit(0 if report.is_identical else 1)
 
 
@@ -326,11 +327,11 @@ def recipes(name: str | None) -> None:
     from samestep.recipe import Recipe, built_in_recipes
 
     if name:
-        click.echo(Recipe.load(name).to_toml(), nl=False)
+        echo(Recipe.load(name).to_toml(), nl=False)
         return
     for known in built_in_recipes():
         recipe = Recipe.load(known)
-        click.echo(
+        echo(
             f"{known:<20} {recipe.epochs} epochs, global batch {recipe.global_batch} "
             f"in {recipe.micro_batches} micro-batches, {recipe.optimizer.name}"
         )
@@ -352,6 +353,6 @@ def _tell(run: "Run", with_report: bool) -> None:
     from samestep.report import offer
     from samestep.summary import summary
 
-    click.echo(summary(run))
+    echo(summary(run))
     if with_report:
-        offer(run.path, lambda text: click.echo(text, err=True))
+        offer(run.path, lambda text: echo(text, err=True))

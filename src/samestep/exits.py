@@ -2,11 +2,13 @@
 
 import signal
 import sys
+from pathlib import Path
 from typing import NoReturn
 
 import click
 
 from samestep.errors import Interrupted, SamestepError, UsageError, WorkerFailed
+from samestep.terminal import echo
 
 
 class Terminated(BaseException):
@@ -29,10 +31,15 @@ def run(commands: click.Group) -> NoReturn:
         sys.exit(error.exit_code)
     except SamestepError as error:
         if error.details.get("traceback") and not _explains_itself(error):
-            click.echo(error.details["traceback"], err=True, nl=False)
-        where = f" (log: {error.details['log']})" if "log" in error.details else ""
-        _fail(f"{error}{where}", error.exit_code)
+            echo(error.details["traceback"], err=True, nl=False)
+        _fail(f"{error}{_where(error)}", error.exit_code)
     sys.exit(0)
+
+
+def _where(error: SamestepError) -> str:
+    """The log, if it is still there: some commands keep none."""
+    log = error.details.get("log")
+    return f" (log: {log})" if log and Path(log).exists() else ""
 
 
 def _explains_itself(error: SamestepError) -> bool:
@@ -47,5 +54,5 @@ def _terminate(*_: object) -> NoReturn:
 
 
 def _fail(message: str, exit_code: int) -> NoReturn:
-    click.echo(f"Error: {message}", err=True)
+    echo(f"Error: {message}", err=True)
     sys.exit(exit_code)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from samestep import dtypes, loading, nested
+from samestep.compilercache import own_directory
 from samestep.errors import ExportError, RunError, did_you_mean
 from samestep.nested import Nested
 from samestep.run import Run
@@ -145,7 +146,7 @@ def _onnx(model: nn.Module, inputs: Nested) -> bytes:
     by_name = isinstance(inputs, dict)
     one = isinstance(inputs, Tensor)
     try:
-        with _quiet(), dtypes.default(_dtype(model)):
+        with _quiet(), own_directory(), dtypes.default(_dtype(model)):
             program = torch.onnx.export(
                 model,
                 () if by_name else (example,) if one else example,

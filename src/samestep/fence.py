@@ -17,8 +17,8 @@ from samestep.errors import OutputError
 
 
 FILE = "generation"
-MOST_BYTES, MOST = 1 << 16, 1 << 53
-"""Of the file, and its number: beyond, it is none of ours."""
+MOST = 1 << 53
+"""Of its number: what is beyond is none of ours."""
 
 
 def number_in(run: Path) -> int:
@@ -34,7 +34,7 @@ def writer_of(run: Path) -> str:
 
 def _read(run: Path) -> dict[str, Any]:
     try:
-        found = files.parse_json(files.read_bytes(run / FILE, MOST_BYTES))
+        found = files.parse_json(files.read_bytes(run / FILE))
     except (FileNotFoundError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

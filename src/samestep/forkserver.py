@@ -31,6 +31,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from samestep import device, worker
+from samestep.compilercache import own_directory
 
 
 MAX_FDS = 8
@@ -170,4 +171,5 @@ if __name__ == "__main__":
     # A library that asks whether there is CUDA would otherwise initialise it.
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
     gc.freeze()  # no collection in a worker touches, and so copies, shared pages
-    ForkServer(socket.socket(fileno=int(sys.argv[1]))).serve()
+    with own_directory():
+        ForkServer(socket.socket(fileno=int(sys.argv[1]))).serve()

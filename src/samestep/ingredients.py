@@ -32,7 +32,9 @@ Arguments = dict[str, JsonValue]
 def kind(tag: str, default: str) -> Callable[[Any], str]:
     """Which kind a section is, if it does not say so."""
     return lambda given: str(
-        given.get(tag, default) if isinstance(given, dict) else getattr(given, tag)
+        given.get(tag, default)
+        if isinstance(given, dict)
+        else getattr(given, tag, default)
     )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from samestep.options import model_and_data_options
+from samestep.terminal import echo
 
 
 @click.command()
@@ -38,7 +39,7 @@ def sample(run: Path, prompt: str, **how: Any) -> None:
     from samestep import sampling
     from samestep.run import Run
 
-    click.echo(sampling.sample(Run.open(run), prompt, **how))
+    echo(sampling.sample(Run.open(run), prompt, **how))
 
 
 @click.command()
@@ -81,4 +82,4 @@ def export(
         if done.difference == 0
         else f"differ by at most {done.difference:.2g}"
     )
-    click.echo(f"{done.path}: predictions on {done.samples} samples: {proof}")
+    echo(f"{done.path}: predictions on {done.samples} samples: {proof}")

@@ -90,7 +90,7 @@ class Run:
     @property
     def history(self) -> list[dict[str, Any]]:
         """One record per epoch: `pandas.DataFrame(run.history)` is a table of them."""
-        return list(self.result["epochs"])
+        return list(self.result.get("epochs", []))
 
     def load_model(self, model: Any = None) -> "nn.Module":
         """The network with the final weights, in evaluation mode.

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from samestep import files
 from samestep.data_sections import TextData
@@ -24,8 +25,9 @@ def sample(run: Run, prompt: str, length: int, temperature: float, seed: int) ->
             f"of {run.path} is `{data.source}`."
         )
     model = run.load_model()
-    vocabulary = _vocabulary(run.path / "environment.json")
-    tokens = _numbers(prompt, vocabulary)
+    known = vocabulary(run.path / "environment.json")
+    _check_outputs(model, known, run.path)
+    tokens = _numbers(prompt, known)
     generator = torch.Generator().manual_seed(seed)
     for _ in range(length):
         with torch.inference_mode():
@@ -35,10 +37,10 @@ def sample(run: Run, prompt: str, length: int, temperature: float, seed: int) ->
         else:
             chances = (logits / temperature).softmax(dim=0)
             tokens.append(int(torch.multinomial(chances, 1, generator=generator)))
-    return "".join(vocabulary[token] for token in tokens)
+    return "".join(known[token] for token in tokens)
 
 
-def _vocabulary(environment: Path) -> str:
+def vocabulary(environment: Path) -> str:
     """The characters that the model knows, as the data had them. Raises RunError."""
     try:
         found = files.parse_json(files.read_bytes(environment))["data"]["vocabulary"]
@@ -48,6 +50,16 @@ def _vocabulary(environment: Path) -> str:
             f"read: {error}."
         ) from None
     return str(found)
+
+
+def _check_outputs(model: nn.Module, known: str, run: Path) -> None:
+    with torch.inference_mode():
+        outputs = model(torch.zeros(1, 1, dtype=torch.int64)).shape[-1]
+    if outputs != len(known):
+        raise RunError(
+            f"A model of text has one output for each character; that of {run} has "
+            f"{outputs} for {len(known)} characters, so environment.json is of another."
+        )
 
 
 def _numbers(prompt: str, vocabulary: str) -> list[int]:

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from samestep.recipe import Recipe
+from samestep.terminal import clean
 
 
 Message = Mapping[str, Any]
@@ -54,7 +55,7 @@ class PlainView(View):
 
     def note(self, text: str) -> None:
         """One line."""
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(clean(text), markup=False, highlight=False, soft_wrap=True)
 
     def receive(self, message: Message) -> None:
         """Epochs and failures only."""

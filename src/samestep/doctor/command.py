@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from samestep.errors import PlacementError, UsageError
+from samestep.terminal import echo
 
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def doctor(
         _serve(chosen, port, seconds)
         return
     facts, link, findings = _examine(peer, chosen, port)
-    click.echo(_json(facts, link, findings) if as_json else _text(link, findings))
+    echo(_json(facts, link, findings) if as_json else _text(link, findings))
     sys.exit(int(any(finding.level == "problem" for finding in findings)))
 
 
@@ -163,13 +164,11 @@ def _serve(chosen: str, port: int, seconds: float) -> None:
             "another `--port`, or end what listens there."
         ) from None
     with listener:
-        click.echo(
+        echo(
             f"Listening on {address} port {port} for {seconds:g} s, or until Ctrl-C. "
             "Whoever reaches it sees versions, limits and addresses of this machine.\n"
             f"On the other machine: samestep doctor --peer {peer_name(address, port)}",
             err=True,
         )
         # No port is tried: the one that counts is taken by the doctor itself.
-        serve(
-            listener, seconds, partial(observe, port=0), partial(click.echo, err=True)
-        )
+        serve(listener, seconds, partial(observe, port=0), partial(echo, err=True))

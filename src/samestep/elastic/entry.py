@@ -30,6 +30,7 @@ from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from samestep import exits
 from samestep.asking import requested
 from samestep.board import Board
+from samestep.compilercache import own_directory
 from samestep.elastic import generation, leading
 from samestep.elastic.comparing import Request
 from samestep.elastic.meeting import Meeting
@@ -132,7 +133,8 @@ def main() -> NoReturn:
     """
     code: Any = 1
     try:
-        exits.run(workers)
+        with own_directory():
+            exits.run(workers)
     except SystemExit as end:
         code = end.code
     except BaseException:

@@ -11,7 +11,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-import click
 from rich.console import Console
 
 from samestep import api, barrier, interfaces, machine, memory, report
@@ -29,6 +28,7 @@ from samestep.recipe import Recipe
 from samestep.session import Session
 from samestep.snapshot import Snapshots
 from samestep.summary import summary
+from samestep.terminal import echo
 from samestep.tracking import load
 from samestep.view import PlainView, SilentView, View
 from samestep.worker import MAY_TAKE_LONG
@@ -173,9 +173,9 @@ class Leader:
             self.watcher.save = lambda: session.abandon(generation)
             run = session.run(generation, prepared.notice)
         if place.rank == 0:
-            click.echo(summary(run))
+            echo(summary(run))
         if request.with_report:
-            report.offer(run.path, lambda text: click.echo(text, err=True))
+            report.offer(run.path, lambda text: echo(text, err=True))
 
 
 def lead(request: Request, meeting: Meeting, watcher: Watcher, started: float) -> None:

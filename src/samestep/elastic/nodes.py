@@ -29,6 +29,7 @@ from samestep.errors import (
 )
 from samestep.resumption import is_finished
 from samestep.signals import EXIT_CODES, Stop, stop_on_signals
+from samestep.terminal import echo
 
 
 POLL_SECONDS = 0.2
@@ -94,7 +95,7 @@ def run(path: Path | None, micro_batches: int | None) -> None:
     where = given["nodes"], given["endpoint"], given["interface"]
     nodes = Nodes(*where, workers, given["max_restarts"], path)
     command = nodes.command(arguments_of(context))
-    click.echo(shlex.join(command), err=True)
+    echo(shlex.join(command), err=True)
     with tempfile.TemporaryDirectory(prefix="samestep-") as directory:
         error_file = Path(directory) / "error.json"
         variables = {

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from samestep.errors import UsageError
+from samestep.terminal import echo
 
 
 @click.command()
@@ -49,8 +50,8 @@ def report(
         page = report_.compare(paths, out, docx=docx, png=png)
     else:
         page = report_.write(paths[0], out, docx=docx, png=png)
-    click.echo(page)
+    echo(page)
     if docx:
-        click.echo(page.with_suffix(".docx"))
+        echo(page.with_suffix(".docx"))
     if png:
-        click.echo(page.with_name(f"{page.stem}-figures"))
+        echo(page.with_name(f"{page.stem}-figures"))

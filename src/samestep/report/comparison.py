@@ -21,7 +21,6 @@ from samestep.report.records import measured
 from samestep.report.run_data import plain_data
 from samestep.report.words import (
     MISSING,
-    clean,
     count,
     flat,
     number,
@@ -30,6 +29,7 @@ from samestep.report.words import (
     seconds,
     setting,
 )
+from samestep.terminal import clean
 
 
 MOST_RUNS = 12

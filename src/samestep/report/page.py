@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from samestep.report import ink
 from samestep.report.document import Document, Plot
-from samestep.report.words import clean
+from samestep.terminal import clean
 
 
 def render(document: Document) -> str:

@@ -25,7 +25,6 @@ from samestep.report.run_time import time_section
 from samestep.report.words import (
     MISSING,
     Value,
-    clean,
     count,
     number,
     plain_name,
@@ -33,6 +32,7 @@ from samestep.report.words import (
     seconds,
     setting,
 )
+from samestep.terminal import clean
 
 
 MOST_ROWS = 100

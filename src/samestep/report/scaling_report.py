@@ -19,7 +19,8 @@ from samestep.report.document import (
 from samestep.report.reading import ScalingFile
 from samestep.report.records import Scaling
 from samestep.report.run_data import plain
-from samestep.report.words import clean, count, percent, plural, setting, times
+from samestep.report.words import count, percent, plural, setting, times
+from samestep.terminal import clean
 
 
 def scaling_document(file: ScalingFile) -> Document:

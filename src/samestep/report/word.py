@@ -32,7 +32,7 @@ from samestep.report.document import (
     Table,
     Text,
 )
-from samestep.report.words import clean
+from samestep.terminal import clean
 
 
 PAGE_WIDTH = Cm(17.4)

@@ -1,32 +1,12 @@
 """Numbers and foreign text as a reader sees them."""
 
 import math
-import unicodedata
 from typing import Any
 
 
 MISSING = "\N{EN DASH}"
 NOT_FINITE = "not finite"
 Value = float | None
-
-
-def clean(text: object) -> str:
-    """Without characters that do not show or that turn the text's direction.
-
-    They appear as their escape, such as \\u202e; a line break and a tab are kept.
-    """
-    return "".join(
-        character if character in "\n\t" or _shows(character) else _escape(character)
-        for character in str(text)
-    )
-
-
-def _shows(character: str) -> bool:
-    return unicodedata.category(character)[0] != "C"
-
-
-def _escape(character: str) -> str:
-    return character.encode("unicode_escape").decode("ascii")
 
 
 def number(value: Value, format_spec: str, unit: str = "") -> str:

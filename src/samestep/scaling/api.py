@@ -1,6 +1,5 @@
 """`samestep scale` as a function: measurements, analysis, files."""
 
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from samestep.scaling.files import open_study, to_csv, write
 from samestep.scaling.measure import Watcher, measure
 from samestep.scaling.settings import Settings, grid
 from samestep.signals import stop_on_signals
+from samestep.terminal import echo
 
 
 def scale(
@@ -39,7 +39,7 @@ def scale(
         found = analyse(study, machine.usable_cores()[0])
         write(path / "scaling.csv", to_csv(found["points"]))
         study.save(found)
-    offer(path, lambda text: print(text, file=sys.stderr), png=True)
+    offer(path, lambda text: echo(text, err=True), png=True)
     return path, found
 
 

@@ -77,6 +77,7 @@ def scale(
       samestep scale --out runs/scale-1      once more: goes on where it stopped
     """
     from samestep.forking import ForkServer
+    from samestep.terminal import echo
 
     with ForkServer() as server:  # torch is imported there while we go on here
         from rich.console import Console
@@ -92,4 +93,4 @@ def scale(
     Console(width=None if Console().is_terminal else 120).print(
         view.table(found["points"])
     )
-    click.echo("\n" + "\n".join(found["advice"]) + f"\n\nscaling     {path}")
+    echo("\n" + "\n".join(found["advice"]) + f"\n\nscaling     {path}")

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
 from samestep.scaling.measure import Watcher
+from samestep.terminal import clean
 
 
 PLAIN_SECONDS = 10.0
@@ -30,7 +31,9 @@ class PlainWatcher:
         if time.monotonic() - self._last >= PLAIN_SECONDS:
             self._last = time.monotonic()
             text = f"measured {done} of {total}{left}; now {what}"
-            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self._console.print(
+                clean(text), markup=False, highlight=False, soft_wrap=True
+            )
 
 
 class BarWatcher:
