@@ -42,10 +42,11 @@ def worker(node: int, nodes: int, micro_batches: int, compression: str) -> None:
         exchange="shared",
         place=place,
         timeout_seconds=60.0,
+        start_seconds=60.0,
         spin_seconds=1e-3,
         rounding=Rounding.of(compression),
         memory=barrier.create(1),
-        store=lambda: tcp_store(place, None),
+        store=lambda: tcp_store(place, None, 60.0),
     )
     exchange = connection(flat, shares(micro_batches, nodes))
     assert isinstance(exchange, NodesExchange)

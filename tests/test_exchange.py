@@ -8,13 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch._C._distributed_c10d import HashStore
 
 from samestep import Placement, PlacementError, Recipe, WorkerLate, barrier
 from samestep.balance import shares
+from samestep.exchange.connecting import Connection
 from samestep.exchange.shared import SharedExchange
 from samestep.flat import Flat
 from samestep.models.layers import Linear, dropout_masks
 from samestep.place import Place
+from samestep.rounding import EXACT
 
 
 CPU = torch.device("cpu")
@@ -171,3 +174,23 @@ def test_a_wait_for_a_late_worker_sleeps() -> None:
     with pytest.raises(WorkerLate):
         exchange.publish()
     assert time.process_time() - before < 1.0  # of the 2 s that it waited
+
+
+def test_who_does_not_come_to_the_exchange_is_named() -> None:
+    """After `start_seconds`, which is for the loading of data."""
+    place = Place.on_one_node(0, 3)
+    store = HashStore()
+    store.set("built/2", "")
+    connection = Connection(
+        exchange="gloo",
+        place=place,
+        timeout_seconds=0.1,
+        start_seconds=0.3,
+        spin_seconds=0.0,
+        rounding=EXACT,
+        memory=None,
+        store=lambda: store,
+    )
+    flat = Flat(nn.Linear(2, 2))
+    with pytest.raises(WorkerLate, match=r"within 0\.3 s; late: worker 1\..*start-tim"):
+        connection(flat, [(0, 1), (1, 2), (2, 3)])

@@ -173,6 +173,7 @@ class Cluster:
                     nodes=len(sizes),
                 ),
                 timeout_seconds=20.0,
+                start_seconds=20.0,
                 spin_seconds=1e-5,
                 rounding=rounding,
                 memory=memories[node],

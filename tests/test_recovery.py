@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Train, fault, small_recipe
+from conftest import Own, Train, fault, small_recipe
 from test_exactness import results
 
 from samestep import Run, WorkerFailed
@@ -73,6 +73,39 @@ def test_a_worker_that_is_stopped_is_replaced(train: Train, train_under: Train) 
     assert results(run) == results(train(RECIPE, 1))
     (failed,) = events(run, "failed")
     assert "late: worker 1 (stopped by a signal)" in failed["error"]
+
+
+SLOW_TO_LOAD = """
+import time
+
+def load():
+    time.sleep(5)
+    x, y = some()
+    return {"train": (x[:70], y[:70])}
+"""
+
+
+def test_loading_may_take_longer_than_a_step(own: Own, train: Train) -> None:
+    run = train(own(SLOW_TO_LOAD), 1, hang_timeout=4.0)
+    (slow,) = events(run, "slow start")
+    assert slow["phase"] == "loading the data"
+
+
+def test_a_start_that_takes_too_long_names_what_it_does_and_the_flag(
+    own: Own, train: Train
+) -> None:
+    message = r"worker 0, 1 has been loading the data for longer\..*`--start-timeout`"
+    with pytest.raises(WorkerLate, match=message) as caught:
+        train(own(SLOW_TO_LOAD), 2, start_timeout=0.5, max_restarts=0)
+    assert "in load" in caught.value.details["traceback"]
+
+
+def test_a_worker_that_is_stopped_while_it_loads_is_noticed(
+    own: Own, train: Train
+) -> None:
+    code = SLOW_TO_LOAD.replace("time.sleep(5)", "os.kill(os.getpid(), signal.SIGSTOP)")
+    with pytest.raises(WorkerLate, match=r"late: worker 0 \(stopped by a signal\)"):
+        train(own("import os, signal\n" + code), 1, hang_timeout=1.0, max_restarts=0)
 
 
 def test_an_endless_loop_shows_where_it_is(train_under: Train) -> None:

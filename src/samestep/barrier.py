@@ -28,6 +28,8 @@ SEMAPHORE_BYTES = 64
 """A cache line each; glibc's sem_t takes 32 bytes."""
 WORDS = SEMAPHORE_BYTES // 8
 LEAST_SPIN_SECONDS = 20e-6
+STARTING_WAITS = 3
+"""The first ones: others may still load data or compile, which takes its own time."""
 SLEEP_SECONDS = 0.2
 """sem_timedwait takes wall-clock time, which may jump: sleep in short pieces."""
 
@@ -98,11 +100,14 @@ class Barrier:
         workers: int,
         timeout_seconds: float,
         first_rank: int = 0,
+        start_seconds: float = 0.0,
     ) -> None:
         """`shared` is a map of an object made by `create`.
 
         Among the workers of all machines, those of this one begin at `first_rank`.
+        The first waits may take `start_seconds` if that is longer than the timeout.
         """
+        self._start_seconds = max(start_seconds, timeout_seconds)
         self._first_rank = first_rank
         self._rank = rank
         self._workers = workers
@@ -130,6 +135,11 @@ class Barrier:
                 self._spin_or_sleep(own, start, start + patience.seconds)
                 patience.learn(time.monotonic() - start)
 
+    @property
+    def _flag(self) -> str:
+        is_starting = self._most_seconds > self._timeout_seconds
+        return "--start-timeout" if is_starting else "--hang-timeout"
+
     def _before(self) -> int:
         return (self._count - 1) * len(self._rounds)
 
@@ -139,12 +149,17 @@ class Barrier:
         while time.monotonic() < end:
             if not _quick.sem_trywait(semaphore):
                 return
-        while time.monotonic() < start + self._timeout_seconds:
+        while time.monotonic() < start + self._most_seconds:
             if not _sleeping.sem_timedwait(semaphore, _wall_clock(SLEEP_SECONDS)):
                 return
             if ctypes.get_errno() not in (errno.ETIMEDOUT, errno.EINTR):
                 _check(-1)
         self._raise_late()
+
+    @property
+    def _most_seconds(self) -> float:
+        is_starting = self._count <= STARTING_WAITS
+        return self._start_seconds if is_starting else self._timeout_seconds
 
     def _raise_late(self) -> None:
         late = [
@@ -153,9 +168,9 @@ class Barrier:
             if not self._waits(rank)
         ]
         raise WorkerLate(
-            f"Every worker must reach the exchange within {self._timeout_seconds:g} s; "
-            f"late: worker {', '.join(late)}. It is stopped, stuck or very slow; raise "
-            "`--hang-timeout` if it only needs more time."
+            f"Every worker must reach the exchange within {self._most_seconds:g} s; "
+            f"late: worker {', '.join(late)}. It is stopped, stuck or very slow; if it "
+            f"only needs more time, raise `{self._flag}`."
         )
 
     def _waits(self, rank: int) -> bool:

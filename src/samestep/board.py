@@ -1,8 +1,9 @@
 """What workers and their supervisor tell each other without messages.
 
 One small array in nameless shared memory. The supervisor sets `stop`; each worker
-counts its micro-batches (`beats`), the exchanges that it has reached (`rounds`), and
-its step. A cell has one writer and is only a hint, so no ordering is needed.
+counts its micro-batches (`beats`), the exchanges that it has reached (`rounds`), its
+step, and what it does before the first one (`phase`). A cell has one writer and is
+only a hint, so no ordering is needed.
 """
 
 import mmap
@@ -11,7 +12,16 @@ from samestep import memory
 
 
 STOP, CELLS = 0, 4
-BEATS, ROUNDS, STEP = range(3)
+BEATS, ROUNDS, STEP, PHASE = range(4)
+PHASES = (
+    "starting",
+    "loading the data",
+    "building the model",
+    "waiting for the other workers",
+    "compiling the model",
+)
+"""What a worker does before its first step, in this order."""
+STARTING, LOADING, BUILDING, MEETING, COMPILING = range(len(PHASES))
 
 
 class Board:
@@ -26,6 +36,10 @@ class Board:
     def create(workers: int) -> int:
         """The descriptor of a new board. Raises OSError."""
         return memory.create(8 * CELLS * (workers + 1))
+
+    def enter(self, phase: int) -> None:
+        """A worker: what it does now, before its first step."""
+        self._own[PHASE] = phase
 
     def beat(self) -> None:
         """A worker: another piece of work begins."""
@@ -48,9 +62,12 @@ class Board:
         """The supervisor: as soon as all workers can."""
         self._all[STOP] = 1
 
-    def workers(self) -> list[tuple[int, int, int]]:
-        """The supervisor: (beats, rounds, step) of each worker."""
+    def workers(self) -> list[tuple[int, int, int, int]]:
+        """The supervisor: (beats, rounds, step, phase) of each worker."""
         count = len(self._all) // CELLS - 1
         cells = self._all.tolist()
         starts = (CELLS * (rank + 1) for rank in range(count))
-        return [(cells[s + BEATS], cells[s + ROUNDS], cells[s + STEP]) for s in starts]
+        return [
+            (cells[s + BEATS], cells[s + ROUNDS], cells[s + STEP], cells[s + PHASE])
+            for s in starts
+        ]

@@ -25,6 +25,7 @@ def exchange_fields(placement: Placement) -> dict[str, Any]:
         "exchange": placement.exchange,
         "places": imports.search_path(),
         "hang_timeout": placement.hang_timeout,
+        "start_timeout": placement.start_timeout,
         "peer_timeout": PEER_SLACK * placement.hang_timeout,
         "spin_seconds": CROWDED_SPIN_SECONDS if crowded else SPIN_SECONDS,
         "balance": placement.balance,

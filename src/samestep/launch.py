@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from samestep import barrier, errors, machine
-from samestep.board import Board
+from samestep.board import STEP, Board
 from samestep.data import cache
 from samestep.errors import SamestepError, WorkerFailed
 from samestep.forking import END_SECONDS, ForkServer, Message
@@ -93,7 +93,8 @@ def run_workers(
         board = Board(fds["board"])
         given = {**fds, **(memories or {})}
         crew = _start(server, job, workers, logs, given, port)
-    supervision = _Supervision(server, crew, board, job["hang_timeout"], listen, stop)
+    timeouts = job["hang_timeout"], job["start_timeout"]
+    supervision = _Supervision(server, crew, board, timeouts, listen, stop)
     try:
         listen({"type": "workers", "pids": [worker.pid for worker in crew]})
         supervision.run()
@@ -184,7 +185,8 @@ class _Supervision:
     server: ForkServer
     crew: list[Worker]
     board: Board
-    hang_timeout: float
+    timeouts: tuple[float, float]
+    """Of a step, and of each phase before the first one."""
     listen: Callable[[Message], None]
     stop: Stop
     _deadline: float = float("inf")
@@ -192,7 +194,7 @@ class _Supervision:
 
     def run(self) -> None:
         """Raises the exception of the first failing worker."""
-        watch = Watch(self.board, self.hang_timeout)
+        watch = Watch(self.board, *self.timeouts, self._is_stopped)
         with selectors.DefaultSelector() as selector:
             selector.register(self.server, selectors.EVENT_READ)
             for worker in self.crew:
@@ -210,7 +212,9 @@ class _Supervision:
                     self.board.request_stop()
                     self._expire(STOP_SECONDS)
                 elif late := watch.late():
-                    self._name(late, watch.patience)
+                    self._name(late, watch)
+                elif notice := watch.notice():
+                    self.listen(notice)
         failed = _first_cause(self.crew) or next(
             (w for w in self.crew if w.failure), None
         )
@@ -245,7 +249,10 @@ class _Supervision:
                 how = _how_it_ended(code)
                 worker.failure = {"error": "WorkerFailed", "message": how, "code": code}
 
-    def _name(self, late: list[int], patience: float) -> None:
+    def _is_stopped(self, rank: int) -> bool:
+        return is_stopped(self.crew[rank].pid)
+
+    def _name(self, late: list[int], watch: Watch) -> None:
         """Blames the workers that hang, and shows where."""
         how, stacks = [], ""
         blamed = [self.crew[rank] for rank in late]
@@ -254,11 +261,7 @@ class _Supervision:
             stacks += where_it_hangs(self.server, worker.pid, worker.log)
             suffix = " (stopped by a signal)" if is_stopped(worker.pid) else ""
             how.append(f"{worker.rank}{suffix}")
-        message = (
-            f"Every worker must make progress within {patience:.1f} s; late: worker "
-            f"{', '.join(how)}. It is stopped, stuck or very slow; raise "
-            "`--hang-timeout` if it only needs more time."
-        )
+        message = watch.complaint(", ".join(how))
         failure = {"error": "WorkerLate", "message": message, "traceback": stacks}
         worker.failure = failure
 
@@ -266,7 +269,7 @@ class _Supervision:
         """The worker's own SamestepError, or a WorkerFailed with its traceback."""
         assert worker.failure is not None
         error = exception(worker.failure, worker.rank)
-        step = max(step for _, _, step in self.board.workers())
+        step = max(cell[STEP] for cell in self.board.workers())
         error.details = {**error.details, "log": str(worker.log), "step": step}
         return error
 

@@ -164,7 +164,16 @@ _PLACEMENT = [
         type=click.FloatRange(0, min_open=True),
         default=60.0,
         show_default=True,
-        help="Seconds without any progress after which a worker counts as dead.",
+        help="Seconds without any progress after which a worker counts as dead, from "
+        "the first step on.",
+    ),
+    click.option(
+        "--start-timeout",
+        type=click.FloatRange(0, min_open=True),
+        default=1800.0,
+        show_default=True,
+        help="The same before the first step: to load the data, to build the model, to "
+        "compile it.",
     ),
     click.option(
         "--checkpoint-seconds",

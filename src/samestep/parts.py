@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from samestep import dataset, dtypes, generators, initial, kept, models, rehearsal
+from samestep.board import BUILDING, LOADING
 from samestep.data_sections import MnistData, TextData
 from samestep.device import Device
 from samestep.errors import RecipeError
@@ -73,10 +74,16 @@ def _flat(recipe: Recipe, model: nn.Module, still: frozenset[str]) -> Flat:
 
 
 def load_and_build(
-    recipe: Recipe, own: OwnCode, most_steps: int | None, device: Device
+    recipe: Recipe,
+    own: OwnCode,
+    most_steps: int | None,
+    device: Device,
+    enter: Callable[[int], None] = lambda _: None,
 ) -> Parts:
-    """Raises DataError, RecipeError, OwnCodeError."""
+    """Tells `enter` what it does. Raises DataError, RecipeError, OwnCodeError."""
+    enter(LOADING)
     data, plan = load_data(recipe, own, most_steps)
+    enter(BUILDING)
     generators.seed(derive_seed(recipe.seed, "model"))
     rehearsal.check_family(recipe.model, data)
     dtype = dtypes.of(recipe.precision)

@@ -33,7 +33,12 @@ class Placement(BaseModel):
     """How the workers' partial gradients become one sum; auto: shared if possible, nccl
     between GPUs."""
     hang_timeout: Annotated[float, Field(gt=0)] = 60.0
-    """Seconds after which a worker that others wait for counts as hung."""
+    """Seconds after which a worker that others wait for counts as hung; they count from
+    the first step on."""
+    start_timeout: Annotated[float, Field(gt=0)] = 1800.0
+    """The same for each part of what comes before the first step: to load the data, to
+    build the model, to compile it. A worker that is stopped by a signal is noticed
+    after `hang_timeout` there, too."""
     balance: Literal["auto", "off", "random"] | Counts = "auto"
     """Who owns how many micro-batches: by measured speed (auto), evenly (off), as given
     for each worker, or another ownership at every step (random: to show that it does

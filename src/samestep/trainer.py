@@ -12,7 +12,7 @@ from torch import nn
 from samestep import compiling, constants, dataset
 from samestep.balance import contiguous, shares
 from samestep.balancer import Balancer
-from samestep.board import Board
+from samestep.board import COMPILING, MEETING, Board
 from samestep.device import Device
 from samestep.evaluation import Evaluator
 from samestep.exchange import Exchange
@@ -146,16 +146,19 @@ def build(recipe: Recipe, around: Surroundings) -> Trainer:
     """
     place, start = around.place, time.monotonic()
     assert around.snapshots is not None
-    parts = load_and_build(recipe, around.own, around.most_steps, around.device)
+    what = around.own, around.most_steps, around.device
+    parts = load_and_build(recipe, *what, around.board.enter)
     data, plan, model, loss, flat = parts
     seconds = time.monotonic() - start
     if place.is_leader and around.constants is not None:
         constants.write(around.constants, flat.constants)
     balancer = _balancer(recipe, around)
+    around.board.enter(MEETING)
     exchange = around.connect(flat, balancer.owned)
     objective = parts.objective(recipe)
     attached = exchange.attach(objective)
     if recipe.compile:
+        around.board.enter(COMPILING)
         compiling.prepare(objective, data, plan, flat)
     per_report = plan.steps_per_epoch // REPORTS_PER_EPOCH
     per_report = max(1, min(per_report, MOST_STEPS_PER_REPORT))

@@ -121,6 +121,10 @@ def make_view(recipe: Recipe) -> View:
 
 _SENTENCES: dict[str, Callable[[Message], str]] = {
     "failed": lambda m: f"failure: {m['error']}",
+    "slow start": lambda m: (
+        f"still {m['phase']}, after {m['seconds']:.0f} s; `--start-timeout` allows "
+        f"{m['patience']:.0f} s"
+    ),
     "restart": lambda m: (
         f"restart {m['number']}: going on after step {m['step']} with {m['workers']} "
         f"worker{'s' if m['workers'] > 1 else ''}"

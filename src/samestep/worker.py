@@ -36,7 +36,7 @@ from samestep import (
     weights,
 )
 from samestep.balance import shares
-from samestep.board import Board
+from samestep.board import BUILDING, LOADING, MEETING, Board
 from samestep.data_sections import CustomData, ImageData, NpyData
 from samestep.device import Device
 from samestep.errors import OwnCodeError, PeerLost, RunError, SamestepError
@@ -116,8 +116,9 @@ def main(fds: dict[str, int]) -> int:
     place = Place.from_environment()
     control = Control(fds["control"], place.rank)
     board = Board(fds["board"], place.local_rank)
+    store = fds.get("store"), control.job["start_timeout"]
     try:
-        run(control, place, fds, board, partial(tcp_store, place, fds.get("store")))
+        run(control, place, fds, board, partial(tcp_store, place, *store))
     except BaseException as error:
         traceback.print_exc()
         control.send(failure(error))
@@ -226,7 +227,9 @@ def evaluate(recipe: Recipe, control: Channel, around: Surroundings) -> None:
     """All workers: the weights of a file on one split."""
     job, place = control.job, around.place
     dtype = dtypes.of(recipe.precision)
+    around.board.enter(LOADING)
     data = dataset.load(recipe.data, around.own, recipe.seed, dtype)
+    around.board.enter(BUILDING)
     split = data.splits[job["split"]]
     if len(split) == 0:
         raise RunError(f"The recipe {recipe.name} holds out no {job['split']} samples.")
@@ -234,6 +237,7 @@ def evaluate(recipe: Recipe, control: Channel, around: Surroundings) -> None:
     model = models.build(recipe.model, data, around.own, dtype)
     weights.fill(model, Path(job["model_file"]))
     model = around.device.move(model)
+    around.board.enter(MEETING)
     exchange = around.connect(Flat(model), shares(place.workers, place.workers))
     loss = find_loss(recipe, around.own)
     if names(recipe):
@@ -264,7 +268,8 @@ def measure_alone(
     with resources(job["exchange"], 1) as (own, port):
         rounding = Rounding.of(recipe.compression)
         place = Place.on_one_node(0, 1, port)
-        store = partial(tcp_store, place, own.get("store"))
+        seconds = job["start_timeout"]
+        store = partial(tcp_store, place, own.get("store"), seconds)
         connect = _connection(job, rounding, place, own, store)
         snapshots = memory.create()
         alone = replace(around, place=place, connect=connect, snapshots=snapshots)
@@ -282,6 +287,7 @@ def _connection(
         job["exchange"],
         place,
         job["peer_timeout"],
+        job["start_timeout"] + job["peer_timeout"],
         job["spin_seconds"],
         rounding,
         fds.get("memory"),

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from torch._C._distributed_c10d import Store, TCPStore
+from torch.distributed import DistStoreError
 
+from samestep.errors import WorkerLate
 from samestep.exchange import Exchange
 from samestep.exchange.nodes import Nodes, NodesExchange
 from samestep.exchange.shared import SharedExchange
@@ -13,10 +15,6 @@ from samestep.flat import Flat
 from samestep.place import Place
 from samestep.rounding import Rounding
 from samestep.tree import Node
-
-
-START_TIMEOUT = timedelta(seconds=120)
-"""How long at most a worker waits until all others have started."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +26,8 @@ class Connection:
     place: Place
     timeout_seconds: float
     """Whoever waits longer for a peer gives up."""
+    start_seconds: float
+    """The same before the first step: others may still load data."""
     spin_seconds: float
     rounding: Rounding
     memory: int | None
@@ -44,7 +44,7 @@ class Connection:
         # DDP imports torch._dynamo, 0.9 s: only who needs it pays.
         from samestep.exchange.gloo import GlooExchange, join
 
-        join(self.exchange, self.place, self.timeout_seconds, self.store())
+        join(self.exchange, self.place, self.timeout_seconds, self._met())
         return GlooExchange(flat, shares, self.place, self.rounding)
 
     def _shared(self, flat: Flat, shares: list[Node]) -> Exchange:
@@ -55,21 +55,39 @@ class Connection:
             timeout *= 2
         where = flat, shares, place
         spin, rounding = self.spin_seconds, self.rounding
-        within = SharedExchange(*where, self.memory, spin, timeout, rounding)
+        within = SharedExchange(
+            *where, self.memory, spin, timeout, rounding, self.start_seconds
+        )
         if place.nodes == 1:
             return within
-        nodes = Nodes.meet(place, self.store(), timeout)
+        nodes = Nodes.meet(place, self._met(), timeout)
         return NodesExchange(*where, within, self.memory, nodes)
 
+    def _met(self) -> Store:
+        """All workers: the store, once all of them have come. Raises WorkerLate."""
+        store, seconds = self.store(), max(self.start_seconds, self.timeout_seconds)
+        keys = [f"built/{rank}" for rank in range(self.place.workers)]
+        store.set(keys[self.place.rank], "")
+        try:
+            store.wait(keys, timedelta(seconds=seconds))
+        except DistStoreError:
+            late = [str(r) for r, key in enumerate(keys) if not store.check([key])]
+            raise WorkerLate(
+                f"Every worker must have loaded its data and built its model within "
+                f"{seconds:g} s; late: worker {', '.join(late)}. If it only needs more "
+                "time, raise `--start-timeout`."
+            ) from None
+        return store
 
-def tcp_store(place: Place, listen_fd: int | None) -> Store:
-    """All workers; rank 0 serves it on a listening socket."""
+
+def tcp_store(place: Place, listen_fd: int | None, seconds: float) -> Store:
+    """All workers; rank 0 serves it on a listening socket, within so many seconds."""
     return TCPStore(
         place.address,
         place.port,
         place.workers,
         is_master=place.rank == 0,
-        timeout=START_TIMEOUT,
+        timeout=timedelta(seconds=seconds),
         wait_for_workers=False,
         master_listen_fd=listen_fd,
     )

@@ -72,10 +72,12 @@ class SharedExchange:
         spin_seconds: float,
         timeout_seconds: float,
         rounding: Rounding = EXACT,
+        start_seconds: float = 0.0,
     ) -> None:
         """`shares[r]` is the range of micro-batches of worker `r`, without gaps.
 
-        The memory `fd` is that of the workers of this node.
+        The first waits may take `start_seconds`, see `Barrier`. The memory `fd` is that
+        of the workers of this node.
         """
         self.workers, self._here, self._flat = len(shares), place, flat
         self._num_leaves, self.rounding = shares[-1][1], rounding
@@ -111,7 +113,12 @@ class SharedExchange:
         self._depth, self._merging = 0, False
         self._missing: set[int] = set()
         self.barrier = barrier.Barrier(
-            shared.map, rank, local_workers, timeout_seconds, place.local_ranks[0]
+            shared.map,
+            rank,
+            local_workers,
+            timeout_seconds,
+            place.local_ranks[0],
+            start_seconds,
         )
         self._spin_seconds = spin_seconds
         self._summing, self._publishing, self._noting = (
