@@ -1,5 +1,7 @@
 """Whoever was cut off and comes back cannot write into a run."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -53,3 +55,42 @@ def test_each_command_on_a_run_has_the_next_number(tmp_path: Path) -> None:
     assert [Fence.claim(tmp_path).number for _ in range(3)] == [1, 2, 3]
     assert Fence.claim(tmp_path, 9, "somebody").holds
     assert (number_in(tmp_path), writer_of(tmp_path)) == (9, "somebody")
+
+
+CLAIM = """
+import sys
+from pathlib import Path
+from samestep.errors import OutputError
+from samestep.fence import Fence
+
+print("ready", flush=True)
+sys.stdin.readline()
+for _ in range(20):
+    try:
+        print(Fence.claim(Path(sys.argv[1])).number)
+    except OutputError:  # another process has a higher number already
+        pass
+"""
+
+
+def test_claims_at_the_same_time_have_different_numbers(tmp_path: Path) -> None:
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", CLAIM, str(tmp_path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(6)
+    ]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    said = [process.communicate(timeout=60)[0].split() for process in processes]
+    numbers = [int(number) for each in said for number in each]
+    assert len(numbers) == len(set(numbers)) >= 20
+    assert number_in(tmp_path) == max(numbers)

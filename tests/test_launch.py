@@ -1,14 +1,17 @@
 """Processes: how they start, fail and end. Real signals, real process tables."""
 
+import itertools
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -16,7 +19,10 @@ import pytest
 from conftest import Train, small_recipe
 
 from samestep import NonFiniteLoss, Run
+from samestep.board import Board
 from samestep.forking import ForkServer
+from samestep.launch import Worker, _Supervision
+from samestep.signals import Stop
 
 
 DEADLINE = 60.0
@@ -171,6 +177,40 @@ def test_a_training_survives_the_death_of_the_fork_server(tmp_path: Path) -> Non
         assert "forks the workers has ended" in process.stderr.read()
 
 
+@contextmanager
+def importing(out: Path) -> Iterator[tuple[subprocess.Popen[str], psutil.Process]]:
+    """A training whose fork server is just importing torch."""
+    short = ["--epochs", "1", "--set", "data.train_samples=600", "--workers", "1"]
+    command = [sys.executable, "-m", "samestep", "train", "--out", str(out), *short]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            wait_until(lambda: psutil.Process(process.pid).children() != [])
+            (server,) = psutil.Process(process.pid).children()
+            maps = Path(f"/proc/{server.pid}/maps")
+            wait_until(lambda: "libtorch" in maps.read_text())
+            yield process, server
+        finally:
+            process.kill()
+
+
+def test_a_fork_server_killed_while_it_imports_is_started_again(tmp_path: Path) -> None:
+    with importing(tmp_path / "run") as (process, server):
+        server.kill()
+        _, stderr = process.communicate(timeout=DEADLINE)
+        assert process.returncode == 0, stderr
+    assert "forks the workers has ended: it was killed by SIGKILL" in stderr
+    assert "error is above" not in stderr
+
+
+def test_a_fork_server_that_still_imports_ends_with_its_supervisor(
+    tmp_path: Path,
+) -> None:
+    with importing(tmp_path / "run") as (process, server):
+        server.suspend()  # it cannot notice the end of its channel
+        process.kill()
+        wait_until(lambda: all_gone([server]))
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT])
 def test_without_restarts_a_dead_worker_fails_the_training(
     tmp_path: Path, number: signal.Signals
@@ -234,3 +274,33 @@ def test_events_are_ordered_by_a_monotonic_time(train: Train) -> None:
     assert names == [*expected, "finished"]
     times = [record["seconds"] for record in records]
     assert times == sorted(times)
+
+
+def test_a_worker_that_closed_its_socket_is_not_listened_to_any_more() -> None:
+    """It would be readable for ever."""
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    listened: list[dict[str, Any]] = []
+    polls = itertools.count()
+    worker = Worker(0, 1, ours, Path("log"), None)
+    board = Board.create(1)
+    with ours, socket.socket() as quiet:
+        theirs.sendall(b'{"type": "last words"}\n')
+        theirs.close()
+        server = SimpleNamespace(
+            fileno=quiet.fileno, exits=lambda: [(1, 0)] if next(polls) == 5 else []
+        )
+        run = _Supervision(
+            server,  # type: ignore[arg-type]
+            [worker],
+            Board(board),
+            (60.0, 60.0),
+            listened.append,
+            Stop(),
+        ).run
+        receive, calls = worker.receive, itertools.count()
+        worker.receive = lambda: (next(calls), receive())[1]  # type: ignore[method-assign]
+        run()
+    os.close(board)
+    assert listened == [{"type": "last words"}]
+    assert next(calls) <= 2

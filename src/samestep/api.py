@@ -21,6 +21,7 @@ from samestep.launch import run_workers
 from samestep.own import checksums
 from samestep.placement import Placement
 from samestep.recipe import Recipe
+from samestep.recovery import build_of
 from samestep.resumption import find_start
 from samestep.run import Run, read_recipe
 from samestep.session import Session, supervise
@@ -150,7 +151,8 @@ def resume(
         ):
             start = find_start(path, epochs, names)  # nobody else writes any more
             facts, conditions = described(start.recipe)
-            build = running.build(placement.device) | conditions
+            most = placement.max_restarts
+            build = build_of(running, placement.device, most) | conditions
             start.check(build, accept_other_bits)
             shown.note(_headline(start.recipe, why))
             for warning in start.warnings:

@@ -1,14 +1,11 @@
 """Processes that a worker forks to work beside it."""
 
-import ctypes
 import os
-import signal
 from collections.abc import Callable, Iterable
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 
-
-PR_SET_PDEATHSIG = 1
+from samestep.signals import end_with
 
 
 def fork(
@@ -27,18 +24,9 @@ def fork(
             ours.close()
             for fd in unused:
                 os.close(fd)
-            _end_with(parent)
+            end_with(parent)
             serve(theirs)
         finally:
             os._exit(0)
     theirs.close()
     return ours, pid
-
-
-def _end_with(parent: int) -> None:
-    """Linux kills this process when its parent ends; elsewhere its pipe tells."""
-    prctl = getattr(ctypes.CDLL(None), "prctl", None)
-    if prctl is not None:
-        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(0)

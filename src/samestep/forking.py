@@ -16,6 +16,7 @@ from typing import Any, Self
 from samestep import files
 from samestep.errors import OutputError, WorkerFailed
 from samestep.machine import Gpus
+from samestep.signals import how_it_ended
 
 
 Message = dict[str, Any]
@@ -56,6 +57,7 @@ class ForkServer:
                     "-m",
                     "samestep.forkserver",
                     str(theirs.fileno()),
+                    str(os.getpid()),
                 ],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
@@ -114,9 +116,11 @@ class ForkServer:
     def build(self, device: str = "cpu") -> dict[str, str]:
         """What decides bits besides the recipe: `torch`, `instruction_set`, `device`.
 
-        The CPU is not named. Waits until torch has been imported. Raises WorkerFailed.
+        The CPU is not named. Waits until torch has been imported. If the server has
+        ended, another one is started. Raises WorkerFailed.
         """
         if not self._build:
+            self._revive()
             self._build = self._await("build")["build"]
         gpu = {} if device == "cpu" else {"device": self.device(device)}
         return self._build | gpu
@@ -165,11 +169,20 @@ class ForkServer:
             return
         if not data:
             self._has_ended = True
-            raise WorkerFailed(
-                "The process that forks the workers has ended; its error is above."
-            )
+            raise self._failure()
         *lines, self._buffer = (self._buffer + data).split(b"\n")
         self._inbox += map(json.loads, lines)
+
+    def _failure(self) -> WorkerFailed:
+        """Why the server has ended."""
+        try:
+            code = self._process.wait(END_SECONDS)
+            how = "its error is above" if code > 0 else how_it_ended(code)
+        except subprocess.TimeoutExpired:
+            code, how = None, "it closed its connection"
+        error = WorkerFailed(f"The process that forks the workers has ended: {how}.")
+        error.details = {"code": code}
+        return error
 
 
 @contextlib.contextmanager

@@ -1,8 +1,8 @@
 """A process that has imported torch once and forks workers on request.
 
 Importing torch takes two seconds; a fork of a process that has done so takes some
-20 ms, and shares the memory of the libraries. `python -m samestep.forkserver FD` speaks
-JSON lines over the Unix socket FD:
+20 ms, and shares the memory of the libraries. `python -m samestep.forkserver FD PARENT`
+speaks JSON lines over the Unix socket FD with the process PARENT:
 
     received  {"spawn": {"env": {}, "names": [], "preload": []}} with a descriptor for
               each name, of which `log` is for what the worker prints;
@@ -26,15 +26,25 @@ import selectors
 import signal
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Iterator
 from typing import Any
+
+from samestep.signals import end_alone, end_with
+
+
+if __name__ == "__main__":
+    # Until the end of the channel can be noticed: importing torch takes seconds.
+    end_with(int(sys.argv[2]))
 
 from samestep import device, worker
 from samestep.compilercache import own_directory
 
 
 MAX_FDS = 8
+GPU_SECONDS = 60.0
+"""Deadline for CUDA to start and name its devices."""
 
 
 def send_json(channel: socket.socket, message: dict[str, Any]) -> None:
@@ -117,8 +127,8 @@ class ForkServer:
             except BaseException:
                 traceback.print_exc()
                 os._exit(1)
-        if os.waitpid(pid, 0)[1]:
-            send_json(self._channel, {"gpus": {"why": "CUDA fails, as shown above"}})
+        if why := _failure_of(pid):
+            send_json(self._channel, {"gpus": {"why": why}})
 
     def _become_worker(self, env: dict[str, str], fds: dict[str, int]) -> None:
         code = 1
@@ -152,6 +162,19 @@ class ForkServer:
             os.waitpid(pid, 0)
 
 
+def _failure_of(pid: int) -> str:
+    """Of the child that looks for GPUs; empty if it has said what it found."""
+    end = time.monotonic() + GPU_SECONDS
+    while time.monotonic() < end:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            return "CUDA fails, as shown above" if status else ""
+        time.sleep(0.01)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    return f"CUDA does not answer within {GPU_SECONDS:.0f} s"
+
+
 def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> Iterator[int]:
     for level, kind, data in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
@@ -170,6 +193,7 @@ def _redirect(output: int) -> None:
 if __name__ == "__main__":
     # A library that asks whether there is CUDA would otherwise initialise it.
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
+    end_alone()  # the supervisor's thread may end before the supervisor
     gc.freeze()  # no collection in a worker touches, and so copies, shared pages
     with own_directory():
         ForkServer(socket.socket(fileno=int(sys.argv[1]))).serve()

@@ -23,7 +23,7 @@ from samestep.data import cache
 from samestep.errors import SamestepError, WorkerFailed
 from samestep.forking import END_SECONDS, ForkServer, Message
 from samestep.hangs import Watch, is_stopped, where_it_hangs
-from samestep.signals import Stop
+from samestep.signals import Stop, how_it_ended
 
 
 PRELOAD = {"shared": [], "gloo": ["torch._dynamo"], "nccl": ["torch._dynamo"]}
@@ -48,14 +48,20 @@ class Worker:
     pidfd: int | None
     """Names this process even when its parent is gone and its id is used again."""
     buffer: bytes = b""
+    is_silent: bool = False
+    """Whether it has closed its end of the socket, as code in it may do."""
     exit_code: int | None = None
     failure: Message | None = None
 
     def receive(self) -> list[Message]:
         """The messages that have arrived; none at the end of the socket."""
-        with contextlib.suppress(BlockingIOError, ConnectionResetError):
-            while data := self.control.recv(1 << 16):
-                self.buffer += data
+        with contextlib.suppress(BlockingIOError):
+            try:
+                while data := self.control.recv(1 << 16):
+                    self.buffer += data
+            except ConnectionResetError:
+                pass
+            self.is_silent = True
         *lines, self.buffer = self.buffer.split(b"\n")
         return [json.loads(line) for line in lines]
 
@@ -203,6 +209,8 @@ class _Supervision:
                 for key, _ in selector.select(POLL_SECONDS):
                     if key.data is not None:
                         self._pass_on(key.data)
+                        if key.data.is_silent:  # or it would be readable for ever
+                            selector.unregister(key.data.control)
                 self._reap(selector)
                 if _first_cause(self.crew) or time.monotonic() > self._deadline:
                     break
@@ -244,9 +252,10 @@ class _Supervision:
                 continue
             self._pass_on(worker)  # its last words may still be in the socket
             worker.exit_code = code
-            selector.unregister(worker.control)
+            with contextlib.suppress(KeyError):
+                selector.unregister(worker.control)
             if code != 0 and worker.failure is None:
-                how = _how_it_ended(code)
+                how = how_it_ended(code)
                 worker.failure = {"error": "WorkerFailed", "message": how, "code": code}
 
     def _is_stopped(self, rank: int) -> bool:
@@ -314,14 +323,6 @@ def _pidfd(pid: int) -> int | None:
     with contextlib.suppress(OSError):  # it has already ended and been reaped
         return os.pidfd_open(pid)
     return None
-
-
-def _how_it_ended(code: int) -> str:
-    if code >= 0:
-        return f"it exited with code {code} without an error message"
-    name = signal.Signals(-code).name
-    hint = " (the kernel does so when memory runs out)" if name == "SIGKILL" else ""
-    return f"it was killed by {name}{hint}"
 
 
 def _first_cause(crew: list[Worker]) -> Worker | None:

@@ -15,6 +15,14 @@ import psutil
 
 
 CGROUPS = Path("/sys/fs/cgroup")
+MEMORY_FILES = (
+    ("memory.max", "memory.current", "active_file", "inactive_file"),
+    (
+        *("memory.limit_in_bytes", "memory.usage_in_bytes"),
+        *("total_active_file", "total_inactive_file"),
+    ),
+)
+"""Of cgroups v2 and v1: limit, usage, and the fields of memory.stat that are cache."""
 LIBRARIES = ("samestep", "torch", "numpy", "safetensors", "pydantic")
 THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
@@ -83,8 +91,21 @@ def memory_limit() -> int:
 
 
 def available_memory() -> int:
-    """Bytes that can be had now without swapping, at most `memory_limit`."""
-    return min(memory_limit(), psutil.virtual_memory().available)
+    """Bytes that can be had now without swapping, in this process's cgroups, too."""
+    left = [memory_limit(), psutil.virtual_memory().available]
+    for directory in _cgroup_directories("memory"):
+        for limit, used, *reclaimable in MEMORY_FILES:
+            try:
+                most = int((directory / limit).read_text())
+                usage = int((directory / used).read_text())
+                stat = (directory / "memory.stat").read_text().split()
+            except (OSError, ValueError):  # there is no limit, or another version
+                continue
+            counts = dict(zip(stat[::2], map(int, stat[1::2]), strict=True))
+            # The cache of files goes before anybody is killed; memfd is no such file.
+            cache = sum(counts.get(name, 0) for name in reclaimable)
+            left.append(max(0, most - usage + cache))
+    return min(left)
 
 
 def describe() -> dict[str, Any]:

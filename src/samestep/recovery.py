@@ -74,6 +74,22 @@ def next_workers(
     return max(wanted, min(least, workers), 1)
 
 
+def build_of(
+    server: ForkServer,
+    device: str,
+    most_restarts: int,
+    tell: Callable[[SamestepError], None] = lambda _: None,
+) -> dict[str, str]:
+    """`ForkServer.build`, again if the server ends. Raises WorkerFailed."""
+    budget = Budget(most_restarts)
+    while True:
+        try:
+            return server.build(device)
+        except WorkerFailed as error:
+            budget.spend(error)
+            tell(error)
+
+
 @dataclass
 class Recovery:
     """The generations of one training."""
@@ -107,7 +123,9 @@ class Recovery:
 
     def build(self) -> dict[str, str]:
         """What decides bits besides the recipe and its data. Raises WorkerFailed."""
-        return self.server.build(self.job["device"])
+        return build_of(
+            self.server, self.job["device"], self.most_restarts, self._tell_failure
+        )
 
     def run(self) -> State | None:
         """Until the training is finished or was asked to stop; the newest state.

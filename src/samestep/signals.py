@@ -1,5 +1,9 @@
-"""A first signal asks for an orderly stop, a second one ends everything at once."""
+"""A first signal asks for an orderly stop, a second one ends everything at once.
 
+And how processes end with their parents.
+"""
+
+import ctypes
 import os
 import signal
 import threading
@@ -19,6 +23,40 @@ EXIT_CODES = {
 }
 """SIGHUP is the end of the terminal, as when ssh loses its connection. SIGUSR1 is what
 a scheduler sends ahead of its time limit: run `resume` later."""
+
+
+PR_SET_PDEATHSIG = 1
+"""From Linux's prctl.h."""
+
+
+def end_with(parent: int) -> None:
+    """From now on, Linux kills this process when the thread that made it ends.
+
+    Or at once, if `parent` is gone already. Elsewhere the end of a pipe has to tell.
+    """
+    _set_death_signal(signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def end_alone() -> None:
+    """Takes `end_with` back."""
+    _set_death_signal(0)
+
+
+def _set_death_signal(number: int) -> None:
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl is not None:
+        prctl(PR_SET_PDEATHSIG, number)
+
+
+def how_it_ended(code: int) -> str:
+    """A process, by its exit code; -n: by signal n."""
+    if code >= 0:
+        return f"it exited with code {code} without an error message"
+    name = signal.Signals(-code).name
+    hint = " (the kernel does so when memory runs out)" if name == "SIGKILL" else ""
+    return f"it was killed by {name}{hint}"
 
 
 @dataclass
