@@ -63,7 +63,7 @@ def test_compare_names_the_first_epoch_that_differs(
         (["train", "--epochs", "0"], "`epochs`: input should be greater than"),
         (["train", "--epochs", "many"], "'many' is not a valid integer"),
         (["train", "--exchange", "mpi"], "'mpi' is not one of"),
-        (["train", "--set", "optimizer.lrr=1"], "Did you mean `lr`?"),
+        (["train", "--set", "optimizer.lrr=1"], "Did you mean `optimizer.lr`?"),
         (["train", "--set", "data.train_samples=60000"], "Use at most 55,000"),
         (["trian"], "train"),
         (["evaluate", "nowhere"], "There is no run directory or model file"),

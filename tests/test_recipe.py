@@ -68,8 +68,23 @@ def test_overrides_reach_every_section() -> None:
     ("overrides", "message"),
     [
         ({"epoch": 3}, "there is no field `epoch`. Did you mean `epochs`?"),
-        ({"optimizer.lrr": 3}, "no field `optimizer.lrr`. Did you mean `lr`?"),
-        ({"model.droput": 0.1}, "no field `model.droput`. Did you mean `dropout`?"),
+        (
+            {"optimizer.lrr": 3},
+            "no field `optimizer.lrr`. Did you mean `optimizer.lr`?",
+        ),
+        ({"model.droput": 0.1}, "Did you mean `model.dropout`?"),
+        ({"optimizer.learning_rate": 0.1}, "Did you mean `optimizer.lr`?"),
+        ({"batch_size": 32}, "Did you mean `global_batch`?"),
+        ({"model.a": 1, "model.b": 1}, "field `model.a`. There is no field `model.b`."),
+        (
+            {"model.family": "mlpp"},
+            "`model.family` is one of mlp, cnn, resnet, rnn, vit, transformer; or name "
+            "your own, `--model module:function`; received `mlpp`. Did you mean `mlp`?",
+        ),
+        (
+            {"optimizer.name": "sgd", "optimizer.betas": [0.9, 0.9]},
+            "`optimizer.betas`.",
+        ),
         ({"optimizer.nesterov": True}, "no field `optimizer.nesterov`."),
         ({"epochs": 0}, "`epochs`: input should be greater than or equal to 1"),
         ({"global_batch": -64}, "received `-64`"),
@@ -77,7 +92,10 @@ def test_overrides_reach_every_section() -> None:
         ({"epochs": 1.5}, "`epochs`: input should be a valid integer"),
         ({"optimizer.lr": True}, "`optimizer.lr`: input should be a valid number"),
         ({"optimizer.lr": float("nan")}, "`optimizer.lr`: input should be a finite"),
-        ({"optimizer.name": "adamm"}, "'sgd', 'adam', 'adamw'"),
+        (
+            {"optimizer.name": "adamm"},
+            "one of sgd, adam, adamw, muon; received `adamm`",
+        ),
         ({"model.hidden": [5, 0]}, "`model.hidden.1`: input should be greater"),
         ({"micro_batches": 600}, "`micro_batches` is 600, `global_batch` only 256"),
         ({"name": "../up"}, "`name`: string should match"),
@@ -111,3 +129,43 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
 def test_an_override_without_a_value_is_refused() -> None:
     with pytest.raises(RecipeError, match="An override is `field=value`"):
         parse_override("optimizer.lr")
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "section", "expected"),
+    [
+        (
+            "fashion-cnn",
+            {"optimizer.name": "sgd"},
+            "optimizer",
+            {"name": "sgd", "lr": 0.003, "weight_decay": 0.02},
+        ),
+        (
+            "mnist-mlp-classic",
+            {"schedule.name": "cosine"},
+            "schedule",
+            {"name": "cosine"},
+        ),
+        (
+            "fashion-cnn",
+            {"model.family": "mlp"},
+            "model",
+            {"family": "mlp", "hidden": (256,), "dropout": 0.3, "norm": "batch"},
+        ),
+        ("fashion-cnn", {"loss.name": "squared-error"}, "loss", {}),
+        (
+            "mnist-mlp",
+            {"data.source": "npy", "data.inputs": "x.npy", "data.targets": "y.npy"},
+            "data",
+            {"source": "npy", "inputs": "x.npy", "targets": "y.npy"},
+        ),
+    ],
+)
+def test_another_kind_of_a_section_needs_only_its_name(
+    name: str, overrides: dict[str, object], section: str, expected: dict[str, object]
+) -> None:
+    """What it does not know, or what has another meaning there, is as by default."""
+    loaded, changed = Recipe.load(name, overrides), Recipe.load(name).changed(overrides)
+    assert loaded == changed
+    found = getattr(loaded, section)
+    assert found == type(found).model_validate(expected)

@@ -116,7 +116,29 @@ class Interrupted(BaseException):
         self.exit_code = exit_code
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`" Did you mean `x`?"` for the nearest known word, or the empty string."""
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f" Did you mean `{near[0]}`?" if near else ""
+SYNONYMS = {
+    "batch_size": "global_batch",
+    "dropout_rate": "dropout",
+    "grad_clip": "clip_norm",
+    "hidden_size": "hidden",
+    "learning_rate": "lr",
+    "max_epochs": "epochs",
+    "max_grad_norm": "clip_norm",
+    "num_heads": "heads",
+    "num_layers": "depth",
+    "random_state": "seed",
+}
+"""How other libraries call what has a name here."""
+
+
+def did_you_mean(word: str, known: Iterable[str], section: str = "") -> str:
+    """`" Did you mean `x`?"` for the nearest known word, or the empty string.
+
+    The known words are fields of `section`, if that is given.
+    """
+    words = list(known)
+    near = [SYNONYMS[word]] if SYNONYMS.get(word) in words else []
+    near += difflib.get_close_matches(word, words, n=1)
+    return (
+        f" Did you mean `{'.'.join(filter(None, (section, near[0])))}`?" if near else ""
+    )

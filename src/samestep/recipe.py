@@ -140,11 +140,12 @@ class Recipe(Section):
         return hashlib.sha256(text.encode()).hexdigest()
 
     def changed(self, overrides: Mapping[str, Any]) -> "Recipe":
-        """Other values for some fields, by dotted name. Raises RecipeError."""
-        fields = self.to_dict()
-        for dotted, value in overrides.items():
-            _override(fields, dotted, value)
-        return Recipe.from_dict(fields)
+        """Other values for some fields, by dotted name. Raises RecipeError.
+
+        Another kind of a section, such as `optimizer.name`, takes over those of its
+        values that it knows as well.
+        """
+        return Recipe.from_dict(_overridden(self.to_dict(), overrides))
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any], origin: str = "recipe") -> "Recipe":
@@ -175,9 +176,7 @@ class Recipe(Section):
         except (ValueError, RecursionError) as error:
             raise RecipeError(f"{origin} is not valid TOML: {error}.") from None
         fields.setdefault("name", Path(name_or_path).stem)
-        for dotted, value in (overrides or {}).items():
-            _override(fields, dotted, value)
-        return cls.from_dict(fields, origin)
+        return cls.from_dict(_overridden(fields, overrides or {}), origin)
 
 
 def built_in_recipes() -> list[str]:
@@ -221,6 +220,35 @@ def _read(name_or_path: str | Path) -> tuple[str, str]:
         raise RecipeError(f"Recipe {path} cannot be read: {reason}.") from None
 
 
+def _overridden(fields: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """In place; `overrides` by dotted name."""
+    for section, tag in _TAGS.items():
+        kind = overrides.get(f"{section}.{tag}")
+        if isinstance(fields.get(section), dict) and kind in _SECTIONS[section]:
+            fields[section] = _of_kind(fields[section], section, str(kind))
+    for dotted, value in overrides.items():
+        _override(fields, dotted, value)
+    return fields
+
+
+def _of_kind(given: dict[str, Any], section: str, kind: str) -> dict[str, Any]:
+    """What a section of another kind takes over: values that mean the same there."""
+    options, tag = _SECTIONS[section], _TAGS[section]
+    old = given.get(tag, next(iter(options)))
+    if old == kind or old not in options:
+        return given
+    before, after = options[old].model_fields, options[kind].model_fields
+
+    def stays(name: str, value: Any) -> bool:
+        if name not in before or name not in after:
+            return False
+        one, other = before[name], after[name]
+        is_same = (one.annotation, one.metadata) == (other.annotation, other.metadata)
+        return is_same and value != one.get_default(call_default_factory=True)
+
+    return {name: value for name, value in given.items() if stays(name, value)}
+
+
 def _override(fields: dict[str, Any], dotted: str, value: Any) -> None:
     *sections, last = dotted.split(".")
     for section in sections:
@@ -231,18 +259,20 @@ def _override(fields: dict[str, Any], dotted: str, value: Any) -> None:
 
 
 def _explain(error: ValidationError, origin: str) -> str:
-    return f"{origin}: " + "; ".join(
-        _explain_field(dict(detail)) for detail in error.errors()
-    )
+    first, *others = (_explain_field(dict(detail)) for detail in error.errors())
+    return " ".join([f"{origin}: {first}", *(f[0].upper() + f[1:] for f in others)])
 
 
 def _explain_field(detail: dict[str, Any]) -> str:
     section, known = _fields_at(detail["loc"])
     dotted = ".".join(section)
     if detail["type"] == "extra_forbidden":
-        return f"there is no field `{dotted}`.{did_you_mean(section[-1], known)}"
+        hint = did_you_mean(section[-1], known, ".".join(section[:-1]))
+        return f"there is no field `{dotted}`.{hint}"
     if detail["type"] == "missing":
         return f"`{dotted}` is missing."
+    if detail["type"].startswith("union_tag"):
+        return _explain_kind(section[0], detail)
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "value_error":
         return f"{message}."
@@ -256,6 +286,24 @@ def _shown(value: Any) -> str:
     except ValueError:  # a whole number of more than 4,300 digits
         return "a very long number"
     return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
+
+
+def _explain_kind(section: str, detail: dict[str, Any]) -> str:
+    """A section of a kind that does not exist, or that is not said."""
+    tag, kinds = (
+        _TAGS[section],
+        [kind for kind in _SECTIONS[section] if kind != "custom"],
+    )
+    own = ""
+    if "custom" in _SECTIONS[section]:
+        own = f"; or name your own, `--{section} module:function`"
+    received = detail.get("ctx", {}).get("tag")
+    if received is None:
+        return f"`{section}.{tag}` is missing; it is one of {', '.join(kinds)}{own}."
+    return (
+        f"`{section}.{tag}` is one of {', '.join(kinds)}{own}; received `{received}`."
+        f"{did_you_mean(str(received), kinds)}"
+    )
 
 
 def _fields_at(location: tuple[str | int, ...]) -> tuple[list[str], list[str]]:
@@ -286,12 +334,20 @@ def _tagged(tag: str, union: Any) -> dict[str, type[Section]]:
     return {kind.model_fields[tag].default: kind for kind in kinds}
 
 
+_TAGS = {
+    "data": "source",
+    "model": "family",
+    "loss": "name",
+    "optimizer": "name",
+    "schedule": "name",
+}
+"""The field that says of which kind a section is."""
 _SECTIONS: dict[str, dict[str, type[Section]]] = {
-    "data": _tagged("source", DataRecipe),
-    "model": _tagged("family", ModelRecipe),
-    "loss": _tagged("name", LossRecipe),
-    "optimizer": _tagged("name", OptimizerRecipe),
-    "schedule": _tagged("name", ScheduleRecipe),
+    "data": _tagged(_TAGS["data"], DataRecipe),
+    "model": _tagged(_TAGS["model"], ModelRecipe),
+    "loss": _tagged(_TAGS["loss"], LossRecipe),
+    "optimizer": _tagged(_TAGS["optimizer"], OptimizerRecipe),
+    "schedule": _tagged(_TAGS["schedule"], ScheduleRecipe),
     "ema": {"": EmaRecipe},
     "start": {"": StartRecipe},
     "stop": {"": StopRecipe},
