@@ -295,3 +295,36 @@ def test_a_failing_command_shows_the_users_frames(tmp_path: Path) -> None:
     assert "samestep/" not in ended.stderr
     assert "Error: `faulty:build` failed: NameError" in ended.stderr
     assert issubclass(OwnCodeError, SamestepError)
+
+
+@pytest.mark.parametrize("command_", ["train", "check"])
+def test_a_failed_start_leaves_nothing_and_shows_the_error_once(
+    tmp_path: Path, command_: str
+) -> None:
+    code = HEAD + "def build(inputs, outputs):\n    return missing(inputs)\n"
+    (tmp_path / "faulty.py").write_text(code)
+    names = ["--model=faulty:build", "--data=faulty:load"]
+    out = ["--out=run"] if command_ == "train" else []
+    ended = command(command_, *names, *out, cwd=tmp_path)
+    assert ended.returncode == 2
+    assert ended.stderr.count("NameError: name 'missing' is not defined") == 2
+    assert ended.stderr.count("`faulty:build` failed: NameError") == 1
+    assert "log:" not in ended.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_validation_loss_that_is_not_a_number_is_said(
+    train: Train, own: Own, capfd: pytest.CaptureFixture[str], server: ForkServer
+) -> None:
+    code = (
+        "def load():\n"
+        " x, y = some()\n"
+        " bad = x[80:].clone()\n"
+        " bad[3, 1] = float('nan')\n"
+        " return {'train': (x[:70], y[:70]), 'validation': (bad, y[80:])}"
+    )
+    run = samestep.train(own(code), workers=1, server=server)
+    assert "warning: the validation loss is nan: an input" in capfd.readouterr().err
+    events = (run.path / "events.jsonl").read_text().splitlines()
+    (said,) = [e for e in map(json.loads, events) if e["event"] == "not finite"]
+    assert (said["split"], said["epoch"]) == ("validation", 1)

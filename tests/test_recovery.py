@@ -87,8 +87,9 @@ def load():
 
 def test_loading_may_take_longer_than_a_step(own: Own, train: Train) -> None:
     run = train(own(SLOW_TO_LOAD), 1, hang_timeout=4.0)
-    (slow,) = events(run, "slow start")
+    slow, *_ = events(run, "slow start")
     assert slow["phase"] == "loading the data"
+    assert not [e for e in events(run, "failed") if "loading" in e["error"]]
 
 
 def test_a_start_that_takes_too_long_names_what_it_does_and_the_flag(

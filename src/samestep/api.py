@@ -1,7 +1,6 @@
 """The Python API: train, resume and evaluate, from a script or the command line."""
 
 import os
-import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -18,6 +17,7 @@ from samestep.errors import PlacementError, RunError, did_you_mean
 from samestep.forking import ForkServer
 from samestep.jobs import exchange_fields
 from samestep.launch import run_workers
+from samestep.logs import temporary_logs
 from samestep.own import checksums
 from samestep.placement import Placement
 from samestep.recipe import Recipe
@@ -186,7 +186,7 @@ def evaluate(
     with (
         _server(server) as running,
         packed({"model": model, "data": data, "loss": loss}) as (names, given),
-        tempfile.TemporaryDirectory(prefix="samestep-") as logs,
+        temporary_logs() as logs,
     ):
         resolved, _ = _placed(placement, placed).resolve(None, running.gpus)
         recipe = recipe_of(read_recipe(model_file), names, {})
@@ -200,7 +200,7 @@ def evaluate(
             **exchange_fields(resolved),
             **given.job,
         }
-        crew = resolved.num_workers, Path(logs), reports.append, Stop()
+        crew = resolved.num_workers, logs, reports.append, Stop()
         run_workers(running, job, *crew, given.memories)
     report = next(r for r in reports if r["type"] == "evaluated")
     fields = Evaluation.__dataclass_fields__

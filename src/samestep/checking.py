@@ -7,11 +7,9 @@ fingerprints. Each of these trainings watches and probes own code, as all traini
 """
 
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from samestep import memory
@@ -19,6 +17,7 @@ from samestep.errors import NotReproducible, ReplicasDiffer
 from samestep.forking import ForkServer
 from samestep.jobs import exchange_fields
 from samestep.launch import run_workers
+from samestep.logs import temporary_logs
 from samestep.own import NOTHING, Given
 from samestep.placement import Placement
 from samestep.recipe import Recipe
@@ -111,10 +110,10 @@ def _run(recipe: Recipe, trial: Trial, server: ForkServer, given: Given) -> Outc
     with ExitStack() as stack:
         fd = memory.create()
         stack.callback(os.close, fd)
-        logs = stack.enter_context(tempfile.TemporaryDirectory(prefix="samestep-"))
+        logs = stack.enter_context(temporary_logs())
         memories = {**given.memories, "snapshots": fd}
         job = _job(recipe, trial) | dict(given.job)
-        crew = trial.workers, Path(logs), listen, Stop()
+        crew = trial.workers, logs, listen, Stop()
         try:
             run_workers(server, job, *crew, memories)
         except (NotReproducible, ReplicasDiffer) as error:

@@ -34,7 +34,8 @@ class SamestepError(Exception):
 
     exit_code: ClassVar[int] = 1
     details: Mapping[str, Any] = {}
-    """For an error of a worker: its `rank`, its `log` and its `traceback`."""
+    """For an error of a worker: its `rank`, its `traceback` and its `log`, or `output`,
+    what was in a log that is no longer there."""
 
 
 class UsageError(SamestepError, ValueError):

@@ -30,8 +30,9 @@ def run(commands: click.Group) -> NoReturn:
         error.show()
         sys.exit(error.exit_code)
     except SamestepError as error:
-        if error.details.get("traceback") and not _explains_itself(error):
-            echo(error.details["traceback"], err=True, nl=False)
+        shown = error.details.get("traceback") or error.details.get("output")
+        if shown and not _explains_itself(error):
+            echo(shown, err=True, nl=False)
         _fail(f"{error}{_where(error)}", error.exit_code)
     sys.exit(0)
 

@@ -140,10 +140,12 @@ class Recovery:
             except SamestepError as error:
                 failed, step = time.monotonic(), self._step_of(error)
                 error.details = {**error.details, "step": step}
+                is_stopping = self.stop.number is not None
+                if not (is_stopping and isinstance(error, TRANSIENT)):
+                    self._spend(budget, error)
                 self._tell_failure(error)
-                if self.stop.number is not None and isinstance(error, TRANSIENT):
+                if is_stopping:
                     return self.state
-                budget.spend(error)
                 self._failed = failed, step
                 self.restarts += 1
                 self.workers = next_workers(
@@ -226,10 +228,19 @@ class Recovery:
                 seconds = time.monotonic() - failed
                 self.listen({"type": "caught up", "step": step, "after": seconds})
 
-    def _tell_failure(self, error: SamestepError) -> None:
+    def _spend(self, budget: Budget, error: SamestepError) -> None:
+        """Raises the error itself if there is no use in trying again."""
+        try:
+            budget.spend(error)
+        except SamestepError:
+            self._tell_failure(error, is_final=True)
+            raise
+
+    def _tell_failure(self, error: SamestepError, is_final: bool = False) -> None:
         self.listen(
             {
                 "type": "failed",
+                "final": is_final,
                 "error": str(error),
                 "worker": error.details.get("rank"),
                 "step": error.details.get("step"),

@@ -1,5 +1,6 @@
 """One command's work on a run: checkpoints, files and the view together."""
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -135,10 +136,22 @@ class Session:
         """A message of rank 0, or of the recovery; each step and epoch once."""
         self.writer.receive(message)
         self.view.receive(message)
+        self._look_at_losses(message)
         if message["type"] == "started":
             self._steps_per_epoch = message["steps_per_epoch"]
         if message["type"] == "finished":
             self._final = {k: message[k] for k in message if k not in ("type", "rank")}
+
+    def _look_at_losses(self, message: Mapping[str, Any]) -> None:
+        """A loss of training that is not finite ends it; one of evaluation is said."""
+        for split in ("validation", "test"):
+            loss = message.get(f"{split}_loss", 0.0)
+            if not math.isfinite(loss):
+                self.writer.event("not finite", split=split, epoch=message.get("epoch"))
+                self.view.note(
+                    f"warning: the {split} loss is {loss}: an input, a target or what "
+                    f"the model makes of them is not finite in a {split} sample."
+                )
 
     def offer(
         self, read: Callable[[], State | None], layout: Layout, step: int

@@ -58,10 +58,10 @@ class PlainView(View):
         self._console.print(clean(text), markup=False, highlight=False, soft_wrap=True)
 
     def receive(self, message: Message) -> None:
-        """Epochs and failures only."""
+        """Epochs and failures only; the one that ends all is shown by who ends."""
         if message["type"] == "epoch":
             self.note(epoch_line(message, self._recipe.epochs))
-        elif message["type"] in _SENTENCES:
+        elif message["type"] in _SENTENCES and not message.get("final"):
             self.note(_SENTENCES[message["type"]](message))
 
 

@@ -7,6 +7,7 @@ until they can be written, and a person is told.
 import fcntl
 import json
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -16,8 +17,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from samestep import atomic, files, machine, trace
-from samestep.errors import OutputError, RunError
-from samestep.fence import Fence
+from samestep.errors import OutputError, RunError, SamestepError
+from samestep.fence import FILE, TAKEN, Fence
+from samestep.logs import take_log
 from samestep.placement import Placement
 from samestep.recipe import Recipe
 from samestep.run import MODEL_FILE, Run
@@ -28,6 +30,17 @@ EVENTS = {"workers": "workers started", "started": "training"}
 """Messages whose event has another name."""
 SILENT = ("step", "epoch", "snapshot", "finished", "rank", "trace")
 LOCK_FILE = ".lock"
+RECORDS = {
+    *(
+        "recipe.toml",
+        "environment.json",
+        "metrics.jsonl",
+        "events.jsonl",
+        "result.json",
+    ),
+    *(LOCK_FILE, FILE, f"{TAKEN}1", "logs", "tensorboard"),
+}
+"""All that a start leaves which does not get to its first step."""
 PATIENCE_SECONDS = 15.0
 """How long to wait, at the end of a training, for a disk that cannot be written."""
 
@@ -42,6 +55,12 @@ class Lines:
     _waiting: str = ""
     _failing: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def any(self) -> bool:
+        """Whether there are lines, on the disk or not yet."""
+        return bool(self._waiting) or (
+            self.path.exists() and self.path.stat().st_size > 0
+        )
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Now, or as soon as the disk allows it. Raises OutputError, see Fence."""
@@ -83,6 +102,8 @@ class RunWriter:
     step: int = 0
     """Optimizer steps taken before the command began."""
     epochs: list[dict[str, Any]] = field(default_factory=list)
+    is_new: bool = False
+    """Whether the command made the directory."""
     restarts: int = 0
     standstill: float = 0.0
     """Seconds in which rank 0 saved snapshots instead of training."""
@@ -96,7 +117,7 @@ class RunWriter:
     def create(cls, recipe: Recipe, placement: Placement, started: float) -> Self:
         """A new directory. Raises RunError if it exists or cannot be made."""
         path = _new_directory(placement.out, recipe.name)
-        return cls(path, recipe, placement, started)._begin()
+        return cls(path, recipe, placement, started, is_new=True)._begin()
 
     @classmethod
     def reopen(
@@ -132,9 +153,23 @@ class RunWriter:
         """Locked since `create` or `reopen`."""
         return self
 
-    def __exit__(self, *_: object) -> None:
-        """Another process may write the run from now on."""
+    def __exit__(self, _: object, error: BaseException | None, *rest: object) -> None:
+        """Another process may write the run from now on.
+
+        A new directory goes if nothing came of it, so that the same one can be used
+        once a mistake is mended.
+        """
+        if error is not None and self._is_void(error):
+            if isinstance(error, SamestepError):
+                take_log(error)
+            shutil.rmtree(self.path)
         os.close(self._lock)
+
+    def _is_void(self, error: BaseException) -> bool:
+        """Whether a new run has ended in its first step or before."""
+        has_begun = getattr(error, "details", {}).get("step") or self._metrics.any()
+        found = {path.name for path in self.path.iterdir()}
+        return self.is_new and not has_begun and found <= RECORDS
 
     def start(self, name: str, data: Mapping[str, Any], device: str = "cpu") -> None:
         """What is known before the first step. Raises OutputError."""

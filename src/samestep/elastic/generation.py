@@ -107,7 +107,8 @@ class Generation:
                 channel, self.meeting, self.fds, board, self.watcher
             )
         except (SamestepError, Interrupted) as error:
-            failed = {"type": "failed", "error": str(error), "worker": rank}
+            failed = {"type": "failed", "final": True, "error": str(error)}
+            failed |= {"worker": rank}
             self.listen(failed | {"step": self._step})
             raise
         return self.state
