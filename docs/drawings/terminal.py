@@ -2,8 +2,7 @@
 
     python docs/drawings/terminal.py
 
-The commands are run, what they write is shown as it came. It kills the youngest worker
-that runs on this machine, so run it with no other training. Linux; takes some 15 s.
+The commands are run, what they write is shown as it came. Linux; takes some 15 s.
 """
 
 import codecs
@@ -27,8 +26,8 @@ from screen import Cell, Screen
 COMMANDS = (
     ("samestep train --out undisturbed",),
     (
-        "(sleep 3; pkill -9 --newest -f samestep.forkserver) &",
-        "samestep train --out killed",
+        "samestep train --out killed &",
+        "sleep 3; pkill -9 --newest --parent $(pgrep --full --parent $! forkserver); wait",
     ),
     ("samestep compare undisturbed killed",),
 )

@@ -47,12 +47,15 @@ class Report:
     @property
     def summary(self) -> str:
         """The fingerprints and the verdict."""
-        happened = sum(len(ordeal.injections) for ordeal in self.ordeals)
+        happened = [i.kind for ordeal in self.ordeals for i in ordeal.injections]
+        kills = happened.count("kill")
+        others = len(happened) - kills
         leftovers = sum(ordeal.leftovers for ordeal in self.ordeals)
         lines = [f"undisturbed  sha256 {self.calm}"]
         lines += [f"disturbed    sha256 {found}" for found in self.fingerprints]
         lines.append(
-            f"{happened} faults injected, {leftovers} processes left behind: "
+            f"{kills} kills and {others} other faults injected, {leftovers} processes "
+            "left behind: "
             f"{'identical' if self.is_identical else 'DIFFERENT'}"
         )
         return "\n".join(lines)

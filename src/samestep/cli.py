@@ -84,8 +84,8 @@ def train(
 ) -> None:
     """Train RECIPE: a built-in recipe's name or a TOML file; default mnist-mlp.
 
-    With --model or --data and no RECIPE, it is your own: 3 epochs, global batch 64, 8
-    micro-batches, Adam at 0.001, unless you say otherwise.
+    With --model or --data and no RECIPE, it is your own, and called `own`: 3 epochs,
+    global batch 64, 8 micro-batches, Adam at 0.001, unless you say otherwise.
 
     \b
     Examples:
@@ -256,7 +256,7 @@ def compare(run_a: Path, run_b: Path) -> None:
     type=click.IntRange(1),
     default=10,
     show_default=True,
-    help="How many workers to kill.",
+    help="How many workers to kill; the other faults come on top.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the faults.")
 @click.option(
@@ -291,9 +291,10 @@ def chaos(
 ) -> None:
     """Train RECIPE undisturbed, then under faults; exit code 1 if the weights differ.
 
-    Ten kills at a time hit one training: at random times and at named points. One for
-    every five of them, workers are stopped or raise exceptions, the whole run crashes,
-    checkpoints are damaged and the disk is full.
+    Ten kills at a time hit one training: at random times and at named points. Besides
+    them, for every five kills there is one fault of each other kind: a worker is
+    stopped or raises an exception, the whole run crashes, a checkpoint is damaged, the
+    disk is full.
 
     \b
     Examples:

@@ -115,8 +115,9 @@ def _suffix(form: str) -> str:
         )
     missing = [n for n in LIBRARIES if find_spec(n) is None] if form == "onnx" else []
     if missing:
+        verb = "is" if len(missing) == 1 else "are"
         raise RunError(
-            f"ONNX needs {', '.join(missing)}, which is not installed. Install "
+            f"ONNX needs {', '.join(missing)}, which {verb} not installed. Install "
             "`samestep[export]`."
         )
     return SUFFIXES[form]

@@ -24,13 +24,13 @@ from samestep.terminal import echo
     type=click.FloatRange(0),
     default=0.8,
     show_default=True,
-    help="0: always the likeliest character; more: more daring.",
+    help="0: always the likeliest character; higher: more random.",
 )
 @click.option(
     "--seed", type=int, default=0, show_default=True, help="Of the characters drawn."
 )
 def sample(run: Path, prompt: str, **how: Any) -> None:
-    """Let the model of RUN, trained on text, write on.
+    """Generate text with the model of RUN, which was trained on text.
 
     \b
     Example:

@@ -246,7 +246,7 @@ _NODES = [
     click.option(
         "--nodes",
         type=NodesType(),
-        help="Train on so many machines with torchrun; give this command on each. "
+        help="Train on this many machines with torchrun; give this command on each. "
         "MIN:MAX: go on while MIN are there. `--workers` are per machine then.",
     ),
     click.option(

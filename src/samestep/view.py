@@ -132,7 +132,11 @@ _SENTENCES: dict[str, Callable[[Message], str]] = {
     "rebalanced": lambda m: (
         f"rebalanced after step {m['step']}: {_counts(m['after'])} micro-batches "
         f"instead of {_counts(m['before'])}, {m['gain']:.0%} less time"
-        + (" (it is the data that takes long)" if m["cause"] == "data" else "")
+        + (
+            " (drawing samples takes most of the slowest worker's time)"
+            if m["cause"] == "data"
+            else ""
+        )
     ),
     "hindered": lambda m: (
         f"worker {m['worker']} runs at {m['speed']:.2f} of the fastest's speed: a step "

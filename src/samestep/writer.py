@@ -262,7 +262,7 @@ class RunWriter:
                     raise
                 if not warned:
                     self.warn(
-                        f"{error} It is tried again for {PATIENCE_SECONDS:.0f} s."
+                        f"{error} It will keep trying for {PATIENCE_SECONDS:.0f} s."
                     )
                 warned = True
                 time.sleep(0.2)

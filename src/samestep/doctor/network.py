@@ -96,7 +96,7 @@ def ports(facts: Facts) -> Finding:
     """Is the rendezvous' port free?"""
     port = facts.busy_port
     if port is None:
-        return Finding("ok", "ports", "that of the rendezvous is free")
+        return Finding("ok", "ports", "the rendezvous port is free")
     return Finding(
         "warning",
         "ports",
