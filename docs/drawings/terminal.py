@@ -27,7 +27,8 @@ COMMANDS = (
     ("samestep train --out undisturbed",),
     (
         "samestep train --out killed &",
-        "sleep 3; pkill -9 --newest --parent $(pgrep --full --parent $! forkserver); wait",
+        "sleep 3; "
+        "pkill -9 --newest --parent $(pgrep --full --parent $! forkserver); wait",
     ),
     ("samestep compare undisturbed killed",),
 )

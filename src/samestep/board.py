@@ -62,6 +62,13 @@ class Board:
         """The supervisor: as soon as all workers can."""
         self._all[STOP] = 1
 
+    @property
+    def phase(self) -> str:
+        """The supervisor: what the last workers do before their first step, or ""."""
+        cells = self.workers()
+        has_begun = all(cell[BEATS] or cell[ROUNDS] for cell in cells)
+        return "" if has_begun else PHASES[min(cell[PHASE] for cell in cells)]
+
     def workers(self) -> list[tuple[int, int, int, int]]:
         """The supervisor: (beats, rounds, step, phase) of each worker."""
         count = len(self._all) // CELLS - 1

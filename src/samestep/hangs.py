@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from samestep.board import BEATS, PHASE, PHASES, ROUNDS, Board
+from samestep.board import BEATS, PHASE, ROUNDS, Board
 from samestep.forking import ForkServer
 
 
@@ -37,11 +37,6 @@ class Watch:
     _longest: float = 0.0
     _noted: int = -1
     """The last phase of which it was said that it takes long."""
-
-    @property
-    def phase(self) -> str:
-        """What the last workers do before their first step; empty after it."""
-        return PHASES[min(c[PHASE] for c in self._cells)] if self._is_starting else ""
 
     @property
     def seconds(self) -> float:
@@ -79,8 +74,8 @@ class Watch:
         if self._is_starting and self.seconds >= self.start_seconds:
             return (
                 f"Each part of a start may take {self.start_seconds:g} s, and worker "
-                f"{who} has been {self.phase} for longer. It is stuck or very slow; if "
-                "it only needs more time, raise `--start-timeout`."
+                f"{who} has been {self.board.phase} for longer. It is stuck or very "
+                "slow; if it only needs more time, raise `--start-timeout`."
             )
         seconds = self.timeout_seconds if self._is_starting else self.patience
         return (
@@ -97,7 +92,7 @@ class Watch:
         if phase <= self._noted:
             return None
         self._noted = phase
-        fields = {"phase": self.phase, "seconds": self.seconds}
+        fields = {"phase": self.board.phase, "seconds": self.seconds}
         return {"type": "slow start", **fields, "patience": self.patience}
 
 

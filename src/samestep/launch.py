@@ -279,7 +279,8 @@ class _Supervision:
         assert worker.failure is not None
         error = exception(worker.failure, worker.rank)
         step = max(cell[STEP] for cell in self.board.workers())
-        error.details = {**error.details, "log": str(worker.log), "step": step}
+        where = {"log": str(worker.log), "step": step, "phase": self.board.phase}
+        error.details = {**error.details, **where}
         return error
 
 

@@ -53,7 +53,9 @@ class Budget:
         self.spent += 1
         signature = (_kind(error), step)
         if error.details.get("code") not in FROM_OUTSIDE and signature == self._last:
-            raise _final(error, f"It failed so at step {step + 1} twice in a row")
+            phase = error.details.get("phase")
+            where = f"while {phase}" if phase else f"at step {step + 1}"
+            raise _final(error, f"It failed so {where} twice in a row")
         if self.spent > self.most:
             raise _final(error, f"{self.most} restarts made no progress")
         self._last = signature

@@ -162,7 +162,7 @@ class RunWriter:
         if error is not None and self._is_void(error):
             if isinstance(error, SamestepError):
                 take_log(error)
-            shutil.rmtree(self.path)
+            shutil.rmtree(self.path, ignore_errors=True)
         os.close(self._lock)
 
     def _is_void(self, error: BaseException) -> bool:

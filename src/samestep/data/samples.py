@@ -152,7 +152,11 @@ def _said(value: Any) -> str:
 
 
 def describe(value: Any) -> str:
-    """Return what a message calls it: its type, and its shape if it has one."""
+    """Return what a message calls it: its type, its shape or what it is a list of."""
     shape = getattr(value, "shape", None)
     kind = type(value).__name__
-    return f"{kind} {list(shape)}" if shape is not None else f"an object {kind}"
+    if shape is not None:
+        return f"{kind} {list(shape)}"
+    if isinstance(value, list | tuple):
+        return f"a {kind} of {type(value[0]).__name__}" if value else f"an empty {kind}"
+    return f"an object of type `{kind}`"
