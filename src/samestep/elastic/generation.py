@@ -107,8 +107,7 @@ class Generation:
                 channel, self.meeting, self.fds, board, self.watcher
             )
         except (SamestepError, Interrupted) as error:
-            failed = {"type": "failed", "final": True, "error": str(error)}
-            failed |= {"worker": rank}
+            failed = {"type": "failed", "error": str(error), "worker": rank}
             self.listen(failed | {"step": self._step})
             raise
         return self.state
