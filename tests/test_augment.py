@@ -155,7 +155,7 @@ def test_without_a_section_nothing_is_drawn_and_no_digest_changes() -> None:
     ("fields", "message"),
     [
         ({"data.augment": {"flip": 1.5}}, r"`data\.augment\.flip`: .*`1\.5`"),
-        ({"data.augment": {"fliip": 0.5}}, "Did you mean `flip`"),
+        ({"data.augment": {"fliip": 0.5}}, "Did you mean `data.augment.flip`"),
         (
             {"data.augment": {"mixup": 0.2}, "loss": {"name": "squared-error"}},
             "mixup is for classes",

@@ -269,7 +269,7 @@ def test_a_file_that_is_no_state_dict_is_refused(train: Train, tmp_path: Path) -
     ("overrides", "message"),
     [
         ({"stop__patience": 0}, "`stop.patience`: input should be greater"),
-        ({"stop__patiense": 1}, "no field `stop.patiense`. Did you mean `patience`?"),
+        ({"stop__patiense": 1}, "field `stop.patiense`. Did you mean `stop.patience`?"),
         ({"stop": {}, "data__validation": 0}, "`data.validation` is 0"),
         ({"ema__decay": 1.0}, "`ema.decay`: input should be less than 1"),
         ({"optimizer__groups": [{"match": "("}]}, "`(` is not a regular expression"),
