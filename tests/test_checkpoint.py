@@ -35,11 +35,12 @@ RECIPE = Recipe.load("mnist-mlp")
 FILES = (checkpoint.MODEL, checkpoint.OPTIMIZER, checkpoint.MANIFEST)
 
 
-def state_of(step: int) -> State:
-    vector = np.zeros(LAYOUT.size, np.float32)
-    states = np.zeros((1, LAYOUT.size), np.float32)
+def state_of(step: int, layout: Layout = LAYOUT) -> State:
+    """Numbers that differ between steps, but for the padding, which no file has."""
+    vector = np.zeros(layout.size, layout.dtype)
+    states = np.zeros((len(layout.states), layout.size), layout.dtype)
     for number, row in enumerate((vector, *states)):
-        for _, view in LAYOUT.parameter_views(row):
+        for _, view in layout.parameter_views(row):
             view[...] = np.random.default_rng(step + number).standard_normal(view.shape)
     sums = {"loss": 0.1 + step, "metrics": [3.0], "targets": 5}
     progress = {
@@ -49,9 +50,10 @@ def state_of(step: int) -> State:
         "noise": {"signal": 0.25, "variance": 3.0},
         "seconds": 0.3,
         "phases": [0.1, 0.2],
-        "counts": [step],
+        "counts": [step] * len(layout.counters),
     }
-    return State(progress, vector, states, np.array([0.5, step], np.float32))
+    tail = np.arange(layout.kept_tail, dtype=layout.dtype) + step / 3
+    return State(progress, vector, states, tail.astype(layout.dtype))
 
 
 def write(

@@ -48,6 +48,13 @@ FEATURES: dict[str, dict[str, Any]] = {
     },
     "freeze": {"freeze": [r"^layers\.1", r"^norms\.0\.bias"], **NORM},
     "bf16": {"precision": "bf16", "model__hidden": [64, 32]},
+    "float64": NORM
+    | {
+        "precision": "float64",
+        "optimizer__clip_norm": 0.05,
+        "ema__decay": 0.9,
+        "stop": {"patience": 9},
+    },
     "muon": {
         "optimizer": {"name": "muon", "lr": 0.02, "clip_norm": 1.0},
         "model__hidden": [64, 32, 48, 32],
@@ -73,7 +80,7 @@ bf16 = pytest.mark.skipif(not precision.instructions(), reason="no bf16 here")
 def features() -> list[ParameterSet]:
     found = []
     for name, overrides in FEATURES.items():
-        marks = [bf16] if "precision" in overrides else []
+        marks = [bf16] if overrides.get("precision") == "bf16" else []
         found.append(pytest.param(overrides, id=name, marks=marks))
     return found
 

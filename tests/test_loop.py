@@ -161,10 +161,16 @@ def by_workers(script: str, cwd: Path, *workers: int) -> list[str]:
     return started([sys.executable, "-c", FORK, *map(str, workers)], cwd).splitlines()
 
 
+IN_FLOAT64 = EVERYTHING.replace("model = Net()", "model = Net().double()").replace(
+    "model(x)", "model(x.double())"
+)
+
+
+@pytest.mark.parametrize("script", [EVERYTHING, IN_FLOAT64], ids=["float32", "float64"])
 def test_everything_a_loop_does_is_the_same_at_any_number_of_workers(
-    tmp_path: Path,
+    tmp_path: Path, script: str
 ) -> None:
-    alone, *others = by_workers(EVERYTHING, tmp_path, 1, 2, 3, 6)
+    alone, *others = by_workers(script, tmp_path, 1, 2, 3, 6)
     assert others == [alone] * 3
     first, _, updates, constant = json.loads(alone)
     assert first[0].keys() == {"loss", "rare", "samples"}
@@ -205,21 +211,36 @@ def test_with_one_micro_batch_it_is_the_plain_loop() -> None:
     assert fingerprint(twins[0].state_dict()) == loop.fingerprint()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_the_gradient_is_that_of_the_whole_global_batch(
-    reduction: Literal["mean", "sum"],
+    reduction: Literal["mean", "sum"], dtype: torch.dtype
 ) -> None:
     criterion = nn.CrossEntropyLoss(reduction=reduction)
-    model = network()
+    model = network().to(dtype)
     loop = samestep.Loop(model, micro_batches=7, reduction=reduction)
     for x, y in next(loop.steps(data(), 50, epoch=0)):
-        criterion(model(x), y).backward()
+        criterion(model(x.to(dtype)), y).backward()
     found = [p.grad for p in model.parameters()]
     inputs, targets = data().tensors
-    whole = criterion(model(inputs), targets)
+    whole = criterion(model(inputs.to(dtype)), targets)
     wanted = torch.autograd.grad(whole, list(model.parameters()))
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-5
     for one, other in zip(found, wanted, strict=True):
-        torch.testing.assert_close(one, other)
+        torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
+
+
+def test_a_model_of_two_types_is_refused_also_when_it_becomes_one() -> None:
+    model = network()
+    loop = samestep.Loop(model, micro_batches=2)
+    model.get_submodule("2").double()
+    with pytest.raises(OwnCodeError, match=r"or all float64.*are not: 2\.weight \(t"):
+        next(next(loop.steps(data(), 10, epoch=0)))
+    model.double()
+    for x, _ in next(loop.steps(data(), 10, epoch=0)):
+        model(x.double()).sum().backward()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    assert [gradient.dtype for gradient in gradients] == 4 * [torch.float64]
 
 
 def test_a_step_that_was_given_up_leaves_nothing_behind() -> None:

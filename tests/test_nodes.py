@@ -43,6 +43,7 @@ from samestep.tree import Node
         ([1, 3, 2], {"micro_batches": 7, "compression": "fp16"}, {"balance": "random"}),
         ([1, 1, 1, 1], {"model__norm": "batch"}, {"balance": "random"}),
         ([2, 1], {"micro_batches": 7}, {"exchange": "gloo"}),
+        ([1, 2], {"precision": "float64", "model__norm": "batch"}, {}),
     ],
 )
 def test_several_nodes_give_the_result_of_one(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from samestep import memory
 from samestep.errors import PlacementError
-from samestep.layout import Entry, Layout
+from samestep.layout import Entry, Floats, Layout
 from samestep.snapshot import Snapshots, State
 
 
@@ -28,6 +28,7 @@ LAYOUTS = st.builds(
     ).map(tuple),
     buffers=st.just((Entry(name="mean", shape=(5,)),)) | st.just(()),
     states=st.lists(st.sampled_from("abc"), unique=True).map(tuple),
+    dtype=st.sampled_from(["float32", "float64"]),
 )
 
 
@@ -35,8 +36,8 @@ def state_of(layout: Layout, step: int) -> State:
     """Numbers that differ between steps."""
     random = np.random.default_rng(step)
 
-    def floats(*shape: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-        return random.standard_normal(shape, np.float32)
+    def floats(*shape: int) -> Floats:
+        return random.standard_normal(shape, np.dtype(layout.dtype).type)
 
     size = layout.size
     return State(
