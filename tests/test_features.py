@@ -337,7 +337,7 @@ def test_bf16_rounds_products_and_nothing_else(train: Train) -> None:
 def test_the_examples_of_the_page_are_recipes() -> None:
     blocks = code_blocks(ROOT / "docs" / "recipes.md")
     examples = [content for language, content in blocks if language == "toml"]
-    assert len(examples) == 7
+    assert len(examples) == 8
     for example in examples:
         fields: dict[str, Any] = {}
         for name, value in tomllib.loads(example).items():
