@@ -127,6 +127,20 @@ def test_a_model_that_onnx_cannot_express_leaves_no_file(
     assert not (tmp_path / "none.onnx").exists()
 
 
+def test_in_float64_onnx_has_the_accuracy_or_says_what_cannot_be_run(
+    train: Train,
+) -> None:
+    fields = {"precision": "float64", "data__train_samples": 200}
+    mlp, cnn = (
+        train(small_recipe(model={"family": family, **SMALL[family]}, **fields))
+        for family in ("mlp", "cnn")
+    )
+    assert exporting.export(mlp, "onnx").difference < 1e-12
+    with pytest.raises(ExportError, match=r"onnxruntime cannot run.*lacks.*float64"):
+        exporting.export(cnn, "onnx")
+    assert not list(cnn.path.glob("exported*"))
+
+
 def test_nothing_is_overwritten_and_formats_are_known(mlp: Run, tmp_path: Path) -> None:
     (tmp_path / "mine.pt").write_text("precious")
     with pytest.raises(RunError, match="is there already, and is kept"):
