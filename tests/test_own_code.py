@@ -154,8 +154,8 @@ BAD: dict[str, tuple[str, str]] = {
         "has no gradient",
     ),
     "no-metrics": (
-        "def loss(outputs, targets): return outputs.sum(), 5",
-        "metrics are a dictionary of 1 to 64.*received 5",
+        "def loss(outputs, targets): return outputs.sum(), 'five'",
+        "metrics are a dictionary of 1 to 64.*received 'five'",
     ),
     "metric-of-words": (
         "def loss(outputs, targets): return outputs.sum(), {'a': 'high'}",
@@ -173,6 +173,10 @@ BAD: dict[str, tuple[str, str]] = {
         "def loss(outputs, targets):\n"
         " return outputs.sum(), {'few' if len(targets) < 3 else 'many': (1, 2)}",
         r"at first that was `few` \(counted\), now it is `many` \(counted\)",
+    ),
+    "negative-count": (
+        "def loss(outputs, targets): return outputs.sum(), -1",
+        "the count of a loss is the number of targets.*not negative; received -1",
     ),
     "changing-buffer": (
         "class Net(nn.Linear):\n"

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from samestep import generators, nested
+from samestep import dtypes, generators, nested
 from samestep.augment import NONE, Augmentation, Mixed
 from samestep.data import arrays, custom, idx, images, mnist, rows, text
-from samestep.data.facts import Facts
+from samestep.data.facts import ALL_LABELS, Facts, Labels
 from samestep.data.splits import Split
 from samestep.data_sections import (
     CustomData,
@@ -27,9 +27,10 @@ from samestep.data_sections import (
 )
 from samestep.errors import RecipeError
 from samestep.nested import Nested, Shape, shapes_from_json
-from samestep.objective import METRICS, Metric
+from samestep.objective import Metric, all_metrics
 from samestep.own import OwnCode
 from samestep.plan import derive_seed
+from samestep.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Dataset:
     task: Task = "classification"
     targets_per_sample: int = 1
     own_metrics: tuple[Metric, ...] = ()
-    """What a loss function of the user's own measures."""
+    """What a loss function of the user's own measures; COUNTED: also a built-in one."""
     augmentation: Augmentation = NONE
     """Of training samples, in training only."""
 
@@ -75,7 +76,7 @@ class Dataset:
     @property
     def metrics(self) -> tuple[Metric, ...]:
         """What is measured besides the loss."""
-        return self.own_metrics or (Metric(METRICS[self.task]),)
+        return all_metrics(self.own_metrics, self.task)
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -189,6 +190,7 @@ def load(
     own: OwnCode | None = None,
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
+    labels: Labels = ALL_LABELS,
 ) -> Dataset:
     """Load a source; what `own` code and the augmentation draw follows `seed`.
 
@@ -196,7 +198,7 @@ def load(
     """
     if isinstance(recipe, CustomData):
         generators.seed(derive_seed(seed, "data"))
-    data = _load(recipe, own or OwnCode(), dtype)
+    data = _load(recipe, own or OwnCode(), dtype, labels)
     splits: dict[str, Split] = {
         name: Converted(split, data.task, dtype) for name, split in data.splits.items()
     }
@@ -208,20 +210,31 @@ def load(
     return replace(data, augmentation=Augmentation.of(augment, seed, sample))
 
 
-def _load(recipe: DataRecipe, own: OwnCode, dtype: torch.dtype) -> Dataset:
+def of_recipe(recipe: Recipe, own: OwnCode | None = None) -> Dataset:
+    """Load the data of a recipe, as its precision and its loss take them.
+
+    Raises DataError, OwnCodeError.
+    """
+    dtype, labels = dtypes.of(recipe.precision), Labels.of(recipe.loss)
+    return load(recipe.data, own, recipe.seed, dtype, labels)
+
+
+def _load(
+    recipe: DataRecipe, own: OwnCode, dtype: torch.dtype, labels: Labels
+) -> Dataset:
     match recipe:
         case MnistData():
             return _mnist(recipe)
         case TextData():
             return _text(recipe)
         case CustomData():
-            return _of(custom.load(recipe, own))
+            return _of(custom.load(recipe, own, labels))
         case IdxData() | FashionData():
-            return _of(rows.build(recipe, idx.load(recipe)))
+            return _of(rows.build(recipe, idx.load(recipe), labels))
         case NpyData() | NpzData():
-            return _of(rows.build(recipe, arrays.load(recipe)))
+            return _of(rows.build(recipe, arrays.load(recipe), labels))
         case ImageData():
-            return _of(rows.build(recipe, images.load(recipe)))
+            return _of(rows.build(recipe, images.load(recipe), labels))
         case TableData():
             return _of(rows.build_table(recipe, dtype))
 

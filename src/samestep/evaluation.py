@@ -14,10 +14,11 @@ from samestep.balance import shares
 from samestep.board import Board
 from samestep.dataset import Dataset
 from samestep.device import Device
+from samestep.errors import DataError
 from samestep.exchange import Exchange
 from samestep.ingredients import CrossEntropy
 from samestep.metrics import Sums, tree_sum
-from samestep.objective import Objective, num_cells, outputs
+from samestep.objective import COUNTED, Objective, ignored_label, num_cells, outputs
 from samestep.plan import derive_seed
 from samestep.recipe import Recipe
 
@@ -50,9 +51,10 @@ class Evaluator:
         The batches' sums are added in the order of the canonical tree.
         """
         loss, split = self.recipe.loss, self.data.splits[name]
-        plain = CrossEntropy() if isinstance(loss, CrossEntropy) else loss
+        if isinstance(loss, CrossEntropy):
+            loss = CrossEntropy(ignore_index=loss.ignore_index)
         metrics, precision = self.data.own_metrics, self.recipe.precision
-        objective = Objective(self.model, plain, self.loss, metrics, precision)
+        objective = Objective(self.model, loss, self.loss, metrics, precision)
         shape = 1 + num_cells(metrics), self._num_batches(name)
         cells = torch.zeros(shape, dtype=torch.float64)
         with evaluating(self.model):
@@ -62,6 +64,11 @@ class Evaluator:
                 )
         self.board.reach()
         total, *measured = tree_sum(self.exchange.merge(cells)).tolist()
+        if COUNTED in metrics and not measured[1]:
+            raise DataError(
+                f"No target of the split `{name}` counts: all are ignored, so there is "
+                "no loss. Hold out other samples, or none."
+            )
         return Sums(total, measured, len(split) * self.data.targets_per_sample)
 
     @torch.inference_mode()
@@ -72,6 +79,7 @@ class Evaluator:
         of the highest losses.
         """
         split, classes = self.data.splits[name], self.data.outputs
+        ignored = ignored_label(self.recipe.loss)
         device = self.device.target
         cells = torch.zeros(3, len(split), dtype=torch.float64)
         with evaluating(self.model):
@@ -80,14 +88,16 @@ class Evaluator:
                 inputs = nested.apply(lambda tensor: tensor.to(device), inputs)
                 targets = targets.to(device)
                 logits = outputs(self.model, inputs, self.recipe.precision)
-                losses = functional.cross_entropy(logits, targets, reduction="none")
+                losses = functional.cross_entropy(
+                    logits, targets, reduction="none", ignore_index=ignored
+                )
                 found = (targets, logits.argmax(dim=1), losses)
                 cells[:, samples] = torch.stack(
                     [values.double() for values in found]
                 ).cpu()
         self.board.reach()
         self.exchange.merge(cells)
-        return _summarise(cells, classes)
+        return _summarise(cells, classes, ignored)
 
     def _num_batches(self, name: str) -> int:
         return -(-len(self.data.splits[name]) // self.recipe.evaluation_batch)
@@ -123,16 +133,21 @@ def evaluating(model: Module) -> Iterator[None]:
             module.training = mode
 
 
-def _summarise(cells: Tensor, classes: int) -> dict[str, Any]:
+def _summarise(cells: Tensor, classes: int, ignored: int) -> dict[str, Any]:
     """Target, answer and loss of each sample, float64 [3, n]."""
-    targets, answers, losses = cells[0].long(), cells[1].long(), cells[2]
+    (numbers,) = (cells[0] != ignored).nonzero(as_tuple=True)
+    targets, answers = cells[:2, numbers].long()
+    losses = cells[2, numbers]
     counts = torch.bincount(targets * classes + answers, minlength=classes**2)
     fields = {"target": targets, "predicted": answers, "loss": losses}
     worst = losses.argsort(descending=True, stable=True)[:MOST_WORST]
     return {
         "confusion": counts.view(classes, -1).tolist(),
         "worst": [
-            {"index": i, **{name: of[i].item() for name, of in fields.items()}}
+            {
+                "index": int(numbers[i]),
+                **{name: of[i].item() for name, of in fields.items()},
+            }
             for i in worst.tolist()
         ],
     }

@@ -189,6 +189,9 @@ class CrossEntropy(Section):
     name: Literal["cross-entropy"] = "cross-entropy"
     label_smoothing: Fraction = 0.0
     """Share of the target spread evenly over all classes."""
+    ignore_index: int | None = None
+    """Targets of this number, such as -100 for padding, count neither in the loss nor
+    in what it is divided by."""
 
 
 class SquaredError(Section):

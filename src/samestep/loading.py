@@ -27,7 +27,7 @@ def load_model(run: Run, given: Any = None) -> nn.Module:
     recipe, own = _with(run, "model", given)
     facts = run.result.get("data")
     with generators.kept():
-        data = Dataset.from_facts(facts) if facts else dataset.load(recipe.data)
+        data = Dataset.from_facts(facts) if facts else dataset.of_recipe(recipe)
         generators.seed(derive_seed(recipe.seed, "model"))
         model = models.build(recipe.model, data, own, dtypes.of(recipe.precision))
     weights.fill(model, run.model_file)
@@ -39,8 +39,7 @@ def load_data(run: Run, given: Any = None) -> Dataset:
     recipe, own = _with(run, "data", given)
     sources.prepare(recipe.data)
     with generators.kept():
-        dtype = dtypes.of(recipe.precision)
-        return dataset.load(recipe.data, own, recipe.seed, dtype)
+        return dataset.of_recipe(recipe, own)
 
 
 def _with(run: Run, part: str, given: Any) -> tuple[Recipe, OwnCode]:

@@ -7,6 +7,7 @@ number of workers.
 """
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator, Sized
 from typing import Any, Literal
 
@@ -20,10 +21,12 @@ from samestep.errors import OwnCodeError, PlacementError, ReplicasDiffer
 from samestep.exchange.group import Group
 from samestep.exchange.partials import Partials
 from samestep.flat import Flat
+from samestep.guard import Guard
 from samestep.models.custom import check_parameters, check_types
 from samestep.plan import Plan, derive_seed
 from samestep.rehearsal import check_gradients, still_buffers
 from samestep.tally import Piece, Tally, Value
+from samestep.weighing import Weights
 
 
 Batches = Iterator[Any]
@@ -77,6 +80,7 @@ class Loop:
         self._summed = 0
         """Steps whose gradient is complete."""
         self._tally = Tally(self._group)
+        self._weights, self._guard = Weights(self._group, micro_batches), Guard()
         self._check_start()
 
     def steps(
@@ -136,6 +140,17 @@ class Loop:
         for name, value in metrics.items():
             self._tally.add(name, value)
 
+    def weigh(self, count: Value) -> None:
+        """For the micro-batch at hand: how many targets its loss is over.
+
+        Such as those that are not padding; or the sum of their weights. The gradient is
+        then that of the sum over all targets of the global batch, divided by their
+        count. With `reduction="mean"`, a loss is the mean over these targets, and where
+        there are none it adds nothing, though it may be NaN. Of a step, all
+        micro-batches are weighed or none, each once. Raises OwnCodeError.
+        """
+        self._weights.set(float(count))
+
     def mean(self) -> dict[str, float]:
         """All workers: what was added since the last call, by samples or counts.
 
@@ -174,10 +189,11 @@ class Loop:
     ) -> Batches:
         """All workers: one global batch."""
         row, number = self._tally.begin_row(), epoch * plan.steps_per_epoch + index
-        flat = self._follow_model()
+        flat, size = self._follow_model(), plan.batch_size(index)
         self._partials.clear()  # of a step that was given up
+        self._weights.begin()
         # What the user draws between two steps depends on nobody's micro-batches.
-        with generators.kept():
+        with generators.kept(), self._guard.of_step(flat.parameters):
             for m in range(*self._owned):
                 samples = plan.micro_batch(order, index, m)
                 flat.reset_buffers()
@@ -186,12 +202,12 @@ class Loop:
                 if len(samples):
                     generators.seed(derive_seed(self._seed, "step", number, m))
                     self._tally.piece = Piece(row, plan.micro_batches, m, len(samples))
-                    with self._checked():
+                    same = self._guard.of_micro_batch(flat.parameters)
+                    with self._weights.of(m), self._checked(), same:
                         yield _fetch(data, samples, collate)
                     self._tally.piece = None
-                share = len(samples) / plan.batch_size(index)
-                self._partials.push(m, self._leaf(len(samples) > 0, share))
-        self._sum()
+                self._partials.push(m, self._leaf(m, len(samples), size))
+        self._sum(size)
 
     def _follow_model(self) -> Flat:
         """The user may have frozen or converted parameters, or loaded others."""
@@ -214,29 +230,53 @@ class Loop:
             )
         return Flat(self._model)
 
-    def _leaf(self, has_samples: bool, share: float) -> Tensor:
-        """[size + changes]: what a micro-batch adds to the gradient, and to buffers."""
+    def _leaf(self, m: int, samples: int, size: int) -> Tensor:
+        """[size + changes + 2]: what a micro-batch adds to the gradient, to buffers,
+        and to the numbers of micro-batches that are weighed and that have samples.
+        """
         flat = self._flat
-        leaf = torch.zeros(flat.size + flat.num_changes, dtype=flat.dtype)
-        if has_samples:
+        leaf = torch.zeros(flat.size + flat.num_changes + 2, dtype=flat.dtype)
+        leaf[flat.size : -2] = flat.read_changes()
+        if samples:
             check_gradients(self._model, WHO)
-            gradients = [p.grad for p in flat.parameters if p.grad is not None]
-            torch._foreach_copy_(flat.views(leaf), gradients)
-            if self._reduction == "mean":
-                leaf[: flat.size].mul_(share)
-        leaf[flat.size :] = flat.read_changes()
+            leaf[-2:] = torch.tensor([m in self._weights, True])
+            self._fill(leaf[: flat.size], self._weights.count(m, samples) / size)
         return leaf
 
-    def _sum(self) -> None:
+    def _fill(self, gradient: Tensor, share: float) -> None:
+        """[size], zeros; `share` is that of the micro-batch in the mean of the step."""
+        is_mean = self._reduction == "mean"
+        if is_mean and not share:
+            return  # the mean over no targets may be NaN
+        gradients = [p.grad for p in self._flat.parameters if p.grad is not None]
+        torch._foreach_copy_(self._flat.views(gradient), gradients)
+        if is_mean:
+            gradient.mul_(share)
+
+    def _sum(self, size: int) -> None:
         """All workers: gradients and buffers of the whole global batch."""
         flat = self._flat
-        total = self._partials.total(flat.size + flat.num_changes, flat.dtype)
+        total = self._partials.total(flat.size + flat.num_changes + 2, flat.dtype)
         # A copy begins at the same alignment at any number of workers.
-        views = flat.views(total[: flat.size].clone())
-        for parameter, gradient in zip(flat.parameters, views, strict=True):
-            parameter.grad = gradient
-        flat.apply_changes(total[flat.size :], self._micro_batches)
+        gradient = total[: flat.size].clone()
+        count = self._weights.total(*map(int, total[-2:].tolist()))
+        if count:
+            gradient.mul_((size if self._reduction == "mean" else 1) / count)
+        elif count == 0:
+            gradient.zero_()
+            self._warn_of_no_targets()
+        for parameter, view in zip(flat.parameters, flat.views(gradient), strict=True):
+            parameter.grad = view
+        flat.apply_changes(total[flat.size : -2], self._micro_batches)
         self._summed += 1
+
+    def _warn_of_no_targets(self) -> None:
+        if self.rank == 0:
+            warnings.warn(
+                "No target of this step counts: `weigh` received 0 in each of its "
+                "micro-batches. The gradient is zero.",
+                stacklevel=4,
+            )
 
     @contextlib.contextmanager
     def _checked(self) -> Iterator[None]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from samestep import rhythm, tree
 from samestep.errors import NonFiniteLoss
 from samestep.exchange import Exchange
-from samestep.objective import Metric
+from samestep.objective import COUNTED, Metric
 from samestep.place import Place
 from samestep.rhythm import Decision
 from samestep.timing import PHASES, Times
@@ -38,16 +38,22 @@ class Sums:
         self.metrics = [a + b for a, b in zip(before, other.metrics, strict=True)]
         self.targets += other.targets
 
+    def divisor(self, metrics: Sequence[Metric]) -> float:
+        """What the loss, and metrics without a count of their own, are divided by."""
+        return self.metrics[1] if COUNTED in metrics else self.targets
+
     def means(self, metrics: Sequence[Metric]) -> dict[str, float]:
         """`loss` and the metrics by name, per target or by their own counts.
 
-        Without those whose own count is zero: JSON has no word for what they are.
+        Without metrics whose count is zero: JSON has no word for what they are. The
+        loss of no target that counts is 0.
         """
         found = {"loss": self.loss / self.targets}
+        divisor = self.divisor(metrics)
         cells = iter(self.metrics)
         for metric in metrics:
             total = next(cells)
-            count = next(cells) if metric.has_count else self.targets
+            count = next(cells) if metric.has_count else divisor
             if count:
                 found[metric.name] = total / count
         return found
@@ -108,6 +114,10 @@ class StepLedger:
         """The sums over one own micro-batch."""
         self._loss_cells[row, micro_batch] = loss
         self._metric_cells[:, row, micro_batch] = metrics
+
+    def counts(self, row: int) -> Tensor:
+        """All workers: what the loss of each micro-batch counted, float64 [M]."""
+        return self._exchange.merge(self._metrics[1, row].clone())
 
     def arrive(self, row: int, seconds: float) -> None:
         """When this worker's last gradient was ready.

@@ -51,7 +51,7 @@ class Noise:
 
 
 def estimate(
-    squares: Sequence[float], sizes: Sequence[int], whole: float
+    squares: Sequence[float], sizes: Sequence[float], whole: float
 ) -> tuple[float, float]:
     """Of one step: |G|^2 and tr(S).
 

@@ -34,6 +34,11 @@ class Metric(NamedTuple):
     """Else it is a mean over all targets."""
 
 
+COUNTED = Metric("loss", has_count=True)
+"""Stands before all others where the loss is divided by a count of its own, such as
+that of valid targets."""
+NONE_IGNORED = -100
+"""What torch ignores by default; labels are never negative where it is not said."""
 MOST_METRICS = 64
 """Their sums are part of every snapshot."""
 WORD = re.compile(r"[^\W\d]\w{0,99}")
@@ -76,14 +81,14 @@ class Objective(nn.Module):
     ) -> None:
         """`function` is the loss if that is the user's own, `metrics` what it measures.
 
-        None: it may measure anything, and what it did is then here. An empty tuple: the
-        usual metric of the outputs.
+        None: it may measure anything, and what it did is then here. Without any but
+        COUNTED: the usual metric of the outputs.
         """
         super().__init__()
         self._precision = precision
         self.model = model
         self._loss, self._function = loss, function
-        self.metrics = metrics
+        self.metrics = built_in(loss) if function is None else metrics
 
     def forward(self, inputs: Nested, targets: Tensor | Mixed) -> tuple[Tensor, Tensor]:
         """Inputs [b, ...] and targets -> summed loss [], cells of the metrics [c].
@@ -105,8 +110,8 @@ class Objective(nn.Module):
             assert isinstance(self._loss, CrossEntropy)
             return _mixed_cross_entropy(outputs, targets, self._loss.label_smoothing)
         match self._loss:
-            case CrossEntropy(label_smoothing=smoothing):
-                return _cross_entropy(outputs, targets, smoothing)
+            case CrossEntropy():
+                return _cross_entropy(outputs, targets, self._loss)
             case SquaredError():
                 error = outputs - targets
                 return error.square().sum() / 2, error.detach().abs().sum().view(1)
@@ -121,15 +126,18 @@ class Objective(nn.Module):
         """Raises OwnCodeError."""
         assert self._function is not None
         found = self._function(outputs, targets)
-        is_pair = isinstance(found, tuple) and len(found) == 2
-        loss, measured = found if is_pair else (found, None)
+        loss, count, measured = _parts(found)
         if not isinstance(loss, Tensor) or loss.shape not in ((), (len(targets),)):
             raise OwnCodeError(
                 "a loss function returns the sum over samples, a tensor [], or their "
-                f"losses [{len(targets)}], alone or with a dictionary of metrics; "
-                f"received {_describe(found)}."
+                f"losses [{len(targets)}], alone, with the count that it is divided "
+                "by, with a dictionary of metrics, or with both; received "
+                f"{_describe(found)}."
             )
-        metrics = read_metrics(measured) if is_pair else {}
+        metrics = {} if measured is None else read_metrics(measured)
+        if count is not None:
+            total = loss.detach().sum().double()
+            metrics = {COUNTED: [total, _count(count)], **metrics}
         names = tuple(metrics)
         if self.metrics is None:
             self.metrics = names
@@ -139,12 +147,63 @@ class Objective(nn.Module):
                 f"{_listed(self.metrics)}, now it is {_listed(names)}."
             )
         cells = [cell for of in metrics.values() for cell in of]
-        return loss.sum(), torch.stack(cells or [_usual_metric(outputs, targets)])
+        if names in ((), (COUNTED,)):
+            cells += _usual_metric(outputs, targets)[: 1 + len(names)]
+        return loss.sum(), torch.stack(cells)
 
 
-def num_cells(metrics: Sequence[Metric]) -> int:
-    """Without own metrics, there is the one of the task."""
-    return sum(1 + metric.has_count for metric in metrics) or 1
+def built_in(loss: LossRecipe) -> tuple[Metric, ...]:
+    """What a loss measures besides the usual metric, if it is not the user's own."""
+    ignores = isinstance(loss, CrossEntropy) and loss.ignore_index is not None
+    return (COUNTED,) if ignores else ()
+
+
+def ignored_label(loss: LossRecipe) -> int:
+    """The target that a built-in loss leaves out."""
+    said = loss.ignore_index if isinstance(loss, CrossEntropy) else None
+    return NONE_IGNORED if said is None else said
+
+
+def all_metrics(own: tuple[Metric, ...], task: Task) -> tuple[Metric, ...]:
+    """With the usual one, if there is no other.
+
+    That is divided as the loss is, if not by the same number: by all targets, or by
+    those that are valid.
+    """
+    if own in ((), (COUNTED,)):
+        return (*own, Metric(METRICS[task], has_count=bool(own)))
+    return own
+
+
+def num_cells(own: tuple[Metric, ...]) -> int:
+    """Of what a loss measures."""
+    return sum(1 + m.has_count for m in all_metrics(own, "classification"))
+
+
+def _parts(found: Any) -> tuple[Any, Any, Any]:
+    """What a loss function returned -> loss, count, metrics; None where it has none."""
+    match found:
+        case tuple((loss, count, measured)):
+            return loss, count, measured
+        case tuple((loss, Tensor() | float() | int() as count)):
+            return loss, count, None
+        case tuple((loss, measured)):
+            return loss, None, measured
+    return found, None, None
+
+
+def _count(value: Any) -> Tensor:
+    """What the sum of a loss is divided by, float64 []. Raises OwnCodeError."""
+    try:
+        count = torch.as_tensor(value).detach().sum().double()
+    except (TypeError, ValueError, RuntimeError):
+        count = torch.tensor(float("nan"))
+    if not 0 <= count < float("inf"):
+        raise OwnCodeError(
+            "the count of a loss is the number of targets that it is over, or the sum "
+            f"of their weights, and not negative; received {_describe(value)}."
+        )
+    return count
 
 
 def read_metrics(measured: Any) -> dict[Metric, list[Tensor]]:
@@ -197,14 +256,22 @@ def _listed(metrics: Sequence[Metric]) -> str:
 
 
 def _cross_entropy(
-    logits: Tensor, targets: Tensor, label_smoothing: float
+    logits: Tensor, targets: Tensor, recipe: CrossEntropy
 ) -> tuple[Tensor, Tensor]:
     logits, targets = logits.flatten(0, -2), targets.flatten()
     loss = functional.cross_entropy(
-        logits, targets, reduction="sum", label_smoothing=label_smoothing
+        logits,
+        targets,
+        ignore_index=ignored_label(recipe),
+        reduction="sum",
+        label_smoothing=recipe.label_smoothing,
     )
     right = logits.detach().argmax(dim=1) == targets
-    return loss, right.sum(dim=0, keepdim=True)
+    if recipe.ignore_index is None:
+        return loss, right.sum(dim=0, keepdim=True)
+    is_valid = targets != ignored_label(recipe)
+    valid, right = is_valid.sum(), (right & is_valid).sum()
+    return loss, torch.stack([loss.detach().double(), valid, right, valid])
 
 
 def _mixed_cross_entropy(
@@ -222,13 +289,18 @@ def _mixed_cross_entropy(
     return loss, right.sum(dim=0, keepdim=True)
 
 
-def _usual_metric(outputs: Any, targets: Tensor) -> Tensor:
-    """Right answers, or absolute error, whichever the shapes allow."""
+def _usual_metric(outputs: Any, targets: Tensor) -> list[Tensor]:
+    """Right answers, or absolute error, whichever the shapes allow; and of how many.
+
+    A negative class is none that can be right.
+    """
     if isinstance(outputs, Tensor):
         if not targets.is_floating_point() and outputs.shape[:-1] == targets.shape:
-            return (outputs.detach().argmax(dim=-1) == targets).sum()
+            right = outputs.detach().argmax(dim=-1) == targets
+            return [right.sum(), (targets >= 0).sum()]
         if targets.is_floating_point() and outputs.shape == targets.shape:
-            return (outputs.detach() - targets).abs().sum()
+            error = (outputs.detach() - targets).abs().sum()
+            return [error, torch.full_like(error, len(targets))]
     raise OwnCodeError(
         "what to measure besides the loss is unknown for these outputs: return "
         "`(loss, {name: sum over targets})`."

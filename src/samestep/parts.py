@@ -14,7 +14,7 @@ from samestep.errors import RecipeError
 from samestep.feed import Drawn, MicroBatches
 from samestep.flat import Flat
 from samestep.groups import wholes
-from samestep.objective import Objective
+from samestep.objective import Objective, built_in
 from samestep.own import OwnCode, find_loss, names
 from samestep.plan import Plan, derive_seed
 from samestep.probing import Replay
@@ -55,8 +55,7 @@ def load_data(
     At most `most_steps` full global batches, and the last one if it is short; as many
     samples at most of the other splits. Raises DataError, OwnCodeError.
     """
-    dtype = dtypes.of(recipe.precision)
-    data = dataset.load(recipe.data, own, recipe.seed, dtype)
+    data = dataset.of_recipe(recipe, own)
     size = len(data.splits["train"])
     if most_steps is not None:
         batch = recipe.global_batch
@@ -93,6 +92,8 @@ def load_and_build(
     if not isinstance(recipe.data, MnistData | TextData) or names(recipe):
         found = rehearsal.rehearse(recipe, data, model, loss)
         data, still = replace(data, own_metrics=found.metrics), found.still
+    else:
+        data = replace(data, own_metrics=built_in(recipe.loss))
     rehearsal.check_norms(recipe, data, plan, model)
     _check_stopping(recipe, data)
     return Parts(data, plan, model, loss, _flat(recipe, device.move(model), still))

@@ -8,6 +8,7 @@ import torch
 from samestep.dataset import Dataset
 from samestep.metrics import Sums
 from samestep.noise import Noise
+from samestep.objective import COUNTED
 from samestep.stopping import Stopping
 from samestep.timing import PHASES, Times, by_phase
 
@@ -117,5 +118,5 @@ def epoch_record(progress: Progress, epoch: int, times: Times, data: Dataset) ->
 
 def own_metrics(data: Dataset) -> Record:
     """What a person is to see besides the loss, if it is not the usual metric."""
-    names = [metric.name for metric in data.own_metrics]
+    names = [metric.name for metric in data.own_metrics if metric != COUNTED]
     return {"own_metrics": names} if names else {}

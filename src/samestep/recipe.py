@@ -116,6 +116,13 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _mixed_classes_have_their_loss(self) -> Self:
         augment = getattr(self.data, "augment", None)
+        ignored = getattr(self.loss, "ignore_index", None)
+        if augment and augment.mixup and ignored is not None:
+            raise ValueError(
+                "mixup mixes classes, and none of them is to be ignored: "
+                f"`data.augment.mixup` is {augment.mixup}, `loss.ignore_index` "
+                f"{ignored}"
+            )
         if augment and augment.mixup and self.loss.name != "cross-entropy":
             raise ValueError(
                 "mixup is for classes, with the loss `cross-entropy`: "

@@ -7,12 +7,14 @@ import contextlib
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from samestep import dtypes, nested, own
+from samestep import dtypes, nested, own, reduction
+from samestep.data.splits import Split
 from samestep.dataset import Dataset
 from samestep.errors import OwnCodeError, RecipeError
 from samestep.ingredients import CnnModel, ModelRecipe, VitModel
@@ -27,6 +29,8 @@ HOW_CALLED = (
     " A sample that is a dictionary gives the model keyword arguments, a tuple "
     "positional ones."
 )
+MOST_COMPARED = 8
+"""Samples whose losses are looked at, to tell a mean from a sum."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,11 @@ def rehearse(
         _check_loss(total, blamed)
         torch.autograd.backward(total)
     check_gradients(twin, who)
-    return Findings(still_buffers(twin, before, who), objective.metrics or ())
+    still = still_buffers(twin, before, who)
+    if loss is not None:
+        with dtypes.default(dtype):
+            _check_reduction(objective, (inputs, targets, outputs), train, blamed)
+    return Findings(still, objective.metrics or ())
 
 
 def check_family(recipe: ModelRecipe, data: Dataset) -> None:
@@ -197,6 +205,49 @@ def _check_loss(loss: Tensor, who: str) -> None:
             f"A loss must depend on the parameters, and that of {who} has no gradient: "
             "is something detached, or turned into a number?"
         )
+
+
+def _check_reduction(
+    objective: Objective, first: tuple[Any, Any, Any], train: Split, who: str
+) -> None:
+    """Raises OwnCodeError for a mean over samples; leaves the model in evaluation.
+
+    Pairs of samples are tried until one decides.
+    """
+    objective.model.eval()
+    later = range(2, min(MOST_COMPARED, len(train)) - 1, 2)
+    pairs = (train.gather(torch.arange(sample, sample + 2)) for sample in later)
+    inputs, targets, outputs = first
+    losses = [_loss_of(objective, inputs, targets, outputs)]
+    if reduction.is_mean(chain(losses, (_loss_of(objective, *pair) for pair in pairs))):
+        raise OwnCodeError(
+            "A loss function returns the sum over its samples, which is divided by the "
+            f"size of the whole global batch; {who} returns their mean. Use "
+            '`reduction="sum"`, or multiply by `len(targets)`. To divide by a count of '
+            "your own, such as that of valid targets, return `(sum, count)`."
+        )
+
+
+def _loss_of(
+    objective: Objective, inputs: Any, targets: Any, outputs: Any = None
+) -> Callable[[list[int]], float]:
+    """The loss of some rows of a batch.
+
+    By these rows of its outputs; if the outputs have no rows, or there are none, by
+    what the model, in evaluation, makes of these samples alone.
+    """
+    are_rows = outputs is not None and reduction.has_rows(outputs, len(targets))
+
+    def loss(rows: list[int]) -> float:
+        torch.default_generator.manual_seed(0)
+        if are_rows:
+            made = reduction.pick(outputs, rows)
+        else:
+            made = nested.call(objective.model, reduction.pick(inputs, rows))
+        total, _ = objective.measure(made, reduction.pick(targets, rows))
+        return total.item()
+
+    return loss
 
 
 def check_gradients(model: nn.Module, who: str) -> None:

@@ -6,6 +6,7 @@ plan -> own micro-batches -> forward and backward of each -> partials -> exchang
 
 import math
 import resource
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -19,7 +20,8 @@ from samestep.fingerprint import fingerprint
 from samestep.flat import block_norms
 from samestep.ingredients import CustomLoss
 from samestep.layout import BLOCK
-from samestep.metrics import Sums
+from samestep.metrics import Sums, tree_sum
+from samestep.objective import COUNTED
 from samestep.plan import derive_seed
 from samestep.progress import Record, epoch_record, own_metrics, step_record
 from samestep.rhythm import Decision
@@ -235,11 +237,12 @@ def train_step(trainer: Trainer, step: int, step_in_epoch: int) -> None:
     trainer.faults.at("exchange", step)
     trainer.board.reach()
     gradient, buffers = trainer.exchange.sum()
+    divided = _divide(trainer, gradient, row, step_in_epoch)
     trainer.flat.advance_buffers(
         buffers, recipe.micro_batches, plan.num_pieces(step_in_epoch)
     )
     if trainer.exchange.watch.active:
-        _estimate_noise(trainer, gradient, step_in_epoch)
+        _estimate_noise(trainer, gradient, *divided)
     if recipe.optimizer.clip_norm is not None:
         _clip(trainer, gradient, recipe.optimizer.clip_norm)
     trainer.bytes += trainer.exchange.bytes_per_step
@@ -253,6 +256,28 @@ def train_step(trainer: Trainer, step: int, step_in_epoch: int) -> None:
     trainer.board.reach()
     trainer.exchange.publish()
     clock.lap("exchange")
+
+
+def _divide(
+    trainer: Trainer, gradient: Tensor, row: int, step_in_epoch: int
+) -> tuple[float, Sequence[float]]:
+    """All workers: the gradient by what the losses counted, if they do.
+
+    Until now it was divided by the number of all targets. Returns the factor, and how
+    many samples each micro-batch is worth. If nothing counts, the gradient is zero.
+    """
+    sizes = trainer.plan.micro_batch_sizes(step_in_epoch)
+    if COUNTED not in trainer.data.own_metrics:
+        return 1.0, sizes
+    counts, samples = trainer.ledger.counts(row), sum(sizes)
+    total = tree_sum(counts).item()
+    if not total:
+        gradient.zero_()
+        trainer.report({"type": "no targets", "step": trainer.progress.step + 1})
+        return 0.0, [0.0] * len(sizes)
+    factor = samples * trainer.data.targets_per_sample / total
+    gradient.mul_(factor)
+    return factor, (counts * (samples / total)).tolist()
 
 
 def _clip(trainer: Trainer, gradient: Tensor, most: float) -> None:
@@ -277,12 +302,16 @@ def _squared_norm(trainer: Trainer, gradient: Tensor) -> float:
     return exchange.merge_slices(cells).sum().item()
 
 
-def _estimate_noise(trainer: Trainer, gradient: Tensor, step_in_epoch: int) -> None:
-    """All workers: one more observation of the gradient noise scale."""
-    plan, exchange = trainer.plan, trainer.exchange
-    squares = exchange.merge(exchange.watch.squares).tolist()
+def _estimate_noise(
+    trainer: Trainer, gradient: Tensor, factor: float, sizes: Sequence[float]
+) -> None:
+    """All workers: one more observation of the gradient noise scale.
+
+    The `factor` is what the gradient was multiplied by after the exchange.
+    """
+    exchange = trainer.exchange
+    squares = (exchange.merge(exchange.watch.squares) * factor**2).tolist()
     whole = _squared_norm(trainer, gradient)
-    sizes = plan.micro_batch_sizes(step_in_epoch)
     if sum(size > 0 for size in sizes) > 1:
         trainer.progress.noise.add(*noise.estimate(squares, sizes, whole))
 

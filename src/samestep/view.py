@@ -148,6 +148,9 @@ _SENTENCES: dict[str, Callable[[Message], str]] = {
         "`--evict-slower-than` allows"
     ),
     "warning": lambda m: f"warning: {m['text']}",
+    "no targets": lambda m: (
+        f"step {m['step']}: no target counts, all are ignored; the gradient is zero"
+    ),
     "caught up": lambda m: f"caught up with step {m['step']}, {m['after']:.2f} s later",
 }
 """What a person is told about a recovery."""

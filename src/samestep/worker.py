@@ -49,11 +49,13 @@ from samestep.flat import Flat
 from samestep.handover import Received
 from samestep.imports import own_frames
 from samestep.launch import resources
+from samestep.objective import built_in
 from samestep.own import OwnCode, find_loss, names
 from samestep.parts import load_data, testify
 from samestep.place import Place
 from samestep.plan import derive_seed
 from samestep.probing import Replay, Witness
+from samestep.progress import own_metrics
 from samestep.recipe import Recipe
 from samestep.rehearsal import rehearse
 from samestep.rounding import Rounding
@@ -226,23 +228,24 @@ def testify_for(job: dict[str, Any]) -> Replay:
 def evaluate(recipe: Recipe, control: Channel, around: Surroundings) -> None:
     """All workers: the weights of a file on one split."""
     job, place = control.job, around.place
-    dtype = dtypes.of(recipe.precision)
     around.board.enter(LOADING)
-    data = dataset.load(recipe.data, around.own, recipe.seed, dtype)
+    data = dataset.of_recipe(recipe, around.own)
     around.board.enter(BUILDING)
     split = data.splits[job["split"]]
     if len(split) == 0:
         raise RunError(f"The recipe {recipe.name} holds out no {job['split']} samples.")
     generators.seed(derive_seed(recipe.seed, "model"))
+    dtype = dtypes.of(recipe.precision)
     model = models.build(recipe.model, data, around.own, dtype)
     weights.fill(model, Path(job["model_file"]))
     model = around.device.move(model)
     around.board.enter(MEETING)
     exchange = around.connect(Flat(model), shares(place.workers, place.workers))
     loss = find_loss(recipe, around.own)
+    measured = built_in(recipe.loss)
     if names(recipe):
-        found = rehearse(recipe, data, model, loss)
-        data = replace(data, own_metrics=found.metrics)
+        measured = rehearse(recipe, data, model, loss).metrics
+    data = replace(data, own_metrics=measured)
     evaluator = Evaluator(
         model, recipe, data, place.rank, exchange, around.board, around.device, loss
     )
@@ -252,8 +255,9 @@ def evaluate(recipe: Recipe, control: Channel, around: Surroundings) -> None:
             {
                 "type": "evaluated",
                 "means": sums.means(data.metrics),
-                "own_metrics": [metric.name for metric in data.own_metrics],
-                "targets": sums.targets,
+                "own_metrics": [],
+                **own_metrics(data),
+                "targets": round(sums.divisor(data.metrics)),
                 "weights_sha256": fingerprint(model.state_dict()),
             }
         )

@@ -11,7 +11,15 @@ import torch
 from torch import Tensor
 
 from samestep import nested
-from samestep.data.facts import Facts, check_labels, narrow, shaped, task_of
+from samestep.data.facts import (
+    ALL_LABELS,
+    Facts,
+    Labels,
+    check_labels,
+    narrow,
+    shaped,
+    task_of,
+)
 from samestep.data.samples import TARGETS, describe, pair, stack, tensor, tensors
 from samestep.data.splits import Part, divide
 from samestep.data_sections import CustomData, Task
@@ -51,6 +59,7 @@ class Indexed:
     is_train: bool
     task: Task | None = None
     outputs: int | None = None
+    labels: Labels = ALL_LABELS
 
     def __len__(self) -> int:
         return len(self.source)
@@ -71,7 +80,8 @@ class Indexed:
         inputs, targets = self._batch(indices.tolist())
         if self.task is not None:
             targets = shaped(targets, self.task)
-            check_labels(targets, self.task, self.outputs, self.who, indices)
+            where = self.who, indices, self.labels
+            check_labels(targets, self.task, self.outputs, *where)
         return inputs, targets
 
     def _batch(self, indices: list[int]) -> tuple[Nested, Tensor]:
@@ -103,7 +113,9 @@ class Indexed:
 Samples = Arrays | Indexed
 
 
-def load(recipe: CustomData, own: OwnCode) -> tuple[dict[str, Samples | Part], Facts]:
+def load(
+    recipe: CustomData, own: OwnCode, labels: Labels = ALL_LABELS
+) -> tuple[dict[str, Samples | Part], Facts]:
     """The splits and what they share. Raises OwnCodeError, DataError."""
     who = title(recipe.load, "data")
     found = own.find(recipe.load, "data") if recipe.load.startswith(GIVEN) else None
@@ -113,7 +125,7 @@ def load(recipe: CustomData, own: OwnCode) -> tuple[dict[str, Samples | Part], F
         splits = _of_mapping(found, who)
     else:
         splits = {"train": _samples(found, who, is_train=True)}
-    facts = _facts(splits["train"], recipe, who)
+    facts = _facts(splits["train"], recipe, who, labels)
     padded = any(isinstance(s, Indexed) and s.collate for s in splits.values())
     checked = {
         name: _conforming(samples, facts, f"{who}, split `{name}`", padded)
@@ -191,33 +203,40 @@ def _only(targets: Nested, who: str) -> Tensor:
     )
 
 
-def _facts(train: Samples, recipe: CustomData, who: str) -> Facts:
+def _facts(train: Samples, recipe: CustomData, who: str, labels: Labels) -> Facts:
     inputs, targets = train.gather(torch.zeros(1, dtype=torch.int64))
     task = recipe.task or task_of(targets, who)
     targets = shaped(targets, task)
     if task == "regression":
         outputs = recipe.outputs or targets[0].numel()
     else:
-        outputs = recipe.outputs or 1 + _largest(train, task, who)
+        outputs = recipe.outputs or 1 + _largest(train, task, who, labels)
     per_sample = targets[0].numel() if task == "next-token" else 1
-    return Facts(nested.shapes(inputs), outputs, task, per_sample)
+    return Facts(nested.shapes(inputs), outputs, task, per_sample, labels)
 
 
-def _largest(train: Samples, task: Task, who: str) -> int:
+def _largest(train: Samples, task: Task, who: str, labels: Labels) -> int:
     """The largest label or token of the training samples."""
     if isinstance(train, Arrays):
-        both = [train.targets]
+        values = [train.targets[labels.count(train.targets)]]
         if task == "next-token" and isinstance(train.inputs, Tensor):
-            both.append(train.inputs)
-        return max(int(values.max()) for values in both)
+            values.append(train.inputs.flatten())
+        return _maximum(values)
     known = getattr(train.source, "classes", None) or _names(train.source)
     if task == "classification" and known is not None:
         return len(known) - 1
-    labels = getattr(train.source, "targets", None)
-    if labels is None:
+    known_targets = getattr(train.source, "targets", None)
+    if known_targets is None:
         pieces = torch.split(torch.arange(len(train)), 1000)
-        return max(int(train.gather(piece)[1].max()) for piece in pieces)
-    return int(tensor(labels, who).max())
+        all_targets = [train.gather(piece)[1] for piece in pieces]
+    else:
+        all_targets = [tensor(known_targets, who)]
+    return _maximum([targets[labels.count(targets)] for targets in all_targets])
+
+
+def _maximum(values: list[Tensor]) -> int:
+    """At least 0."""
+    return max(int(some.max()) for some in (*values, torch.zeros(1)) if len(some))
 
 
 def _names(source: Any) -> Any:
@@ -244,9 +263,16 @@ def _conforming(samples: Samples, facts: Facts, who: str, is_padded: bool) -> Sa
             f"{json.dumps(facts.inputs)}; the first of {who} has {json.dumps(found)}."
         )
     if isinstance(samples, Indexed):
-        return replace(samples, who=who, task=facts.task, outputs=facts.outputs)
+        return replace(
+            samples,
+            who=who,
+            task=facts.task,
+            outputs=facts.outputs,
+            labels=facts.labels,
+        )
     targets = shaped(samples.targets, facts.task)
-    check_labels(targets, facts.task, facts.outputs, who, torch.arange(len(targets)))
+    where = who, torch.arange(len(targets)), facts.labels
+    check_labels(targets, facts.task, facts.outputs, *where)
     return Arrays(samples.inputs, targets)
 
 

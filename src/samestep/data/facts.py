@@ -7,7 +7,36 @@ from torch import Tensor
 
 from samestep.data_sections import Task
 from samestep.errors import DataError, OwnCodeError
+from samestep.ingredients import CrossEntropy, CustomLoss, LossRecipe
 from samestep.nested import Shape
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Which integer targets the loss takes."""
+
+    are_checked: bool = True
+    """Not for a loss of the user's own, which knows what it takes."""
+    ignored: int | None = None
+    """One that does not count."""
+
+    @classmethod
+    def of(cls, loss: LossRecipe) -> "Labels":
+        """Those that a recipe's loss takes."""
+        return cls(
+            not isinstance(loss, CustomLoss),
+            loss.ignore_index if isinstance(loss, CrossEntropy) else None,
+        )
+
+    def count(self, targets: Tensor) -> Tensor:
+        """Whether each of the targets counts, of their shape."""
+        if self.ignored is None:
+            return torch.ones_like(targets, dtype=torch.bool)
+        return targets != self.ignored
+
+
+ALL_LABELS = Labels()
+"""Checked, and all of them count."""
 
 
 @dataclass(frozen=True)
@@ -18,6 +47,7 @@ class Facts:
     outputs: int
     task: Task
     targets_per_sample: int
+    labels: Labels = ALL_LABELS
 
 
 def task_of(targets: Tensor, who: str) -> Task:
@@ -44,18 +74,27 @@ def shaped(targets: Tensor, task: Task) -> Tensor:
 
 
 def check_labels(
-    targets: Tensor, task: Task, outputs: int | None, who: str, indices: Tensor
+    targets: Tensor,
+    task: Task,
+    outputs: int | None,
+    who: str,
+    indices: Tensor,
+    labels: Labels = ALL_LABELS,
 ) -> None:
     """Raises DataError for a label out of range."""
-    if task == "regression" or outputs is None:
+    if task == "regression" or outputs is None or not labels.are_checked:
         return
-    wrong = ((targets < 0) | (targets >= outputs)).nonzero()
+    is_wrong = (targets < 0) | (targets >= outputs)
+    wrong = (is_wrong & labels.count(targets)).nonzero()
     if len(wrong):
         first = wrong[0].tolist()
         label = int(targets[tuple(first)])
+        hint = f" If it marks what is not to count, say `loss.ignore_index = {label}`."
         raise DataError(
             f"Labels are from 0 to {outputs - 1}, by `data.outputs` or by the largest "
             f"in `train`; sample {int(indices[first[0]])} of {who} has {label}."
+            + hint
+            * (labels.ignored is None and label < 0)
         )
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from samestep import dtypes
 from samestep.data import tables
 from samestep.data.arrays import SPLITS, Array, Pair
-from samestep.data.facts import Facts, check_labels, shaped, task_of
+from samestep.data.facts import ALL_LABELS, Facts, Labels, check_labels, shaped, task_of
 from samestep.data.splits import Part, Split, divide
 from samestep.data_sections import Divided, NpyData, NpzData, TableData, Task
 from samestep.errors import DataError
@@ -54,21 +54,23 @@ class Rows:
         return inputs.contiguous(), targets
 
 
-def build(recipe: Divided, pairs: Mapping[str, Pair]) -> tuple[dict[str, Split], Facts]:
+def build(
+    recipe: Divided, pairs: Mapping[str, Pair], labels: Labels = ALL_LABELS
+) -> tuple[dict[str, Split], Facts]:
     """Splits of arrays. Raises DataError, OwnCodeError."""
     train = pairs["train"]
     if len(train.targets) == 0:
         raise DataError(f"{train.who} has no training samples.")
     said = recipe if isinstance(recipe, NpyData | NpzData) else None
     task = (said and said.task) or task_of(_tensor(train.targets[:1]), train.who)
-    outputs = (said and said.outputs) or _outputs(train, task)
+    outputs = (said and said.outputs) or _outputs(train, task, labels)
     last = said is not None and said.channels_last
     rows = {s: Rows(p.inputs, p.targets, task, last) for s, p in pairs.items()}
     inputs, targets = rows["train"].gather(torch.zeros(1, dtype=torch.int64))
     for pair in pairs.values():
-        _check(pair, train, task, outputs)
-    if task == "classification" and not (said and said.outputs):
-        _check_classes(train, outputs)
+        _check(pair, train, task, outputs, labels)
+    if task == "classification" and labels.are_checked and not (said and said.outputs):
+        _check_classes(train, outputs, labels)
     held_out = tuple(name for name in SPLITS if name not in pairs)
     members = divide(len(train.targets), recipe, train.who, held_out)
     if train.inputs.dtype == np.uint8 and task != "next-token":
@@ -113,16 +115,23 @@ def _tensor(array: Array) -> Tensor:
     return torch.from_numpy(np.array(array, kind, order="C"))
 
 
-def _outputs(train: Pair, task: Task) -> int:
+def _outputs(train: Pair, task: Task, labels: Labels) -> int:
     if task == "regression":
         return int(np.prod(train.targets.shape[1:]))
-    largest = int(train.targets.max())
+    largest = int(_valid(train.targets, labels).max(initial=0))
     if task == "next-token":
         largest = max(largest, int(train.inputs.max()))
     return 1 + largest
 
 
-def _check(pair: Pair, train: Pair, task: Task, outputs: int) -> None:
+def _valid(targets: Array, labels: Labels) -> Array:
+    """Those that count; a copy only if there may be others."""
+    if labels.ignored is None:
+        return np.asarray(targets)
+    return np.asarray(targets[targets != labels.ignored])
+
+
+def _check(pair: Pair, train: Pair, task: Task, outputs: int, labels: Labels) -> None:
     """Shapes and targets of one split."""
     for what in ("inputs", "targets"):
         own, of_train = getattr(pair, what).shape[1:], getattr(train, what).shape[1:]
@@ -139,7 +148,7 @@ def _check(pair: Pair, train: Pair, task: Task, outputs: int) -> None:
     for first in range(0, len(pair.targets), CHECKED_AT_ONCE):
         numbers = torch.arange(first, min(first + CHECKED_AT_ONCE, len(pair.targets)))
         targets = shaped(_tensor(pair.targets[numbers[0] : numbers[-1] + 1]), task)
-        check_labels(targets, task, outputs, pair.who, numbers)
+        check_labels(targets, task, outputs, pair.who, numbers, labels)
         if task == "next-token":
             tokens = _tensor(pair.inputs[numbers[0] : numbers[-1] + 1]).long()
             check_labels(tokens, task, outputs, pair.who, numbers)
@@ -151,10 +160,9 @@ def _check(pair: Pair, train: Pair, task: Task, outputs: int) -> None:
             )
 
 
-def _check_classes(train: Pair, outputs: int) -> None:
-    counts = np.bincount(
-        np.asarray(train.targets).ravel().astype(np.int64), minlength=outputs
-    )
+def _check_classes(train: Pair, outputs: int, labels: Labels) -> None:
+    targets = _valid(train.targets, labels).ravel().astype(np.int64)
+    counts = np.bincount(targets, minlength=outputs)
     empty = np.flatnonzero(counts == 0)
     if len(empty):
         raise DataError(

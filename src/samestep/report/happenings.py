@@ -75,6 +75,9 @@ _SENTENCES: dict[str, Callable[[Event], str]] = {
     "fault": _said("kind"),
     "hindered": _hindered,
     "interrupted": lambda _: "the training was stopped",
+    "no targets": lambda event: (
+        f"step {setting(event.get('step'))}: all targets are ignored"
+    ),
     "notice": _said("text"),
     "rebalanced": _rebalanced,
     "restart": _restart,

@@ -1,0 +1,65 @@
+"""Refuses what changes weights between the micro-batches of one step.
+
+The gradients of a step are those at one point: whoever moves the weights after one of
+its micro-batches computes the next ones elsewhere, and each worker at another place.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+from weakref import WeakSet
+
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from samestep.errors import OwnCodeError
+
+
+CHANGED = (
+    "The weights stay as they are until the gradients of all micro-batches of a step "
+    "are summed, and in the loop over the micro-batches {}. Call `optimizer.step()` "
+    "after that loop. Networks that take turns, as in a GAN, have a `Loop` each."
+)
+
+
+class Guard:
+    """Of one loop."""
+
+    def __init__(self) -> None:
+        self._now: WeakSet[Optimizer] = WeakSet()
+        """Optimizers that have made a step within the micro-batch at hand."""
+        self._before: WeakSet[Optimizer] = WeakSet()
+        """In an earlier one: they carry something from one to the next."""
+
+    @contextmanager
+    def of_step(self, parameters: Sequence[Tensor]) -> Iterator[None]:
+        """Inside are its micro-batches, and the user's code for them.
+
+        An optimizer that only one of them has, for example to attack its inputs, may
+        make steps. Raises OwnCodeError, out of others' `step` too.
+        """
+        trained = {id(parameter) for parameter in parameters}
+
+        def refuse(optimizer: Optimizer, *_: Any) -> None:
+            groups = optimizer.param_groups
+            is_ours = any(id(p) in trained for g in groups for p in g["params"])
+            if is_ours or optimizer in self._before:
+                raise OwnCodeError(CHANGED.format("an optimizer made a step"))
+            self._now.add(optimizer)
+
+        handle = register_optimizer_step_pre_hook(refuse)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    @contextmanager
+    def of_micro_batch(self, parameters: Sequence[Tensor]) -> Iterator[None]:
+        """Inside is one micro-batch. Raises OwnCodeError at its end."""
+        versions = [parameter._version for parameter in parameters]
+        yield
+        if versions != [parameter._version for parameter in parameters]:
+            raise OwnCodeError(CHANGED.format("they were changed"))
+        self._before |= self._now
+        self._now.clear()
