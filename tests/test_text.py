@@ -5,12 +5,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from conftest import Train, fault, small_recipe
 from hypothesis import given
 from hypothesis import strategies as st
 
-from samestep import Recipe, Run, sampling
+from samestep import Recipe, RecipeError, Run, dataset, sampling
 from samestep.data import text
 from samestep.data_sections import TextData
 from samestep.errors import DataError, RunError
@@ -73,9 +75,57 @@ def test_windows_are_disjoint_and_give_back_the_text(
     assert ranges[-1][1] * context < len(whole)
 
 
+@given(
+    st.lists(st.text(st.sampled_from("abc\n"), max_size=30), min_size=1, max_size=9),
+    st.integers(1, 7),
+)
+def test_lines_are_padded_and_give_back_every_line(
+    tmp_path_factory: pytest.TempPathFactory, written: list[str], context: int
+) -> None:
+    path = tmp_path_factory.mktemp("text") / "any.txt"
+    path.write_text("\n".join(written))
+    lines = [line for line in path.read_text().split("\n") if line]
+    try:
+        data = dataset.load(TextData(path=str(path), context=context, lines=True))
+    except DataError:
+        assert sum(len(line) // context + 1 for line in lines) < 3
+        return
+    found = text.load(TextData(path=str(path), context=context, lines=True))
+    read = ""
+    for split in data.splits.values():
+        inputs, targets = split.gather(torch.arange(len(split)))
+        is_target = targets >= 0
+        assert targets[~is_target].eq(-100).all()
+        assert inputs[~is_target].eq(0).all()
+        assert inputs[:, 1:][is_target[:, 1:]].equal(targets[:, :-1][is_target[:, 1:]])
+        read += found.written(targets[is_target].numpy().astype(np.int32))
+    assert read == "".join(f"{line}\n" for line in lines)
+
+
+def test_lines_have_one_fingerprint_at_any_placement(
+    train: Train, tmp_path: Path
+) -> None:
+    names = tmp_path / "names.txt"
+    names.write_text("".join(f"{'ab' * (i * i % 13)}{i}\n" for i in range(60)))
+    fields = recipe_of("rnn", names).to_dict()
+    fields["data"] |= {"lines": True, "context": 9}
+    with pytest.raises(
+        RecipeError, match=r"`loss\.ignore_index = -100`; received None"
+    ):
+        Recipe.from_dict(fields)
+    fields["loss"] = {"name": "cross-entropy", "ignore_index": -100}
+    recipe = Recipe.from_dict(fields)
+    alone = train(recipe, 1)
+    for workers, exchange in ((2, "shared"), (3, "gloo")):
+        run = train(recipe, workers, exchange=exchange, balance="random")
+        assert run.weights_sha256 == alone.weights_sha256
+        assert run.result["test_loss"] == alone.result["test_loss"]
+    assert sampling.sample(alone, "\n", 12, 0.0, seed=1).startswith("\n")
+
+
 def test_the_baselines_are_what_simple_methods_reach(book: Path) -> None:
     found = text.load(TextData(path=str(book), context=20))
-    bits = text.baselines(found, 20)
+    bits = text.baselines(found)
     assert bits["gzip"] < bits["unigram"] < math.log2(len(found.vocabulary))
 
 

@@ -14,6 +14,8 @@ from samestep.ingredients import (
 )
 
 
+PADDING = -100
+"""The target that stands for none, as in torch and in Hugging Face's libraries."""
 Task = Literal["classification", "next-token", "regression"]
 
 
@@ -57,8 +59,13 @@ class TextData(Section):
     """Which files of a folder; `**/*.txt` also takes those in folders below it."""
     context: Count = 128
     """Characters of a sample."""
+    lines: bool = False
+    """Every line is a sample, padded to `context`, and a longer one several; instead of
+    windows of the whole text."""
     held_out: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
     """The share at the end that is the test split; the same before it: validation."""
+
+    unsaid = frozenset({"lines"})
 
 
 class Divided(_Source):

@@ -13,6 +13,7 @@ from samestep.data import arrays, custom, idx, images, mnist, rows, text
 from samestep.data.facts import ALL_LABELS, Facts, Labels
 from samestep.data.splits import Split
 from samestep.data_sections import (
+    PADDING,
     CustomData,
     DataRecipe,
     FashionData,
@@ -140,24 +141,33 @@ class Images:
 
 @dataclass(frozen=True)
 class Windows:
-    """Neighbouring windows of a text."""
+    """Windows of a text; what does not fill one is padded."""
 
     tokens: Tensor
     """int32 [n], of the whole text."""
-    first: int
-    """The number of the first window."""
-    count: int
+    starts: Tensor
+    """int64 [windows]"""
+    lengths: Tensor
+    """int64 [windows]: how many targets each of them has."""
     context: int
+    is_padded: bool
 
     def __len__(self) -> int:
-        return self.count
+        return len(self.starts)
 
     def gather(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """int64 [b] -> int64 [b, context] and the same moved on by one."""
-        starts = (indices + self.first) * self.context
-        places = starts.unsqueeze(1) + torch.arange(self.context + 1)
-        windows = self.tokens[places].long()
-        return windows[:, :-1], windows[:, 1:]
+        """int64 [b] -> int64 [b, context] and the same moved on by one.
+
+        Behind the end of a sample inputs are 0, the first character of the vocabulary.
+        """
+        places = self.starts[indices].unsqueeze(1) + torch.arange(self.context + 1)
+        if not self.is_padded:
+            windows = self.tokens[places].long()
+            return windows[:, :-1], windows[:, 1:]
+        windows = self.tokens[places.clamp(max=len(self.tokens) - 1)].long()
+        is_behind = torch.arange(self.context) >= self.lengths[indices].unsqueeze(1)
+        inputs, targets = windows[:, :-1], windows[:, 1:]
+        return inputs.masked_fill(is_behind, 0), targets.masked_fill(is_behind, PADDING)
 
 
 @dataclass(frozen=True)
@@ -264,9 +274,14 @@ def _mnist(recipe: MnistData) -> Dataset:
 
 def _text(recipe: TextData) -> Dataset:
     found = text.load(recipe)
-    tokens = torch.from_numpy(found.tokens)
+    tokens, starts, lengths = map(
+        torch.from_numpy, (found.tokens, found.starts, found.lengths)
+    )
     splits: dict[str, Split] = {
-        name: Windows(tokens, first, end - first, recipe.context)
+        name: Windows(
+            *(tokens, starts[first:end], lengths[first:end]),
+            *(recipe.context, recipe.lines),
+        )
         for name, (first, end) in found.windows.items()
     }
     return Dataset(

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from samestep import dtypes, nested
 from samestep.augment import Mixed
-from samestep.data_sections import Task
+from samestep.data_sections import PADDING, Task
 from samestep.errors import OwnCodeError
 from samestep.ingredients import CrossEntropy, CustomLoss, LossRecipe, SquaredError
 from samestep.nested import Nested
@@ -37,8 +37,6 @@ class Metric(NamedTuple):
 COUNTED = Metric("loss", has_count=True)
 """Stands before all others where the loss is divided by a count of its own, such as
 that of valid targets."""
-NONE_IGNORED = -100
-"""What torch ignores by default; labels are never negative where it is not said."""
 MOST_METRICS = 64
 """Their sums are part of every snapshot."""
 WORD = re.compile(r"[^\W\d]\w{0,99}")
@@ -161,7 +159,7 @@ def built_in(loss: LossRecipe) -> tuple[Metric, ...]:
 def ignored_label(loss: LossRecipe) -> int:
     """The target that a built-in loss leaves out."""
     said = loss.ignore_index if isinstance(loss, CrossEntropy) else None
-    return NONE_IGNORED if said is None else said
+    return PADDING if said is None else said  # no other label is negative
 
 
 def all_metrics(own: tuple[Metric, ...], task: Task) -> tuple[Metric, ...]:

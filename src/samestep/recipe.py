@@ -16,7 +16,7 @@ import tomli_w
 from pydantic import Field, ValidationError, model_validator
 
 from samestep import files
-from samestep.data_sections import Augment, DataRecipe, MnistData
+from samestep.data_sections import PADDING, Augment, DataRecipe, MnistData, TextData
 from samestep.errors import RecipeError, did_you_mean
 from samestep.ingredients import (
     Count,
@@ -110,6 +110,18 @@ class Recipe(Section):
                 "a micro-batch holds at least one sample: "
                 f"`micro_batches` is {self.micro_batches}, `global_batch` only "
                 f"{self.global_batch}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _padding_is_ignored(self) -> Self:
+        is_padded = isinstance(self.data, TextData) and self.data.lines
+        ignored = getattr(self.loss, "ignore_index", PADDING)
+        if is_padded and ignored != PADDING:
+            raise ValueError(
+                f"with `data.lines`, targets behind the end of a line are {PADDING}, "
+                f"and the loss ignores them with `loss.ignore_index = {PADDING}`; "
+                f"received {ignored}"
             )
         return self
 
