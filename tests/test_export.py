@@ -130,7 +130,7 @@ def test_a_model_that_onnx_cannot_express_leaves_no_file(
 def test_in_float64_onnx_has_the_accuracy_or_says_what_cannot_be_run(
     train: Train,
 ) -> None:
-    fields = {"precision": "float64", "data__train_samples": 200}
+    fields = {"precision": "float64", "data__train_samples": 300}
     mlp, cnn = (
         train(small_recipe(model={"family": family, **SMALL[family]}, **fields))
         for family in ("mlp", "cnn")
