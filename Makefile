@@ -10,6 +10,11 @@ test: .venv/tested
 	$(BIN)/mypy
 	$(BIN)/pytest
 
+# 100,000 damaged and malicious inputs for everything that reads, in about half an hour.
+fuzz: .venv/tested
+	cd tests && ../$(BIN)/python fuzzing.py $(or $(INPUTS),100000) \
+		--seed $(or $(SEED),$$(date +%s))
+
 docs: .venv/tested
 	$(BIN)/sphinx-build -q -W --keep-going docs build/docs
 
@@ -38,4 +43,4 @@ newest:
 clean:
 	rm -rf .venv .venv-newest build dist
 
-.PHONY: train test docs design-docx dist newest clean
+.PHONY: train test fuzz docs design-docx dist newest clean

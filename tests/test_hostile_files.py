@@ -16,11 +16,13 @@ import pytest
 import safetensors.torch
 import torch
 from conftest import Train, small_recipe
+from fuzz_readers import held_in_memory
 from report_samples import write_run
 
 import samestep
 from samestep import Recipe, Run, sources, starting, terminal
-from samestep.data import idx
+from samestep.data import arrays, idx
+from samestep.elastic import held
 from samestep.errors import SamestepError
 from samestep.fence import Fence
 from samestep.run import first_difference, read_recipe
@@ -95,6 +97,12 @@ def test_a_result_that_is_none_is_refused_with_a_sentence(
         Run.open(run)
 
 
+def test_a_failed_run_without_epochs_has_an_empty_history(tmp_path: Path) -> None:
+    run = with_result(write_run(tmp_path / "run"), '{"status": "failed"}')
+    assert Run.open(run).history == []
+    assert "failed" in Run.open(run)._repr_html_()
+
+
 def test_runs_without_final_weights_are_not_compared(tmp_path: Path) -> None:
     epochs = [{"epoch": 1, "weights_sha256": SHA256}]
     text = json.dumps({"status": "failed", "epochs": epochs})
@@ -131,6 +139,24 @@ def test_a_recipe_of_long_numbers_or_depths_is_refused(
     (tmp_path / "r.toml").write_text(text)
     with pytest.raises(samestep.RecipeError):
         Recipe.load(tmp_path / "r.toml")
+
+
+@pytest.mark.parametrize("section", ["data", "model", "loss", "optimizer", "start"])
+def test_a_section_of_a_recipe_that_is_no_table_is_refused(section: str) -> None:
+    fields = small_recipe().to_dict() | {section: "x"}
+    with pytest.raises(samestep.RecipeError, match=f"`{section}`"):
+        Recipe.from_dict(fields)
+
+
+def test_a_state_in_memory_that_claims_impossible_counts_is_left_alone(
+    tmp_path: Path,
+) -> None:
+    held_in_memory(tmp_path)
+    (about,) = tmp_path.rglob("about.json")
+    about.write_text(
+        about.read_text().replace('"steps_per_epoch":9', '"steps_per_epoch":0')
+    )
+    assert held.newest(tmp_path / "run") is None
 
 
 def a_directory(path: Path) -> None:
@@ -191,6 +217,22 @@ def test_an_array_that_claims_more_than_the_disk_holds_is_not_unpacked(
     with pytest.raises(samestep.DataError, match="room for 1 bytes; these have"):
         sources.prepare(recipe.data)
     assert not list((tmp_path / "cache").iterdir())
+
+
+def test_an_archive_that_leads_behind_its_end_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where every worker unpacks for itself, since no cache can be written."""
+    path = tmp_path / "a.npz"
+    np.savez_compressed(path, x_train=np.zeros((9, 9)), y_train=[1] * 9)
+    content = bytearray(path.read_bytes())
+    offset = content.index(b"PK\x01\x02") + 42  # in the directory of the archive
+    content[offset : offset + 4] = b"\xff\xff\xff\x7f"
+    path.write_bytes(content)
+    monkeypatch.setenv("SAMESTEP_CACHE", "/proc/nowhere")
+    recipe = small_recipe().changed({"data": DATA["npz"](path)})
+    with pytest.raises(samestep.DataError, match=r"is damaged|is not an"):
+        arrays.load(recipe.data)  # type: ignore[arg-type]
 
 
 def test_a_packed_file_that_is_longer_than_its_header_says_is_not_unpacked(

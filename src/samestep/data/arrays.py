@@ -221,9 +221,9 @@ def _key(path: Path, member: zipfile.ZipInfo) -> str:
 
 def _unpacking(path: Path, member: zipfile.ZipInfo) -> cache.Fill:
     def fill(sink: cache.Sink) -> None:
-        with zipfile.ZipFile(path) as file, _blaming(path):
+        with _blaming(path), zipfile.ZipFile(path) as file:
             content = file.open(member)
-        with content:
+        with content:  # which keeps the file open
             while piece := _piece(content, path):
                 sink.write(piece)
 
@@ -240,7 +240,5 @@ def _blaming(path: Path) -> Iterator[None]:
     """A damaged or encrypted ZIP file raises almost anything: DataError."""
     try:
         yield
-    except OSError:
-        raise
     except Exception as error:
         raise DataError(f"{path} is damaged: {error}.") from None

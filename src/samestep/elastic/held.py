@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict
 from samestep import atomic, checkpoint, files
 from samestep.checkpoint import Checkpoint, ProgressEntry
 from samestep.errors import SamestepError
+from samestep.ingredients import Count
 from samestep.layout import Layout
 from samestep.recipe import Recipe
 from samestep.snapshot import Snapshots, State
@@ -42,8 +43,8 @@ class About(BaseModel):
     build: dict[str, str]
     """What decides bits besides the recipe."""
     layout: Layout
-    workers: int
-    steps_per_epoch: int
+    workers: Count
+    steps_per_epoch: Count
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,327 @@
+"""Every reader of bytes that others may have made, with a valid sample of each."""
+
+import contextlib
+import hashlib
+import json
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import data_samples
+import safetensors.torch
+import test_checkpoint
+import torch
+from conftest import small_recipe
+from pydantic import ValidationError
+from report_samples import write_run, write_scaling
+
+from samestep import (
+    Placement,
+    Recipe,
+    Run,
+    checkpoint,
+    dataset,
+    initial,
+    report,
+    sampling,
+    sources,
+    weights,
+)
+from samestep.doctor import comparing, facts, links, probing, serving
+from samestep.doctor.wire import Broken, Wire
+from samestep.elastic import held
+from samestep.elastic.held import About, Shelf
+from samestep.errors import SamestepError
+from samestep.report import reading
+from samestep.resumption import find_start
+from samestep.run import first_difference, read_recipe
+from samestep.scaling import files as scaling_files
+from samestep.scaling.files import Study
+from samestep.scaling.settings import from_options
+from samestep.snapshot import Snapshots
+from samestep.training_sections import StartRecipe
+from samestep.writer import RunWriter
+
+
+RECIPE = small_recipe()
+Read = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Reader:
+    """What reads, and what it may say of damaged bytes."""
+
+    make: Callable[[Path], Read]
+    """Writes valid files into a directory; what it returns reads them."""
+    allowed: tuple[type[BaseException], ...] = (SamestepError,)
+    repair: Callable[[Path], object] = lambda _: None
+    """Makes sums right again, as whoever writes the files can."""
+    share: float = 1.0
+    """Of the inputs: less for readers that take long."""
+
+
+def _run(place: Path) -> Path:
+    run = write_run(place / "run")
+    (run / "generation").write_text('{"number": 3, "writer": "h.1"}')
+    (run / "recipe.toml").write_text(RECIPE.to_toml())
+    return run
+
+
+def compared(place: Path) -> Read:
+    path = _run(place)
+
+    def read() -> None:
+        run = Run.open(path)
+        run._repr_html_()
+        first_difference(run, run)
+
+    return read
+
+
+def resumed(place: Path) -> Read:
+    path = _run(place)
+    (path / "result.json").unlink()
+
+    def read() -> None:
+        start = find_start(path, None)
+        where = path, start.recipe, Placement(workers=1), 0.0
+        with RunWriter.reopen(*where) as writer:
+            writer.rewind(100, [])
+
+    return read
+
+
+def reported(place: Path) -> Read:
+    path = _run(place)
+    return lambda: report.write(path)
+
+
+def read_for_report(place: Path) -> Read:
+    path = _run(place)
+    return lambda: reading.read_run(path)
+
+
+def checkpointed(place: Path) -> Read:
+    path = test_checkpoint.write(place, 1, [{"epoch": 1, "validation_loss": 0.5}])
+    return lambda: checkpoint.load(path)
+
+
+def vouch(place: Path) -> None:
+    """With the right sums in the manifest of a checkpoint."""
+    path = place / "step-1"
+    file = path / checkpoint.MANIFEST
+    with contextlib.suppress(Exception):
+        fields = json.loads(file.read_bytes())
+        for name in (checkpoint.MODEL, checkpoint.OPTIMIZER):
+            content = (path / name).read_bytes()
+            sha256 = hashlib.sha256(content).hexdigest()
+            fields["files"][name] = {"bytes": len(content), "sha256": sha256}
+        with contextlib.suppress(SamestepError):
+            fields["recipe_digest"] = Recipe.from_dict(fields["recipe"]).digest
+        fields.pop("digest", None)
+        fields["digest"] = checkpoint.digest_of(fields)
+        file.write_text(json.dumps(fields))
+
+
+def held_in_memory(place: Path) -> Read:
+    """As the workers of a machine leave it when all of them are killed."""
+    shelf = Shelf.create(place / "run", "h1", 1)
+    layout = test_checkpoint.LAYOUT
+    fd = shelf.open()
+    Snapshots(fd, layout, 1).fill(test_checkpoint.state_of(7))
+    os.close(fd)
+    shelf.describe(
+        About(
+            recipe=RECIPE.to_dict(),
+            build=test_checkpoint.BUILD,
+            layout=layout,
+            workers=1,
+            steps_per_epoch=9,
+        )
+    )
+    return lambda: held.newest(place / "run")
+
+
+def _network() -> torch.nn.Module:
+    return torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
+
+
+def model_file(place: Path) -> Read:
+    path = place / "model.safetensors"
+    recipe = {"recipe": json.dumps(RECIPE.to_dict())}
+    safetensors.torch.save_file(_network().state_dict(), path, recipe)
+
+    def read() -> None:
+        read_recipe(path)
+        weights.fill(_network(), path)
+
+    return read
+
+
+def start_weights(place: Path) -> Read:
+    path = place / "w.pt"
+    torch.save({"state_dict": _network().state_dict()}, path)
+    return lambda: initial.load(_network(), StartRecipe(weights=str(path)))
+
+
+def recipe_file(place: Path) -> Read:
+    path = place / "r.toml"
+    fields = {"data.augment": {"shift": 2}, "freeze": ["a"], "stop.patience": 2}
+    path.write_text(RECIPE.changed(fields).to_toml())
+
+    def read() -> None:
+        recipe = Recipe.load(path)
+        assert Recipe.from_dict(recipe.to_dict()) == recipe
+        assert recipe.digest
+        recipe.to_toml()
+
+    return read
+
+
+def vocabulary(place: Path) -> Read:
+    path = place / "environment.json"
+    path.write_text(json.dumps({"data": {"vocabulary": "\n abc"}}))
+    return lambda: sampling.vocabulary(path)
+
+
+def scaling_report(place: Path) -> Read:
+    path = write_scaling(place / "scaling")
+    return lambda: report.write(path)
+
+
+def scaling(place: Path) -> Read:
+    path = write_scaling(place / "scaling")
+    return lambda: reading.read_scaling(path)
+
+
+def study(place: Path) -> Read:
+    """Measurements that `samestep scale` goes on with."""
+    path = place / scaling_files.FILE
+    Study(place, RECIPE, {}, from_options(RECIPE, 2), 9, {}).save()
+    return lambda: scaling_files.read(path)
+
+
+def _text(place: Path) -> dict[str, Any]:
+    place.mkdir()
+    (place / "a.txt").write_text("größe: 模型, to be or not to be.\n" * 40)
+    return {"source": "text", "path": str(place), "pattern": "*.txt", "context": 8}
+
+
+def _images(place: Path) -> dict[str, Any]:
+    return data_samples.images(place, 4)
+
+
+def data(make: Callable[[Path], dict[str, Any]]) -> Callable[[Path], Read]:
+    """A source of data: what the supervisor and the workers do with it."""
+
+    def written(place: Path) -> Read:
+        recipe = data_samples.recipe_of(make(place / "data")).data
+
+        def read() -> None:
+            sources.prepare(recipe)
+            sources.checksums(sources.describe(recipe))
+            for split in dataset.load(recipe).splits.values():
+                split.gather(torch.arange(min(3, len(split))))
+
+        return read
+
+    return written
+
+
+@contextlib.contextmanager
+def _talk(said: bytes) -> Iterator[Wire]:
+    """A connection on which the other side says this, and hears everything."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        ours = socket.create_connection(server.getsockname())
+        theirs, _ = server.accept()
+    with ours, theirs:
+        ours.sendall(said)
+        ours.shutdown(socket.SHUT_WR)
+        hears = threading.Thread(target=_drain, args=(ours,))
+        hears.start()
+        try:
+            yield Wire(theirs)
+        finally:
+            theirs.close()
+            hears.join()
+
+
+def _drain(connection: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while connection.recv(1 << 20):
+            pass
+
+
+def doctors_answer(place: Path) -> Read:
+    """As `samestep doctor --peer` reads it."""
+    path, own = place / "facts.json", facts.observe(port=0)
+    path.write_text(json.dumps({"facts": own.model_dump(), "seen": "127.0.0.1"}))
+
+    def read() -> None:
+        content = path.read_bytes()[: 60 << 10]
+        with _talk(len(content).to_bytes(4, "big") + content) as wire:
+            found = probing._facts(wire)
+        links.check(probing.Link(peer="h", port=1, outcome="reached", **found))
+        comparing.compare(own, found["facts"])
+
+    return read
+
+
+def doctors_questions(place: Path) -> Read:
+    """As `samestep doctor --serve` hears them."""
+    path, own = place / "said", facts.observe(port=0)
+    asked: list[dict[str, Any]] = [
+        {"ask": "facts"},
+        {"ask": "echo", "times": 1},
+        {"ask": "give", "bytes": 4096},
+        {"ask": "connect", "port": 1024},
+        {"ask": "listen"},
+        {"ask": "end"},
+    ]
+    parts = []
+    for message in asked:
+        raw = json.dumps(message).encode()
+        clock = bytes(8) if "times" in message else b""
+        parts.append(len(raw).to_bytes(4, "big") + raw + clock)
+    path.write_bytes(b"".join(parts))
+    setattr(serving, "CONNECT_SECONDS", 0.01)  # noqa: B010  not one of its names
+
+    def read() -> None:
+        with _talk(path.read_bytes()[: 60 << 10]) as wire:
+            serving.Session(wire, lambda: own).run()
+
+    return read
+
+
+SAID = (OSError, Broken, ValidationError)
+"""What both doctors take for a peer that does not keep to the language."""
+READERS = {
+    "compare": Reader(compared),
+    "resume": Reader(resumed, share=0.3),
+    "report": Reader(read_for_report),
+    "report-page": Reader(reported, share=0.01),
+    "checkpoint": Reader(checkpointed, repair=vouch, share=2),
+    "state": Reader(held_in_memory),
+    "model": Reader(model_file, share=2),
+    "start": Reader(start_weights),
+    "recipe": Reader(recipe_file, share=2),
+    "vocabulary": Reader(vocabulary, share=0.3),
+    "scaling": Reader(scaling),
+    "study": Reader(study),
+    "scaling-page": Reader(scaling_report, share=0.01),
+    "idx": Reader(data(data_samples.idx)),
+    "packed-idx": Reader(data(data_samples.fashion)),
+    "npy": Reader(data(data_samples.npy), share=2),
+    "npz": Reader(data(data_samples.npz)),
+    "packed-npz": Reader(data(data_samples.packed_npz)),
+    "csv": Reader(data(data_samples.csv_file)),
+    "parquet": Reader(data(data_samples.parquet_file)),
+    "images": Reader(data(_images)),
+    "text": Reader(data(_text)),
+    "doctors-answer": Reader(doctors_answer, SAID),
+    "doctors-questions": Reader(doctors_questions, SAID),
+}
