@@ -26,6 +26,7 @@ from samestep import (
     checkpoint,
     dataset,
     initial,
+    models,
     report,
     sampling,
     sources,
@@ -36,9 +37,10 @@ from samestep.doctor.wire import Broken, Wire
 from samestep.elastic import held
 from samestep.elastic.held import About, Shelf
 from samestep.errors import SamestepError
+from samestep.own import OwnCode
 from samestep.report import reading
 from samestep.resumption import find_start
-from samestep.run import first_difference, read_recipe
+from samestep.run import MODEL_FILE, first_difference, read_recipe
 from samestep.scaling import files as scaling_files
 from samestep.scaling.files import Study
 from samestep.scaling.settings import from_options
@@ -64,8 +66,8 @@ class Reader:
     """Of the inputs: less for readers that take long."""
 
 
-def _run(place: Path) -> Path:
-    run = write_run(place / "run")
+def _run(place: Path, **fields: Any) -> Path:
+    run = write_run(place / "run", **fields)
     (run / "generation").write_text('{"number": 3, "writer": "h.1"}')
     (run / "recipe.toml").write_text(RECIPE.to_toml())
     return run
@@ -160,6 +162,15 @@ def model_file(place: Path) -> Read:
         weights.fill(_network(), path)
 
     return read
+
+
+def loaded_model(place: Path) -> Read:
+    """For `export`, `sample` and whoever calls `Run.load_model`."""
+    facts = {"inputs": [784], "outputs": 10, "task": "classification"}
+    path = _run(place, data=facts)
+    model = models.build(RECIPE.model, dataset.Dataset.from_facts(facts), OwnCode())
+    safetensors.torch.save_file(model.state_dict(), path / MODEL_FILE)
+    return lambda: Run.open(path).load_model()
 
 
 def start_weights(place: Path) -> Read:
@@ -307,6 +318,7 @@ READERS = {
     "checkpoint": Reader(checkpointed, repair=vouch, share=2),
     "state": Reader(held_in_memory),
     "model": Reader(model_file, share=2),
+    "load-model": Reader(loaded_model),
     "start": Reader(start_weights),
     "recipe": Reader(recipe_file, share=2),
     "vocabulary": Reader(vocabulary, share=0.3),

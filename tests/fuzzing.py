@@ -164,7 +164,7 @@ def main() -> int:
     warnings.simplefilter("ignore")  # libraries warn of what is odd in a file
     names = [asked.only] if asked.only else list(READERS)
     total = sum(READERS[name].share for name in names)
-    failures: list[str] = []
+    failures = 0
     with tempfile.TemporaryDirectory() as directory, limits():
         for name in names:
             count = max(1, round(asked.inputs * READERS[name].share / total))
@@ -172,9 +172,9 @@ def main() -> int:
             ends, wrong = fuzz(name, seeds, Path(directory))
             shown = ", ".join(f"{end} {n:,}" for end, n in ends.most_common())
             print(f"{name:<18}{shown}", flush=True)
-            failures += wrong
-    print("\n".join(failures), end="", file=sys.stderr)
-    return int(bool(failures))
+            print("\n".join(wrong), end="", file=sys.stderr, flush=True)
+            failures += len(wrong)
+    return int(failures > 0)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ def test_no_reader_is_led_astray_by_a_thousand_inputs() -> None:
     assert [line.split()[0] for line in ended.stdout.splitlines()] == list(READERS)
 
 
-@pytest.mark.parametrize("name", ["compare", "model", "npz"])
+@pytest.mark.parametrize("name", ["compare", "recipe", "npz"])
 def test_the_same_seed_is_the_same_input(tmp_path: Path, name: str) -> None:
     """Or a finding could not be looked at."""
     ends = []

@@ -81,6 +81,7 @@ def with_result(run: Path, text: str) -> Path:
         DEEP,
         "{}",
         '{"status": 7}',
+        '{"status": "failed", "train_seconds": "x"}',
         '{"status": "finished", "epochs": [{}]}',
         '{"status": "finished", "epochs": [7]}',
         '{"status": "finished", "epochs": [{"epoch": 1, "weights_sha256": "x"}]}',

@@ -8,7 +8,7 @@ from torch import nn
 from samestep import dataset, dtypes, generators, models, sources, weights
 from samestep.asking import recipe_of
 from samestep.dataset import Dataset
-from samestep.errors import OwnCodeError
+from samestep.errors import OwnCodeError, RunError, SamestepError
 from samestep.imports import search_path
 from samestep.own import OwnCode, check_origin, names
 from samestep.plan import derive_seed
@@ -25,13 +25,23 @@ def load_model(run: Run, given: Any = None) -> nn.Module:
     """
     run.weights_sha256  # noqa: B018  raises where there are no final weights
     recipe, own = _with(run, "model", given)
-    facts = run.result.get("data")
     with generators.kept():
-        data = Dataset.from_facts(facts) if facts else dataset.of_recipe(recipe)
-        generators.seed(derive_seed(recipe.seed, "model"))
-        model = models.build(recipe.model, data, own, dtypes.of(recipe.precision))
+        model = _built(run, recipe, own)
     weights.fill(model, run.model_file)
     return model.eval()
+
+
+def _built(run: Run, recipe: Recipe, own: OwnCode) -> nn.Module:
+    """Raises RunError where the files of the run ask for what cannot be built."""
+    facts = run.result.get("data")
+    try:
+        data = Dataset.from_facts(facts) if facts else dataset.of_recipe(recipe)
+        generators.seed(derive_seed(recipe.seed, "model"))
+        return models.build(recipe.model, data, own, dtypes.of(recipe.precision))
+    except SamestepError:
+        raise
+    except Exception as error:  # of torch, for sizes that are impossible or too large
+        raise RunError(f"The model of {run.path} cannot be built: {error}.") from error
 
 
 def load_data(run: Run, given: Any = None) -> Dataset:

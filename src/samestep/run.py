@@ -36,6 +36,7 @@ class _Epoch(_Part):
 class _Result(_Part):
     status: Annotated[str, Field(pattern=r"^[a-z ]{1,40}$")]
     weights_sha256: Sha256 | None = None
+    train_seconds: float | None = None
     epochs: list[_Epoch] = []
 
 
