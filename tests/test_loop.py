@@ -15,6 +15,7 @@ from torch.utils.data import TensorDataset
 
 import samestep
 from samestep import OwnCodeError, PlacementError
+from samestep.errors import NotReproducible
 from samestep.fingerprint import fingerprint
 from samestep.plan import Plan
 
@@ -306,6 +307,39 @@ def test_a_model_that_cannot_be_exact_is_refused(spare: bool, message: str) -> N
     model(x).sum().backward()
     with pytest.raises(OwnCodeError, match=message):
         next(step)
+
+
+class Momentum(nn.Module):
+    """A network whose frozen copy, or whose table, changes in later passes."""
+
+    def __init__(self, part: str) -> None:
+        super().__init__()
+        self.now, self.slow = nn.Linear(5, 3), nn.Linear(5, 3).requires_grad_(False)
+        self.register_buffer("table", torch.zeros(3), persistent=False)
+        self.part, self.passes = part, 0
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.passes += 1
+        if self.passes > 2 and self.part == "slow":
+            self.slow.weight.data = 0.9 * self.slow.weight + 0.1 * self.now.weight
+        if self.passes > 2 and self.part == "table":
+            self.register_buffer("table", torch.ones(3), persistent=False)
+        outputs: Tensor = self.now(inputs) + self.slow(inputs) + self.table
+        return outputs
+
+
+@pytest.mark.parametrize("part", ["slow", "table"])
+def test_what_a_later_pass_changes_is_refused(part: str) -> None:
+    model = Momentum(part)
+    loop = samestep.Loop(model, micro_batches=2)
+
+    def epoch() -> None:
+        for step in loop.steps(data(), global_batch=10, epoch=0):
+            for inputs, _ in step:
+                model(inputs).mean().backward()
+
+    with pytest.raises(NotReproducible, match=f"`{part}"):
+        epoch()
 
 
 def test_a_loop_that_is_not_used_as_it_must_be_says_so(

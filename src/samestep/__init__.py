@@ -15,6 +15,7 @@ from samestep.errors import ExportError as ExportError
 from samestep.errors import Interrupted as Interrupted
 from samestep.errors import NonFiniteGradient as NonFiniteGradient
 from samestep.errors import NonFiniteLoss as NonFiniteLoss
+from samestep.errors import NotReproducible as NotReproducible
 from samestep.errors import OutputError as OutputError
 from samestep.errors import OwnCodeError as OwnCodeError
 from samestep.errors import PeerLost as PeerLost
@@ -60,6 +61,7 @@ __all__ = [
     "Loop",
     "NonFiniteGradient",
     "NonFiniteLoss",
+    "NotReproducible",
     "OutputError",
     "OwnCodeError",
     "PeerLost",

@@ -26,6 +26,7 @@ from samestep.models.custom import check_parameters, check_types
 from samestep.plan import Plan, derive_seed
 from samestep.rehearsal import check_gradients, still_buffers
 from samestep.tally import Piece, Tally, Value
+from samestep.unchanged import Unchanged
 from samestep.weighing import Weights
 
 
@@ -71,7 +72,7 @@ class Loop:
             )
         self._group.join(timeout_seconds)
         self._model = model
-        self._flat = self._flatten()
+        self._flatten()
         self._micro_batches, self._seed = micro_batches, seed
         self._reduction = reduction
         owned = shares(micro_batches, self.workers)
@@ -205,6 +206,7 @@ class Loop:
                     same = self._guard.of_micro_batch(flat.parameters)
                     with self._weights.of(m), self._checked(), same:
                         yield _fetch(data, samples, collate)
+                    self._unchanged.check()
                     self._tally.piece = None
                 self._partials.push(m, self._leaf(m, len(samples), size))
         self._sum(size)
@@ -214,11 +216,12 @@ class Loop:
         trained = [p for p in self._model.parameters() if p.requires_grad]
         types = {p.dtype for p in trained} - {self._flat.dtype}
         if types or [id(p) for p in trained] != [id(p) for p in self._flat.parameters]:
-            self._flat = self._flatten()
+            self._flatten()
         self._flat.keep_buffers()
+        self._unchanged.note()
         return self._flat
 
-    def _flatten(self) -> Flat:
+    def _flatten(self) -> None:
         check_parameters(self._model, WHO)
         first = next(p.dtype for p in self._model.parameters() if p.requires_grad)
         wanted = first if first is torch.float64 else torch.float32
@@ -228,7 +231,8 @@ class Loop:
             raise OwnCodeError(
                 f"A loop trains on CPUs; the model is on {', '.join(sorted(kinds))}."
             )
-        return Flat(self._model)
+        self._flat = Flat(self._model)
+        self._unchanged = Unchanged(self._model, self._flat, WHO)
 
     def _leaf(self, m: int, samples: int, size: int) -> Tensor:
         """[size + changes + 2]: what a micro-batch adds to the gradient, to buffers,
