@@ -184,7 +184,7 @@ def first_difference(a: Run, b: Run) -> str | None:
 
 
 def read_recipe(path: Path) -> Recipe:
-    """The recipe in a file that `samestep.weights.save` wrote. Raises RunError."""
+    """Return the recipe in the metadata of a model file. Raises RunError."""
     try:
         files.check_regular(path)
         with safe_open(path, "numpy") as file:
