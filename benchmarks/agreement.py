@@ -14,36 +14,54 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
+
+import cleanup
 
 from samestep import Run
 
 
-EPOCHS = 10
-"""The first second of a training is slower than the rest."""
+@dataclass(frozen=True)
+class Options:
+    """As given on the command line."""
+
+    recipe: str
+    blocks: int
+    epochs: int
+    seconds: float
+    set: list[str]
+
+    @property
+    def changes(self) -> list[str]:
+        """The options of a command that change fields of the recipe."""
+        return [word for change in self.set for word in ("--set", change)]
 
 
 def samestep(*arguments: str) -> None:
     command = [sys.executable, "-m", "samestep", *arguments]
-    quiet = subprocess.DEVNULL
-    subprocess.run(command, check=True, stdout=quiet, stderr=quiet, timeout=900)
+    ended = subprocess.run(command, check=False, capture_output=True, text=True)
+    if ended.returncode:
+        raise SystemExit(f"samestep {arguments[0]} failed: {ended.stderr}")
 
 
-def pair(directory: Path, recipe: str, index: int) -> float:
+def pair(directory: Path, options: Options, index: int) -> float:
     """The speed-up in one pair of trainings, of which the first one alternates."""
     seconds = {}
     for workers in (1, 2) if index % 2 else (2, 1):
         out = directory / f"{index}-{workers}"
-        given = ("--workers", str(workers), "--epochs", str(EPOCHS), "--out", str(out))
-        samestep("train", recipe, *given, "--no-report")
+        given = ["--workers", str(workers), "--epochs", str(options.epochs)]
+        given += ["--out", str(out), "--no-report", *options.changes]
+        samestep("train", options.recipe, *given)
         seconds[workers] = float(Run.open(out).result["train_seconds"])
     return seconds[1] / seconds[2]
 
 
-def rounds(directory: Path, recipe: str, index: int) -> list[float]:
+def rounds(directory: Path, options: Options, index: int) -> list[float]:
     """The speed-up in each of three rounds of `scale`."""
     out = directory / f"scale-{index}"
-    samestep("scale", recipe, "--workers", "1,2", "--rounds", "3", "--out", str(out))
+    given = ["--workers", "1,2", "--rounds", "3", "--seconds", str(options.seconds)]
+    samestep("scale", options.recipe, *given, "--out", str(out), *options.changes)
     points = json.loads((out / "scaling.json").read_text())["points"]
     one, two = (
         next(p["runs"] for p in points if (p["kind"], p["workers"]) == ("strong", n))
@@ -57,13 +75,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--recipe", default="mnist-mlp")
     parser.add_argument("--blocks", type=int, default=5)
-    options = parser.parse_args()
+    parser.add_argument(
+        "--epochs", type=int, default=10, help="the first second is slower"
+    )
+    parser.add_argument("--seconds", type=float, default=1.0, help="of `scale`")
+    parser.add_argument("--set", action="append", default=[], metavar="a.b=value")
+    options = Options(**vars(parser.parse_args()))
     trained: list[float] = []
     scaled: list[float] = []
     with tempfile.TemporaryDirectory() as name:
         for block in range(options.blocks):
-            trained.append(pair(Path(name), options.recipe, block))
-            scaled += rounds(Path(name), options.recipe, block)
+            trained.append(pair(Path(name), options, block))
+            scaled += rounds(Path(name), options, block)
             shown = ("trainings", trained[-1], "scale", *scaled[-3:])
             print(*(s if isinstance(s, str) else f"{s:.3f}" for s in shown), flush=True)
     for what, values in (("trainings", trained), ("scale", scaled)):
@@ -74,4 +97,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cleanup.run(main)

@@ -12,6 +12,8 @@ mnist-mlp-classic at global batch 512 in 32 micro-batches. Throughput is samples
 seconds of training, as in metrics.jsonl; start-up and evaluation are left out. A
 computer's speed drifts, so what is compared is close in time: `half` has cycles of 8 s
 slow and 12 s even, and each slow window is held against the even ones around it.
+`--pace 0.1` goes through all that in a tenth of the time, to see that it runs; its
+numbers say nothing, since balancing needs the seconds that it needs.
 """
 
 import argparse
@@ -24,10 +26,12 @@ import sys
 import tempfile
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
+import cleanup
 from quota import Quota
 
 
@@ -51,6 +55,7 @@ class Options:
     scenario: str
     rounds: int
     by: str
+    pace: float
     plot: Path | None
 
 
@@ -86,23 +91,23 @@ class Neighbour:
 
 
 class Training:
-    """One run of the command line, watched from outside."""
+    """One run of the command line, watched from outside.
 
-    def __init__(self, out: Path, workers: int, balance: str) -> None:
-        self.out = out
+    Its seconds are those of its clock divided by `pace`.
+    """
+
+    def __init__(self, out: Path, workers: int, balance: str, pace: float) -> None:
+        self.out, self._pace = out, pace
+        self._errors = out.with_name("errors")
         options = ["--out", str(out), "--workers", str(workers), "--epochs", "1000"]
-        self._process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "samestep", "train", *RECIPE, *options),
-                *("--balance", balance),
-            ],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        while not self._lines("metrics.jsonl"):
-            if self._process.poll() is not None:
-                raise SystemExit(f"the training failed: see {out}")
-            time.sleep(0.02)
+        train = [sys.executable, "-m", "samestep", "train", *RECIPE]
+        with self._errors.open("w") as errors:
+            self._process = subprocess.Popen(
+                [*train, *options, "--balance", balance],
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+            )
+        self.reach(0.0)
         started = next(e for e in self.events("started"))
         self._origin = float(started["monotonic"])
 
@@ -114,7 +119,18 @@ class Training:
 
     def now(self) -> float:
         """Seconds on the clock of its records."""
-        return time.monotonic() - self._origin
+        return (time.monotonic() - self._origin) / self._pace
+
+    def wait(self, moment: float) -> None:
+        """Until `now` is `moment`."""
+        time.sleep(max(0.0, self._pace * (moment - self.now())))
+
+    def reach(self, moment: float) -> None:
+        """Wait until steps after `moment` were recorded; SystemExit if it fails."""
+        while not any(at >= moment for at, *_ in self.series(0.0)):
+            if self._process.poll() is not None:
+                raise SystemExit(f"the training failed: {self._errors.read_text()}")
+            time.sleep(0.02)
 
     def stop(self) -> None:
         self._process.send_signal(signal.SIGTERM)
@@ -126,7 +142,7 @@ class Training:
             if record["type"] == "step":
                 samples = 512 * (record["step"] - step)
                 seconds = samples / record["samples_per_second"]
-                series.append((record["at"] - zero, samples, seconds))
+                series.append((record["at"] / self._pace - zero, samples, seconds))
                 step = record["step"]
         return series
 
@@ -138,30 +154,41 @@ class Training:
 
 
 def watch(
-    workers: int, balance: str, script: Script, by: str, core: float = 1.0
+    options: Options, workers: int, balance: str, script: Script, core: float = 1.0
 ) -> tuple[Series, int]:
-    """Carries out a script; the throughput and the number of rebalancings."""
+    """Carry out a script; return the throughput and the number of rebalancings."""
     with tempfile.TemporaryDirectory() as directory, ExitStack() as stack:
-        training = Training(Path(directory) / "run", workers, balance)
+        out = Path(directory) / "run"
+        training = Training(out, workers, balance, options.pace)
         cores = sorted(os.sched_getaffinity(0))
         brakes: list[Brake] = []
         for rank, pid in enumerate(training.pids()):
             own = cores[rank % len(cores)]
             os.sched_setaffinity(pid, [own])
-            brakes.append(Quota(pid, core) if by == "quota" else Neighbour(own))
+            by_quota = options.by == "quota"
+            brakes.append(Quota(pid, core) if by_quota else Neighbour(own))
             stack.callback(brakes[-1].close)
         zero = training.now() + SETTLE
         for moment, rank, speed in script:
-            time.sleep(max(0.0, zero + moment - training.now()))
+            training.wait(zero + moment)
             brakes[rank].set(speed)
+        training.reach(zero + script[-1][0])
         training.stop()
         return training.series(zero), len(training.events("rebalanced"))
 
 
 def rate(series: Series, first: float, end: float) -> float:
-    """Samples per second of training within a window."""
-    found = [(n, seconds) for moment, n, seconds in series if first <= moment < end]
-    return sum(n for n, _ in found) / sum(seconds for _, seconds in found)
+    """Return the samples per second of training within a window.
+
+    What a record says of the time since the one before counts by the part of that time
+    that lies in the window.
+    """
+    samples = seconds = 0.0
+    for (before, *_), (moment, number, taken) in pairwise(series):
+        share = max(0.0, min(end, moment) - max(first, before)) / (moment - before)
+        samples += share * number
+        seconds += share * taken
+    return samples / seconds
 
 
 def half(options: Options) -> Curves:
@@ -173,7 +200,7 @@ def half(options: Options) -> Curves:
     found: dict[str, list[Cycle]] = {"auto": [], "off": []}
     for _ in range(options.rounds):
         for name, cycles in found.items():
-            series, changes = watch(2, name, script, options.by)
+            series, changes = watch(options, 2, name, script)
             cycles += [Cycle(series, start) for start in _starts()]
             ratios = (f"{cycle.during:.3f}" for cycle in cycles[-CYCLES:])
             print(f"{name:<4} {changes:2} changes; slow/even", *ratios, flush=True)
@@ -239,7 +266,7 @@ def wandering(options: Options) -> None:
     script.append((30.0, 0, 1.0))
     ratios = []
     for _ in range(options.rounds):
-        found = {n: watch(2, n, script, options.by)[0] for n in ("auto", "off")}
+        found = {n: watch(options, 2, n, script)[0] for n in ("auto", "off")}
         auto, off = (rate(series, 0, 30) for series in found.values())
         ratios.append(auto / off)
         print(f"auto {auto:,.0f}/s  off {off:,.0f}/s  {auto / off:.2f}", flush=True)
@@ -248,12 +275,13 @@ def wandering(options: Options) -> None:
 
 def four(options: Options) -> None:
     """One of four workers at half speed"""
-    core = 0.4
+    core, options = 0.4, replace(options, by="quota")
     shares: dict[str, list[float]] = {"auto": [], "off": []}
     for _ in range(options.rounds):
-        even = rate(watch(4, "off", [(14.0, 3, 1.0)], "quota", core)[0], 0, 14)
+        calm: Script = [(14.0, 3, 1.0)]
+        even = rate(watch(options, 4, "off", calm, core)[0], 0, 14)
         script = [(-5.9, 3, 0.5), (14.0, 3, 0.5)]
-        found = {name: watch(4, name, script, "quota", core)[0] for name in shares}
+        found = {n: watch(options, 4, n, script, core)[0] for n in shares}
         for name, series in found.items():
             shares[name].append(rate(series, 0, 14) / (even * 3.5 / 4))
         last = "  ".join(f"{name} {values[-1]:.1%}" for name, values in shares.items())
@@ -268,7 +296,7 @@ def even(options: Options) -> None:
     for index in range(options.rounds):
         found = {}
         for balance in ("auto", "off")[:: 1 if index % 2 else -1]:
-            found[balance], number = watch(2, balance, [(24.0, 0, 1.0)], options.by)
+            found[balance], number = watch(options, 2, balance, [(24.0, 0, 1.0)])
             changes += number
         auto, off = (rate(found[name], -5, 24) for name in ("auto", "off"))
         ratios.append(auto / off)
@@ -306,6 +334,7 @@ def main() -> None:
     parser.add_argument("scenario", choices=["half", *scenarios])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--by", choices=["process", "quota"], default="process")
+    parser.add_argument("--pace", type=float, default=1.0)
     parser.add_argument("--plot", type=Path, help="of `half`")
     options = Options(**vars(parser.parse_args()))
     if options.scenario != "half":
@@ -317,4 +346,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cleanup.run(main)

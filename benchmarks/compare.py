@@ -12,6 +12,9 @@ the drift of the machine's speed cancels. Nothing else should run on the machine
 evaluation. "memory" is the largest sum of the proportional set sizes (each shared page
 counted once) of a contender's processes, sampled every two seconds.
 
+A peer's network must have the shapes of samestep's. Peers have Adam and AdamW, and none
+of a recipe's fields beyond the usual; other recipes are refused.
+
 The peers need `pip install --constraint constraints.txt '.[benchmarks]'`.
 """
 
@@ -28,11 +31,12 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import cleanup
 import psutil
 from rich.console import Console
 from rich.table import Table
 
-from samestep import Recipe, Run, machine
+from samestep import Recipe, Run, dataset, machine, models
 from samestep.recipe import parse_override
 
 
@@ -100,6 +104,15 @@ EXTRA = ("samestep-2-gloo", "samestep-1-whole", "samestep-2-halves")
 DEFAULT = [name for name in CONTENDERS if name not in EXTRA]
 
 
+Shapes = list[list[int]]
+PEERS_READ = {
+    *("name", "seed", "epochs", "global_batch", "micro_batches", "evaluation_batch"),
+    *("threads", "data", "model", "loss", "optimizer", "schedule", "precision"),
+}
+"""Fields of a recipe that the peers know, or that change nothing for them."""
+OPTIMIZER_READ = {"name", "lr", "betas", "eps", "weight_decay", "clip_norm"}
+
+
 def default(recipe: Recipe) -> list[str]:
     """The contenders that can train it: that of JAX is written for the MLP alone."""
     if recipe.model.family == "mlp":
@@ -108,8 +121,37 @@ def default(recipe: Recipe) -> list[str]:
     return [name for name in DEFAULT if name != "jax-2"]
 
 
-def measure(name: str, recipe: Path, epochs: int) -> Measurement:
-    """Runs one contender once."""
+def unread(recipe: Recipe) -> list[str]:
+    """Return what the peers would leave out of a training of this recipe."""
+    fields = recipe.to_dict()
+    found = sorted(fields.keys() - PEERS_READ)
+    found += [f"optimizer.{n}" for n in fields["optimizer"].keys() - OPTIMIZER_READ]
+    if "augment" in fields["data"]:
+        found.append("data.augment")
+    if recipe.precision != "float32":
+        found.append("precision")
+    if recipe.optimizer.name not in ("adam", "adamw"):
+        found.append("optimizer.name")
+    return found
+
+
+def shapes(recipe: Recipe) -> Shapes:
+    """Return those of the parameters of samestep's network, sorted."""
+    model = models.build(recipe.model, dataset.load(recipe.data))
+    return sorted(list(parameter.shape) for parameter in model.parameters())
+
+
+def check_network(name: str, expected: Shapes, found: Shapes) -> None:
+    """Raise SystemExit if a peer trains another network than samestep."""
+    if found != expected:
+        raise SystemExit(
+            f"Contenders train networks with parameters of the same shapes: those of "
+            f"samestep are {expected}, those of {name} {found}."
+        )
+
+
+def measure(name: str, recipe: Path, epochs: int, expected: Shapes) -> Measurement:
+    """Run one contender once; its parameters must have the `expected` shapes."""
     with tempfile.TemporaryDirectory() as directory:
         out, printed = Path(directory) / "run", Path(directory) / "printed"
         env = {**os.environ, "OMP_NUM_THREADS": "2" if name == "plain-2" else "1"}
@@ -133,6 +175,7 @@ def measure(name: str, recipe: Path, epochs: int) -> Measurement:
         else:
             lines = printed.read_text().splitlines()
             record = json.loads(next(line for line in lines if line[:2] == '{"'))
+            check_network(name, expected, record["shapes"])
             seconds, accuracy = record["epoch_seconds"], record["test_accuracy"]
     rest = wall - sum(seconds)
     return Measurement(statistics.median(seconds[1:]), rest, wall, peak, accuracy)
@@ -224,12 +267,20 @@ def main() -> None:
     arguments = parser.parse_args()
     recipe = Recipe.load(arguments.recipe, dict(map(parse_override, arguments.set)))
     names = arguments.contenders or default(recipe)
-    rounds = []
+    if wrong := set(names) - CONTENDERS.keys():
+        parser.error(f"contenders are {', '.join(CONTENDERS)}; received {wrong}")
+    if arguments.epochs < 2:
+        parser.error("--epochs is at least 2, since the first one is left out")
+    if any(not name.startswith("samestep") for name in names) and unread(recipe):
+        parser.error(f"peers cannot train with {', '.join(unread(recipe))}")
+    expected, rounds = shapes(recipe), []
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "recipe.toml"
         path.write_text(recipe.to_toml())
         for index in range(arguments.rounds):
-            rounds.append({n: measure(n, path, arguments.epochs) for n in names})
+            rounds.append(
+                {n: measure(n, path, arguments.epochs, expected) for n in names}
+            )
             print(f"round {index + 1}/{arguments.rounds}", file=sys.stderr, flush=True)
     rows = summarise(rounds)
     title = f"{recipe.name}, global batch {recipe.global_batch}, n = {len(rounds)}"
@@ -241,4 +292,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cleanup.run(main)

@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import cleanup
 from quota import Quota
 
 from samestep import machine
@@ -101,7 +102,7 @@ def measured(options: argparse.Namespace) -> Study:
         awake(),
     ):
         try:
-            measure(study, server, stop, watcher, 2.0, brakes.apply)
+            measure(study, server, stop, watcher, options.warm_up, brakes.apply)
         finally:
             brakes.release()
     return study
@@ -113,7 +114,8 @@ def compare(study: Study) -> None:
     few = [o for o in seen if o.together <= max(SEEN)]
     n, exchange = study.gradient_bytes, study.settings.exchange
     model = fit(few, exchange, cores=max(HIDDEN), gradient_bytes=n)
-    print("workers  predicted   measured  error   (samples per second)")
+    print(f"samples per second, n={study.settings.rounds} rounds")
+    print("workers  predicted   measured (range)            error")
     hidden = []
     for o in seen:
         if o.point.kind != "strong":
@@ -122,8 +124,9 @@ def compare(study: Study) -> None:
         predicted = batch / model.step(o.together, batch, o.point.micro_batches)
         error = predicted * o.step / batch - 1
         note = "" if o.together in SEEN else "  not seen"
-        rates = f"{predicted:10,.0f} {batch / o.step:10,.0f}"
-        print(f"{o.together:7} {rates}  {error:+6.1%}{note}")
+        each = sorted(batch * run.steps / run.seconds for run in study.runs[o.point])
+        found = f"{batch / o.step:10,.0f} ({each[0]:,.0f} to {each[-1]:,.0f})"
+        print(f"{o.together:7} {predicted:10,.0f} {found:28} {error:+6.1%}{note}")
         if o.together in HIDDEN:
             hidden.append(abs(error))
     print(
@@ -137,10 +140,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument(
+        "--warm-up", type=float, default=2.0, help="seconds before them"
+    )
     parser.add_argument("--samples", type=int, default=64, help="per micro-batch")
     parser.add_argument("--exchange", choices=["shared", "gloo"], default="shared")
     compare(measured(parser.parse_args()))
 
 
 if __name__ == "__main__":
-    main()
+    cleanup.run(main)

@@ -1,4 +1,4 @@
-"""Hosts on one Linux machine, for tests and benchmarks; needs root.
+"""Hosts on one Linux machine: a library for tests and benchmarks; needs root.
 
     with Network(bandwidth="1gbit") as network:
         one, two = network.add(), network.add()

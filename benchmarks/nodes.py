@@ -22,9 +22,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import cleanup
 from dilated import awake
 from hosts import Network
 
+from samestep import machine
 from samestep.scaling.model import MEANING, Model
 from samestep.scaling.model import Network as Links
 from samestep.scaling.work import expected_maximum, work
@@ -77,7 +79,7 @@ def measured(hosts: int, scenario: Fields, seconds: float) -> Fields:
             next(found)
         steps: list[Fields] = []
         end = time.monotonic() + seconds
-        while time.monotonic() < end:
+        while time.monotonic() < end or len(steps) < 2:
             steps.append(next(found))
     return summed(steps)
 
@@ -152,7 +154,8 @@ def compare(rounds: list[dict[str, Fields]], scenario: Fields) -> None:
         for hosts in counts
     }
     model = fitted({h: medians[h] for h in scenario["seen"]}, scenario)
-    print(f"{len(rounds)} rounds; tau {model.parameters['tau'] * 1e9:.2f} ns per byte")
+    tau = 1e9 * model.parameters["tau"]
+    print(f"n={len(rounds)} rounds; tau {tau:.2f} ns per byte")
     print("hosts  predicted  measured (range)          error   exchange  wait")
     for hosts in counts:
         batch, of = 64 * micro, medians[hosts]
@@ -184,9 +187,10 @@ def main() -> None:
             rounds.append(
                 {str(n): measured(n, scenario, options.seconds) for n in order}
             )
-        out.write_text(json.dumps({"rounds": rounds}, indent=1) + "\n")
+        record = {"machine": machine.describe(), "rounds": rounds}
+        out.write_text(json.dumps(record, indent=1) + "\n")
     compare(rounds, scenario)
 
 
 if __name__ == "__main__":
-    main()
+    cleanup.run(main)

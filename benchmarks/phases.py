@@ -2,16 +2,17 @@
 
     python benchmarks/phases.py
 
-One worker in this process takes steps of mnist-mlp in blocks of 100, in turn with
+One worker in this process takes steps of mnist-mlp in blocks, by default of 100, with
 everything that is measured (the clock of the phases, and the watch on the
 micro-batches' gradients every 25 steps) and with neither. Each pair of blocks gives a
 ratio; evaluation, snapshots and the merging of losses are left out of both.
 """
 
 import argparse
-import statistics
 import time
 
+import cleanup
+import numpy as np
 import torch
 
 from samestep import barrier, memory, noise, training
@@ -22,9 +23,6 @@ from samestep.place import Place
 from samestep.recipe import Recipe
 from samestep.timing import Clock
 from samestep.trainer import Surroundings, Trainer, build
-
-
-BLOCK = 100
 
 
 class NoClock(Clock):
@@ -62,10 +60,10 @@ def alone(recipe: Recipe) -> Trainer:
     return build(recipe, around)
 
 
-def block(trainer: Trainer, start: int) -> float:
-    """Seconds of BLOCK steps from `start`."""
+def block(trainer: Trainer, start: int, steps: int) -> float:
+    """Return the seconds of so many steps from `start`."""
     began = time.perf_counter()
-    for step in range(start, start + BLOCK):
+    for step in range(start, start + steps):
         if trainer.ledger.rows == trainer.steps_per_report:
             trainer.ledger.close(trainer.clock.take(), trainer.rhythm.decide(1, False))
         training.train_step(trainer, step, step % trainer.plan.steps_per_epoch)
@@ -75,7 +73,9 @@ def block(trainer: Trainer, start: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, default=60)
-    pairs: int = parser.parse_args().pairs
+    parser.add_argument("--steps", type=int, default=100, help="of a block")
+    options = parser.parse_args()
+    pairs, steps = int(options.pairs), int(options.steps)
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     trainer = alone(Recipe.load("mnist-mlp"))
@@ -88,15 +88,15 @@ def main() -> None:
         seconds = {}
         for name in ("on", "off")[:: 1 if pair % 2 else -1]:
             trainer.clock, trainer.exchange.watch = modes[name]
-            seconds[name] = block(trainer, 800 * (pair + 2) // 100 * 100)
+            seconds[name] = block(trainer, 800 * (pair + 2) // 100 * 100, steps)
         if pair >= 0:
             ratios.append(seconds["on"] / seconds["off"])
-    quarters = statistics.quantiles(ratios, n=4)
+    low, middle, high = np.quantile(ratios, (0.25, 0.5, 0.75))
     print(
-        f"on/off: median {quarters[1]:.4f}, quartiles {quarters[0]:.4f} to "
-        f"{quarters[2]:.4f}, n={pairs} pairs of {BLOCK} steps"
+        f"on/off: median {middle:.4f}, quartiles {low:.4f} to {high:.4f}, "
+        f"n={pairs} pairs of {steps} steps"
     )
 
 
 if __name__ == "__main__":
-    main()
+    cleanup.run(main)

@@ -1,21 +1,24 @@
-"""A limit on processes' CPU time, from outside: cgroup v1 or v2, needs root."""
+"""A limit on processes' CPU time, from outside: cgroup v1 or v2, needs root.
 
+A library of the benchmarks and the tests, not a script.
+"""
+
+import os
 import time
 from pathlib import Path
 
 
 PERIOD_US = 100_000
 """What containers use, too."""
+V1, V2 = Path("/sys/fs/cgroup/cpu"), Path("/sys/fs/cgroup")
 
 
 class Quota:
     """A cgroup for a process; the full speed is `core` of a core."""
 
     def __init__(self, pid: int, core: float = 1.0, period_us: int = PERIOD_US) -> None:
-        v1 = Path("/sys/fs/cgroup/cpu")
-        self._is_v1 = v1.is_dir()
-        root = v1 if self._is_v1 else Path("/sys/fs/cgroup")
-        self._path = root / f"samestep-benchmark-{pid}"
+        self._is_v1 = V1.is_dir()
+        self._path = _root() / f"samestep-benchmark-{os.getpid()}-{pid}"
         self._path.mkdir()
         self._core, self._period_us = core, period_us
         self.set(1.0)
@@ -44,3 +47,13 @@ class Quota:
         while (self._path / "cgroup.procs").read_text() and time.monotonic() < end:
             time.sleep(0.01)
         self._path.rmdir()
+
+
+def remove_all() -> None:
+    """Every cgroup that this process has made; none of their processes may live."""
+    for path in _root().glob(f"samestep-benchmark-{os.getpid()}-*"):
+        path.rmdir()
+
+
+def _root() -> Path:
+    return V1 if V1.is_dir() else V2

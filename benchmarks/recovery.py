@@ -24,8 +24,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import cleanup
 import psutil
 from hosts import Host, Network
+
+from samestep import machine
 
 
 HOSTS, PORT, PATIENCE = 3, 29400, 180.0
@@ -189,20 +192,25 @@ def show(rounds: list[dict[str, Fields]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("fault", nargs="*", choices=[*FAULTS, []])
+    parser.add_argument(
+        "faults", nargs="*", metavar="FAULT", help=f"of {', '.join(FAULTS)}; all"
+    )
     parser.add_argument("--rounds", type=int, default=1)
     default = Path(__file__).parent / "results" / "hosts-recovery.json"
     parser.add_argument("--out", type=Path, default=default)
     options = parser.parse_args()
+    if unknown := set(options.faults) - FAULTS.keys():
+        parser.error(f"faults are {', '.join(FAULTS)}; received {', '.join(unknown)}")
     rounds: list[dict[str, Fields]] = []
     if options.out.exists():
         rounds = json.loads(options.out.read_text())["rounds"]
     for _ in range(options.rounds):
-        for name in options.fault or FAULTS:
+        for name in options.faults or FAULTS:
             rounds.append({name: measure(name)})
-            options.out.write_text(json.dumps({"rounds": rounds}, indent=1) + "\n")
+            record = {"machine": machine.describe(), "rounds": rounds}
+            options.out.write_text(json.dumps(record, indent=1) + "\n")
     show(rounds)
 
 
 if __name__ == "__main__":
-    main()
+    cleanup.run(main)

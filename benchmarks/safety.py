@@ -17,14 +17,19 @@ import sys
 import tempfile
 from pathlib import Path
 
+import cleanup
+
 
 OFF = ("--snapshot-seconds", "0")
 
 
 def seconds(run: Path, *options: str) -> tuple[float, float]:
     """One training, from its first step to its last epoch's end; its standstill."""
-    command = [sys.executable, "-m", "samestep", "train", "--out", str(run), *options]
-    subprocess.run(command, check=True, capture_output=True, timeout=900)
+    command = [sys.executable, "-m", "samestep", "train", "--out", str(run)]
+    command += ["--no-report", *options]
+    ended = subprocess.run(command, check=False, capture_output=True, text=True)
+    if ended.returncode:
+        raise SystemExit(f"a training failed: {ended.stderr}")
     lines = (run / "events.jsonl").read_text().splitlines()
     times = {event["event"]: event["seconds"] for event in map(json.loads, lines)}
     standstill = json.loads((run / "result.json").read_text())["snapshot_seconds"]
@@ -36,8 +41,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--set", action="append", default=[], metavar="a.b=value")
     arguments = parser.parse_args()
-    options = ("--epochs", str(arguments.epochs), "--workers", str(arguments.workers))
+    options = ["--epochs", str(arguments.epochs), "--workers", str(arguments.workers)]
+    options += [word for change in arguments.set for word in ("--set", change)]
     ratios, shares = [], []
     for index in range(arguments.rounds):
         with tempfile.TemporaryDirectory() as directory:
@@ -53,9 +60,9 @@ def main() -> None:
         f"cost: median {statistics.median(ratios) - 1:.1%}, {min(ratios) - 1:.1%} to "
         f"{max(ratios) - 1:.1%}, n={len(ratios)}\n"
         f"standstill: median {statistics.median(shares):.2%}, {min(shares):.2%} to "
-        f"{max(shares):.2%}"
+        f"{max(shares):.2%}, n={len(shares)}"
     )
 
 
 if __name__ == "__main__":
-    main()
+    cleanup.run(main)

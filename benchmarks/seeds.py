@@ -10,6 +10,8 @@ import statistics
 import tempfile
 from pathlib import Path
 
+import cleanup
+
 from samestep import Placement, Recipe, train
 from samestep.forking import ForkServer
 from samestep.recipe import parse_override
@@ -37,8 +39,11 @@ def main() -> None:
             print(
                 f"seed {seed}  {train_accuracy}{validation}test {test:.2%}", flush=True
             )
-    print(f"test: mean {statistics.mean(tests):.2%}, lowest {min(tests):.2%}")
+    print(
+        f"test: mean {statistics.mean(tests):.2%}, {min(tests):.2%} to "
+        f"{max(tests):.2%}, n={len(tests)}"
+    )
 
 
 if __name__ == "__main__":
-    main()
+    cleanup.run(main)

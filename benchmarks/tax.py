@@ -18,19 +18,22 @@ import sys
 import tempfile
 from pathlib import Path
 
+import cleanup
+
 from samestep import Run
 
 
-Training = tuple[Path, subprocess.Popen[bytes]]
+Training = tuple[Path, subprocess.Popen[str]]
 
 
 def train(directory: Path, name: str, *options: str) -> Training:
     out = directory / name
     command = [sys.executable, "-m", "samestep", "train", "mnist-mlp-classic"]
     return out, subprocess.Popen(
-        [*command, "--out", str(out), *options],
+        [*command, "--out", str(out), "--no-report", *options],
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
@@ -38,20 +41,26 @@ def epoch_seconds(*started: Training) -> float:
     """The slowest of the trainings; the median of its epochs after the first."""
     slowest = 0.0
     for out, process in started:
-        if process.wait(600):
-            raise SystemExit(f"a training failed: see {out}")
+        _, errors = process.communicate(timeout=600)
+        if process.returncode:
+            raise SystemExit(f"a training failed: {errors}")
         seconds = [epoch["seconds"] for epoch in Run.open(out).history]
         slowest = max(slowest, statistics.median(seconds[1:]))
     return slowest
 
 
-def measure(batch: int, epochs: int, directory: Path) -> tuple[float, float, float]:
-    """Seconds per epoch: two workers, two that never talk, one worker."""
-    common = ("--epochs", str(epochs))
-    whole = (*common, "--global-batch", str(batch), "--micro-batches", "2")
+def measure(
+    batch: int, epochs: int, samples: int, directory: Path
+) -> tuple[float, float, float]:
+    """Return seconds per epoch: two workers, two that never talk, one worker."""
+    common = ("--epochs", str(epochs), "--set")
+    whole = (
+        *(*common, f"data.train_samples={samples}"),
+        *("--global-batch", str(batch), "--micro-batches", "2"),
+    )
     half = (
-        *(*common, "--global-batch", str(batch // 2), "--micro-batches", "1"),
-        *("--workers", "1", "--set", "data.train_samples=30000"),
+        *(*common, f"data.train_samples={samples // 2}", "--workers", "1"),
+        *("--global-batch", str(batch // 2), "--micro-batches", "1"),
     )
     together = epoch_seconds(train(directory, "2", *whole, "--workers", "2"))
     halves = [train(directory, name, *half) for name in ("left", "right")]
@@ -65,11 +74,17 @@ def main() -> None:
     parser.add_argument("--global-batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--samples", type=int, default=60_000)
     arguments = parser.parse_args()
+    if arguments.epochs < 2:
+        parser.error("--epochs is at least 2, since the first one is left out")
     rows = []
     for index in range(arguments.rounds):
         with tempfile.TemporaryDirectory() as directory:
-            row = measure(arguments.global_batch, arguments.epochs, Path(directory))
+            row = measure(
+                *(arguments.global_batch, arguments.epochs, arguments.samples),
+                Path(directory),
+            )
         rows.append(row)
         print(f"round {index + 1}: " + "  ".join(f"{s:.2f} s" for s in row), flush=True)
     for name, ratios in (
@@ -83,4 +98,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cleanup.run(main)

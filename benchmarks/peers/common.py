@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from samestep import models
 from samestep.data import mnist
+from samestep.data.splits import Split
 from samestep.dataset import Dataset, load
 from samestep.ingredients import CnnModel, CrossEntropy, MlpModel, TransformerModel
 from samestep.optimizer_sections import SgdRecipe
@@ -23,7 +24,10 @@ from samestep.schedule import learning_rate
 
 @dataclass(frozen=True)
 class Task:
-    """A recipe with its training and test samples as normalised float32 tensors."""
+    """A recipe with its training and test samples, as tensors in memory.
+
+    Images are normalised float32, [n, c, h, w], and for the family `mlp` [n, pixels].
+    """
 
     recipe: Recipe
     epochs: int
@@ -39,12 +43,13 @@ class Task:
     def model(self) -> nn.Module:
         """As everybody writes them: from torch's own layers.
 
-        Other families, and with PEERS_MODEL=recipe all of them, are the recipe's own.
+        Other families, those with batch norm, and with PEERS_MODEL=recipe all of them,
+        are the recipe's own.
         """
         torch.manual_seed(self.recipe.seed)
         recipe = self.recipe.model
         if os.environ.get("PEERS_MODEL") != "recipe":
-            if isinstance(recipe, MlpModel):
+            if isinstance(recipe, MlpModel) and recipe.norm == "none":
                 return mlp(recipe)
             if isinstance(recipe, CnnModel) and recipe.norm == "none":
                 return cnn(recipe, self.train[0][:1])
@@ -79,6 +84,7 @@ class Task:
             model.parameters(),
             recipe.lr,
             recipe.betas,
+            recipe.eps,
             weight_decay=recipe.weight_decay,
             fused=True,
         )
@@ -165,11 +171,14 @@ def task() -> Task:
     recipe = Recipe.load(arguments.recipe)
     torch.set_num_threads(arguments.threads)
     data = load(recipe.data)
-    train, test = (
-        data.splits[name].gather(torch.arange(len(data.splits[name])))
-        for name in ("train", "test")
-    )
-    return Task(recipe, arguments.epochs, arguments.threads, data, train, test)
+    parts = [in_memory(recipe, data.splits[name]) for name in ("train", "test")]
+    return Task(recipe, arguments.epochs, arguments.threads, data, *parts)
+
+
+def in_memory(recipe: Recipe, split: Split) -> tuple[Tensor, Tensor]:
+    """All inputs and targets of a split."""
+    inputs, targets = split.gather(torch.arange(len(split)))
+    return inputs.flatten(1) if recipe.model.family == "mlp" else inputs, targets
 
 
 def run(
@@ -185,11 +194,27 @@ def run(
         tell(task, model, seconds)
 
 
+def shapes(model: nn.Module) -> list[tuple[int, ...]]:
+    """Of all parameters, sorted: networks that are alike have equal ones."""
+    return sorted(tuple(parameter.shape) for parameter in model.parameters())
+
+
 def tell(task: Task, model: nn.Module, epoch_seconds: list[float]) -> None:
-    """Measures the test accuracy; prints it and the epochs' times as JSON."""
+    """Measures the test accuracy; prints it and the epochs' times."""
     model.eval()
     with torch.inference_mode():
         batches = zip(*(torch.split(part, 250) for part in task.test), strict=True)
         right = sum(int((model(x).argmax(-1) == y).sum()) for x, y in batches)
-    accuracy = right / task.test[1].numel()
-    print(json.dumps({"epoch_seconds": epoch_seconds, "test_accuracy": accuracy}))
+    report(epoch_seconds, right / task.test[1].numel(), shapes(model))
+
+
+def report(
+    epoch_seconds: list[float], test_accuracy: float, shapes: list[tuple[int, ...]]
+) -> None:
+    """Prints what compare.py reads: one line of JSON."""
+    record = {
+        "epoch_seconds": epoch_seconds,
+        "test_accuracy": test_accuracy,
+        "shapes": shapes,
+    }
+    print(json.dumps(record))

@@ -3,14 +3,13 @@
 The last, short batch of an epoch is dropped (a scan has one shape), in favour of JAX.
 """
 
-import json
 import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from common import task
+from common import report, task
 
 
 def main() -> None:
@@ -28,7 +27,8 @@ def main() -> None:
         for p in work.model()
         if hasattr(p, "weight")
     ]
-    scale = optax.scale_by_adam(*hyper.betas)
+    shapes = [shape for w, b in layers for shape in (w.T.shape, b.shape)]
+    scale = optax.scale_by_adam(*hyper.betas, hyper.eps)
     decay = optax.add_decayed_weights(hyper.weight_decay)
     parts = [decay, scale] if hyper.name == "adam" else [scale, decay]
     optimizer, seconds = optax.chain(*parts), []
@@ -72,7 +72,7 @@ def main() -> None:
         seconds.append(time.perf_counter() - start)
     inputs, targets = (part.numpy() for part in work.test)
     right = np.asarray(logits(layers, inputs, None).argmax(1) == targets).mean()
-    print(json.dumps({"epoch_seconds": seconds, "test_accuracy": float(right)}))
+    report(seconds, float(right), sorted(shapes))
 
 
 main()

@@ -1,0 +1,239 @@
+"""Every script in benchmarks/ runs, and leaves nothing behind, also after SIGTERM.
+
+Each in its smallest setting: what it measures here says nothing, and is not looked at.
+"""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import compare
+import psutil
+import pytest
+import torch
+from common import Task, in_memory, shapes
+from documents import PAGES, ROOT, commands
+from hosts import why_not
+from quota import V1, V2
+from test_launch import wait_until
+
+from samestep import Recipe, dataset, models
+
+
+SMALL = ("--set", "data.train_samples=1000")
+TWO_EPOCHS = ("--rounds", "1", "--epochs", "2", *SMALL)
+SMALLEST = {
+    "agreement.py": ("--blocks", "1", "--epochs", "1", "--seconds", "0.1", *SMALL),
+    "balance.py": ("half", "--rounds", "1", "--pace", "0.05"),
+    "compare.py": (
+        *("mnist-mlp", "samestep-1-whole", "plain-1", "samestep-2-halves", "ddp-2"),
+        *TWO_EPOCHS,
+    ),
+    "dilated.py": (
+        *("--rounds", "1", "--seconds", "0.01", "--warm-up", "0.01", "--samples", "4"),
+    ),
+    "nodes.py": ("throughput", "--rounds", "1", "--seconds", "0.5"),
+    "phases.py": ("--pairs", "1", "--steps", "5"),
+    "recovery.py": ("worker-killed",),
+    "safety.py": ("--rounds", "1", "--epochs", "1", *SMALL),
+    "seeds.py": ("mnist-mlp", "--seeds", "1", *SMALL),
+    "tax.py": ("--rounds", "1", "--epochs", "2", "--samples", "1000"),
+    "wire.py": ("2", "--rounds", "1"),
+}
+SAVING = {"compare.py": "--save"} | dict.fromkeys(
+    ("dilated.py", "nodes.py", "recovery.py"), "--out"
+)
+"""The option that says where."""
+AS_ROOT = {"dilated.py", "nodes.py", "recovery.py", "wire.py"}
+LIBRARIES = {"cleanup.py", "hosts.py", "quota.py"}
+MARK = "SAMESTEP_BENCHMARK_TEST"
+"""In the environment of a script, and so of every process that it starts."""
+
+needs_root = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+
+
+def start(script: str, home: Path, *options: str) -> subprocess.Popen[str]:
+    """`home` is for its temporary files."""
+    (home / "tmp").mkdir()
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "benchmarks" / script), *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, MARK: str(home), "TMPDIR": str(home / "tmp")},
+    )
+
+
+def output(process: subprocess.Popen[str]) -> str:
+    printed, errors = process.communicate(timeout=280)
+    assert process.returncode == 0, printed + errors
+    return printed
+
+
+def started_by(home: Path) -> Iterator[psutil.Process]:
+    """Everything that a script in `home` has started and that is not over."""
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(MARK) == str(home):
+                yield process
+        except psutil.Error:
+            continue
+
+
+def assert_nothing_is_left(script: subprocess.Popen[str], home: Path) -> None:
+    assert list(started_by(home)) == []
+    assert list((home / "tmp").iterdir()) == []
+    for root in (V1, V2):
+        assert list(root.glob(f"samestep-benchmark-{script.pid}-*")) == []
+
+
+def test_every_script_is_run_here() -> None:
+    scripts = {path.name for path in (ROOT / "benchmarks").glob("*.py")}
+    assert scripts - LIBRARIES == SMALLEST.keys()
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        pytest.param(name, marks=needs_root) if name in AS_ROOT else name
+        for name in SMALLEST
+    ],
+)
+def test_a_script_runs_as_documented_and_leaves_nothing(
+    script: str, tmp_path: Path
+) -> None:
+    saved = tmp_path / "saved"
+    saving = (SAVING[script], str(saved)) if script in SAVING else ()
+    process = start(script, tmp_path, *SMALLEST[script], *saving)
+    printed = output(process)
+    assert re.search(r"\bn\b", printed), printed
+    assert_nothing_is_left(process, tmp_path)
+    if script == "compare.py":
+        assert_all_learn_alike(saved)
+
+
+def assert_all_learn_alike(saved: Path) -> None:
+    first, *others = [
+        row["test_accuracy"] for row in json.loads(saved.read_text())["rows"]
+    ]
+    assert first > 0.7
+    assert all(abs(other - first) < 0.08 for other in others)
+
+
+@pytest.mark.parametrize(
+    ("peer", "package"),
+    [
+        ("accelerate-2", "accelerate"),
+        ("lightning-2", "lightning"),
+        ("jax-2", "jax"),
+    ],
+)
+def test_a_peer_learns_as_much_as_samestep(
+    peer: str, package: str, tmp_path: Path
+) -> None:
+    if find_spec(package) is None:
+        pytest.skip(f"{package} is not installed: it is in the extra `benchmarks`")
+    saved = tmp_path / "saved.json"
+    names = ("mnist-mlp-classic", "samestep-1", peer)
+    process = start("compare.py", tmp_path, *names, *TWO_EPOCHS, "--save", str(saved))
+    output(process)
+    assert_nothing_is_left(process, tmp_path)
+    assert_all_learn_alike(saved)
+
+
+def test_contenders_with_other_networks_are_not_compared() -> None:
+    with pytest.raises(SystemExit, match="those of plain-1 \\[\\[10\\]\\]"):
+        compare.check_network("plain-1", [[10], [10, 784]], [[10]])
+
+
+@pytest.mark.parametrize(
+    ("changes", "unread"),
+    [
+        ({}, []),
+        ({"optimizer.clip_norm": 1.0}, []),
+        ({"precision": "bf16"}, ["precision"]),
+        ({"freeze": ["bias"]}, ["freeze"]),
+        ({"data.augment.shift": 2}, ["data.augment"]),
+        (
+            {"optimizer.decay_norms_and_biases": False},
+            ["optimizer.decay_norms_and_biases"],
+        ),
+    ],
+)
+def test_what_the_peers_would_leave_out_is_refused(
+    changes: dict[str, Any], unread: list[str]
+) -> None:
+    assert compare.unread(Recipe.load("mnist-mlp", changes)) == unread
+
+
+@pytest.mark.parametrize(
+    ("script", "options", "reached"),
+    [
+        ("compare.py", ("mnist-mlp", "ddp-2", "--epochs", "99"), "peers/ddp.py"),
+        pytest.param(
+            *("nodes.py", ("throughput",), "samestep.worker"), marks=needs_root
+        ),
+    ],
+)
+def test_sigterm_leaves_nothing_of_a_script(
+    script: str, options: tuple[str, ...], reached: str, tmp_path: Path
+) -> None:
+    process = start(script, tmp_path, *options)
+    wait_until(
+        lambda: any(reached in " ".join(p.cmdline()) for p in started_by(tmp_path))
+    )
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert_nothing_is_left(process, tmp_path)
+
+
+def documented() -> Iterator[list[str]]:
+    """Script and arguments of every benchmark in the documents' blocks."""
+    for page in PAGES:
+        for words in commands(page, "python"):
+            if words and words[0].startswith("benchmarks/"):
+                yield words
+
+
+def test_every_documented_option_is_one_of_the_script() -> None:
+    for path, *words in documented():
+        script = ROOT / path
+        given = {word for word in words if word.startswith("--")}
+        assert given <= set(re.findall(r'"(--[a-z-]+)"', script.read_text())), words
+        if script.name == "compare.py":
+            recipe, *names = [w for w in words if re.fullmatch(r"[a-z]+-[a-z0-9-]+", w)]
+            assert Recipe.load(recipe)
+            assert set(names) <= compare.CONTENDERS.keys()
+
+
+NETWORKS = [
+    ("mnist-mlp", {}),
+    ("mnist-mlp", {"model.norm": "batch"}),
+    ("mnist-mlp-classic", {}),
+    ("mnist-cnn", {}),
+    ("mnist-cnn", {"model.norm": "batch"}),
+    ("chars-transformer", {"data.path": str(ROOT / "docs"), "data.pattern": "*.md"}),
+]
+
+
+@pytest.mark.parametrize(("name", "changes"), NETWORKS)
+def test_the_network_of_the_peers_is_that_of_samestep(
+    name: str, changes: dict[str, str]
+) -> None:
+    recipe = Recipe.load(name, changes)
+    data = dataset.load(recipe.data)
+    first = data.first(3).splits["train"]
+    inputs, targets = in_memory(recipe, first)
+    task = Task(recipe, 1, 1, data, (inputs, targets), (inputs, targets))
+    peer, own = task.model().eval(), models.build(recipe.model, data).eval()
+    assert shapes(peer) == shapes(own)
+    with torch.inference_mode():
+        assert peer(inputs).shape == own(first.gather(torch.arange(3))[0]).shape
