@@ -2,7 +2,7 @@
 
     python benchmarks/phases.py
 
-One worker in this process takes steps of mnist-mlp in blocks, by default of 100, with
+One worker in this process takes steps of mnist-mlp, in blocks of 100, in turn with
 everything that is measured (the clock of the phases, and the watch on the
 micro-batches' gradients every 25 steps) and with neither. Each pair of blocks gives a
 ratio; evaluation, snapshots and the merging of losses are left out of both.
