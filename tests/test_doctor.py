@@ -121,6 +121,12 @@ def test_a_healthy_machine_is_ok_throughout() -> None:
             "unset MKL_CBWR",
         ),
         (
+            {"variables": {"OMP_THREAD_LIMIT": "1"}},
+            "warning",
+            "thread settings",
+            "unset OMP_THREAD_LIMIT",
+        ),
+        (
             {"missing": {"report": ["jinja2", "scipy"]}},
             "warning",
             "extras",
@@ -180,13 +186,16 @@ def test_an_address_that_gloo_would_not_take_is_told() -> None:
             "problem",
             "kernels on both",
         ),
-        ({"processor": "Another"}, "warning", "kernels on both"),
+        ({"processor": "Another"}, "problem", "kernels on both"),
+        ({"variables": {"MKL_CBWR": "AVX2"}}, "problem", "kernels on both"),
         (
             {"libraries": {**HEALTHY["libraries"], "numpy": "2.3.0"}},
             "warning",
             "libraries on both",
         ),
-        ({"python": "3.12.1"}, "warning", "libraries on both"),
+        ({"python": "3.11.8"}, "warning", "libraries on both"),
+        ({"python": "3.12.1"}, "problem", "libraries on both"),
+        ({"libc": "musl 1.2"}, "problem", "libraries on both"),
     ],
 )
 def test_differences_between_machines_are_listed_by_host(

@@ -1,7 +1,11 @@
 import hashlib
 
+import pytest
 import torch
+from torch import nn
 
+from samestep import weights
+from samestep.errors import ReplicasDiffer
 from samestep.fingerprint import fingerprint
 
 
@@ -26,6 +30,31 @@ def test_a_single_bit_changes_it() -> None:
     assert zero != fingerprint({"v": torch.zeros(3)})
     assert zero != fingerprint({"w": torch.zeros(3, 1)})
     assert zero != fingerprint({"w": torch.zeros(3, dtype=torch.int32)})
+
+
+class AnotherHasOther:
+    """Worker 1 tells of a fingerprint of zeros."""
+
+    workers = 2
+
+    def merge(self, values: torch.Tensor) -> torch.Tensor:
+        return values
+
+
+@pytest.mark.parametrize(
+    ("is_own", "says", "not_said"),
+    [
+        (True, "hidden from samestep is likely .*`samestep check`", "memory"),
+        (False, "a fault of memory or processor is likely", "samestep check"),
+    ],
+)
+def test_replicas_that_differ_are_not_blamed_on_memory_where_code_is_likelier(
+    is_own: bool, says: str, not_said: str
+) -> None:
+    with pytest.raises(ReplicasDiffer, match=says) as caught:
+        weights.agreed(nn.Linear(1, 1), 0, AnotherHasOther(), is_own)
+    assert "worker 1 has 0000000000000000" in str(caught.value)
+    assert not_said not in str(caught.value)
 
 
 def test_memory_layout_does_not_matter() -> None:

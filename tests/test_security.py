@@ -16,6 +16,7 @@ from conftest import Train, small_recipe
 from test_launch import DEADLINE, long_training
 
 import samestep
+from samestep import conditions, machine
 
 
 SOURCES = sorted(Path(samestep.__file__).parent.rglob("*.py"))
@@ -154,6 +155,17 @@ def test_a_run_contains_no_value_of_the_environment(
     for path in run.path.rglob("*"):
         if path.is_file():
             assert b"swordfish-4711" not in path.read_bytes()
+
+
+def test_of_the_environment_only_what_decides_bits_or_threads_is_recorded() -> None:
+    variables = {**dict.fromkeys(os.environ, "swordfish"), "HOME": "swordfish"}
+    assert conditions.said(variables) == conditions.NONE
+    set_ = dict.fromkeys([*conditions.VARIABLES, *machine.THREAD_VARIABLES], "set")
+    said = conditions.said({**variables, **set_})
+    assert said == " ".join(f"{name}=set" for name in conditions.VARIABLES)
+    # Whoever extends the list extends rule 7, too: none of these can be a secret.
+    assert len(conditions.VARIABLES) == 11
+    assert len(machine.THREAD_VARIABLES) == 4
 
 
 def test_events_name_no_fault_unless_somebody_asked_for_one(train: Train) -> None:

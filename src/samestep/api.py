@@ -126,10 +126,11 @@ def resume(
 
     The final weights are those of the uninterrupted training. `epochs` extends a run
     whose schedule does not depend on their number. Another recipe, torch version,
-    instruction set or own code than the checkpoint's is refused, unless
-    `accept_other_bits`. What was given to `train` as an object is given again as
-    `model`, `data` or `loss`. `placed` are fields of the placement (`workers=2`).
-    Raises like `train`; RunError and CheckpointError say why it cannot go on.
+    processor or own code than the checkpoint's is refused, like any other condition
+    that decides bits, unless `accept_other_bits`. What was given to `train` as an
+    object is given again as `model`, `data` or `loss`. `placed` are fields of the
+    placement (`workers=2`). Raises like `train`; RunError and CheckpointError say why
+    it cannot go on.
     """
     started = time.monotonic() if started is None else started
     placement = _placed(placement, placed)
@@ -153,15 +154,16 @@ def resume(
             facts, conditions = described(start.recipe)
             most = placement.max_restarts
             build = build_of(running, placement.device, most) | conditions
-            start.check(build, accept_other_bits)
+            warnings = [] if accept_other_bits else start.check(build)
             shown.note(_headline(start.recipe, why))
-            for warning in start.warnings:
+            for warning in [*start.warnings, *warnings]:
                 shown.note(f"warning: {warning}")
             shown.note(start.headline)
             writer.rewind(start.step, start.epochs)
             writer.start("resumed", facts, running.device(placement.device))
             session = Session(writer, shown, conditions)
-            return supervise(session, running, given, notice, start.checkpoint)
+            kept = {} if accept_other_bits else start.kept
+            return supervise(session, running, given, notice, start.checkpoint, kept)
 
 
 def evaluate(

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from samestep import nested
+from samestep import conditions, nested
 from samestep.augment import Mixed
 from samestep.errors import PlacementError
 from samestep.nested import Nested
@@ -85,6 +85,7 @@ def build() -> dict[str, str]:
     return {
         "torch": torch.__version__,
         "instruction_set": torch.backends.cpu.get_cpu_capability(),
+        **conditions.of_machine(),
     }
 
 

@@ -26,6 +26,7 @@ from samestep.models.custom import check_parameters, check_types
 from samestep.plan import Plan, derive_seed
 from samestep.rehearsal import check_gradients, still_buffers
 from samestep.tally import Piece, Tally, Value
+from samestep.threads import check as check_threads
 from samestep.unchanged import Unchanged
 from samestep.weighing import Weights
 
@@ -62,6 +63,7 @@ class Loop:
                 f"`{reduction}`. Reduce it before `backward`."
             )
         torch.set_num_threads(threads)
+        check_threads(threads)
         self._group = Group()
         self.rank, self.workers = self._group.rank, self._group.workers
         if self.workers > micro_batches:
@@ -163,7 +165,7 @@ class Loop:
 
     def fingerprint(self) -> str:
         """All workers: SHA-256 of the weights. ReplicasDiffer if there is not one."""
-        return weights.agreed(self._model, self.rank, self._group)
+        return weights.agreed(self._model, self.rank, self._group, is_own=True)
 
     def print(self, *values: object) -> None:
         """On rank 0 only; all workers compute what is printed."""

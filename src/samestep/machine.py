@@ -23,6 +23,7 @@ MEMORY_FILES = (
     ),
 )
 """Of cgroups v2 and v1: limit, usage, and the fields of memory.stat that are cache."""
+CPUINFO = Path("/proc/cpuinfo")
 LIBRARIES = ("samestep", "torch", "numpy", "safetensors", "pydantic")
 THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
@@ -114,7 +115,7 @@ def describe() -> dict[str, Any]:
     return {
         "machine": platform.machine(),
         "system": platform.platform(),
-        "processor": _processor_name(),
+        "processor": processor_name(),
         "logical_cpus": os.cpu_count(),
         "physical_cores": psutil.cpu_count(logical=False),
         "affinity": sorted(_affinity()),
@@ -182,13 +183,16 @@ def _caches() -> dict[str, int]:
     return sizes
 
 
-def _processor_name() -> str:
+def processor_name() -> str:
+    """The model, as the system tells it."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
+        lines = CPUINFO.read_text().splitlines()
+    except OSError:  # macOS
         return platform.processor()
-    names = (line.partition(":")[2].strip() for line in lines if "model name" in line)
-    return next(names, platform.processor())
+    pairs = (line.partition(":")[::2] for line in lines)
+    found = {name.strip(): value.strip() for name, value in pairs}
+    arm = [found[name] for name in ("CPU implementer", "CPU part") if name in found]
+    return found.get("model name") or " ".join(arm) or platform.processor()
 
 
 def loopback() -> str:

@@ -203,6 +203,7 @@ class Recovery:
             if self.layout is not None:
                 check_same(self.layout, layout)
             self.layout = layout
+            self.job |= message["conditions"]
             kept = constants.read(self._constants)
             self._snapshots = Snapshots(fd, layout, self.workers, kept)
         elif kind == "snapshot":

@@ -8,6 +8,8 @@ from typing import Any
 from samestep import checkpoint, files
 from samestep.asking import recipe_of
 from samestep.checkpoint import Checkpoint
+from samestep.conditions import FOUND_BY_WORKERS, of_machine
+from samestep.data_sections import CustomData
 from samestep.errors import CheckpointError, RunError
 from samestep.recipe import Recipe
 from samestep.run import Run
@@ -44,21 +46,31 @@ class Start:
             return f"{self.run} has no usable checkpoint: it starts from the beginning"
         return f"going on after step {self.step}"
 
-    def check(self, build: Mapping[str, str], accept_other_bits: bool) -> None:
-        """Raises CheckpointError if the result could have other bits."""
-        if self.checkpoint is None or accept_other_bits:
-            return
+    def check(self, build: Mapping[str, str]) -> list[str]:
+        """Raises CheckpointError if the result could have other bits.
+
+        Returns warnings.
+        """
+        if self.checkpoint is None:
+            return []
         manifest = self.checkpoint.manifest
         saved = Recipe.from_dict(manifest.recipe)  # it may lack later fields
-        check_conditions((saved, manifest.build), (self.recipe, build))
+        return check_conditions((saved, manifest.build), (self.recipe, build))
+
+    @property
+    def kept(self) -> dict[str, str]:
+        """The conditions that only the workers can compare."""
+        return kept_for_workers(
+            self.checkpoint.manifest.build if self.checkpoint else {}
+        )
 
 
 Conditions = tuple[Recipe, Mapping[str, str]]
 """What decides bits: the recipe and everything else."""
 
 
-def check_conditions(then: Conditions, now: Conditions) -> None:
-    """Raises CheckpointError if the result could have other bits."""
+def check_conditions(then: Conditions, now: Conditions) -> list[str]:
+    """Raises CheckpointError if the result could have other bits; returns warnings."""
     differences = list(_differences(then, now))
     if differences:
         raise CheckpointError(
@@ -66,6 +78,25 @@ def check_conditions(then: Conditions, now: Conditions) -> None:
             f"result would have other bits. Different are: {'; '.join(differences)}"
             ". Restore them, or pass `--accept-other-bits`."
         )
+    unknown = list(_unknown(then[1], now[0]))
+    if not unknown:
+        return []
+    return [
+        "The checkpoint was written by an earlier version, which did not keep: "
+        f"{', '.join(unknown)}. If one of them was another then, the result has other "
+        "bits."
+    ]
+
+
+def kept_for_workers(build: Mapping[str, str]) -> dict[str, str]:
+    """Those of a build that only the workers can compare."""
+    return {name: build[name] for name in FOUND_BY_WORKERS if name in build}
+
+
+def _unknown(build: Mapping[str, str], recipe: Recipe) -> Iterator[str]:
+    """What checkpoints have kept only since a later version."""
+    by_workers = FOUND_BY_WORKERS if isinstance(recipe.data, CustomData) else ()
+    yield from (name for name in (*of_machine(), *by_workers) if name not in build)
 
 
 def find_start(
@@ -128,10 +159,11 @@ def _differences(then: Conditions, now: Conditions) -> Iterator[str]:
     for ignored in ("name", *(["epochs"] if recipe.schedule.name in ENDLESS else [])):
         before.pop(ignored), after.pop(ignored)
     cpu = {"device": "cpu"}  # not named in a build
-    pairs = [
-        ("recipe ", before, after),
-        ("", cpu | dict(then[1]), cpu | dict(now[1])),
-    ]
+    machines: list[dict[str, Any]] = [cpu | dict(build) for build in (then[1], now[1])]
+    for name in (*of_machine(), *FOUND_BY_WORKERS):
+        if not all(name in build for build in machines):  # not known, or not yet
+            machines[0].pop(name, None), machines[1].pop(name, None)
+    pairs = [("recipe ", before, after), ("", machines[0], machines[1])]
     for prefix, old, new in pairs:
         for key in sorted(old.keys() | new.keys()):
             if old.get(key) != new.get(key):

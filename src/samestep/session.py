@@ -138,6 +138,7 @@ class Session:
         self.view.receive(message)
         self._look_at_losses(message)
         if message["type"] == "started":
+            self._keeper.build = {**self._keeper.build, **message["conditions"]}
             self._steps_per_epoch = message["steps_per_epoch"]
         if message["type"] == "finished":
             self._final = {k: message[k] for k in message if k not in ("type", "rank")}
@@ -208,10 +209,14 @@ def supervise(
     own: Given,
     notice: str | None,
     start: Checkpoint | None = None,
+    kept: Mapping[str, str] | None = None,
 ) -> Run:
-    """Workers on this machine, started again when one fails. Raises as `run` does."""
+    """Workers on this machine, started again when one fails. Raises as `run` does.
+
+    `kept` are conditions of `start` that the workers compare.
+    """
     placement, recipe = session.writer.placement, session.writer.recipe
-    fields = {"kind": "train", "recipe": recipe.to_dict()}
+    fields = {"kind": "train", "recipe": recipe.to_dict(), **(kept or {})}
     with stop_on_signals() as stop:
         recovery = Recovery(
             server=server,

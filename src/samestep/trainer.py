@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from samestep import compiling, constants, dataset
+from samestep import alike, compiling, constants, dataset
 from samestep.balance import contiguous, shares
 from samestep.balancer import Balancer
 from samestep.board import COMPILING, MEETING, Board
@@ -79,6 +79,8 @@ class Surroundings:
     most_steps: int | None = None
     """Full global batches of an epoch, to try a recipe out; None: all."""
     device: Device = field(default_factory=Device)
+    samples: str = ""
+    """The checksum of samples that the run began with; empty: not known."""
 
 
 @dataclass
@@ -91,6 +93,8 @@ class Trainer:
     """Does nothing but on the first worker of each node."""
 
     data: dataset.Dataset
+    conditions: dict[str, str]
+    """Of `conditions.FOUND_BY_WORKERS`."""
     plan: Plan
     feed: Feed
     owned: tuple[int, int]
@@ -155,6 +159,10 @@ def build(recipe: Recipe, around: Surroundings) -> Trainer:
     balancer = _balancer(recipe, around)
     around.board.enter(MEETING)
     exchange = around.connect(flat, balancer.owned)
+    check = alike.Check(recipe, place.rank, exchange)
+    samples = check.data(data)
+    alike.check_kept(around.samples, samples)
+    check.model(model)
     objective = parts.objective(recipe)
     attached = exchange.attach(objective)
     if recipe.compile:
@@ -168,6 +176,7 @@ def build(recipe: Recipe, around: Surroundings) -> Trainer:
         place=place,
         report=around.report if place.is_leader else lambda _: None,
         data=data,
+        conditions=alike.conditions(recipe, samples),
         plan=plan,
         feed=feed,
         owned=balancer.owned[place.rank],

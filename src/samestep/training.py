@@ -22,6 +22,7 @@ from samestep.ingredients import CustomLoss
 from samestep.layout import BLOCK
 from samestep.metrics import Sums, tree_sum
 from samestep.objective import COUNTED
+from samestep.own import names
 from samestep.plan import derive_seed
 from samestep.progress import Record, epoch_record, own_metrics, step_record
 from samestep.rhythm import Decision
@@ -40,6 +41,7 @@ def train(trainer: Trainer) -> bool:
             "train_samples": plan.num_samples,
             "parameters": sum(p.numel() for p in trainer.model.parameters()),
             "layout": trainer.flat.layout.to_dict(),
+            "conditions": trainer.conditions,
             "torch": torch.__version__,
             "instruction_set": torch.backends.cpu.get_cpu_capability(),
         }
@@ -92,7 +94,10 @@ def _close_epoch(trainer: Trainer, record: Record) -> None:
         if stop and stopping.note(stop, record[stop.metric], record["epoch"]):
             trainer.kept.keep(stopping)
         record["weights_sha256"] = weights.agreed(
-            trainer.model, trainer.place.rank, trainer.exchange
+            trainer.model,
+            trainer.place.rank,
+            trainer.exchange,
+            is_own=bool(names(trainer.recipe)),
         )
     trainer.report(record)
     _probe(trainer)

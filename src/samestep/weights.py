@@ -15,17 +15,33 @@ from samestep.fingerprint import fingerprint
 from samestep.groups import listing
 
 
-def agreed(model: nn.Module, rank: int, exchange: Merger) -> str:
-    """All workers: the fingerprint. Raises ReplicasDiffer, on all, if it is not one."""
+OWN_CAUSE = (
+    "With code of your own, state that is hidden from samestep is likely (a counter, a "
+    "cache, a generator), or code that depends on the rank: `samestep check` looks for "
+    "it."
+)
+BUILT_IN_CAUSE = (
+    "The built-in code gives every worker the same, so a library that differs or a "
+    "fault of memory or processor is likely; `samestep doctor --peer` compares two."
+)
+
+
+def agreed(model: nn.Module, rank: int, exchange: Merger, is_own: bool) -> str:
+    """All workers: the fingerprint. Raises ReplicasDiffer, on all, if it is not one.
+
+    `is_own` says whether the training has code of the user's.
+    """
     sha256 = fingerprint(model.state_dict())
     every = torch.zeros(exchange.workers, 32, dtype=torch.float64)
     every[rank] = torch.tensor(list(bytes.fromhex(sha256)), dtype=torch.float64)
-    if not bool((exchange.merge(every) == every[0]).all()):
-        raise ReplicasDiffer(
-            f"All workers must hold the same weights; worker {rank} has "
-            f"{sha256[:16]}, another has something else. Memory or a processor may be "
-            "faulty, or a library depends on the worker."
-        )
+    found = [bytes(map(int, row)).hex() for row in exchange.merge(every).tolist()]
+    for worker, other in enumerate(found):
+        if other != found[0]:
+            raise ReplicasDiffer(
+                f"All workers must hold the same weights; worker 0 has "
+                f"{found[0][:16]}, worker {worker} has {other[:16]}. "
+                + (OWN_CAUSE if is_own else BUILT_IN_CAUSE)
+            )
     return sha256
 
 

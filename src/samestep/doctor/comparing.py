@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
+from samestep.conditions import NONE, VARIABLES, said
 from samestep.doctor.facts import Facts
 from samestep.doctor.findings import Finding
-from samestep.doctor.software import DECIDING_BITS
 
 
 NEED_NOT_AGREE = ("samestep", "torch")
@@ -72,35 +72,32 @@ def _torch(own: Facts, peer: Facts) -> Finding:
 def _kernels(own: Facts, peer: Facts) -> Finding:
     """What decides bits besides the software."""
     ours, theirs = (
-        [one.instruction_set, *(one.variables.get(name, "") for name in DECIDING_BITS)]
+        (one.instruction_set or "no x86", one.processor, said(one.variables))
         for one in (own, peer)
     )
-    shown = own.instruction_set or "this processor's own"
-    processors = own.processor, peer.processor
-    if ours == theirs and len(set(processors)) == 1:
-        return Finding("ok", "kernels on both", f"{shown}, {own.processor}")
     if ours == theirs:
-        return Finding(
-            "warning",
-            "kernels on both",
-            _by_host(own, peer, *processors) + f"; both {shown}",
-            "Libraries under PyTorch may choose kernels by the processor, too: workers "
-            "compare their weights after every epoch and would stop.",
-            "samestep train --epochs 1 --nodes 2 ...",
-        )
+        shown = own.instruction_set or "this processor's own"
+        return Finding("ok", "kernels on both", f"{shown}, {own.processor}")
+    named = {**own.variables, **peer.variables}
+    if ours[0] != theirs[0]:
+        mend = f"export ATEN_CPU_CAPABILITY={_lesser(ours[0], theirs[0])}"
+    elif ours[2] != theirs[2]:
+        mend = f"unset {' '.join(name for name in VARIABLES if name in named)}"
+    else:
+        mend = "# train on machines of one type"
     return Finding(
         "problem",
         "kernels on both",
-        _by_host(own, peer, _said(ours), _said(theirs)),
-        "Other instructions round otherwise: a training on both does not start. Use "
-        "the lesser set on both; its weights are other ones, again the same anywhere.",
-        f"export ATEN_CPU_CAPABILITY={_lesser(ours[0], theirs[0])}",
+        _by_host(own, peer, _joined(ours), _joined(theirs)),
+        "Other kernels round otherwise, and libraries choose them by the instructions, "
+        "the processor and these variables: a training on both does not start.",
+        mend,
     )
 
 
 def _libraries(own: Facts, peer: Facts) -> Finding:
-    ours = {"Python": own.python, **own.libraries}
-    theirs = {"Python": peer.python, **peer.libraries}
+    ours = {"Python": own.python, "libc": own.libc, **own.libraries}
+    theirs = {"Python": peer.python, "libc": peer.libc, **peer.libraries}
     differing = [
         f"{name} ({_by_host(own, peer, ours.get(name, '-'), theirs.get(name, '-'))})"
         for name in {**ours, **theirs}
@@ -110,13 +107,22 @@ def _libraries(own: Facts, peer: Facts) -> Finding:
         return Finding(
             "ok", "libraries on both", ", ".join(map(" ".join, ours.items()))
         )
+    stops = _runtime(own) != _runtime(peer)
     return Finding(
-        "warning",
+        "problem" if stops else "warning",
         "libraries on both",
         "; ".join(differing),
-        "Data that are prepared by other versions can be other data.",
+        "Another Python or libc may compute other bits: a training on both does not "
+        "start."
+        if stops
+        else "Data that are prepared by other versions can be other data.",
         "pip install --constraint constraints.txt samestep",
     )
+
+
+def _runtime(one: Facts) -> tuple[str, str]:
+    """Patch releases of Python may differ."""
+    return one.python.rpartition(".")[0], one.libc
 
 
 def _cores(own: Facts, peer: Facts) -> Finding:
@@ -131,14 +137,8 @@ def _by_host(own: Facts, peer: Facts, ours: str, theirs: str) -> str:
     return f"{own.host}: {ours}; {there}: {theirs}"
 
 
-def _said(deciding: Sequence[str]) -> str:
-    instructions, *values = deciding
-    variables = [
-        f"{name}={value}"
-        for name, value in zip(DECIDING_BITS, values, strict=True)
-        if value
-    ]
-    return " ".join([instructions or "no x86", *variables])
+def _joined(deciding: Sequence[str]) -> str:
+    return ", ".join(one for one in deciding if one != NONE)
 
 
 def _lesser(ours: str, theirs: str) -> str:

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 import psutil
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from samestep import barrier, interfaces, machine
+from samestep import barrier, conditions, interfaces, machine
 from samestep.errors import PlacementError
 
 
@@ -27,11 +27,10 @@ VARIABLES = (
     "OMP_PLACES",
     "GOMP_CPU_AFFINITY",
     "OMP_WAIT_POLICY",
-    "ATEN_CPU_CAPABILITY",
-    "ONEDNN_MAX_CPU_ISA",
-    "DNNL_MAX_CPU_ISA",
-    "MKL_CBWR",
-    "MKL_ENABLE_INSTRUCTIONS",
+    "OMP_THREAD_LIMIT",
+    "OMP_DYNAMIC",
+    "OMP_MAX_ACTIVE_LEVELS",
+    *conditions.VARIABLES,
     "TORCH_GLOO_LAZY_INIT",
     interfaces.GLOO_VARIABLE,
 )
@@ -114,6 +113,7 @@ class Facts(BaseModel):
     gpus: Size
     """Devices of NVIDIA's driver."""
     python: Text
+    libc: Text = ""
     cuda: Text
     """The version that PyTorch was built for; empty: a build for CPUs."""
     sources_sha256: Text
@@ -145,6 +145,7 @@ def observe(address: str = "", port: int = RENDEZVOUS_PORT) -> Facts:
             "out_free_bytes": shutil.disk_usage(out).free,
             "out_is_writable": os.access(out, os.W_OK),
             "instruction_set": instruction_set(_read(CPUINFO)),
+            "libc": conditions.of_machine()["libc"],
             "gpus": len(list(Path("/dev").glob("nvidia[0-9]*"))),
             "cuda": _cuda(),
             "sources_sha256": machine.checksum_of_sources(),

@@ -2,18 +2,13 @@
 
 import shlex
 
+from samestep import conditions
 from samestep.doctor.facts import Facts
 from samestep.doctor.findings import Finding
 
 
+LIMITING = ("OMP_THREAD_LIMIT", "OMP_DYNAMIC", "OMP_MAX_ACTIVE_LEVELS")
 BINDING = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY")
-DECIDING_BITS = (
-    "ATEN_CPU_CAPABILITY",
-    "ONEDNN_MAX_CPU_ISA",
-    "DNNL_MAX_CPU_ISA",
-    "MKL_CBWR",
-    "MKL_ENABLE_INSTRUCTIONS",
-)
 
 
 def check(facts: Facts) -> list[Finding]:
@@ -47,6 +42,16 @@ def threads(facts: Facts) -> Finding:
             "Threads that wait burn a core that another worker could use.",
             "unset OMP_WAIT_POLICY",
         )
+    limiting = {n: facts.variables[n] for n in LIMITING if n in facts.variables}
+    if limiting:
+        return Finding(
+            "warning",
+            "thread settings",
+            _assignments(limiting),
+            "The number of threads decides bits: a recipe whose `threads` OpenMP does "
+            "not give is refused.",
+            f"unset {' '.join(limiting)}",
+        )
     number = facts.variables.get("OMP_NUM_THREADS")
     seen = f"OMP_NUM_THREADS={number}" if number else "none in the environment"
     return Finding(
@@ -61,7 +66,9 @@ def kernels(facts: Facts) -> Finding:
     """Does a variable choose other kernels, and so other bits?"""
     shown = facts.instruction_set or "this processor's own"
     set_ = {
-        name: facts.variables[name] for name in DECIDING_BITS if name in facts.variables
+        name: facts.variables[name]
+        for name in conditions.VARIABLES
+        if name in facts.variables
     }
     if not set_:
         return Finding("ok", "kernels", f"{shown}, {facts.processor}")

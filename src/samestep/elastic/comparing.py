@@ -54,10 +54,11 @@ class Prepared:
     checksums: Mapping[str, str]
     """Of data and of own code."""
     build: Mapping[str, str]
-    """Those, torch and the processor."""
+    """Those, and what else decides bits: `conditions.py`."""
     interface: Interface
     """Between the machines; empty: nothing was said."""
     held: Held | None
+    warnings: list[str]
 
 
 @dataclass
@@ -114,9 +115,10 @@ class Comparison:
         build = device.build() | checksums
         if placement.device != "cpu":
             build["device"] = f"{placement.device}: {_gpus().title}"
-        found = held.newest(request.run)
+        found, warnings = held.newest(request.run), list[str]()
         if found is not None and not request.accept_other_bits:
-            check_conditions((found.recipe, found.build), (recipe, build))
+            then = found.recipe, found.build
+            warnings = check_conditions(then, (recipe, build))
         named = request.interface or os.environ.get(interfaces.GLOO_VARIABLE)
         interface = interfaces.resolve(named) if named else Interface("", "")
         return Prepared(
@@ -128,6 +130,7 @@ class Comparison:
             build,
             interface,
             found,
+            warnings,
         )
 
     def _sees(self, is_fine: bool) -> list[int]:

@@ -155,7 +155,7 @@ def take_part(request: Request) -> None:
     watcher = Watcher()
     watcher.start()
     with _recorded(), _lingering(watcher):
-        _check(request, place)
+        _check(request)
         meeting = Meeting.join(place, lambda: _pause(watcher))
         if place.is_leader:
             leading.lead(request, meeting, watcher, STARTED)
@@ -163,7 +163,7 @@ def take_part(request: Request) -> None:
             _follow(meeting, watcher)
 
 
-def _check(request: Request, place: Place) -> None:
+def _check(request: Request) -> None:
     """Raises PlacementError."""
     placement = request.placement
     if placement.workers != "auto":
@@ -172,20 +172,20 @@ def _check(request: Request, place: Place) -> None:
             f"are; received `--workers {placement.workers}`. Leave it out."
         )
     for name in ("profile", "evict_slower_than", "min_workers"):
-        if place.nodes > 1 and getattr(placement, name):
+        if getattr(placement, name):
             raise PlacementError(
-                f"On several machines there is no `--{name.replace('_', '-')}`. Leave "
-                "it out, or use one machine."
+                f"Under torchrun there is no `--{name.replace('_', '-')}`: nobody "
+                "starts fewer workers or collects a trace. Leave it out, or use "
+                "`samestep train` on one machine."
             )
 
 
 def _follow(meeting: Meeting, watcher: Watcher) -> None:
     """A worker whose leader keeps the run."""
-    briefing = meeting.briefing()
+    briefing, fds = meeting.briefing()
     os.environ.update(briefing["environment"])
-    fds = {name: os.open(path, os.O_RDWR) for name, path in briefing["fds"].items()}
     board = Board(fds["board"], meeting.place.local_rank)
-    channel = generation.Here(briefing["job"], meeting.place.rank, lambda _: None)
+    channel = generation.Here(briefing["job"], meeting, lambda _: None)
     if not generation.train_here(channel, meeting, fds, board, watcher):
         raise Interrupted("stopped with the others", watcher.stop.exit_code)
 

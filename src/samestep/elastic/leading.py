@@ -25,6 +25,7 @@ from samestep.elastic.watcher import Watcher
 from samestep.errors import Interrupted, SamestepError
 from samestep.jobs import exchange_fields
 from samestep.recipe import Recipe
+from samestep.resumption import kept_for_workers
 from samestep.session import Session
 from samestep.snapshot import Snapshots
 from samestep.summary import summary
@@ -123,20 +124,21 @@ class Leader:
             memory_of = Snapshots(fds["snapshots"], state.layout, place.local_workers)
             memory_of.fill(state.state)
         job = _job(prepared, place.local_workers, step)
-        paths = {name: f"/proc/{os.getpid()}/fd/{fd}" for name, fd in fds.items()}
-        self.meeting.brief({"job": job, "environment": variables, "fds": paths})
+        if state is not None and not self.request.accept_other_bits:
+            job |= kept_for_workers(state.build)
+        self.meeting.brief({"job": job, "environment": variables}, fds)
         return Generation(
             meeting=self.meeting,
             watcher=self.watcher,
             job=job,
             fds=fds,
             conditions=prepared.build,
-            about=lambda layout, steps: About(
+            about=lambda layout, started: About(
                 recipe=prepared.recipe.to_dict(),
-                build=dict(prepared.build),
+                build={**prepared.build, **started["conditions"]},
                 layout=layout,
                 workers=place.local_workers,
-                steps_per_epoch=steps,
+                steps_per_epoch=started["steps_per_epoch"],
             ),
             shelf=shelf,
             held=state,
@@ -223,6 +225,8 @@ def _introduce(
             "note: Under torchrun samples are not drawn ahead of time, whatever "
             "`--prefetch` says; the result is the same."
         )
+    for warning in prepared.warnings:
+        view.note(f"warning: {warning}")
     if agreed.step:
         view.note(f"going on after step {agreed.step}")
 

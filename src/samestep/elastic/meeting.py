@@ -3,13 +3,13 @@
 import contextlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch._C._distributed_c10d import PrefixStore, Store
 
-from samestep.elastic import store
+from samestep.elastic import briefing, store
 from samestep.elastic.roster import START_SECONDS, Roster, wait
 from samestep.errors import PeerLost
 from samestep.place import Place
@@ -30,26 +30,29 @@ class Meeting:
     """Fresh: nobody else has ever used its prefix."""
     pause: Callable[[], None]
     """Between two looks; may raise, as when this worker is told to stop."""
+    name: str = ""
+    """Of the generation."""
 
     @classmethod
     def join(cls, place: Place, pause: Callable[[], None]) -> "Meeting":
         """All workers. Raises PeerLost, OSError, torch's DistError."""
         shared = _open_store(place)
         prefix = Roster(shared, place.rank, place.workers, pause=pause).agree()
-        return cls(place, PrefixStore(prefix, shared), pause)
+        return cls(place, PrefixStore(prefix, shared), pause, prefix)
 
     def tell(self, topic: str, value: Any) -> list[Any]:
         """All leaders: everybody's plain JSON value, by node. Raises PeerLost."""
         self.store.set(f"{topic}/{self.place.node}", json.dumps(value))
         return [self._hear(f"{topic}/{node}") for node in range(self.place.nodes)]
 
-    def brief(self, value: Any) -> None:
+    def brief(self, value: Mapping[str, Any], descriptors: Mapping[str, int]) -> None:
         """A leader, to the other workers of its node."""
-        self.store.set(f"brief/{self.place.node}", json.dumps(value))
+        others = self.place.local_workers - 1
+        briefing.give(self.name, value, descriptors, others, self.pause)
 
-    def briefing(self) -> Any:
+    def briefing(self) -> tuple[Any, dict[str, int]]:
         """The other workers: what their leader says. Raises PeerLost."""
-        return self._hear(f"brief/{self.place.node}")
+        return briefing.take(self.name, self.pause)
 
     def part(self) -> None:
         """All leaders, after an error that all of them have found.
@@ -69,6 +72,20 @@ class Meeting:
                 lambda: missing,
                 PART_SECONDS,
             )
+
+    def ready(self) -> None:
+        """All workers, each with its model built: returns when all of them are here.
+
+        Loading takes as long as it takes. From then on nobody is late for long.
+        """
+        self.store.set(f"ready/{self.place.rank}", "")
+        keys = [f"ready/{rank}" for rank in range(self.place.workers)]
+        wait(
+            lambda: self.store.check(keys),
+            self.pause,
+            lambda: ", ".join(key for key in keys if not self.store.check([key])),
+            PREPARE_SECONDS,
+        )
 
     def workers_store(self) -> Store:
         """For the exchange."""

@@ -95,10 +95,11 @@ class SharedExchange:
             + pages(item * local_workers * slots * width)
             + pages(8 * local_workers * SCRATCH),
         )
+        # First, so that workers find it even if their models are not alike.
+        self._scratch = shared.take(local_workers, SCRATCH, dtype=torch.float64)
         self.parameters = shared.take(flat.size, dtype=dtype)
         states = shared.take(num_states, flat.size, dtype=dtype)
         self._slots_of = shared.take(local_workers, slots, width, dtype=dtype)
-        self._scratch = shared.take(local_workers, SCRATCH, dtype=torch.float64)
         self.num_bytes = len(shared.map)
 
         self.owned = flat.layout.slices(local_workers)[rank]

@@ -1,0 +1,102 @@
+"""What a leader tells the other workers of its machine, over a Unix socket.
+
+It hands over descriptors and environment variables, so it does not go through the
+store, which asks nobody who they are. The socket has no file, only a name in the
+network namespace of the machine; both ends make sure that the other is a process of the
+same user which the same torchrun has started.
+"""
+
+import json
+import os
+import socket
+import struct
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import psutil
+
+from samestep.errors import PeerLost
+
+
+LOOK_SECONDS = 0.1
+"""How long to wait for a connection between two looks at the world."""
+ANSWER_SECONDS = 60.0
+MOST_DESCRIPTORS = 16
+LENGTH = struct.Struct("<q")
+CREDENTIALS = struct.Struct("iII")
+"""Process, user and group, as Linux's SO_PEERCRED gives them."""
+
+
+def give(
+    name: str,
+    message: Mapping[str, Any],
+    descriptors: Mapping[str, int],
+    receivers: int,
+    pause: Callable[[], None],
+) -> None:
+    """A leader, to so many workers; `pause` may raise, as when it is told to stop."""
+    content = json.dumps({"message": message, "names": list(descriptors)}).encode()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(_address(name))
+        listener.listen(receivers + 1)
+        listener.settimeout(LOOK_SECONDS)
+        while receivers:
+            try:
+                connection, _ = listener.accept()
+            except TimeoutError:
+                pause()
+                continue
+            with connection:
+                if _is_sibling(connection):
+                    length = LENGTH.pack(len(content))
+                    socket.send_fds(connection, [length], list(descriptors.values()))
+                    connection.sendall(content)
+                    receivers -= 1
+
+
+def take(name: str, pause: Callable[[], None]) -> tuple[Any, dict[str, int]]:
+    """The others: the message and the descriptors, as soon as the leader gives them.
+
+    Raises PeerLost.
+    """
+    while True:
+        with socket.socket(socket.AF_UNIX) as connection:
+            try:
+                connection.connect(_address(name))
+            except ConnectionError:
+                pause()
+                continue
+            if not _is_sibling(connection):
+                raise PeerLost("Another program answers in the place of the leader.")
+            connection.settimeout(ANSWER_SECONDS)
+            return _received(connection)
+
+
+def _received(connection: socket.socket) -> tuple[Any, dict[str, int]]:
+    head, fds, *_ = socket.recv_fds(connection, LENGTH.size, MOST_DESCRIPTORS)
+    with connection.makefile("rb") as stream:
+        if len(head) < LENGTH.size:
+            raise PeerLost("The leader of this machine has ended.")
+        (length,) = LENGTH.unpack(head)
+        content = stream.read(length)
+    if len(content) < length:
+        raise PeerLost("The leader of this machine has ended.")
+    for fd in fds:
+        os.set_inheritable(fd, False)
+    told = json.loads(content)
+    return told["message"], dict(zip(told["names"], fds, strict=True))
+
+
+def _address(name: str) -> str:
+    return f"\0samestep/{os.getppid()}/{name}"
+
+
+def _is_sibling(connection: socket.socket) -> bool:
+    size = CREDENTIALS.size
+    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
+    pid, user, _ = CREDENTIALS.unpack(raw)
+    try:
+        parent = psutil.Process(pid).ppid()
+    except psutil.Error:  # it has ended
+        return False
+    return user == os.getuid() and parent == os.getppid()
