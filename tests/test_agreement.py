@@ -55,10 +55,28 @@ def test_whoever_cannot_take_part_is_named_with_the_reason() -> None:
 
 
 def test_states_of_one_step_that_differ_are_an_error() -> None:
-    told = facts(5, 5)
-    told[1] = replace(told[1], checksum=1)
-    with pytest.raises(ReplicasDiffer, match="00000000 on host-0, 00000001 on host-1"):
+    told = facts(-1, 5, 5)
+    told[2] = replace(told[2], checksum=1)
+    with pytest.raises(
+        ReplicasDiffer, match="after step 5; its checksum is 00000000 on host-1, 000000"
+    ):
         agree(told)
+
+
+def test_the_checksum_of_a_state_is_over_all_that_decides_the_next_steps() -> None:
+    state = state_of(5)
+    held = Held(state, LAYOUT, RECIPE, {}, [], "")
+    others = [
+        replace(state, tail=state.tail + 1),
+        replace(state, states=state.states + 1),
+        replace(state, parameters=state.parameters + 1),
+        replace(state, progress=state.progress | {"counts": [9]}),
+    ]
+    checksums = {replace(held, state=one).checksum for one in [state, *others]}
+    assert len(checksums) == 5
+    later = state.progress | {"seconds": 99.0, "phases": [1.0] * 7}
+    same = replace(held, state=replace(state, progress=later))
+    assert same.checksum == held.checksum
 
 
 def test_several_hosts_must_say_which_network_is_between_them() -> None:

@@ -246,5 +246,6 @@ def test_a_restart_with_other_samples_ends_the_training(
     train_under: Train, own: Own
 ) -> None:
     recipe = own(OTHER_WITH_EVERY_CALL, epochs=2)
+    kill, alone = fault("kill", "exchange", 4, 0), {"prefetch": "off", "probe": False}
     with pytest.raises(CheckpointError, match=r"`load` must return the same samples"):
-        train_under(recipe, [fault("kill", "exchange", 4, 0)], 1, prefetch="off")
+        train_under(recipe, [kill], 1, **alone)

@@ -105,7 +105,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
         ) -> Machine:
             file = tmp_path / f"{name}.toml"
             file.write_text(recipe.to_toml())
-            out = tmp_path / name / "run"
+            out = tmp_path / name / f"run-{name}"  # each machine may have its own
             command = [
                 *(sys.executable, "-m", "samestep", "train", str(file)),
                 *("--nodes", fields.get("nodes", "2"), "--endpoint", endpoint),
@@ -116,7 +116,10 @@ def start(tmp_path: Path) -> Iterator[Start]:
             ]
             log = tmp_path / f"{name}.log"
             with log.open("wb") as output:
-                process = subprocess.Popen(command, stdout=output, stderr=output)
+                variables = {**os.environ, **fields.get("variables", {})}
+                process = subprocess.Popen(
+                    command, stdout=output, stderr=output, env=variables
+                )
             stack.callback(process.wait)
             stack.callback(process.kill)
             return Machine(process, out, log)
@@ -217,15 +220,47 @@ def test_machines_join_and_leave(
 def test_machines_that_differ_are_listed_by_host(
     start: Start, recipe: samestep.Recipe
 ) -> None:
-    other = recipe.changed({"seed": 7})
-    a, b = start(recipe, "a", 1), start(other, "b", 1)
+    cbwr = {"MKL_CBWR": "COMPATIBLE"}
+    a, b = start(recipe, "a", 1), start(recipe, "b", 1, variables=cbwr)
     assert (a.end(), b.end()) == (2, 2), a.log + b.log
     host = socket.gethostname()
     for machine in (a, b):
         assert "All machines of a training must have the same" in machine.log
-        assert f"recipe seed: 0 on {host} and 7 on {host}" in machine.log.replace(
-            f"recipe seed: 7 on {host} and 0 on", f"recipe seed: 0 on {host} and 7 on"
-        )
+        assert f"MKL_CBWR=COMPATIBLE on {host}" in machine.log
+
+
+def test_another_recipe_does_not_join_and_disturbs_nobody(
+    start: Start, train: Train, recipe: samestep.Recipe
+) -> None:
+    a = start(recipe, "a", 1, nodes="1:2")
+    wait_for(lambda: a.events("epoch"), a)
+    b = start(recipe.changed({"seed": 7}), "b", 1, nodes="1:2")
+    assert b.end() == 2, b.log
+    assert "differs in seed: 0 there and 7 here" in " ".join(b.log.split())
+    assert "Traceback" not in b.log
+    hurry()
+    assert_same(train(recipe), a)
+    assert len(a.events("generation")) == 1
+
+
+LOADS_LATE = """
+import os, time
+
+def load():
+    if os.environ["RANK"] == "1" and os.environ["WORLD_SIZE"] == "2":
+        time.sleep(4)
+    return some()
+"""
+
+
+@pytest.mark.parametrize("exchange", ["shared", "gloo"])
+def test_loading_may_take_longer_than_the_hang_timeout(
+    start: Start, train: Train, own: Own, exchange: str
+) -> None:
+    recipe = own(LOADS_LATE)
+    how = ("--hang-timeout", "2", "--exchange", exchange)
+    a, b = (start(recipe, name, 1, *how) for name in "ab")
+    assert_same(train(recipe), a, b)
 
 
 def test_a_stop_leaves_a_checkpoint_from_which_one_machine_goes_on(

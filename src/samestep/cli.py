@@ -79,6 +79,7 @@ def train(
     with_report: bool,
     nodes: str | None,
     endpoint: str | None,
+    rdzv_id: str | None,
     interface: str | None,
     **options: Any,
 ) -> None:
@@ -97,12 +98,12 @@ def train(
       samestep train --nodes 2 --endpoint 10.0.0.1:29400 --interface 10.0.0.0/24 \\
           --out runs/both                      the same on each of two machines
     """
-    if are_nodes_asked_for(nodes, endpoint, interface):
+    if are_nodes_asked_for(nodes, endpoint, interface, rdzv_id):
         from samestep.asking import requested
         from samestep.elastic import nodes as machines
 
         asked, _ = requested(recipe, dict(options))
-        machines.run(options["out"], asked.micro_batches)
+        machines.run(options["out"], asked)
         return
     with ForkServer() as server:  # torch is imported there while we go on here
         from samestep import api
@@ -147,6 +148,7 @@ def resume(
     with_report: bool,
     nodes: str | None,
     endpoint: str | None,
+    rdzv_id: str | None,
     interface: str | None,
     **placed: Any,
 ) -> None:
@@ -158,7 +160,7 @@ def resume(
       samestep resume runs/mine --workers 4 --exchange gloo
       samestep resume runs/mine --epochs 10     if the schedule allows more epochs
     """
-    if are_nodes_asked_for(nodes, endpoint, interface):
+    if are_nodes_asked_for(nodes, endpoint, interface, rdzv_id):
         from samestep.elastic import nodes as machines
 
         machines.run(run, None)

@@ -254,6 +254,12 @@ _NODES = [
         metavar="HOST:PORT",
         help="With --nodes: one of the machines and a free port, where all meet.",
     ),
+    click.option(
+        "--rdzv-id",
+        metavar="NAME",
+        help="With --nodes: the job's name, the same on all machines, where several "
+        "jobs meet at one endpoint; `samestep` by default.",
+    ),
     interface_option,
 ]
 
@@ -266,7 +272,10 @@ def nodes_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def are_nodes_asked_for(
-    nodes: str | None, endpoint: str | None, interface: str | None
+    nodes: str | None,
+    endpoint: str | None,
+    interface: str | None,
+    rdzv_id: str | None = None,
 ) -> bool:
     """All of these options or none. Raises UsageError."""
     given = {"--nodes": nodes, "--endpoint": endpoint, "--interface": interface}
@@ -275,5 +284,10 @@ def are_nodes_asked_for(
         raise UsageError(
             "Several machines need `--nodes`, `--endpoint` and `--interface`; missing: "
             f"{', '.join(missing)}. For one machine, leave out all three."
+        )
+    if missing and rdzv_id is not None:
+        raise UsageError(
+            f"`--rdzv-id` is for several machines; received `{rdzv_id}` without "
+            "`--nodes`. Leave it out, or add `--nodes`, `--endpoint` and `--interface`."
         )
     return not missing

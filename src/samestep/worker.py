@@ -42,7 +42,6 @@ from samestep.data_sections import CustomData, ImageData, NpyData
 from samestep.device import Device
 from samestep.errors import OwnCodeError, PeerLost, RunError, SamestepError
 from samestep.evaluation import Evaluator
-from samestep.exchange import Exchange
 from samestep.exchange.connecting import Connection, tcp_store
 from samestep.faults import Faults
 from samestep.feed import Helper, MicroBatches
@@ -61,7 +60,7 @@ from samestep.progress import own_metrics
 from samestep.recipe import Recipe
 from samestep.rehearsal import rehearse
 from samestep.rounding import Rounding
-from samestep.trainer import Connect, Surroundings, build
+from samestep.trainer import Surroundings, build
 
 
 # From glibc's malloc.h.
@@ -85,9 +84,6 @@ class Channel(Protocol):
     def watch(self) -> None:
         """From now on, this process ends with whoever started it."""
 
-    def ready(self) -> None:
-        """This worker has loaded and built; waits for the others if nobody watches."""
-
     def send(self, message: dict[str, Any]) -> None:
         """A report of plain JSON values."""
 
@@ -100,9 +96,6 @@ class Control:
         self._rank = rank
         with self._socket.makefile("rb") as lines:
             self.job: dict[str, Any] = json.loads(lines.readline())
-
-    def ready(self) -> None:
-        """The supervisor knows who is late."""
 
     def watch(self) -> None:
         """From now on, this process ends with the supervisor."""
@@ -165,7 +158,7 @@ def run(
     faults = Faults(place.rank, job["faults"], control.send)
     around = Surroundings(
         place=place,
-        connect=_when_ready(control, _connection(job, rounding, place, fds, store)),
+        connect=_connection(job, rounding, place, fds, store),
         report=control.send,
         board=board,
         faults=faults,
@@ -307,16 +300,6 @@ def _connection(
         fds.get("memory"),
         store=store,
     )
-
-
-def _when_ready(control: Channel, connect: Connection) -> Connect:
-    """Whoever connects waits for the others only so long."""
-
-    def connected(flat: Flat, owned: list[tuple[int, int]]) -> Exchange:
-        control.ready()
-        return connect(flat, owned)
-
-    return connected
 
 
 def _keep_memory() -> None:

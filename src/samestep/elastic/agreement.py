@@ -121,9 +121,11 @@ def _check_states(facts: Sequence[Facts], holders: Sequence[int]) -> None:
     if len(checksums) > 1:
         told = ", ".join(f"{facts[n].checksum:08x} on {facts[n].host}" for n in holders)
         raise ReplicasDiffer(
-            f"All machines must hold the same state after step {facts[0].step}; its "
-            f"checksum is {told}. One of them computes wrongly: find out which with "
-            "`samestep train` on each alone."
+            "All machines must hold the same state after step "
+            f"{facts[holders[0]].step}; its checksum is {told}. Own code that depends "
+            "on the rank or on hidden state is likely (`samestep check` looks for it), "
+            "or else a machine computes wrongly: find out which with `samestep train` "
+            "on each alone."
         )
 
 

@@ -185,7 +185,7 @@ def _follow(meeting: Meeting, watcher: Watcher) -> None:
     briefing, fds = meeting.briefing()
     os.environ.update(briefing["environment"])
     board = Board(fds["board"], meeting.place.local_rank)
-    channel = generation.Here(briefing["job"], meeting, lambda _: None)
+    channel = generation.Here(briefing["job"], meeting.place.rank, lambda _: None)
     if not generation.train_here(channel, meeting, fds, board, watcher):
         raise Interrupted("stopped with the others", watcher.stop.exit_code)
 

@@ -24,23 +24,16 @@ class Here:
     """The channel of a worker that nobody supervises but torchrun."""
 
     def __init__(
-        self,
-        job: dict[str, Any],
-        meeting: Meeting,
-        hear: Callable[[dict[str, Any]], None],
+        self, job: dict[str, Any], rank: int, hear: Callable[[dict[str, Any]], None]
     ) -> None:
-        self.job, self._meeting, self._hear = job, meeting, hear
+        self.job, self._rank, self._hear = job, rank, hear
 
     def watch(self) -> None:
         """`samestep.elastic.watcher` does."""
 
-    def ready(self) -> None:
-        """Waits for all other workers: loading may take long."""
-        self._meeting.ready()
-
     def send(self, message: dict[str, Any]) -> None:
         """To the leader, which is this process, or to nobody."""
-        self._hear({"rank": self._meeting.place.rank, **message})
+        self._hear({"rank": self._rank, **message})
 
 
 def train_here(
@@ -109,7 +102,7 @@ class Generation:
         """Until it is finished or was asked to stop; the newest state."""
         board = Board(self.fds["board"], self.meeting.place.local_rank)
         rank = self.meeting.place.rank
-        channel = Here(self.job, self.meeting, self._hear)
+        channel = Here(self.job, rank, self._hear)
         try:
             self.is_finished = train_here(
                 channel, self.meeting, self.fds, board, self.watcher

@@ -15,6 +15,7 @@ import shutil
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from samestep.checkpoint import Checkpoint, ProgressEntry
 from samestep.errors import SamestepError
 from samestep.ingredients import Count
 from samestep.layout import Layout
+from samestep.progress import Progress
 from samestep.recipe import Recipe
 from samestep.snapshot import Snapshots, State
 from samestep.writer import whole_lines
@@ -32,6 +34,8 @@ from samestep.writer import whole_lines
 
 DIRECTORY, MEMORY, ABOUT = "state", "memory", "about.json"
 METRICS = "metrics.jsonl"
+OF_TIME = ("seconds", "phases")
+"""Of the progress; every machine measures its own."""
 
 
 class About(BaseModel):
@@ -62,12 +66,15 @@ class Held:
 
     @property
     def checksum(self) -> int:
-        """CRC-32 of the parameters and of the optimizer's state."""
+        """CRC-32 of all that the next steps depend on: not of what time was spent."""
         checksum = 0
         for row in (self.state.parameters, *self.state.states):
             for _, view in self.layout.parameter_views(row):
                 checksum = zlib.crc32(view.tobytes(), checksum)
-        return checksum
+        checksum = zlib.crc32(self.state.tail.tobytes(), checksum)
+        progress = Progress.from_dict(self.state.progress).to_dict()
+        kept = {name: progress[name] for name in progress if name not in OF_TIME}
+        return zlib.crc32(json.dumps(_as_floats(kept)).encode(), checksum)
 
 
 def newest(run: Path) -> Held | None:
@@ -121,8 +128,25 @@ def _read(memory: Path, about: About) -> State | None:
     return state
 
 
+def _as_floats(value: Any) -> Any:
+    """Files turn a whole number into an int, or keep it a float."""
+    if isinstance(value, dict):
+        return {name: _as_floats(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_floats(each) for each in value]
+    return float(value) if isinstance(value, int) else value
+
+
 def _metrics(run: Path) -> str:
-    return "".join(whole_lines(run / METRICS))
+    """Up to the first line that is damaged: what follows has lost its epoch."""
+    return "".join(takewhile(_is_record, whole_lines(run / METRICS)))
+
+
+def _is_record(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def epochs_in(metrics: str) -> list[dict[str, Any]]:

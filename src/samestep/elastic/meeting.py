@@ -73,20 +73,6 @@ class Meeting:
                 PART_SECONDS,
             )
 
-    def ready(self) -> None:
-        """All workers, each with its model built: returns when all of them are here.
-
-        Loading takes as long as it takes. From then on nobody is late for long.
-        """
-        self.store.set(f"ready/{self.place.rank}", "")
-        keys = [f"ready/{rank}" for rank in range(self.place.workers)]
-        wait(
-            lambda: self.store.check(keys),
-            self.pause,
-            lambda: ", ".join(key for key in keys if not self.store.check([key])),
-            PREPARE_SECONDS,
-        )
-
     def workers_store(self) -> Store:
         """For the exchange."""
         return PrefixStore("exchange", self.store)

@@ -8,6 +8,7 @@ import json
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -27,7 +28,8 @@ from samestep.errors import (
     TrainingError,
     UsageError,
 )
-from samestep.resumption import is_finished
+from samestep.recipe import Recipe
+from samestep.resumption import flatten, is_finished
 from samestep.signals import EXIT_CODES, Stop, stop_on_signals
 from samestep.terminal import echo
 
@@ -40,9 +42,15 @@ SHUTDOWN_SECONDS = 15
 """After which a worker that does not end is killed; torchrun's default is 30. One that
 is stopped by a signal never ends; others take 5 and the time to write a checkpoint, of
 which an earlier one is there."""
+RDZV_ID = "samestep"
+"""The job's name unless `--rdzv-id` says another: one endpoint is for one job."""
+JOB = "SAMESTEP_JOB"
+"""The variable by which torchrun is told the recipe; other recipes may not join."""
+REFUSED = "refused"
+"""Stands for an exit code in torchrun's error file: it has not started anything."""
 SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
 """What torchrun passes on to the workers."""
-OURS = ("nodes", "endpoint", "workers", "max_restarts")
+OURS = ("nodes", "endpoint", "rdzv_id", "workers", "max_restarts")
 """Options that become torchrun's."""
 
 
@@ -58,7 +66,7 @@ class Nodes:
     workers: int
     """On this machine."""
     max_restarts: int
-    run: Path
+    rdzv_id: str = RDZV_ID
 
     def command(self, arguments: Sequence[str]) -> list[str]:
         """For this machine; `arguments` are the worker's. Raises PlacementError."""
@@ -68,7 +76,7 @@ class Nodes:
             *("--nnodes", self.nodes, "--nproc-per-node", str(self.workers)),
             *("--max-restarts", str(self.max_restarts)),
             *("--rdzv-backend", "samestep", "--rdzv-endpoint", self.endpoint),
-            *("--rdzv-id", self.run.name, *(wait if ":" in self.nodes else [])),
+            *("--rdzv-id", self.rdzv_id, *(wait if ":" in self.nodes else [])),
             *("--local-addr", interfaces.resolve(self.interface).address),
             *("--signals-to-handle", SIGNALS),
             *("--shutdown-timeout", str(SHUTDOWN_SECONDS)),
@@ -76,10 +84,11 @@ class Nodes:
         ]
 
 
-def run(path: Path | None, micro_batches: int | None) -> None:
+def run(path: Path | None, recipe: Recipe | None) -> None:
     """The current command, on this machine and others, until torchrun has ended.
 
-    Raises UsageError, TrainingError, Interrupted; what torchrun says stands above.
+    `recipe` is None if it is that of the run. Raises UsageError, TrainingError,
+    Interrupted; what torchrun says stands above.
     """
     context = click.get_current_context()
     if path is None:
@@ -91,9 +100,12 @@ def run(path: Path | None, micro_batches: int | None) -> None:
     given = context.params
     workers = given["workers"]
     if workers == "auto":
+        micro_batches = recipe.micro_batches if recipe else None
         workers = auto_workers(micro_batches, most(given["nodes"]))
+    check_endpoint(given["endpoint"])
     where = given["nodes"], given["endpoint"], given["interface"]
-    nodes = Nodes(*where, workers, given["max_restarts"], path)
+    rdzv_id = given["rdzv_id"] or RDZV_ID
+    nodes = Nodes(*where, workers, given["max_restarts"], rdzv_id)
     command = nodes.command(arguments_of(context))
     echo(shlex.join(command), err=True)
     with tempfile.TemporaryDirectory(prefix="samestep-") as directory:
@@ -104,11 +116,36 @@ def run(path: Path | None, micro_batches: int | None) -> None:
             # Or every connection from an address without a name is worth a line.
             "TORCH_CPP_LOG_LEVEL": "ERROR",
             **os.environ,
+            JOB: job_of(recipe),
             "TORCHELASTIC_ERROR_FILE": str(error_file),
         }
         with stop_on_signals() as stop:
             code = _run(command, variables, stop)
             _judge(code, stop, _read(error_file), path)
+
+
+def check_endpoint(endpoint: str) -> None:
+    """Raises PlacementError where no machine can ever be."""
+    host, _, port = endpoint.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+        raise PlacementError(
+            "An endpoint is HOST:PORT with a port from 1 to 65535, such as "
+            f"h1:29400; received `{endpoint}`."
+        )
+    try:
+        socket.getaddrinfo(host.strip("[]"), int(port))
+    except OSError as error:
+        raise PlacementError(
+            f"The host of an endpoint is one of the machines; `{host}` is not known "
+            f"here: {error.strerror}. Use its address, or add its name to /etc/hosts."
+        ) from None
+
+
+def job_of(recipe: Recipe | None) -> str:
+    """What all machines must ask for, as JSON; empty: not known here."""
+    fields = flatten(recipe.to_dict()) if recipe else {}
+    fields.pop("start.weights", None)  # a path, whose SHA-256 is compared later
+    return json.dumps(fields, sort_keys=True) if fields else ""
 
 
 def arguments_of(context: click.Context, without: Sequence[str] = OURS) -> list[str]:
@@ -171,7 +208,7 @@ def _run(command: Sequence[str], variables: dict[str, str], stop: Stop) -> int:
     return process.returncode
 
 
-def _read(error_file: Path) -> tuple[str, int | None]:
+def _read(error_file: Path) -> tuple[str, Any]:
     """The first failure of all: what it said, and its exit code if it was a worker's.
 
     torchrun writes this file, see torch.distributed.elastic.multiprocessing.errors.
@@ -183,11 +220,13 @@ def _read(error_file: Path) -> tuple[str, int | None]:
         return "", None
 
 
-def _judge(code: int, stop: Stop, failure: tuple[str, int | None], run: Path) -> None:
+def _judge(code: int, stop: Stop, failure: tuple[str, Any], run: Path) -> None:
     """Raises what fits the end of torchrun."""
     said, worker_code = failure
     if code == 0:
         return
+    if worker_code == REFUSED:
+        raise PlacementError(said)
     steps = checkpoint.steps(checkpoint.directory_of(run))
     resume = f"go on with `samestep resume {run}`, or start this command again"
     if stop.number is not None:

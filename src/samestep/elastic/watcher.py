@@ -22,6 +22,9 @@ POLL_SECONDS = 0.5
 """How often to look for the parent."""
 STOP_SECONDS = 5.0
 """Deadline for the training to stop by itself; torchrun kills after 30 s."""
+ENDING_SECONDS = 60.0
+"""Deadline for a main thread that is ending the process, as with a last checkpoint on a
+disk that hangs: without it, a worker that nobody else ends would live for ever."""
 ORPHANED = 1
 """The exit code of a worker whose parent is gone."""
 
@@ -37,6 +40,7 @@ class Watcher:
     stop: Stop = field(default_factory=Stop)
     ending: threading.Lock = field(default_factory=threading.Lock)
     """Held by the thread that ends the process."""
+    ending_seconds: float = ENDING_SECONDS
     _parent: int = field(default_factory=os.getppid)
     _arrived: socket.socket = field(init=False)
     _news: threading.Event = field(default_factory=threading.Event)
@@ -70,9 +74,10 @@ class Watcher:
                 self._end(self.stop.exit_code)
 
     def _end(self, code: int) -> None:
-        """If the main thread is already at it, it has what it needs to finish."""
-        with self.ending:
-            try:
+        """If the main thread is already at it, it gets some time to finish."""
+        is_ours = self.ending.acquire(timeout=self.ending_seconds)
+        try:
+            if is_ours:
                 self.save()
-            finally:
-                os._exit(code)
+        finally:
+            os._exit(code)

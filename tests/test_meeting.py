@@ -1,0 +1,159 @@
+"""How machines find each other, what they say while they wait, and how one ends."""
+
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import Train, small_recipe
+
+from samestep.elastic import held
+from samestep.elastic.comparing import Request
+from samestep.elastic.entry import _check
+from samestep.errors import PlacementError
+from samestep.placement import Placement
+
+
+DEADLINE = 120.0
+
+
+def nodes(endpoint: str, out: Path) -> subprocess.CompletedProcess[str]:
+    """One machine of two, whose end is awaited."""
+    return subprocess.run(
+        [
+            *(sys.executable, "-m", "samestep", "train", "--nodes", "2"),
+            *("--endpoint", endpoint, "--interface", "127.0.0.1"),
+            *("--workers", "1", "--out", str(out / "run")),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "says"),
+    [
+        ("127.0.0.1:99999", "a port from 1 to 65535, such as h1:29400; received"),
+        ("127.0.0.1", "An endpoint is HOST:PORT"),
+        ("no-such-host.invalid:29400", "`no-such-host.invalid` is not known here"),
+    ],
+)
+def test_an_endpoint_that_cannot_be_one_is_refused_at_once(
+    tmp_path: Path, endpoint: str, says: str
+) -> None:
+    ended = nodes(endpoint, tmp_path)
+    assert ended.returncode == 2
+    assert says in " ".join(ended.stderr.split())
+    assert "Traceback" not in ended.stderr
+    assert "torch.distributed.run" not in ended.stderr
+
+
+def test_an_endpoint_where_another_program_answers_is_refused(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        ended = nodes(f"127.0.0.1:{port}", tmp_path)
+    assert ended.returncode == 2, ended.stderr
+    said = " ".join(ended.stderr.split())
+    assert f"what answers at 127.0.0.1:{port} is another program" in said
+    assert "Traceback" not in ended.stderr
+
+
+def torchrun(endpoint: str, *more: str) -> list[str]:
+    return [
+        *(sys.executable, "-m", "torch.distributed.run", "--nnodes", "2"),
+        *("--rdzv-backend", "samestep", "--rdzv-endpoint", endpoint),
+        *("--rdzv-id", "x", "--local-addr", "127.0.0.1", *more),
+        *("-m", "samestep.worker", "train", "--interface", "127.0.0.1"),
+    ]
+
+
+@pytest.mark.parametrize("is_endpoint_here", [True, False])
+def test_a_machine_says_for_whom_it_waits_and_gives_up_in_one_sentence(
+    is_endpoint_here: bool,
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    # An address of nobody's: that machine is not up.
+    endpoint = f"{'127.0.0.1' if is_endpoint_here else '192.0.2.1'}:{port}"
+    ended = subprocess.run(
+        torchrun(endpoint, "--rdzv-conf", "join_timeout=6"),
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+        check=False,
+    )
+    assert ended.returncode == 2, ended.stderr
+    assert "Traceback" not in ended.stderr
+    where = f"machines, job x, at {endpoint}"
+    if is_endpoint_here:
+        assert f"waiting for 1 of 2 {where}\n" in ended.stderr
+        assert "All machines must meet in time, and fewer than 2" in ended.stderr
+    else:
+        assert "The machine of the endpoint must be there within 6 s" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    "option", [{"profile": 3}, {"evict_slower_than": 0.5}, {"min_workers": 1}]
+)
+def test_what_needs_a_supervisor_is_refused_under_torchrun(
+    option: dict[str, float],
+) -> None:
+    placement = Placement.model_validate({"workers": "auto", **option})
+    with pytest.raises(PlacementError, match="Under torchrun there is no `--"):
+        _check(Request(Path("run"), None, {}, placement, None))
+
+
+ORPHAN = """
+import os, subprocess, sys, time
+child = '''
+import time
+from samestep.elastic.watcher import Watcher
+watcher = Watcher(ending_seconds=0.2)
+watcher.start()
+watcher.ending.acquire()
+print("ready", flush=True)
+time.sleep(600)  # in a last write to a disk that hangs
+'''
+process = subprocess.Popen([sys.executable, "-c", child], stdout=subprocess.PIPE)
+process.stdout.readline()
+print(process.pid, flush=True)
+"""
+
+
+def test_an_orphan_whose_last_write_hangs_ends() -> None:
+    told = subprocess.run(
+        [sys.executable, "-c", ORPHAN],
+        stdout=subprocess.PIPE,
+        timeout=DEADLINE,
+        check=True,
+    )
+    pid, end = int(told.stdout), time.monotonic() + 30
+    while is_running(pid):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+@pytest.mark.parametrize("damage", ['{"type": "epo\n', "[" * 100_000 + "\n", "7\n"])
+def test_a_damaged_record_keeps_no_machine_out(train: Train, damage: str) -> None:
+    run = train(small_recipe(epochs=2)).path
+    whole = held.newest(run)
+    metrics = run / "metrics.jsonl"
+    lines = metrics.read_text().splitlines(keepends=True)
+    metrics.write_text("".join([lines[0], damage, *lines[1:]]))
+    found = held.newest(run)
+    assert whole is not None
+    assert found is not None
+    assert (found.state.step, found.epochs) == (whole.state.step, whole.epochs)
+    assert found.metrics == lines[0]
