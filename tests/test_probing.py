@@ -39,6 +39,11 @@ HIDDEN = {
         "self.bank = []",
         "self.bank = [*self.bank, h.detach().mean()][-8:]; h = h + sum(self.bank)",
     ),
+    "what the first pass saw": (
+        "self.shift = None",
+        "self.shift = h.detach().mean() if self.shift is None else self.shift;"
+        " h = h - self.shift",
+    ),
     "the time": ("pass", "import time; h = h + time.time() % 1"),
     "its own generator": (
         "self.own = np.random.default_rng(0)",
