@@ -111,6 +111,11 @@ BAD: dict[str, tuple[str, str]] = {
         "of `mine_.*` get none: spare.weight, spare.bias",
     ),
     "double": ("def build(): return nn.Linear(5, 3).double()", "trained in float32"),
+    "frozen-bfloat16": (
+        "def build():\n m = nn.Linear(5, 3)\n"
+        " m.register_buffer('brief', torch.ones(2, dtype=torch.bfloat16))\n return m",
+        "a type that numpy has.*`brief` is torch.bfloat16",
+    ),
     "lazy": ("def build(): return nn.LazyLinear(3)", "lazy modules"),
     "raises": ("def build(): return {}['nothing']", "failed: KeyError: 'nothing'"),
     "empty": ("def load(): return {'train': ([], [])}", "has no training samples"),
@@ -199,7 +204,7 @@ def test_what_is_wrong_with_own_code_is_said_with_its_name(
     code, message = BAD[bad]
     with pytest.raises(UsageError, match=f"(?s){message}") as caught:
         train(own(code))
-    assert "mine_" in str(caught.value) or bad in ("wrong-task",)
+    assert "mine_" in str(caught.value) or bad in ("wrong-task", "frozen-bfloat16")
 
 
 @pytest.mark.parametrize(

@@ -13,14 +13,23 @@ import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
 
+from samestep.errors import OwnCodeError
+
 
 Arrays = Mapping[str, NDArray[np.generic]]
 
 
 def write(fd: int, tensors: Mapping[str, Any]) -> None:
-    """Rank 0: torch's tensors by name. Replaces what was there."""
+    """Rank 0: torch's tensors by name. Replaces what was there. Raises OwnCodeError."""
     import safetensors.torch  # and so torch, which the supervisor does without
 
+    for name, tensor in tensors.items():
+        if not hasattr(np, str(tensor.dtype).removeprefix("torch.")):
+            raise OwnCodeError(
+                "Frozen parameters and buffers have a type that numpy has, too, so "
+                f"that files can be written without torch; `{name}` is {tensor.dtype}. "
+                "Keep it in float32 or float16, and convert it in `forward`."
+            )
     content = safetensors.torch.save({n: t.contiguous() for n, t in tensors.items()})
     os.ftruncate(fd, 0)
     written = 0
