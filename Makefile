@@ -25,6 +25,20 @@ dist: .venv/tested
 	$(BIN)/python -m build --no-isolation
 	$(BIN)/pytest tests/test_distribution.py
 
+# Every kind of own code in tests/kinds, at every placement and after every kill.
+kinds: .venv/tested
+	$(BIN)/pytest tests/test_kinds.py -m "full or not full"
+
+# Modules of other libraries, which are installed beside what the tests need.
+zoo:
+	$(PYTHON) -m venv .venv-zoo
+	.venv-zoo/bin/pip install --quiet --constraint constraints.txt --editable .
+	.venv-zoo/bin/pip install --quiet --constraint constraints.txt \
+		--requirement benchmarks/zoo/requirements.txt
+	.venv-zoo/bin/pip install --quiet --no-deps --requirement benchmarks/zoo/alone.txt
+	HF_HUB_OFFLINE=1 PYTHONPATH=benchmarks/zoo/stubs \
+		.venv-zoo/bin/python benchmarks/zoo/run.py --loop
+
 # The tests with the newest versions that pyproject.toml allows, and the newest torch.
 newest:
 	$(PYTHON) -m venv .venv-newest
@@ -41,6 +55,6 @@ newest:
 	touch $@
 
 clean:
-	rm -rf .venv .venv-newest build dist
+	rm -rf .venv .venv-newest .venv-zoo build dist
 
-.PHONY: train test fuzz docs design-docx dist newest clean
+.PHONY: train test fuzz docs design-docx dist newest clean kinds zoo
