@@ -136,7 +136,7 @@ def test_a_small_dev_shm_does_not_matter(tmp_path: Path) -> None:
 
 
 def test_a_stopped_worker_is_named(tmp_path: Path) -> None:
-    arguments = ("--workers", "3", "--hang-timeout", "1.5", "--max-restarts", "0")
+    arguments = ("--workers", "3", "--hang-timeout", "5", "--max-restarts", "0")
     with long_training(tmp_path / "run", *arguments) as (process, below):
         psutil.Process(pids(tmp_path / "run")[1]).suspend()
         _, stderr = process.communicate(timeout=DEADLINE)
