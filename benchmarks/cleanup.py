@@ -22,7 +22,7 @@ from quota import remove_all
 from samestep.errors import Interrupted
 
 
-ENDING = (signal.SIGTERM, signal.SIGHUP)
+ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 PR_SET_CHILD_SUBREAPER = 36
 """Orphans below this process become its children, so that it finds all of them."""
 DEADLINE = 20.0
@@ -31,8 +31,10 @@ DEADLINE = 20.0
 def run(main: Callable[[], None]) -> None:
     """Call `main`, then end all processes below, remove temporary files and cgroups.
 
-    SIGTERM and SIGHUP do the same at once, wherever `main` is. Temporary files are
-    those of `tempfile`, of other programs that mind TMPDIR, too.
+    SIGTERM, SIGHUP and SIGINT do the same at once, wherever `main` is: to leave its
+    `with` blocks one by one could wait for ever, since Ctrl-C has ended processes in
+    another order than they expect. Temporary files are those of `tempfile` and of other
+    programs that mind TMPDIR.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)

@@ -69,6 +69,7 @@ def start(script: str, home: Path, *options: str) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, MARK: str(home), "TMPDIR": str(home / "tmp")},
+        start_new_session=True,
     )
 
 
@@ -193,6 +194,19 @@ def test_sigterm_leaves_nothing_of_a_script(
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
+    assert_nothing_is_left(process, tmp_path)
+
+
+@needs_root
+def test_ctrl_c_leaves_nothing_of_a_script(tmp_path: Path) -> None:
+    """A terminal sends it to all of the script's processes, hosts' among them."""
+    process = start("nodes.py", tmp_path, "throughput")
+    wait_until(
+        lambda: any("samestep.worker" in p.cmdline() for p in started_by(tmp_path))
+    )
+    os.killpg(process.pid, signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGINT
     assert_nothing_is_left(process, tmp_path)
 
 
