@@ -220,6 +220,26 @@ def test_an_array_that_claims_more_than_the_disk_holds_is_not_unpacked(
     assert not list((tmp_path / "cache").iterdir())
 
 
+def test_an_array_whose_shape_is_not_of_numbers_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.npy"
+    np.save(path, np.zeros((1, 4)))
+    path.write_bytes(path.read_bytes().replace(b"(1, 4)", b"(True, 4)", 1))
+    content = path.read_bytes()
+    length = (int.from_bytes(content[8:10], "little") + 3).to_bytes(2, "little")
+    path.write_bytes(content[:8] + length + content[10:])
+    recipe = small_recipe().changed({"data": DATA["npy"](path)})
+    with pytest.raises(samestep.DataError, match=r"its shape is \(True, 4\)"):
+        arrays.load(recipe.data)  # type: ignore[arg-type]
+
+
+def test_a_table_whose_names_are_no_text_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes(b"x\xff,y\n1,2\n")
+    recipe = small_recipe().changed({"data": DATA["csv"](path)})
+    with pytest.raises(samestep.DataError, match="is not a table"):
+        described(recipe)
+
+
 def test_an_archive_that_leads_behind_its_end_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

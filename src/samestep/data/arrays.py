@@ -207,6 +207,8 @@ def _header(stream: io.BytesIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
         raise ValueError("it holds Python objects")
     if dtype.subdtype or not dtype.itemsize:
         raise ValueError(f"it holds {dtype}")
+    if any(type(size) is not int for size in shape):  # numpy takes True for one
+        raise ValueError(f"its shape is {shape}")
     return shape, is_fortran, dtype
 
 

@@ -129,6 +129,7 @@ def _file(path: Path) -> "pa.Table":
     try:
         check_regular(path)
         table = _csv(path) if path.suffix == ".csv" else _parquet(path)
+        table.column_names  # noqa: B018  raises where they are not UTF-8
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error}.") from None
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
