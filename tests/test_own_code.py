@@ -107,8 +107,10 @@ BAD: dict[str, tuple[str, str]] = {
         r"have the shape \[2, 3\]; .* returned \[2, 4\]. The data have 3 classes",
     ),
     "unused": (
-        "def build():\n m = nn.Linear(5, 3)\n m.spare = nn.Linear(2, 2)\n return m",
-        "of `mine_.*` get none: spare.weight, spare.bias",
+        "class Net(nn.Linear):\n"
+        " def forward(self, x): return x[:, :3].requires_grad_()\n"
+        "def build(): return Net(5, 3)",
+        "of `mine_.*`, none has a gradient",
     ),
     "double": ("def build(): return nn.Linear(5, 3).double()", "trained in float32"),
     "frozen-bfloat16": (

@@ -44,7 +44,7 @@ class Evaluator:
     loss: Callable[..., Any] | None = None
     """The loss function if it is the user's own."""
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not in inference mode: a model may ask for gradients
     def evaluate(self, name: str) -> Sums:
         """All workers: the loss (without label smoothing) and metrics of a split.
 
@@ -71,7 +71,7 @@ class Evaluator:
             )
         return Sums(total, measured, len(split) * self.data.targets_per_sample)
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not in inference mode: a model may ask for gradients
     def inspect(self, name: str) -> dict[str, Any]:
         """All workers: how a classifier answers for the single samples of a split.
 

@@ -70,6 +70,13 @@ class Flat:
             for offset, parameter in zip(self._offsets, self.parameters, strict=False)
         ]
 
+    def gradients(self) -> list[Tensor]:
+        """Return each parameter's gradient; zeros where the last pass gave none."""
+        return [
+            torch.zeros_like(p) if p.grad is None else dense(p.grad)
+            for p in self.parameters
+        ]
+
     def bind(self, vector: Tensor, write: bool) -> None:
         """Makes the parameters views of `vector` [size]; first writes them there."""
         for parameter, view in zip(self.parameters, self.views(vector), strict=True):
@@ -167,6 +174,11 @@ def _rest(
         elif first[id(tensor)] != name:
             aliases[name] = first[id(tensor)]
     return constants, aliases
+
+
+def dense(gradient: Tensor) -> Tensor:
+    """Return the gradient, that of a sparse embedding with its zeros."""
+    return gradient.to_dense() if gradient.is_sparse else gradient
 
 
 def block_norms(gradient: Tensor) -> Tensor:

@@ -254,8 +254,7 @@ class Loop:
         is_mean = self._reduction == "mean"
         if is_mean and not share:
             return  # the mean over no targets may be NaN
-        gradients = [p.grad for p in self._flat.parameters if p.grad is not None]
-        torch._foreach_copy_(self._flat.views(gradient), gradients)
+        torch._foreach_copy_(self._flat.views(gradient), self._flat.gradients())
         if is_mean:
             gradient.mul_(share)
 

@@ -19,6 +19,7 @@ from samestep.own import OwnCode, find_loss, names
 from samestep.plan import Plan, derive_seed
 from samestep.probing import Replay
 from samestep.recipe import Recipe
+from samestep.rehearsal import Findings
 from samestep.update import state_names
 
 
@@ -34,6 +35,8 @@ class Parts(NamedTuple):
     loss: Loss | None
     """The loss function if it is the user's own."""
     flat: Flat
+    unused: tuple[str, ...]
+    """Trained parameters that had no gradient in a rehearsal."""
 
     def objective(self, recipe: Recipe) -> Objective:
         """Return the model together with its loss."""
@@ -88,15 +91,16 @@ def load_and_build(
     dtype = dtypes.of(recipe.precision)
     model = models.build(recipe.model, data, own, dtype)
     initial.prepare(model, recipe)
-    loss, still = find_loss(recipe, own), frozenset[str]()
+    loss, found = find_loss(recipe, own), Findings()
     if not isinstance(recipe.data, MnistData | TextData) or names(recipe):
         found = rehearsal.rehearse(recipe, data, model, loss)
-        data, still = replace(data, own_metrics=found.metrics), found.still
+        data = replace(data, own_metrics=found.metrics)
     else:
         data = replace(data, own_metrics=built_in(recipe.loss))
     rehearsal.check_norms(recipe, data, plan, model)
     _check_stopping(recipe, data)
-    return Parts(data, plan, model, loss, _flat(recipe, device.move(model), still))
+    flat = _flat(recipe, device.move(model), found.still)
+    return Parts(data, plan, model, loss, flat, found.unused)
 
 
 def _check_stopping(recipe: Recipe, data: dataset.Dataset) -> None:

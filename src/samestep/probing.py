@@ -31,7 +31,7 @@ from samestep.device import Device
 from samestep.errors import NotReproducible
 from samestep.exchange import Merger
 from samestep.feed import Drawn
-from samestep.flat import Flat
+from samestep.flat import Flat, dense
 from samestep.nested import Nested
 from samestep.objective import Objective
 from samestep.plan import derive_seed
@@ -77,7 +77,7 @@ class Replay:
         with dtypes.default(self.flat.dtype):
             loss, _ = self.objective(inputs, targets)
             loss.backward()
-        gradients = [p.grad for p in self.flat.parameters if p.grad is not None]
+        gradients = [dense(p.grad) for p in self.flat.parameters if p.grad is not None]
         for parameter in self.flat.parameters:
             parameter.grad = None
         buffers = self.flat.read_buffers()

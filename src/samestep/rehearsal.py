@@ -24,7 +24,6 @@ from samestep.plan import Plan
 from samestep.recipe import Recipe
 
 
-MOST_NAMES = 8
 HOW_CALLED = (
     " A sample that is a dictionary gives the model keyword arguments, a tuple "
     "positional ones."
@@ -37,10 +36,12 @@ MOST_COMPARED = 8
 class Findings:
     """What only a pass can show."""
 
-    still: frozenset[str]
+    still: frozenset[str] = frozenset()
     """Buffers that a forward pass in training does not change."""
-    metrics: tuple[Metric, ...]
+    metrics: tuple[Metric, ...] = ()
     """What the loss function measures, if it is the user's own."""
+    unused: tuple[str, ...] = ()
+    """Trained parameters that had no gradient."""
 
 
 def rehearse(
@@ -68,11 +69,31 @@ def rehearse(
         _check_loss(total, blamed)
         torch.autograd.backward(total)
     check_gradients(twin, who)
+    unused = tuple(_without_gradient(twin))
     still = still_buffers(twin, before, who)
+    if any(len(data.splits[name]) for name in ("validation", "test")):
+        _evaluate(twin.eval(), objective, inputs, targets, who, blamed)
     if loss is not None:
         with dtypes.default(dtype):
             _check_reduction(objective, (inputs, targets, outputs), train, blamed)
-    return Findings(still, objective.metrics or ())
+    return Findings(still, objective.metrics or (), unused)
+
+
+def _evaluate(
+    twin: nn.Module,
+    objective: Objective,
+    inputs: Nested,
+    targets: Tensor,
+    who: str,
+    blamed: str,
+) -> None:
+    """The same samples in evaluation mode. Raises OwnCodeError."""
+    dtype = next(twin.parameters()).dtype
+    with torch.no_grad(), dtypes.default(dtype):
+        with _naming_layers(twin, f"{who} in evaluation mode", inputs):
+            outputs = nested.call(twin, inputs)
+        with own.blaming(f"{blamed} in evaluation"):
+            objective.measure(outputs, targets)
 
 
 def check_family(recipe: ModelRecipe, data: Dataset) -> None:
@@ -251,19 +272,18 @@ def _loss_of(
 
 
 def check_gradients(model: nn.Module, who: str) -> None:
-    """Raises OwnCodeError where a trained parameter has none."""
-    without = [
-        name
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad and parameter.grad is None
-    ]
-    if without:
-        more = f" and {len(without) - MOST_NAMES} more" * (len(without) > MOST_NAMES)
+    """Raises OwnCodeError where no trained parameter has one."""
+    if all(p.grad is None for p in model.parameters() if p.requires_grad):
         raise OwnCodeError(
-            f"Every parameter that is trained must get a gradient; of {who} get none: "
-            f"{', '.join(without[:MOST_NAMES])}{more}. Use them in `forward`, or "
-            "freeze them with `requires_grad_(False)`."
+            f"A backward pass must reach the parameters that are trained; of {who}, "
+            "none has a gradient. Call `backward` on a loss that depends on them."
         )
+
+
+def _without_gradient(model: nn.Module) -> Iterator[str]:
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter.grad is None:
+            yield name
 
 
 def still_buffers(

@@ -152,7 +152,7 @@ def build(recipe: Recipe, around: Surroundings) -> Trainer:
     assert around.snapshots is not None
     what = around.own, around.most_steps, around.device
     parts = load_and_build(recipe, *what, around.board.enter)
-    data, plan, model, loss, flat = parts
+    data, plan, model, loss, flat, unused = parts
     seconds = time.monotonic() - start
     if place.is_leader and around.constants is not None:
         constants.write(around.constants, flat.constants)
@@ -164,7 +164,8 @@ def build(recipe: Recipe, around: Surroundings) -> Trainer:
     alike.check_kept(around.samples, samples)
     check.model(model)
     objective = parts.objective(recipe)
-    attached = exchange.attach(objective)
+    # The families' layers take part in every pass, once; other models may branch.
+    attached = exchange.attach(objective, overlap="model" not in names(recipe))
     if recipe.compile:
         around.board.enter(COMPILING)
         compiling.prepare(objective, data, plan, flat)
@@ -212,6 +213,8 @@ def build(recipe: Recipe, around: Surroundings) -> Trainer:
         steps_per_report=per_report,
     )
     _resume(trainer)
+    if unused and trainer.progress.step == 0:
+        trainer.report({"type": "unused", "parameters": unused})
     return trainer
 
 

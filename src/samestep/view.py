@@ -129,6 +129,11 @@ _SENTENCES: dict[str, Callable[[Message], str]] = {
         f"restart {m['number']}: going on after step {m['step']} with {m['workers']} "
         f"worker{'s' if m['workers'] > 1 else ''}"
     ),
+    "unused": lambda m: (
+        f"warning: no gradient reached {_few(m['parameters'])} in a pass over two "
+        "samples. Where a parameter has none, it counts as zero; if it never has one, "
+        "freeze it with `requires_grad_(False)`, or use it in `forward`."
+    ),
     "rebalanced": lambda m: (
         f"rebalanced after step {m['step']}: {_counts(m['after'])} micro-batches "
         f"instead of {_counts(m['before'])}, {m['gain']:.0%} less time"
@@ -158,6 +163,10 @@ _SENTENCES: dict[str, Callable[[Message], str]] = {
 
 def _counts(numbers: list[int]) -> str:
     return ", ".join(map(str, numbers))
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if names[4:] else "")
 
 
 def scores(

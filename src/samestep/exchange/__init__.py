@@ -40,8 +40,12 @@ class Exchange(Merger, Protocol):
     def assign(self, shares: list[tuple[int, int]]) -> None:
         """Between two steps: from now on, each worker owns these micro-batches."""
 
-    def attach(self, objective: nn.Module) -> nn.Module:
-        """Binds the model to the parameters; returns the module to call."""
+    def attach(self, objective: nn.Module, overlap: bool = True) -> nn.Module:
+        """Binds the model to the parameters; returns the module to call.
+
+        `overlap` says that every backward pass reaches each parameter once, so that
+        gradients may be sent while others are computed.
+        """
 
     def turn(self, leaf: int) -> AbstractContextManager[None]:
         """The context of the forward and backward pass of one micro-batch."""

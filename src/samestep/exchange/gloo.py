@@ -11,6 +11,7 @@ of that if the recipe rounds partials to 16 bits (`samestep.rounding`).
 Every worker holds all parameters and updates all of them.
 """
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 
@@ -64,9 +65,10 @@ class GlooExchange:
         self._gradient = torch.zeros_like(self.parameters)
         self._views = flat.views(self._gradient)
         self.watch = Watch(self._num_leaves, len(flat.parameters))
+        self._ddp: DistributedDataParallel | None = None
         self._stack: list[list[Tensor]] = []
         self._memory: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
-        self._pending: list[tuple[list[Tensor], Tensor, dist.Work]] = []
+        self._pending: list[tuple[Sequence[Tensor], Tensor, dist.Work]] = []
         self.assign(shares)
 
     def assign(self, shares: list[Node]) -> None:
@@ -85,9 +87,18 @@ class GlooExchange:
         self.bytes_per_step = self.workers * passing
         self.network_bytes_per_step = self._num_crossings * passing
 
-    def attach(self, objective: nn.Module) -> nn.Module:
-        """All workers: the parameters of rank 0, wrapped in DDP with our hook."""
+    def attach(self, objective: nn.Module, overlap: bool = True) -> nn.Module:
+        """All workers: the parameters of rank 0; to overlap, in DDP with our hook.
+
+        DDP waits for every parameter, and takes none twice. So what may skip some, or
+        reach one in several backward passes (as reentrant checkpoints of one layer
+        do), is exchanged when the last backward pass is over.
+        """
         self._flat.bind(self.parameters, write=True)
+        if not overlap:
+            if self.workers > 1:
+                dist.broadcast(self.parameters, src=0)
+            return objective
         self._ddp = DistributedDataParallel(
             objective, forward_sync_buffers=False, gradient_as_bucket_view=True
         )
@@ -96,7 +107,8 @@ class GlooExchange:
 
     def turn(self, leaf: int) -> AbstractContextManager[None]:
         """The context of a forward and backward pass: the last own one is exchanged."""
-        if self.workers > 1 and leaf == self._owned[1] - 1:
+        is_last = self.workers > 1 and leaf == self._owned[1] - 1
+        if self._ddp is None or is_last:
             return nullcontext()
         return self._ddp.no_sync()
 
@@ -106,7 +118,7 @@ class GlooExchange:
             self._tails.push(leaf, self._flat.read_buffers())
         if self._pending:  # the last own leaf went up in the hook
             return
-        self._stack.append([_gradient(p) for p in self._flat.parameters])
+        self._stack.append(self._flat.gradients())
         if self.watch.active:
             self.watch.note(leaf, self._stack[-1])
         for parameter in self._flat.parameters:
@@ -123,7 +135,9 @@ class GlooExchange:
 
     def sum(self) -> tuple[Tensor, Tensor]:
         """All workers: the gradient, and the sum of the tails."""
-        if self._owned[0] == self._owned[1]:
+        if self._ddp is None and self.workers > 1:
+            self._send_all()
+        elif self._owned[0] == self._owned[1]:
             self._take_part()
         for parameters, received, work in self._pending:
             work.wait()
@@ -150,6 +164,7 @@ class GlooExchange:
 
     def _take_part(self) -> None:
         """A worker without micro-batches: a pass over no samples calls the hook."""
+        assert self._ddp is not None
         loss, _ = self._ddp(torch.empty(0), torch.empty(0, dtype=torch.int64))
         loss.backward()
 
@@ -185,30 +200,41 @@ class GlooExchange:
 
     def _send(self, bucket: GradBucket, complete: list[list[Tensor]]) -> None:
         """Partials before the one in the bucket, then that one."""
-        sent, received = self._buffers(bucket)
-        for row, partial in enumerate(complete):
-            torch.cat([gradient.view(-1) for gradient in partial], out=sent[row])
-        if not self._is_direct:
-            sent[len(complete)].copy_(bucket.buffer())
-        work = dist.all_gather_single(received.view(-1), sent.view(-1), async_op=True)
-        self._pending.append((bucket.parameters(), received, work))
-
-    def _buffers(self, bucket: GradBucket) -> tuple[Tensor, Tensor]:
-        """[rows, n] to send and [workers * rows, n] to receive, kept for reuse."""
         buffer = bucket.buffer()
-        key = (bucket.index(), buffer.numel())
+        rows = 0 if self._is_direct else self._rows
+        sent, received = self._buffers(bucket.index(), rows, buffer.numel())
+        if self._is_direct:
+            sent = buffer.view(1, -1)
+        else:
+            sent[len(complete)].copy_(buffer)
+        self._gather(bucket.parameters(), complete, sent, received)
+
+    def _send_all(self) -> None:
+        """All workers, after their backward passes: the own partials."""
+        size = sum(p.numel() for p in self._flat.parameters)
+        sent, received = self._buffers(0, self._rows, size)
+        self._gather(self._flat.parameters, self._stack, sent, received)
+
+    def _gather(
+        self,
+        parameters: Sequence[Tensor],
+        partials: list[list[Tensor]],
+        sent: Tensor,
+        received: Tensor,
+    ) -> None:
+        for row, partial in enumerate(partials):
+            torch.cat([gradient.view(-1) for gradient in partial], out=sent[row])
+        work = dist.all_gather_single(received.view(-1), sent.view(-1), async_op=True)
+        self._pending.append((parameters, received, work))
+
+    def _buffers(self, number: int, rows: int, size: int) -> tuple[Tensor, Tensor]:
+        """[rows, n] to send and [workers * rows, n] to receive, kept for reuse."""
+        key, dtype = (number, size), self._sent_as
         if key not in self._memory:
-            size, dtype = buffer.numel(), self._sent_as
-            rows = 0 if self._is_direct else self._rows
-            sent = buffer.new_zeros(rows, size, dtype=dtype)
-            received = buffer.new_empty(self.workers * self._rows, size, dtype=dtype)
-            self._memory[key] = sent, received
-        sent, received = self._memory[key]
-        return (buffer.view(1, -1) if self._is_direct else sent), received
-
-
-def _gradient(parameter: Tensor) -> Tensor:
-    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            like, most = self.parameters, self.workers * self._rows
+            sent = like.new_zeros(rows, size, dtype=dtype)
+            self._memory[key] = sent, like.new_empty(most, size, dtype=dtype)
+        return self._memory[key]
 
 
 # DDP compares these annotations with its own types.

@@ -144,9 +144,9 @@ class NodesExchange:
         )
         self.bytes_per_step = self.network_bytes_per_step + round(self._size * read)
 
-    def attach(self, objective: nn.Module) -> nn.Module:
+    def attach(self, objective: nn.Module, overlap: bool = True) -> nn.Module:
         """All workers: the parameters become views of those of the node's leader."""
-        return self._within.attach(objective)
+        return self._within.attach(objective, overlap)
 
     def turn(self, leaf: int) -> AbstractContextManager[None]:
         """The context of a forward and backward pass."""

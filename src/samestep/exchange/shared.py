@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from samestep import barrier, memory, tree
-from samestep.flat import Flat
+from samestep.flat import Flat, dense
 from samestep.memory import pages
 from samestep.models.layers import Linear
 from samestep.noise import Watch
@@ -141,7 +141,7 @@ class SharedExchange:
         vector = self._flat.dtype.itemsize * self._flat.size
         self.bytes_per_step = round(vector * vectors)
 
-    def attach(self, objective: nn.Module) -> nn.Module:
+    def attach(self, objective: nn.Module, overlap: bool = True) -> nn.Module:
         """All workers: the parameters become views of the leader's, shared."""
         self._flat.bind(self.parameters, write=self._here.is_leader)
         self.barrier.wait(self._publishing)
@@ -169,13 +169,16 @@ class SharedExchange:
     def collect(self, leaf: int) -> None:
         """After the backward pass of `leaf`: completes the sums that end with it."""
         if self.watch.active and self._merging:
-            self.watch.note(leaf, [p.grad for p in self._flat.parameters])
+            self.watch.note(leaf, self._flat.gradients())
         for own, parameter in zip(
             self._views[self._depth - 1], self._flat.parameters, strict=True
         ):
             if parameter.grad is not None:  # it was not written to its place
-                self._take(own, parameter.grad, self._position[id(parameter)])
+                gradient = dense(parameter.grad)
+                self._take(own, gradient, self._position[id(parameter)])
                 parameter.grad = None
+            elif self._merging:  # zeros are added, as elsewhere: -0.0 becomes 0.0
+                own.add_(0.0)
         if not self._merging:
             for position in self._missing:  # without a gradient in this pass
                 self._views[self._depth - 1][position].zero_()
