@@ -3,9 +3,12 @@
 from typing import Any
 
 import pytest
+import torch
 from conftest import Train, fault, small_recipe
 
-from samestep import Recipe
+from samestep import Recipe, models
+from samestep.dataset import Dataset
+from samestep.ingredients import CnnModel
 
 
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -38,3 +41,13 @@ def test_a_family_has_one_fingerprint_at_any_placement_and_after_a_kill(
         assert run.weights_sha256 == alone.weights_sha256
         assert run.result["test_loss"] == alone.result["test_loss"]
         assert run.result["noise_scale"] == alone.result["noise_scale"]
+
+
+def test_batch_norm_of_a_cnn_begins_without_statistics() -> None:
+    """Also where the last map is 1 x 1, so that one image has one value per channel."""
+    recipe = CnnModel(family="cnn", channels=[4, 5], kernels=[3, 3], norm="batch")
+    model = models.build(recipe, Dataset({}, (1, 10, 10), 3))
+    assert model.training
+    for name, buffer in model.named_buffers():
+        assert buffer.eq(1 if name.endswith("running_var") else 0).all()
+    assert model(torch.randn(2, 1, 10, 10)).shape == (2, 3)

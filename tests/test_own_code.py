@@ -198,15 +198,19 @@ BAD: dict[str, tuple[str, str]] = {
     ),
 }
 
+LATER = ("other-metrics",)
+"""What is met when the training has begun."""
+
 
 @pytest.mark.parametrize("bad", BAD)
 def test_what_is_wrong_with_own_code_is_said_with_its_name(
     train: Train, own: Own, bad: str
 ) -> None:
     code, message = BAD[bad]
-    with pytest.raises(UsageError, match=f"(?s){message}") as caught:
+    with pytest.raises(SamestepError, match=f"(?s){message}") as caught:
         train(own(code))
     assert "mine_" in str(caught.value) or bad in ("wrong-task", "frozen-bfloat16")
+    assert caught.value.exit_code == (1 if bad in LATER else 2)
 
 
 @pytest.mark.parametrize(

@@ -275,3 +275,52 @@ def test_the_notebook_runs(tmp_path: Path) -> None:
     assert any("epoch 2/2" in cell for cell in cells)
     assert any("<table>" in cell for cell in cells)
     assert any("'identical'" in cell for cell in cells)
+
+
+def masked(form: str) -> nn.Module:
+    """The first two columns of the weight are not to change."""
+    torch.manual_seed(3)
+    model = nn.Linear(5, 3)
+    mask = torch.tensor([0.0, 0.0, 1.0, 1.0, 1.0])
+    weight = model.weight
+    if form == "of the gradient":  # it refers to its tensor
+        weight.register_hook(  # type: ignore[no-untyped-call]
+            lambda gradient: gradient * mask.expand_as(weight)
+        )
+    elif form == "of the sum":
+
+        def mask_sum(parameter: Tensor) -> None:
+            assert parameter.grad is not None
+            parameter.grad.mul_(mask)
+
+        weight.register_post_accumulate_grad_hook(mask_sum)  # type: ignore[no-untyped-call]
+    else:
+        model.register_forward_pre_hook(lambda _, given: (given[0] * mask,))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("form", "exchange"),
+    [("of the gradient", "shared"), ("of the sum", "gloo"), ("of a pass", "shared")],
+)
+def test_hooks_of_a_model_that_is_given_as_an_instance_are_called(
+    go: Go, form: str, exchange: str
+) -> None:
+    settings: dict[str, Any] = {"data": samples(), "workers": 2, "exchange": exchange}
+    run = go(model=masked(form), **settings)
+    before, after = masked(form).state_dict(), run.load_model(masked(form)).state_dict()
+    changed = (before["weight"] != after["weight"]).any(dim=0)
+    assert changed.tolist() == [False, False, True, True, True]
+    same = go(model=lambda: masked(form), **settings)
+    assert same.weights_sha256 == run.weights_sha256
+
+
+def test_what_cannot_be_handed_over_says_to_give_a_function(go: Go) -> None:
+    half = nn.Linear(5, 3).bfloat16()
+    half.weight.register_hook(lambda g: g)  # type: ignore[no-untyped-call]
+    with_parametrization = nn.utils.parametrizations.weight_norm(nn.Linear(5, 3))
+    for model, why in ((half, "hooks"), (with_parametrization, "parametrized")):
+        with pytest.raises(
+            OwnCodeError, match=f"(?s){why}.*build it inside a function"
+        ):
+            go(model=model, data=samples())

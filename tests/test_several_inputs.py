@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import samestep
 from samestep import nested
-from samestep.errors import UsageError
+from samestep.errors import SamestepError
 from samestep.forking import ForkServer
 from samestep.view import SilentView
 
@@ -203,11 +203,24 @@ WRONG = {
         "class Bad(Dataset):\n"
         " def __len__(self): return 20\n"
         " def __getitem__(self, i):\n"
-        "  return [1.0][i > 0], 0\n"
-        "def load(): return Bad()",
-        r"Sample \d+ of `mine_.*:load` failed: IndexError",
+        "  return ([[1.0]][i], i % 2)\n"
+        "def load(): return {'train': Bad()}",
+        r"Sample 1 of `mine_.*:load`, split `train` failed: IndexError",
+    ),
+    "raises-later": (
+        "class Bad(Dataset):\n"
+        " classes = 'ab'\n"
+        " def __len__(self): return 24\n"
+        " def __getitem__(self, i):\n"
+        "  return [[[1.0]][i > 6], i % 2]\n"
+        "def load(): return {'train': Bad()}",
+        r"Sample \d+ of `mine_.*:load`, split `train` failed: IndexError",
     ),
 }
+
+
+LATER = ("raises-later",)
+"""What is met when the training has begun: exit code 1, and not 2."""
 
 
 @pytest.mark.parametrize("kind", WRONG)
@@ -216,8 +229,9 @@ def test_what_is_wrong_with_an_input_is_said_with_its_key_and_index(
 ) -> None:
     code, message = WRONG[kind]
     fields = {"model": {"family": "mlp", "hidden": [4]}} if kind == "built-in" else {}
-    with pytest.raises(UsageError, match=f"(?s){message}"):
+    with pytest.raises(SamestepError, match=f"(?s){message}") as caught:
         train(own(code, **fields))
+    assert caught.value.exit_code == (1 if kind in LATER else 2)
 
 
 def test_bool_inputs_stay_bool(train: Train, own: Own) -> None:

@@ -31,6 +31,9 @@ from samestep.own import GIVEN
 TRACKER_ID = re.compile(rb"\x8c [0-9a-f]{32}")
 """Cloudpickle gives classes random ones; a pickled string of 32 characters."""
 
+HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
+"""Of a tensor: what is called with its gradient."""
+
 PLACES = ("__file__", "__firstlineno__")
 
 Extent = tuple[int, int]
@@ -142,14 +145,19 @@ def _without_place(reduced: Any) -> Any:
 
 
 def _reduce_tensor(value: Any) -> Any:
-    """None for what numpy cannot hold."""
+    """None for what numpy cannot hold. Raises ValueError if that has hooks."""
+    hooks = [list((getattr(value, name) or {}).values()) for name in HOOKS]
     plain = value.detach()
     try:
         array = plain.contiguous().numpy()
     except (TypeError, RuntimeError):
+        if any(hooks):
+            raise ValueError(f"hooks of a tensor of {value.dtype} are lost") from None
         return None
     is_parameter = type(value).__name__ == "Parameter"
-    return restore_tensor, (array, is_parameter, value.requires_grad)
+    reduced = restore_tensor, (array, is_parameter, value.requires_grad)
+    # As state: a hook may refer to the tensor, which must be there by then.
+    return (*reduced, hooks, None, None, restore_hooks) if any(hooks) else reduced
 
 
 def restore_tensor(array: Any, is_parameter: bool, requires_grad: bool) -> Any:
@@ -160,6 +168,15 @@ def restore_tensor(array: Any, is_parameter: bool, requires_grad: bool) -> Any:
     if is_parameter:
         return torch.nn.Parameter(tensor, requires_grad)
     return tensor.requires_grad_(requires_grad)
+
+
+def restore_hooks(tensor: Any, hooks: list[list[Callable[..., Any]]]) -> None:
+    """Registers what `register_hook` and its like had, in their order."""
+    before, after = hooks
+    for hook in before:
+        tensor.register_hook(hook)
+    for hook in after:
+        tensor.register_post_accumulate_grad_hook(hook)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ Its place comes from torchrun's environment variables (`samestep.place`), its jo
 its reports go over a socket to the supervisor.
 """
 
+import contextlib
 import ctypes
 import faulthandler
 import json
@@ -14,7 +15,7 @@ import socket
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -40,7 +41,14 @@ from samestep.balance import shares
 from samestep.board import BUILDING, LOADING, MEETING, Board
 from samestep.data_sections import CustomData, ImageData, NpyData
 from samestep.device import Device
-from samestep.errors import OwnCodeError, PeerLost, RunError, SamestepError
+from samestep.errors import (
+    OwnCodeError,
+    PeerLost,
+    RunError,
+    SamestepError,
+    TrainingError,
+    UsageError,
+)
 from samestep.evaluation import Evaluator
 from samestep.exchange.connecting import Connection, tcp_store
 from samestep.faults import Faults
@@ -179,7 +187,9 @@ def run(
     )
     if job["kind"] == "train":
         faults.at("start", job["step"])
-        return training.train(build(recipe, around))
+        trainer = build(recipe, around)
+        with _begun():
+            return training.train(trainer)
     if job["kind"] == "measure":
         probe.measure(
             recipe, around, job, probe.StepTimes(fds["board"], place.local_rank)
@@ -314,9 +324,19 @@ def _keep_memory() -> None:
         mallopt(M_TRIM_THRESHOLD, 1 << 30)
 
 
+@contextlib.contextmanager
+def _begun() -> Iterator[None]:
+    """What would have been a wrong request before is now a training that failed."""
+    try:
+        yield
+    except UsageError as error:
+        raise TrainingError(str(error)) from (error.__cause__ or error)
+
+
 def failure(error: BaseException) -> dict[str, Any]:
     """The message of a worker that fails; `launch.exception` is its inverse."""
-    cause = error.__cause__ if isinstance(error, OwnCodeError) else error
+    is_told = isinstance(error, OwnCodeError) or type(error) is TrainingError
+    cause = error.__cause__ if is_told else error
     own = own_frames(cause) if cause is not None else ""
     text = own or "".join(traceback.format_exception(error))
     message = str(error) or type(error).__name__

@@ -35,8 +35,10 @@ class Cnn(nn.Module):
             nn.BatchNorm2d(width) for width in (recipe.channels if has_norms else ())
         )
         self._widths, self._dropout = list(recipe.hidden), recipe.dropout
-        with torch.no_grad():
+        with torch.no_grad():  # in evaluation mode: zeros are no statistics
+            self.eval()
             features = self._convolve(torch.zeros(1, *data.input_shape)).shape[1]
+            self.train()
         self.layers = nn.ModuleList(
             Linear(*ends) for ends in pairwise([features, *self._widths, data.outputs])
         )
