@@ -28,8 +28,6 @@ LATE = {"epochs": 3}
 HIDDEN = "same micro-batch gave another result"
 """What the probe says of a memory, and of what depends on the process."""
 
-UNUSED = "A parameter without a gradient in some micro-batch is refused."
-
 KINDS: dict[str, Kind] = {
     # Exact, however they look.
     "plain": Kind(),
@@ -55,7 +53,7 @@ KINDS: dict[str, Kind] = {
     "autocast": Kind("sound:Autocast"),
     "variational": Kind("sound:Variational", fields=DRAWS),
     "variational, stops early": Kind("sound:Variational", fields=EARLY),
-    "branch without a parameter": Kind("sound:Branch", silent=UNUSED),
+    "branch without a parameter": Kind("sound:Branch"),
     "guarded cuda": Kind("sound:GuardedCuda"),
     "recurrent": Kind("sound:NewParts"),
     "weights drawn at import": Kind("sound:drawn_at_import"),
