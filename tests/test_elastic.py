@@ -243,6 +243,28 @@ def test_another_recipe_does_not_join_and_disturbs_nobody(
     assert len(a.events("generation")) == 1
 
 
+COUNTS = """
+class Net(nn.Linear):
+    calls = 0
+    def forward(self, x):
+        self.calls += 1
+        return super().forward(x) * (1 + (self.calls > 9))
+
+def build(inputs, outputs):
+    return Net(*inputs, outputs)
+"""
+
+
+def test_hidden_state_ends_a_training_also_under_torchrun(
+    start: Start, own: Own
+) -> None:
+    machine = start(own(COUNTS, epochs=2), "a", 1, nodes="1")
+    assert machine.end() != 0
+    assert "The same micro-batch gave another result in another process" in " ".join(
+        machine.log.split()
+    )
+
+
 LOADS_LATE = """
 import os, time
 

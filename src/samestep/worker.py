@@ -160,7 +160,7 @@ def run(
     rounding = Rounding.of(recipe.compression)
     own = OwnCode(job["places"], Received(fds.get("objects"), job.get("objects", {})))
     helper = _helper(recipe, job, own, fds)
-    witness = witness or _witness(recipe, job, place, fds)
+    witness = _witness(recipe, job, place, fds, witness)
     threads.check(recipe.threads)
     control.watch()
     faults = Faults(place.rank, job["faults"], control.send)
@@ -215,14 +215,20 @@ def _helper(
 
 
 def _witness(
-    recipe: Recipe, job: dict[str, Any], place: Place, fds: dict[str, int]
+    recipe: Recipe,
+    job: dict[str, Any],
+    place: Place,
+    fds: dict[str, int],
+    forked: Witness | None,
 ) -> Witness | None:
-    """Forked like a helper, by the first worker of a training of own code."""
+    """Of the first worker of a training of own code; forked like a helper."""
     is_wanted = job["kind"] == "train" and job["probe"] and names(recipe)
     if not is_wanted or place.rank > 0:
+        if forked is not None:
+            forked.connection.close()  # which ends it
         return None
     unused = [fd for name, fd in fds.items() if name != "objects"]
-    witness = Witness.start(testify_for, unused)
+    witness = forked or Witness.start(testify_for, unused)
     told = "recipe", "places", "objects", "most_steps", "device"
     witness.begin({name: job.get(name) for name in told} | {"fd": fds.get("objects")})
     return witness

@@ -47,6 +47,8 @@ from samestep.options import (
 )
 from samestep.place import Place
 from samestep.placement import Placement
+from samestep.probing import Witness
+from samestep.worker import testify_for
 
 
 STARTED = time.monotonic()
@@ -152,11 +154,13 @@ def take_part(request: Request) -> None:
     """
     faulthandler.register(signal.SIGUSR2, all_threads=True)
     place = Place.from_environment()
+    # To be forked while there is one thread, before it is known whether it is needed.
+    witness = Witness.start(testify_for, ()) if place.rank == 0 else None
     watcher = Watcher()
     watcher.start()
     with _recorded(), _lingering(watcher):
         _check(request)
-        meeting = Meeting.join(place, lambda: _pause(watcher))
+        meeting = Meeting.join(place, lambda: _pause(watcher), witness)
         if place.is_leader:
             leading.lead(request, meeting, watcher, STARTED)
         else:

@@ -53,7 +53,8 @@ def train_here(
     if watcher.stop.number is not None:
         board.request_stop()
     try:
-        return worker.run(channel, meeting.place, fds, board, meeting.workers_store)
+        where = meeting.place, fds, board, meeting.workers_store
+        return worker.run(channel, *where, meeting.witness)
     except Exception as error:
         told = launch.exception(worker.failure(error), rank)
         if isinstance(told, LOST):

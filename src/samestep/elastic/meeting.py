@@ -13,6 +13,7 @@ from samestep.elastic import briefing, store
 from samestep.elastic.roster import START_SECONDS, Roster, wait
 from samestep.errors import PeerLost
 from samestep.place import Place
+from samestep.probing import Witness
 
 
 PREPARE_SECONDS = 3600.0
@@ -32,13 +33,17 @@ class Meeting:
     """Between two looks; may raise, as when this worker is told to stop."""
     name: str = ""
     """Of the generation."""
+    witness: Witness | None = None
+    """Of the first worker, if the training is probed."""
 
     @classmethod
-    def join(cls, place: Place, pause: Callable[[], None]) -> "Meeting":
+    def join(
+        cls, place: Place, pause: Callable[[], None], witness: Witness | None
+    ) -> "Meeting":
         """All workers. Raises PeerLost, OSError, torch's DistError."""
         shared = _open_store(place)
         prefix = Roster(shared, place.rank, place.workers, pause=pause).agree()
-        return cls(place, PrefixStore(prefix, shared), pause, prefix)
+        return cls(place, PrefixStore(prefix, shared), pause, prefix, witness)
 
     def tell(self, topic: str, value: Any) -> list[Any]:
         """All leaders: everybody's plain JSON value, by node. Raises PeerLost."""
