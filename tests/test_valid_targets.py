@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import samestep
-from samestep import Recipe, RecipeError, Run
+from samestep import OwnCodeError, Recipe, RecipeError, Run
 from samestep.data import custom
 from samestep.data.facts import Labels
 from samestep.data_sections import CustomData
@@ -64,6 +64,27 @@ STEPS: dict[str, Any] = {
     "optimizer": {"name": "sgd", "lr": 1.0, "momentum": 0.0},
 }
 IGNORING = {"loss": {"name": "cross-entropy", "ignore_index": -100}}
+
+
+PADDED_BY_BATCH = """
+class Sequences(Dataset):
+    def __len__(self):
+        return 20
+    def __getitem__(self, i):
+        generator = torch.Generator().manual_seed(i)
+        return torch.randint(9, (2 + i * i % 11,), generator=generator)
+    def collate_fn(self, samples):
+        pad = nn.utils.rnn.pad_sequence
+        rows = [pad(s, True, v) for s, v in (([x[:-1] for x in samples], 0),
+                                             ([x[1:] for x in samples], -100))]
+        return tuple(rows)
+
+def load():
+    return Sequences()
+
+def build():
+    return nn.Embedding(9, 9)
+"""
 
 
 def in_float64(code: Path, recipe: Recipe) -> tuple[Tensor, float]:
@@ -126,6 +147,19 @@ def test_clipping_rounding_noise_and_kills_have_one_fingerprint(
     assert losses(run) == losses(alone)
     noise = [run.history[-1]["noise_scale"], alone.history[-1]["noise_scale"]]
     assert noise[0] == noise[1]
+
+
+def test_batches_that_are_padded_each_to_its_own_length_have_to_count(
+    train: Train, own: Own
+) -> None:
+    fields = {"data.outputs": 9, "data.task": "next-token", **STEPS}
+    recipe = own(PADDED_BY_BATCH + COUNTED, **fields)
+    alone, others = train(recipe, 1), train(recipe, 3, exchange="gloo")
+    assert others.weights_sha256 == alone.weights_sha256
+    assert losses(others) == losses(alone)
+    total = COUNTED.replace("return total, (targets != -100).sum()", "return total")
+    with pytest.raises(OwnCodeError, match="samples must have equally many: first"):
+        train(own(PADDED_BY_BATCH + total, **fields))
 
 
 def test_a_loss_that_counts_all_targets_has_the_bits_of_the_sum(

@@ -80,6 +80,11 @@ class Dataset:
         return all_metrics(self.own_metrics, self.task)
 
     @property
+    def tokens_per_sample(self) -> int | None:
+        """Targets of each sample, if they are tokens."""
+        return self.targets_per_sample if self.task == "next-token" else None
+
+    @property
     def facts(self) -> dict[str, Any]:
         """What a model is built for."""
         return {"inputs": self.inputs, "outputs": self.outputs, "task": self.task}

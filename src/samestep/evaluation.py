@@ -54,7 +54,10 @@ class Evaluator:
         if isinstance(loss, CrossEntropy):
             loss = CrossEntropy(ignore_index=loss.ignore_index)
         metrics, precision = self.data.own_metrics, self.recipe.precision
-        objective = Objective(self.model, loss, self.loss, metrics, precision)
+        objective = Objective(
+            *(self.model, loss, self.loss, metrics, precision),
+            targets_per_sample=self.data.tokens_per_sample,
+        )
         shape = 1 + num_cells(metrics), self._num_batches(name)
         cells = torch.zeros(shape, dtype=torch.float64)
         with evaluating(self.model):

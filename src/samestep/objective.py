@@ -76,14 +76,16 @@ class Objective(nn.Module):
         function: Callable[..., Any] | None = None,
         metrics: tuple[Metric, ...] | None = None,
         precision: Precision = "float32",
+        targets_per_sample: int | None = None,
     ) -> None:
         """`function` is the loss if that is the user's own, `metrics` what it measures.
 
         None: it may measure anything, and what it did is then here. Without any but
-        COUNTED: the usual metric of the outputs.
+        COUNTED: the usual metric of the outputs. `targets_per_sample` is what a loss
+        that does not count relies on.
         """
         super().__init__()
-        self._precision = precision
+        self._precision, self._per_sample = precision, targets_per_sample
         self.model = model
         self._loss, self._function = loss, function
         self.metrics = built_in(loss) if function is None else metrics
@@ -98,9 +100,24 @@ class Objective(nn.Module):
             trained = [p for p in self.model.parameters() if p.requires_grad]
             nothing = torch.stack([(p * 0).sum() for p in trained])
             return nothing.sum(), torch.zeros(num_cells(self.metrics or ()))
+        self._check_number(targets)
         found = outputs(self.model, inputs, self._precision)
         with dtypes.default(dtypes.of(self._precision)):
             return self.measure(found, targets)
+
+    def _check_number(self, targets: Tensor | Mixed) -> None:
+        """Raises OwnCodeError where a loss is divided by another number of targets."""
+        if self._per_sample is None or isinstance(targets, Mixed):
+            return
+        if targets[0].numel() != self._per_sample and COUNTED not in (
+            self.metrics or ()
+        ):
+            raise OwnCodeError(
+                "A loss is divided by the number of targets, and samples must have "
+                f"equally many: first there were {self._per_sample}, now there are "
+                f"{targets[0].numel()} in each. Where batches are padded to lengths of "
+                "their own, return `(sum, count)`, or say `loss.ignore_index`."
+            )
 
     def measure(self, outputs: Any, targets: Tensor | Mixed) -> tuple[Tensor, Tensor]:
         """Outputs and targets -> summed loss [], cells of the metrics [c]."""

@@ -40,8 +40,11 @@ class Parts(NamedTuple):
 
     def objective(self, recipe: Recipe) -> Objective:
         """Return the model together with its loss."""
-        metrics = self.data.own_metrics
-        return Objective(self.model, recipe.loss, self.loss, metrics, recipe.precision)
+        data = self.data
+        return Objective(
+            *(self.model, recipe.loss, self.loss, data.own_metrics, recipe.precision),
+            targets_per_sample=data.tokens_per_sample,
+        )
 
     def replay(
         self, recipe: Recipe, draw: Callable[[int, int], Drawn], device: Device
