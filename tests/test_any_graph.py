@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from torch import nn
 
 from samestep import barrier
 from samestep.api import check_exactness
-from samestep.errors import UsageError
+from samestep.errors import SamestepError, UsageError
 from samestep.exchange.shared import SharedExchange
 from samestep.flat import Flat
 from samestep.forking import ForkServer
@@ -224,3 +225,48 @@ def test_a_loop_takes_branches_and_sparse_gradients(tmp_path: Path) -> None:
         for how in ((), torchrun)
     ]
     assert printed[0] == printed[1] != ""
+
+
+COUNTER = """
+class Net(nn.Linear):
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("constant", torch.tensor(7))
+
+    def forward(self, x):
+        if self.training:
+            STEP
+        return super().forward(functional.dropout(x, 1 / (2 + self.calls.item())))
+
+def build(inputs, outputs):
+    return Net(*inputs, outputs)
+"""
+
+
+def test_an_integer_buffer_may_count_passes(
+    train: Train, train_under: Train, own: Own
+) -> None:
+    # The last step has 7 samples for 9 micro-batches: two have none.
+    fields: dict[str, Any] = {"global_batch": 63, "micro_batches": 9}
+    recipe = own(COUNTER.replace("STEP", "self.calls += 1"), **fields)
+    alone = train(recipe, 1)
+    kills = [fault("kill", "exchange", 1, 1)]
+    for workers, exchange in ((2, "gloo"), (3, "shared")):
+        run = train_under(recipe, kills, workers, exchange=exchange)
+        assert run.weights_sha256 == alone.weights_sha256
+    assert alone.load_model().calls == 9 + 7
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        ("self.calls += len(x)", "an integer that grows by 1 in each pass; `calls`"),
+        ("self.calls += 1 + (len(x) > 2)", "`calls` grew by 2 in 1"),
+    ],
+)
+def test_an_integer_buffer_that_does_something_else_is_refused(
+    train: Train, own: Own, step: str, message: str
+) -> None:
+    with pytest.raises(SamestepError, match=message):
+        train(own(COUNTER.replace("STEP", step)))

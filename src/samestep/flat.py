@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from samestep import dtypes
-from samestep.errors import OwnCodeError
+from samestep.errors import NotReproducible, OwnCodeError
 from samestep.fingerprint import fingerprint
 from samestep.layout import BLOCK, Entry, Layout
 
 
 COUNTER = "num_batches_tracked"
-"""The integer buffers that count updates; all others are constants."""
+"""The name under which BatchNorm counts."""
 
 
 class Flat:
@@ -28,18 +28,22 @@ class Flat:
         self,
         model: nn.Module,
         states: Sequence[str] = (),
-        still: AbstractSet[str] = frozenset(),
+        still: AbstractSet[str] | None = None,
         whole: Sequence[str] = (),
     ) -> None:
         """`states` are the names of the optimizer's state vectors; `still` those of
-        buffers that no forward pass changes; `whole` those of parameters that one
-        worker updates."""
+        buffers that no forward pass changes, None if that is unknown; `whole` those of
+        parameters that one worker updates."""
         kept = model.state_dict(keep_vars=True)
         named = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self.dtype = next(iter(named.values())).dtype
-        moving = {n: b for n, b in model.named_buffers() if n in kept.keys() - still}
+        moving = {
+            n: b
+            for n, b in model.named_buffers()
+            if n in kept.keys() - (still or set())
+        }
         buffers = {n: b for n, b in moving.items() if b.dtype == self.dtype}
-        counters = {n: b for n, b in moving.items() if n.endswith(COUNTER)}
+        counters = {n: b for n, b in moving.items() if can_count(n, b)}
         self.constants, aliases = _rest(kept, {**named, **buffers, **counters})
         """Of the state_dict, what training does not change."""
         self.layout = Layout(
@@ -62,6 +66,9 @@ class Flat:
         """What a pass may change."""
         self._saved = [buffer.clone() for buffer in self._buffers]
         self.counts = [int(counter) for counter in self._counters]
+        self._may_rest = still is None
+        self._own = [i for i, n in enumerate(counters) if not n.endswith(COUNTER)]
+        self._counter_names = list(counters)
 
     def views(self, vector: Tensor) -> list[Tensor]:
         """[size + tail] or [size] -> one view per parameter, of its shape."""
@@ -102,6 +109,17 @@ class Flat:
             buffer.copy_(saved)
         for counter, count in zip(self._counters, self.counts, strict=True):
             counter.fill_(count)
+
+    def check_counts(self, passes: int) -> None:
+        """Raises NotReproducible if an integer buffer has not counted the passes."""
+        for i in self._own:
+            added = int(self._counters[i]) - self.counts[i]
+            if added != passes and (added or not self._may_rest):
+                raise NotReproducible(
+                    "An integer buffer that changes counts passes: it grows by 1 in "
+                    f"each. `{self._counter_names[i]}` grew by {added} in {passes}. "
+                    "Use a persistent buffer of floats, which is averaged."
+                )
 
     def advance_buffers(self, total: Tensor, micro_batches: int, updates: int) -> None:
         """Sums over micro-batches [tail] -> their means; integers count `updates`."""
@@ -174,6 +192,12 @@ def _rest(
         elif first[id(tensor)] != name:
             aliases[name] = first[id(tensor)]
     return constants, aliases
+
+
+def can_count(name: str, buffer: Tensor) -> bool:
+    """Whether it is an integer that counts updates rather than a constant."""
+    is_integer = buffer.dtype in (torch.int64, torch.int32) and buffer.numel() == 1
+    return name.endswith(COUNTER) or is_integer
 
 
 def dense(gradient: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from samestep import dtypes, nested, own, reduction
 from samestep.data.splits import Split
 from samestep.dataset import Dataset
 from samestep.errors import OwnCodeError, RecipeError
+from samestep.flat import COUNTER, can_count
 from samestep.ingredients import CnnModel, ModelRecipe, VitModel
 from samestep.nested import Nested
 from samestep.objective import Metric, Objective
@@ -297,13 +298,16 @@ def still_buffers(
         if torch.equal(buffer, before[name]):
             still.add(name)
             continue
-        counts = name.endswith("num_batches_tracked")
+        counts = can_count(name, buffer) and (
+            name.endswith(COUNTER) or int(buffer - before[name]) == 1
+        )
         if name in state and (buffer.dtype == dtype or counts):
             continue
         raise OwnCodeError(
             f"What a forward pass changes must be a persistent {dtypes.NAMES[dtype]} "
             "buffer, like the parameters, so that it can be averaged over "
-            f"micro-batches; `{name}` of {who} is "
-            f"{buffer.dtype}" + ("." if name in state else ", and not persistent.")
+            "micro-batches, or an integer that grows by 1 in each pass; "
+            f"`{name}` of {who} is {buffer.dtype}"
+            + ("." if name in state else ", and not persistent.")
         )
     return frozenset(still)

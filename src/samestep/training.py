@@ -235,7 +235,7 @@ def train_step(trainer: Trainer, step: int, step_in_epoch: int) -> None:
             loss.backward(weight)
         trainer.exchange.collect(m)
         if trainer.unchanged is not None:
-            trainer.unchanged.check()
+            trainer.unchanged.check(passes=int(len(targets) > 0))
         trainer.ledger.note(row, m, loss.item(), metrics.tolist())
         arrived = clock.lap("backward")
     trainer.ledger.arrive(row, arrived)

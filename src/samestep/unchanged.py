@@ -73,7 +73,7 @@ class Unchanged:
 
     def __init__(self, model: nn.Module, flat: Flat, who: str) -> None:
         """Watch from now on; `flat` knows what a pass may change, `who` the model."""
-        self._who = who
+        self._who, self._flat = who, flat
         self._watched = list(_watched(model, flat))
         self.note()
 
@@ -82,11 +82,12 @@ class Unchanged:
         for each in self._watched:
             each.note()
 
-    def check(self) -> None:
-        """After a pass. Raises NotReproducible."""
+    def check(self, passes: int = 1) -> None:
+        """After a pass, or after none. Raises NotReproducible."""
         for each in self._watched:
             if not each.is_same():
                 raise NotReproducible(_message(each, self._who))
+        self._flat.check_counts(passes)
 
 
 def _watched(model: nn.Module, flat: Flat) -> Iterable[_Watched]:
