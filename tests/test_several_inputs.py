@@ -116,6 +116,7 @@ def test_several_inputs_have_one_fingerprint_at_any_placement(
 def test_rows_and_columns_give_the_same_weights(train: Train, own: Own) -> None:
     rows, columns = train(own(ROWS), 1), train(own(IN_MEMORY), 1)
     assert rows.weights_sha256 == columns.weights_sha256
+    assert columns.export("onnx").is_file()
 
 
 def test_every_column_of_a_sample_reaches_the_model(train: Train, own: Own) -> None:
@@ -141,7 +142,8 @@ def test_several_inputs_survive_kills_resume_and_evaluation(
     assert found.loss == longer.result["test_loss"]
     assert run.result["data"]["inputs"] == [[5], {"z": [2], "kept": [1]}]
     run.load_model()
-    assert run.export("safetensors").is_file()
+    for form in ("safetensors", "onnx"):
+        assert run.export(form).is_file()
 
 
 def test_a_collate_fn_pads_samples_of_different_lengths(train: Train, own: Own) -> None:

@@ -150,7 +150,8 @@ def _onnx(model: nn.Module, inputs: Nested) -> bytes:
         with _quiet(), own_directory(), dtypes.default(_dtype(model)):
             program = torch.onnx.export(
                 model,
-                () if by_name else (example,) if one else example,
+                # The exporter takes a dictionary at the end for keyword arguments.
+                () if by_name else (example,) if one else (*example, {}),
                 kwargs=example if by_name else None,
                 dynamo=True,
                 verbose=False,
@@ -202,9 +203,10 @@ def _named(inputs: Nested) -> dict[str, Tensor]:
     """By the names that ONNX's inputs have: a dictionary's own, or by number."""
     if isinstance(inputs, Tensor):
         return {"inputs": inputs}
-    if isinstance(inputs, dict):
+    if isinstance(inputs, dict) and all(isinstance(i, Tensor) for i in inputs.values()):
         return inputs
-    return {f"inputs_{number}": each for number, each in enumerate(inputs)}
+    leaves = enumerate(nested.leaves(inputs))
+    return {f"inputs_{number}": tensor for number, (_, tensor) in leaves}
 
 
 def _run_onnx(path: Path, inputs: Nested) -> list[Tensor]:
