@@ -23,8 +23,8 @@ class Kind:
 
 DRAWS = {"evaluation_batch": 5}
 EARLY = {"evaluation_batch": 5, "stop": {"patience": 1}}
-LATE = {"epochs": 3}
-"""A worker that is killed forgets; by the end of a third epoch it counts enough."""
+LATE = {"epochs": 4}
+"""A worker that is killed forgets; by the end of a fourth epoch it counts enough."""
 HIDDEN = "same micro-batch gave another result"
 """What the probe says of a memory, and of what depends on the process."""
 
