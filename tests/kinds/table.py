@@ -22,11 +22,13 @@ class Kind:
 
 
 DRAWS = {"evaluation_batch": 5}
-EARLY = {"evaluation_batch": 5, "stop": {"patience": 1}}
+EARLY = {"evaluation_batch": 5, "stop": {"patience": 1}, "epochs": 5}
 LATE = {"epochs": 4}
 """A worker that is killed forgets; by the end of a fourth epoch it counts enough."""
 HIDDEN = "same micro-batch gave another result"
 """What the probe says of a memory, and of what depends on the process."""
+OTHERS = f"{HIDDEN}|`load` must return the same"
+"""What workers say to each other of their data, or the probe if it is first."""
 
 KINDS: dict[str, Kind] = {
     # Exact, however they look.
@@ -110,11 +112,11 @@ KINDS: dict[str, Kind] = {
     "python's shuffle": Kind(data="data:python_shuffle"),
     "numpy's permutation": Kind(data="data:numpy_permutation"),
     "torch's permutation": Kind(data="data:torch_permutation"),
-    "fresh permutation": Kind(data="data:fresh_permutation", reason=HIDDEN),
+    "fresh permutation": Kind(data="data:fresh_permutation", reason=OTHERS),
     "vocabulary of a set": Kind(data="data:vocabulary"),
-    "length by process": Kind(data="data:length_by_process", reason=HIDDEN),
-    "length by rank": Kind(data="data:length_by_rank", reason=HIDDEN),
-    "samples by rank": Kind(data="data:samples_by_rank", reason=HIDDEN),
+    "length by process": Kind(data="data:length_by_process", reason=OTHERS),
+    "length by rank": Kind(data="data:length_by_rank", reason=OTHERS),
+    "samples by rank": Kind(data="data:samples_by_rank", reason=OTHERS),
     "mask beside the input": Kind("sound:Masked", data="data:with_mask"),
     "complex numbers": Kind(data="data:complex_numbers", reason="complex"),
     "bools": Kind("sound:Bools", data="data:bools"),
