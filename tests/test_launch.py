@@ -19,7 +19,7 @@ import psutil
 import pytest
 from conftest import Train, small_recipe
 
-from samestep import NonFiniteLoss, Run
+from samestep import NonFiniteLoss, Run, WorkerFailed
 from samestep.board import Board
 from samestep.forking import ForkServer
 from samestep.launch import Worker, _Supervision
@@ -201,6 +201,16 @@ def test_a_fork_server_killed_while_it_imports_is_started_again(tmp_path: Path) 
         _, stderr = process.communicate(timeout=DEADLINE)
         assert process.returncode == 0, stderr
     assert "error is above" not in stderr
+
+
+def test_a_fork_server_killed_before_it_reads_a_message_has_ended() -> None:
+    with ForkServer() as server:
+        server.build()
+        os.kill(server._process.pid, signal.SIGSTOP)
+        server.kill(0)
+        os.kill(server._process.pid, signal.SIGKILL)
+        with pytest.raises(WorkerFailed, match="has ended: it was killed by SIGKILL"):
+            server.exits(DEADLINE)
 
 
 def test_a_fork_server_that_still_imports_ends_with_its_supervisor(

@@ -106,7 +106,7 @@ class ForkServer:
     def send_signal(self, pid: int, number: int) -> None:
         """To a worker, if it has not been reaped."""
         line = json.dumps({"signal": number, "to": pid}).encode() + b"\n"
-        with contextlib.suppress(BrokenPipeError):
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self._channel.sendall(line)
 
     def kill(self, pid: int) -> None:
@@ -167,6 +167,8 @@ class ForkServer:
             data = self._channel.recv(1 << 16)
         except TimeoutError:
             return
+        except ConnectionResetError:  # it was killed before it read what we had sent
+            data = b""
         if not data:
             self._has_ended = True
             raise self._failure()
