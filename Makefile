@@ -37,7 +37,7 @@ zoo:
 		--requirement benchmarks/zoo/requirements.txt
 	.venv-zoo/bin/pip install --quiet --no-deps --requirement benchmarks/zoo/alone.txt
 	HF_HUB_OFFLINE=1 PYTHONPATH=benchmarks/zoo/stubs \
-		.venv-zoo/bin/python benchmarks/zoo/run.py --loop
+		.venv-zoo/bin/python benchmarks/zoo/run.py
 
 # The tests with the newest versions that pyproject.toml allows, and the newest torch.
 newest:

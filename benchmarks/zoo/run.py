@@ -1,19 +1,15 @@
 """Modules of other libraries: exact at 1, 2 and 3 workers, or refused, and why?
 
     make zoo
-    python benchmarks/zoo/run.py hf_gpt2 vit --loop
+    python benchmarks/zoo/run.py hf_gpt2 vit
 
 Prints a table. Through `samestep.train`: over both exchanges, with other owners at
-every step, and once with a worker that is killed. With --loop, also through a
-`samestep.Loop` under torchrun.
+every step, and once with a worker that is killed.
 """
 
 import argparse
-import json
 import os
 import signal
-import subprocess
-import sys
 import tempfile
 import warnings
 from pathlib import Path
@@ -27,7 +23,6 @@ from samestep.forking import ForkServer
 from samestep.view import Message, SilentView
 
 
-HERE = Path(__file__).parent
 LIBRARIES = [
     *("transformers", "peft", "x_transformers", "vit_pytorch", "timm"),
     *("monai.networks.nets", "segmentation_models_pytorch", "torch_geometric.nn"),
@@ -89,42 +84,21 @@ def verdict(ends: list[str]) -> str:
     return "exact" if len(set(ends)) == 1 else f"DIFFERENT: {[e[:8] for e in ends]}"
 
 
-def looped(names: list[str]) -> dict[str, str]:
-    """Through `samestep.Loop`: all modules by one torchrun for each number."""
-    ends: dict[str, list[str]] = {name: [] for name in names}
-    for workers in (1, 2, 3):
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        ended = subprocess.run(
-            [*command, f"--nproc-per-node={workers}", str(HERE / "loops.py"), *names],
-            stdout=subprocess.PIPE,
-            text=True,
-            check=True,
-        )
-        for line in ended.stdout.splitlines():
-            if line.startswith("{"):
-                found = json.loads(line)
-                ends[found["name"]].append(found["end"])
-    return {name: verdict(each) for name, each in ends.items()}
-
-
 def main() -> None:
     """Writes rows as they are found."""
     warnings.simplefilter("ignore")
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("names", nargs="*", metavar="MODULE", help="; ".join(ZOO))
-    parser.add_argument("--loop", action="store_true", help="also `samestep.Loop`")
     arguments = parser.parse_args()
     names = arguments.names or list(ZOO)
     for preloaded in launch.PRELOAD.values():
         preloaded.extend(LIBRARIES)
-    loops = looped(names) if arguments.loop else {}
-    print("| library | module | `train` |" + " `Loop` |" * arguments.loop)
-    print("| --- | --- | --- |" + " --- |" * arguments.loop, flush=True)
+    print("| library | module | `train` |")
+    print("| --- | --- | --- |", flush=True)
     with ForkServer() as server, tempfile.TemporaryDirectory() as runs:
         for name in names:
             cells = [ZOO[name].library, f"`{name}`"]
             cells.append(trained(ZOO[name], server, Path(runs) / name))
-            cells += [loops[name]] if arguments.loop else []
             print("| " + " | ".join(cells) + " |", flush=True)
 
 
