@@ -66,8 +66,9 @@ class Namespaces:
 
     def __init__(self, options: Sequence[str], script: str) -> None:
         # It waits for input that never comes, so it also ends when we are killed.
-        # Orphans inside become its children; ignoring SIGCHLD reaps them.
-        waiting = f"set -e; {script}; echo ready; trap '' CHLD; read -r end"
+        # Orphans inside become its children; ignoring SIGCHLD reaps them. A shell would
+        # not ignore it: the end of an orphan would end its `read`, and with it all.
+        waiting = f"set -e; {script}; echo ready; trap '' CHLD; exec cat > /dev/null"
         self._unshare = subprocess.Popen(
             [*ISOLATE, *options, "sh", "-c", waiting],
             stdin=subprocess.PIPE,

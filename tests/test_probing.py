@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Own, Train
+from conftest import Own, Train, fault
 from torch import nn
 
 from samestep.errors import NotReproducible, SamestepError
@@ -103,6 +103,16 @@ def test_what_a_pass_must_leave_alone_is_watched_in_every_pass(
     recipe = own(MODEL.format(state=state, change=change), epochs=2)
     with pytest.raises(SamestepError, match=re.escape(message)):
         train(recipe, 2, probe=False)
+
+
+def test_what_a_restart_computes_again_is_the_same_again(
+    own: Own, train_under: Train
+) -> None:
+    state, change = HIDDEN["a counter that matters late"]
+    recipe = own(MODEL.format(state=state, change=change), epochs=2)
+    in_the_second_snapshot = fault("kill", "snapshot", 3, 0)
+    with pytest.raises(NotReproducible, match="the loss of step 3 was"):
+        train_under(recipe, [in_the_second_snapshot], 1, probe=False)
 
 
 def test_a_data_set_that_counts_its_calls_is_found(own: Own, train: Train) -> None:

@@ -48,9 +48,9 @@ CAUSE = (
     "so another number of workers, or a restart, would change the result."
 )
 REMEDY = (
-    "State belongs into a persistent float32 buffer, randomness into torch's default "
-    "generator; `samestep check` looks closer, and `--no-probe` trains without this "
-    "test."
+    "Keep state in a persistent buffer of the parameters' type, and draw from torch's "
+    "default generator; `samestep check` looks closer, and `--no-probe` trains without "
+    "this test."
 )
 
 
@@ -184,7 +184,7 @@ class Probe:
     replay: Replay
     exchange: Merger
     parameters: Tensor
-    """float32 [size]: all weights."""
+    """[size]: all weights."""
     rank: int
     board: Board
     warn: Callable[[str], None]

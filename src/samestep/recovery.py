@@ -15,6 +15,7 @@ from pathlib import Path
 from samestep import constants, machine, memory
 from samestep.errors import (
     CheckpointError,
+    NotReproducible,
     PeerLost,
     SamestepError,
     WorkerFailed,
@@ -117,7 +118,10 @@ class Recovery:
     restarts: int = 0
     _snapshots: Snapshots | None = None
     _constants: int = -1
-    _reported: dict[str, int] = field(default_factory=dict)
+    _reported: dict[str, dict[int, str]] = field(
+        default_factory=lambda: {"step": {}, "epoch": {}}
+    )
+    """By `step` or `epoch` and its number: what came out of it."""
     _evicted: bool = False
     """Whether the last generation ended to go on without its slowest worker."""
     _failed: tuple[float, int] | None = None
@@ -216,12 +220,28 @@ class Recovery:
         elif kind == "fault":
             faults = self.job["faults"]
             self.job["faults"] = [f for f in faults if f["number"] != message["number"]]
-        if kind in ("step", "epoch") and message[kind] <= self._reported.get(kind, 0):
-            return  # it repeats what a failure made void
-        if kind in ("step", "epoch"):
-            self._reported[kind] = message[kind]
+        if kind in ("step", "epoch") and self._is_repeated(kind, message):
+            return
         self.listen(message)
         self._note_progress(message)
+
+    def _is_repeated(self, kind: str, message: Message) -> bool:
+        """Whether it was reported before a failure made it void.
+
+        Then it must be the same again. Raises NotReproducible.
+        """
+        number, known = message[kind], self._reported[kind]
+        result = message.get("weights_sha256", repr(message.get("loss")))
+        if number in known and known[number] != result:
+            raise NotReproducible(
+                "What a restart computes again is the same again; the "
+                f"{'weights' if kind == 'epoch' else 'loss'} of {kind} {number} was "
+                f"{known[number]} before it, and {result} after it. Own code that "
+                "remembers earlier calls does so: `samestep check` looks closer."
+            )
+        is_repeated = number in known
+        known[number] = result
+        return is_repeated
 
     def _note_progress(self, message: Message) -> None:
         if self._failed and message["type"] in ("step", "snapshot"):

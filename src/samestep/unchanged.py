@@ -117,10 +117,10 @@ def _message(each: _Watched, who: str) -> str:
         )
     kind = "frozen parameter" if isinstance(each.tensor, nn.Parameter) else "buffer"
     return (
-        "What a pass changes must be a persistent float32 buffer which the first pass "
-        "changes, too, so that it is averaged over micro-batches and kept in "
-        f"checkpoints; a pass through {who} changed the {kind} `{each.name}`. Make it "
-        "such a buffer (`register_buffer`), or leave it as it is."
+        "What a pass changes must be a persistent buffer of the parameters' type which "
+        "the first pass changes, too, so that it is averaged over micro-batches and "
+        f"kept in checkpoints; a pass through {who} changed the {kind} `{each.name}`. "
+        "Make it such a buffer (`register_buffer`), or leave it as it is."
     )
 
 
