@@ -149,15 +149,26 @@ def test_a_section_of_a_recipe_that_is_no_table_is_refused(section: str) -> None
         Recipe.from_dict(fields)
 
 
-def test_a_state_in_memory_that_claims_impossible_counts_is_left_alone(
-    tmp_path: Path,
+@pytest.mark.parametrize(
+    ("said", "instead"),
+    [
+        ('"steps_per_epoch":9', '"steps_per_epoch":0'),
+        ('"workers":1', '"workers":4294967296'),
+        ('"workers":1', '"workers":60000'),
+        ('"shape":[3,5]', '"shape":[3,50000000]'),
+    ],
+)
+def test_a_state_in_memory_that_claims_impossible_sizes_is_left_alone(
+    tmp_path: Path, said: str, instead: str
 ) -> None:
     held_in_memory(tmp_path)
     (about,) = tmp_path.rglob("about.json")
-    about.write_text(
-        about.read_text().replace('"steps_per_epoch":9', '"steps_per_epoch":0')
-    )
+    (memory,) = tmp_path.rglob("memory")
+    size = memory.stat().st_size
+    assert said in about.read_text()
+    about.write_text(about.read_text().replace(said, instead))
     assert held.newest(tmp_path / "run") is None
+    assert memory.stat().st_size == size
 
 
 def a_directory(path: Path) -> None:

@@ -71,12 +71,10 @@ class Snapshots:
         """Makes the memory large enough if it is not. Raises PlacementError."""
         self._constants = constants or {}
         self._slices = layout.slices(workers)
-        elements = layout.size * (1 + len(layout.states)) + layout.kept_tail
-        width = layout.itemsize * elements
-        head = memory.pages(PROGRESS_BYTES + 16 * workers)
+        head = _head_bytes(workers)
         self._map = memory.reserve(
             fd,
-            2 * (head + memory.pages(width)),
+            num_bytes(layout, workers),
             "Keeping two snapshots in memory",
             "Free some memory, or train a smaller model.",
         )
@@ -150,6 +148,16 @@ class Snapshots:
         newest = int(np.argmax(steps))
         self._next = 1 - newest if states[newest] else 0
         return states[newest]
+
+
+def num_bytes(layout: Layout, workers: int) -> int:
+    """Of the memory with both slots."""
+    elements = layout.size * (1 + len(layout.states)) + layout.kept_tail
+    return 2 * (_head_bytes(workers) + memory.pages(layout.itemsize * elements))
+
+
+def _head_bytes(workers: int) -> int:
+    return memory.pages(PROGRESS_BYTES + 16 * workers)
 
 
 def _slot(piece: NDArray[np.uint8], layout: Layout, workers: int, head: int) -> _Slot:

@@ -17,9 +17,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from samestep import atomic, checkpoint, files
 from samestep.checkpoint import Checkpoint, ProgressEntry
@@ -28,7 +28,7 @@ from samestep.ingredients import Count
 from samestep.layout import Layout
 from samestep.progress import Progress
 from samestep.recipe import Recipe
-from samestep.snapshot import Snapshots, State
+from samestep.snapshot import Snapshots, State, num_bytes
 from samestep.writer import whole_lines
 
 
@@ -47,7 +47,7 @@ class About(BaseModel):
     build: dict[str, str]
     """What decides bits besides the recipe."""
     layout: Layout
-    workers: Count
+    workers: Annotated[int, Field(ge=1, le=1 << 16)]
     steps_per_epoch: Count
 
 
@@ -120,6 +120,8 @@ def _snapshots(run: Path) -> Iterator[Held]:
 def _read(memory: Path, about: About) -> State | None:
     fd = os.open(memory, os.O_RDWR)
     try:
+        if os.fstat(fd).st_size < num_bytes(about.layout, about.workers):
+            return None  # or it would be made as large as is claimed
         state = Snapshots(fd, about.layout, about.workers).newest()
     finally:
         os.close(fd)
