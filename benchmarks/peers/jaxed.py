@@ -18,10 +18,8 @@ def main() -> None:
     batch, steps = recipe.global_batch, len(work.train[1]) // recipe.global_batch
     dropout, smoothing = recipe.model.dropout, recipe.loss.label_smoothing
     images, labels = (jnp.asarray(part.numpy()) for part in work.train)
-    rates = np.array(
-        [work.learning_rate(i) for i in range(epochs * work.steps_per_epoch)],
-        np.float32,
-    ).reshape(epochs, -1)[:, :steps]
+    every = map(work.learning_rate, range(epochs * work.steps_per_epoch))
+    rates = np.fromiter(every, np.float32).reshape(epochs, -1)[:, :steps]
     layers = [
         (jnp.asarray(p.weight.detach().numpy().T), jnp.zeros(p.out_features))
         for p in work.model()

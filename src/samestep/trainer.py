@@ -159,16 +159,8 @@ def build(recipe: Recipe, around: Surroundings) -> Trainer:
     balancer = _balancer(recipe, around)
     around.board.enter(MEETING)
     exchange = around.connect(flat, balancer.owned)
-    check = alike.Check(recipe, place.rank, exchange)
-    samples = check.data(data)
-    alike.check_kept(around.samples, samples)
-    check.model(model)
-    objective = parts.objective(recipe)
-    # The families' layers take part in every pass, once; other models may branch.
-    attached = exchange.attach(objective, overlap="model" not in names(recipe))
-    if recipe.compile:
-        around.board.enter(COMPILING)
-        compiling.prepare(objective, data, plan, flat)
+    conditions = _compare(recipe, around, parts, exchange)
+    attached = _attach(recipe, around, parts, exchange)
     per_report = plan.steps_per_epoch // REPORTS_PER_EPOCH
     per_report = max(1, min(per_report, MOST_STEPS_PER_REPORT))
     feed = _feed(recipe, data, plan, around)
@@ -177,7 +169,7 @@ def build(recipe: Recipe, around: Surroundings) -> Trainer:
         place=place,
         report=around.report if place.is_leader else lambda _: None,
         data=data,
-        conditions=alike.conditions(recipe, samples),
+        conditions=conditions,
         plan=plan,
         feed=feed,
         owned=balancer.owned[place.rank],
@@ -216,6 +208,33 @@ def build(recipe: Recipe, around: Surroundings) -> Trainer:
     if unused and trainer.progress.step == 0:
         trainer.report({"type": "unused", "parameters": unused})
     return trainer
+
+
+def _compare(
+    recipe: Recipe, around: Surroundings, parts: Parts, exchange: Exchange
+) -> dict[str, str]:
+    """All workers must have the same data and model; what a run keeps of that."""
+    check = alike.Check(recipe, around.place.rank, exchange)
+    samples = check.data(parts.data)
+    alike.check_kept(around.samples, samples)
+    check.model(parts.model)
+    return alike.conditions(recipe, samples)
+
+
+def _attach(
+    recipe: Recipe, around: Surroundings, parts: Parts, exchange: Exchange
+) -> nn.Module:
+    """The model with its loss, bound to the exchange; compiled if the recipe says so.
+
+    The layers of built-in families take part in every pass, once; other models may
+    branch.
+    """
+    objective = parts.objective(recipe)
+    attached = exchange.attach(objective, overlap="model" not in names(recipe))
+    if recipe.compile:
+        around.board.enter(COMPILING)
+        compiling.prepare(objective, parts.data, parts.plan, parts.flat)
+    return attached
 
 
 def _balancer(recipe: Recipe, around: Surroundings) -> Balancer:

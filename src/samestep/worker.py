@@ -152,11 +152,7 @@ def run(
     """
     job = control.job
     recipe = Recipe.from_dict(job["recipe"])
-    precision.check(recipe)
-    torch.set_num_threads(recipe.threads)
-    _keep_memory()
-    # Subnormal numbers are slow; the mode decides bits, so all workers set it.
-    torch.set_flush_denormal(True)
+    _set_up(recipe)
     rounding = Rounding.of(recipe.compression)
     own = OwnCode(job["places"], Received(fds.get("objects"), job.get("objects", {})))
     helper = _helper(recipe, job, own, fds)
@@ -237,9 +233,7 @@ def _witness(
 def testify_for(job: dict[str, Any]) -> Replay:
     """The witness, once it has its job."""
     recipe = Recipe.from_dict(job["recipe"])
-    precision.check(recipe)
-    torch.set_num_threads(recipe.threads)
-    torch.set_flush_denormal(True)
+    _set_up(recipe)
     own = OwnCode(job["places"], Received(job["fd"], job["objects"] or {}))
     return testify(recipe, own, job["most_steps"], Device.prepare(job["device"], 0))
 
@@ -316,6 +310,15 @@ def _connection(
         fds.get("memory"),
         store=store,
     )
+
+
+def _set_up(recipe: Recipe) -> None:
+    """Before anything is computed."""
+    precision.check(recipe)
+    torch.set_num_threads(recipe.threads)
+    _keep_memory()
+    # Subnormal numbers are slow; the mode decides bits, so all workers set it.
+    torch.set_flush_denormal(True)
 
 
 def _keep_memory() -> None:

@@ -113,14 +113,8 @@ class SharedExchange:
         self.network_bytes_per_step = 0
         self._depth, self._merging = 0, False
         self._missing: set[int] = set()
-        self.barrier = barrier.Barrier(
-            shared.map,
-            rank,
-            local_workers,
-            timeout_seconds,
-            place.local_ranks[0],
-            start_seconds,
-        )
+        waits = timeout_seconds, place.local_ranks[0], start_seconds
+        self.barrier = barrier.Barrier(shared.map, rank, local_workers, *waits)
         self._spin_seconds = spin_seconds
         self._summing, self._publishing, self._noting = (
             self.patience() for _ in range(3)
