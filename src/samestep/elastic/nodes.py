@@ -117,6 +117,8 @@ def run(path: Path | None, recipe: Recipe | None) -> None:
             "TORCH_CPP_LOG_LEVEL": "ERROR",
             **os.environ,
             JOB: job_of(recipe),
+            # A worker would else start itself again to fix it.
+            "PYTHONHASHSEED": "0",
             "TORCHELASTIC_ERROR_FILE": str(error_file),
         }
         with stop_on_signals() as stop:
