@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import samestep
-from samestep import OwnCodeError, Recipe, RecipeError, Run
+from samestep import Recipe, RecipeError, Run, TrainingError
 from samestep.data import custom
 from samestep.data.facts import Labels
 from samestep.data_sections import CustomData
@@ -158,7 +158,7 @@ def test_batches_that_are_padded_each_to_its_own_length_have_to_count(
     assert others.weights_sha256 == alone.weights_sha256
     assert losses(others) == losses(alone)
     total = COUNTED.replace("return total, (targets != -100).sum()", "return total")
-    with pytest.raises(OwnCodeError, match="samples must have equally many: first"):
+    with pytest.raises(TrainingError, match="samples must have equally many: first"):
         train(own(PADDED_BY_BATCH + total, **fields))
 
 
@@ -222,7 +222,7 @@ def test_an_evaluation_of_padding_alone_is_an_error(train: Train, own: Own) -> N
         " x, y = padded(24)\n"
         " return {'train': (x, y), 'validation': (x, torch.full_like(y, -100))}\n"
     )
-    with pytest.raises(DataError, match="No target of the split `validation` counts"):
+    with pytest.raises(TrainingError, match="No target of the split `validation`"):
         train(own(PADDED + code, **STEPS, **IGNORING), 2)
 
 

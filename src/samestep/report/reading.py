@@ -49,7 +49,8 @@ def is_scaling(path: Path) -> bool:
 def read_scaling(path: Path) -> ScalingFile:
     """A scaling.json or its directory. Raises RunError."""
     file = path if path.is_file() else path / SCALING_FILE
-    check_parts(file.parent if file != path else file)
+    if file != path:
+        check_parts(path)
     remedy = "Give a scaling.json that `samestep scale` wrote, or measure again."
     return ScalingFile(file.parent, _parse(Scaling, _load(file, remedy), file, remedy))
 
