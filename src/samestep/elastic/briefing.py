@@ -3,7 +3,7 @@
 It hands over descriptors and environment variables, so it does not go through the
 store, which asks nobody who they are. The socket has no file, only a name in the
 network namespace of the machine; both ends make sure that the other is a process of the
-same user which the same torchrun has started.
+same user.
 """
 
 import json
@@ -12,8 +12,6 @@ import socket
 import struct
 from collections.abc import Callable, Mapping
 from typing import Any
-
-import psutil
 
 from samestep.errors import PeerLost
 
@@ -47,7 +45,7 @@ def give(
                 pause()
                 continue
             with connection:
-                if _is_sibling(connection):
+                if _is_of_same_user(connection):
                     length = LENGTH.pack(len(content))
                     socket.send_fds(connection, [length], list(descriptors.values()))
                     connection.sendall(content)
@@ -66,7 +64,7 @@ def take(name: str, pause: Callable[[], None]) -> tuple[Any, dict[str, int]]:
             except ConnectionError:
                 pause()
                 continue
-            if not _is_sibling(connection):
+            if not _is_of_same_user(connection):
                 raise PeerLost("Another program answers in the place of the leader.")
             connection.settimeout(ANSWER_SECONDS)
             return _received(connection)
@@ -88,15 +86,11 @@ def _received(connection: socket.socket) -> tuple[Any, dict[str, int]]:
 
 
 def _address(name: str) -> str:
-    return f"\0samestep/{os.getppid()}/{name}"
+    return f"\0samestep/{name}"
 
 
-def _is_sibling(connection: socket.socket) -> bool:
+def _is_of_same_user(connection: socket.socket) -> bool:
     size = CREDENTIALS.size
     raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
-    pid, user, _ = CREDENTIALS.unpack(raw)
-    try:
-        parent = psutil.Process(pid).ppid()
-    except psutil.Error:  # it has ended
-        return False
-    return user == os.getuid() and parent == os.getppid()
+    _, user, _ = CREDENTIALS.unpack(raw)
+    return bool(user == os.getuid())

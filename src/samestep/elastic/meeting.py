@@ -53,11 +53,17 @@ class Meeting:
     def brief(self, value: Mapping[str, Any], descriptors: Mapping[str, int]) -> None:
         """A leader, to the other workers of its node."""
         others = self.place.local_workers - 1
-        briefing.give(self.name, value, descriptors, others, self.pause)
+        briefing.give(self._socket, value, descriptors, others, self.pause)
 
     def briefing(self) -> tuple[Any, dict[str, int]]:
         """The other workers: what their leader says. Raises PeerLost."""
-        return briefing.take(self.name, self.pause)
+        return briefing.take(self._socket, self.pause)
+
+    @property
+    def _socket(self) -> str:
+        """Its name: of this job, node and generation, as several may be on a host."""
+        place = self.place
+        return f"{place.address}:{place.port}/{place.node}/{self.name}"
 
     def part(self) -> None:
         """All leaders, after an error that all of them have found.
