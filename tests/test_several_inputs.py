@@ -214,9 +214,9 @@ WRONG = {
         " classes = 'ab'\n"
         " def __len__(self): return 24\n"
         " def __getitem__(self, i):\n"
-        "  return [[[1.0]][i > 6], i % 2]\n"
+        "  return [[[1.0]][i == 7], i % 2]\n"
         "def load(): return {'train': Bad()}",
-        r"Sample \d+ of `mine_.*:load`, split `train` failed: IndexError",
+        r"Sample 7 of `mine_.*:load`, split `train` failed: IndexError",
     ),
 }
 
