@@ -194,6 +194,8 @@ class Probe:
     """Seconds that the end of the training waits for the witness."""
     _asked: tuple[int, Digests] | None = None
     """What the witness has not answered yet: the step, and this worker's digests."""
+    _waiting: tuple[int, Digests] | None = None
+    """The same of the newest probe, while the witness computes an earlier one."""
 
     def run(self, step: int) -> None:
         """All workers, between two steps. Raises NotReproducible."""
@@ -202,9 +204,8 @@ class Probe:
         self.board.reach()
         self._compare(step, digests)
         self.poll()
-        if self.witness is not None and self._asked is None:
-            self._asked = step, digests
-            self._guarded(lambda w: w.ask(step, self.replay.flat, self.parameters))
+        self._waiting = step, digests
+        self._ask()
 
     def poll(self, seconds: float = 0.0) -> None:
         """The first worker: look at the witness's answer. Raises NotReproducible."""
@@ -230,8 +231,17 @@ class Probe:
         while self._asked is not None and time.monotonic() < end:
             self.board.beat()
             self.poll(POLL_SECONDS)
+            self._ask()  # the weights are still those of the last epoch's end
         if self._asked is not None:
             self._give_up(f"it has not answered for {self.patience:.0f} s")
+
+    def _ask(self) -> None:
+        """The witness, unless it still computes: then an epoch may go without it."""
+        if self.witness is None or self._asked is not None or self._waiting is None:
+            return
+        self._asked, self._waiting = self._waiting, None
+        step = self._asked[0]
+        self._guarded(lambda w: w.ask(step, self.replay.flat, self.parameters))
 
     def _compare(self, step: int, digests: Digests) -> None:
         """48 bits of each digest fit exactly into a float64."""
@@ -258,7 +268,7 @@ class Probe:
             return None
 
     def _give_up(self, reason: str) -> None:
-        self.witness = self._asked = None
+        self.witness = self._asked = self._waiting = None
         self.warn(
             f"The probe compares no more with another process: {reason}. The workers "
             "still compare with each other."

@@ -39,6 +39,7 @@ from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
 
 from samestep.elastic import store
 from samestep.elastic.nodes import JOB, REFUSED
+from samestep.terminal import echo
 
 
 EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104  refused
@@ -207,7 +208,7 @@ def _check_job(served: TCPStore, run_id: str, where: str) -> None:
 
 def say(text: str) -> None:
     """To the person who has started this machine."""
-    print(text, file=sys.stderr, flush=True)
+    echo(text, err=True)
 
 
 def refuse(text: str) -> NoReturn:
