@@ -72,7 +72,7 @@ def rehearse(
     check_gradients(twin, who)
     unused = tuple(_without_gradient(twin))
     still = still_buffers(twin, before, who)
-    if any(len(data.splits[name]) for name in ("validation", "test")):
+    if any(len(data.splits.get(name, ())) for name in ("validation", "test")):
         _evaluate(twin.eval(), objective, inputs, targets, who, blamed)
     if loss is not None:
         with dtypes.default(dtype):
