@@ -104,7 +104,7 @@ def test_what_needs_a_supervisor_is_refused_under_torchrun(
     option: dict[str, float],
 ) -> None:
     placement = Placement.model_validate({"workers": "auto", **option})
-    with pytest.raises(PlacementError, match="Under torchrun there is no `--"):
+    with pytest.raises(PlacementError, match="does not run under torchrun"):
         _check(Request(Path("run"), None, {}, placement, None))
 
 

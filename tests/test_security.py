@@ -159,9 +159,9 @@ def test_a_run_contains_no_value_of_the_environment(
 
 def test_of_the_environment_only_what_decides_bits_or_threads_is_recorded() -> None:
     variables = {**dict.fromkeys(os.environ, "swordfish"), "HOME": "swordfish"}
-    assert conditions.said(variables) == conditions.NONE
+    assert conditions.described(variables) == conditions.NONE
     set_ = dict.fromkeys([*conditions.VARIABLES, *machine.THREAD_VARIABLES], "set")
-    said = conditions.said({**variables, **set_})
+    said = conditions.described({**variables, **set_})
     assert said == " ".join(f"{name}=set" for name in conditions.VARIABLES)
     # Whoever extends the list extends rule 7, too: none of these can be a secret.
     assert len(conditions.VARIABLES) == 11

@@ -2,7 +2,7 @@
 
 Every worker loads the data and builds the model by itself. What it has is compared in
 one merge of a few numbers, after the exchange is there and before parameters are shared
-or sent: later, a difference would be hidden or be found after an epoch.
+or sent: later, a difference would be hidden, or noticed only after an epoch.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ SPLITS = ("train", "validation", "test")
 DRAWN = 5
 """Samples of each split that are compared: the first, the last and some between."""
 BYTES = 6
-"""Of a SHA-256 that are compared: as many as a float64 holds exactly."""
+"""How much of a SHA-256 is compared: as many bytes as a float64 holds exactly."""
 KINDS = {"train": "training", "validation": "validation", "test": "test"}
 
 

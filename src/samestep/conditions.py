@@ -45,11 +45,11 @@ def of_machine() -> dict[str, str]:
         "processor": machine.processor_name(),
         "libc": " ".join(platform.libc_ver()).strip() or platform.system(),
         "python": f"{implementation} {version}",
-        "environment": said(os.environ),
+        "environment": described(os.environ),
     }
 
 
-def said(variables: Mapping[str, str]) -> str:
-    """Those that decide bits and are set, as `NAME=value NAME=value`, or `none`."""
-    found = [f"{name}={variables[name]}" for name in VARIABLES if name in variables]
-    return " ".join(found) or NONE
+def described(variables: Mapping[str, str]) -> str:
+    """Return those that decide bits and are set, `NAME=value NAME=value`, or `none`."""
+    given = [f"{name}={variables[name]}" for name in VARIABLES if name in variables]
+    return " ".join(given) or NONE

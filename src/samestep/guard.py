@@ -1,7 +1,7 @@
 """Refuses what changes weights between the micro-batches of one step.
 
-The gradients of a step are those at one point: whoever moves the weights after one of
-its micro-batches computes the next ones elsewhere, and each worker at another place.
+All gradients of a step are taken at the same weights. If these change after one of its
+micro-batches, each worker computes the next ones with other weights than the others.
 """
 
 from collections.abc import Iterator, Sequence

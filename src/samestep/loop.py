@@ -195,7 +195,7 @@ class Loop:
         flat, size = self._follow_model(), plan.batch_size(index)
         self._partials.clear()  # of a step that was given up
         self._weights.begin()
-        # What the user draws between two steps depends on nobody's micro-batches.
+        # What the user draws between two steps must not depend on the micro-batches.
         with generators.kept(), self._guard.of_step(flat.parameters):
             for m in range(*self._owned):
                 samples = plan.micro_batch(order, index, m)

@@ -85,7 +85,10 @@ def load_and_build(
     device: Device,
     enter: Callable[[int], None] = lambda _: None,
 ) -> Parts:
-    """Tells `enter` what it does. Raises DataError, RecipeError, OwnCodeError."""
+    """Load the data and build the model; `enter` is called with each phase.
+
+    Raises DataError, RecipeError, OwnCodeError.
+    """
     enter(LOADING)
     data, plan = load_data(recipe, own, most_steps)
     enter(BUILDING)
@@ -125,10 +128,13 @@ def _check_stopping(recipe: Recipe, data: dataset.Dataset) -> None:
         )
 
 
-def testify(
+def load_replay(
     recipe: Recipe, own: OwnCode, most_steps: int | None, device: Device
 ) -> Replay:
-    """The witness: everything that it takes to compute a micro-batch again."""
+    """Load and build what it takes to compute a micro-batch again.
+
+    Raises as `load_and_build` does.
+    """
     parts = load_and_build(recipe, own, most_steps, device)
     source = MicroBatches(parts.data, parts.plan, has_own_code=True)
     return parts.replay(recipe, source.draw, device)

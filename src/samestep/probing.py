@@ -9,8 +9,8 @@ the process. Then a worker that is replaced, or another number of them, would ch
 the result, and nothing else would notice: over shared memory there is one copy of the
 weights, which cannot differ from itself.
 
-The workers compare at once. The witness answers when it has computed, and nobody waits
-for it before the end of the training.
+The workers compare at once. The witness answers later, and the training waits for it
+only at its end.
 """
 
 import hashlib
@@ -133,8 +133,8 @@ class Witness:
         """
         if not self.connection.poll(seconds):
             return None
-        found: dict[str, Any] = json.loads(self.connection.recv_bytes())
-        return found
+        answer: dict[str, Any] = json.loads(self.connection.recv_bytes())
+        return answer
 
 
 def _serve(
@@ -259,7 +259,7 @@ class Probe:
             )
 
     def _guarded(self, action: Callable[[Witness], Any]) -> Any:
-        """The result of an action; the training goes on without a witness that died."""
+        """Return the result of an action, or None if the witness has died."""
         assert self.witness is not None
         try:
             return action(self.witness)
@@ -270,7 +270,7 @@ class Probe:
     def _give_up(self, reason: str) -> None:
         self.witness = self._asked = self._waiting = None
         self.warn(
-            f"The probe compares no more with another process: {reason}. The workers "
+            f"The probe no longer compares with another process: {reason}. The workers "
             "still compare with each other."
         )
 

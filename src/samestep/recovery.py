@@ -234,10 +234,11 @@ class Recovery:
         result = message.get("weights_sha256", repr(message.get("loss")))
         if number in known and known[number] != result:
             raise NotReproducible(
-                "What a restart computes again is the same again; the "
-                f"{'weights' if kind == 'epoch' else 'loss'} of {kind} {number} was "
-                f"{known[number]} before it, and {result} after it. Own code that "
-                "remembers earlier calls does so: `samestep check` looks closer."
+                "A step that is computed again after a restart must give the same "
+                f"result; the {'weights' if kind == 'epoch' else 'loss'} of {kind} "
+                f"{number} was {known[number]} before the restart, and {result} after "
+                "it. The usual cause is code of your own that keeps state between "
+                "calls; `samestep check` looks for it."
             )
         is_repeated = number in known
         known[number] = result

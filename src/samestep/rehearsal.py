@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from samestep import dtypes, nested, own, reduction
+from samestep import dtypes, generators, nested, own, reduction
 from samestep.data.splits import Split
 from samestep.dataset import Dataset
 from samestep.errors import OwnCodeError, RecipeError
@@ -52,7 +52,7 @@ def rehearse(
     _check_task(recipe, data)
     train = data.splits["train"]
     samples = torch.arange(min(2, len(train)))
-    torch.default_generator.manual_seed(0)
+    generators.seed(0)
     inputs, targets = train.gather(samples)
     twin = copy.deepcopy(model)
     before = {name: buffer.clone() for name, buffer in twin.named_buffers()}
@@ -261,7 +261,7 @@ def _loss_of(
     are_rows = outputs is not None and reduction.has_rows(outputs, len(targets))
 
     def loss(rows: list[int]) -> float:
-        torch.default_generator.manual_seed(0)
+        generators.seed(0)
         if are_rows:
             made = reduction.pick(outputs, rows)
         else:

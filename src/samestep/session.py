@@ -144,7 +144,7 @@ class Session:
             self._final = {k: message[k] for k in message if k not in ("type", "rank")}
 
     def _look_at_losses(self, message: Mapping[str, Any]) -> None:
-        """A loss of training that is not finite ends it; one of evaluation is said."""
+        """Warn of a loss of evaluation that is not finite; one of training ends it."""
         for split in ("validation", "test"):
             loss = message.get(f"{split}_loss", 0.0)
             if not math.isfinite(loss):

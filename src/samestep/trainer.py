@@ -161,8 +161,7 @@ def build(recipe: Recipe, around: Surroundings) -> Trainer:
     exchange = around.connect(flat, balancer.owned)
     conditions = _compare(recipe, around, parts, exchange)
     attached = _attach(recipe, around, parts, exchange)
-    per_report = plan.steps_per_epoch // REPORTS_PER_EPOCH
-    per_report = max(1, min(per_report, MOST_STEPS_PER_REPORT))
+    per_report = _steps_per_report(plan)
     feed = _feed(recipe, data, plan, around)
     trainer = Trainer(
         recipe=recipe,
@@ -180,12 +179,7 @@ def build(recipe: Recipe, around: Surroundings) -> Trainer:
         flat=flat,
         exchange=exchange,
         objective=attached,
-        update=Update(
-            recipe.optimizer,
-            exchange.parameters[slice(*exchange.owned)],
-            exchange.states,
-            stretches(recipe.optimizer, flat.layout, exchange.owned),
-        ),
+        update=_update(recipe, flat, exchange),
         kept=Kept(recipe, flat, exchange),
         evaluator=Evaluator(
             model, recipe, data, place.rank, exchange, around.board, around.device, loss
@@ -208,6 +202,21 @@ def build(recipe: Recipe, around: Surroundings) -> Trainer:
     if unused and trainer.progress.step == 0:
         trainer.report({"type": "unused", "parameters": unused})
     return trainer
+
+
+def _steps_per_report(plan: Plan) -> int:
+    per_report = plan.steps_per_epoch // REPORTS_PER_EPOCH
+    return max(1, min(per_report, MOST_STEPS_PER_REPORT))
+
+
+def _update(recipe: Recipe, flat: Flat, exchange: Exchange) -> Update:
+    """The optimizer on the slice that this worker updates."""
+    return Update(
+        recipe.optimizer,
+        exchange.parameters[slice(*exchange.owned)],
+        exchange.states,
+        stretches(recipe.optimizer, flat.layout, exchange.owned),
+    )
 
 
 def _compare(

@@ -59,7 +59,7 @@ class Weights:
         return self._counts[micro_batch].item() if is_weighed else samples
 
     def total(self, weighed: int, micro_batches: int) -> float | None:
-        """All workers: of the whole global batch; None if nobody weighs.
+        """All workers: of the whole global batch; None if no micro-batch is weighed.
 
         From how many of the `micro_batches` with samples are `weighed`, of all workers.
         Raises OwnCodeError, alike on all of them.

@@ -60,7 +60,7 @@ from samestep.imports import own_frames
 from samestep.launch import resources
 from samestep.objective import built_in
 from samestep.own import OwnCode, find_loss, names
-from samestep.parts import load_data, testify
+from samestep.parts import load_data, load_replay
 from samestep.place import Place
 from samestep.plan import derive_seed
 from samestep.probing import Replay, Witness
@@ -217,25 +217,25 @@ def _witness(
     fds: dict[str, int],
     forked: Witness | None,
 ) -> Witness | None:
-    """Of the first worker of a training of own code; forked like a helper."""
+    """Fork the witness, in the first worker of a training of own code."""
     is_wanted = job["kind"] == "train" and job["probe"] and names(recipe)
     if not is_wanted or place.rank > 0:
         if forked is not None:
             forked.connection.close()  # which ends it
         return None
     unused = [fd for name, fd in fds.items() if name != "objects"]
-    witness = forked or Witness.start(testify_for, unused)
+    witness = forked or Witness.start(build_replay, unused)
     told = "recipe", "places", "objects", "most_steps", "device"
     witness.begin({name: job.get(name) for name in told} | {"fd": fds.get("objects")})
     return witness
 
 
-def testify_for(job: dict[str, Any]) -> Replay:
-    """The witness, once it has its job."""
+def build_replay(job: dict[str, Any]) -> Replay:
+    """In the witness: build what it computes with from its job."""
     recipe = Recipe.from_dict(job["recipe"])
     _set_up(recipe)
     own = OwnCode(job["places"], Received(job["fd"], job["objects"] or {}))
-    return testify(recipe, own, job["most_steps"], Device.prepare(job["device"], 0))
+    return load_replay(recipe, own, job["most_steps"], Device.prepare(job["device"], 0))
 
 
 def evaluate(recipe: Recipe, control: Channel, around: Surroundings) -> None:

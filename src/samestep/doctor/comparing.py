@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from samestep.conditions import NONE, VARIABLES, said
+from samestep.conditions import NONE, VARIABLES, described
 from samestep.doctor.facts import Facts
 from samestep.doctor.findings import Finding
 
@@ -72,7 +72,7 @@ def _torch(own: Facts, peer: Facts) -> Finding:
 def _kernels(own: Facts, peer: Facts) -> Finding:
     """What decides bits besides the software."""
     ours, theirs = (
-        (one.instruction_set or "no x86", one.processor, said(one.variables))
+        (one.instruction_set or "no x86", one.processor, described(one.variables))
         for one in (own, peer)
     )
     if ours == theirs:

@@ -1,9 +1,9 @@
 """What a leader tells the other workers of its machine, over a Unix socket.
 
 It hands over descriptors and environment variables, so it does not go through the
-store, which asks nobody who they are. The socket has no file, only a name in the
-network namespace of the machine; both ends make sure that the other is a process of the
-same user.
+store, which does not authenticate its clients. The socket has no file, only a name in
+the network namespace of the machine; both ends make sure that the other is a process of
+the same user.
 """
 
 import json
@@ -81,8 +81,8 @@ def _received(connection: socket.socket) -> tuple[Any, dict[str, int]]:
         raise PeerLost("The leader of this machine has ended.")
     for fd in fds:
         os.set_inheritable(fd, False)
-    told = json.loads(content)
-    return told["message"], dict(zip(told["names"], fds, strict=True))
+    briefing = json.loads(content)
+    return briefing["message"], dict(zip(briefing["names"], fds, strict=True))
 
 
 def _address(name: str) -> str:

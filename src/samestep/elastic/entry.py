@@ -48,7 +48,7 @@ from samestep.options import (
 from samestep.place import Place
 from samestep.placement import Placement
 from samestep.probing import Witness
-from samestep.worker import testify_for
+from samestep.worker import build_replay
 
 
 STARTED = time.monotonic()
@@ -155,7 +155,7 @@ def take_part(request: Request) -> None:
     faulthandler.register(signal.SIGUSR2, all_threads=True)
     place = Place.from_environment()
     # To be forked while there is one thread, before it is known whether it is needed.
-    witness = Witness.start(testify_for, ()) if place.rank == 0 else None
+    witness = Witness.start(build_replay, ()) if place.rank == 0 else None
     watcher = Watcher()
     watcher.start()
     with _recorded(), _lingering(watcher):
@@ -178,9 +178,9 @@ def _check(request: Request) -> None:
     for name in ("profile", "evict_slower_than", "min_workers"):
         if getattr(placement, name):
             raise PlacementError(
-                f"Under torchrun there is no `--{name.replace('_', '-')}`: nobody "
-                "starts fewer workers or collects a trace. Leave it out, or use "
-                "`samestep train` on one machine."
+                f"`--{name.replace('_', '-')}` needs samestep's own supervisor, which "
+                "does not run under torchrun. Leave it out, or use `samestep train` on "
+                "one machine."
             )
 
 

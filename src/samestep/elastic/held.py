@@ -146,8 +146,8 @@ def _metrics(run: Path) -> str:
 
 def _is_record(line: str) -> bool:
     try:
-        return isinstance(json.loads(line), dict)
-    except (ValueError, RecursionError):
+        return isinstance(files.parse_json(line), dict)
+    except ValueError:
         return False
 
 

@@ -1,5 +1,6 @@
 """The workers that torchrun started, or this process alone."""
 
+import atexit
 import json
 import os
 from datetime import timedelta
@@ -11,6 +12,12 @@ from torch import Tensor
 
 from samestep import machine
 from samestep.errors import PlacementError
+
+
+def _leave() -> None:
+    """At the end of the script: threads of a group that is left abort the process."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 class Group:
@@ -33,6 +40,7 @@ class Group:
             if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
                 os.environ.setdefault("GLOO_SOCKET_IFNAME", machine.loopback())
             dist.init_process_group("gloo", timeout=timedelta(seconds=timeout_seconds))
+            atexit.register(_leave)
         if "gloo" not in dist.get_backend():
             raise PlacementError(
                 "The workers exchange over Gloo, and the process group that is there "
