@@ -36,8 +36,6 @@ from samestep.unchanged import Unchanged
 
 OFF = {"snapshots": ("--snapshot-seconds", "0"), "probe": ("--no-probe",)}
 OPTIONS = {"snapshots": (), "probe": ("--model", "safety:build")}
-PASSES = 100
-"""In a row, with or without watching."""
 
 
 def build(inputs: tuple[int, ...], outputs: int) -> nn.Module:
@@ -106,8 +104,8 @@ def train(what: str, rounds: int, options: list[str]) -> None:
         print(f"standstill: {spread(shares)}")
 
 
-def watch(rounds: int) -> None:
-    """Print what it costs, of forward and backward passes alone."""
+def watch(rounds: int, passes: int) -> None:
+    """Print what it costs, of so many passes in a row, forward and backward alone."""
     torch.set_num_threads(1)
     for name, (make, shape) in WATCHED.items():
         inputs = torch.randn(shape)
@@ -119,14 +117,14 @@ def watch(rounds: int) -> None:
             times = {}
             for is_on in (True, False)[:: 1 if index % 2 else -1]:
                 began = time.perf_counter()
-                for _ in range(PASSES):
+                for _ in range(passes):
                     step(model, inputs)
                     if is_on:
                         unchanged.check()
                     unchanged.note()
                 times[is_on] = time.perf_counter() - began
             ratios.append(times[True] / times[False] - 1)
-        print(f"{name}, {1e3 * times[False] / PASSES:.2f} ms: {spread(ratios[1:])}")
+        print(f"{name}, {1e3 * times[False] / passes:.2f} ms: {spread(ratios[1:])}")
 
 
 def step(model: nn.Module, inputs: Tensor) -> None:
@@ -147,13 +145,14 @@ def main() -> None:
     parser.add_argument("what", nargs="?", choices=choices, default="snapshots")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--passes", type=int, default=100)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--set", action="append", default=[], metavar="a.b=value")
     arguments = parser.parse_args()
     options = ["--epochs", str(arguments.epochs), "--workers", str(arguments.workers)]
     options += [word for change in arguments.set for word in ("--set", change)]
     if arguments.what == "watching":
-        watch(arguments.rounds)
+        watch(arguments.rounds, arguments.passes)
     else:
         train(arguments.what, arguments.rounds, options)
 

@@ -121,6 +121,17 @@ def test_a_script_runs_as_documented_and_leaves_nothing(
         assert_all_learn_alike(saved)
 
 
+@pytest.mark.parametrize(
+    "options", [("probe", "--epochs", "1", *SMALL), ("watching", "--passes", "1")]
+)
+def test_what_looking_after_own_code_costs_is_measured(
+    options: tuple[str, ...], tmp_path: Path
+) -> None:
+    process = start("safety.py", tmp_path, *options, "--rounds", "1")
+    assert "n=1" in output(process)
+    assert_nothing_is_left(process, tmp_path)
+
+
 def assert_all_learn_alike(saved: Path) -> None:
     first, *others = [
         row["test_accuracy"] for row in json.loads(saved.read_text())["rows"]

@@ -17,8 +17,6 @@ class Kind:
     """Of the recipe."""
     is_given: bool = False
     """Whether the model is called here, and the trainings get what it returns."""
-    silent: str = ""
-    """Why the suite fails as yet."""
 
 
 DRAWS = {"evaluation_batch": 5}
