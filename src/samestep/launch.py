@@ -231,9 +231,12 @@ class _Supervision:
 
     def hear_last_words(self) -> None:
         """What the workers said before they ended may be newer than their failure."""
-        for worker in self.crew:
-            self._pass_on(worker)
-            worker.control.close()
+        try:
+            for worker in self.crew:
+                self._pass_on(worker)
+        finally:
+            for worker in self.crew:
+                worker.control.close()
 
     def _expire(self, seconds: float) -> None:
         self._deadline = min(self._deadline, time.monotonic() + seconds)
