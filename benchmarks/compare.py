@@ -36,8 +36,10 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from samestep import Recipe, Run, dataset, machine, models
-from samestep.recipe import parse_override
+from samestep import Recipe, Run, models
+from samestep.config.recipe import parse_override
+from samestep.data import dataset
+from samestep.system import machine
 
 
 HERE = Path(__file__).parent

@@ -24,16 +24,16 @@ from pathlib import Path
 import cleanup
 from quota import Quota
 
-from samestep import machine
-from samestep.data import mnist
-from samestep.forking import ForkServer
-from samestep.recipe import Recipe
-from samestep.scaling.files import Study, open_study
+from samestep.config.recipe import Recipe
+from samestep.data.sources import mnist
 from samestep.scaling.fit import fit, observations
+from samestep.scaling.grid import Settings, grid
 from samestep.scaling.measure import measure
-from samestep.scaling.settings import Settings, grid
-from samestep.scaling.view import make_watcher
-from samestep.signals import stop_on_signals
+from samestep.scaling.progress import make_watcher
+from samestep.scaling.study import Study, open_study
+from samestep.supervisor.forkserver_client import ForkServer
+from samestep.system import machine
+from samestep.system.signals import stop_on_signals
 
 
 SEEN, HIDDEN = (1, 2, 3, 4), (6, 8)

@@ -26,10 +26,10 @@ import cleanup
 from dilated import awake
 from hosts import Network
 
-from samestep import machine
-from samestep.scaling.model import MEANING, Model
-from samestep.scaling.model import Network as Links
-from samestep.scaling.work import expected_maximum, work
+from samestep.scaling.step_model import MEANING, Model
+from samestep.scaling.step_model import Network as Links
+from samestep.scaling.work_counts import expected_maximum, work
+from samestep.system import machine
 
 
 RESULTS = Path(__file__).parent / "results"

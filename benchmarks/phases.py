@@ -15,14 +15,16 @@ import cleanup
 import numpy as np
 import torch
 
-from samestep import barrier, memory, noise, training
-from samestep.board import Board
+from samestep.config.recipe import Recipe
+from samestep.core import gradient_noise
+from samestep.core.topology import Place
 from samestep.exchange.shared import SharedExchange
-from samestep.faults import Faults
-from samestep.place import Place
-from samestep.recipe import Recipe
-from samestep.timing import Clock
-from samestep.trainer import Surroundings, Trainer, build
+from samestep.system import barrier, shared_memory
+from samestep.system.fault_injection import Faults
+from samestep.system.heartbeat import Board
+from samestep.training import train
+from samestep.training.timing import Clock
+from samestep.training.trainer import Surroundings, Trainer, build
 
 
 class NoClock(Clock):
@@ -33,7 +35,7 @@ class NoClock(Clock):
         return 0.0
 
 
-class NoWatch(noise.Watch):
+class NoWatch(gradient_noise.Watch):
     """Never watches."""
 
     def begin(self, step: int) -> None:
@@ -51,7 +53,7 @@ def alone(recipe: Recipe) -> Trainer:
         report=lambda _: None,
         board=Board(Board.create(1)),
         faults=Faults(0, [], lambda _: None),
-        snapshots=memory.create(),
+        snapshots=shared_memory.create(),
         snapshot_seconds=0.0,
         balance="off",
         evict_slower_than=0.0,
@@ -66,7 +68,7 @@ def block(trainer: Trainer, start: int, steps: int) -> float:
     for step in range(start, start + steps):
         if trainer.ledger.rows == trainer.steps_per_report:
             trainer.ledger.close(trainer.clock.take(), trainer.rhythm.decide(1, False))
-        training.train_step(trainer, step, step % trainer.plan.steps_per_epoch)
+        train.train_step(trainer, step, step % trainer.plan.steps_per_epoch)
     return time.perf_counter() - began
 
 

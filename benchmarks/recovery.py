@@ -28,7 +28,7 @@ import cleanup
 import psutil
 from hosts import Host, Network
 
-from samestep import machine
+from samestep.system import machine
 
 
 HOSTS, PORT, PATIENCE = 3, 29400, 180.0

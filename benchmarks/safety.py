@@ -30,8 +30,8 @@ import cleanup
 import torch
 from torch import Tensor, nn
 
-from samestep.flat import Flat
-from samestep.unchanged import Unchanged
+from samestep.state.flat import Flat
+from samestep.verification.watch import Unchanged
 
 
 OFF = {"snapshots": ("--snapshot-seconds", "0"), "probe": ("--no-probe",)}

@@ -13,9 +13,9 @@ from pathlib import Path
 import cleanup
 
 from samestep import Placement, Recipe, train
-from samestep.forking import ForkServer
-from samestep.recipe import parse_override
-from samestep.view import SilentView
+from samestep.config.recipe import parse_override
+from samestep.output.console import SilentView
+from samestep.supervisor.forkserver_client import ForkServer
 
 
 def main() -> None:

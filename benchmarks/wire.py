@@ -20,14 +20,16 @@ import cleanup
 import torch
 from hosts import Network
 
-from samestep import barrier, dataset, models
-from samestep.balance import shares
-from samestep.exchange.connecting import Connection, tcp_store
-from samestep.exchange.nodes import NodesExchange
-from samestep.flat import Flat
-from samestep.place import Place
-from samestep.recipe import Recipe
-from samestep.rounding import Rounding
+from samestep import models
+from samestep.config.recipe import Recipe
+from samestep.core.ownership import shares
+from samestep.core.topology import Place
+from samestep.data import dataset
+from samestep.exchange.compression import Rounding
+from samestep.exchange.factory import Connection, tcp_store
+from samestep.exchange.hierarchical import NodesExchange
+from samestep.state.flat import Flat
+from samestep.system import barrier
 
 
 PORT = 29_500

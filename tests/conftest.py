@@ -10,9 +10,9 @@ import pytest
 from own_samples import HEAD
 
 import samestep
-from samestep import faults
-from samestep.forking import ForkServer
-from samestep.view import SilentView
+from samestep.output.console import SilentView
+from samestep.supervisor.forkserver_client import ForkServer
+from samestep.system import fault_injection
 
 
 Train = Callable[..., samestep.Run]
@@ -69,7 +69,7 @@ def fault(
         "step": step,
         "rank": rank,
     }
-    return faults.Fault.model_validate(fields).model_dump()
+    return fault_injection.Fault.model_validate(fields).model_dump()
 
 
 @pytest.fixture
@@ -87,12 +87,12 @@ def train_under(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     ) -> samestep.Run:
         file = tmp_path / "faults.json"
         file.write_text(json.dumps(schedule))
-        monkeypatch.setenv(faults.SCHEDULE, str(file))
+        monkeypatch.setenv(fault_injection.SCHEDULE, str(file))
         placement = {"snapshot_seconds": 1e-9} | placement
         try:
             return train(recipe, workers, **placement)
         finally:
-            monkeypatch.delenv(faults.SCHEDULE)
+            monkeypatch.delenv(fault_injection.SCHEDULE)
 
     return run
 

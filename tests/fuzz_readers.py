@@ -19,34 +19,28 @@ from conftest import small_recipe
 from pydantic import ValidationError
 from report_samples import write_run, write_scaling
 
-from samestep import (
-    Placement,
-    Recipe,
-    Run,
-    checkpoint,
-    dataset,
-    initial,
-    models,
-    report,
-    sampling,
-    sources,
-    weights,
-)
-from samestep.doctor import comparing, facts, links, probing, serving
-from samestep.doctor.wire import Broken, Wire
-from samestep.elastic import held
-from samestep.elastic.held import About, Shelf
+from samestep import Placement, Recipe, Run, models, report
+from samestep.api import sample
+from samestep.config.training import StartRecipe
+from samestep.data import dataset
+from samestep.data.sources import prepare
+from samestep.doctor import check_link, check_peer, observe, peer_client, peer_server
+from samestep.doctor.peer_protocol import Broken, Wire
+from samestep.elastic import node_state
+from samestep.elastic.node_state import About, Shelf
 from samestep.errors import SamestepError
-from samestep.own import OwnCode
-from samestep.report import reading
-from samestep.resumption import find_start
-from samestep.run import MODEL_FILE, first_difference, read_recipe
-from samestep.scaling import files as scaling_files
-from samestep.scaling.files import Study
-from samestep.scaling.settings import from_options
-from samestep.snapshot import Snapshots
-from samestep.training_sections import StartRecipe
-from samestep.writer import RunWriter
+from samestep.output.run import MODEL_FILE, first_difference, read_recipe
+from samestep.output.run_writer import RunWriter
+from samestep.report import load
+from samestep.scaling import study as scaling_files
+from samestep.scaling.grid import from_options
+from samestep.scaling.study import Study
+from samestep.state import checkpoint
+from samestep.state.snapshot import Snapshots
+from samestep.supervisor.resume import find_start
+from samestep.training import init_weights
+from samestep.user_code.references import OwnCode
+from samestep.verification import replicas
 
 
 RECIPE = small_recipe()
@@ -104,7 +98,7 @@ def reported(place: Path) -> Read:
 
 def read_for_report(place: Path) -> Read:
     path = _run(place)
-    return lambda: reading.read_run(path)
+    return lambda: load.read_run(path)
 
 
 def checkpointed(place: Path) -> Read:
@@ -145,7 +139,7 @@ def held_in_memory(place: Path) -> Read:
             steps_per_epoch=9,
         )
     )
-    return lambda: held.newest(place / "run")
+    return lambda: node_state.newest(place / "run")
 
 
 def _network() -> torch.nn.Module:
@@ -159,7 +153,7 @@ def model_file(place: Path) -> Read:
 
     def read() -> None:
         read_recipe(path)
-        weights.fill(_network(), path)
+        replicas.fill(_network(), path)
 
     return read
 
@@ -176,7 +170,7 @@ def loaded_model(place: Path) -> Read:
 def start_weights(place: Path) -> Read:
     path = place / "w.pt"
     torch.save({"state_dict": _network().state_dict()}, path)
-    return lambda: initial.load(_network(), StartRecipe(weights=str(path)))
+    return lambda: init_weights.load(_network(), StartRecipe(weights=str(path)))
 
 
 def recipe_file(place: Path) -> Read:
@@ -196,7 +190,7 @@ def recipe_file(place: Path) -> Read:
 def vocabulary(place: Path) -> Read:
     path = place / "environment.json"
     path.write_text(json.dumps({"data": {"vocabulary": "\n abc"}}))
-    return lambda: sampling.vocabulary(path)
+    return lambda: sample.vocabulary(path)
 
 
 def scaling_report(place: Path) -> Read:
@@ -206,7 +200,7 @@ def scaling_report(place: Path) -> Read:
 
 def scaling(place: Path) -> Read:
     path = write_scaling(place / "scaling")
-    return lambda: reading.read_scaling(path)
+    return lambda: load.read_scaling(path)
 
 
 def study(place: Path) -> Read:
@@ -233,8 +227,8 @@ def data(make: Callable[[Path], dict[str, Any]]) -> Callable[[Path], Read]:
         recipe = data_samples.recipe_of(make(place / "data")).data
 
         def read() -> None:
-            sources.prepare(recipe)
-            sources.checksums(sources.describe(recipe))
+            prepare.prepare(recipe)
+            prepare.checksums(prepare.describe(recipe))
             for split in dataset.load(recipe).splits.values():
                 split.gather(torch.arange(min(3, len(split))))
 
@@ -269,22 +263,22 @@ def _drain(connection: socket.socket) -> None:
 
 def doctors_answer(place: Path) -> Read:
     """As `samestep doctor --peer` reads it."""
-    path, own = place / "facts.json", facts.observe(port=0)
+    path, own = place / "facts.json", observe.observe(port=0)
     path.write_text(json.dumps({"facts": own.model_dump(), "seen": "127.0.0.1"}))
 
     def read() -> None:
         content = path.read_bytes()[: 60 << 10]
         with _talk(len(content).to_bytes(4, "big") + content) as wire:
-            found = probing._facts(wire)
-        links.check(probing.Link(peer="h", port=1, outcome="reached", **found))
-        comparing.compare(own, found["facts"])
+            found = peer_client._facts(wire)
+        check_link.check(peer_client.Link(peer="h", port=1, outcome="reached", **found))
+        check_peer.compare(own, found["facts"])
 
     return read
 
 
 def doctors_questions(place: Path) -> Read:
     """As `samestep doctor --serve` hears them."""
-    path, own = place / "said", facts.observe(port=0)
+    path, own = place / "said", observe.observe(port=0)
     asked: list[dict[str, Any]] = [
         {"ask": "facts"},
         {"ask": "echo", "times": 1},
@@ -299,11 +293,11 @@ def doctors_questions(place: Path) -> Read:
         clock = bytes(8) if "times" in message else b""
         parts.append(len(raw).to_bytes(4, "big") + raw + clock)
     path.write_bytes(b"".join(parts))
-    setattr(serving, "CONNECT_SECONDS", 0.01)  # noqa: B010  not one of its names
+    setattr(peer_server, "CONNECT_SECONDS", 0.01)  # noqa: B010  not one of its names
 
     def read() -> None:
         with _talk(path.read_bytes()[: 60 << 10]) as wire:
-            serving.Session(wire, lambda: own).run()
+            peer_server.Session(wire, lambda: own).run()
 
     return read
 

@@ -18,10 +18,11 @@ import torch
 from kinds.table import KINDS, Kind
 
 import samestep
-from samestep import Run, checkpoint
+from samestep import Run
 from samestep.errors import SamestepError
-from samestep.forking import ForkServer
-from samestep.view import Message, SilentView
+from samestep.output.console import Message, SilentView
+from samestep.state import checkpoint
+from samestep.supervisor.forkserver_client import ForkServer
 
 
 RECIPE = samestep.Recipe.from_dict(

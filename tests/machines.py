@@ -11,13 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from samestep import Placement, Recipe, Run, barrier, memory
-from samestep.board import Board
-from samestep.forking import ForkServer
-from samestep.jobs import exchange_fields
-from samestep.launch import PRELOAD, _environment
-from samestep.layout import Layout
-from samestep.snapshot import Snapshots, State
+from samestep import Placement, Recipe, Run
+from samestep.state.layout import Layout
+from samestep.state.snapshot import Snapshots, State
+from samestep.supervisor.forkserver_client import ForkServer
+from samestep.supervisor.job import exchange_fields
+from samestep.supervisor.launch import PRELOAD, _environment
+from samestep.system import barrier, shared_memory
+from samestep.system.heartbeat import Board
 
 
 Message = dict[str, Any]
@@ -128,7 +129,7 @@ def machines(
 
 
 def _machine(stack: ExitStack, size: int) -> Machine:
-    fds = barrier.create(size), Board.create(size), memory.create()
+    fds = barrier.create(size), Board.create(size), shared_memory.create()
     for fd in fds:
         stack.callback(os.close, fd)
     return Machine(size, *fds)

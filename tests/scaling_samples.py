@@ -6,14 +6,10 @@ from typing import Any
 import numpy as np
 from conftest import small_recipe
 
-from samestep.scaling.files import Measurement, Study
-from samestep.scaling.model import Model
-from samestep.scaling.settings import (
-    Point,
-    Settings,
-    grid,
-)
-from samestep.scaling.work import work
+from samestep.scaling.grid import Point, Settings, grid
+from samestep.scaling.step_model import Model
+from samestep.scaling.study import Measurement, Study
+from samestep.scaling.work_counts import work
 
 
 GRADIENT_BYTES = 2_000_000

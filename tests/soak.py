@@ -11,11 +11,11 @@ import time
 import torch
 from torch import nn
 
-from samestep import tree
-from samestep.balance import shares
+from samestep.core import tree
+from samestep.core.ownership import shares
+from samestep.core.topology import Place
 from samestep.exchange.shared import SharedExchange
-from samestep.flat import Flat
-from samestep.place import Place
+from samestep.state.flat import Flat
 
 
 MICRO_BATCHES = 5

@@ -10,9 +10,9 @@ import pytest
 from test_checkpoint import LAYOUT, RECIPE, state_of
 from torch._C._distributed_c10d import HashStore
 
-from samestep.elastic.agreement import Agreement, Facts, agree, is_writer, refusal
-from samestep.elastic.held import Held
-from samestep.elastic.transfer import Courier
+from samestep.elastic.consensus import Agreement, Facts, agree, is_writer, refusal
+from samestep.elastic.node_state import Held
+from samestep.elastic.state_transfer import Courier
 from samestep.errors import DataError, PlacementError, ReplicasDiffer
 
 

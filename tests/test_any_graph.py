@@ -16,13 +16,13 @@ import torch
 from conftest import Own, Train, fault
 from torch import nn
 
-from samestep import barrier
-from samestep.api import check_exactness
+from samestep.api.train import check_exactness
+from samestep.core.topology import Place
 from samestep.errors import SamestepError, UsageError
 from samestep.exchange.shared import SharedExchange
-from samestep.flat import Flat
-from samestep.forking import ForkServer
-from samestep.place import Place
+from samestep.state.flat import Flat
+from samestep.supervisor.forkserver_client import ForkServer
+from samestep.system import barrier
 
 
 BRANCHES = """

@@ -6,7 +6,7 @@ import pytest
 from conftest import Train, small_recipe
 
 import samestep
-from samestep.forking import ForkServer
+from samestep.supervisor.forkserver_client import ForkServer
 
 
 SCRIPT = """

@@ -11,7 +11,7 @@ import pytest
 from documents import ROOT, code_blocks
 
 from samestep import Placement, Recipe
-from samestep.cli import cli
+from samestep.cli.main import cli
 
 
 def test_imports_run_downward_only() -> None:

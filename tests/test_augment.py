@@ -13,11 +13,12 @@ from test_exactness import results
 from torch import Tensor
 from torch.nn import functional
 
-from samestep import RecipeError, dataset
-from samestep.augment import Augmentation, Draws, Mixed, _beta
-from samestep.data_sections import Augment
-from samestep.ingredients import CrossEntropy
-from samestep.objective import Objective
+from samestep import RecipeError
+from samestep.config.data import Augment
+from samestep.config.model import CrossEntropy
+from samestep.data import dataset
+from samestep.data.augment import Augmentation, Draws, Mixed, _beta
+from samestep.models.objective import Objective
 
 
 IMAGES = torch.rand(40, 2, 9, 7, generator=torch.Generator().manual_seed(0))

@@ -12,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_exactness import results
 
-from samestep import Placement, PlacementError, balance, tree
-from samestep.balance import (
+from samestep import Placement, PlacementError
+from samestep.core import ownership, tree
+from samestep.core.balancer import DEADBAND, Balancer, Change, Stretch, scattered
+from samestep.core.ownership import (
     Share,
     contiguous,
     efficiency,
@@ -22,8 +24,7 @@ from samestep.balance import (
     makespan,
     shares,
 )
-from samestep.balancer import DEADBAND, Balancer, Change, Stretch, scattered
-from samestep.rhythm import Decision, num_cells
+from samestep.training.cadence import Decision, num_cells
 
 
 SPEEDS = st.lists(st.floats(0.01, 10), min_size=1, max_size=6)
@@ -248,7 +249,7 @@ def test_only_auto_moves_and_only_who_is_hopeless_leaves() -> None:
 
 def test_a_step_of_the_others_alone() -> None:
     speeds, updates = [300.0, 100.0, 150.0], [0.001, 0.003, 0.002]
-    found = balance.seconds_without(1, 9, speeds, updates)
+    found = ownership.seconds_without(1, 9, speeds, updates)
     assert found == pytest.approx(6 / 300 + 0.002 * 3 / 2)
 
 

@@ -24,7 +24,8 @@ from hosts import why_not
 from quota import V1, V2
 from test_launch import wait_until
 
-from samestep import Recipe, dataset, models
+from samestep import Recipe, models
+from samestep.data import dataset
 
 
 SMALL = ("--set", "data.train_samples=1000")

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from samestep import PlacementError, Recipe
-from samestep.chaos import unleash
-from samestep.injections import KILL_POINTS, KINDS, plan
+from samestep.chaos.plan import KILL_POINTS, KINDS, plan
+from samestep.cli.chaos import unleash
 
 
 @given(

@@ -4,8 +4,8 @@ import pytest
 from conftest import Own
 from own_samples import EVERYTHING
 
-from samestep.api import check_exactness
-from samestep.forking import ForkServer
+from samestep.api.train import check_exactness
+from samestep.supervisor.forkserver_client import ForkServer
 
 
 INEXACT = {

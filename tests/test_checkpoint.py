@@ -14,14 +14,14 @@ import safetensors.numpy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from samestep import checkpoint
-from samestep.checkpoint import Checkpoint
+from samestep.config.recipe import Recipe
 from samestep.errors import CheckpointError
-from samestep.fence import Fence
-from samestep.keeper import Keeper, Tell
-from samestep.layout import Entry, Layout
-from samestep.recipe import Recipe
-from samestep.snapshot import State
+from samestep.output.fence import Fence
+from samestep.state import checkpoint
+from samestep.state.checkpoint import Checkpoint
+from samestep.state.layout import Entry, Layout
+from samestep.state.snapshot import State
+from samestep.supervisor.checkpoint_writer import Keeper, Tell
 
 
 LAYOUT = Layout(
@@ -347,7 +347,7 @@ def test_no_error_ends_the_writing_of_checkpoints(
         return real(*arguments)
 
     monkeypatch.setattr(checkpoint, "write", write)
-    monkeypatch.setattr("samestep.keeper.WRITING_SHARE", 1e9)
+    monkeypatch.setattr("samestep.supervisor.checkpoint_writer.WRITING_SHARE", 1e9)
     with keeper_of(tmp_path, tell) as keeper:
         for _ in range(3):
             happened.clear()

@@ -132,7 +132,7 @@ def test_recipes_lists_and_prints_what_can_be_trained(tmp_path: Path) -> None:
 def test_help_shows_examples_and_does_not_import_torch() -> None:
     shown = samestep("train", "--help")
     assert "samestep train --set optimizer.lr=0.003" in shown.stdout
-    code = "import sys, samestep.cli; sys.exit('torch' in sys.modules)"
+    code = "import sys, samestep.cli.main; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

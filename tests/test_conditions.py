@@ -12,10 +12,11 @@ from machines import machines
 from test_exactness import results
 
 import samestep
-from samestep import checkpoint, conditions
 from samestep.errors import CheckpointError, OwnCodeError, PlacementError
-from samestep.forking import ForkServer
-from samestep.view import SilentView
+from samestep.output.console import SilentView
+from samestep.state import checkpoint
+from samestep.supervisor.forkserver_client import ForkServer
+from samestep.system import conditions
 
 
 CONSTANT = {"name": "constant"}

@@ -15,20 +15,21 @@ from conftest import Train, small_recipe
 from torch import nn
 
 import samestep
-from samestep import CheckpointError, Placement, PlacementError, Recipe, dataset, models
-from samestep import device as device_
-from samestep.device import Device
+from samestep import CheckpointError, Placement, PlacementError, Recipe, models
+from samestep.config.recipe import built_in_recipes
+from samestep.core.topology import Place
+from samestep.data import dataset
+from samestep.exchange.compression import Rounding
 from samestep.exchange.gloo import GlooExchange
-from samestep.flat import Flat
-from samestep.forking import ForkServer
-from samestep.launch import _environment
-from samestep.machine import Gpus
-from samestep.objective import Objective
-from samestep.place import Place
-from samestep.recipe import built_in_recipes
-from samestep.rounding import Rounding
-from samestep.timing import Tracer
-from samestep.update import Update, state_names
+from samestep.models import device as device_
+from samestep.models.device import Device
+from samestep.models.objective import Objective
+from samestep.optim.optimizer import Update, state_names
+from samestep.state.flat import Flat
+from samestep.supervisor.forkserver_client import ForkServer
+from samestep.supervisor.launch import _environment
+from samestep.system.machine import Gpus
+from samestep.training.timing import Tracer
 
 
 A100 = "NVIDIA A100, compute capability 8.0"

@@ -24,7 +24,7 @@ from documents import PAGES, ROOT, code_blocks, code_spans, commands, links
 from sphinx.util.inventory import InventoryFile
 
 import samestep
-from samestep.cli import cli
+from samestep.cli.main import cli
 
 
 SESSIONS = [page for page in PAGES if any(i == "console" for i, _ in code_blocks(page))]

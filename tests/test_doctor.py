@@ -5,11 +5,18 @@ from typing import Any
 
 import pytest
 
-from samestep.doctor import comparing, facts, hardware, links, network, software
-from samestep.doctor.command import parse_peer, peer_name
-from samestep.doctor.facts import Facts
+from samestep.cli.doctor import parse_peer, peer_name
+from samestep.doctor import (
+    check_hardware,
+    check_link,
+    check_network,
+    check_peer,
+    check_software,
+    observe,
+)
 from samestep.doctor.findings import Finding, text
-from samestep.doctor.probing import Link
+from samestep.doctor.observe import Facts
+from samestep.doctor.peer_client import Link
 from samestep.errors import PlacementError
 from samestep.scaling import units
 
@@ -54,7 +61,11 @@ def made_up(**changes: Any) -> Facts:
 
 
 def check(one: Facts, chosen: str = "", used: str = "") -> list[Finding]:
-    return network.check(one, chosen, used) + hardware.check(one) + software.check(one)
+    return (
+        check_network.check(one, chosen, used)
+        + check_hardware.check(one)
+        + check_software.check(one)
+    )
 
 
 def bad(findings: list[Finding]) -> list[Finding]:
@@ -202,8 +213,8 @@ def test_differences_between_machines_are_listed_by_host(
     changes: dict[str, Any], level: str, subject: str
 ) -> None:
     own = made_up()
-    assert bad(comparing.compare(own, made_up(host="b"))) == []
-    (found,) = bad(comparing.compare(own, made_up(**{"host": "b", **changes})))
+    assert bad(check_peer.compare(own, made_up(host="b"))) == []
+    (found,) = bad(check_peer.compare(own, made_up(**{"host": "b", **changes})))
     assert (found.level, found.subject) == (level, subject)
     assert "a" in found.seen
     assert subject == "hosts" or "b: " in found.seen
@@ -212,7 +223,7 @@ def test_differences_between_machines_are_listed_by_host(
 
 def test_the_lesser_instruction_set_is_what_both_can_use() -> None:
     (found,) = bad(
-        comparing.compare(made_up(), made_up(host="b", instruction_set="AVX2"))
+        check_peer.compare(made_up(), made_up(host="b", instruction_set="AVX2"))
     )
     assert found.mend == "export ATEN_CPU_CAPABILITY=avx2"
 
@@ -256,8 +267,8 @@ GOOD_LINK: dict[str, Any] = {
 def test_symptoms_of_a_link_lead_to_their_cause(
     changes: dict[str, Any], level: str, subject: str, says: str
 ) -> None:
-    assert bad(links.check(Link(**GOOD_LINK))) == []
-    (found,) = bad(links.check(Link(**{**GOOD_LINK, **changes})))
+    assert bad(check_link.check(Link(**GOOD_LINK))) == []
+    (found,) = bad(check_link.check(Link(**{**GOOD_LINK, **changes})))
     assert (found.level, found.subject) == (level, subject)
     assert says in found.mend
 
@@ -272,10 +283,10 @@ def test_the_flags_for_scale_mean_what_was_measured(
         "from_peer_bytes_per_second": rate,
         "latency_seconds": latency,
     }
-    flags = links.scale_flags(Link(**{**GOOD_LINK, **measured})).split()
+    flags = check_link.scale_flags(Link(**{**GOOD_LINK, **measured})).split()
     assert units.bandwidth(flags[1]) == pytest.approx(rate, rel=0.01)
     assert units.latency(flags[3]) == pytest.approx(latency, rel=0.02)
-    assert links.scale_flags(Link(peer="b", port=1, outcome="refused")) == ""
+    assert check_link.scale_flags(Link(peer="b", port=1, outcome="refused")) == ""
 
 
 @pytest.mark.parametrize(
@@ -319,14 +330,14 @@ def test_what_is_no_peer_is_refused(said: str) -> None:
 def test_the_line_of_the_hosts_file_that_traps_gloo_is_found(
     hosts: str, line: str
 ) -> None:
-    found = facts.trapping_line(hosts, "box")
+    found = observe.trapping_line(hosts, "box")
     assert found.startswith(line) if line else found == ""
 
 
 def test_missing_packages_are_listed_by_extra() -> None:
     lines = ["numpy>=2", "no-such<2; extra == 'report'", 'other; extra == "dev"']
-    assert facts.missing_packages(lines) == {"report": ["no-such"]}
-    assert facts.missing_packages(["numpy<3,>=2; extra == 'report'"]) == {}
+    assert observe.missing_packages(lines) == {"report": ["no-such"]}
+    assert observe.missing_packages(["numpy<3,>=2; extra == 'report'"]) == {}
 
 
 def test_control_characters_of_a_peer_are_not_shown() -> None:

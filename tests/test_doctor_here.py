@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from test_cli import samestep
 
-from samestep import interfaces
-from samestep.doctor import facts
-from samestep.doctor.wire import listen
+from samestep.doctor import observe
+from samestep.doctor.peer_protocol import listen
+from samestep.system import network_interfaces
 
 
 TORCHS_OWN = """
@@ -38,11 +38,11 @@ def test_what_is_said_of_torch_without_it_is_what_torch_says(
 ) -> None:
     monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
     monkeypatch.delenv("ATEN_CPU_CAPABILITY", raising=False)
-    name = interfaces.all_interfaces()[-1].name
+    name = network_interfaces.all_interfaces()[-1].name
     command = [sys.executable, "-c", TORCHS_OWN, name]
     torchs = json.loads(subprocess.check_output(command, timeout=120))
-    found = facts.observe()
-    named = interfaces.gloo_choice({"GLOO_SOCKET_IFNAME": name})
+    found = observe.observe()
+    named = network_interfaces.gloo_choice({"GLOO_SOCKET_IFNAME": name})
     assert torchs["addresses"] == [[found.gloo_address], [named.address]]
     assert torchs["torch"] == found.libraries["torch"]
     assert torchs["cuda"] == found.cuda
@@ -52,7 +52,7 @@ def test_what_is_said_of_torch_without_it_is_what_torch_says(
 def test_the_doctor_examines_this_machine_without_importing_torch(
     tmp_path: Path,
 ) -> None:
-    code = "import sys; from samestep.cli import main\ntry: main()\n"
+    code = "import sys; from samestep.cli.main import main\ntry: main()\n"
     code += "finally: assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
     ended = subprocess.run(
         [sys.executable, "-c", code, "doctor", "--json"],

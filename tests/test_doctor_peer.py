@@ -18,12 +18,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_cli import samestep
 
-from samestep.doctor import wire
-from samestep.doctor.facts import Facts, observe
-from samestep.doctor.probing import Link, probe
-from samestep.doctor.serving import serve
-from samestep.doctor.wire import Wire, listen
-from samestep.interfaces import ephemeral_ports
+from samestep.doctor import peer_protocol
+from samestep.doctor.observe import Facts, observe
+from samestep.doctor.peer_client import Link, probe
+from samestep.doctor.peer_protocol import Wire, listen
+from samestep.doctor.peer_server import serve
+from samestep.system.network_interfaces import ephemeral_ports
 
 
 DEADLINE = 60.0
@@ -56,12 +56,12 @@ def _serve_until_closed(*arguments: Any) -> None:
 
 @pytest.fixture
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wire, "IDLE_SECONDS", 0.2)
-    monkeypatch.setattr(wire, "CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr(peer_protocol, "IDLE_SECONDS", 0.2)
+    monkeypatch.setattr(peer_protocol, "CONNECT_SECONDS", 0.5)
 
 
 def is_alive(port: int) -> bool:
-    with wire.connect("127.0.0.1", port) as connection:
+    with peer_protocol.connect("127.0.0.1", port) as connection:
         asking = Wire(connection)
         asking.say({"ask": "echo", "times": 1})
         asking.send(bytes(8))
@@ -88,7 +88,7 @@ def test_a_link_is_measured_both_ways(port: int, said: list[str]) -> None:
 @given(st.binary(max_size=200))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 def test_a_server_survives_any_bytes(port: int, garbage: bytes) -> None:
-    with wire.connect("127.0.0.1", port) as connection:
+    with peer_protocol.connect("127.0.0.1", port) as connection:
         connection.sendall(garbage)
     assert is_alive(port)
 
@@ -112,7 +112,7 @@ MESSAGES = [
 def test_a_question_out_of_bounds_ends_the_session(
     port: int, said: list[str], message: dict[str, Any]
 ) -> None:
-    with wire.connect("127.0.0.1", port) as connection:
+    with peer_protocol.connect("127.0.0.1", port) as connection:
         Wire(connection).say(message)
         assert connection.recv(1) == b""
     assert is_alive(port)
@@ -133,7 +133,7 @@ def test_a_question_out_of_bounds_ends_the_session(
 def test_what_is_no_message_ends_the_session(
     port: int, said: list[str], raw: bytes
 ) -> None:
-    with wire.connect("127.0.0.1", port) as connection:
+    with peer_protocol.connect("127.0.0.1", port) as connection:
         connection.sendall(raw)
         assert connection.recv(1) == b""
     assert is_alive(port)
@@ -142,15 +142,15 @@ def test_what_is_no_message_ends_the_session(
 
 @pytest.mark.usefixtures("short_waits")
 def test_who_says_nothing_is_left(port: int, said: list[str]) -> None:
-    with wire.connect("127.0.0.1", port) as silent:
+    with peer_protocol.connect("127.0.0.1", port) as silent:
         assert silent.recv(1) == b""
         assert is_alive(port)
     assert said[1] == "127.0.0.1: timed out"
 
 
 def test_a_session_has_an_end(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wire, "SESSION_SECONDS", 0.0)
-    with wire.connect("127.0.0.1", port) as connection:
+    monkeypatch.setattr(peer_protocol, "SESSION_SECONDS", 0.0)
+    with peer_protocol.connect("127.0.0.1", port) as connection:
         assert connection.recv(1) == b""
 
 

@@ -20,10 +20,12 @@ from conftest import Own, Train
 from own_samples import EVERYTHING
 
 import samestep
-from samestep import Run, checkpoint, resume, weights
-from samestep.fingerprint import fingerprint
-from samestep.run import first_difference
-from samestep.view import SilentView
+from samestep import Run, resume
+from samestep.output.console import SilentView
+from samestep.output.run import first_difference
+from samestep.state import checkpoint
+from samestep.state.fingerprint import fingerprint
+from samestep.verification import replicas
 
 
 SLOW = """
@@ -152,7 +154,7 @@ def assert_same(reference: Run, *machines: Machine) -> None:
 
 
 def fingerprint_of(run: Run) -> str:
-    return fingerprint(weights.load(run.model_file))
+    return fingerprint(replicas.load(run.model_file))
 
 
 def steps_in(run: Run) -> list[tuple[Any, ...]]:

@@ -8,12 +8,12 @@ from conftest import Train, small_recipe
 from torch import nn
 
 from samestep import Recipe, Run, models
-from samestep.dataset import load
-from samestep.fingerprint import fingerprint
-from samestep.flat import Flat
-from samestep.optimizer_sections import AdamWRecipe
-from samestep.plan import Plan, derive_seed
-from samestep.schedule import learning_rate
+from samestep.config.optimizer import AdamWRecipe
+from samestep.core.lr_schedule import learning_rate
+from samestep.core.plan import Plan, derive_seed
+from samestep.data.dataset import load
+from samestep.state.fingerprint import fingerprint
+from samestep.state.flat import Flat
 
 
 RECIPES = {

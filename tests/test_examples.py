@@ -25,10 +25,10 @@ from kubeflow_trainer_api import models
 from torch.distributed.run import get_args_parser
 
 import samestep
-from samestep import Placement, Run, cli
-from samestep.elastic import entry as elastic
-from samestep.forking import ForkServer
-from samestep.view import SilentView
+from samestep import Placement, Run
+from samestep.cli import main, worker
+from samestep.output.console import SilentView
+from samestep.supervisor.forkserver_client import ForkServer
 
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -61,11 +61,11 @@ def compose() -> dict[str, Any]:
 def accept(argv: list[str]) -> dict[str, Any]:
     """The parameters of `samestep ...` or `torchrun ...`, which accept nothing else."""
     program, *arguments = argv
-    group = cli.cli
+    group = main.cli
     if program == "torchrun":
         parsed = get_args_parser().parse_args(arguments)
         assert (parsed.module, parsed.training_script) == (True, "samestep.worker")
-        group, arguments = elastic.workers, parsed.training_script_args
+        group, arguments = worker.workers, parsed.training_script_args
     command, *options = arguments
     return group.commands[command].make_context(command, options).params
 

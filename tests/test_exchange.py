@@ -10,14 +10,15 @@ import torch
 from torch import nn
 from torch._C._distributed_c10d import HashStore
 
-from samestep import Placement, PlacementError, Recipe, WorkerLate, barrier
-from samestep.balance import shares
-from samestep.exchange.connecting import Connection
+from samestep import Placement, PlacementError, Recipe, WorkerLate
+from samestep.core.ownership import shares
+from samestep.core.topology import Place
+from samestep.exchange.compression import EXACT
+from samestep.exchange.factory import Connection
 from samestep.exchange.shared import SharedExchange
-from samestep.flat import Flat
 from samestep.models.layers import Linear, dropout_masks
-from samestep.place import Place
-from samestep.rounding import EXACT
+from samestep.state.flat import Flat
+from samestep.system import barrier
 
 
 CPU = torch.device("cpu")

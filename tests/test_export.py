@@ -12,10 +12,11 @@ from own_samples import EVERYTHING
 from torch import nn
 
 import samestep
-from samestep import ExportError, OwnCodeError, Recipe, Run, RunError, exporting
-from samestep.fingerprint import fingerprint
-from samestep.forking import ForkServer
-from samestep.view import SilentView
+from samestep import ExportError, OwnCodeError, Recipe, Run, RunError
+from samestep.api import export
+from samestep.output.console import SilentView
+from samestep.state.fingerprint import fingerprint
+from samestep.supervisor.forkserver_client import ForkServer
 
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -42,7 +43,7 @@ def run_of(train: Train, family: str) -> Run:
 
 @pytest.mark.parametrize("form", ["safetensors", "state_dict"])
 def test_weights_come_back_with_the_same_bits(mlp: Run, form: str) -> None:
-    done = exporting.export(mlp, form)
+    done = export.export(mlp, form)
     assert (done.samples, done.difference) == (256, 0.0)
     if form == "state_dict":
         state = torch.load(done.path, weights_only=True)
@@ -51,7 +52,7 @@ def test_weights_come_back_with_the_same_bits(mlp: Run, form: str) -> None:
 
 @pytest.mark.parametrize("family", SMALL)
 def test_every_family_predicts_the_same_as_onnx(train: Train, family: str) -> None:
-    done = exporting.export(run_of(train, family), "onnx")
+    done = export.export(run_of(train, family), "onnx")
     assert done.samples == 256
     assert done.difference < 1e-5
 
@@ -63,7 +64,7 @@ def test_a_model_of_text_predicts_the_same_as_onnx(
     fields = small_recipe(global_batch=15).to_dict()
     fields["data"] = {"source": "text", "path": f"{tmp_path}/book.txt", "context": 9}
     fields["model"] = {"family": "transformer", "width": 8, "depth": 1, "heads": 2}
-    done = exporting.export(train(Recipe.from_dict(fields)), "onnx")
+    done = export.export(train(Recipe.from_dict(fields)), "onnx")
     assert done.difference < 1e-5
 
 
@@ -71,8 +72,8 @@ def test_own_models_are_exported_by_name_or_given_again(
     train: Train, own: Own, tmp_path: Path
 ) -> None:
     run = train(own(EVERYTHING, global_batch=36))
-    for form in exporting.SUFFIXES:
-        done = exporting.export(run, form)
+    for form in export.SUFFIXES:
+        done = export.export(run, form)
         assert done.samples == 15
     assert run.export(out=tmp_path / "other.safetensors") == (
         tmp_path / "other.safetensors"
@@ -104,10 +105,10 @@ def test_a_file_that_predicts_otherwise_is_deleted(
             parameter.data.mul_(1 + 1e-6)
         return whole(model, form)
 
-    whole = exporting._weights
-    monkeypatch.setattr(exporting, "_weights", wrong)
+    whole = export._weights
+    monkeypatch.setattr(export, "_weights", wrong)
     with pytest.raises(ExportError, match=r"differed by up to .* and it was deleted"):
-        exporting.export(mlp, "state_dict", tmp_path / "wrong.pt")
+        export.export(mlp, "state_dict", tmp_path / "wrong.pt")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -123,7 +124,7 @@ def test_a_model_that_onnx_cannot_express_leaves_no_file(
         )
     )
     with pytest.raises(ExportError, match=r"ONNX has no form for this model: "):
-        exporting.export(run, "onnx", tmp_path / "none.onnx")
+        export.export(run, "onnx", tmp_path / "none.onnx")
     assert not (tmp_path / "none.onnx").exists()
 
 
@@ -135,9 +136,9 @@ def test_in_float64_onnx_has_the_accuracy_or_says_what_cannot_be_run(
         train(small_recipe(model={"family": family, **SMALL[family]}, **fields))
         for family in ("mlp", "cnn")
     )
-    assert exporting.export(mlp, "onnx").difference < 1e-12
+    assert export.export(mlp, "onnx").difference < 1e-12
     with pytest.raises(ExportError, match=r"onnxruntime cannot run.*lacks.*float64"):
-        exporting.export(cnn, "onnx")
+        export.export(cnn, "onnx")
     assert not list(cnn.path.glob("exported*"))
 
 

@@ -14,11 +14,13 @@ import pytest
 from test_launch import DEADLINE, long_training, trains, wait_until
 
 import samestep
-from samestep import Placement, Recipe, Run, checkpoint, faults
-from samestep.fence import Fence
-from samestep.forking import ForkServer
-from samestep.view import SilentView
-from samestep.writer import Lines
+from samestep import Placement, Recipe, Run
+from samestep.output.console import SilentView
+from samestep.output.fence import Fence
+from samestep.output.run_writer import Lines
+from samestep.state import checkpoint
+from samestep.supervisor.forkserver_client import ForkServer
+from samestep.system import fault_injection
 
 
 NAMESPACE = ["unshare", "--mount", "--propagation", "private"]
@@ -128,7 +130,7 @@ def test_lines_wait_for_a_full_disk_and_none_is_cut(
     told: list[str] = []
     lines = Lines(tmp_path / "lines.jsonl", Fence(tmp_path, 1), told.append)
     flag = tmp_path / "full"
-    monkeypatch.setenv(faults.DISK_FULL, str(flag))
+    monkeypatch.setenv(fault_injection.DISK_FULL, str(flag))
     for number in range(9):
         if number == 3:
             flag.touch()

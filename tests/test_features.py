@@ -17,22 +17,18 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import samestep
-from samestep import (
-    Recipe,
-    RecipeError,
-    Run,
-    checkpoint,
-    compiling,
-    initial,
-    precision,
-)
-from samestep.fingerprint import fingerprint
-from samestep.flat import Flat
-from samestep.forking import ForkServer
-from samestep.kept import Kept, vectors
-from samestep.stopping import Stopping
-from samestep.training_sections import StartRecipe, StopRecipe
-from samestep.view import SilentView
+from samestep import Recipe, RecipeError, Run
+from samestep.config import bf16
+from samestep.config.training import StartRecipe, StopRecipe
+from samestep.core.early_stopping import Stopping
+from samestep.models import compiling
+from samestep.optim.averaging import Kept, vectors
+from samestep.output.console import SilentView
+from samestep.state import checkpoint
+from samestep.state.fingerprint import fingerprint
+from samestep.state.flat import Flat
+from samestep.supervisor.forkserver_client import ForkServer
+from samestep.training import init_weights
 
 
 NORM = {"model__norm": "batch"}
@@ -73,14 +69,14 @@ def final(run: Run) -> tuple[dict[str, Any], bytes]:
     return results(run), (run.path / "model.safetensors").read_bytes()
 
 
-PRECISIONS = ("float32", "bf16") if precision.instructions() else ("float32",)
-bf16 = pytest.mark.skipif(not precision.instructions(), reason="no bf16 here")
+PRECISIONS = ("float32", "bf16") if bf16.instructions() else ("float32",)
+needs_bf16 = pytest.mark.skipif(not bf16.instructions(), reason="no bf16 here")
 
 
 def features() -> list[ParameterSet]:
     found = []
     for name, overrides in FEATURES.items():
-        marks = [bf16] if overrides.get("precision") == "bf16" else []
+        marks = [needs_bf16] if overrides.get("precision") == "bf16" else []
         found.append(pytest.param(overrides, id=name, marks=marks))
     return found
 
@@ -266,10 +262,10 @@ def test_a_file_that_is_no_state_dict_is_refused(train: Train, tmp_path: Path) -
         path = tmp_path / "given.pt"
         path.write_bytes(content)
         with pytest.raises(RecipeError, match="cannot be read as such"):
-            initial.load(nn.Linear(1, 1), StartRecipe(weights=str(path)))
+            init_weights.load(nn.Linear(1, 1), StartRecipe(weights=str(path)))
     torch.save([1, 2], path)
     with pytest.raises(RecipeError, match="tensors by name"):
-        initial.load(nn.Linear(1, 1), StartRecipe(weights=str(path)))
+        init_weights.load(nn.Linear(1, 1), StartRecipe(weights=str(path)))
 
 
 @pytest.mark.parametrize(
@@ -311,19 +307,19 @@ def test_what_does_not_fit_the_model_or_data_is_named(
 def test_bf16_needs_instructions_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(precision, "CPU", tmp_path / "cpuinfo")
+    monkeypatch.setattr(bf16, "CPU", tmp_path / "cpuinfo")
     recipe = small_recipe(precision="bf16")
     with pytest.raises(RecipeError, match=r"this one has none\. Use `float32`"):
-        precision.check(recipe)
-    precision.CPU.write_text("model name : x\nflags\t\t: fpu avx512f\n")
-    assert precision.instructions() == []
-    precision.CPU.write_text("model name : x\nflags\t\t: fpu amx_bf16 avx512_bf16\n")
-    precision.check(recipe)
-    assert precision.conditions(recipe) == {"bf16": "amx_bf16 avx512_bf16"}
-    assert precision.conditions(small_recipe()) == {}
+        bf16.check(recipe)
+    bf16.CPU.write_text("model name : x\nflags\t\t: fpu avx512f\n")
+    assert bf16.instructions() == []
+    bf16.CPU.write_text("model name : x\nflags\t\t: fpu amx_bf16 avx512_bf16\n")
+    bf16.check(recipe)
+    assert bf16.conditions(recipe) == {"bf16": "amx_bf16 avx512_bf16"}
+    assert bf16.conditions(small_recipe()) == {}
 
 
-@bf16
+@needs_bf16
 def test_bf16_rounds_products_and_nothing_else(train: Train) -> None:
     run = train(small_recipe(precision="bf16", epochs=3, optimizer__lr=0.01))
     plain = train(small_recipe(epochs=3, optimizer__lr=0.01))

@@ -14,10 +14,11 @@ from conftest import Train
 from data_samples import recipe_of
 from test_exactness import results
 
-from samestep import Recipe, Run, feed
-from samestep.augment import Mixed
-from samestep.feed import Feed, MicroBatches
-from samestep.plan import Plan, derive_seed
+from samestep import Recipe, Run
+from samestep.core.plan import Plan, derive_seed
+from samestep.data import prefetch
+from samestep.data.augment import Mixed
+from samestep.data.prefetch import Feed, MicroBatches
 
 
 SIZE = 100
@@ -113,7 +114,7 @@ class Source(MicroBatches):
         """Counts what is drawn here."""
         self.drawn: list[tuple[int, int]] = []
 
-    def draw(self, step: int, index: int) -> feed.Drawn:
+    def draw(self, step: int, index: int) -> prefetch.Drawn:
         self.drawn.append((step, index))
         seed = derive_seed(0, step, index)
         torch.default_generator.manual_seed(seed)
@@ -124,15 +125,15 @@ class Source(MicroBatches):
 
 
 @pytest.fixture
-def fed() -> "tuple[Feed, Source, feed.Helper]":
+def fed() -> "tuple[Feed, Source, prefetch.Helper]":
     source = Source()
-    helper = feed.Helper.start(Source, [])
+    helper = prefetch.Helper.start(Source, [])
     found = Feed(source, helper, lambda: None)
     found.observe(1, 2.0, 3.0)
     return found, source, helper
 
 
-def check(drawn: feed.Drawn, step: int, index: int) -> None:
+def check(drawn: prefetch.Drawn, step: int, index: int) -> None:
     """The values, and the generators that go on."""
     after = torch.rand(5).tolist(), random.random(), np.random.rand()
     inputs, targets = Source().draw(step, index)
@@ -144,7 +145,7 @@ def check(drawn: feed.Drawn, step: int, index: int) -> None:
 
 
 def test_the_helper_draws_all_but_the_first_and_after_a_change_of_owner(
-    fed: "tuple[Feed, Source, feed.Helper]",
+    fed: "tuple[Feed, Source, prefetch.Helper]",
 ) -> None:
     found, source, _ = fed
     for step, owned in ((0, (1, 3)), (1, (1, 3)), (2, (0, 2)), (3, (0, 2))):
@@ -154,7 +155,7 @@ def test_the_helper_draws_all_but_the_first_and_after_a_change_of_owner(
 
 
 def test_a_micro_batch_that_is_drawn_twice_leaves_the_same_generators(
-    fed: "tuple[Feed, Source, feed.Helper]",
+    fed: "tuple[Feed, Source, prefetch.Helper]",
 ) -> None:
     found, source, _ = fed
     for step, owned in ((0, (1, 2)), (1, (0, 2))):  # (1, 1) is asked for before (1, 0)
@@ -164,7 +165,7 @@ def test_a_micro_batch_that_is_drawn_twice_leaves_the_same_generators(
 
 
 def test_a_helper_that_was_killed_is_missed_by_nobody(
-    fed: "tuple[Feed, Source, feed.Helper]",
+    fed: "tuple[Feed, Source, prefetch.Helper]",
 ) -> None:
     found, source, helper = fed
     check(found.draw(0, 0, (0, 2)), 0, 0)
@@ -183,7 +184,7 @@ def test_only_slow_data_are_drawn_ahead(
     micro_batches: int, data_seconds: float, seconds: float, expected: bool
 ) -> None:
     told: list[bool] = []
-    helper = feed.Helper.start(Source, [])
+    helper = prefetch.Helper.start(Source, [])
     found = Feed(Source(), helper, lambda: told.append(True))
     found.observe(micro_batches, data_seconds, seconds)
     assert bool(told) == expected

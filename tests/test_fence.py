@@ -9,10 +9,11 @@ import pytest
 from conftest import small_recipe
 from test_checkpoint import LAYOUT, keeper_of, state_of
 
-from samestep import Placement, checkpoint
+from samestep import Placement
 from samestep.errors import OutputError
-from samestep.fence import Fence, number_in, writer_of
-from samestep.writer import RunWriter
+from samestep.output.fence import Fence, number_in, writer_of
+from samestep.output.run_writer import RunWriter
+from samestep.state import checkpoint
 
 
 def writer_in(path: Path, number: int) -> RunWriter:

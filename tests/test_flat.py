@@ -8,10 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from samestep.flat import Flat, block_norms
-from samestep.groups import stretches, wholes
-from samestep.layout import BLOCK
-from samestep.optimizer_sections import (
+from samestep.config.optimizer import (
     AdamRecipe,
     AdamWRecipe,
     MuonRecipe,
@@ -19,7 +16,10 @@ from samestep.optimizer_sections import (
     ParameterGroup,
     SgdRecipe,
 )
-from samestep.update import Update, state_names
+from samestep.optim.optimizer import Update, state_names
+from samestep.optim.param_groups import stretches, wholes
+from samestep.state.flat import Flat, block_norms
+from samestep.state.layout import BLOCK
 
 
 OPTIMIZERS: dict[str, OptimizerRecipe] = {

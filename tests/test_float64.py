@@ -13,13 +13,14 @@ from safetensors.torch import load_file
 from test_checkpoint import BUILD, same, state_of, write
 from torch.nn import functional
 
-from samestep import OwnCodeError, Recipe, RecipeError, checkpoint, report
-from samestep.elastic import transfer
-from samestep.elastic.held import Held
-from samestep.fingerprint import fingerprint
-from samestep.layout import AVERAGE, BEST, Dtype, Entry, Layout
-from samestep.own import OwnCode, names
-from samestep.plan import derive_seed
+from samestep import OwnCodeError, Recipe, RecipeError, report
+from samestep.core.plan import derive_seed
+from samestep.elastic import state_transfer
+from samestep.elastic.node_state import Held
+from samestep.state import checkpoint
+from samestep.state.fingerprint import fingerprint
+from samestep.state.layout import AVERAGE, BEST, Dtype, Entry, Layout
+from samestep.user_code.references import OwnCode, names
 
 
 FLOAT64 = {"precision": "float64"}
@@ -158,7 +159,7 @@ def test_a_state_comes_back_from_a_file_and_from_another_machine(
     found = checkpoint.load(checkpoint.write(where, state, layout, recipe, BUILD, []))
     assert found.manifest.layout == layout
     held = Held(state, layout, recipe, BUILD, [], "")
-    arrived = transfer._unpack(transfer._pack(held))
+    arrived = state_transfer._unpack(state_transfer._pack(held))
     for other in (found.state, arrived.state):
         assert same(other, state)
         assert other.parameters.dtype == other.tail.dtype == layout.dtype

@@ -20,14 +20,16 @@ from fuzz_readers import held_in_memory
 from report_samples import write_run
 
 import samestep
-from samestep import Recipe, Run, sources, starting, terminal
-from samestep.data import arrays, idx
-from samestep.elastic import held
+from samestep import Recipe, Run
+from samestep.config.training import StartRecipe
+from samestep.data.sources import idx, npy, prepare
+from samestep.elastic import node_state
 from samestep.errors import SamestepError
-from samestep.fence import Fence
-from samestep.run import first_difference, read_recipe
-from samestep.training_sections import StartRecipe
-from samestep.writer import RunWriter
+from samestep.output.fence import Fence
+from samestep.output.run import first_difference, read_recipe
+from samestep.output.run_writer import RunWriter
+from samestep.state import pretrained
+from samestep.system import terminal
 
 
 SOURCES = sorted(Path(samestep.__file__).parent.rglob("*.py"))
@@ -167,7 +169,7 @@ def test_a_state_in_memory_that_claims_impossible_sizes_is_left_alone(
     size = memory.stat().st_size
     assert said in about.read_text()
     about.write_text(about.read_text().replace(said, instead))
-    assert held.newest(tmp_path / "run") is None
+    assert node_state.newest(tmp_path / "run") is None
     assert memory.stat().st_size == size
 
 
@@ -181,7 +183,7 @@ def a_device(path: Path) -> None:
 
 def described(recipe: Recipe) -> object:
     """What the supervisor does with data."""
-    return sources.prepare(recipe.data), sources.describe(recipe.data)
+    return prepare.prepare(recipe.data), prepare.describe(recipe.data)
 
 
 DATA: dict[str, Callable[[Path], dict[str, Any]]] = {
@@ -212,7 +214,7 @@ def test_models_recipes_and_weights_are_files(
     for read in (
         lambda: read_recipe(path),
         lambda: Recipe.load(path),
-        lambda: starting.read(StartRecipe(weights=str(path))),
+        lambda: pretrained.read(StartRecipe(weights=str(path))),
     ):
         with pytest.raises(SamestepError, match=r"it is a (named pipe|device), not a"):
             read()
@@ -227,7 +229,7 @@ def test_an_array_that_claims_more_than_the_disk_holds_is_not_unpacked(
     monkeypatch.setenv("SAMESTEP_CACHE", str(tmp_path / "cache"))
     recipe = small_recipe().changed({"data": DATA["npz"](tmp_path / "a.npz")})
     with pytest.raises(samestep.DataError, match="room for 1 bytes; these have"):
-        sources.prepare(recipe.data)
+        prepare.prepare(recipe.data)
     assert not list((tmp_path / "cache").iterdir())
 
 
@@ -240,7 +242,7 @@ def test_an_array_whose_shape_is_not_of_numbers_is_refused(tmp_path: Path) -> No
     path.write_bytes(content[:8] + length + content[10:])
     recipe = small_recipe().changed({"data": DATA["npy"](path)})
     with pytest.raises(samestep.DataError, match=r"its shape is \(True, 4\)"):
-        arrays.load(recipe.data)  # type: ignore[arg-type]
+        npy.load(recipe.data)  # type: ignore[arg-type]
 
 
 def test_a_table_whose_names_are_no_text_is_refused(tmp_path: Path) -> None:
@@ -264,7 +266,7 @@ def test_an_archive_that_leads_behind_its_end_is_refused(
     monkeypatch.setenv("SAMESTEP_CACHE", "/proc/nowhere")
     recipe = small_recipe().changed({"data": DATA["npz"](path)})
     with pytest.raises(samestep.DataError, match=r"is damaged|is not an"):
-        arrays.load(recipe.data)  # type: ignore[arg-type]
+        npy.load(recipe.data)  # type: ignore[arg-type]
 
 
 def test_a_packed_file_that_is_longer_than_its_header_says_is_not_unpacked(

@@ -11,10 +11,12 @@ from conftest import Train, small_recipe
 from test_resume import forget_after, resume
 
 import samestep
-from samestep import Run, RunError, atomic, checkpoint, report
+from samestep import Run, RunError, report
 from samestep.errors import OutputError
-from samestep.forking import ForkServer
-from samestep.resumption import find_start
+from samestep.state import checkpoint
+from samestep.supervisor.forkserver_client import ForkServer
+from samestep.supervisor.resume import find_start
+from samestep.system import atomic_files
 
 
 KEY = "ssh-ed25519 AAAA stranger"
@@ -150,6 +152,6 @@ def test_what_waits_under_a_temporary_name_is_not_written_to(
     tmp_path: Path, victim: Path
 ) -> None:
     (tmp_path / f".metrics.jsonl.{os.getpid()}.tmp").symlink_to(victim)
-    atomic.write(tmp_path / "metrics.jsonl", b"new")
+    atomic_files.write(tmp_path / "metrics.jsonl", b"new")
     assert (tmp_path / "metrics.jsonl").read_bytes() == b"new"
     assert is_untouched(victim)

@@ -17,9 +17,10 @@ from own_samples import EVERYTHING, HEAD
 from test_elastic import SLOW, Machine, assert_same, hurry, wait_for
 
 import samestep
-from samestep import Placement, Recipe, Run, checkpoint
-from samestep.forking import ForkServer
-from samestep.view import SilentView
+from samestep import Placement, Recipe, Run
+from samestep.output.console import SilentView
+from samestep.state import checkpoint
+from samestep.supervisor.forkserver_client import ForkServer
 
 
 pytestmark = [

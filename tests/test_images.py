@@ -15,11 +15,12 @@ from conftest import Train
 from data_samples import SIDE, images, recipe_of
 from PIL import Image
 
-from samestep import dataset, sources
-from samestep.data import cache
-from samestep.data import images as source
-from samestep.data_sections import ImageData
+from samestep.config.data import ImageData
+from samestep.data import dataset
+from samestep.data.sources import image_folder as source
+from samestep.data.sources import prepare
 from samestep.errors import DataError, RecipeError
+from samestep.system import cache
 
 
 DEADLINE = 120.0
@@ -74,12 +75,12 @@ def test_an_image_is_turned_upright_scaled_and_cut(tmp_path: Path) -> None:
 
 def test_a_change_in_the_folder_is_noticed(folder: Path, own_cache: Path) -> None:
     recipe = section(folder)
-    before = sources.describe(recipe)
+    before = prepare.describe(recipe)
     file = folder / "row-1" / "001.png"
     Image.new("RGB", (9, 9)).save(file)
     os.utime(file, (1, 1))
-    after = sources.describe(recipe)
-    assert sources.checksums(before) != sources.checksums(after)
+    after = prepare.describe(recipe)
+    assert prepare.checksums(before) != prepare.checksums(after)
 
 
 def spoil(folder: Path) -> None:
@@ -136,22 +137,22 @@ def test_skip_bad_is_for_images() -> None:
 def test_a_class_without_images_is_named(folder: Path) -> None:
     (folder / "row-9").mkdir()
     with pytest.raises(DataError, match="row-9 has none"):
-        sources.prepare(section(folder))
+        prepare.prepare(section(folder))
     (folder / "row-9" / "x.png").write_text("no image")
     with pytest.raises(DataError, match=r"none in .*row-9 can be read"):
-        sources.prepare(section(folder, skip_bad=True))
+        prepare.prepare(section(folder, skip_bad=True))
 
 
 def test_a_folder_needs_classes_and_to_be_there(folder: Path) -> None:
     with pytest.raises(DataError, match=r"at least 2; .* has 0"):
-        sources.prepare(section(folder / "row-1"))
+        prepare.prepare(section(folder / "row-1"))
     with pytest.raises(DataError, match="is not a folder"):
-        sources.prepare(section(folder / "nowhere"))
+        prepare.prepare(section(folder / "nowhere"))
     other = folder.with_name("other")
     images(other)
     (other / "row-0").rename(other / "row-8")
     with pytest.raises(DataError, match="do not agree on row-0"):
-        sources.prepare(section(folder, test_path=str(other)))
+        prepare.prepare(section(folder, test_path=str(other)))
 
 
 def test_a_folder_of_its_own_is_the_test(folder: Path, tmp_path: Path) -> None:
@@ -175,4 +176,4 @@ def test_without_pillow_the_command_to_install_it_is_named(
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(DataError, match=r"pip install 'samestep\[data\]'"):
-        sources.prepare(section(folder))
+        prepare.prepare(section(folder))

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from samestep import PlacementError, interfaces
-from samestep.interfaces import Interface, gloo_choice, resolve
+from samestep import PlacementError
+from samestep.system import network_interfaces
+from samestep.system.network_interfaces import Interface, gloo_choice, resolve
 
 
 MACHINE = [
@@ -107,7 +108,7 @@ def test_any_text_is_resolved_or_refused_with_the_list(
     try:
         found = resolve(text, machine)
     except PlacementError as error:
-        assert not machine or interfaces.listed(machine) in str(error)  # noqa: PT017
+        assert not machine or network_interfaces.listed(machine) in str(error)  # noqa: PT017
     else:
         assert found in machine
 
@@ -130,13 +131,13 @@ def test_gloo_takes_the_variable_then_the_hosts_name_then_loopback() -> None:
 
 
 def test_own_addresses_are_those_that_can_be_listened_on() -> None:
-    assert interfaces.own_addresses("localhost")
-    assert interfaces.own_addresses("192.0.2.123") == []  # TEST-NET-1, nobody's
-    assert interfaces.own_addresses("no-such-host.invalid") == []
+    assert network_interfaces.own_addresses("localhost")
+    assert network_interfaces.own_addresses("192.0.2.123") == []  # TEST-NET-1, nobody's
+    assert network_interfaces.own_addresses("no-such-host.invalid") == []
 
 
 def test_the_warning_names_address_ports_and_threat() -> None:
-    text = interfaces.warning("10.0.0.2", [29400])
+    text = network_interfaces.warning("10.0.0.2", [29400])
     assert re.search(r"10\.0\.0\.2, TCP ports 29400 and some of \d+-\d+\.", text)
     for word in ("unauthenticated", "unencrypted", "no TLS", "private network"):
         assert word in text

@@ -16,8 +16,8 @@ from conftest import fault
 from kinds.table import KINDS
 from kinds_trials import MIDDLE, Outcome, Trial, judge
 
-from samestep import faults
-from samestep.forking import ForkServer
+from samestep.supervisor.forkserver_client import ForkServer
+from samestep.system import fault_injection
 
 
 PLACEMENTS = list(itertools.product((1, 2, 3), ("shared", "gloo")))
@@ -56,7 +56,7 @@ def killed(
         file = tmp_path / "faults.json"
         file.write_text(json.dumps(schedule))
         with monkeypatch.context() as patch:
-            patch.setenv(faults.SCHEDULE, str(file))
+            patch.setenv(fault_injection.SCHEDULE, str(file))
             return trial.train(
                 server, workers, exchange, how="workers killed", prefetch="auto"
             )

@@ -20,10 +20,10 @@ import pytest
 from conftest import Train, small_recipe
 
 from samestep import NonFiniteLoss, Run, WorkerFailed
-from samestep.board import Board
-from samestep.forking import ForkServer
-from samestep.launch import Worker, _Supervision
-from samestep.signals import Stop
+from samestep.supervisor.forkserver_client import ForkServer
+from samestep.supervisor.launch import Worker, _Supervision
+from samestep.system.heartbeat import Board
+from samestep.system.signals import Stop
 
 
 DEADLINE = 60.0
@@ -272,7 +272,7 @@ def test_the_fork_server_has_one_thread(server: ForkServer, train: Train) -> Non
     children = psutil.Process(os.getpid()).children()
     # Others, such as the helpers that test_feed.py forks, may wait to be reaped.
     running = [c for c in children if c.status() != psutil.STATUS_ZOMBIE]
-    servers = [c for c in running if "samestep.forkserver" in c.cmdline()]
+    servers = [c for c in running if "samestep.training.forkserver" in c.cmdline()]
     assert [server.num_threads() for server in servers] == [1]
 
 

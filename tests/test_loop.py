@@ -15,9 +15,9 @@ from torch.utils.data import TensorDataset
 
 import samestep
 from samestep import OwnCodeError, PlacementError
+from samestep.core.plan import Plan
 from samestep.errors import NotReproducible
-from samestep.fingerprint import fingerprint
-from samestep.plan import Plan
+from samestep.state.fingerprint import fingerprint
 
 
 EXAMPLES = Path(__file__).parents[1] / "examples"

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 import samestep
 from samestep import OwnCodeError
-from samestep.plan import Plan
+from samestep.core.plan import Plan
 
 
 HEAD = """

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from samestep import Placement, PlacementError, Recipe, machine
+from samestep import Placement, PlacementError, Recipe
+from samestep.system import machine
 
 
 @pytest.fixture

@@ -10,11 +10,11 @@ import psutil
 import pytest
 from conftest import Train, small_recipe
 
-from samestep.elastic import held
-from samestep.elastic.comparing import Request
-from samestep.elastic.entry import _check
+from samestep.config.placement import Placement
+from samestep.elastic import node_state
+from samestep.elastic.preflight import Request
+from samestep.elastic.worker import _check
 from samestep.errors import PlacementError
-from samestep.placement import Placement
 
 
 DEADLINE = 120.0
@@ -148,11 +148,11 @@ def is_running(pid: int) -> bool:
 @pytest.mark.parametrize("damage", ['{"type": "epo\n', "[" * 100_000 + "\n", "7\n"])
 def test_a_damaged_record_keeps_no_machine_out(train: Train, damage: str) -> None:
     run = train(small_recipe(epochs=2)).path
-    whole = held.newest(run)
+    whole = node_state.newest(run)
     metrics = run / "metrics.jsonl"
     lines = metrics.read_text().splitlines(keepends=True)
     metrics.write_text("".join([lines[0], damage, *lines[1:]]))
-    found = held.newest(run)
+    found = node_state.newest(run)
     assert whole is not None
     assert found is not None
     assert (found.state.step, found.epochs) == (whole.state.step, whole.epochs)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from samestep import DataError
-from samestep.data import mnist
-from samestep.data_sections import MnistData
+from samestep.config.data import MnistData
+from samestep.data.sources import mnist
 
 
 @pytest.fixture
@@ -87,7 +87,9 @@ def test_a_damaged_package_is_named_with_its_checksum(
         victim.write_bytes(labels[: len(labels) // 2])
     if damage == "other content":
         victim.symlink_to(images)
-    monkeypatch.setattr("samestep.data.mnist.resources.files", lambda _: package)
+    monkeypatch.setattr(
+        "samestep.data.sources.mnist.resources.files", lambda _: package
+    )
     with pytest.raises(DataError) as caught:
         mnist.prepare()
     assert str(victim) in str(caught.value)

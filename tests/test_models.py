@@ -7,8 +7,8 @@ import torch
 from conftest import Train, fault, small_recipe
 
 from samestep import Recipe, models
-from samestep.dataset import Dataset
-from samestep.ingredients import CnnModel
+from samestep.config.model import CnnModel
+from samestep.data.dataset import Dataset
 
 
 FAMILIES: dict[str, dict[str, Any]] = {

@@ -18,19 +18,19 @@ from test_rounding import by_hand, gradients
 from torch import Tensor, nn
 from torch._C._distributed_c10d import HashStore
 
-from samestep import barrier, machine
-from samestep.board import Board
-from samestep.exchange.connecting import Connection
-from samestep.exchange.nodes import Division, NodesExchange
-from samestep.flat import Flat
-from samestep.forking import ForkServer
-from samestep.layout import ALIGNMENT, Layout
-from samestep.metrics import StepLedger
-from samestep.place import Place
-from samestep.rhythm import Decision
-from samestep.rounding import DTYPES, Rounding
-from samestep.timing import PHASES
-from samestep.tree import Node
+from samestep.core.topology import Place
+from samestep.core.tree import Node
+from samestep.exchange.compression import DTYPES, Rounding
+from samestep.exchange.factory import Connection
+from samestep.exchange.hierarchical import Division, NodesExchange
+from samestep.state.flat import Flat
+from samestep.state.layout import ALIGNMENT, Layout
+from samestep.supervisor.forkserver_client import ForkServer
+from samestep.system import barrier, machine
+from samestep.system.heartbeat import Board
+from samestep.training.cadence import Decision
+from samestep.training.metrics import StepLedger
+from samestep.training.timing import PHASES
 
 
 @pytest.mark.parametrize(

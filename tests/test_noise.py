@@ -10,9 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
-from samestep import dataset, models, noise
-from samestep.plan import Plan, derive_seed
-from samestep.recipe import Recipe
+from samestep import models
+from samestep.config.recipe import Recipe
+from samestep.core import gradient_noise
+from samestep.core.plan import Plan, derive_seed
+from samestep.data import dataset
 
 
 sizes_ = st.lists(st.integers(0, 9), min_size=2, max_size=9).filter(
@@ -30,7 +32,7 @@ def test_norms_as_expected_give_back_signal_and_variance(
         (size / batch) ** 2 * (signal + variance / size) if size else 0.0
         for size in sizes
     ]
-    found = noise.estimate(squares, sizes, signal + variance / batch)
+    found = gradient_noise.estimate(squares, sizes, signal + variance / batch)
     assert found == pytest.approx((signal, variance), rel=1e-6, abs=1e-6)
 
 
@@ -46,26 +48,26 @@ def test_the_estimate_agrees_with_the_covariance_of_single_gradients() -> None:
         parts = [p.sum(dim=0) / 16 for p in torch.split(single[drawn], sizes)]
         squares = [part.square().sum().item() for part in parts]
         whole = torch.stack(parts).sum(dim=0).square().sum().item()
-        found.append(noise.estimate(squares, sizes, whole))
+        found.append(gradient_noise.estimate(squares, sizes, whole))
     means = torch.tensor(found, dtype=torch.float64).mean(dim=0)
     assert means[0].item() == pytest.approx(signal, rel=0.05)
     assert means[1].item() == pytest.approx(variance, rel=0.02)
 
 
 def test_the_scale_is_the_ratio_of_decaying_means() -> None:
-    sums = noise.Noise()
+    sums = gradient_noise.Noise()
     for signal, variance in ((1.0, 10.0), (-1.0, 14.0), (3.0, 12.0)):
         sums.add(signal, variance)
-    weights = [noise.DECAY**2, noise.DECAY, 1.0]
+    weights = [gradient_noise.DECAY**2, gradient_noise.DECAY, 1.0]
     signal = sum(w * v for w, v in zip(weights, (1.0, -1.0, 3.0), strict=True))
     variance = sum(w * v for w, v in zip(weights, (10.0, 14.0, 12.0), strict=True))
     assert sums.scale == pytest.approx(variance / signal)
 
 
 def test_there_is_no_scale_without_a_signal() -> None:
-    assert noise.Noise().scale is None
-    assert noise.Noise(signal=-0.1, variance=1.0).scale is None
-    assert noise.Noise(signal=1.0, variance=-1.0).scale is None
+    assert gradient_noise.Noise().scale is None
+    assert gradient_noise.Noise(signal=-0.1, variance=1.0).scale is None
+    assert gradient_noise.Noise(signal=1.0, variance=-1.0).scale is None
 
 
 def test_a_training_reports_the_noise_of_its_own_gradients(train: Train) -> None:
@@ -90,7 +92,7 @@ def _first_scale(recipe: Recipe) -> float:
         loss = cross_entropy(model(inputs), targets, reduction="sum")
         gradients = torch.autograd.grad(loss / recipe.global_batch, parameters)
         parts.append(torch.cat([g.flatten() for g in gradients]).double())
-    signal, variance = noise.estimate(
+    signal, variance = gradient_noise.estimate(
         [part.square().sum().item() for part in parts],
         plan.micro_batch_sizes(0),
         torch.stack(parts).sum(dim=0).square().sum().item(),

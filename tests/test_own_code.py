@@ -14,10 +14,10 @@ from own_samples import DATASETS, EVERYTHING, HEAD, LOSS, REGRESSION, TOKENS
 import samestep
 from samestep import OwnCodeError, Run
 from samestep.errors import SamestepError, UsageError
-from samestep.fingerprint import fingerprint
-from samestep.forking import ForkServer
-from samestep.view import SilentView
-from samestep.weights import load
+from samestep.output.console import SilentView
+from samestep.state.fingerprint import fingerprint
+from samestep.supervisor.forkserver_client import ForkServer
+from samestep.verification.replicas import load
 
 
 EXAMPLES = Path(__file__).parents[1] / "examples"

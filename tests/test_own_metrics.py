@@ -11,11 +11,11 @@ from own_samples import LOSS, METRICS
 
 import samestep
 from samestep import Run
-from samestep.forking import ForkServer
-from samestep.metrics import Sums
-from samestep.objective import Metric
-from samestep.tensorboard import step_scalars
-from samestep.view import SilentView, epoch_line
+from samestep.core.metric import Metric
+from samestep.output.console import SilentView, epoch_line
+from samestep.output.tensorboard import step_scalars
+from samestep.supervisor.forkserver_client import ForkServer
+from samestep.training.metrics import Sums
 
 
 NAMES = ["right", "rare_right", "confidence"]

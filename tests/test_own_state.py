@@ -6,8 +6,8 @@ import pytest
 from conftest import Own, Train, fault
 
 import samestep
-from samestep.forking import ForkServer
-from samestep.view import SilentView
+from samestep.output.console import SilentView
+from samestep.supervisor.forkserver_client import ForkServer
 
 
 FROZEN_BY_TRAIN = """

@@ -2,8 +2,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from samestep.balance import pieces, shares
-from samestep.plan import Plan, derive_seed
+from samestep.core.ownership import pieces, shares
+from samestep.core.plan import Plan, derive_seed
 
 
 plans = st.builds(

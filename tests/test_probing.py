@@ -10,8 +10,8 @@ from conftest import Own, Train, fault
 from torch import nn
 
 from samestep.errors import NotReproducible, SamestepError
-from samestep.flat import Flat
-from samestep.unchanged import Unchanged
+from samestep.state.flat import Flat
+from samestep.verification.watch import Unchanged
 
 
 MODEL = """

@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 import samestep
-from samestep import CheckpointError, Interrupted, OwnCodeError, handover
-from samestep.fingerprint import fingerprint
-from samestep.forking import ForkServer
-from samestep.view import SilentView
+from samestep import CheckpointError, Interrupted, OwnCodeError
+from samestep.output.console import SilentView
+from samestep.state.fingerprint import fingerprint
+from samestep.supervisor.forkserver_client import ForkServer
+from samestep.user_code import transport
 
 
 NOTEBOOK = Path(__file__).parents[1] / "examples" / "notebook.ipynb"
@@ -135,7 +136,7 @@ def test_a_loss_is_a_function_and_a_built_in_model_takes_own_data(go: Go) -> Non
 
 
 def test_large_arrays_lie_in_memory_once(go: Go) -> None:
-    parcel = handover.pack((np.zeros((1000, 1000), np.float32), samples()[1]), "data")
+    parcel = transport.pack((np.zeros((1000, 1000), np.float32), samples()[1]), "data")
     code, *arrays = parcel.parts
     assert code.raw().nbytes < 2_000
     assert [array.raw().nbytes for array in arrays] == [4_000_000, 720]
@@ -149,11 +150,11 @@ def test_what_is_given_has_the_same_identity_wherever_it_is_defined() -> None:
         return space["Net"]
 
     once, moved = define("", 1), define("\n\n# elsewhere\n", 1)
-    assert handover.identity(once) == handover.identity(moved)
-    assert handover.identity(once) != handover.identity(define("", 2))
+    assert transport.identity(once) == transport.identity(moved)
+    assert transport.identity(once) != transport.identity(define("", 2))
     one, other = torch.zeros(3), torch.tensor([0.0, 0.0, 1.0])
-    assert handover.identity(one) == handover.identity(one.clone())
-    assert handover.identity(one) != handover.identity(other)
+    assert transport.identity(one) == transport.identity(one.clone())
+    assert transport.identity(one) != transport.identity(other)
 
 
 def test_what_cannot_be_sent_is_refused(go: Go) -> None:

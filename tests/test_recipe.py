@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from samestep import Recipe, RecipeError
-from samestep.ingredients import MlpModel
-from samestep.recipe import built_in_recipes, parse_override
+from samestep.config.model import MlpModel
+from samestep.config.recipe import built_in_recipes, parse_override
 
 
 @st.composite

@@ -10,7 +10,7 @@ from test_exactness import results
 
 from samestep import Run, WorkerFailed
 from samestep.errors import NonFiniteLoss, SamestepError, WorkerLate
-from samestep.recovery import Budget, next_workers
+from samestep.supervisor.recovery import Budget, next_workers
 
 
 RECIPE = small_recipe(epochs=3, model__norm="batch", optimizer__clip_norm=1.0)

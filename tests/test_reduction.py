@@ -11,11 +11,11 @@ from torch.nn import functional
 
 import samestep
 from samestep import OwnCodeError
-from samestep.checking import check
-from samestep.data.custom import Arrays
-from samestep.dataset import Dataset
-from samestep.forking import ForkServer
-from samestep.rehearsal import rehearse
+from samestep.api.check import check
+from samestep.data.dataset import Dataset
+from samestep.data.sources.user_dataset import Arrays
+from samestep.supervisor.forkserver_client import ForkServer
+from samestep.verification.dry_run import rehearse
 
 
 Loss = Callable[[Any, Any], Any]

@@ -17,11 +17,12 @@ from conftest import Train, small_recipe
 from report_samples import RECIPE, epoch, result, scaling, write_run, write_scaling
 from test_cli import samestep
 
-from samestep import report, terminal
+from samestep import report
+from samestep.document import formatting, plot_style
 from samestep.errors import UsageError
-from samestep.report import ink, words
-from samestep.report.records import Prediction
+from samestep.output.schema import Prediction
 from samestep.report.scaling_tables import predictions_table
+from samestep.system import terminal
 
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -137,11 +138,11 @@ def contrast(one: str, other: str) -> float:
 
 @pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
 def test_text_and_lines_stand_out_from_the_page(scheme: int) -> None:
-    on = ink.COLOURS["card"][scheme]
+    on = plot_style.COLOURS["card"][scheme]
     for name in ("ink", "muted"):
-        assert contrast(ink.COLOURS[name][scheme], on) >= 4.5
-    for at in range(len(ink.SERIES)):
-        assert contrast(ink.COLOURS[f"series-{at}"][scheme], on) >= 3
+        assert contrast(plot_style.COLOURS[name][scheme], on) >= 4.5
+    for at in range(len(plot_style.SERIES)):
+        assert contrast(plot_style.COLOURS[f"series-{at}"][scheme], on) >= 3
 
 
 def test_figures_in_a_page_take_their_colours_from_the_readers_scheme(
@@ -167,9 +168,9 @@ def test_the_numbers_are_those_of_the_files_and_ride_along(
     assert carried["steps"]["step"] == list(range(5, 646, 5))
     for shown in ("98.34%", "0.0553", "5.90 s", "3" * 64, "AMD EPYC 9654", "8 GiB"):
         assert shown in page.text
-    for name, value in words.flat(RECIPE):
+    for name, value in formatting.flat(RECIPE):
         assert name in page.text
-        assert words.setting(value) in page.text
+        assert formatting.setting(value) in page.text
     assert "/recipe.toml --workers 2 --exchange shared" in page.text
 
 
@@ -291,8 +292,8 @@ def test_the_command_prints_the_paths_of_what_it_wrote(tmp_path: Path) -> None:
 
 def test_nothing_of_it_is_imported_before_it_is_needed() -> None:
     code = (
-        "import sys, samestep, samestep.api; assert 'samestep.report' not in "
-        "sys.modules; import samestep.cli; "
+        "import sys, samestep, samestep.api.train; assert 'samestep.report' not in "
+        "sys.modules; import samestep.cli.main; "
         "sys.exit(bool({'matplotlib', 'jinja2', 'docx'} & {*sys.modules}))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
@@ -310,22 +311,22 @@ def test_a_missing_library_is_named_with_what_installs_it(
 def numbers() -> Iterator[tuple[str, str]]:
     """What is written, and what must be."""
     nan = float("nan")
-    yield words.seconds(85e-6), "85.0 µs"
-    yield words.seconds(0.0123), "12.3 ms"
-    yield words.seconds(0.0), "0 s"
-    yield words.prefixed(4.711e-10, "s/byte"), "471 ps/byte"
-    yield words.seconds(8.314), "8.31 s"
-    yield words.seconds(725), "12 min 5 s"
-    yield words.seconds(12_000), "3 h 20 min"
-    yield words.size(32_768), "32 KiB"
-    yield words.size(25_276_502_016), "23.54 GiB"
-    yield words.percent(0.98341, 2), "98.34%"
-    yield words.significant(0.000066), "6.600e-05".replace("-", "\N{MINUS SIGN}")
-    yield words.significant(0.0123456), "0.01235"
-    yield words.significant(123_456.7), "123,457"
-    yield words.count(nan), "not finite"
-    yield words.count(float("inf")), "not finite"
-    yield words.count(None), "\N{EN DASH}"
+    yield formatting.seconds(85e-6), "85.0 µs"
+    yield formatting.seconds(0.0123), "12.3 ms"
+    yield formatting.seconds(0.0), "0 s"
+    yield formatting.prefixed(4.711e-10, "s/byte"), "471 ps/byte"
+    yield formatting.seconds(8.314), "8.31 s"
+    yield formatting.seconds(725), "12 min 5 s"
+    yield formatting.seconds(12_000), "3 h 20 min"
+    yield formatting.size(32_768), "32 KiB"
+    yield formatting.size(25_276_502_016), "23.54 GiB"
+    yield formatting.percent(0.98341, 2), "98.34%"
+    yield formatting.significant(0.000066), "6.600e-05".replace("-", "\N{MINUS SIGN}")
+    yield formatting.significant(0.0123456), "0.01235"
+    yield formatting.significant(123_456.7), "123,457"
+    yield formatting.count(nan), "not finite"
+    yield formatting.count(float("inf")), "not finite"
+    yield formatting.count(None), "\N{EN DASH}"
     yield terminal.clean("a\x1b[31m\u202eb\ttab\n"), "a\\x1b[31m\\u202eb\ttab\n"
 
 

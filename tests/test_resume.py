@@ -16,18 +16,12 @@ from test_exactness import results
 from test_launch import DEADLINE, LONG, all_gone, long_training, trains, wait_until
 
 import samestep
-from samestep import (
-    CheckpointError,
-    Placement,
-    Recipe,
-    Run,
-    RunError,
-    checkpoint,
-    faults,
-)
-from samestep.forking import ForkServer
-from samestep.signals import stop_on_signals
-from samestep.view import SilentView
+from samestep import CheckpointError, Placement, Recipe, Run, RunError
+from samestep.output.console import SilentView
+from samestep.state import checkpoint
+from samestep.supervisor.forkserver_client import ForkServer
+from samestep.system import fault_injection
+from samestep.system.signals import stop_on_signals
 
 
 CONSTANT = {"name": "constant"}
@@ -149,7 +143,7 @@ def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
         {"number": 1, "kind": "loop", "point": "forward", "step": 220, "rank": 0}
     ]
     (tmp_path / "faults.json").write_text(json.dumps(schedule))
-    os.environ[faults.SCHEDULE] = str(tmp_path / "faults.json")
+    os.environ[fault_injection.SCHEDULE] = str(tmp_path / "faults.json")
     run = tmp_path / "run"
     try:
         with long_training(run, "--workers", "2") as (process, below):
@@ -160,7 +154,7 @@ def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
             assert process.returncode in (130, 143)
             assert all_gone(below)
     finally:
-        del os.environ[faults.SCHEDULE]
+        del os.environ[fault_injection.SCHEDULE]
     steps = checkpoint.steps(checkpoint.directory_of(run))
     assert f"`samestep resume {run}`, from step {steps[-1]}" in stderr
 
@@ -172,7 +166,7 @@ def test_workers_that_do_not_stop_are_killed_and_the_snapshot_is_kept(
         {"number": 1, "kind": "loop", "point": "forward", "step": 300, "rank": 0}
     ]
     (tmp_path / "faults.json").write_text(json.dumps(schedule))
-    os.environ[faults.SCHEDULE] = str(tmp_path / "faults.json")
+    os.environ[fault_injection.SCHEDULE] = str(tmp_path / "faults.json")
     try:
         arguments = ("--workers", "2", "--checkpoint-seconds", "0.01")
         with long_training(tmp_path / "run", *arguments) as (process, _):
@@ -182,7 +176,7 @@ def test_workers_that_do_not_stop_are_killed_and_the_snapshot_is_kept(
             process.send_signal(signal.SIGTERM)
             assert process.wait(DEADLINE) == 143
     finally:
-        del os.environ[faults.SCHEDULE]
+        del os.environ[fault_injection.SCHEDULE]
     assert 0 < checkpoint.steps(directory)[-1] <= 300
 
 

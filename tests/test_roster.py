@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from samestep.elastic.roster import ROOT, Roster
+from samestep.elastic.membership import ROOT, Roster
 from samestep.errors import PeerLost
 
 

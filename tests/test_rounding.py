@@ -10,13 +10,15 @@ from hypothesis import strategies as st
 from test_exactness import results
 from torch import Tensor, nn
 
-from samestep import NonFiniteGradient, Recipe, barrier, tree
+from samestep import NonFiniteGradient, Recipe
+from samestep.core import tree
+from samestep.core.topology import Place
+from samestep.core.tree import Node
+from samestep.exchange.compression import DTYPES, Rounding
 from samestep.exchange.gloo import GlooExchange
 from samestep.exchange.shared import SharedExchange
-from samestep.flat import Flat
-from samestep.place import Place
-from samestep.rounding import DTYPES, Rounding
-from samestep.tree import Node
+from samestep.state.flat import Flat
+from samestep.system import barrier
 
 
 def by_hand(leaves: list[Tensor], dtype: torch.dtype) -> Tensor:

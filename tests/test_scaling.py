@@ -16,11 +16,8 @@ from scaling_samples import (
 )
 
 from samestep.errors import Interrupted, PlacementError, RecipeError, RunError
-from samestep.forking import ForkServer
-from samestep.machine import describe
-from samestep.scaling import api, measure, units
-from samestep.scaling.files import Study, open_study, read
-from samestep.scaling.settings import (
+from samestep.scaling import measure, scale, units
+from samestep.scaling.grid import (
     check,
     default_workers,
     from_options,
@@ -28,7 +25,10 @@ from samestep.scaling.settings import (
     parse_counts,
     schedule,
 )
-from samestep.signals import Stop
+from samestep.scaling.study import Study, open_study, read
+from samestep.supervisor.forkserver_client import ForkServer
+from samestep.system.machine import describe
+from samestep.system.signals import Stop
 
 
 # Units and lists
@@ -323,14 +323,14 @@ def test_gloo_is_measured_too(tmp_path: Path, server: ForkServer) -> None:
     recipe = small_recipe()
     fields: dict[str, Any] = {"exchange": "gloo", "rounds": 2, "seconds": 0.05}
     wanted = from_options(recipe, 2, **fields)
-    path, found = api.scale(recipe, wanted, server, Listed(), tmp_path / "scale")
+    path, found = scale.scale(recipe, wanted, server, Listed(), tmp_path / "scale")
     assert {point["exchange"] for point in found["points"]} == {"gloo"}
     assert read(path / "scaling.json").environment["machine"] == describe()["machine"]
 
 
 def test_help_is_there_without_slow_imports() -> None:
     code = (
-        "import sys; from samestep.cli import cli\n"
+        "import sys; from samestep.cli.main import cli\n"
         "try: cli(['scale', '--help'])\n"
         "except SystemExit: pass\n"
         "print([n for n in ('torch', 'scipy', 'matplotlib') if n in sys.modules])"

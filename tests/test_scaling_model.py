@@ -10,18 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scaling_samples import GRADIENT_BYTES, TRUE, imagined_study, true_model
 
-from samestep.scaling import laws
+from samestep.scaling import classic_laws
 from samestep.scaling.analysis import analyse, hold_out
 from samestep.scaling.fit import fit, nonnegative, observations
-from samestep.scaling.model import Model, Network, overlapped
+from samestep.scaling.intervals import interval, summarise
 from samestep.scaling.predict import (
     best_per_node,
     even_micro_batches,
     machine_counts,
     relative_samples,
 )
-from samestep.scaling.summary import interval, summarise
-from samestep.scaling.work import expected_maximum, work
+from samestep.scaling.step_model import Model, Network, overlapped
+from samestep.scaling.work_counts import expected_maximum, work
 
 
 # Statistics
@@ -211,8 +211,8 @@ def test_overlap_hides_at_most_what_there_is(
 @given(st.floats(0, 1))
 def test_amdahls_serial_fraction_is_found_again(serial: float) -> None:
     workers = [1, 2, 4, 8]
-    speedups = [laws.amdahl_speedup(serial, p) for p in workers]
-    assert laws.fit_amdahl(workers, speedups) == pytest.approx(serial, abs=1e-9)
+    speedups = [classic_laws.amdahl_speedup(serial, p) for p in workers]
+    assert classic_laws.fit_amdahl(workers, speedups) == pytest.approx(serial, abs=1e-9)
 
 
 @given(st.floats(1, 1e5), st.floats(0, 0.5), st.floats(0, 0.05))
@@ -220,18 +220,20 @@ def test_the_universal_law_is_found_again(
     rate: float, sigma: float, kappa: float
 ) -> None:
     workers = [1, 2, 3, 4, 8, 16]
-    found = laws.fit_usl(workers, laws.usl_throughput(rate, sigma, kappa, workers))
+    found = classic_laws.fit_usl(
+        workers, classic_laws.usl_throughput(rate, sigma, kappa, workers)
+    )
     assert found == pytest.approx((rate, sigma, kappa), rel=1e-4, abs=1e-7)
-    peak = laws.usl_peak(found[1], found[2])
+    peak = classic_laws.usl_peak(found[1], found[2])
     if kappa > 1e-6:
         assert peak == pytest.approx(((1 - sigma) / kappa) ** 0.5, rel=1e-2)
 
 
 def test_the_laws_need_enough_points() -> None:
     with pytest.raises(ValueError, match="more than 1 worker"):
-        laws.fit_amdahl([1], [1.0])
+        classic_laws.fit_amdahl([1], [1.0])
     with pytest.raises(ValueError, match="3 worker counts"):
-        laws.fit_usl([1, 2], [1.0, 2.0])
+        classic_laws.fit_usl([1, 2], [1.0, 2.0])
 
 
 def test_predictions_cover_this_machine_and_one_beyond_its_cores() -> None:

@@ -1,13 +1,13 @@
 import pytest
 
-from samestep.optimizer_sections import (
+from samestep.config.optimizer import (
     ConstantLR,
     CosineLR,
     OneCycleLR,
     ScheduleRecipe,
     StepLR,
 )
-from samestep.schedule import learning_rate
+from samestep.core.lr_schedule import learning_rate
 
 
 SCHEDULES: list[ScheduleRecipe] = [

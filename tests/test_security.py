@@ -16,7 +16,7 @@ from conftest import Train, small_recipe
 from test_launch import DEADLINE, long_training
 
 import samestep
-from samestep import conditions, machine
+from samestep.system import conditions, machine
 
 
 SOURCES = sorted(Path(samestep.__file__).parent.rglob("*.py"))

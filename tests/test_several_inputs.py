@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import samestep
-from samestep import nested
+from samestep.data import pytree
 from samestep.errors import SamestepError
-from samestep.forking import ForkServer
-from samestep.view import SilentView
+from samestep.output.console import SilentView
+from samestep.supervisor.forkserver_client import ForkServer
 
 
 MASKED = """
@@ -269,9 +269,9 @@ def test_a_nested_structure_comes_back_from_its_tensors_and_json(
             max_leaves=6,
         )
     )
-    structure = json.loads(json.dumps(nested.apply(lambda _: None, value)))
-    leaves = [tensor for _, tensor in nested.leaves(value)]
-    found = nested.restore(structure, iter(leaves))
-    assert nested.apply(id, found) == nested.apply(id, value)
-    names = [name for name, _ in nested.leaves(value)]
+    structure = json.loads(json.dumps(pytree.apply(lambda _: None, value)))
+    leaves = [tensor for _, tensor in pytree.leaves(value)]
+    found = pytree.restore(structure, iter(leaves))
+    assert pytree.apply(id, found) == pytree.apply(id, value)
+    names = [name for name, _ in pytree.leaves(value)]
     assert len(names) == len(set(names)) == len(leaves)

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from samestep import memory
 from samestep.errors import PlacementError
-from samestep.layout import Entry, Floats, Layout
-from samestep.snapshot import Snapshots, State
+from samestep.state.layout import Entry, Floats, Layout
+from samestep.state.snapshot import Snapshots, State
+from samestep.system import shared_memory
 
 
 LAYOUTS = st.builds(
@@ -50,7 +50,7 @@ def state_of(layout: Layout, step: int) -> State:
 
 @contextmanager
 def snapshots_of(layout: Layout, workers: int) -> Iterator[tuple[Snapshots, int]]:
-    fd = memory.create()
+    fd = shared_memory.create()
     try:
         yield Snapshots(fd, layout, workers), fd
     finally:
@@ -142,7 +142,7 @@ def test_a_flipped_bit_is_noticed(position: int, bit: int) -> None:
 
 def test_memory_that_is_short_is_an_error_that_says_what_to_do() -> None:
     layout = Layout(parameters=(Entry(name="w", shape=(2**38,)),))
-    fd = memory.create()
+    fd = shared_memory.create()
     with pytest.raises(
         PlacementError, match=r"two snapshots .* MB .* Free some memory"
     ):

@@ -27,12 +27,14 @@ from documents import ROOT, code_blocks
 from test_exactness import results
 
 import samestep
-from samestep import Recipe, dataset, sources
-from samestep.data import cache
+from samestep import Recipe
+from samestep.config.recipe import _SECTIONS
+from samestep.data import dataset
+from samestep.data.sources import prepare
 from samestep.errors import CheckpointError, DataError, RecipeError, UsageError
-from samestep.forking import ForkServer
-from samestep.recipe import _SECTIONS
-from samestep.view import SilentView
+from samestep.output.console import SilentView
+from samestep.supervisor.forkserver_client import ForkServer
+from samestep.system import cache
 
 
 @pytest.fixture(autouse=True)
@@ -72,9 +74,9 @@ def test_the_splits_of_a_source_share_no_sample(tmp_path: Path, source: str) -> 
 @pytest.mark.parametrize("source", SOURCES)
 def test_a_source_states_names_sizes_and_checksums(tmp_path: Path, source: str) -> None:
     section = SOURCES[source](tmp_path / "data")
-    described = json.loads(json.dumps(sources.describe(recipe_of(section).data)))
+    described = json.loads(json.dumps(prepare.describe(recipe_of(section).data)))
     assert described["source"] == section["source"]
-    found = sources.checksums(described)
+    found = prepare.checksums(described)
     assert found
     assert all(len(sha256) == 64 for sha256 in found.values())
     parts = (described.get("files") or described["splits"]).values()
@@ -86,15 +88,15 @@ def test_what_is_unpacked_is_unpacked_once_and_made_again_if_damaged(
     tmp_path: Path, own_cache: Path, source: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = recipe_of(SOURCES[source](tmp_path / "data")).data
-    assert sources.prepare(recipe) is None
+    assert prepare.prepare(recipe) is None
     files = {path: path.read_bytes() for path in own_cache.iterdir()}
     before = dataset.load(recipe).splits["train"].gather(torch.arange(9))
     next(iter(files)).write_bytes(b"x" * 99)
-    assert sources.prepare(recipe) is None
+    assert prepare.prepare(recipe) is None
     assert {path: path.read_bytes() for path in own_cache.iterdir()} == files
     (tmp_path / "file").touch()
     monkeypatch.setenv(cache.VARIABLE, str(tmp_path / "file" / "below"))
-    notice = sources.prepare(recipe)
+    notice = prepare.prepare(recipe)
     assert notice
     assert cache.VARIABLE in notice
     again = dataset.load(recipe).splits["train"].gather(torch.arange(9))
@@ -271,9 +273,9 @@ def test_what_is_wrong_with_data_is_said_with_its_name(
 
 
 def prepare_and_load(recipe: Recipe) -> None:
-    sources.prepare(recipe.data)
+    prepare.prepare(recipe.data)
     dataset.load(recipe.data, None, recipe.seed)
-    sources.describe(recipe.data)
+    prepare.describe(recipe.data)
 
 
 def test_an_error_of_a_worker_says_what_is_wrong(train: Train, tmp_path: Path) -> None:
@@ -327,7 +329,7 @@ def test_a_model_that_does_not_fit_the_data_is_refused(
 
 
 def test_the_supervisor_imports_neither_torch_nor_what_reads_files() -> None:
-    code = "import sys, samestep.api\nprint(*sys.modules, sep='\\n')"
+    code = "import sys, samestep.api.train\nprint(*sys.modules, sep='\\n')"
     ended = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )

@@ -9,9 +9,9 @@ import pytest
 import torch
 from data_samples import columns, csv_file, parquet_file
 
-from samestep import dataset
-from samestep.data import tables
-from samestep.data_sections import TableData
+from samestep.config.data import TableData
+from samestep.data import dataset
+from samestep.data.sources import tables
 from samestep.errors import DataError
 
 

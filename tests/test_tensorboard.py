@@ -14,10 +14,12 @@ from test_resume import forget_after
 from test_tracking import follow, metrics
 
 import samestep
-from samestep import Placement, checkpoint, faults
-from samestep.forking import ForkServer
-from samestep.tensorboard import TensorBoard, step_scalars
-from samestep.view import SilentView
+from samestep import Placement
+from samestep.output.console import SilentView
+from samestep.output.tensorboard import TensorBoard, step_scalars
+from samestep.state import checkpoint
+from samestep.supervisor.forkserver_client import ForkServer
+from samestep.system import fault_injection
 
 
 def read_back(run: Path) -> EventAccumulator:
@@ -132,7 +134,7 @@ def test_events_wait_for_a_full_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flag = tmp_path / "full"
-    monkeypatch.setenv(faults.DISK_FULL, str(flag))
+    monkeypatch.setenv(fault_injection.DISK_FULL, str(flag))
     tracker = TensorBoard(tmp_path / "tensorboard")
     fields = {"loss": 1.0, "accuracy": 0.5, "lr": 0.1, "samples_per_second": 9.0}
     step = fields | {"type": "step", "workers": [{"wait": 0.0}]}

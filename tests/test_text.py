@@ -12,9 +12,11 @@ from conftest import Train, fault, small_recipe
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from samestep import Recipe, RecipeError, Run, dataset, sampling
-from samestep.data import text
-from samestep.data_sections import TextData
+from samestep import Recipe, RecipeError, Run
+from samestep.api import sample
+from samestep.config.data import TextData
+from samestep.data import dataset
+from samestep.data.sources import text
 from samestep.errors import DataError, RunError
 
 
@@ -121,7 +123,7 @@ def test_lines_have_one_fingerprint_at_any_placement(
         run = train(recipe, workers, exchange=exchange, balance="random")
         assert run.weights_sha256 == alone.weights_sha256
         assert run.result["test_loss"] == alone.result["test_loss"]
-    assert sampling.sample(alone, "\n", 12, 0.0, seed=1).startswith("\n")
+    assert sample.sample(alone, "\n", 12, 0.0, seed=1).startswith("\n")
 
 
 def test_the_baselines_are_what_simple_methods_reach(book: Path) -> None:
@@ -157,19 +159,19 @@ def test_a_trained_model_writes_the_same_text_for_the_same_seed(
     train: Train, book: Path, family: str
 ) -> None:
     run = train(recipe_of(family, book), 2)
-    written = sampling.sample(run, "the ", 30, 0.8, seed=1)
+    written = sample.sample(run, "the ", 30, 0.8, seed=1)
     assert written.startswith("the ")
     assert len(written) == 34
-    assert written == sampling.sample(run, "the ", 30, 0.8, seed=1)
-    assert written != sampling.sample(run, "the ", 30, 0.8, seed=2)
+    assert written == sample.sample(run, "the ", 30, 0.8, seed=1)
+    assert written != sample.sample(run, "the ", 30, 0.8, seed=2)
     with pytest.raises(RunError, match="'Z'"):
-        sampling.sample(run, "Z", 5, 0.0, seed=1)
+        sample.sample(run, "Z", 5, 0.0, seed=1)
 
 
 def test_only_a_finished_model_of_text_writes(train: Train, book: Path) -> None:
     with pytest.raises(RunError, match=r"one whose `data.source` is `text`.*`mnist`"):
-        sampling.sample(train(small_recipe()), "a", 5, 0.0, seed=1)
+        sample.sample(train(small_recipe()), "a", 5, 0.0, seed=1)
     run = train(recipe_of("rnn", book))
     failed = Run(run.path, {"status": "failed"})
     with pytest.raises(RunError, match="has no final weights: its status is failed"):
-        sampling.sample(failed, "a", 5, 0.0, seed=1)
+        sample.sample(failed, "a", 5, 0.0, seed=1)

@@ -6,10 +6,10 @@ import pytest
 import torch
 from conftest import Train, small_recipe
 
-from samestep import trace
-from samestep.metrics import tell_waiting
-from samestep.spans import Span
-from samestep.timing import PHASES
+from samestep.core.span import Span
+from samestep.output import trace
+from samestep.training.metrics import tell_waiting
+from samestep.training.timing import PHASES
 
 
 @pytest.mark.parametrize(("workers", "exchange"), [(2, "shared"), (3, "gloo")])

@@ -16,10 +16,11 @@ from conftest import small_recipe
 from test_launch import DEADLINE, long_training
 
 import samestep
-from samestep import Placement, Run, UsageError, tracking
-from samestep.forking import ForkServer
-from samestep.tracking import Follower, Tracker, Tracking, load
-from samestep.view import Message, SilentView
+from samestep import Placement, Run, UsageError
+from samestep.output import trackers
+from samestep.output.console import Message, SilentView
+from samestep.output.trackers import Follower, Tracker, Tracking, load
+from samestep.supervisor.forkserver_client import ForkServer
 
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -167,7 +168,7 @@ def test_a_tracker_cannot_change_what_others_see(
 def test_a_tracker_that_hangs_delays_only_the_end_and_only_until_a_deadline(
     server: ForkServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracking, "FINISH_SECONDS", 0.1)
+    monkeypatch.setattr(trackers, "FINISH_SECONDS", 0.1)
     seen: list[dict[str, Any]] = []
     notes, released = Notes(), threading.Event()
 
@@ -189,7 +190,7 @@ def test_a_tracker_that_hangs_delays_only_the_end_and_only_until_a_deadline(
 def test_a_tracker_that_stays_behind_is_switched_off_before_it_fills_the_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(tracking, "MOST_WAITING", 3)
+    monkeypatch.setattr(trackers, "MOST_WAITING", 3)
     seen: list[dict[str, Any]] = []
     told: list[str] = []
     follower = Follower(seen.append, told.append)

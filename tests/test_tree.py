@@ -3,8 +3,8 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from samestep import tree
-from samestep.tree import Node
+from samestep.core import tree
+from samestep.core.tree import Node
 
 
 @st.composite

@@ -14,15 +14,15 @@ from torch.nn import functional
 
 import samestep
 from samestep import Recipe, RecipeError, Run, TrainingError
-from samestep.data import custom
-from samestep.data.facts import Labels
-from samestep.data_sections import CustomData
+from samestep.config.data import CustomData
+from samestep.config.model import CrossEntropy
+from samestep.core.plan import Plan
+from samestep.data.sources import user_dataset
+from samestep.data.targets import Labels
 from samestep.errors import DataError
-from samestep.forking import ForkServer
-from samestep.ingredients import CrossEntropy
-from samestep.objective import Objective
-from samestep.own import OwnCode
-from samestep.plan import Plan
+from samestep.models.objective import Objective
+from samestep.supervisor.forkserver_client import ForkServer
+from samestep.user_code.references import OwnCode
 
 
 PADDED = """
@@ -261,7 +261,7 @@ def loaded(labels: Labels) -> int:
     targets = torch.tensor([0, 2, -100, 1])
     given = (torch.ones(4, 3), targets)
     recipe = CustomData(load="sha256:0", validation=0.0, test=0.0)
-    _, facts = custom.load(recipe, OwnCode([], {"sha256:0": given}), labels)
+    _, facts = user_dataset.load(recipe, OwnCode([], {"sha256:0": given}), labels)
     return facts.outputs
 
 

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from samestep import models
-from samestep.data import mnist
+from samestep.config.model import CnnModel, CrossEntropy, MlpModel, TransformerModel
+from samestep.config.optimizer import SgdRecipe
+from samestep.config.recipe import Recipe
+from samestep.core.lr_schedule import learning_rate
+from samestep.data.dataset import Dataset, load
+from samestep.data.sources import mnist
 from samestep.data.splits import Split
-from samestep.dataset import Dataset, load
-from samestep.ingredients import CnnModel, CrossEntropy, MlpModel, TransformerModel
-from samestep.optimizer_sections import SgdRecipe
-from samestep.recipe import Recipe
-from samestep.schedule import learning_rate
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ from pathlib import Path
 from table import ZOO, Entry
 
 import samestep
-from samestep import launch
 from samestep.errors import SamestepError
-from samestep.forking import ForkServer
-from samestep.view import Message, SilentView
+from samestep.output.console import Message, SilentView
+from samestep.supervisor import launch
+from samestep.supervisor.forkserver_client import ForkServer
 
 
 LIBRARIES = [

@@ -3,7 +3,7 @@
 from language import Drawing
 from treeshape import LEAVES, Shape, children, owner, sums
 
-from samestep.tree import Node
+from samestep.core.tree import Node
 
 
 def draw() -> str:

@@ -4,12 +4,12 @@ from film import Film
 from language import WIDTH
 from treeshape import LEAVES, SQUARE, Shape, children, height, owner, sums
 
-from samestep import balance
-from samestep.tree import Node
+from samestep.core import ownership
+from samestep.core.tree import Node
 
 
 BEFORE = [(0, 2), (2, 5), (5, 8)]
-AFTER = balance.shares(LEAVES, 2)
+AFTER = ownership.shares(LEAVES, 2)
 SHAPE = Shape(134)
 END = 19.0
 BITS = 0x522364

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from language import WIDTH, Drawing
 
-from samestep import tree
-from samestep.tree import Node
+from samestep.core import tree
+from samestep.core.tree import Node
 
 
 SQUARE, PITCH, LEVEL, RADIUS = 46, 58, 56, 16

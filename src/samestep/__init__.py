@@ -31,25 +31,25 @@ from samestep.errors import WorkerLate as WorkerLate
 
 
 if TYPE_CHECKING:
-    from samestep.api import Evaluation as Evaluation
-    from samestep.api import evaluate as evaluate
-    from samestep.api import resume as resume
-    from samestep.api import train as train
-    from samestep.loop import Loop as Loop
-    from samestep.placement import Placement as Placement
-    from samestep.recipe import Recipe as Recipe
-    from samestep.run import Run as Run
+    from samestep.api.run import Run as Run
+    from samestep.api.train import Evaluation as Evaluation
+    from samestep.api.train import evaluate as evaluate
+    from samestep.api.train import resume as resume
+    from samestep.api.train import train as train
+    from samestep.config.placement import Placement as Placement
+    from samestep.config.recipe import Recipe as Recipe
+    from samestep.loop.loop import Loop as Loop
 
 # Imported on first use: `samestep --help` would otherwise wait 0.3 s for libraries.
 _LAZY = {
-    "Evaluation": "samestep.api",
-    "Loop": "samestep.loop",
-    "Placement": "samestep.placement",
-    "Recipe": "samestep.recipe",
-    "Run": "samestep.run",
-    "evaluate": "samestep.api",
-    "resume": "samestep.api",
-    "train": "samestep.api",
+    "Evaluation": "samestep.api.train",
+    "Loop": "samestep.loop.loop",
+    "Placement": "samestep.config.placement",
+    "Recipe": "samestep.config.recipe",
+    "Run": "samestep.api.run",
+    "evaluate": "samestep.api.train",
+    "resume": "samestep.api.train",
+    "train": "samestep.api.train",
 }
 
 __all__ = [

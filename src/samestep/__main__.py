@@ -1,6 +1,6 @@
 """`python -m samestep`."""
 
-from samestep.cli import main
+from samestep.cli.main import main
 
 
 main()

@@ -6,9 +6,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from samestep.data_sections import Divided
+from samestep.config.data import Divided
+from samestep.data.pytree import Nested
 from samestep.errors import DataError
-from samestep.nested import Nested
 
 
 class Split(Protocol):

@@ -20,7 +20,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from samestep import checkpoint, interfaces, machine
+from samestep.config.recipe import Recipe
 from samestep.errors import (
     Interrupted,
     PlacementError,
@@ -28,10 +28,11 @@ from samestep.errors import (
     TrainingError,
     UsageError,
 )
-from samestep.recipe import Recipe
-from samestep.resumption import flatten, is_finished
-from samestep.signals import EXIT_CODES, Stop, stop_on_signals
-from samestep.terminal import echo
+from samestep.state import checkpoint
+from samestep.supervisor.resume import flatten, is_finished
+from samestep.system import machine, network_interfaces
+from samestep.system.signals import EXIT_CODES, Stop, stop_on_signals
+from samestep.system.terminal import echo
 
 
 POLL_SECONDS = 0.2
@@ -77,7 +78,7 @@ class Nodes:
             *("--max-restarts", str(self.max_restarts)),
             *("--rdzv-backend", "samestep", "--rdzv-endpoint", self.endpoint),
             *("--rdzv-id", self.rdzv_id, *(wait if ":" in self.nodes else [])),
-            *("--local-addr", interfaces.resolve(self.interface).address),
+            *("--local-addr", network_interfaces.resolve(self.interface).address),
             *("--signals-to-handle", SIGNALS),
             *("--shutdown-timeout", str(SHUTDOWN_SECONDS)),
             *("-m", "samestep.worker", *arguments),

@@ -37,9 +37,9 @@ from torch.distributed.elastic.rendezvous.dynamic_rendezvous import (
 )
 from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
 
-from samestep.elastic import store
+from samestep.elastic import tcp_store
 from samestep.elastic.nodes import JOB, REFUSED
-from samestep.terminal import echo
+from samestep.system.terminal import echo
 
 
 EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104  refused
@@ -149,14 +149,14 @@ def _store(host: str, port: int, parameters: RendezvousParameters) -> TCPStore:
         )
     seconds = _number(parameters, "read_timeout", READ_SECONDS)
     try:
-        served = store.serve_here(host, port, seconds)
+        served = tcp_store.serve_here(host, port, seconds)
         if served is None:
             _await_endpoint(
                 host, port, _number(parameters, "join_timeout", JOIN_SECONDS)
             )
-            served = store.connect_to_store(host, port, seconds)
+            served = tcp_store.connect_to_store(host, port, seconds)
         return served
-    except store.NoStoreError:
+    except tcp_store.NoStoreError:
         refuse(
             "The machines meet in a store at the endpoint, and what answers at "
             f"{host}:{port} is another program. Choose a free port."
@@ -172,7 +172,7 @@ def _store(host: str, port: int, parameters: RendezvousParameters) -> TCPStore:
 def _await_endpoint(host: str, port: int, seconds: float) -> None:
     begin = time.monotonic()
     told = begin + FIRST_SECONDS
-    while not store.is_there(host, port):
+    while not tcp_store.is_there(host, port):
         now = time.monotonic()
         if now > begin + seconds:
             refuse(

@@ -5,7 +5,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from samestep.noise import Watch
+from samestep.core.gradient_noise import Watch
 
 
 class Merger(Protocol):

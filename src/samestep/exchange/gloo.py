@@ -1,13 +1,13 @@
 """The exchange over a process group's collectives.
 
 Each worker sums the gradients of its own micro-batches up to the maximal subtrees of
-the canonical tree (`samestep.tree`); these partials are all-gathered, and every worker
+the canonical tree (`core.tree`); these partials are all-gathered, and every worker
 adds them in the order of the tree. The collectives start inside DDP's backward pass,
 bucket by bucket, as its communication hook; the sums are taken after it, on the
 worker's own thread, since the flush-to-zero mode belongs to a thread and decides bits.
 
 With p workers of k partials each, a worker receives (p - 1) k times the gradient; half
-of that if the recipe rounds partials to 16 bits (`samestep.rounding`).
+of that if the recipe rounds partials to 16 bits (`samestep.exchange.compression`).
 Every worker holds all parameters and updates all of them.
 """
 
@@ -22,12 +22,12 @@ from torch._C._distributed_c10d import GradBucket, Store
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
-from samestep.exchange.partials import Partials
-from samestep.flat import Flat
-from samestep.noise import Watch
-from samestep.place import Place
-from samestep.rounding import EXACT, Rounding
-from samestep.tree import Node
+from samestep.core.gradient_noise import Watch
+from samestep.core.topology import Place
+from samestep.core.tree import Node
+from samestep.exchange.compression import EXACT, Rounding
+from samestep.exchange.tree_gather import Partials
+from samestep.state.flat import Flat
 
 
 BACKENDS = {"gloo": "gloo", "nccl": "cpu:gloo,cuda:nccl"}

@@ -23,14 +23,15 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from samestep import barrier, memory, tree
-from samestep.flat import Flat, dense
-from samestep.memory import pages
+from samestep.core import tree
+from samestep.core.gradient_noise import Watch
+from samestep.core.topology import Place
+from samestep.core.tree import Node
+from samestep.exchange.compression import EXACT, Rounding
 from samestep.models.layers import Linear
-from samestep.noise import Watch
-from samestep.place import Place
-from samestep.rounding import EXACT, Rounding
-from samestep.tree import Node
+from samestep.state.flat import Flat, dense
+from samestep.system import barrier, shared_memory
+from samestep.system.shared_memory import pages
 
 
 SCRATCH = 8192
@@ -43,7 +44,7 @@ class Pieces:
     def __init__(self, fd: int, header_bytes: int, num_bytes: int) -> None:
         """Makes the object large enough. Raises PlacementError if memory is short."""
         self._used = pages(header_bytes)
-        self.map = memory.reserve(
+        self.map = shared_memory.reserve(
             fd,
             self._used + num_bytes,
             "The exchange `shared`",

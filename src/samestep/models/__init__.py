@@ -3,9 +3,7 @@
 import torch
 from torch import nn
 
-from samestep import dtypes
-from samestep.dataset import Dataset
-from samestep.ingredients import (
+from samestep.config.model import (
     CnnModel,
     CustomModel,
     MlpModel,
@@ -15,14 +13,16 @@ from samestep.ingredients import (
     TransformerModel,
     VitModel,
 )
-from samestep.models import custom
+from samestep.data.dataset import Dataset
+from samestep.models import user_model
 from samestep.models.cnn import Cnn
 from samestep.models.mlp import Mlp
 from samestep.models.resnet import Resnet
 from samestep.models.rnn import Rnn
 from samestep.models.transformer import Transformer
 from samestep.models.vit import Vit
-from samestep.own import OwnCode, title
+from samestep.state import dtypes
+from samestep.user_code.references import OwnCode, title
 
 
 def build(
@@ -39,7 +39,7 @@ def build(
     model = dtypes.converted(_drawn(recipe, data, own or OwnCode()), dtype)
     if isinstance(recipe, CustomModel):
         who = title(recipe.build, "model")
-        custom.check_types(model, who, dtype, custom.TYPE)
+        user_model.check_types(model, who, dtype, user_model.TYPE)
     return model
 
 
@@ -58,4 +58,4 @@ def _drawn(recipe: ModelRecipe, data: Dataset, own: OwnCode) -> nn.Module:
         case TransformerModel():
             return Transformer(recipe, data)
         case CustomModel():
-            return custom.build(recipe, data.inputs, data.outputs, own)
+            return user_model.build(recipe, data.inputs, data.outputs, own)

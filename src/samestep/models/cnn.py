@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from samestep.dataset import Dataset
-from samestep.ingredients import CnnModel
+from samestep.config.model import CnnModel
+from samestep.data.dataset import Dataset
 from samestep.models.layers import Conv2d, Linear, dropout_masks
 
 

@@ -10,8 +10,8 @@ from itertools import pairwise
 from torch import Tensor, nn
 from torch.nn import functional
 
-from samestep.dataset import Dataset
-from samestep.ingredients import ResnetModel
+from samestep.config.model import ResnetModel
+from samestep.data.dataset import Dataset
 from samestep.models.layers import Conv2d, Linear
 
 

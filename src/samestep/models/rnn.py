@@ -8,8 +8,8 @@
 
 from torch import Tensor, nn
 
-from samestep.dataset import Dataset
-from samestep.ingredients import RnnModel
+from samestep.config.model import RnnModel
+from samestep.data.dataset import Dataset
 from samestep.models.layers import Linear
 
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from samestep.dataset import Dataset
-from samestep.ingredients import TransformerModel
+from samestep.config.model import TransformerModel
+from samestep.data.dataset import Dataset
 from samestep.models.layers import Linear, dropout_masks
 
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from samestep.dataset import Dataset
-from samestep.ingredients import VitModel
+from samestep.config.model import VitModel
+from samestep.data.dataset import Dataset
 from samestep.models.layers import Linear
 from samestep.models.transformer import Block
 

@@ -31,9 +31,9 @@ def write(
     written, UsageError where a library is missing.
     """
     _check_libraries(docx)
-    from samestep.report import files
+    from samestep.report import render
 
-    return files.write(Path(path), out, docx=docx, png=png)
+    return render.write(Path(path), out, docx=docx, png=png)
 
 
 def offer(path: Path, tell: Callable[[str], None], *, png: bool = False) -> None:
@@ -57,9 +57,9 @@ def compare(
     directory. Raises as `write` does.
     """
     _check_libraries(docx)
-    from samestep.report import files
+    from samestep.report import render
 
-    return files.compare([Path(run) for run in runs], out, docx=docx, png=png)
+    return render.compare([Path(run) for run in runs], out, docx=docx, png=png)
 
 
 def _check_libraries(docx: bool) -> None:

@@ -5,8 +5,8 @@ from functools import partial
 
 from matplotlib.ticker import PercentFormatter
 
-from samestep.report import curves, ink
-from samestep.report.document import (
+from samestep.document import plot_style
+from samestep.document.blocks import (
     Block,
     Document,
     Plot,
@@ -16,10 +16,7 @@ from samestep.report.document import (
     Text,
     together,
 )
-from samestep.report.reading import RunFiles
-from samestep.report.records import measured
-from samestep.report.run_data import plain_data
-from samestep.report.words import (
+from samestep.document.formatting import (
     MISSING,
     count,
     flat,
@@ -29,7 +26,11 @@ from samestep.report.words import (
     seconds,
     setting,
 )
-from samestep.terminal import clean
+from samestep.output.schema import measured
+from samestep.report import learning_plots
+from samestep.report.embedded_data import plain_data
+from samestep.report.load import RunFiles
+from samestep.system.terminal import clean
 
 
 MOST_RUNS = 12
@@ -110,11 +111,15 @@ def _curves(names: Sequence[str], runs: Sequence[RunFiles]) -> list[Block]:
         ("seconds", "Seconds per epoch"),
         ("samples_per_second", "Samples per second"),
     )
-    losses = [curves.over_steps(run.steps, lambda step: step.loss) for run in runs]
+    losses = [
+        learning_plots.over_steps(run.steps, lambda step: step.loss) for run in runs
+    ]
     plots = [_plot("training-loss", "Training loss", "step", names, losses)]
     for field, title in fields:
         read = partial(measured, name=field)
-        lines = [curves.over_epochs(run.result.epochs, [], read) for run in runs]
+        lines = [
+            learning_plots.over_epochs(run.result.epochs, [], read) for run in runs
+        ]
         name = field.replace("_", "-")
         plots.append(_plot(name, title, "epoch", names, lines))
     return together(plots)
@@ -125,33 +130,33 @@ def _plot(
     title: str,
     over: str,
     names: Sequence[str],
-    lines: Sequence[curves.Curve],
+    lines: Sequence[learning_plots.Curve],
 ) -> Plot | None:
     """A line for each run."""
     if not any(lines):
         return None
-    figure, axes = ink.figure()
+    figure, axes = plot_style.figure()
     for at, (letters, line) in enumerate(zip(names, lines, strict=True)):
-        thinned = curves.thin(line)
+        thinned = learning_plots.thin(line)
         axes.plot(
             [x for x, _ in thinned],
             [y for _, y in thinned],
-            color=ink.SERIES[at % len(ink.SERIES)],
-            linestyle=DASHES[at // len(ink.SERIES) % len(DASHES)],
+            color=plot_style.SERIES[at % len(plot_style.SERIES)],
+            linestyle=DASHES[at // len(plot_style.SERIES) % len(DASHES)],
             # Equal lines lie upon each other: the lower ones stick out.
             linewidth=1.2 + min(1.6, 4 / len(lines)) * (len(lines) - 1 - at),
             marker="o" if over == "epoch" else None,
             markersize=3 + min(2, 4 / len(lines)) * (len(lines) - 1 - at),
             label=letters,
         )
-    curves.name_axes(axes, title.lower(), over)
+    learning_plots.name_axes(axes, title.lower(), over)
     if name == "validation-accuracy":
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
     elif name == "samples-per-second":
-        axes.yaxis.set_major_formatter(curves.thousands())
+        axes.yaxis.set_major_formatter(learning_plots.thousands())
     if name in ("seconds", "samples-per-second"):
-        curves.from_zero(axes)
-    ink.legend_below(figure, axes)
+        learning_plots.from_zero(axes)
+    plot_style.legend_below(figure, axes)
     text = f"{title} of {len(lines)} runs over their {over}s."
     return Plot(name, title, text, figure)
 

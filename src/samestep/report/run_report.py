@@ -3,8 +3,7 @@
 import math
 from collections.abc import Mapping
 
-from samestep.report import classes, curves, surroundings
-from samestep.report.document import (
+from samestep.document.blocks import (
     Block,
     Code,
     Document,
@@ -18,11 +17,7 @@ from samestep.report.document import (
     Text,
     together,
 )
-from samestep.report.reading import RunFiles
-from samestep.report.records import Epoch, Result, measured
-from samestep.report.run_data import plain_data
-from samestep.report.run_time import time_section
-from samestep.report.words import (
+from samestep.document.formatting import (
     MISSING,
     Value,
     count,
@@ -32,7 +27,12 @@ from samestep.report.words import (
     seconds,
     setting,
 )
-from samestep.terminal import clean
+from samestep.output.schema import Epoch, Result, measured
+from samestep.report import confusion, learning_plots, provenance
+from samestep.report.embedded_data import plain_data
+from samestep.report.load import RunFiles
+from samestep.report.time_section import time_section
+from samestep.system.terminal import clean
 
 
 MOST_ROWS = 100
@@ -50,8 +50,8 @@ def run_document(run: RunFiles) -> Document:
         time_section(run),
         _classes(result),
         _recipe(result),
-        surroundings.machine_section(run.environment),
-        surroundings.repeat_section(
+        provenance.machine_section(run.environment),
+        provenance.repeat_section(
             result.recipe, result.placement, str(run.path), result.weights_sha256
         ),
     ]
@@ -122,11 +122,14 @@ def _bits(loss: float, baselines: Mapping[str, Value]) -> list[Fact]:
 def _learning(run: RunFiles) -> Section:
     epochs = run.result.epochs
     plots = [
-        curves.learning_plot("loss", run.steps, epochs),
-        *(curves.learning_plot(m, run.steps, epochs) for m in run.result.metrics),
-        curves.rate_plot(run.steps),
-        curves.throughput_plot(run.steps),
-        curves.noise_plot(run.steps, epochs),
+        learning_plots.learning_plot("loss", run.steps, epochs),
+        *(
+            learning_plots.learning_plot(m, run.steps, epochs)
+            for m in run.result.metrics
+        ),
+        learning_plots.rate_plot(run.steps),
+        learning_plots.throughput_plot(run.steps),
+        learning_plots.noise_plot(run.steps, epochs),
     ]
     blocks = together(plots)
     if epochs:
@@ -162,22 +165,22 @@ def _score_cell(epoch: Epoch, split: str, name: str) -> str:
 
 def _classes(result: Result) -> Section:
     blocks: list[Block] = []
-    if classes.is_matrix(result.test_confusion):
-        blocks += together([classes.confusion_plot(result.test_confusion)])
-        blocks.append(classes.class_table(result.test_confusion))
-    pictures = classes.worst_pictures(result)
+    if confusion.is_matrix(result.test_confusion):
+        blocks += together([confusion.confusion_plot(result.test_confusion)])
+        blocks.append(confusion.class_table(result.test_confusion))
+    pictures = confusion.worst_pictures(result)
     if pictures:
         blocks.append(Text("The test samples with the highest loss:"))
         blocks.append(Pictures(pictures))
     elif result.test_worst:
-        blocks.append(classes.worst_table(result.test_worst))
+        blocks.append(confusion.worst_table(result.test_worst))
     return Section("Classes", "classes", blocks)
 
 
 def _recipe(result: Result) -> Section:
     caption = "Recipe: it fixes the result"
-    sheets = [surroundings.settings_sheet(caption, result.recipe)]
+    sheets = [provenance.settings_sheet(caption, result.recipe)]
     if result.placement:
         caption = "Placement: it fixes only the time"
-        sheets.append(surroundings.settings_sheet(caption, result.placement))
+        sheets.append(provenance.settings_sheet(caption, result.placement))
     return Section("Recipe and placement", "recipe", [Sheets(sheets)])

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
-from samestep.report import ink, spending
-from samestep.report.document import Plot
-from samestep.report.records import Amdahl, Point, Prediction, Scaling, Usl
-from samestep.report.spending import total
-from samestep.report.words import Value, percent, plural, times
+from samestep.document import plot_style
+from samestep.document.blocks import Plot
+from samestep.document.formatting import Value, percent, plural, times
+from samestep.output.schema import Amdahl, Point, Prediction, Scaling, Usl
+from samestep.report import time_plots
+from samestep.report.time_plots import total
 
 
 MARKERS = "osD^vP"
@@ -39,9 +40,11 @@ def speedup_plot(found: Series, kind: str) -> Plot | None:
     """Measured speed-up with intervals, against the ideal and the machine's limit."""
     if not found:
         return None
-    figure, axes = ink.figure(height=3.2)
+    figure, axes = plot_style.figure(height=3.2)
     most = max(point.workers for _, points in found for point in points)
-    axes.plot([1, most], [1, most], color=ink.MUTED, linestyle=":", label="ideal")
+    axes.plot(
+        [1, most], [1, most], color=plot_style.MUTED, linestyle=":", label="ideal"
+    )
     limits = sorted(
         {
             (point.workers, point.limit_speedup)
@@ -52,13 +55,15 @@ def speedup_plot(found: Series, kind: str) -> Plot | None:
     if limits:
         xs, ys = zip(*limits, strict=True)
         label = "limit"
-        label += f", {ink.label(found[0][0])}" if len(found) > 1 else ""
-        axes.plot(xs, ys, color=ink.INK, linestyle="--", linewidth=1.1, label=label)
+        label += f", {plot_style.label(found[0][0])}" if len(found) > 1 else ""
+        axes.plot(
+            xs, ys, color=plot_style.INK, linestyle="--", linewidth=1.1, label=label
+        )
     for at, (name, points) in enumerate(found[:MOST_BATCHES]):
         _measured(axes, at, name, points)
     _workers_axis(axes, "speed-up")
     axes.set_ylim(bottom=0)
-    ink.legend_below(figure, axes)
+    plot_style.legend_below(figure, axes)
     best = max((p for _, ps in found for p in ps), key=lambda p: p.speedup or 0)
     return Plot(
         f"speedup-{kind}",
@@ -74,18 +79,20 @@ def efficiency_plot(found: Series, kind: str) -> Plot | None:
     """Speed-up per worker, and as a share of the machine's limit."""
     if not found:
         return None
-    figure, axes = ink.figure(height=3.2)
-    axes.axhline(1, color=ink.MUTED, linestyle=":")
+    figure, axes = plot_style.figure(height=3.2)
+    axes.axhline(1, color=plot_style.MUTED, linestyle=":")
     for at, (name, points) in enumerate(found[:MOST_BATCHES]):
-        colour, marker = ink.SERIES[at], MARKERS[at]
+        colour, marker = plot_style.SERIES[at], MARKERS[at]
         own = [(p.workers, p.efficiency) for p in points]
-        axes.plot(*_finite(own), color=colour, marker=marker, label=ink.label(name))
+        axes.plot(
+            *_finite(own), color=colour, marker=marker, label=plot_style.label(name)
+        )
         limit = [(p.workers, p.efficiency_of_limit) for p in points]
         axes.plot(*_finite(limit), color=colour, marker=marker, mfc="none", ls="--")
     _workers_axis(axes, "efficiency")
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.set_ylim(bottom=0)
-    ink.legend_below(figure, axes)
+    plot_style.legend_below(figure, axes)
     last = found[0][1][-1]
     return Plot(
         f"efficiency-{kind}",
@@ -102,13 +109,13 @@ def phases_plot(name: str, points: Sequence[Point], number: int) -> Plot | None:
     parts = [total([point.seconds_by_phase]) for point in points]
     if not any(parts):
         return None
-    figure, axes = spending.bars(len(points))
+    figure, axes = time_plots.bars(len(points))
     milliseconds = [{k: 1e3 * v for k, v in part.items()} for part in parts]
-    spending.stack(axes, range(len(points)), milliseconds, lying=True)
+    time_plots.stack(axes, range(len(points)), milliseconds, lying=True)
     axes.set_yticks(range(len(points)), [str(point.workers) for point in points])
     axes.set_title("workers")
     axes.set_xlabel("milliseconds of a step")
-    ink.legend_below(figure, axes)
+    plot_style.legend_below(figure, axes)
     return Plot(
         f"phases-{number}",
         f"A step by phase, {name}",
@@ -124,9 +131,11 @@ def prediction_plot(scaling: Scaling, where: str) -> Plot | None:
     found = [p for p in scaling.predictions if p.where == where and _ok(p.speedup)]
     if not found:
         return None
-    figure, axes = ink.figure(height=3.2)
+    figure, axes = plot_style.figure(height=3.2)
     most = max(p.workers for p in found)
-    axes.plot([1, most], [1, most], color=ink.MUTED, linestyle=":", label="ideal")
+    axes.plot(
+        [1, most], [1, most], color=plot_style.MUTED, linestyle=":", label="ideal"
+    )
     for at, batch in enumerate(sorted({p.global_batch for p in found})[:MOST_BATCHES]):
         chosen = [p for p in found if p.global_batch == batch]
         _predicted(axes, at, sorted(chosen, key=lambda p: p.workers))
@@ -141,7 +150,7 @@ def prediction_plot(scaling: Scaling, where: str) -> Plot | None:
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     else:
         axes.set_ylim(bottom=0)
-    ink.legend_below(figure, axes)
+    plot_style.legend_below(figure, axes)
     place = "on this machine" if where == "machine" else "on several nodes"
     return Plot(
         f"prediction-{where}",
@@ -164,16 +173,16 @@ def _measured(axes: Axes, at: int, name: str, points: list[Point]) -> None:
         yerr=[below, above],
         capsize=3,
         elinewidth=1,
-        color=ink.SERIES[at],
+        color=plot_style.SERIES[at],
         marker=MARKERS[at],
-        label=ink.label(name),
+        label=plot_style.label(name),
     )
 
 
 def _predicted(axes: Axes, at: int, found: list[Prediction]) -> None:
     xs = [p.workers for p in found]
     ys = [p.speedup or 0.0 for p in found]
-    colour = ink.SERIES[at % len(ink.SERIES)]
+    colour = plot_style.SERIES[at % len(plot_style.SERIES)]
     axes.plot(
         xs,
         ys,
@@ -201,11 +210,11 @@ def _fits(axes: Axes, most: int, amdahl: Amdahl | None, usl: Usl | None) -> None
     if amdahl and amdahl.serial_fraction is not None and _ok(amdahl.serial_fraction):
         s = amdahl.serial_fraction
         ys = [_ratio(1, s + (1 - s) / x) for x in xs]
-        axes.plot(xs, ys, color=ink.MUTED, lw=1, ls="--", label="Amdahl")
+        axes.plot(xs, ys, color=plot_style.MUTED, lw=1, ls="--", label="Amdahl")
     if usl and usl.sigma is not None and usl.kappa is not None:
         a, b = usl.sigma, usl.kappa
         ys = [_ratio(x, 1 + a * (x - 1) + b * x * (x - 1)) for x in xs]
-        axes.plot(xs, ys, color=ink.MUTED, lw=1, ls="-.", label="USL")
+        axes.plot(xs, ys, color=plot_style.MUTED, lw=1, ls="-.", label="USL")
 
 
 def _workers_axis(axes: Axes, name: str) -> None:

@@ -2,8 +2,7 @@
 
 import shlex
 
-from samestep.report import scaling_plots, scaling_tables, surroundings
-from samestep.report.document import (
+from samestep.document.blocks import (
     Block,
     Code,
     Document,
@@ -16,11 +15,12 @@ from samestep.report.document import (
     Text,
     together,
 )
-from samestep.report.reading import ScalingFile
-from samestep.report.records import Scaling
-from samestep.report.run_data import plain
-from samestep.report.words import count, percent, plural, setting, times
-from samestep.terminal import clean
+from samestep.document.formatting import count, percent, plural, setting, times
+from samestep.output.schema import Scaling
+from samestep.report import provenance, scaling_plots, scaling_tables
+from samestep.report.embedded_data import plain
+from samestep.report.load import ScalingFile
+from samestep.system.terminal import clean
 
 
 def scaling_document(file: ScalingFile) -> Document:
@@ -35,7 +35,7 @@ def scaling_document(file: ScalingFile) -> Document:
         _model(scaling),
         _predictions(scaling),
         _settings(scaling),
-        surroundings.machine_section(scaling.environment),
+        provenance.machine_section(scaling.environment),
         _repeat(scaling),
     ]
     return Document(
@@ -171,10 +171,10 @@ def _predictions(scaling: Scaling) -> Section:
 
 
 def _settings(scaling: Scaling) -> Section:
-    sheets = [surroundings.settings_sheet("Recipe", scaling.recipe)]
+    sheets = [provenance.settings_sheet("Recipe", scaling.recipe)]
     if scaling.settings:
         caption = "What was measured"
-        sheets.insert(0, surroundings.settings_sheet(caption, scaling.settings))
+        sheets.insert(0, provenance.settings_sheet(caption, scaling.settings))
     return Section("Settings and recipe", "recipe", [Sheets(sheets)])
 
 
@@ -183,7 +183,7 @@ def _repeat(scaling: Scaling) -> Section:
     caption = "Measure it again, with the recipe below in recipe.toml"
     blocks: list[Block] = [
         Code(caption, command),
-        surroundings.recipe_code(scaling.recipe),
+        provenance.recipe_code(scaling.recipe),
     ]
     return Section("How to repeat it", "repeat", blocks)
 

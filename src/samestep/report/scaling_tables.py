@@ -3,11 +3,9 @@
 import re
 from collections.abc import Sequence
 
-from samestep.report import ink
-from samestep.report.document import Block, Code, Row, Table, Text
-from samestep.report.records import Amdahl, HeldOut, Model, Point, Prediction, Usl
-from samestep.report.spending import total
-from samestep.report.words import (
+from samestep.document import plot_style
+from samestep.document.blocks import Block, Code, Row, Table, Text
+from samestep.document.formatting import (
     MISSING,
     Value,
     count,
@@ -19,6 +17,8 @@ from samestep.report.words import (
     significant,
     times,
 )
+from samestep.output.schema import Amdahl, HeldOut, Model, Point, Prediction, Usl
+from samestep.report.time_plots import total
 
 
 def course_table(name: str, points: Sequence[Point]) -> Table:
@@ -45,7 +45,9 @@ def course_table(name: str, points: Sequence[Point]) -> Table:
 def phases_table(points: Sequence[Point]) -> Table:
     """Time of a step by phase."""
     shown = [(p, total([p.seconds_by_phase])) for p in points if p.kind != "limit"]
-    names = [name for name in ink.PHASES if any(name in part for _, part in shown)]
+    names = [
+        name for name in plot_style.PHASES if any(name in part for _, part in shown)
+    ]
     rows = [
         (
             point.kind,

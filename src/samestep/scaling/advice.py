@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from samestep.scaling.grid import Settings
 from samestep.scaling.predict import relative_samples
-from samestep.scaling.settings import Settings
 
 
 Fields = dict[str, Any]

@@ -7,20 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from samestep.scaling import laws
+from samestep.scaling import classic_laws
 from samestep.scaling.advice import advise
-from samestep.scaling.files import Study
-from samestep.scaling.fit import (
-    Observation,
-    errors,
-    fit,
-    observations,
-    to_fields,
-)
-from samestep.scaling.model import EXCHANGE, FORMULA, Network
+from samestep.scaling.fit import Observation, errors, fit, observations, to_fields
+from samestep.scaling.grid import Point
+from samestep.scaling.intervals import base_of, draws, ratios, summarise
 from samestep.scaling.predict import Forecaster, best_per_node, machine_counts
-from samestep.scaling.settings import Point
-from samestep.scaling.summary import base_of, draws, ratios, summarise
+from samestep.scaling.step_model import EXCHANGE, FORMULA, Network
+from samestep.scaling.study import Study
 
 
 RESAMPLES = 200
@@ -92,12 +86,12 @@ def _laws(study: Study) -> Fields:
     if workers[0] != 1 or len(workers) < 2:
         return found
     table = np.array([ratios(study.runs, point, base_of(point)) for point in points])
-    serial = laws.fit_amdahl(workers, np.median(table, axis=1).tolist())
+    serial = classic_laws.fit_amdahl(workers, np.median(table, axis=1).tolist())
     chosen = np.random.default_rng(0).integers(
         table.shape[1], size=(RESAMPLES, table.shape[1])
     )
     drawn = [
-        laws.fit_amdahl(workers, np.median(table[:, rounds], axis=1).tolist())
+        classic_laws.fit_amdahl(workers, np.median(table[:, rounds], axis=1).tolist())
         for rounds in chosen
     ]
     low, high = np.percentile(drawn, (2.5, 97.5)).tolist()
@@ -111,12 +105,12 @@ def _laws(study: Study) -> Fields:
             statistics.median(run.samples_per_second for run in study.runs[point])
             for point in points
         ]
-        rate, sigma, kappa = laws.fit_usl(workers, rates)
+        rate, sigma, kappa = classic_laws.fit_usl(workers, rates)
         found["usl"] = {
             "lambda": rate,
             "sigma": sigma,
             "kappa": kappa,
-            "peak_workers": laws.usl_peak(sigma, kappa),
+            "peak_workers": classic_laws.usl_peak(sigma, kappa),
         }
     return found
 

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from samestep.scaling.files import Measurement
-from samestep.scaling.model import MEANING, Model
-from samestep.scaling.settings import Point
-from samestep.scaling.summary import Runs
-from samestep.scaling.work import Work, expected_maximum, work
+from samestep.scaling.grid import Point
+from samestep.scaling.intervals import Runs
+from samestep.scaling.step_model import MEANING, Model
+from samestep.scaling.study import Measurement
+from samestep.scaling.work_counts import Work, expected_maximum, work
 
 
 Floats = NDArray[np.float64]

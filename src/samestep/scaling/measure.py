@@ -5,16 +5,16 @@ import statistics
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from samestep import memory
+from samestep.config.placement import Placement
+from samestep.config.recipe import Recipe
 from samestep.errors import Interrupted
-from samestep.forking import ForkServer, Message
-from samestep.jobs import exchange_fields
-from samestep.launch import run_workers
-from samestep.placement import Placement
-from samestep.recipe import Recipe
-from samestep.scaling.files import Measurement, Study
-from samestep.scaling.settings import Point, schedule
-from samestep.signals import Stop
+from samestep.scaling.grid import Point, schedule
+from samestep.scaling.study import Measurement, Study
+from samestep.supervisor.forkserver_client import ForkServer, Message
+from samestep.supervisor.job import exchange_fields
+from samestep.supervisor.launch import run_workers
+from samestep.system import shared_memory
+from samestep.system.signals import Stop
 
 
 WARM_UP_SECONDS = 0.3
@@ -89,7 +89,7 @@ def run_cell(
         elif message["type"] == "measured":
             reports.append(message)
 
-    fd = memory.create(8 * point.workers if point.kind == "limit" else 0)
+    fd = shared_memory.create(8 * point.workers if point.kind == "limit" else 0)
     try:
         job = cell_job(study.recipe, point, study.settings.exchange)
         job |= {"seconds": study.settings.seconds_per_run, "warm_up": warm_up}

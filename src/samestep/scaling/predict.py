@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from samestep.scaling.model import Model, Network
+from samestep.scaling.step_model import Model, Network
 
 
 @dataclass(frozen=True)

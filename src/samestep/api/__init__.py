@@ -1,0 +1,4 @@
+"""What Python callers call: train, resume, evaluate, check, load, export, sample.
+
+Imports `report` and below.
+"""

@@ -1,0 +1,147 @@
+"""`samestep check`: does this recipe keep the promise? And if not, why not?
+
+Two short epochs with the recipe's own global batches, at 1, 2 and 3 workers, over both
+exchanges, with ownership at random and in another process, must end with the same
+fingerprints. Each of these trainings watches and probes own code, as all trainings do
+(`samestep.verification.watch`, `samestep.verification.probe`).
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+from samestep.config.placement import Placement
+from samestep.config.recipe import Recipe
+from samestep.errors import NotReproducible, ReplicasDiffer
+from samestep.output.logs import temporary_logs
+from samestep.supervisor.forkserver_client import ForkServer
+from samestep.supervisor.job import exchange_fields
+from samestep.supervisor.launch import run_workers
+from samestep.system import shared_memory
+from samestep.system.signals import Stop
+from samestep.user_code.references import NOTHING, Given
+
+
+EPOCHS = 2
+"""The second begins after an evaluation, with whatever that has left behind."""
+LEAST_STEPS = 4
+LEAST_PASSES = 64
+"""Micro-batches of all trials together with one worker: enough to fill small caches."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One placement."""
+
+    workers: int
+    exchange: str = "shared"
+    balance: str = "off"
+    is_elsewhere: bool = False
+    """Whether in a process that has been started anew."""
+
+    def __str__(self) -> str:
+        count = "1 worker" if self.workers == 1 else f"{self.workers} workers"
+        at_random = ", ownership at random" if self.balance == "random" else ""
+        elsewhere = ", in a new process" if self.is_elsewhere else ""
+        return f"{count}, {self.exchange}{at_random}{elsewhere}"
+
+
+TRIALS = (
+    *(Trial(n, exchange) for n in (1, 2, 3) for exchange in ("shared", "gloo")),
+    Trial(2, balance="random"),
+    Trial(1, is_elsewhere=True),
+)
+
+
+@dataclass
+class Outcome:
+    """What came out of a trial."""
+
+    trial: Trial
+    sha256: list[str] = field(default_factory=list)
+    """Of the weights, after each epoch."""
+    reason: str = ""
+    """Why it ended early, if it did."""
+
+    def __str__(self) -> str:
+        """Return one line for a person."""
+        return f"{self.trial}: {self.sha256[-1][:16] if self._has_ended else 'stopped'}"
+
+    @property
+    def _has_ended(self) -> bool:
+        return bool(self.sha256) and not self.reason
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the trials show."""
+
+    outcomes: list[Outcome]
+    reasons: list[str]
+    """What breaks exactness, most telling first."""
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether all trials agree and none was stopped."""
+        return not self.reasons
+
+
+def check(recipe: Recipe, server: ForkServer, given: Given = NOTHING) -> Verdict:
+    """Train a little at every placement. Raises what a training raises."""
+    recipe = recipe.changed({"epochs": EPOCHS})
+    with ForkServer() as elsewhere:  # it imports torch meanwhile
+        outcomes = [
+            _run(recipe, trial, elsewhere if trial.is_elsewhere else server, given)
+            for trial in TRIALS
+            if trial.workers <= recipe.micro_batches
+        ]
+    return Verdict(outcomes, list(_reasons(outcomes)))
+
+
+def _run(recipe: Recipe, trial: Trial, server: ForkServer, given: Given) -> Outcome:
+    outcome = Outcome(trial)
+
+    def listen(message: dict[str, Any]) -> None:
+        if message["type"] == "epoch":
+            outcome.sha256.append(message["weights_sha256"])
+
+    with ExitStack() as stack:
+        fd = shared_memory.create()
+        stack.callback(os.close, fd)
+        logs = stack.enter_context(temporary_logs())
+        memories = {**given.memories, "snapshots": fd}
+        job = _job(recipe, trial) | dict(given.job)
+        crew = trial.workers, logs, listen, Stop()
+        try:
+            run_workers(server, job, *crew, memories)
+        except (NotReproducible, ReplicasDiffer) as error:
+            outcome.reason = str(error)
+    return outcome
+
+
+def _job(recipe: Recipe, trial: Trial) -> dict[str, Any]:
+    placement = Placement.model_validate(
+        {
+            "workers": trial.workers,
+            "exchange": trial.exchange,
+            "balance": trial.balance,
+            "snapshot_seconds": 0,
+        }
+    )
+    passes = -(-LEAST_PASSES // (EPOCHS * recipe.micro_batches))
+    return {
+        **exchange_fields(placement),
+        "kind": "train",
+        "recipe": recipe.to_dict(),
+        "step": 0,
+        "most_steps": max(LEAST_STEPS, passes),
+    }
+
+
+def _reasons(outcomes: list[Outcome]) -> Iterator[str]:
+    yield from dict.fromkeys(each.reason for each in outcomes if each.reason)
+    ends = {tuple(each.sha256) for each in outcomes if not each.reason}
+    if len(ends) > 1:
+        yield "The weights differ between placements: " + "; ".join(map(str, outcomes))

@@ -1,0 +1,74 @@
+"""The network and the data of a run, in this process."""
+
+import copy
+from typing import Any
+
+from torch import nn
+
+from samestep import models
+from samestep.config.recipe import Recipe
+from samestep.core.plan import derive_seed
+from samestep.data import dataset
+from samestep.data.dataset import Dataset
+from samestep.data.sources import prepare
+from samestep.errors import OwnCodeError, RunError, SamestepError
+from samestep.output.run import RunResult
+from samestep.state import dtypes
+from samestep.user_code import seeding
+from samestep.user_code.arguments import recipe_of
+from samestep.user_code.imports import search_path
+from samestep.user_code.references import OwnCode, check_origin, names
+from samestep.verification import replicas
+
+
+def load_model(run: RunResult, given: Any = None) -> nn.Module:
+    """With the final weights, in evaluation mode.
+
+    `given` is a name, or what `samestep.train` was given as model; not needed for a
+    built-in one, nor for a function that can be imported. Raises RunError,
+    OwnCodeError.
+    """
+    run.weights_sha256  # noqa: B018  raises where there are no final weights
+    recipe, own = _with(run, "model", given)
+    with seeding.kept():
+        model = _built(run, recipe, own)
+    replicas.fill(model, run.model_file)
+    return model.eval()
+
+
+def _built(run: RunResult, recipe: Recipe, own: OwnCode) -> nn.Module:
+    """Raises RunError where the files of the run ask for what cannot be built."""
+    facts = run.result.get("data")
+    try:
+        data = Dataset.from_facts(facts) if facts else dataset.of_recipe(recipe)
+        seeding.seed(derive_seed(recipe.seed, "model"))
+        return models.build(recipe.model, data, own, dtypes.of(recipe.precision))
+    except SamestepError:
+        raise
+    except Exception as error:  # of torch, for sizes that are impossible or too large
+        raise RunError(f"The model of {run.path} cannot be built: {error}.") from error
+
+
+def load_data(run: RunResult, given: Any = None) -> Dataset:
+    """As `load_model`, for the data. Raises DataError too."""
+    recipe, own = _with(run, "data", given)
+    prepare.prepare(recipe.data)
+    with seeding.kept():
+        return dataset.of_recipe(recipe, own)
+
+
+def _with(run: RunResult, part: str, given: Any) -> tuple[Recipe, OwnCode]:
+    """The recipe with the part that is given, and where to find it."""
+    recipe, objects = run.recipe, dict[str, Any]()
+    if isinstance(given, str):
+        recipe = recipe_of(recipe, {part: given}, {})
+    elif given is not None:
+        if part not in names(recipe):
+            raise OwnCodeError(
+                f"The {part} of {run.path} is a built-in one: leave out `{part}`."
+            )
+        objects = {names(recipe)[part]: copy.deepcopy(given)}
+    if part in names(recipe):
+        said = {part: given} if isinstance(given, str) else {}
+        check_origin({part: names(recipe)[part]}, said, objects)
+    return recipe, OwnCode(search_path(), objects)

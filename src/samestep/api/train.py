@@ -1,0 +1,296 @@
+"""The Python API: train, resume and evaluate, from a script or the command line."""
+
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from samestep.api import check
+from samestep.api.check import Verdict
+from samestep.api.run import Run
+from samestep.config import bf16
+from samestep.config.placement import Placement
+from samestep.config.recipe import Recipe
+from samestep.data.sources import prepare
+from samestep.errors import PlacementError, RunError, did_you_mean
+from samestep.output.console import View, make_view
+from samestep.output.logs import temporary_logs
+from samestep.output.run import read_recipe
+from samestep.output.run_writer import RunWriter
+from samestep.output.tensorboard import TensorBoard
+from samestep.output.trackers import Tracker, Tracking, load
+from samestep.state import pretrained
+from samestep.supervisor.forkserver_client import ForkServer
+from samestep.supervisor.job import exchange_fields
+from samestep.supervisor.launch import run_workers
+from samestep.supervisor.recovery import build_of
+from samestep.supervisor.resume import find_start
+from samestep.supervisor.session import Session, supervise
+from samestep.system.signals import Stop
+from samestep.user_code.arguments import Part, packed, recipe_of, split_fields, vet
+from samestep.user_code.references import checksums
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Weights measured on one split."""
+
+    means: Mapping[str, float]
+    """`loss` and `accuracy` (for regression `absolute_error`), or your own metrics."""
+    targets: int
+    """Samples, or the tokens to predict."""
+    weights_sha256: str
+    own_metrics: Sequence[str] = ()
+    """What a loss function of your own measured."""
+
+    @property
+    def loss(self) -> float:
+        """The mean loss per target, without label smoothing."""
+        return self.means["loss"]
+
+    @property
+    def accuracy(self) -> float:
+        """The share of right answers. Raises KeyError for a regression."""
+        return self.means["accuracy"]
+
+
+def train(
+    recipe: Recipe | str | Path | None = None,
+    placement: Placement | None = None,
+    *,
+    model: Part | None = None,
+    data: Part | None = None,
+    loss: Part | None = None,
+    trackers: Iterable[Tracker | str] = (),
+    view: View | None = None,
+    server: ForkServer | None = None,
+    started: float | None = None,
+    **fields: Any,
+) -> Run:
+    """Train a recipe: a Recipe, the name of a built-in one, or the path of a TOML file.
+
+    The result depends on the recipe alone. `model`, `data` and `loss` replace parts of
+    it by your own (docs/own-code.md): functions, classes, modules, tensors or data
+    sets, defined anywhere, also in a notebook. `fields` are further fields of the
+    recipe (`epochs=3`, `optimizer__lr=0.1`, or `lr` for short) and of the placement
+    (`workers=2`). Each of `trackers`, a callable or its name `"module:function"`, gets
+    the records of metrics.jsonl (docs/tracking.md). Progress goes to stderr unless
+    `view` is a `SilentView` of `samestep.output.console`. A `server` that is already
+    running saves the two seconds of importing torch; `started` is the time.monotonic()
+    from which `wall_seconds` counts. Raises a UsageError before anything is started, a
+    TrainingError after, and Interrupted after a signal; no process is left."""
+    started = time.monotonic() if started is None else started
+    changed, placed = split_fields(fields)
+    placement = _placed(placement, placed)
+    with (
+        _server(server) as running,
+        packed({"model": model, "data": data, "loss": loss}) as (names, given),
+    ):
+        trackers = _loaded(trackers)
+        recipe = recipe_of(recipe, names, changed)
+        vet(recipe, names)
+        recipe = pretrained.resolved(recipe)
+        placement, why = placement.resolve(recipe.micro_batches, running.gpus)
+        notice = prepare.prepare(recipe.data)
+        with (
+            RunWriter.create(recipe, placement, started) as writer,
+            view or make_view(recipe) as shown,
+            tracking(writer, shown, trackers),
+        ):
+            shown.note(_headline(recipe, why))
+            facts, conditions = described(recipe)
+            writer.start("started", facts, running.device(placement.device))
+            session = Session(writer, shown, conditions)
+            record = supervise(session, running, given, notice)
+            return Run(record.path, record.result)
+
+
+def resume(
+    run: Run | str | Path,
+    placement: Placement | None = None,
+    *,
+    epochs: int | None = None,
+    accept_other_bits: bool = False,
+    model: Part | None = None,
+    data: Part | None = None,
+    loss: Part | None = None,
+    trackers: Iterable[Tracker | str] = (),
+    view: View | None = None,
+    server: ForkServer | None = None,
+    started: float | None = None,
+    **placed: Any,
+) -> Run:
+    """Go on with a run from its newest checkpoint, with any workers and exchange.
+
+    The final weights are those of the uninterrupted training. `epochs` extends a run
+    whose schedule does not depend on their number. Another recipe, torch version,
+    processor or own code than the checkpoint's is refused, like any other condition
+    that decides bits, unless `accept_other_bits`. What was given to `train` as an
+    object is given again as `model`, `data` or `loss`. `placed` are fields of the
+    placement (`workers=2`). Raises like `train`; RunError and CheckpointError say why
+    it cannot go on.
+    """
+    started = time.monotonic() if started is None else started
+    placement = _placed(placement, placed)
+    path = run.path if isinstance(run, Run) else Path(run)
+    with (
+        _server(server) as running,
+        packed({"model": model, "data": data, "loss": loss}) as (names, given),
+    ):
+        trackers = _loaded(trackers)
+        start = find_start(path, epochs, names)
+        vet(start.recipe, names)
+        pretrained.resolved(start.recipe)
+        placement, why = placement.resolve(start.recipe.micro_batches, running.gpus)
+        notice = prepare.prepare(start.recipe.data)
+        with (
+            RunWriter.reopen(path, start.recipe, placement, started) as writer,
+            view or make_view(start.recipe) as shown,
+            tracking(writer, shown, trackers),
+        ):
+            start = find_start(path, epochs, names)  # nobody else writes any more
+            facts, conditions = described(start.recipe)
+            most = placement.max_restarts
+            build = build_of(running, placement.device, most) | conditions
+            warnings = [] if accept_other_bits else start.check(build)
+            shown.note(_headline(start.recipe, why))
+            for warning in [*start.warnings, *warnings]:
+                shown.note(f"warning: {warning}")
+            shown.note(start.headline)
+            writer.rewind(start.step, start.epochs)
+            writer.start("resumed", facts, running.device(placement.device))
+            session = Session(writer, shown, conditions)
+            kept = {} if accept_other_bits else start.kept
+            found = start.checkpoint, kept
+            record = supervise(session, running, given, notice, *found)
+            return Run(record.path, record.result)
+
+
+def evaluate(
+    run_or_model: Run | str | Path,
+    placement: Placement | None = None,
+    *,
+    split: str = "test",
+    model: Part | None = None,
+    data: Part | None = None,
+    loss: Part | None = None,
+    server: ForkServer | None = None,
+    **placed: Any,
+) -> Evaluation:
+    """Measure the weights of a run or of a model file; exact at any number of workers.
+
+    What was given to `train` as an object is given again as `model`, `data` or `loss`.
+    `placed` are fields of the placement (`workers=2`). Raises RunError where there are
+    no weights.
+    """
+    model_file = _model_file(run_or_model)
+    reports: list[Mapping[str, Any]] = []
+    with (
+        _server(server) as running,
+        packed({"model": model, "data": data, "loss": loss}) as (names, given),
+        temporary_logs() as logs,
+    ):
+        resolved, _ = _placed(placement, placed).resolve(None, running.gpus)
+        recipe = recipe_of(read_recipe(model_file), names, {})
+        vet(recipe, names)
+        prepare.prepare(recipe.data)
+        job = {
+            "kind": "evaluate",
+            "recipe": recipe.to_dict(),
+            "model_file": os.path.abspath(model_file),  # noqa: PTH100
+            "split": split,
+            **exchange_fields(resolved),
+            **given.job,
+        }
+        crew = resolved.num_workers, logs, reports.append, Stop()
+        run_workers(running, job, *crew, given.memories)
+    report = next(r for r in reports if r["type"] == "evaluated")
+    fields = Evaluation.__dataclass_fields__
+    return Evaluation(**{name: report[name] for name in fields})
+
+
+def check_exactness(
+    recipe: Recipe | str | Path | None = None,
+    *,
+    model: Part | None = None,
+    data: Part | None = None,
+    loss: Part | None = None,
+    server: ForkServer | None = None,
+    **fields: Any,
+) -> Verdict:
+    """Does a recipe, and the own code in it, keep the promise? Takes a few steps.
+
+    The arguments are those of `train`. Raises like it.
+    """
+    changed, _ = split_fields(fields)
+    with (
+        _server(server) as running,
+        packed({"model": model, "data": data, "loss": loss}) as (names, given),
+    ):
+        resolved = recipe_of(recipe, names, changed)
+        vet(resolved, names)
+        resolved = pretrained.resolved(resolved)
+        prepare.prepare(resolved.data)
+        return check.check(resolved, running, given)
+
+
+def _server(server: ForkServer | None) -> AbstractContextManager[ForkServer]:
+    """The one that runs, which goes on running, or one for this call."""
+    return ForkServer() if server is None else nullcontext(server)
+
+
+def described(recipe: Recipe) -> tuple[dict[str, Any], dict[str, str]]:
+    """The data for the run's record, and what must be the same to go on."""
+    described, code = prepare.describe(recipe.data), checksums(recipe)
+    conditions = prepare.checksums(described) | bf16.conditions(recipe)
+    return described | code, code | conditions
+
+
+def _placed(placement: Placement | None, fields: Mapping[str, Any]) -> Placement:
+    """Raises PlacementError."""
+    before = placement.model_dump() if placement else {}
+    try:
+        return Placement.model_validate({**before, **fields})
+    except ValidationError as error:
+        first = error.errors()[0]
+        name, known = str(first["loc"][0]), list(Placement.model_fields)
+        raise PlacementError(
+            f"`{name}`: {first['msg'][0].lower()}{first['msg'][1:]}; received "
+            f"`{first['input']!r}`.{'' if name in known else did_you_mean(name, known)}"
+        ) from None
+
+
+def _loaded(trackers: Iterable[Tracker | str]) -> list[Tracker]:
+    return [load(each) if isinstance(each, str) else each for each in trackers]
+
+
+def tracking(writer: RunWriter, view: View, trackers: Iterable[Tracker]) -> Tracking:
+    """Whatever follows a run while it is written."""
+    if writer.placement.tensorboard:
+        trackers = [TensorBoard(writer.path / "tensorboard"), *trackers]
+    tracking = Tracking(trackers, lambda text: view.note(f"warning: {text}"))
+    writer.tell = tracking.tell
+    return tracking
+
+
+def _headline(recipe: Recipe, why: str) -> str:
+    threads = "1 thread" if recipe.threads == 1 else f"{recipe.threads} threads"
+    return f"{recipe.name}: {why}, {threads} each"
+
+
+def _model_file(run_or_model: Run | str | Path) -> Path:
+    if isinstance(run_or_model, Run):
+        return run_or_model.model_file
+    path = Path(run_or_model)
+    if path.is_dir():
+        run = Run.open(path)
+        run.weights_sha256  # noqa: B018  raises where the run has no final weights
+        return run.model_file
+    if not path.exists():
+        raise RunError(f"There is no run directory or model file {path}.")
+    return path

@@ -1,0 +1,4 @@
+"""Failure injection: trainings under a schedule of faults.
+
+Imports `api` and below.
+"""

@@ -1,0 +1,180 @@
+"""The command `samestep doctor`; imports little until it runs."""
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from samestep.errors import PlacementError, UsageError
+from samestep.system.terminal import echo
+
+
+if TYPE_CHECKING:
+    from samestep.doctor.findings import Finding
+    from samestep.doctor.observe import Facts
+    from samestep.doctor.peer_client import Link
+
+
+PORT = click.IntRange(1, 65535)
+
+
+@click.command()
+@click.option(
+    "--peer",
+    metavar="HOST[:PORT]",
+    help="A machine where `samestep doctor --serve` runs.",
+)
+@click.option("--serve", is_flag=True, help="Answer the doctor of another machine.")
+@click.option(
+    "--interface",
+    metavar="IF|ADDRESS|NETWORK",
+    help="Of trainings on several machines, such as eth0, 10.0.0.2 or 10.0.0.0/24; "
+    "--serve listens there, by default on the loopback interface.",
+)
+@click.option(
+    "--port",
+    type=PORT,
+    default=29400,
+    show_default=True,
+    help="That --serve listens on, or that must be free for the rendezvous.",
+)
+@click.option(
+    "--for",
+    "seconds",
+    type=click.FloatRange(0, min_open=True),
+    default=600.0,
+    show_default=True,
+    help="Seconds after which --serve ends.",
+)
+@click.option("--json", "as_json", is_flag=True, help="All findings and facts as JSON.")
+def doctor(
+    peer: str | None,
+    serve: bool,
+    interface: str | None,
+    port: int,
+    seconds: float,
+    as_json: bool,
+) -> None:
+    """Say what would go wrong here, before it does. Exit code 1 if there is a problem.
+
+    With --peer, also what would go wrong between two machines: versions, clocks,
+    firewalls; and what the network gives, for `samestep scale`. --serve answers whoever
+    reaches it, without a password, with versions, limits and addresses of this machine.
+
+    \b
+    Examples:
+      samestep doctor
+      samestep doctor --serve --interface eth0      on one machine, and on another
+      samestep doctor --peer 10.0.0.2
+    """
+    from samestep.system import network_interfaces
+
+    if serve and (peer or as_json):
+        raise UsageError(
+            "`--serve` only answers: use `--peer` and `--json` without it."
+        )
+    chosen = network_interfaces.resolve(interface).address if interface else ""
+    if serve:
+        _serve(chosen, port, seconds)
+        return
+    facts, link, findings = _examine(peer, chosen, port)
+    echo(_json(facts, link, findings) if as_json else _text(link, findings))
+    sys.exit(int(any(finding.level == "problem" for finding in findings)))
+
+
+def parse_peer(text: str, port: int) -> tuple[str, int]:
+    """`HOST`, `HOST:PORT`, `[IPV6]:PORT` or an IPv6 address. Raises PlacementError."""
+    host, colon, number = text.rpartition(":")
+    if not colon or text.endswith("]") or (":" in host and not host.endswith("]")):
+        host, number = text, str(port)
+    host = host.removeprefix("[").removesuffix("]")
+    if not host or not number.isdecimal() or not 0 < int(number) < 1 << 16:
+        raise PlacementError(
+            f"A peer is HOST or HOST:PORT, such as `10.0.0.2:29400`; received `{text}`."
+        )
+    return host, int(number)
+
+
+def peer_name(address: str, port: int) -> str:
+    """What `parse_peer` reads."""
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+def _examine(
+    peer: str | None, chosen: str, port: int
+) -> tuple["Facts", "Link | None", list["Finding"]]:
+    from dataclasses import replace
+
+    from samestep.doctor import (
+        check_hardware,
+        check_link,
+        check_network,
+        check_peer,
+        check_software,
+    )
+    from samestep.doctor.observe import observe
+    from samestep.doctor.peer_client import probe
+
+    facts = observe(chosen, port)
+    link = probe(*parse_peer(peer, port), chosen) if peer else None
+    findings = check_network.check(facts, chosen, link.own_address if link else "")
+    findings += check_hardware.check(facts) + check_software.check(facts)
+    if link:
+        findings += check_link.check(link)
+    if link and link.facts:
+        findings += check_peer.compare(facts, link.facts)
+        theirs = check_network.check(link.facts, used=link.peer_address)
+        theirs += check_hardware.check(link.facts) + check_software.check(link.facts)
+        wrong = [finding for finding in theirs if finding.level != "ok"]
+        findings += [replace(finding, host=link.facts.host) for finding in wrong]
+    return facts, link, findings
+
+
+def _text(link: "Link | None", findings: list["Finding"]) -> str:
+    from samestep.doctor.check_link import scale_flags
+    from samestep.doctor.findings import text
+
+    flags = scale_flags(link) if link else ""
+    more = f"\n\nsamestep scale --nodes-up-to 8 {flags}" if flags else ""
+    return text(findings) + more
+
+
+def _json(facts: "Facts", link: "Link | None", findings: list["Finding"]) -> str:
+    from dataclasses import asdict
+
+    from samestep.doctor.check_link import scale_flags
+
+    content: dict[str, Any] = {
+        "findings": [asdict(finding) for finding in findings],
+        "facts": facts.model_dump(),
+        "link": link.model_dump() if link else None,
+        "scale_flags": scale_flags(link) if link else "",
+    }
+    return json.dumps(content, indent=2)
+
+
+def _serve(chosen: str, port: int, seconds: float) -> None:
+    from functools import partial
+
+    from samestep.doctor.observe import observe
+    from samestep.doctor.peer_protocol import listen
+    from samestep.doctor.peer_server import serve
+
+    address = chosen or "127.0.0.1"
+    try:
+        listener = listen(address, port)
+    except OSError as error:
+        raise PlacementError(
+            f"The doctor must listen on {address} port {port}: {error.strerror}. Use "
+            "another `--port`, or end what listens there."
+        ) from None
+    with listener:
+        echo(
+            f"Listening on {address} port {port} for {seconds:g} s, or until Ctrl-C. "
+            "Whoever reaches it sees versions, limits and addresses of this machine.\n"
+            f"On the other machine: samestep doctor --peer {peer_name(address, port)}",
+            err=True,
+        )
+        # No port is tried: the one that counts is taken by the doctor itself.
+        serve(listener, seconds, partial(observe, port=0), partial(echo, err=True))

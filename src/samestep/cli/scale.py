@@ -1,0 +1,96 @@
+"""The command `samestep scale`; imports nothing slow until it runs."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+@click.command()
+@click.argument("recipe", default="mnist-mlp")
+@click.option(
+    "--workers",
+    metavar="N,N,...",
+    help="Worker counts to measure; default: 1 up to the cores that may be used.",
+)
+@click.option(
+    "--global-batch",
+    metavar="N,N,...",
+    help="Global batches to measure; default: the recipe's.",
+)
+@click.option(
+    "--weak",
+    is_flag=True,
+    help="Also let the global batch and its micro-batches grow with the workers.",
+)
+@click.option(
+    "--exchange",
+    type=click.Choice(["auto", "shared", "gloo"]),
+    default="auto",
+    help="How the workers' gradients become one sum; auto: shared if possible.",
+)
+@click.option(
+    "--nodes-up-to",
+    type=click.IntRange(2),
+    help="Predict up to so many nodes like this machine.",
+)
+@click.option("--bandwidth", metavar="10Gbit", help="Of the network between nodes.")
+@click.option("--latency", metavar="50us", help="Of the network between nodes.")
+@click.option(
+    "--rounds",
+    type=click.IntRange(1),
+    default=10,
+    show_default=True,
+    help="How often to measure every point.",
+)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(0, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="Of training in every measurement, after a warm-up.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Directory; default: runs/scale-<recipe>-<UTC time>. An unfinished one of the "
+    "same settings is continued.",
+)
+@click.option(
+    "--set", "assignments", multiple=True, metavar="a.b=value", help="A recipe field."
+)
+def scale(
+    recipe: str, assignments: tuple[str, ...], out: Path | None, **asked: Any
+) -> None:
+    """Measure how RECIPE scales on this machine, and predict how it would elsewhere.
+
+    Short trainings with each number of workers, interleaved and repeated; a model of
+    the time of a step, checked on a worker count that it has not seen; predictions with
+    bands, and advice.
+
+    \b
+    Examples:
+      samestep scale
+      samestep scale mnist-mlp-classic --workers 1,2,4,8 --set micro_batches=8
+      samestep scale --global-batch 64,256,1024 --weak
+      samestep scale --nodes-up-to 64 --bandwidth 10Gbit --latency 50us
+      samestep scale --out runs/scale-1      once more: goes on where it stopped
+    """
+    from samestep.supervisor.forkserver_client import ForkServer
+    from samestep.system.terminal import echo
+
+    with ForkServer() as server:  # torch is imported there while we go on here
+        from rich.console import Console
+
+        from samestep.config.recipe import Recipe, parse_override
+        from samestep.scaling import grid, progress, scale
+        from samestep.system import machine
+
+        loaded = Recipe.load(recipe, dict(map(parse_override, assignments)))
+        wanted = grid.from_options(loaded, machine.usable_cores()[0], **asked)
+        with progress.make_watcher() as watcher:
+            path, found = scale.scale(loaded, wanted, server, watcher, out)
+    Console(width=None if Console().is_terminal else 120).print(
+        progress.table(found["points"])
+    )
+    echo("\n" + "\n".join(found["advice"]) + f"\n\nscaling     {path}")

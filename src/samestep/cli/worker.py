@@ -1,0 +1,126 @@
+"""What torchrun starts: `python -m samestep.worker train|resume ...`."""
+
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from samestep.cli import exit_codes
+from samestep.cli.options import (
+    interface_option,
+    own_options,
+    placement_options,
+    recipe_options,
+    report_option,
+    tracker_option,
+)
+from samestep.config.placement import Placement
+from samestep.elastic.preflight import Request
+from samestep.elastic.worker import take_part
+from samestep.errors import PlacementError
+from samestep.models.compiler_cache import own_directory
+from samestep.user_code.arguments import requested
+
+
+@click.group()
+def workers() -> None:
+    """What torchrun starts; people use the command `samestep`."""
+
+
+@workers.command()
+@click.argument("recipe", required=False)
+@placement_options
+@recipe_options
+@click.option("--out", type=click.Path(path_type=Path))
+@click.option("--set", "assignments", multiple=True)
+@own_options
+@tracker_option
+@report_option
+@interface_option
+def train(
+    recipe: str | None,
+    out: Path | None,
+    interface: str | None,
+    trackers: tuple[str, ...],
+    with_report: bool,
+    **options: Any,
+) -> None:
+    """A recipe, from the beginning or from where this job has come to."""
+    asked, parts = requested(recipe, options)
+    run = out or _default_directory(asked.name)
+    placement = Placement.model_validate(options | {"out": run})
+    take_part(Request(run, asked, parts, placement, interface, trackers, with_report))
+
+
+@workers.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@placement_options
+@click.option("--epochs", type=int)
+@click.option("--accept-other-bits", is_flag=True)
+@own_options
+@tracker_option
+@report_option
+@interface_option
+def resume(
+    run: Path,
+    epochs: int | None,
+    accept_other_bits: bool,
+    model: str | None,
+    data: str | None,
+    loss: str | None,
+    interface: str | None,
+    trackers: tuple[str, ...],
+    with_report: bool,
+    **options: Any,
+) -> None:
+    """A run that at least one of the machines has."""
+    parts = {"model": model, "data": data, "loss": loss}
+    named = {part: name for part, name in parts.items() if name is not None}
+    placement = Placement.model_validate(options | {"out": run})
+    take_part(
+        Request(
+            run,
+            None,
+            named,
+            placement,
+            interface,
+            trackers,
+            with_report,
+            epochs,
+            accept_other_bits,
+        )
+    )
+
+
+def main() -> NoReturn:
+    """Exit codes as those of the command line.
+
+    Skips what Python does at its end: a process group that has lost a peer may wait
+    for it there.
+    """
+    code: Any = 1
+    try:
+        with own_directory():
+            exit_codes.run(workers)
+    except SystemExit as end:
+        code = end.code
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _default_directory(name: str) -> Path:
+    """Of the job's name, since all starts of all machines must find it again."""
+    job = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    if job == "none" or not job.replace("-", "").replace("_", "").isalnum():
+        raise PlacementError(
+            "All starts of a job use one directory: give it with `--out`, or name the "
+            f"job for torchrun, `--rdzv-id NAME`; its name is `{job}`."
+        )
+    return Path("runs") / f"{name}-{job}"

@@ -1,0 +1,4 @@
+"""Everything that a user may set: recipes and placements, as frozen models.
+
+Imports `system`.
+"""

@@ -1,0 +1,373 @@
+"""The recipe: everything that determines the result of a training, and nothing else.
+
+Precedence: command line > TOML file > the defaults below. A field that does not belong
+to the chosen optimizer, schedule or model is an error, never ignored.
+"""
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args
+
+import tomli_w
+from pydantic import Field, ValidationError, model_validator
+
+from samestep.config.data import PADDING, Augment, DataRecipe, MnistData, TextData
+from samestep.config.model import (
+    Count,
+    CrossEntropy,
+    LossRecipe,
+    MlpModel,
+    ModelRecipe,
+    Section,
+)
+from samestep.config.optimizer import (
+    ConstantLR,
+    OptimizerRecipe,
+    Pattern,
+    ScheduleRecipe,
+)
+from samestep.config.training import EmaRecipe, StartRecipe, StopRecipe
+from samestep.errors import RecipeError, did_you_mean
+from samestep.system import untrusted_files
+
+
+Precision = Literal["float32", "bf16", "float64"]
+BUILT_IN = resources.files("samestep") / "recipes"
+MOST_BYTES = 1 << 20
+"""Of a recipe."""
+MOST_SHOWN = 200
+"""Letters of a value in a message."""
+
+
+class Recipe(Section):
+    """Two trainings with equal recipes end with equal bits."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+    """Appears in paths: letters, digits, dots, dashes and underscores."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Of initial weights, order, dropout and augmentation."""
+    epochs: Count
+    """Passes over the training samples."""
+    global_batch: Count
+    """Samples of one optimizer step, whatever the number of workers."""
+    micro_batches: Count
+    """Pieces of a global batch; at most so many workers can share the work."""
+    evaluation_batch: Count = 250
+    """Samples evaluated at once."""
+    threads: Count = 1
+    """Intra-op threads of each worker: they change the bits."""
+    precision: Precision = "float32"
+    """`float64`: of everything; `bf16`: of products, where the processor has it."""
+    compile: bool = False
+    """Use torch.compile in training; needs a C++ compiler, and other bits result."""
+    compression: Literal["none", "bf16", "fp16"] = "none"
+    """The type that partial gradients are rounded to, to exchange half the bytes."""
+    data: DataRecipe = MnistData()
+    model: ModelRecipe = MlpModel()
+    loss: LossRecipe = CrossEntropy()
+    optimizer: OptimizerRecipe
+    schedule: ScheduleRecipe = ConstantLR()
+    start: StartRecipe | None = None
+    """Begin with given weights instead of random ones."""
+    freeze: Annotated[tuple[Pattern, ...], Field(min_length=1)] | None = Field(
+        None, strict=False
+    )
+    """Regular expressions: parameters in whose names one is found are not trained."""
+    ema: EmaRecipe | None = None
+    """Evaluate and keep a moving average of the weights."""
+    stop: StopRecipe | None = None
+    """End early once the validation stops improving."""
+
+    unsaid = frozenset({"compile", "compression"})
+
+    @model_validator(mode="after")
+    def _stopping_needs_validation(self) -> Self:
+        if self.stop and getattr(self.data, "validation", None) == 0:
+            raise ValueError(
+                "early stopping looks at validation samples, and `data.validation` is "
+                "0: hold some out, or leave out `stop`"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _float64_is_not_rounded(self) -> Self:
+        if self.precision == "float64" and self.compression != "none":
+            raise ValueError(
+                "`compression` rounds gradients to 16 bits, of which `precision` "
+                f"`float64` keeps 64; `compression` is `{self.compression}`: leave out "
+                "one of the two"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _micro_batches_have_samples(self) -> Self:
+        if self.micro_batches > self.global_batch:
+            raise ValueError(
+                "a micro-batch holds at least one sample: "
+                f"`micro_batches` is {self.micro_batches}, `global_batch` only "
+                f"{self.global_batch}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _padding_is_ignored(self) -> Self:
+        is_padded = isinstance(self.data, TextData) and self.data.lines
+        ignored = getattr(self.loss, "ignore_index", PADDING)
+        if is_padded and ignored != PADDING:
+            raise ValueError(
+                f"with `data.lines`, targets behind the end of a line are {PADDING}, "
+                f"and the loss ignores them with `loss.ignore_index = {PADDING}`; "
+                f"received {ignored}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _mixed_classes_have_their_loss(self) -> Self:
+        augment = getattr(self.data, "augment", None)
+        ignored = getattr(self.loss, "ignore_index", None)
+        if augment and augment.mixup and ignored is not None:
+            raise ValueError(
+                "mixup mixes classes, and none of them is to be ignored: "
+                f"`data.augment.mixup` is {augment.mixup}, `loss.ignore_index` "
+                f"{ignored}"
+            )
+        if augment and augment.mixup and self.loss.name != "cross-entropy":
+            raise ValueError(
+                "mixup is for classes, with the loss `cross-entropy`: "
+                f"`data.augment.mixup` is {augment.mixup}, `loss.name` "
+                f"`{self.loss.name}`"
+            )
+        return self
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; fields that are not set are left out."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+    def to_toml(self) -> str:
+        """Every field that counts: `load` gives back an equal recipe."""
+        return tomli_w.dumps(self.to_dict())
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the canonical JSON text of all fields but the name."""
+        fields = {key: value for key, value in self.to_dict().items() if key != "name"}
+        text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def changed(self, overrides: Mapping[str, Any]) -> "Recipe":
+        """Other values for some fields, by dotted name. Raises RecipeError.
+
+        Another kind of a section, such as `optimizer.name`, takes over those of its
+        values that it knows as well.
+        """
+        return Recipe.from_dict(_overridden(self.to_dict(), overrides))
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any], origin: str = "recipe") -> "Recipe":
+        """Raises RecipeError, which names every wrong field."""
+        if not isinstance(fields, Mapping):
+            raise RecipeError(
+                f"{origin} is a table of fields; received a list or a value."
+            )
+        try:
+            untrusted_files.check_depth(fields)
+            return cls.model_validate(dict(fields))
+        except ValidationError as error:
+            raise RecipeError(_explain(error, origin)) from None
+        except ValueError as error:
+            raise RecipeError(f"{origin} cannot be used: {error}.") from None
+
+    @classmethod
+    def load(
+        cls, name_or_path: str | Path, overrides: Mapping[str, Any] | None = None
+    ) -> "Recipe":
+        """A built-in recipe's name or a TOML file, then overrides by dotted name.
+
+        Raises RecipeError.
+        """
+        text, origin = _read(name_or_path)
+        try:
+            fields = tomllib.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise RecipeError(f"{origin} is not valid TOML: {error}.") from None
+        fields.setdefault("name", Path(name_or_path).stem)
+        return cls.from_dict(_overridden(fields, overrides or {}), origin)
+
+
+def built_in_recipes() -> list[str]:
+    """The names of the recipes in the package, sorted."""
+    return sorted(
+        entry.name.removesuffix(".toml")
+        for entry in BUILT_IN.iterdir()
+        if entry.name.endswith(".toml")
+    )
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """`a.b=value`, the value as in TOML; a word that is no TOML value is a string."""
+    dotted, equals, value = text.partition("=")
+    if not equals or not dotted.strip():
+        raise RecipeError(
+            f"An override is `field=value`; received `{text}`. "
+            "Example: `--set optimizer.lr=0.002`."
+        )
+    try:
+        return dotted.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return dotted.strip(), value.strip()
+
+
+def _read(name_or_path: str | Path) -> tuple[str, str]:
+    path = Path(name_or_path)
+    if str(name_or_path) in built_in_recipes():
+        return (BUILT_IN / f"{name_or_path}.toml").read_text(), f"Recipe {name_or_path}"
+    try:
+        return untrusted_files.read_text(path, most=MOST_BYTES), f"Recipe {path}"
+    except (OSError, UnicodeDecodeError) as error:
+        if path.suffix != ".toml" and not path.exists():
+            known = built_in_recipes()
+            raise RecipeError(
+                f"No built-in recipe is called `{name_or_path}`."
+                f"{did_you_mean(str(name_or_path), known)} There are: "
+                f"{', '.join(known)}; or give the path of a TOML file."
+            ) from None
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise RecipeError(f"Recipe {path} cannot be read: {reason}.") from None
+
+
+def _overridden(fields: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """In place; `overrides` by dotted name."""
+    for section, tag in _TAGS.items():
+        kind = overrides.get(f"{section}.{tag}")
+        if isinstance(fields.get(section), dict) and kind in _SECTIONS[section]:
+            fields[section] = _of_kind(fields[section], section, str(kind))
+    for dotted, value in overrides.items():
+        _override(fields, dotted, value)
+    return fields
+
+
+def _of_kind(given: dict[str, Any], section: str, kind: str) -> dict[str, Any]:
+    """What a section of another kind takes over: values that mean the same there."""
+    options, tag = _SECTIONS[section], _TAGS[section]
+    old = given.get(tag, next(iter(options)))
+    if old == kind or old not in options:
+        return given
+    before, after = options[old].model_fields, options[kind].model_fields
+
+    def stays(name: str, value: Any) -> bool:
+        if name not in before or name not in after:
+            return False
+        one, other = before[name], after[name]
+        is_same = (one.annotation, one.metadata) == (other.annotation, other.metadata)
+        return is_same and value != one.get_default(call_default_factory=True)
+
+    return {name: value for name, value in given.items() if stays(name, value)}
+
+
+def _override(fields: dict[str, Any], dotted: str, value: Any) -> None:
+    *sections, last = dotted.split(".")
+    for section in sections:
+        fields = fields.setdefault(section, {})
+        if not isinstance(fields, dict):
+            raise RecipeError(f"`{dotted}`: `{section}` is a value, not a section.")
+    fields[last] = value
+
+
+def _explain(error: ValidationError, origin: str) -> str:
+    first, *others = (_explain_field(dict(detail)) for detail in error.errors())
+    return " ".join([f"{origin}: {first}", *(f[0].upper() + f[1:] for f in others)])
+
+
+def _explain_field(detail: dict[str, Any]) -> str:
+    section, known = _fields_at(detail["loc"])
+    dotted = ".".join(section)
+    if detail["type"] == "extra_forbidden":
+        hint = did_you_mean(section[-1], known, ".".join(section[:-1]))
+        return f"there is no field `{dotted}`.{hint}"
+    if detail["type"] == "missing":
+        return f"`{dotted}` is missing."
+    if detail["type"].startswith("union_tag"):
+        return _explain_kind(section[0], detail)
+    message = detail["msg"].removeprefix("Value error, ")
+    if detail["type"] == "value_error":
+        return f"{message}."
+    expected = message[0].lower() + message[1:]
+    return f"`{dotted}`: {expected}; received `{_shown(detail['input'])}`."
+
+
+def _shown(value: Any) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # a whole number of more than 4,300 digits
+        return "a very long number"
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
+
+
+def _explain_kind(section: str, detail: dict[str, Any]) -> str:
+    """A section of a kind that does not exist, or that is not said."""
+    tag, kinds = (
+        _TAGS[section],
+        [kind for kind in _SECTIONS[section] if kind != "custom"],
+    )
+    own = ""
+    if "custom" in _SECTIONS[section]:
+        own = f"; or name your own, `--{section} module:function`"
+    received = detail.get("ctx", {}).get("tag")
+    if received is None:
+        return f"`{section}.{tag}` is missing; it is one of {', '.join(kinds)}{own}."
+    return (
+        f"`{section}.{tag}` is one of {', '.join(kinds)}{own}; received `{received}`."
+        f"{did_you_mean(str(received), kinds)}"
+    )
+
+
+def _fields_at(location: tuple[str | int, ...]) -> tuple[list[str], list[str]]:
+    """The dotted path without the union's tags, and the fields beside its last name."""
+    path: list[str] = []
+    known: list[str] = list(Recipe.model_fields)
+    options: dict[str, type[Section]] = {}
+    for step in map(str, location):
+        if step in options:
+            known, options = list(options[step].model_fields), {}
+            continue
+        path.append(step)
+        if len(path) == 2 and step == "augment":
+            known = list(Augment.model_fields)
+        if len(path) == 1 and step in _SECTIONS:
+            options = _SECTIONS[step]
+            if len(options) == 1:
+                known, options = list(next(iter(options.values())).model_fields), {}
+    return path, known
+
+
+def _tagged(tag: str, union: Any) -> dict[str, type[Section]]:
+    """The kinds of a section by the value of their tag."""
+    options = [union]
+    while any(get_args(option) for option in options):
+        options = [part for option in options for part in get_args(option) or [option]]
+    kinds = [k for k in options if isinstance(k, type) and issubclass(k, Section)]
+    return {kind.model_fields[tag].default: kind for kind in kinds}
+
+
+_TAGS = {
+    "data": "source",
+    "model": "family",
+    "loss": "name",
+    "optimizer": "name",
+    "schedule": "name",
+}
+"""The field that says of which kind a section is."""
+_SECTIONS: dict[str, dict[str, type[Section]]] = {
+    "data": _tagged(_TAGS["data"], DataRecipe),
+    "model": _tagged(_TAGS["model"], ModelRecipe),
+    "loss": _tagged(_TAGS["loss"], LossRecipe),
+    "optimizer": _tagged(_TAGS["optimizer"], OptimizerRecipe),
+    "schedule": _tagged(_TAGS["schedule"], ScheduleRecipe),
+    "ema": {"": EmaRecipe},
+    "start": {"": StartRecipe},
+    "stop": {"": StopRecipe},
+}

@@ -1,0 +1,111 @@
+"""Who computes which micro-batches: pure functions, the same on every worker.
+
+A worker of speed v (micro-batches per second) that owns n of them needs n / v seconds;
+a step takes as long as its slowest worker, the makespan max(n_r / v_r). Ownership is
+contiguous, so a worker's partial sums are few (`core.tree`). None of this changes
+a bit: the sums are taken in the order of the tree, whoever computes its leaves.
+"""
+
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+
+from samestep.core import tree
+
+
+Share = tuple[int, int]
+"""The micro-batches `[a, b)`, which may be none."""
+
+
+def pieces(length: int, count: int) -> list[int]:
+    """The `count + 1` cuts of `length` samples; sizes differ by at most one."""
+    return [index * length // count for index in range(count + 1)]
+
+
+def shares(micro_batches: int, workers: int) -> list[Share]:
+    """Even contiguous ownership: worker `r` computes the micro-batches `[a, b)`."""
+    return list(pairwise(pieces(micro_batches, workers)))
+
+
+def contiguous(counts: Sequence[int]) -> list[Share]:
+    """Ranges of these lengths, from left to right."""
+    return list(pairwise(accumulate(counts, initial=0)))
+
+
+def makespan(owned: Sequence[Share], speeds: Sequence[float]) -> float:
+    """Seconds of the slowest worker; infinite if one without speed owns something."""
+    return max(
+        ((end - first) / speed if speed > 0 else float("inf"))
+        for (first, end), speed in zip(owned, speeds, strict=True)
+        if end > first
+    )
+
+
+def fastest(micro_batches: int, speeds: Sequence[float]) -> list[Share]:
+    """The ownership with the least makespan, and of these one with fewest partials.
+
+    Giving each next micro-batch to the worker with the smallest (n + 1) / v is optimal:
+    no makespan below the last of these values leaves room for all of them.
+    """
+    counts = [0] * len(speeds)
+    for _ in range(micro_batches):
+        times = [
+            (n + 1) / v if v > 0 else float("inf")
+            for n, v in zip(counts, speeds, strict=True)
+        ]
+        counts[times.index(min(times))] += 1
+    most = makespan(contiguous(counts), speeds)
+    caps = [int(most * v * (1 + 1e-12)) for v in speeds]
+    return contiguous(_fewest_partials(micro_batches, caps))
+
+
+def _fewest_partials(micro_batches: int, caps: Sequence[int]) -> list[int]:
+    """Counts of at most `caps`, whose sum is only a little more than needed."""
+    slack = sum(caps) - micro_batches
+    best: dict[int, tuple[int, list[int]]] = {0: (0, [])}
+    for index, cap in enumerate(caps):
+        left = sum(caps[index + 1 :])
+        following: dict[int, tuple[int, list[int]]] = {}
+        for first, (partials, counts) in best.items():
+            for count in range(cap, max(0, cap - slack) - 1, -1):
+                end = first + count
+                if end > micro_batches or end + left < micro_batches:
+                    continue
+                cost = partials + len(tree.subtrees((first, end), micro_batches))
+                if end not in following or cost < following[end][0]:
+                    following[end] = cost, [*counts, count]
+        best = following
+    return best[micro_batches][1]
+
+
+def seconds_without(
+    worker: int,
+    micro_batches: int,
+    speeds: Sequence[float],
+    updates: Sequence[float],
+) -> float:
+    """Of a step of the others alone: their micro-batches, then their update.
+
+    Each worker updates its slice of the parameters in `updates[r]` seconds, and all
+    wait for the last; with one worker less, the slices are larger.
+    """
+    others, slices = (
+        [value for rank, value in enumerate(values) if rank != worker]
+        for values in (speeds, updates)
+    )
+    computing = makespan(fastest(micro_batches, others), others)
+    return computing + max(slices) * len(speeds) / len(others)
+
+
+def efficiency(micro_batches: int, speeds: Sequence[float]) -> float:
+    """How close whole micro-batches come to the sum of all speeds, 0 to 1."""
+    ideal = micro_batches / sum(speeds)
+    return ideal / makespan(fastest(micro_batches, speeds), speeds)
+
+
+def enough_micro_batches(
+    micro_batches: int, speeds: Sequence[float], wanted: float
+) -> int:
+    """The smallest doubling of `micro_batches` with an efficiency of `wanted`."""
+    while efficiency(micro_batches, speeds) < wanted and micro_batches < 1024:
+        micro_batches *= 2
+    return micro_batches

@@ -1,0 +1,177 @@
+"""Random changes of training samples, the same wherever they are computed.
+
+What a sample undergoes depends on the recipe's seed, the epoch and the number of the
+sample alone: neither on its micro-batch nor on the worker. (The partner with which it
+is mixed is of its micro-batch, which the recipe fixes.)
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from samestep.config.data import Augment
+from samestep.core.plan import derive_seed
+from samestep.data.pytree import Nested, describe
+from samestep.errors import RecipeError
+
+
+Numbers = NDArray[np.uint64]
+
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+"""Of SplitMix64 (Steele, Lea and Flood 2014), like the constants in `_mix`."""
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """Targets of mixed samples: `first` for `share` of the sample, else `second`."""
+
+    first: Tensor
+    """int64 [b]"""
+    second: Tensor
+    """int64 [b]"""
+    share: Tensor
+    """Of the inputs' type [b], at least 1/2"""
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+    @property
+    def parts(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The three tensors."""
+        return self.first, self.second, self.share
+
+    def to(self, device: torch.device) -> "Mixed":
+        """The same, there."""
+        return Mixed(*(part.to(device) for part in self.parts))
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What the section `[data.augment]` asks for."""
+
+    section: Augment
+    seed: int
+
+    @classmethod
+    def of(cls, section: Augment, seed: int, sample: Nested) -> "Augmentation":
+        """For inputs like `sample` [1, ...]. Raises RecipeError."""
+        if not isinstance(sample, Tensor):
+            raise RecipeError(
+                "Augmentation takes one input per sample; those of these data have "
+                f"{describe(sample)}. Leave out `data.augment`, or do it in a data set "
+                "of your own."
+            )
+        moves = section.shift or section.crop or section.flip
+        if not sample.is_floating_point() or (moves and sample.dim() != 4):
+            raise RecipeError(
+                "Augmentation takes floats, and to shift, crop or flip, images "
+                "[channels, height, width]; a sample of these data is "
+                f"{sample.dtype} {list(sample.shape[1:])}. Leave out `data.augment`, "
+                "or do it in a data set of your own."
+            )
+        if moves and max(section.shift, section.crop) >= min(sample.shape[2:]):
+            raise RecipeError(
+                "An image is moved by less than its size; `data.augment.shift` or "
+                f"`crop` is {max(section.shift, section.crop)}, the size "
+                f"{list(sample.shape[2:])}."
+            )
+        return cls(section, seed)
+
+    def apply(
+        self, inputs: Tensor, targets: Tensor, samples: Tensor, epoch: int
+    ) -> tuple[Tensor, Tensor | Mixed]:
+        """Inputs [b, ...], floats, and targets of the samples int64 [b]."""
+        section, key = self.section, derive_seed(self.seed, "augment", epoch)
+        if len(samples) == 0:
+            return inputs, targets
+        draws = Draws(np.uint64(key), samples.numpy().astype(np.uint64))
+        if section.crop:
+            padded = functional.pad(inputs, [section.crop] * 4, mode="reflect")
+            inputs = _windows(padded, draws, section.crop, inputs)
+        if section.shift:
+            padded = functional.pad(inputs, [section.shift] * 4)
+            inputs = _windows(padded, draws, section.shift, inputs)
+        if section.flip:
+            flipped = torch.from_numpy(draws.uniform() < section.flip)
+            inputs = torch.where(flipped.view(-1, 1, 1, 1), inputs.flip(3), inputs)
+        if section.mixup:
+            return _mixed(inputs, targets, draws, section.mixup)
+        return inputs, targets
+
+
+NONE = Augmentation(Augment(), 0)
+
+
+class Draws:
+    """Random numbers for some samples: each call gives every sample one more."""
+
+    def __init__(self, key: np.uint64, samples: Numbers) -> None:
+        self._states = _mix(_mix(samples) ^ key)
+
+    def numbers(self) -> Numbers:
+        """uint64 [b]"""
+        self._states = self._states + GOLDEN
+        return _mix(self._states)
+
+    def uniform(self) -> NDArray[np.float64]:
+        """float64 [b] in [0, 1): multiples of 2**-53."""
+        return (self.numbers() >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+    def below(self, end: int) -> Tensor:
+        """int64 [b] from 0 to `end` - 1."""
+        return torch.from_numpy((self.uniform() * end).astype(np.int64))
+
+
+def _mix(numbers: Numbers) -> Numbers:
+    """The finisher of SplitMix64, modulo 2**64."""
+    numbers = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    numbers = (numbers ^ (numbers >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return numbers ^ (numbers >> np.uint64(31))
+
+
+def _windows(padded: Tensor, draws: Draws, margin: int, like: Tensor) -> Tensor:
+    """A window of the original size at a drawn place of each padded image."""
+    size, channels, height, width = like.shape
+    top, left = draws.below(2 * margin + 1), draws.below(2 * margin + 1)
+    rows = (top.view(-1, 1) + torch.arange(height)).view(size, 1, height, 1)
+    columns = (left.view(-1, 1) + torch.arange(width)).view(size, 1, 1, width)
+    images = torch.arange(size).view(-1, 1, 1, 1)
+    return padded[images, torch.arange(channels).view(1, -1, 1, 1), rows, columns]
+
+
+def _mixed(
+    inputs: Tensor, targets: Tensor, draws: Draws, alpha: float
+) -> tuple[Tensor, Mixed]:
+    """Mixup (Zhang et al. 2018): with the next sample of the micro-batch.
+
+    The larger share is the sample's own; so what is right stays well defined. The order
+    of the samples is random, and so is the neighbour.
+    """
+    share = torch.tensor(_beta(draws, alpha), dtype=inputs.dtype)
+    wide = share.view(-1, *[1] * (inputs.dim() - 1))
+    mixed = inputs * wide + inputs.roll(-1, 0) * (1 - wide)
+    return mixed, Mixed(targets, targets.roll(-1, 0), share)
+
+
+def _beta(draws: Draws, alpha: float) -> list[float]:
+    """For each sample max(x, 1 - x), x from Beta(alpha, alpha), 0 < alpha <= 1.
+
+    By rejection (Joehnk 1964): at least half of the tries succeed. Powers are taken one
+    by one: vectorised, their last bit may depend on the place in the vector.
+    """
+    shares: dict[int, float] = {}
+    size, power = 0, 1 / alpha
+    while not size or len(shares) < size:
+        pairs = list(
+            zip(draws.uniform().tolist(), draws.uniform().tolist(), strict=True)
+        )
+        size = len(pairs)
+        for index, (u, v) in enumerate(pairs):
+            x, y = u**power, v**power
+            if index not in shares and x + y <= 1:  # both 0: too small for a float
+                shares[index] = max(x, y) / (x + y) if x + y else 1.0
+    return [shares[index] for index in range(size)]

@@ -1,0 +1,4 @@
+"""One module for each source of data, and what the supervisor does with them.
+
+Imports `data` and below.
+"""

@@ -1,0 +1,206 @@
+"""Samples as rows of arrays that may be mapped from files, checked and divided."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from samestep.config.data import Divided, NpyData, NpzData, TableData, Task
+from samestep.data.sources import tables
+from samestep.data.sources.npy import SPLITS, Array, Pair
+from samestep.data.splits import Part, Split, divide
+from samestep.data.targets import (
+    ALL_LABELS,
+    Facts,
+    Labels,
+    check_labels,
+    shaped,
+    task_of,
+)
+from samestep.errors import DataError
+from samestep.state import dtypes
+
+
+MOST_MEASURED = 10_000
+"""Training samples, evenly spaced, by whose bytes all are normalised."""
+MEASURED_AT_ONCE = 500
+LEAST_DEVIATION = 1e-3
+CHECKED_AT_ONCE = 100_000
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Inputs [n, ...] and targets [n, ...]; only the rows asked for are read."""
+
+    inputs: Array
+    targets: Array
+    task: Task
+    channels_last: bool = False
+    normal: tuple[Tensor, Tensor] | None = None
+    """Of bytes: a factor and what is subtracted then, float32, for each channel."""
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def gather(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """int64 [b] -> inputs [b, ...] and targets [b, ...]; a pure function."""
+        rows = indices.numpy()
+        inputs = _tensor(self.inputs[rows])
+        if inputs.dim() == 3:
+            inputs = inputs.unsqueeze(1)
+        elif inputs.dim() == 4 and self.channels_last:
+            inputs = inputs.movedim(-1, 1)
+        if self.normal is not None:
+            factor, less = self.normal
+            inputs = inputs.float().mul_(factor).sub_(less)
+        elif not inputs.is_floating_point():
+            inputs = inputs.long()
+        targets = shaped(_tensor(self.targets[rows]), self.task)
+        return inputs.contiguous(), targets
+
+
+def build(
+    recipe: Divided, pairs: Mapping[str, Pair], labels: Labels = ALL_LABELS
+) -> tuple[dict[str, Split], Facts]:
+    """Splits of arrays. Raises DataError, OwnCodeError."""
+    train = pairs["train"]
+    if len(train.targets) == 0:
+        raise DataError(f"{train.who} has no training samples.")
+    said = recipe if isinstance(recipe, NpyData | NpzData) else None
+    task = (said and said.task) or task_of(_tensor(train.targets[:1]), train.who)
+    outputs = (said and said.outputs) or _outputs(train, task, labels)
+    last = said is not None and said.channels_last
+    rows = {s: Rows(p.inputs, p.targets, task, last) for s, p in pairs.items()}
+    inputs, targets = rows["train"].gather(torch.zeros(1, dtype=torch.int64))
+    for pair in pairs.values():
+        _check(pair, train, task, outputs, labels)
+    if task == "classification" and labels.are_checked and not (said and said.outputs):
+        _check_classes(train, outputs, labels)
+    held_out = tuple(name for name in SPLITS if name not in pairs)
+    members = divide(len(train.targets), recipe, train.who, held_out)
+    if train.inputs.dtype == np.uint8 and task != "next-token":
+        normal = _normal(rows["train"], members["train"])
+        rows = {split: replace(each, normal=normal) for split, each in rows.items()}
+    per_sample = targets[0].numel() if task == "next-token" else 1
+    facts = Facts(tuple(inputs.shape[1:]), outputs, task, per_sample)
+    return _splits(rows, members), facts
+
+
+def build_table(
+    recipe: TableData, dtype: torch.dtype
+) -> tuple[dict[str, Split], Facts]:
+    """Splits of a table, its numbers of this type. Raises DataError."""
+    table = tables.read(recipe)
+    held_out = ("validation",) if recipe.test_path else ("validation", "test")
+    members = divide(table.num_first, recipe, recipe.path, held_out)
+    if recipe.test_path:
+        members["test"] = torch.arange(table.num_first, len(table))
+    inputs = table.inputs(members["train"].numpy()).astype(dtypes.NAMES[dtype])
+    task: Task = "regression" if table.is_regression else "classification"
+    rows = Rows(inputs, table.targets(), task)
+    facts = Facts((inputs.shape[1],), len(table.classes) or 1, task, 1)
+    return {split: Part(rows, members[split]) for split in SPLITS}, facts
+
+
+def _splits(
+    rows: Mapping[str, Rows], members: Mapping[str, Tensor]
+) -> dict[str, Split]:
+    found: dict[str, Split] = {"train": Part(rows["train"], members["train"])}
+    for split in ("validation", "test"):
+        part = Part(rows["train"], members[split])
+        found[split] = rows.get(split, part)
+    return found
+
+
+def _tensor(array: Array) -> Tensor:
+    """A copy in the machine's own byte order, of a type that torch has."""
+    floats = np.float64 if array.dtype.itemsize > 4 else np.float32
+    kinds = {"f": floats, "i": np.int64, "u": np.int64, "b": np.int64}
+    kind = np.uint8 if array.dtype == np.uint8 else kinds[array.dtype.kind]
+    return torch.from_numpy(np.array(array, kind, order="C"))
+
+
+def _outputs(train: Pair, task: Task, labels: Labels) -> int:
+    if task == "regression":
+        return int(np.prod(train.targets.shape[1:]))
+    largest = int(_valid(train.targets, labels).max(initial=0))
+    if task == "next-token":
+        largest = max(largest, int(train.inputs.max()))
+    return 1 + largest
+
+
+def _valid(targets: Array, labels: Labels) -> Array:
+    """Those that count; a copy only if there may be others."""
+    if labels.ignored is None:
+        return np.asarray(targets)
+    return np.asarray(targets[targets != labels.ignored])
+
+
+def _check(pair: Pair, train: Pair, task: Task, outputs: int, labels: Labels) -> None:
+    """Shapes and targets of one split."""
+    for what in ("inputs", "targets"):
+        own, of_train = getattr(pair, what).shape[1:], getattr(train, what).shape[1:]
+        if own != of_train:
+            raise DataError(
+                f"All splits have {what} of one shape; those of {train.who} have "
+                f"{list(of_train)}, those of {pair.who} {list(own)}."
+            )
+    if (pair.inputs.dtype == np.uint8) != (train.inputs.dtype == np.uint8):
+        raise DataError(
+            f"All splits have inputs of one type; those of {train.who} are "
+            f"{train.inputs.dtype}, those of {pair.who} {pair.inputs.dtype}."
+        )
+    for first in range(0, len(pair.targets), CHECKED_AT_ONCE):
+        numbers = torch.arange(first, min(first + CHECKED_AT_ONCE, len(pair.targets)))
+        targets = shaped(_tensor(pair.targets[numbers[0] : numbers[-1] + 1]), task)
+        check_labels(targets, task, outputs, pair.who, numbers, labels)
+        if task == "next-token":
+            tokens = _tensor(pair.inputs[numbers[0] : numbers[-1] + 1]).long()
+            check_labels(tokens, task, outputs, pair.who, numbers)
+        finite = targets.float().isfinite()  # as most recipes take them
+        if task == "regression" and not finite.all():
+            bad = int((~finite).flatten(1).any(1).nonzero()[0]) + first
+            raise DataError(
+                f"Targets are finite numbers; sample {bad} of {pair.who} has another."
+            )
+
+
+def _check_classes(train: Pair, outputs: int, labels: Labels) -> None:
+    targets = _valid(train.targets, labels).ravel().astype(np.int64)
+    counts = np.bincount(targets, minlength=outputs)
+    empty = np.flatnonzero(counts == 0)
+    if len(empty):
+        raise DataError(
+            f"Every class from 0 to the largest label, {outputs - 1}, has training "
+            f"samples; {train.who} has none of class "
+            f"{', '.join(map(str, empty[:8].tolist()))}. Number the classes without "
+            f"gaps, or say `data.outputs = {outputs}` if arrays have them on purpose."
+        )
+
+
+def _normal(rows: Rows, members: Tensor) -> tuple[Tensor, Tensor]:
+    """So that the training bytes have mean 0 and deviation 1: of images, by channel.
+
+    From exact counts of the 256 values, whatever the order. What is constant is only
+    shifted.
+    """
+    chosen = members[:: max(1, -(-len(members) // MOST_MEASURED))]
+    counts: Tensor | int = 0
+    for piece in torch.split(chosen, MEASURED_AT_ONCE):
+        inputs, _ = rows.gather(piece)
+        is_image = inputs.dim() == 4
+        planes = inputs.transpose(0, 1).flatten(1) if is_image else inputs.view(1, -1)
+        counts = counts + torch.stack([p.bincount(minlength=256) for p in planes])
+    assert isinstance(counts, Tensor)
+    shares = counts / counts.sum(dim=1, keepdim=True, dtype=torch.float64)
+    values = torch.arange(256, dtype=torch.float64)
+    mean = (shares * values).sum(dim=1)
+    deviation = ((shares * values.square()).sum(dim=1) - mean.square()).clamp(0).sqrt()
+    deviation[deviation < LEAST_DEVIATION] = 255.0
+    shape = (-1, 1, 1) if is_image else (1, 1)
+    return (
+        (1 / deviation).float().view(shape),
+        (mean / deviation).float().view(shape),
+    )

@@ -1,0 +1,297 @@
+"""Data of the user's own: tensors, arrays, or data sets with a length and an index."""
+
+import json
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from samestep.config.data import CustomData, Task
+from samestep.data import pytree
+from samestep.data.pytree import Nested
+from samestep.data.sources.samples import (
+    TARGETS,
+    describe,
+    pair,
+    stack,
+    tensor,
+    tensors,
+)
+from samestep.data.splits import Part, divide
+from samestep.data.targets import (
+    ALL_LABELS,
+    Facts,
+    Labels,
+    check_labels,
+    narrow,
+    shaped,
+    task_of,
+)
+from samestep.errors import OwnCodeError, did_you_mean
+from samestep.user_code.references import GIVEN, OwnCode, blaming, title
+
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """Inputs [n, ...], one or several, and targets [n, ...] in memory."""
+
+    inputs: Nested
+    targets: Tensor
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def gather(self, indices: Tensor) -> tuple[Nested, Tensor]:
+        """int64 [b] -> inputs [b, ...] and targets [b, ...]."""
+        picked = self.inputs, self.targets
+        inputs, targets = pytree.apply(
+            lambda values: narrow(values.index_select(0, indices)), picked
+        )
+        return inputs, targets
+
+
+@dataclass(frozen=True)
+class Indexed:
+    """An object with `len(...)` and `[index]`, which gives a sample."""
+
+    source: Any
+    who: str
+    is_train: bool
+    task: Task | None = None
+    outputs: int | None = None
+    labels: Labels = ALL_LABELS
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def gather(self, indices: Tensor) -> tuple[Nested, Tensor]:
+        """int64 [b] -> inputs [b, ...] and targets [b, ...].
+
+        What samples draw from Python's and numpy's generators then depends, like what
+        they draw from torch's, on the micro-batch alone. Raises OwnCodeError.
+        """
+        if len(indices) == 0:  # a micro-batch of a short last batch
+            return torch.empty(0), torch.empty(0, dtype=torch.int64)
+        if not self.is_train:
+            torch.default_generator.manual_seed(int(indices[0]))
+        seed = torch.initial_seed()
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        inputs, targets = self._batch(indices.tolist())
+        if self.task is not None:
+            targets = shaped(targets, self.task)
+            where = self.who, indices, self.labels
+            check_labels(targets, self.task, self.outputs, *where)
+        return inputs, targets
+
+    def _batch(self, indices: list[int]) -> tuple[Nested, Tensor]:
+        samples = []
+        for index in indices:
+            with blaming(f"sample {index} of {self.who}"):
+                samples.append(self.source[index])
+        names = f"the input of {self.who}", f"the target of {self.who}"
+        if self.collate is not None:
+            with blaming(f"`collate_fn` of {self.who}"):
+                batch = self.collate(samples)
+            inputs, targets = map(tensors, pair(batch, self.who), names)
+            # Contiguous, as what comes from a helper: strides may decide bits.
+            inputs = pytree.apply(lambda t: narrow(t).contiguous(), inputs)
+            return inputs, _only(targets, self.who)
+        pairs = [pair(sample, self.who) for sample in samples]
+        inputs, targets = (
+            stack([tensors(p[part], who) for p in pairs], indices, who)
+            for part, who in enumerate(names)
+        )
+        return inputs, _only(targets, self.who)
+
+    @property
+    def collate(self) -> Callable[[list[Any]], Any] | None:
+        """Makes a batch of samples, if the data set has its own way, `collate_fn`."""
+        return getattr(self.source, "collate_fn", None)
+
+
+Samples = Arrays | Indexed
+
+
+def load(
+    recipe: CustomData, own: OwnCode, labels: Labels = ALL_LABELS
+) -> tuple[dict[str, Samples | Part], Facts]:
+    """The splits and what they share. Raises OwnCodeError, DataError."""
+    who = title(recipe.load, "data")
+    found = own.find(recipe.load, "data") if recipe.load.startswith(GIVEN) else None
+    if found is None or isinstance(found, type) or _is_function(found):
+        found = own.call(recipe.load, "data", {}, recipe.arguments)
+    if isinstance(found, Mapping):
+        splits = _of_mapping(found, who)
+    else:
+        splits = {"train": _samples(found, who, is_train=True)}
+    facts = _facts(splits["train"], recipe, who, labels)
+    padded = any(isinstance(s, Indexed) and s.collate for s in splits.values())
+    checked = {
+        name: _conforming(samples, facts, f"{who}, split `{name}`", padded)
+        for name, samples in splits.items()
+    }
+    if isinstance(found, Mapping):
+        none = torch.zeros(0, dtype=torch.int64)
+        empty = Part(checked["train"], none)
+        return {name: checked.get(name, empty) for name in SPLITS}, facts
+    return dict(_divided(checked["train"], recipe, who)), facts
+
+
+def _is_function(found: Any) -> bool:
+    return callable(found) and not hasattr(found, "__getitem__")
+
+
+def _of_mapping(found: Mapping[Any, Any], who: str) -> dict[str, Samples]:
+    for name in found:
+        if name not in SPLITS:
+            raise OwnCodeError(
+                f"The splits of {who} are `train`, `validation` and `test`; it has "
+                f"`{name}`.{did_you_mean(str(name), SPLITS)}"
+            )
+    if "train" not in found:
+        raise OwnCodeError(f"{who} must have a split `train`; it has {list(found)}.")
+    return {
+        name: _samples(value, f"{who}, split `{name}`", name == "train")
+        for name, value in found.items()
+    }
+
+
+def _samples(value: Any, who: str, is_train: bool) -> Samples:
+    if type(value).__name__ == "TensorDataset" and len(value.tensors) == 2:
+        value = value.tensors
+    if isinstance(value, tuple | list) and len(value) == 2:
+        samples: Samples = _arrays(value, who)
+    elif not hasattr(value, "__getitem__") or isinstance(value, Tensor | np.ndarray):
+        raise OwnCodeError(
+            f"{who} must give (inputs, targets), or a data set with a length and an "
+            f"index; it gave {describe(value)}."
+        )
+    else:
+        try:
+            len(value)
+        except TypeError:
+            raise OwnCodeError(
+                f"{who}: {describe(value)} has no length (`__len__`), so its samples "
+                "cannot be put into an order that every worker agrees on."
+            ) from None
+        samples = Indexed(value, who, is_train)
+    if is_train and len(samples) == 0:
+        raise OwnCodeError(f"{who} has no training samples.")
+    return samples
+
+
+def _arrays(given: Any, who: str) -> Arrays:
+    inputs = tensors(given[0], f"the inputs of {who}")
+    targets = tensor(given[1], f"the targets of {who}")
+    for _, values in pytree.leaves(inputs):
+        if values.dim() == 0 or targets.dim() == 0 or len(values) != len(targets):
+            raise OwnCodeError(
+                f"{who} must have as many targets as inputs; their shapes are "
+                f"{pytree.describe(inputs)} and {list(targets.shape)}."
+            )
+    return Arrays(inputs, targets)
+
+
+def _only(targets: Nested, who: str) -> Tensor:
+    if isinstance(targets, Tensor):
+        return narrow(targets)
+    raise OwnCodeError(
+        f"The target of a sample is one tensor; that of {who} is several, "
+        f"{pytree.describe(targets)}. Give what the model needs as inputs, and join "
+        "the rest."
+    )
+
+
+def _facts(train: Samples, recipe: CustomData, who: str, labels: Labels) -> Facts:
+    inputs, targets = train.gather(torch.zeros(1, dtype=torch.int64))
+    task = recipe.task or task_of(targets, who)
+    targets = shaped(targets, task)
+    if task == "regression":
+        outputs = recipe.outputs or targets[0].numel()
+    else:
+        outputs = recipe.outputs or 1 + _largest(train, task, who, labels)
+    per_sample = targets[0].numel() if task == "next-token" else 1
+    return Facts(pytree.shapes(inputs), outputs, task, per_sample, labels)
+
+
+def _largest(train: Samples, task: Task, who: str, labels: Labels) -> int:
+    """The largest label or token of the training samples."""
+    if isinstance(train, Arrays):
+        values = [train.targets[labels.count(train.targets)]]
+        if task == "next-token" and isinstance(train.inputs, Tensor):
+            values.append(train.inputs.flatten())
+        return _maximum(values)
+    known = getattr(train.source, "classes", None) or _names(train.source)
+    if task == "classification" and known is not None:
+        return len(known) - 1
+    known_targets = getattr(train.source, "targets", None)
+    if known_targets is None:
+        pieces = torch.split(torch.arange(len(train)), 1000)
+        all_targets = [train.gather(piece)[1] for piece in pieces]
+    else:
+        all_targets = [tensor(known_targets, who)]
+    return _maximum([targets[labels.count(targets)] for targets in all_targets])
+
+
+def _maximum(values: list[Tensor]) -> int:
+    """At least 0."""
+    return max(int(some.max()) for some in (*values, torch.zeros(1)) if len(some))
+
+
+def _names(source: Any) -> Any:
+    """Of the classes, as Hugging Face's `datasets` have them; None if they are not."""
+    features = getattr(source, "features", None)
+    if not isinstance(features, Mapping):
+        return None
+    label = next((features[key] for key in TARGETS if key in features), None)
+    return getattr(label, "names", None)
+
+
+def _conforming(samples: Samples, facts: Facts, who: str, is_padded: bool) -> Samples:
+    """Checked against the facts, as far as that takes no pass over a data set.
+
+    `is_padded` says that a `collate_fn` may give each batch a length of its own.
+    """
+    if len(samples) == 0:
+        return samples
+    inputs, _ = samples.gather(torch.zeros(1, dtype=torch.int64))
+    found = pytree.shapes(inputs)
+    if found != facts.inputs and not is_padded:
+        raise OwnCodeError(
+            f"All inputs have one shape, and those of `train` have "
+            f"{json.dumps(facts.inputs)}; the first of {who} has {json.dumps(found)}."
+        )
+    if isinstance(samples, Indexed):
+        return replace(
+            samples,
+            who=who,
+            task=facts.task,
+            outputs=facts.outputs,
+            labels=facts.labels,
+        )
+    targets = shaped(samples.targets, facts.task)
+    where = who, torch.arange(len(targets)), facts.labels
+    check_labels(targets, facts.task, facts.outputs, *where)
+    return Arrays(samples.inputs, targets)
+
+
+def _divided(
+    samples: Samples, recipe: CustomData, who: str
+) -> dict[str, Samples | Part]:
+    """One data set in three: the test first, then validation, in a drawn order."""
+    members = divide(len(samples), recipe, who, ("validation", "test"))
+    held_out = samples
+    if isinstance(samples, Indexed):
+        held_out = replace(samples, is_train=False)
+    return {
+        name: Part(samples if name == "train" else held_out, members[name])
+        for name in SPLITS
+    }

@@ -1,0 +1,4 @@
+"""Documents of plain blocks, rendered as HTML or Word, with figures.
+
+Imports `system`.
+"""

@@ -1,0 +1,225 @@
+"""A document as a Word file, with the figures as pictures."""
+
+import io
+from collections.abc import Sequence
+from typing import assert_never
+
+import docx
+from docx.document import Document as WordDocument
+from docx.enum.section import WD_ORIENT
+from docx.enum.text import WD_ALIGN_PARAGRAPH
+from docx.oxml import OxmlElement
+from docx.oxml.ns import qn
+from docx.oxml.xmlchemy import BaseOxmlElement
+from docx.shared import Cm, Emu, Pt, RGBColor
+from docx.table import Table as WordTable
+from docx.table import _Cell, _Row
+from docx.text.paragraph import Paragraph
+
+from samestep.document import plot_style
+from samestep.document.blocks import (
+    Block,
+    Code,
+    Document,
+    Facts,
+    Pictures,
+    Plot,
+    Plots,
+    Points,
+    Row,
+    Sheet,
+    Sheets,
+    Table,
+    Text,
+)
+from samestep.system.terminal import clean
+
+
+PAGE_WIDTH = Cm(17.4)
+TABLE_STYLE = "Light List Accent 1"
+PICTURES_IN_A_ROW = 6
+
+
+def render(document: Document) -> bytes:
+    """The .docx file."""
+    word = docx.Document()
+    _set_up(word, document.title)
+    word.add_heading(clean(document.title), level=0)
+    word.add_paragraph(clean(document.subtitle))
+    if document.status:
+        word.add_paragraph(clean(f"Status: {document.status}"))
+    for notice in document.notices:
+        word.add_paragraph(clean(notice), style="Intense Quote")
+    for section in document.sections:
+        word.add_heading(section.title, level=1)
+        for block in section.blocks:
+            _add(word, block)
+    file = io.BytesIO()
+    word.save(file)
+    return file.getvalue()
+
+
+def _set_up(word: WordDocument, title: str) -> None:
+    word.core_properties.title = clean(title)
+    word.core_properties.author = "samestep"
+    word.core_properties.comments = ""
+    section = word.sections[0]
+    section.orientation = WD_ORIENT.PORTRAIT
+    section.page_width, section.page_height = Cm(21), Cm(29.7)
+    section.left_margin = section.right_margin = Cm(1.8)
+    section.top_margin = section.bottom_margin = Cm(2)
+    style = word.styles["Normal"]
+    style.font.name, style.font.size = "Calibri", Pt(10.5)
+
+
+def _add(word: WordDocument, block: Block) -> None:
+    match block:
+        case Facts():
+            rows: list[Row] = [(f.label, f.value, f.note) for f in block.items]
+            _add_table(word, Table("", ("what", "value", "note"), rows, words=3))
+        case Table():
+            _add_table(word, block)
+        case Sheets():
+            for sheet in block.items:
+                _add_sheet(word, sheet)
+        case Plots():
+            _add_plots(word, block)
+        case Pictures():
+            _add_pictures(word, block)
+        case Text():
+            paragraph = word.add_paragraph(clean(block.text))
+            paragraph.paragraph_format.keep_with_next = block.text.endswith(":")
+        case Points():
+            for item in block.items:
+                word.add_paragraph(clean(item), style="List Bullet")
+        case Code():
+            _add_caption(word, block.caption)
+            _make_code(word.add_paragraph(clean(block.text)))
+        case _:
+            assert_never(block)
+
+
+def _add_caption(word: WordDocument, text: str) -> None:
+    paragraph = word.add_paragraph(clean(text), style="Caption")
+    paragraph.paragraph_format.keep_with_next = True
+
+
+def _add_table(word: WordDocument, table: Table) -> None:
+    if table.caption:
+        _add_caption(word, table.caption)
+    widths = _widths(table)
+    made = _new_table(word, widths)
+    for row in (table.columns, *table.rows):
+        _fill(made.add_row(), row, widths, table.words)
+    _repeat_head(made)
+    word.add_paragraph()
+
+
+def _add_sheet(word: WordDocument, sheet: Sheet) -> None:
+    _add_caption(word, sheet.caption)
+    widths = [PAGE_WIDTH * 2 // 5, PAGE_WIDTH * 3 // 5]
+    made = _new_table(word, widths)
+    look = made._tblPr.find(qn("w:tblLook"))
+    look.set(qn("w:firstRow"), "0")
+    look.set(qn("w:val"), "0480")  # the same, for older programs
+    for row in sheet.rows:
+        _fill(made.add_row(), row, widths, words=2)
+    word.add_paragraph()
+
+
+def _new_table(word: WordDocument, widths: Sequence[int]) -> WordTable:
+    """Without rows. Programs look for widths in different places: they are in all."""
+    made: WordTable = word.add_table(0, len(widths), style=TABLE_STYLE)
+    made.autofit = False
+    for column, width in zip(made.columns, widths, strict=True):
+        column.width = Emu(width)
+    return made
+
+
+def _widths(table: Table) -> list[int]:
+    """Of the columns: by their longest text; heads are broken between words."""
+    weights = []
+    for at, head in enumerate(table.columns):
+        words = [*head.split(), *(row[at] for row in table.rows)]
+        # The same space between all columns: that of four letters.
+        weights.append(min(40, max(map(len, words))) + 4)
+    return [PAGE_WIDTH * weight // sum(weights) for weight in weights]
+
+
+def _fill(row: _Row, texts: Row, widths: Sequence[int], words: int) -> None:
+    size = Pt(8.5 if len(texts) < 8 else 7.5)
+    _keep_whole(row)
+    for at, (cell, text) in enumerate(zip(row.cells, texts, strict=True)):
+        cell.width = Emu(widths[at])
+        paragraph = cell.paragraphs[0]
+        paragraph.paragraph_format.space_after = Pt(0)
+        paragraph.add_run(_breakable(clean(text))).font.size = size
+        if at >= words:
+            paragraph.alignment = WD_ALIGN_PARAGRAPH.RIGHT
+
+
+def _breakable(text: str) -> str:
+    """A checksum would push a table over the edge of the page."""
+    if len(text) <= 40 or " " in text:
+        return text
+    parts = [text[at : at + 16] for at in range(0, len(text), 16)]
+    return "\N{ZERO WIDTH SPACE}".join(parts)
+
+
+def _add_plots(word: WordDocument, plots: Plots) -> None:
+    """Two side by side, or one that is wide."""
+    columns = 1 if any(plot.is_wide for plot in plots.items) else 2
+    made = word.add_table(0, columns)
+    for at, plot in enumerate(plots.items):
+        if at % columns == 0:
+            row = made.add_row()
+            _keep_whole(row)
+        _put_plot(row.cells[at % columns], plot, PAGE_WIDTH // columns - Cm(0.4))
+    word.add_paragraph()
+
+
+def _put_plot(cell: _Cell, plot: Plot, width: int) -> None:
+    cell.paragraphs[0].add_run(clean(plot.title)).bold = True
+    image = io.BytesIO(plot_style.png(plot.figure))
+    shape = cell.add_paragraph().add_run().add_picture(image, width=Emu(width))
+    shape._inline.docPr.set("descr", clean(plot.alt))
+    if plot.note:
+        note = cell.add_paragraph().add_run(clean(plot.note))
+        note.font.size, note.font.color.rgb = Pt(9), RGBColor(0x59, 0x61, 0x6B)
+
+
+def _add_pictures(word: WordDocument, pictures: Pictures) -> None:
+    made = word.add_table(0, PICTURES_IN_A_ROW)
+    for at, picture in enumerate(pictures.items):
+        if at % PICTURES_IN_A_ROW == 0:
+            row = made.add_row()
+            _keep_whole(row)
+        paragraph = row.cells[at % PICTURES_IN_A_ROW].paragraphs[0]
+        shape = paragraph.add_run().add_picture(io.BytesIO(picture.png), width=Cm(2.2))
+        shape._inline.docPr.set("descr", clean(f"{picture.title}; {picture.note}"))
+        text = paragraph.add_run(clean(f"\n{picture.title}\n{picture.note}"))
+        text.font.size = Pt(8)
+    word.add_paragraph()
+
+
+def _make_code(paragraph: Paragraph) -> None:
+    for run in paragraph.runs:
+        run.font.name, run.font.size = "Consolas", Pt(8.5)
+
+
+def _keep_whole(row: _Row) -> None:
+    """On one page."""
+    row._tr.get_or_add_trPr().append(_element("cantSplit"))
+
+
+def _repeat_head(table: WordTable) -> None:
+    """A table that goes on on the next page repeats its heads there."""
+    head = table.rows[0]._tr.get_or_add_trPr()
+    head.append(_element("tblHeader", val="true"))
+
+
+def _element(name: str, **attributes: str) -> BaseOxmlElement:
+    made = OxmlElement(f"w:{name}")
+    for attribute, value in attributes.items():
+        made.set(qn(f"w:{attribute}"), value)
+    return made

@@ -1,0 +1,142 @@
+"""The training in this process, which torchrun has started and nobody supervises."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from samestep.elastic.gathering import Meeting
+from samestep.elastic.node_state import About, Held, Shelf
+from samestep.elastic.watchdog import Watcher
+from samestep.errors import Interrupted, PeerLost, SamestepError, WorkerLate
+from samestep.state import frozen
+from samestep.state.layout import Layout
+from samestep.state.snapshot import Snapshots, State
+from samestep.supervisor import launch
+from samestep.supervisor.recovery import check_same, of_step
+from samestep.system.heartbeat import Board
+from samestep.system.signals import Stop
+from samestep.training import worker
+
+
+LOST = (PeerLost, WorkerLate)
+"""Others are gone or late: this machine has done nothing wrong, and can go on."""
+
+
+class Here:
+    """The channel of a worker that nobody supervises but torchrun."""
+
+    def __init__(
+        self, job: dict[str, Any], rank: int, hear: Callable[[dict[str, Any]], None]
+    ) -> None:
+        self.job, self._rank, self._hear = job, rank, hear
+
+    def watch(self) -> None:
+        """`samestep.elastic.watchdog` does."""
+
+    def send(self, message: dict[str, Any]) -> None:
+        """To the leader, which is this process, or to nobody."""
+        self._hear({"rank": self._rank, **message})
+
+
+def train_here(
+    channel: Here,
+    meeting: Meeting,
+    fds: dict[str, int],
+    board: Board,
+    watcher: Watcher,
+) -> bool:
+    """All workers: the training; whether it was finished rather than stopped.
+
+    Raises SamestepError, or Interrupted if others were lost. From then on the main
+    thread ends the process, not the watcher.
+    """
+    rank = meeting.place.rank
+    watcher.ask = board.request_stop
+    if watcher.stop.number is not None:
+        board.request_stop()
+    try:
+        where = meeting.place, fds, board, meeting.workers_store
+        return worker.run(channel, *where, meeting.witness)
+    except Exception as error:
+        told = launch.exception(worker.failure(error), rank)
+        if isinstance(told, LOST):
+            raise Interrupted(str(told), watcher.stop.exit_code) from error
+        raise told from error
+    finally:
+        watcher.ending.acquire()
+
+
+@dataclass
+class Generation:
+    """The training in this process, as a session sees it."""
+
+    meeting: Meeting
+    watcher: Watcher
+    job: dict[str, Any]
+    fds: dict[str, int]
+    conditions: Mapping[str, str]
+    """What decides bits besides the recipe."""
+    about: Callable[[Layout, Mapping[str, Any]], About]
+    """From the layout and the message `started`."""
+    shelf: Shelf
+    held: Held | None
+    """From where it goes on."""
+    listen: Callable[[dict[str, Any]], None] = lambda _: None
+    offer: Callable[[Callable[[], State | None], Layout, int], None] = lambda *_: None
+    layout: Layout | None = None
+    is_finished: bool = False
+    _snapshots: Snapshots | None = None
+
+    @property
+    def stop(self) -> Stop:
+        """The wish to stop."""
+        return self.watcher.stop
+
+    @property
+    def state(self) -> State | None:
+        """The newest snapshot of this machine."""
+        return self._snapshots.newest() if self._snapshots else None
+
+    def build(self) -> dict[str, str]:
+        """What decides bits besides the recipe."""
+        return dict(self.conditions)
+
+    def run(self) -> State | None:
+        """Until it is finished or was asked to stop; the newest state."""
+        board = Board(self.fds["board"], self.meeting.place.local_rank)
+        rank = self.meeting.place.rank
+        channel = Here(self.job, rank, self._hear)
+        try:
+            self.is_finished = train_here(
+                channel, self.meeting, self.fds, board, self.watcher
+            )
+        except (SamestepError, Interrupted) as error:
+            failed = {"type": "failed", "error": str(error), "worker": rank}
+            self.listen(failed | {"step": self._step})
+            raise
+        return self.state
+
+    @property
+    def _step(self) -> int:
+        state = self.state
+        return state.step if state else 0
+
+    def _hear(self, message: dict[str, Any]) -> None:
+        if message["type"] == "started":
+            self._start(message)
+        self.listen(message)
+        if message["type"] == "snapshot":
+            assert self._snapshots is not None
+            assert self.layout is not None
+            slot, step, snapshots = message["slot"], message["step"], self._snapshots
+            self.offer(lambda: of_step(snapshots.read(slot), step), self.layout, step)
+
+    def _start(self, message: dict[str, Any]) -> None:
+        layout = Layout.model_validate(message["layout"])
+        if self.held is not None:
+            check_same(self.held.layout, layout)
+        kept = frozen.read(self.fds["constants"])
+        workers = self.meeting.place.local_workers
+        self._snapshots = Snapshots(self.fds["snapshots"], layout, workers, kept)
+        self.layout = layout
+        self.shelf.describe(self.about(layout, message))

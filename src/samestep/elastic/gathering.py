@@ -1,0 +1,107 @@
+"""The workers of one generation and what they tell each other in their store."""
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch._C._distributed_c10d import PrefixStore, Store
+
+from samestep.core.topology import Place
+from samestep.elastic import briefing, tcp_store
+from samestep.elastic.membership import START_SECONDS, Roster, wait
+from samestep.errors import PeerLost
+from samestep.verification.probe import Witness
+
+
+PREPARE_SECONDS = 3600.0
+"""Deadline for every machine to have its data checked and its state received; when one
+dies, torchrun ends the others much earlier."""
+PART_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """One worker's access to what this generation says."""
+
+    place: Place
+    store: Store
+    """Fresh: nobody else has ever used its prefix."""
+    pause: Callable[[], None]
+    """Between two looks; may raise, as when this worker is told to stop."""
+    name: str = ""
+    """Of the generation."""
+    witness: Witness | None = None
+    """Of the first worker, if the training is probed."""
+
+    @classmethod
+    def join(
+        cls, place: Place, pause: Callable[[], None], witness: Witness | None
+    ) -> "Meeting":
+        """All workers. Raises PeerLost, OSError, torch's DistError."""
+        shared = _open_store(place)
+        prefix = Roster(shared, place.rank, place.workers, pause=pause).agree()
+        return cls(place, PrefixStore(prefix, shared), pause, prefix, witness)
+
+    def tell(self, topic: str, value: Any) -> list[Any]:
+        """All leaders: everybody's plain JSON value, by node. Raises PeerLost."""
+        self.store.set(f"{topic}/{self.place.node}", json.dumps(value))
+        return [self._hear(f"{topic}/{node}") for node in range(self.place.nodes)]
+
+    def brief(self, value: Mapping[str, Any], descriptors: Mapping[str, int]) -> None:
+        """A leader, to the other workers of its node."""
+        others = self.place.local_workers - 1
+        briefing.give(self._socket, value, descriptors, others, self.pause)
+
+    def briefing(self) -> tuple[Any, dict[str, int]]:
+        """The other workers: what their leader says. Raises PeerLost."""
+        return briefing.take(self._socket, self.pause)
+
+    @property
+    def _socket(self) -> str:
+        """Its name: of this job, node and generation, as several may be on a host."""
+        place = self.place
+        return f"{place.address}:{place.port}/{place.node}/{self.name}"
+
+    def part(self) -> None:
+        """All leaders, after an error that all of them have found.
+
+        Rank 0 may serve the store: it stays until the others have read what they need.
+        """
+        place = self.place
+        if place.rank != 0:
+            self.store.set(f"parted/{place.node}", "")
+            return
+        keys = [f"parted/{node}" for node in range(1, place.nodes)]
+        with contextlib.suppress(PeerLost):  # they have left in another way
+            missing = "the others' farewell"
+            wait(
+                lambda: self.store.check(keys),
+                self.pause,
+                lambda: missing,
+                PART_SECONDS,
+            )
+
+    def workers_store(self) -> Store:
+        """For the exchange."""
+        return PrefixStore("exchange", self.store)
+
+    def _hear(self, key: str) -> Any:
+        wait(
+            lambda: self.store.check([key]),
+            self.pause,
+            lambda: f"`{key}`",
+            PREPARE_SECONDS,
+        )
+        return json.loads(self.store.get(key))
+
+
+def _open_store(place: Place) -> Store:
+    """torchrun says whether it serves one; if not, rank 0 does."""
+    where = place.address, place.port, START_SECONDS
+    is_served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if place.rank == 0 and not is_served:
+        return tcp_store.serve(*where)
+    return tcp_store.connect(*where)

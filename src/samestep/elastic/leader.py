@@ -1,0 +1,269 @@
+"""The first worker of a machine under torchrun: it keeps the run there.
+
+It takes part in the training like all others. Besides, it compares notes with the other
+leaders before, prepares what the workers of its machine share, and writes the run: its
+own copy, or, where machines see the same directory, the first of them for all.
+"""
+
+import os
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+
+from samestep import report
+from samestep.api import train
+from samestep.config.recipe import Recipe
+from samestep.elastic import consensus, state_transfer
+from samestep.elastic.attempt import Generation
+from samestep.elastic.consensus import Agreement, Facts
+from samestep.elastic.gathering import Meeting
+from samestep.elastic.node_state import About, Held, Shelf
+from samestep.elastic.preflight import Comparison, Prepared, Request
+from samestep.elastic.watchdog import Watcher
+from samestep.errors import Interrupted, SamestepError
+from samestep.output.console import PlainView, SilentView, View
+from samestep.output.run_writer import RunWriter
+from samestep.output.summary import summary
+from samestep.output.trackers import load
+from samestep.state.snapshot import Snapshots
+from samestep.supervisor.job import exchange_fields
+from samestep.supervisor.resume import kept_for_workers
+from samestep.supervisor.session import Session
+from samestep.system import barrier, machine, network_interfaces, shared_memory
+from samestep.system.heartbeat import Board
+from samestep.system.terminal import echo
+from samestep.training.worker import MAY_TAKE_LONG
+
+
+LOCK_SECONDS = 30.0
+"""How long whoever wrote the run before may take to end, after it has noticed."""
+
+
+@dataclass
+class Leader:
+    """One leader, in the order of its methods."""
+
+    request: Request
+    meeting: Meeting
+    watcher: Watcher
+    started: float
+
+    def lead(self) -> None:
+        """Raises SamestepError, and Interrupted when it was stopped."""
+        comparison = Comparison(self.request, self.meeting)
+        try:
+            prepared, facts = comparison.compare(comparison.recipe())
+            agreed = consensus.agree(facts)
+        except SamestepError:
+            self.meeting.part()
+            raise
+        assert prepared is not None
+        variables = self._variables(facts)
+        os.environ.update(variables)
+        held = self._catch_up(agreed, prepared.held)
+        shelf = Shelf.create(
+            self.request.run, self._shelf_name(facts), agreed.generation
+        )
+        generation = self._share(prepared, agreed.step, held, variables, shelf)
+        node = self.meeting.place.node
+        if consensus.is_writer(facts, node):
+            self._keep(prepared, facts, agreed, generation)
+            shelf.remove_all()
+        else:
+            generation.run()
+            if not generation.is_finished:
+                raise Interrupted(
+                    "stopped with the others", self.watcher.stop.exit_code
+                )
+
+    def _variables(self, facts: Sequence[Facts]) -> dict[str, str]:
+        """Where Gloo and NCCL listen. Without an answer all are on one machine."""
+        name = facts[self.meeting.place.node].interface or machine.loopback()
+        return {network_interfaces.GLOO_VARIABLE: name, "NCCL_SOCKET_IFNAME": name}
+
+    def _catch_up(self, agreed: Agreement, own: Held | None) -> Held | None:
+        """All leaders: the newest state that any of them has."""
+        place = self.meeting.place
+        if agreed.step == 0 or not agreed.receivers:
+            return own
+        seconds = self.request.placement.hang_timeout
+        courier = state_transfer.Courier(
+            self.meeting.store, place.node, place.nodes, seconds
+        )
+        if place.node == agreed.donor:
+            assert own is not None
+            courier.send(own, agreed.receivers)
+        elif place.node in agreed.receivers:
+            return courier.receive(agreed.donor)
+        return own
+
+    def _shelf_name(self, facts: Sequence[Facts]) -> str:
+        """The host; with a number where several nodes of one share a directory."""
+        own = facts[self.meeting.place.node]
+        same = [node for node in own.sees if facts[node].host == own.host]
+        index = same.index(self.meeting.place.node)
+        return own.host if index == 0 else f"{own.host}-{index + 1}"
+
+    def _share(
+        self,
+        prepared: Prepared,
+        step: int,
+        state: Held | None,
+        variables: dict[str, str],
+        shelf: Shelf,
+    ) -> Generation:
+        """What the workers of this machine need, told to them."""
+        place, placement = self.meeting.place, prepared.placement
+        fds = {
+            "snapshots": shelf.open(),
+            "constants": shared_memory.create(),
+            "board": Board.create(place.local_workers),
+        }
+        if placement.exchange == "shared":
+            fds["memory"] = barrier.create(place.local_workers)
+        if state is not None:
+            memory_of = Snapshots(fds["snapshots"], state.layout, place.local_workers)
+            memory_of.fill(state.state)
+        job = _job(prepared, place.local_workers, step)
+        if state is not None and not self.request.accept_other_bits:
+            job |= kept_for_workers(state.build)
+        self.meeting.brief({"job": job, "environment": variables}, fds)
+        return Generation(
+            meeting=self.meeting,
+            watcher=self.watcher,
+            job=job,
+            fds=fds,
+            conditions=prepared.build,
+            about=lambda layout, started: About(
+                recipe=prepared.recipe.to_dict(),
+                build={**prepared.build, **started["conditions"]},
+                layout=layout,
+                workers=place.local_workers,
+                steps_per_epoch=started["steps_per_epoch"],
+            ),
+            shelf=shelf,
+            held=state,
+        )
+
+    def _keep(
+        self,
+        prepared: Prepared,
+        facts: Sequence[Facts],
+        agreed: Agreement,
+        generation: Generation,
+    ) -> None:
+        """Trains, and writes the run."""
+        place, request, recipe = self.meeting.place, self.request, prepared.recipe
+        trackers = [load(name) for name in request.trackers if place.rank == 0]
+        with ExitStack() as stack:
+            writer = stack.enter_context(
+                RunWriter.reopen(
+                    request.run,
+                    recipe,
+                    prepared.placement,
+                    self.started,
+                    (agreed.generation, machine.name_of_process(os.getppid())),
+                    LOCK_SECONDS + prepared.placement.hang_timeout,
+                )
+            )
+            view = stack.enter_context(_view(recipe, place.rank))
+            stack.enter_context(train.tracking(writer, view, trackers))
+            _introduce(view, prepared, facts, agreed, place.port)
+            _begin(writer, prepared, facts, agreed, generation.held, place.node)
+            is_behind = place.node in agreed.receivers and agreed.step > 0
+            session = Session(writer, view, prepared.checksums, is_behind)
+            generation.listen, generation.offer = session.listen, session.offer
+            self.watcher.save = lambda: session.abandon(generation)
+            run = session.run(generation, prepared.notice)
+        if place.rank == 0:
+            echo(summary(run))
+        if request.with_report:
+            report.offer(run.path, lambda text: echo(text, err=True))
+
+
+def lead(request: Request, meeting: Meeting, watcher: Watcher, started: float) -> None:
+    """Brings this machine up to date, trains, and keeps the run."""
+    Leader(request, meeting, watcher, started).lead()
+
+
+def _job(prepared: Prepared, local_workers: int, step: int) -> dict[str, Any]:
+    """What every worker is told; here nobody else names those who are late."""
+    here = prepared.placement.model_copy(update={"workers": local_workers})
+    return {
+        **exchange_fields(here),
+        "kind": "train",
+        "recipe": prepared.recipe.to_dict(),
+        "peer_timeout": here.hang_timeout,
+        "prefetch": False,  # it forks, which a process with threads must not
+        "faults": [],
+        "step": step,
+    }
+
+
+def _view(recipe: Recipe, rank: int) -> View:
+    if rank == 0:
+        return PlainView(Console(stderr=True), recipe)
+    return SilentView()
+
+
+def _introduce(
+    view: View,
+    prepared: Prepared,
+    facts: Sequence[Facts],
+    agreed: Agreement,
+    port: int,
+) -> None:
+    crew = ", ".join(f"{fact.host}: {fact.workers}" for fact in facts)
+    machines = "1 machine" if len(facts) == 1 else f"{len(facts)} machines"
+    view.note(
+        f"{prepared.recipe.name}: {sum(fact.workers for fact in facts)} workers on "
+        f"{machines} ({crew}), exchange {prepared.placement.exchange}"
+    )
+    if len({fact.host for fact in facts}) > 1:
+        view.note(f"warning: {network_interfaces.warning(facts[0].address, [port])}")
+    if _would_prefetch(prepared):
+        view.note(
+            "note: Under torchrun samples are not drawn ahead of time, whatever "
+            "`--prefetch` says; the result is the same."
+        )
+    for warning in prepared.warnings:
+        view.note(f"warning: {warning}")
+    if agreed.step:
+        view.note(f"going on after step {agreed.step}")
+
+
+def _would_prefetch(prepared: Prepared) -> bool:
+    slow = isinstance(prepared.recipe.data, MAY_TAKE_LONG)
+    return slow and prepared.placement.prefetch == "auto"
+
+
+def _begin(
+    writer: RunWriter,
+    prepared: Prepared,
+    facts: Sequence[Facts],
+    agreed: Agreement,
+    state: Held | None,
+    node: int,
+) -> None:
+    """The files before the first step."""
+    is_received = node in agreed.receivers and state is not None
+    writer.rewind(
+        agreed.step,
+        state.epochs if state else [],
+        state.metrics if state and is_received else None,
+    )
+    writer.restarts = agreed.generation - 1
+    name = "resumed" if agreed.step else "started"
+    writer.start(name, prepared.described, prepared.build.get("device", "cpu"))
+    writer.event(
+        "generation",
+        number=agreed.generation,
+        step=agreed.step,
+        node=node,
+        machines=[{"host": fact.host, "workers": fact.workers} for fact in facts],
+        donor=agreed.donor if agreed.receivers and agreed.step else None,
+        receivers=agreed.receivers if agreed.step else [],
+    )

@@ -1,0 +1,200 @@
+"""What a machine finds out about itself before a training, and compares with others."""
+
+import os
+import secrets
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from samestep.api import train
+from samestep.config.placement import Placement
+from samestep.config.recipe import Recipe
+from samestep.data.sources import prepare
+from samestep.elastic import consensus, node_state
+from samestep.elastic.consensus import Facts
+from samestep.elastic.gathering import Meeting
+from samestep.elastic.node_state import Held
+from samestep.errors import RunError, SamestepError
+from samestep.models import device
+from samestep.output import fence
+from samestep.state import pretrained
+from samestep.supervisor.resume import (
+    check_conditions,
+    find_start,
+    flatten,
+    is_finished,
+)
+from samestep.system import machine, network_interfaces
+from samestep.system.machine import Gpus
+from samestep.system.network_interfaces import Interface
+from samestep.user_code.arguments import vet
+
+
+PRESENCE = ".node-"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asks for, the same on all machines."""
+
+    run: Path
+    recipe: Recipe | None
+    """None: that of the run, which is to go on."""
+    parts: Mapping[str, str]
+    """Own code that was named."""
+    placement: Placement
+    interface: str | None
+    trackers: Sequence[str] = ()
+    with_report: bool = True
+    epochs: int | None = None
+    accept_other_bits: bool = False
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a leader has found on its machine."""
+
+    recipe: Recipe
+    placement: Placement
+    notice: str | None
+    described: Mapping[str, Any]
+    """The data."""
+    checksums: Mapping[str, str]
+    """Of data and of own code."""
+    build: Mapping[str, str]
+    """Those, and what else decides bits: `conditions.py`."""
+    interface: Interface
+    """Between the machines; empty: nothing was said."""
+    held: Held | None
+    warnings: list[str]
+
+
+@dataclass
+class Comparison:
+    """One leader's part; all leaders make the same calls, in this order."""
+
+    request: Request
+    meeting: Meeting
+    token: str = field(default_factory=lambda: f"{PRESENCE}{secrets.token_hex(8)}")
+
+    def recipe(self) -> Recipe:
+        """The one that was asked for, or that of the run on a machine that has it."""
+        request = self.request
+        if request.recipe is not None:
+            return request.recipe
+        own, error = None, ""
+        if (request.run / "recipe.toml").exists():
+            try:
+                own = find_start(request.run, request.epochs, request.parts).recipe
+            except SamestepError as failed:
+                error = str(failed)
+        said = {"recipe": own.to_dict() if own else None, "error": error}
+        told = self.meeting.tell("recipe", said)
+        errors = [one["error"] for one in told if one["error"]]
+        found = [one["recipe"] for one in told if one["recipe"]]
+        if errors or not found:
+            raise RunError(
+                " ".join(errors) or f"None of the machines has a run {request.run}."
+            )
+        return own or Recipe.from_dict(found[0])
+
+    def compare(self, recipe: Recipe) -> tuple[Prepared | None, list[Facts]]:
+        """What was found here, unless its facts are an error, and everybody's facts."""
+        host, prepared = socket.gethostname(), None
+        try:
+            prepared = self._prepare(recipe)
+        except SamestepError as error:
+            own = consensus.refusal(error, host)
+            self._sees(is_fine=False)
+        else:
+            own = self._facts(prepared, host, self._sees(is_fine=True))
+        told = self.meeting.tell("facts", own.to_dict())
+        return prepared, [Facts.from_dict(fields) for fields in told]
+
+    def _prepare(self, recipe: Recipe) -> Prepared:
+        request, place = self.request, self.meeting.place
+        vet(recipe, request.parts)
+        recipe = pretrained.resolved(recipe)
+        _check_directory(request.run, recipe, request.recipe is None)
+        where = request.placement.model_copy(update={"workers": place.workers})
+        placement, _ = where.resolve(recipe.micro_batches, _gpus)
+        notice = prepare.prepare(recipe.data)
+        described, checksums = train.described(recipe)
+        build = device.build() | checksums
+        if placement.device != "cpu":
+            build["device"] = f"{placement.device}: {_gpus().title}"
+        found, warnings = node_state.newest(request.run), list[str]()
+        if found is not None and not request.accept_other_bits:
+            then = found.recipe, found.build
+            warnings = check_conditions(then, (recipe, build))
+        named = request.interface or os.environ.get(network_interfaces.GLOO_VARIABLE)
+        interface = network_interfaces.resolve(named) if named else Interface("", "")
+        return Prepared(
+            recipe,
+            placement,
+            notice,
+            described,
+            checksums,
+            build,
+            interface,
+            found,
+            warnings,
+        )
+
+    def _sees(self, is_fine: bool) -> list[int]:
+        """The nodes whose run directory is this one."""
+        directory = self.request.run / node_state.DIRECTORY
+        if is_fine:
+            directory.mkdir(parents=True, exist_ok=True)
+            (directory / self.token).touch()
+        tokens = self.meeting.tell("token", self.token if is_fine else "")
+        return [n for n, t in enumerate(tokens) if t and (directory / t).exists()]
+
+    def _facts(self, prepared: Prepared, host: str, sees: list[int]) -> Facts:
+        found = prepared.held
+        fields = flatten(prepared.recipe.to_dict())
+        fields.pop("start.weights", None)  # their SHA-256 is another field
+        return Facts(
+            host=host,
+            workers=self.meeting.place.local_workers,
+            conditions={
+                **{f"recipe {name}": str(value) for name, value in fields.items()},
+                **prepared.build,
+                "samestep": machine.checksum_of_sources(),
+            },
+            generation=fence.number_in(self.request.run),
+            step=found.state.step if found else -1,
+            checksum=found.checksum if found else 0,
+            sees=sees,
+            interface=prepared.interface.name,
+            address=prepared.interface.address,
+            interfaces=network_interfaces.listed(network_interfaces.all_interfaces()),
+        )
+
+
+def _check_directory(run: Path, recipe: Recipe, is_resumed: bool) -> None:
+    """Raises RunError if this job may not write there."""
+    file = run / "recipe.toml"
+    if not file.exists():
+        ours = {node_state.DIRECTORY, fence.FILE, ".lock"}
+        if run.exists() and {path.name for path in run.iterdir()} - ours:
+            raise RunError(
+                f"A run never overwrites anything, and {run} exists. Choose another "
+                "directory with `--out`, or remove this one."
+            )
+        return
+    # torchrun may start the workers of a job again after their end.
+    is_own = fence.writer_of(run) == machine.name_of_process(os.getppid())
+    if is_finished(run) and not is_resumed and not is_own:
+        raise RunError(f"{run} is finished. Choose another directory with `--out`.")
+    if not is_resumed and Recipe.load(file).digest != recipe.digest:
+        raise RunError(
+            f"A run goes on under its own recipe, and {run} has another one. Choose "
+            "another directory with `--out`."
+        )
+
+
+def _gpus() -> Gpus:
+    return Gpus(**device.gpus())

@@ -1,0 +1,115 @@
+"""One worker that torchrun has started: `python -m samestep.worker train|resume ...`.
+
+torchrun starts the same command on every machine, once per worker, and again after a
+failure or when a machine joins. Each time the workers
+
+    1. find each other (`samestep.elastic.membership`)
+    2. compare what decides bits, and which states they hold
+       (`samestep.elastic.consensus`)
+    3. give the newest state to the machines that lack it (`elastic.state_transfer`)
+    4. train; the first worker of each machine, its leader, keeps the run there
+
+so every machine has everything, and any that is left can go on.
+"""
+
+import faulthandler
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch.distributed import DistError
+from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+from samestep.core.topology import Place
+from samestep.elastic import attempt, leader
+from samestep.elastic.gathering import Meeting
+from samestep.elastic.membership import POLL_SECONDS
+from samestep.elastic.preflight import Request
+from samestep.elastic.watchdog import Watcher
+from samestep.errors import Interrupted, PeerLost, PlacementError
+from samestep.system.heartbeat import Board
+from samestep.training.worker import build_replay
+from samestep.verification.probe import Witness
+
+
+STARTED = time.monotonic()
+LINGER_SECONDS = 2.0
+"""Who has lost the others waits so long for torchrun: if it is about to start the
+workers again anyway, as when another machine's failed, this one's end is no failure."""
+
+
+def take_part(request: Request) -> None:
+    """One worker of one generation, from its start to its end.
+
+    Raises SamestepError, and Interrupted when it was stopped or has lost the others.
+    """
+    faulthandler.register(signal.SIGUSR2, all_threads=True)
+    place = Place.from_environment()
+    # To be forked while there is one thread, before it is known whether it is needed.
+    witness = Witness.start(build_replay, ()) if place.rank == 0 else None
+    watcher = Watcher()
+    watcher.start()
+    with _recorded(), _lingering(watcher):
+        _check(request)
+        meeting = Meeting.join(place, lambda: _pause(watcher), witness)
+        if place.is_leader:
+            leader.lead(request, meeting, watcher, STARTED)
+        else:
+            _follow(meeting, watcher)
+
+
+def _check(request: Request) -> None:
+    """Raises PlacementError."""
+    placement = request.placement
+    if placement.workers != "auto":
+        raise PlacementError(
+            "Under torchrun, its `--nproc-per-node` decides how many workers there "
+            f"are; received `--workers {placement.workers}`. Leave it out."
+        )
+    for name in ("profile", "evict_slower_than", "min_workers"):
+        if getattr(placement, name):
+            raise PlacementError(
+                f"`--{name.replace('_', '-')}` needs samestep's own supervisor, which "
+                "does not run under torchrun. Leave it out, or use `samestep train` on "
+                "one machine."
+            )
+
+
+def _follow(meeting: Meeting, watcher: Watcher) -> None:
+    """A worker whose leader keeps the run."""
+    briefing, fds = meeting.briefing()
+    os.environ.update(briefing["environment"])
+    board = Board(fds["board"], meeting.place.local_rank)
+    channel = attempt.Here(briefing["job"], meeting.place.rank, lambda _: None)
+    if not attempt.train_here(channel, meeting, fds, board, watcher):
+        raise Interrupted("stopped with the others", watcher.stop.exit_code)
+
+
+def _pause(watcher: Watcher) -> None:
+    time.sleep(POLL_SECONDS)
+    if watcher.stop.number is not None:
+        raise Interrupted("stopped before the training began", watcher.stop.exit_code)
+
+
+@contextmanager
+def _recorded() -> Iterator[None]:
+    """torchrun shows the first failure of all workers from their error files."""
+    handler = get_error_handler()
+    handler.initialize()
+    try:
+        yield
+    except BaseException as error:
+        handler.record_exception(error)
+        raise
+
+
+@contextmanager
+def _lingering(watcher: Watcher) -> Iterator[None]:
+    """Ends by the signal that torchrun may be about to send."""
+    try:
+        yield
+    except (Interrupted, PeerLost, DistError) as error:
+        watcher.wait_for_signal(LINGER_SECONDS)
+        raise Interrupted(str(error), watcher.stop.exit_code) from error

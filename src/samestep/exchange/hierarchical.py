@@ -1,0 +1,243 @@
+"""The exchange of several machines: shared memory within each, messages between them.
+
+Every node holds all parameters and the optimizer's whole state, once for its workers
+(`shared.py`). Its workers own a contiguous range of micro-batches together; the maximal
+subtrees of the canonical tree inside that range are its rows. In every step:
+
+    1. barrier within the node: all partials of its workers are there
+    2. every worker sums them over its slice, up to the rows of the node
+    3. barrier: the rows are there
+    4. the vector is cut into one piece for each node. The leader sends to each other
+       node the rows of that one's piece, adds up all rows of its own piece in the
+       order of the tree, and sends the sum to all others
+    5. barrier: the gradient is there; every worker updates its slice
+
+N nodes of one row each send 2 (N - 1) vectors in all, as many as a ring all-reduce:
+that is so where each owns a subtree, as where all own the same power of two of leaves.
+Nodes of k rows send (k + 1) (N - 1). With `compression` in the recipe all these are of
+16 bits. BatchNorm's buffers are never rounded; every leader gets all rows of them.
+"""
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+
+import torch
+from torch import Tensor, nn
+from torch._C._distributed_c10d import Store
+
+from samestep.core import tree
+from samestep.core.ownership import pieces
+from samestep.core.topology import Place
+from samestep.core.tree import Node
+from samestep.exchange.compression import EXACT, Rounding
+from samestep.exchange.internode import Leaders, Message, Wait
+from samestep.exchange.shared import Pieces, SharedExchange, vectors_read
+from samestep.state.flat import Flat
+from samestep.state.layout import ALIGNMENT
+from samestep.system.shared_memory import pages
+
+
+@dataclass(frozen=True)
+class Division:
+    """Who sends what: an ownership of micro-batches, seen from the nodes."""
+
+    owned: list[list[Node]]
+    """The micro-batches of each worker of each node."""
+    rows: list[list[Node]]
+    """Of each node: the maximal nodes of the tree in what its workers own together."""
+    pieces: list[Node]
+    """The part of the vector that each node adds up."""
+
+    @classmethod
+    def of(cls, shares: list[Node], sizes: list[int], length: int) -> "Division":
+        """Of a vector of `length` elements; `sizes` are the workers of each node."""
+        ends = pairwise(accumulate(sizes, initial=0))
+        owned = [shares[first:end] for first, end in ends]
+        spans = [(local[0][0], local[-1][1]) for local in owned]
+        rows = [tree.subtrees(span, shares[-1][1]) for span in spans]
+        cuts = [ALIGNMENT * cut for cut in pieces(length // ALIGNMENT, len(sizes))]
+        return cls(owned, rows, list(pairwise(cuts)))
+
+    def sent(self, node: int) -> int:
+        """Elements of the vector that a node sends in a step: its rows, then sums."""
+        first, end = self.pieces[node]
+        own, others = end - first, len(self.pieces) - 1
+        return len(self.rows[node]) * (self.pieces[-1][1] - own) + others * own
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """All machines."""
+
+    sizes: list[int]
+    """How many workers each of them has."""
+    leaders: Leaders | None
+    """Only the first worker of a node has a connection to the other nodes."""
+
+    @classmethod
+    def meet(cls, place: Place, store: Store, timeout_seconds: float) -> "Nodes":
+        """All workers: waits, as long as the store does, until all leaders are here."""
+        if place.is_leader:
+            store.set(f"workers/{place.node}", str(place.local_workers))
+        sizes = [int(store.get(f"workers/{node}")) for node in range(place.nodes)]
+        if not place.is_leader:
+            return cls(sizes, None)
+        return cls(sizes, Leaders(store, place.node, sizes, timeout_seconds))
+
+
+class NodesExchange:
+    """Sums the gradients of one step; all workers take part in every step."""
+
+    def __init__(
+        self,
+        flat: Flat,
+        shares: list[Node],
+        place: Place,
+        within: SharedExchange,
+        memory: int,
+        nodes: Nodes,
+    ) -> None:
+        """`within` is the exchange of this node, in the same `memory`.
+
+        `shares[r]` is the range of micro-batches of worker `r`, without gaps.
+        """
+        self.workers, self._node = place.workers, place.node
+        self._within, self._nodes, self._rounding = within, nodes, within.rounding
+        self.parameters, self.owned = within.parameters, within.owned
+        self.states, self.watch = within.states, within.watch
+        self._size, self._tail, self._dtype = flat.size, flat.tail, flat.dtype
+        self._sent_as = self._rounding.sent_as(flat.dtype)
+        self._length = flat.layout.offsets[-1]
+
+        most, sent_as = tree.deepest_stack(shares[-1][1]), self._sent_as
+        shared = Pieces(
+            memory,
+            within.num_bytes,
+            pages(sent_as.itemsize * most * flat.size)
+            + pages(sent_as.itemsize * flat.size)
+            + pages(flat.dtype.itemsize * flat.tail),
+        )
+        self._rows = shared.take(most, flat.size, dtype=sent_as)
+        self._total = shared.take(flat.size, dtype=sent_as)
+        self._tails = shared.take(flat.tail, dtype=flat.dtype)
+        self._sum = torch.empty(self.owned[1] - self.owned[0], dtype=flat.dtype)
+        self._adding, self._spreading = within.patience(), within.patience()
+        self.assign(shares)
+
+    def assign(self, shares: list[Node]) -> None:
+        """All workers, between two steps: who owns which micro-batches."""
+        self._within.assign(shares)
+        sizes, self._num_leaves = self._nodes.sizes, shares[-1][1]
+        self._division = Division.of(shares, sizes, self._length)
+        rows, item = self._division.rows, self._dtype.itemsize
+        width = self._sent_as.itemsize
+        num_rows = sum(map(len, rows))
+        sent = sum(self._division.sent(node) for node in range(len(sizes)))
+        tails = item * self._tail * (len(sizes) - 1) * num_rows
+        self.network_bytes_per_step = width * sent + tails
+        # Within a node: as on one machine, and the rows and the sum by the others.
+        read = sum(
+            item * vectors_read(local, self._num_leaves)
+            + width * (len(nodes) + 1) * (len(local) - 1) / len(local)
+            for local, nodes in zip(self._division.owned, rows, strict=True)
+        )
+        self.bytes_per_step = self.network_bytes_per_step + round(self._size * read)
+
+    def attach(self, objective: nn.Module, overlap: bool = True) -> nn.Module:
+        """All workers: the parameters become views of those of the node's leader."""
+        return self._within.attach(objective, overlap)
+
+    def turn(self, leaf: int) -> AbstractContextManager[None]:
+        """The context of a forward and backward pass."""
+        return self._within.turn(leaf)
+
+    def collect(self, leaf: int) -> None:
+        """After the backward pass of `leaf`: completes the sums that end with it."""
+        self._within.collect(leaf)
+
+    def sum(self) -> tuple[Tensor, Tensor]:
+        """All workers: the gradient over the own slice, and the sum of the tails."""
+        self._within.gather()
+        part, nodes = slice(*self.owned), self._division.rows[self._node]
+        for row, node in zip(self._rows, nodes, strict=False):
+            row[part] = self._within.value(node, part, self._rounding)
+        self._within.barrier.wait(self._adding)
+        if self._nodes.leaders is not None:
+            self._add_up(self._nodes.leaders, nodes)
+        self._within.barrier.wait(self._spreading)
+        self._sum.copy_(self._total[part])
+        self._rounding.check(self._sum)
+        return self._sum, self._tails
+
+    def _add_up(self, leaders: Leaders, nodes: list[Node]) -> None:
+        """All leaders: the rows of all nodes, into the memory of this one.
+
+        What is to come is announced before anything is sent: an announcement would
+        have to wait behind what is on its way, and the link would stand still.
+        """
+        tails = torch.empty(len(nodes), self._tail, dtype=self._dtype)
+        for row, node in zip(tails, nodes, strict=True):
+            tail = slice(self._size, self._size + self._tail)
+            row.copy_(self._within.value(node, tail, EXACT))
+        everybody = [(0, self._tail)] * len(self._nodes.sizes)
+        swaps = (self._rows, self._division.pieces), (tails, everybody)
+        rows_arriving, tails_arriving = [self._expect(leaders, *swap) for swap in swaps]
+        total = [self._total[slice(*piece)] for piece in self._division.pieces]
+        own = total[self._node]
+        waits = [leaders.receive([(other, total[other]) for other in leaders.others])]
+        for values, parts in swaps:
+            mine = values[: len(nodes)]
+            pairs = [(o, mine[:, slice(*parts[o])]) for o in leaders.others]
+            waits.append(leaders.send([(o, row) for o, rows in pairs for row in rows]))
+        own.copy_(self._reduced(rows_arriving, self._rounding))
+        waits.append(leaders.send([(other, own) for other in leaders.others]))
+        self._tails.copy_(self._reduced(tails_arriving, EXACT))
+        for wait in waits:
+            wait()
+
+    def _expect(
+        self, leaders: Leaders, rows: Tensor, pieces: list[Node]
+    ) -> tuple[Wait, dict[Node, Tensor]]:
+        """All leaders: of all nodes' rows, the own piece.
+
+        Returns what waits for them, and where each node of the tree will then be.
+        """
+        first, end = pieces[self._node]
+        own = self._division.rows[self._node]
+        # Copies: sums are written into them, perhaps before the tails have left for a
+        # node that owns nothing, from which nothing is to arrive.
+        parts = dict(zip(own, rows[: len(own), first:end].clone(), strict=True))
+        messages = list[Message]()
+        for other in leaders.others:
+            theirs = self._division.rows[other]
+            room = rows.new_empty(len(theirs), end - first)
+            parts |= zip(theirs, room, strict=True)
+            messages += [(other, row) for row in room]
+        return leaders.receive(messages), parts
+
+    def _reduced(
+        self, arriving: tuple[Wait, dict[Node, Tensor]], rounding: Rounding
+    ) -> Tensor:
+        """Once they are there: nodes of the tree [n] -> its root, [n]."""
+        arrive, parts = arriving
+        arrive()
+        values = {node: value.to(self._dtype) for node, value in parts.items()}
+        return tree.reduce(self._num_leaves, values, rounding.add)
+
+    def publish(self) -> None:
+        """All workers: after the update; everyone's slice is then up to date."""
+        self._within.publish()
+
+    def merge(self, values: Tensor) -> Tensor:
+        """All workers: float64 cells that only one worker has filled, from each."""
+        self._within.merge(values)
+        if self._nodes.leaders is None:
+            values.zero_()
+        else:
+            self._nodes.leaders.merge(values)
+        return self._within.merge(values)
+
+    def merge_slices(self, values: Tensor) -> Tensor:
+        """All workers: cells of which each has filled those of its slice."""
+        return self._within.merge_slices(values)

@@ -1,0 +1,4 @@
+"""`samestep.Loop`: exact results for people who keep their own training loop.
+
+Imports `api` and below.
+"""

@@ -1,0 +1,58 @@
+"""torch.compile of the model's passes in training; evaluation runs as usual.
+
+Every worker compiles the same code for each size of a micro-batch, before its first
+step: a failure is then an early one, and no step is late. Later workers and trainings
+find the products in torch's cache on disk.
+"""
+
+import os
+import shutil
+from typing import Any
+
+import torch
+from torch import nn
+
+from samestep.core.plan import Plan
+from samestep.data.dataset import Dataset
+from samestep.errors import RecipeError
+from samestep.models.objective import Objective
+from samestep.state import dtypes
+from samestep.state.flat import Flat
+
+
+def prepare(objective: Objective, data: Dataset, plan: Plan, flat: Flat) -> None:
+    """Compiles its model for all sizes of micro-batches; the tensors stay as they are.
+
+    Raises RecipeError.
+    """
+    objective.model = compiled(objective.model)
+    steps = {0, plan.steps_per_epoch - 1}
+    sizes = {size for step in steps for size in plan.micro_batch_sizes(step) if size}
+    for size in sorted(sizes):
+        samples = torch.zeros(size, dtype=torch.int64)
+        drawn = data.splits["train"].gather(samples)
+        with dtypes.default(flat.dtype):
+            loss, _ = objective(*drawn)
+            torch.autograd.grad(loss, flat.parameters, allow_unused=True)
+        flat.reset_buffers()
+
+
+def compiled(model: nn.Module) -> nn.Module:
+    """The same model to be called. Raises RecipeError."""
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None:
+        raise RecipeError(
+            f"`compile` needs a C++ compiler, and there is no `{compiler}`: install "
+            "one, or name it in the environment variable CXX, or leave out `compile`."
+        )
+    import torch._dynamo.config as dynamo
+    import torch._inductor.config as inductor
+
+    # One micro-batch never runs eagerly because others have been compiled before it:
+    # who owns which micro-batches would then decide bits.
+    dynamo.recompile_limit = dynamo.accumulated_recompile_limit = 1_000
+    dynamo.fail_on_recompile_limit_hit = True
+    inductor.fallback_random = True  # torch's own generator, as without compiling
+    inductor.compile_threads = 1  # no pool of processes in every worker
+    found: Any = torch.compile(model, dynamic=False)
+    return found  # type: ignore[no-any-return]

@@ -1,0 +1,108 @@
+"""The device that a worker computes on: the CPU, or a GPU of its own.
+
+Untested on a GPU: see docs/gpu.md. The contract is the same, since all that is exact on
+the CPU is so by construction: a micro-batch is computed alone, with random numbers that
+are seeded for it, and sums follow the canonical tree (NCCL only moves the partials, it
+adds nothing). What a GPU needs besides are kernels that give the same bits each time.
+`Device.prepare` asks torch for these; an operation that has none raises an error.
+
+What is drawn, counted and written (samples, initial weights, metrics, snapshots) stays
+on the CPU. No process that forks workers may initialise CUDA: its children could not.
+"""
+
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from samestep.data import pytree
+from samestep.data.augment import Mixed
+from samestep.data.pytree import Nested
+from samestep.errors import PlacementError
+from samestep.system import conditions
+
+
+@dataclass(frozen=True)
+class Device:
+    """What a worker computes on."""
+
+    target: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @classmethod
+    def prepare(cls, kind: str, local_rank: int) -> "Device":
+        """A worker, before it computes anything; `kind` is `cpu` or `cuda`.
+
+        Raises PlacementError.
+        """
+        if kind == "cpu":
+            return cls()
+        if local_rank >= torch.cuda.device_count():
+            raise PlacementError(
+                f"Worker {local_rank} needs a GPU of its own, and this machine shows "
+                f"{torch.cuda.device_count()}. Use fewer `--workers`, or look at "
+                "CUDA_VISIBLE_DEVICES."
+            )
+        # cuBLAS reads it when it starts: one buffer for each stream, always the same.
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False  # it picks kernels by their speed
+        # float32 means float32: TF32 keeps 10 bits of the mantissa.
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = False
+        torch.cuda.set_device(local_rank)
+        return cls(torch.device("cuda", local_rank))
+
+    @property
+    def is_gpu(self) -> bool:
+        """Whether work is queued here and done later."""
+        return self.target.type == "cuda"
+
+    def seed(self, seed: int) -> None:
+        """The generator of this device; whoever draws samples seeds the CPU's."""
+        if self.is_gpu:
+            torch.cuda.manual_seed(seed)
+
+    def finish(self) -> None:
+        """Waits until everything that was queued is done."""
+        if self.is_gpu:
+            torch.cuda.synchronize(self.target)
+
+    def move(self, model: nn.Module) -> nn.Module:
+        """The same module, with its parameters and buffers here."""
+        return model if self.target.type == "cpu" else model.to(self.target)
+
+    def bring(
+        self, inputs: Nested, targets: Tensor | Mixed
+    ) -> tuple[Nested, Tensor | Mixed]:
+        """A batch, moved here."""
+        moved = pytree.apply(lambda tensor: tensor.to(self.target), inputs)
+        return moved, targets.to(self.target)
+
+
+def build() -> dict[str, str]:
+    """What decides the bits of the CPU besides the recipe."""
+    return {
+        "torch": torch.__version__,
+        "instruction_set": torch.backends.cpu.get_cpu_capability(),
+        **conditions.of_machine(),
+    }
+
+
+def gpus() -> dict[str, Any]:
+    """The fields of `machine.Gpus`. Initialises CUDA, so never in a process that forks.
+
+    A name has the compute capability in it: both decide bits, like the versions.
+    """
+    if torch.version.cuda is None:
+        return {"why": f"this build of PyTorch ({torch.__version__}) has no CUDA"}
+    if not torch.cuda.is_available():
+        return {"why": "torch.cuda.is_available() is false: no GPU, or no driver"}
+    names = []
+    for index in range(torch.cuda.device_count()):
+        major, minor = torch.cuda.get_device_capability(index)
+        name = torch.cuda.get_device_name(index)
+        names.append(f"{name}, compute capability {major}.{minor}")
+    cudnn: int = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+    return {"names": names, "software": f"CUDA {torch.version.cuda}, cuDNN {cudnn}"}

@@ -1,0 +1,292 @@
+"""The model together with its loss: what a micro-batch goes through."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from samestep.config.data import PADDING
+from samestep.config.model import CrossEntropy, CustomLoss, LossRecipe, SquaredError
+from samestep.config.recipe import Precision
+from samestep.core.metric import (
+    COUNTED,
+    MOST_METRICS,
+    Metric,
+    num_cells,
+)
+from samestep.data import pytree
+from samestep.data.augment import Mixed
+from samestep.data.pytree import Nested
+from samestep.errors import OwnCodeError
+from samestep.state import dtypes
+from samestep.user_code.references import capital, title
+
+
+WORD = re.compile(r"[^\W\d]\w{0,99}")
+TAKEN = (
+    *("loss", "type", "epoch", "step", "lr", "samples_per_second", "workers"),
+    *("waited_for", "communication_share", "straggler_share", "bytes_exchanged"),
+    *("noise_scale", "own_metrics", "speeds", "shares", "at"),
+)
+"""Names of other fields of a record."""
+
+
+def outputs(model: nn.Module, inputs: Nested, precision: Precision) -> Any:
+    """What the model makes of the inputs; of bf16, float32 if it is a tensor."""
+    if precision != "bf16":
+        with dtypes.default(dtypes.of(precision)):
+            return pytree.call(model, inputs)
+    (_, first), *_ = pytree.leaves(inputs)
+    with torch.autocast(first.device.type, torch.bfloat16):
+        found = pytree.call(model, inputs)
+    return found.float() if isinstance(found, Tensor) else found
+
+
+class Objective(nn.Module):
+    """A loss and metrics, summed over targets.
+
+    | task | outputs | targets |
+    |---|---|---|
+    | classification | [b, classes] | int64 [b] |
+    | next-token | [b, t, tokens] | int64 [b, t] |
+    | regression | [b, values] | floats [b, values] |
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: LossRecipe,
+        function: Callable[..., Any] | None = None,
+        metrics: tuple[Metric, ...] | None = None,
+        precision: Precision = "float32",
+        targets_per_sample: int | None = None,
+    ) -> None:
+        """`function` is the loss if that is the user's own, `metrics` what it measures.
+
+        None: it may measure anything, and what it did is then here. Without any but
+        COUNTED: the usual metric of the outputs. `targets_per_sample` is what a loss
+        that does not count relies on.
+        """
+        super().__init__()
+        self._precision, self._per_sample = precision, targets_per_sample
+        self.model = model
+        self._loss, self._function = loss, function
+        self.metrics = built_in(loss) if function is None else metrics
+
+    def forward(self, inputs: Nested, targets: Tensor | Mixed) -> tuple[Tensor, Tensor]:
+        """Inputs [b, ...] and targets -> summed loss [], cells of the metrics [c].
+
+        A micro-batch of no samples has loss 0 and gradient 0 for every parameter, so
+        that its owner takes part in the exchange like everyone else.
+        """
+        if len(targets) == 0:
+            trained = [p for p in self.model.parameters() if p.requires_grad]
+            nothing = torch.stack([(p * 0).sum() for p in trained])
+            return nothing.sum(), torch.zeros(num_cells(self.metrics or ()))
+        self._check_number(targets)
+        found = outputs(self.model, inputs, self._precision)
+        with dtypes.default(dtypes.of(self._precision)):
+            return self.measure(found, targets)
+
+    def _check_number(self, targets: Tensor | Mixed) -> None:
+        """Raises OwnCodeError where a loss is divided by another number of targets."""
+        if self._per_sample is None or isinstance(targets, Mixed):
+            return
+        if targets[0].numel() != self._per_sample and COUNTED not in (
+            self.metrics or ()
+        ):
+            raise OwnCodeError(
+                "A loss is divided by the number of targets, and samples must have "
+                f"equally many: first there were {self._per_sample}, now there are "
+                f"{targets[0].numel()} in each. Where batches are padded to lengths of "
+                "their own, return `(sum, count)`, or say `loss.ignore_index`."
+            )
+
+    def measure(self, outputs: Any, targets: Tensor | Mixed) -> tuple[Tensor, Tensor]:
+        """Outputs and targets -> summed loss [], cells of the metrics [c]."""
+        if isinstance(targets, Mixed):
+            assert isinstance(self._loss, CrossEntropy)
+            return _mixed_cross_entropy(outputs, targets, self._loss.label_smoothing)
+        match self._loss:
+            case CrossEntropy():
+                return _cross_entropy(outputs, targets, self._loss)
+            case SquaredError():
+                error = outputs - targets
+                return error.square().sum() / 2, error.detach().abs().sum().view(1)
+            case CustomLoss(function=name):
+                try:
+                    return self._own(outputs, targets)
+                except OwnCodeError as error:
+                    who = capital(title(name, "loss"))
+                    raise OwnCodeError(f"{who}: {error}") from error.__cause__
+
+    def _own(self, outputs: Any, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Raises OwnCodeError."""
+        assert self._function is not None
+        found = self._function(outputs, targets)
+        loss, count, measured = _parts(found)
+        if not isinstance(loss, Tensor) or loss.shape not in ((), (len(targets),)):
+            raise OwnCodeError(
+                "a loss function returns the sum over samples, a tensor [], or their "
+                f"losses [{len(targets)}], alone, with the count that it is divided "
+                "by, with a dictionary of metrics, or with both; received "
+                f"{_describe(found)}."
+            )
+        metrics = {} if measured is None else read_metrics(measured)
+        if count is not None:
+            total = loss.detach().sum().double()
+            metrics = {COUNTED: [total, _count(count)], **metrics}
+        names = tuple(metrics)
+        if self.metrics is None:
+            self.metrics = names
+        if names != self.metrics:
+            raise OwnCodeError(
+                "a loss function measures the same in every call; at first that was "
+                f"{_listed(self.metrics)}, now it is {_listed(names)}."
+            )
+        cells = [cell for of in metrics.values() for cell in of]
+        if names in ((), (COUNTED,)):
+            cells += _usual_metric(outputs, targets)[: 1 + len(names)]
+        return loss.sum(), torch.stack(cells)
+
+
+def built_in(loss: LossRecipe) -> tuple[Metric, ...]:
+    """What a loss measures besides the usual metric, if it is not the user's own."""
+    ignores = isinstance(loss, CrossEntropy) and loss.ignore_index is not None
+    return (COUNTED,) if ignores else ()
+
+
+def ignored_label(loss: LossRecipe) -> int:
+    """The target that a built-in loss leaves out."""
+    said = loss.ignore_index if isinstance(loss, CrossEntropy) else None
+    return PADDING if said is None else said  # no other label is negative
+
+
+def _parts(found: Any) -> tuple[Any, Any, Any]:
+    """What a loss function returned -> loss, count, metrics; None where it has none."""
+    match found:
+        case tuple((loss, count, measured)):
+            return loss, count, measured
+        case tuple((loss, Tensor() | float() | int() as count)):
+            return loss, count, None
+        case tuple((loss, measured)):
+            return loss, None, measured
+    return found, None, None
+
+
+def _count(value: Any) -> Tensor:
+    """What the sum of a loss is divided by, float64 []. Raises OwnCodeError."""
+    try:
+        count = torch.as_tensor(value).detach().sum().double()
+    except (TypeError, ValueError, RuntimeError):
+        count = torch.tensor(float("nan"))
+    if not 0 <= count < float("inf"):
+        raise OwnCodeError(
+            "the count of a loss is the number of targets that it is over, or the sum "
+            f"of their weights, and not negative; received {_describe(value)}."
+        )
+    return count
+
+
+def read_metrics(measured: Any) -> dict[Metric, list[Tensor]]:
+    """`{name: sum}` or `{name: (sum, count)}` -> float64 cells []; OwnCodeError."""
+    if not isinstance(measured, Mapping) or not 0 < len(measured) <= MOST_METRICS:
+        raise OwnCodeError(
+            f"metrics are a dictionary of 1 to {MOST_METRICS}, each `name: sum` or "
+            f"`name: (sum, count)`; received {_describe(measured)}."
+        )
+    return {
+        Metric(_checked(name), isinstance(value, tuple)): _cells(name, value)
+        for name, value in measured.items()
+    }
+
+
+def _checked(name: Any) -> str:
+    if isinstance(name, str) and WORD.fullmatch(name) and name not in TAKEN:
+        return name
+    raise OwnCodeError(
+        "the name of a metric is a word of letters, digits and underscores that no "
+        f"other field of a record has; received {name!r}."
+    )
+
+
+def _cells(name: str, value: Any) -> list[Tensor]:
+    parts = value if isinstance(value, tuple) else (value,)
+    try:
+        if len(parts) > 2:
+            raise ValueError
+        return [torch.as_tensor(part).detach().sum().double() for part in parts]
+    except (TypeError, ValueError, RuntimeError):
+        raise OwnCodeError(
+            f"the metric `{name}` is a sum over targets, or such a sum and a count, "
+            f"`(sum, count)`; received {_describe(value)}."
+        ) from None
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor {list(value.shape)}"
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_describe, value))})"
+    return f"{value!r}"[:100]
+
+
+def _listed(metrics: Sequence[Metric]) -> str:
+    return ", ".join(f"`{m.name}`" + " (counted)" * m.has_count for m in metrics) or (
+        "nothing"
+    )
+
+
+def _cross_entropy(
+    logits: Tensor, targets: Tensor, recipe: CrossEntropy
+) -> tuple[Tensor, Tensor]:
+    logits, targets = logits.flatten(0, -2), targets.flatten()
+    loss = functional.cross_entropy(
+        logits,
+        targets,
+        ignore_index=ignored_label(recipe),
+        reduction="sum",
+        label_smoothing=recipe.label_smoothing,
+    )
+    right = logits.detach().argmax(dim=1) == targets
+    if recipe.ignore_index is None:
+        return loss, right.sum(dim=0, keepdim=True)
+    is_valid = targets != ignored_label(recipe)
+    valid, right = is_valid.sum(), (right & is_valid).sum()
+    return loss, torch.stack([loss.detach().double(), valid, right, valid])
+
+
+def _mixed_cross_entropy(
+    logits: Tensor, targets: Mixed, label_smoothing: float
+) -> tuple[Tensor, Tensor]:
+    """The loss of both classes by their shares; right is who has the larger share."""
+    first, second = (
+        functional.cross_entropy(
+            logits, classes, reduction="none", label_smoothing=label_smoothing
+        )
+        for classes in (targets.first, targets.second)
+    )
+    loss = torch.lerp(second, first, targets.share).sum()
+    right = logits.detach().argmax(dim=1) == targets.first
+    return loss, right.sum(dim=0, keepdim=True)
+
+
+def _usual_metric(outputs: Any, targets: Tensor) -> list[Tensor]:
+    """Right answers, or absolute error, whichever the shapes allow; and of how many.
+
+    A negative class is none that can be right.
+    """
+    if isinstance(outputs, Tensor):
+        if not targets.is_floating_point() and outputs.shape[:-1] == targets.shape:
+            right = outputs.detach().argmax(dim=-1) == targets
+            return [right.sum(), (targets >= 0).sum()]
+        if targets.is_floating_point() and outputs.shape == targets.shape:
+            error = (outputs.detach() - targets).abs().sum()
+            return [error, torch.full_like(error, len(targets))]
+    raise OwnCodeError(
+        "what to measure besides the loss is unknown for these outputs: return "
+        "`(loss, {name: sum over targets})`."
+    )

@@ -1,0 +1,66 @@
+"""Muon: the momentum of a matrix, made orthogonal, is its update (Jordan 2024).
+
+With the gradient `g`, momentum `b` and weights `w` of a matrix [m, n]:
+
+    b = momentum * b + (1 - momentum) * g
+    u = (1 - momentum) * g + momentum * b       with Nesterov, otherwise b
+    o = 5 steps of Newton-Schulz on u, in bfloat16: near the orthogonal factor of u
+    w = w * (1 - lr * weight_decay) - lr * scale * o
+
+`scale` is sqrt(max(1, m / n)), or with `match_rms_adamw` 0.2 * sqrt(max(m, n)), which
+suits the learning rates of AdamW (Liu et al. 2025, arXiv:2502.16982). The arithmetic is
+that of `torch.optim.Muon`.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from samestep.config.optimizer import MuonRecipe
+
+
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+EPS = 1e-7
+
+
+def update(
+    recipe: MuonRecipe,
+    weights: Tensor,
+    gradient: Tensor,
+    momentum: Tensor,
+    lr: float,
+    weight_decay: float,
+) -> None:
+    """One step of a matrix, in place; all tensors [m, n]."""
+    momentum.lerp_(gradient, 1 - recipe.momentum)
+    direction = (
+        gradient.lerp(momentum, recipe.momentum) if recipe.nesterov else momentum
+    )
+    direction = orthogonal(direction, recipe.ns_steps)
+    weights.mul_(1 - lr * weight_decay)
+    weights.add_(direction, alpha=-lr * scale(recipe, weights.shape))
+
+
+def scale(recipe: MuonRecipe, shape: Sequence[int]) -> float:
+    """Of the learning rate, for a matrix of this shape."""
+    rows, columns = shape
+    if recipe.adjust_lr == "match_rms_adamw":
+        return 0.2 * math.sqrt(max(rows, columns))
+    return math.sqrt(max(1, rows / columns))
+
+
+def orthogonal(matrix: Tensor, steps: int) -> Tensor:
+    """[m, n] -> bfloat16 [m, n] with singular values near 1, by Newton-Schulz."""
+    a, b, c = COEFFICIENTS
+    is_tall = matrix.shape[0] > matrix.shape[1]
+    found = matrix.bfloat16()
+    found = found.T if is_tall else found
+    found.div_(found.norm().clamp(min=EPS))
+    for _ in range(steps):
+        gram = found @ found.T
+        found = torch.addmm(
+            found, torch.addmm(gram, gram, gram, beta=b, alpha=c), found, beta=a
+        )
+    return found.T if is_tall else found

@@ -1,0 +1,145 @@
+"""The optimizer step on a slice of the flat parameter vector.
+
+SGD, Adam and AdamW are elementwise, so a worker can update its own slice and the bits
+equal those of the unsliced update, as long as slices are cut at multiples of the vector
+width (`state.layout` cuts at multiples of BLOCK, groups at those of ALIGNMENT). The
+arithmetic is that of torch's fused kernels, called directly: a `torch.optim` object
+imports torch._dynamo, 0.9 s. Muon needs whole matrices, which the layout never cuts.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from samestep.config.optimizer import (
+    AdamRecipe,
+    AdamWRecipe,
+    MuonRecipe,
+    OptimizerRecipe,
+    SgdRecipe,
+)
+from samestep.optim import muon
+from samestep.optim.param_groups import Setting, Stretch
+
+
+def state_names(recipe: OptimizerRecipe) -> tuple[str, ...]:
+    """The vectors of state, of the parameters' size, that the optimizer keeps.
+
+    Their names are those in the state of torch's optimizers; the momentum of Muon is an
+    exponential average, too.
+    """
+    if isinstance(recipe, SgdRecipe):
+        return ("momentum_buffer",) if recipe.momentum else ()
+    return "exp_avg", "exp_avg_sq"
+
+
+class Update:
+    """Updates a slice of the parameters in place; a learning rate for each step."""
+
+    def __init__(
+        self,
+        recipe: OptimizerRecipe,
+        parameters: Tensor,
+        states: Sequence[Tensor],
+        stretches: Sequence[Stretch] = (),
+    ) -> None:
+        """`parameters` and each of the `states` that have names, zeroed: [n].
+
+        `stretches` cover them; by default all of them are updated alike.
+        """
+        whole = Stretch(0, len(parameters), Setting(recipe.weight_decay))
+        stretches = stretches or [whole]
+        settings = dict.fromkeys(stretch.setting for stretch in stretches)
+        self._steps = torch.zeros((), device=parameters.device)
+        self._groups = [
+            _Group(recipe, setting, parameters, states, stretches)
+            for setting in settings
+        ]
+
+    def resume(self, steps: int) -> None:
+        """Goes on after so many steps; the states are those that they left."""
+        self._steps.fill_(steps)
+
+    def step(self, gradient: Tensor, lr: float) -> None:
+        """Gradient [n] -> the next parameters."""
+        self._steps += 1
+        for group in self._groups:
+            group.step(gradient, lr, self._steps)
+
+
+class _Group:
+    """The stretches of one setting, in one call of a kernel."""
+
+    def __init__(
+        self,
+        recipe: OptimizerRecipe,
+        setting: Setting,
+        parameters: Tensor,
+        states: Sequence[Tensor],
+        stretches: Sequence[Stretch],
+    ) -> None:
+        self._recipe, self._setting = recipe, setting
+        self._parts = [slice(s.first, s.end) for s in stretches if s.setting == setting]
+        self._parameters = [parameters[part] for part in self._parts]
+        self._states = [[state[part] for part in self._parts] for state in states]
+
+    def step(self, gradient: Tensor, lr: float, steps: Tensor) -> None:
+        """Gradient [n] of the whole slice; `steps` counts this one."""
+        gradients = [gradient[part] for part in self._parts]
+        lr *= self._setting.lr_factor
+        if isinstance(self._recipe, SgdRecipe):
+            self._sgd(self._recipe, gradients, lr, steps)
+        elif isinstance(self._recipe, MuonRecipe) and self._setting.shape:
+            self._muon(self._recipe, gradients, lr)
+        else:
+            self._adam(self._recipe, gradients, lr, steps)
+
+    def _sgd(
+        self, recipe: SgdRecipe, gradients: list[Tensor], lr: float, steps: Tensor
+    ) -> None:
+        torch._fused_sgd_(
+            self._parameters,
+            gradients,
+            self._states[0] if recipe.momentum else [],
+            weight_decay=self._setting.weight_decay,
+            momentum=recipe.momentum,
+            lr=lr,
+            dampening=0.0,
+            nesterov=recipe.nesterov,
+            maximize=False,
+            is_first_step=steps.item() == 1,
+        )
+
+    def _muon(self, recipe: MuonRecipe, gradients: list[Tensor], lr: float) -> None:
+        shape, size = self._setting.shape, math.prod(self._setting.shape)
+        for vectors in zip(self._parameters, gradients, self._states[0], strict=True):
+            weights, gradient, momentum = (v[:size].view(shape) for v in vectors)
+            decay = self._setting.weight_decay
+            muon.update(recipe, weights, gradient, momentum, lr, decay)
+
+    def _adam(
+        self,
+        recipe: AdamRecipe | AdamWRecipe | MuonRecipe,
+        gradients: list[Tensor],
+        lr: float,
+        steps: Tensor,
+    ) -> None:
+        decoupled = not isinstance(recipe, AdamRecipe)
+        averages, squares = self._states[:2]
+        (torch._fused_adamw_ if decoupled else torch._fused_adam_)(
+            self._parameters,
+            gradients,
+            averages,
+            squares,
+            [],
+            [steps] * len(gradients),
+            lr=lr,
+            beta1=recipe.betas[0],
+            beta2=recipe.betas[1],
+            weight_decay=self._setting.weight_decay,
+            eps=recipe.eps,
+            amsgrad=False,
+            maximize=False,
+        )

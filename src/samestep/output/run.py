@@ -1,0 +1,168 @@
+"""The run directory: one training and everything about it, to be read."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError, safe_open
+
+from samestep.config.recipe import Recipe
+from samestep.errors import RunError
+from samestep.system import untrusted_files
+
+
+MODEL_FILE = "model.safetensors"
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Part(BaseModel):
+    """Of a result.json: what is relied upon here, and everything else as it is."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+
+class _Epoch(_Part):
+    epoch: int
+    weights_sha256: Sha256
+
+
+class _Result(_Part):
+    status: Annotated[str, Field(pattern=r"^[a-z ]{1,40}$")]
+    weights_sha256: Sha256 | None = None
+    train_seconds: float | None = None
+    epochs: list[_Epoch] = []
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished or failed training. Raises RunError where the directory is not one."""
+
+    path: Path
+    result: Mapping[str, Any]
+    """The content of result.json."""
+
+    @classmethod
+    def open(cls, path: str | Path) -> Self:
+        """Reads result.json. Raises RunError."""
+        path = Path(path)
+        untrusted_files.check_parts(path)
+        if not (path / "recipe.toml").is_file():
+            raise RunError(f"{path} is not a run directory: it has no recipe.toml.")
+        try:
+            result = untrusted_files.parse_json(
+                untrusted_files.read_bytes(path / "result.json")
+            )
+            _Result.model_validate(result)
+            return cls(path, result)
+        except FileNotFoundError:
+            raise RunError(
+                f"{path} has no result.json: it is still being trained, or was killed; "
+                f"`samestep resume {path}` goes on with it."
+            ) from None
+        except ValidationError as error:
+            raise RunError(f"{path}/result.json is damaged: {_first(error)}.") from None
+        except (OSError, ValueError) as error:
+            raise RunError(f"{path}/result.json cannot be read: {error}.") from None
+
+    @property
+    def recipe(self) -> Recipe:
+        """The resolved recipe. Raises RecipeError."""
+        return Recipe.load(self.path / "recipe.toml")
+
+    @property
+    def status(self) -> str:
+        """`finished`, `failed` or `interrupted`."""
+        return str(self.result["status"])
+
+    @property
+    def weights_sha256(self) -> str:
+        """The fingerprint of the final weights. Raises RunError if there are none."""
+        if "weights_sha256" not in self.result:
+            raise RunError(
+                f"{self.path} has no final weights: its status is {self.status}."
+            )
+        return str(self.result["weights_sha256"])
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """One record per epoch: `pandas.DataFrame(run.history)` is a table of them."""
+        return list(self.result.get("epochs", []))
+
+    def _repr_html_(self) -> str:
+        """A small table, for notebooks."""
+        rows = {"run": self.path, "status": self.status, **_measured(self)}
+        cells = "".join(
+            f"<tr><th style='text-align:left'>{escape(str(name))}</th>"
+            f"<td style='text-align:left'>{escape(str(value))}</td></tr>"
+            for name, value in rows.items()
+        )
+        return f"<table>{cells}</table>"
+
+    @property
+    def model_file(self) -> Path:
+        """Where the final state_dict is."""
+        return self.path / MODEL_FILE
+
+
+def _measured(run: RunResult) -> dict[str, Any]:
+    """What a person wants to know of a result."""
+    records = {"test": run.result, "validation": (run.history or [{}])[-1]}
+    found = {
+        f"{split} {key.removeprefix(f'{split}_').replace('_', ' ')}": f"{value:.4f}"
+        for split, record in records.items()
+        for key, value in record.items()
+        if key.startswith(f"{split}_") and isinstance(value, float)
+    }
+    seconds = run.result.get("train_seconds")
+    if seconds is not None:
+        found["training"] = f"{seconds:.2f} s, {len(run.history)} epochs"
+    if "weights_sha256" in run.result:
+        found["weights"] = f"sha256 {run.weights_sha256}"
+    return found
+
+
+def _first(error: ValidationError) -> str:
+    """The place of the first fault, and what it is."""
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"])) or "its content"
+    return f"{where}: {first['msg'][0].lower()}{first['msg'][1:]}"
+
+
+def first_difference(a: RunResult, b: RunResult) -> str | None:
+    """What differs first between two runs' weights, in words; None if nothing does.
+
+    Raises RunError if one of them has no final weights.
+    """
+    finals = a.weights_sha256, b.weights_sha256
+    for one, other in zip(a.history, b.history, strict=False):
+        if one["weights_sha256"] != other["weights_sha256"]:
+            return (
+                f"the weights differ from epoch {one['epoch']} on: "
+                f"{one['weights_sha256'][:16]} and {other['weights_sha256'][:16]}"
+            )
+    if len(a.history) != len(b.history):
+        return f"the number of epochs differs: {len(a.history)} and {len(b.history)}"
+    return None if finals[0] == finals[1] else "the final weights differ"
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Return the recipe in the metadata of a model file. Raises RunError."""
+    try:
+        untrusted_files.check_regular(path)
+        with safe_open(path, "numpy") as file:
+            metadata = file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"{path} is not a readable model file: {error}.") from None
+    if "recipe" not in metadata:
+        raise RunError(
+            f"{path} does not carry a recipe, so its model is unknown: use a "
+            "`model.safetensors` that samestep wrote."
+        )
+    try:
+        fields = untrusted_files.parse_json(metadata["recipe"])
+    except ValueError as error:
+        raise RunError(f"The recipe in {path} is not JSON: {error}.") from None
+    return Recipe.from_dict(fields, str(path))

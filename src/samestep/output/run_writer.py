@@ -1,0 +1,391 @@
+"""Writes a run while it is trained; the supervisor alone does, or one worker.
+
+A disk that is full, read-only or failing does not end a training: lines wait in memory
+until they can be written, and a person is told.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self
+
+from samestep.config.placement import Placement
+from samestep.config.recipe import Recipe
+from samestep.core.span import Span
+from samestep.errors import OutputError, RunError, SamestepError
+from samestep.output import trace
+from samestep.output.fence import FILE, TAKEN, Fence
+from samestep.output.logs import take_log
+from samestep.output.run import MODEL_FILE, RunResult
+from samestep.system import atomic_files, machine, untrusted_files
+
+
+EVENTS = {"workers": "workers started", "started": "training"}
+"""Messages whose event has another name."""
+SILENT = ("step", "epoch", "snapshot", "finished", "rank", "trace")
+LOCK_FILE = ".lock"
+RECORDS = {
+    *(
+        "recipe.toml",
+        "environment.json",
+        "metrics.jsonl",
+        "events.jsonl",
+        "result.json",
+    ),
+    *(LOCK_FILE, FILE, f"{TAKEN}1", "logs", "tensorboard"),
+}
+"""All that a start leaves which does not get to its first step."""
+PATIENCE_SECONDS = 15.0
+"""How long to wait, at the end of a training, for a disk that cannot be written."""
+
+
+@dataclass
+class Lines:
+    """A file of JSON lines, appended to by any thread."""
+
+    path: Path
+    fence: Fence
+    warn: Callable[[str], None]
+    _waiting: str = ""
+    _failing: bool = False
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def any(self) -> bool:
+        """Whether there are lines, on the disk or not yet."""
+        return bool(self._waiting) or (
+            self.path.exists() and self.path.stat().st_size > 0
+        )
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Now, or as soon as the disk allows it. Raises OutputError, see Fence."""
+        with self._lock:
+            self._waiting += json.dumps(record) + "\n"
+            self._write()
+
+    def _write(self) -> None:
+        try:
+            self.fence.check()
+            atomic_files.append(self.path, self._waiting.encode())
+        except OSError as error:
+            if not self._failing:
+                self.warn(
+                    f"{self.path} cannot be written: {error.strerror}. The training "
+                    "goes on; the lines wait in memory."
+                )
+            self._failing = True
+        else:
+            self._waiting = ""
+            if self._failing:
+                self.warn(f"{self.path} can be written again; no line was lost.")
+            self._failing = False
+
+
+@dataclass
+class RunWriter:
+    """One run directory, locked against other writers until it is left."""
+
+    path: Path
+    recipe: Recipe
+    placement: Placement
+    started: float
+    """time.monotonic() when the command began."""
+    warn: Callable[[str], None] = lambda _: None
+    """Shows a person what the disk does not allow."""
+    tell: Callable[[Mapping[str, Any]], None] = lambda _: None
+    """Gets the records of metrics.jsonl, and before and after them one more."""
+    step: int = 0
+    """Optimizer steps taken before the command began."""
+    epochs: list[dict[str, Any]] = field(default_factory=list)
+    is_new: bool = False
+    """Whether the command made the directory."""
+    restarts: int = 0
+    standstill: float = 0.0
+    """Seconds in which rank 0 saved snapshots instead of training."""
+    _traces: dict[int, list[Span]] = field(default_factory=dict)
+    _facts: dict[str, Any] = field(default_factory=dict)
+    """What simple methods reach on the test split, and how many samples were left out,
+    if that is known."""
+    _lock: int = -1
+
+    @classmethod
+    def create(cls, recipe: Recipe, placement: Placement, started: float) -> Self:
+        """A new directory. Raises RunError if it exists or cannot be made."""
+        path = _new_directory(placement.out, recipe.name)
+        return cls(path, recipe, placement, started, is_new=True)._begin()
+
+    @classmethod
+    def reopen(
+        cls,
+        path: Path,
+        recipe: Recipe,
+        placement: Placement,
+        started: float,
+        generation: tuple[int | None, str] = (None, ""),
+        patience: float = 0.0,
+    ) -> Self:
+        """To go on with a run. Raises RunError if another process writes it.
+
+        `generation` is the number and the writer for the fence. Whoever writes the run
+        now may take `patience` seconds to end.
+        """
+        writer = cls(path, recipe, placement, started)
+        return writer._begin(*generation, patience)
+
+    def _begin(
+        self, number: int | None = None, who: str = "", patience: float = 0.0
+    ) -> Self:
+        untrusted_files.check_parts(self.path)
+        self._lock = _lock(self.path, patience)
+        self.fence = _claim(self.path, number, who)
+        self._metrics, self._events = (
+            Lines(self.path / name, self.fence, lambda text: self.warn(text))
+            for name in ("metrics.jsonl", "events.jsonl")
+        )
+        return self
+
+    def __enter__(self) -> Self:
+        """Locked since `create` or `reopen`."""
+        return self
+
+    def __exit__(self, _: object, error: BaseException | None, *rest: object) -> None:
+        """Another process may write the run from now on.
+
+        A new directory goes if nothing came of it, so that the same one can be used
+        once a mistake is mended.
+        """
+        if error is not None and self._is_void(error):
+            if isinstance(error, SamestepError):
+                take_log(error)
+            shutil.rmtree(self.path, ignore_errors=True)
+        os.close(self._lock)
+
+    def _is_void(self, error: BaseException) -> bool:
+        """Whether a new run has ended in its first step or before."""
+        has_begun = getattr(error, "details", {}).get("step") or self._metrics.any()
+        found = {path.name for path in self.path.iterdir()}
+        return self.is_new and not has_begun and found <= RECORDS
+
+    def start(self, name: str, data: Mapping[str, Any], device: str = "cpu") -> None:
+        """What is known before the first step. Raises OutputError."""
+        self._write("recipe.toml", self.recipe.to_toml().encode())
+        self._facts = {k: data[k] for k in ("baselines", "skipped") if k in data}
+        environment = machine.describe() | {"device": device, "data": data}
+        text = json.dumps(environment, indent=2) + "\n"
+        self._write("environment.json", text.encode())
+        (self.path / "metrics.jsonl").touch()
+        (self.path / "result.json").unlink(missing_ok=True)
+        self.event(
+            name,
+            pid=os.getpid(),
+            workers=self.placement.workers,
+            exchange=self.placement.exchange,
+            monotonic=self.started,
+        )
+        run = str(self.path)
+        self.tell({"type": "started", **self._fields, "run": run, "step": self.step})
+
+    def rewind(
+        self, step: int, epochs: list[dict[str, Any]], metrics: str | None = None
+    ) -> None:
+        """Drops the metrics of steps that will be taken again. Raises OutputError.
+
+        `metrics` are the lines of another machine, which has the newer state.
+        """
+        self.step, self.epochs = step, epochs
+        own = whole_lines(self.path / "metrics.jsonl")
+        lines = own if metrics is None else metrics.splitlines(keepends=True)
+        kept = [line for line in lines if _is_kept(line, step, epochs)]
+        self._write("metrics.jsonl", "".join(kept).encode())
+        self._write(
+            "events.jsonl", "".join(whole_lines(self.path / "events.jsonl")).encode()
+        )
+
+    @property
+    def logs(self) -> Path:
+        """The directory of the workers' logs."""
+        return self.path / "logs"
+
+    def event(self, name: str, **fields: Any) -> None:
+        """One line in events.jsonl, with seconds since the command began."""
+        seconds = time.monotonic() - self.started
+        self._events.append({"seconds": seconds, "event": name, **fields})
+
+    def receive(self, message: Mapping[str, Any]) -> None:
+        """A message of a worker or of the recovery."""
+        kind = message["type"]
+        record = {key: value for key, value in message.items() if key != "rank"}
+        if kind in ("step", "epoch"):
+            line = record | {"at": time.monotonic() - self.started}
+            self._metrics.append(line)
+            self.tell(line)
+        del record["type"]
+        if kind == "epoch":
+            self.epochs.append(record)
+            self.event("epoch", epoch=record["epoch"], sha256=record["weights_sha256"])
+        elif kind == "restart":
+            self.restarts += 1
+        elif kind == "snapshot":
+            self.standstill += record["seconds"]
+        elif kind == "workers":
+            self._traces = {}
+        elif kind == "trace":
+            self._trace(message["rank"], [Span(*span) for span in record["spans"]])
+        if kind == "fault":
+            record["rank"] = message["rank"]
+        if kind not in SILENT:
+            record.pop("layout", None)
+            self.event(EVENTS.get(kind, kind), **record)
+
+    def _trace(self, rank: int, spans: list[Span]) -> None:
+        """Each worker's part is written as it comes: some may never come."""
+        self._traces[rank] = spans
+        try:
+            self._write(trace.FILE, json.dumps(trace.chrome(self._traces)).encode())
+        except OutputError as error:
+            self.warn(str(error))
+
+    def write_model(self, content: bytes) -> None:
+        """The final weights, as soon as the disk allows it. Raises OutputError."""
+        end = time.monotonic() + PATIENCE_SECONDS
+        warned = False
+        while True:
+            try:
+                self._write(MODEL_FILE, content)
+            except OutputError as error:
+                if time.monotonic() > end:
+                    raise
+                if not warned:
+                    self.warn(
+                        f"{error} It will keep trying for {PATIENCE_SECONDS:.0f} s."
+                    )
+                warned = True
+                time.sleep(0.2)
+            else:
+                return
+
+    def close(self, status: str, **fields: Any) -> RunResult:
+        """Writes result.json, atomically and last. Raises OutputError."""
+        self.event(status)
+        result = {
+            **self._fields,
+            "status": status,
+            **fields,
+            "train_seconds": sum(epoch["seconds"] for epoch in self.epochs),
+            "wall_seconds": time.monotonic() - self.started,
+            "restarts": self.restarts,
+            "snapshot_seconds": self.standstill,
+            "noise_scale": self.epochs[-1].get("noise_scale") if self.epochs else None,
+            **self._facts,
+            "epochs": self.epochs,
+        }
+        self._write("result.json", (json.dumps(result, indent=2) + "\n").encode())
+        self.tell({"type": status, **result})
+        return RunResult(self.path, result)
+
+    @property
+    def _fields(self) -> dict[str, Any]:
+        placement = self.placement.model_dump(mode="json")
+        return {"recipe": self.recipe.to_dict(), "placement": placement}
+
+    def _write(self, name: str, content: bytes) -> None:
+        try:
+            self.fence.check()
+            atomic_files.write(self.path / name, content)
+        except OSError as error:
+            raise OutputError(
+                f"{self.path / name} cannot be written: {error.strerror}."
+            ) from None
+
+
+def whole_lines(path: Path) -> list[str]:
+    """Of a text file, without a last line that a kill has cut. Raises RunError."""
+    try:
+        lines = untrusted_files.read_text(path, "replace").splitlines(True)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error.strerror}.") from None
+    return [line for line in lines if line.endswith("\n")]
+
+
+def _is_kept(line: str, step: int, epochs: list[dict[str, Any]]) -> bool:
+    try:
+        record = untrusted_files.parse_json(line)
+        if record["type"] == "epoch":
+            return bool(record["epoch"] <= len(epochs))
+        return bool(record["step"] <= step)
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+def _lock(path: Path, patience: float) -> int:
+    """Held until this process ends, however it ends. Raises RunError, OutputError."""
+    try:
+        fd = untrusted_files.open_to_append(path / LOCK_FILE, path)
+    except OSError as error:
+        raise _unwritable(path / LOCK_FILE, error) from None
+    end = time.monotonic() + patience
+    while not _is_locked(fd):
+        if time.monotonic() < end:
+            time.sleep(0.05)
+            continue
+        os.close(fd)
+        raise RunError(
+            f"Only one process may write a run, and another one is training {path}. "
+            "Wait for its end, or end it."
+        ) from None
+    return fd
+
+
+def _is_locked(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _claim(path: Path, number: int | None, who: str) -> Fence:
+    """Raises OutputError."""
+    try:
+        (path / "logs").mkdir(exist_ok=True)
+        return Fence.claim(path, number, who)
+    except OSError as error:
+        raise _unwritable(path, error) from None
+
+
+def _unwritable(path: Path, error: OSError) -> OutputError:
+    return OutputError(f"{path} cannot be written: {error.strerror}. Mend this first.")
+
+
+def _new_directory(chosen: Path | None, name: str) -> Path:
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    default = Path("runs") / f"{name}-{stamp}"
+    candidates = [chosen] if chosen else [default, *_numbered(default)]
+    for path in candidates:
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise RunError(
+                f"The run directory {path} cannot be made: {error.strerror}. "
+                "Choose another with `--out`."
+            ) from None
+        return path
+    raise RunError(
+        f"A run never overwrites anything, and {candidates[0]} exists. "
+        "Choose another directory with `--out`, or remove this one."
+    )
+
+
+def _numbered(path: Path) -> list[Path]:
+    """For runs of one recipe that start in the same second."""
+    return [path.with_name(f"{path.name}-{number}") for number in range(2, 100)]

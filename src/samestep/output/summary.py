@@ -1,0 +1,62 @@
+"""What the command line says of a finished run."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from samestep.output.console import scores
+from samestep.output.run import RunResult
+
+
+def summary(run: RunResult) -> str:
+    """Scores, times, what balancing gained, the fingerprint and the directory."""
+    result, last = run.result, run.history[-1]
+    lines = [
+        f"{split:<12}{scores(record, f'{split}_', '  ')}"
+        for split, record in (("test", result), ("validation", last), ("train", last))
+        if f"{split}_loss" in record
+    ]
+    lines[1:1] = _text_line(run)
+    if "best_epoch" in result:
+        lines.append(
+            f"stopping    after epoch {last['epoch']}; epoch {result['best_epoch']} "
+            "was the best"
+        )
+    lines += _balance_lines(result.get("balance") or {})
+    lines += [
+        f"time        {result['train_seconds']:.2f} s training, "
+        f"{result['wall_seconds']:.2f} s in all",
+        f"weights     sha256 {run.weights_sha256}",
+        f"run         {run.path}",
+    ]
+    return "\n".join(lines)
+
+
+def _text_line(run: RunResult) -> list[str]:
+    """How a model of text compares with simple methods."""
+    baselines = run.result.get("baselines")
+    if baselines is None:
+        return []
+    bits = run.result["test_loss"] / math.log(2)
+    others = ", ".join(f"{name} {value:.3f}" for name, value in baselines.items())
+    return [f"test        {bits:.3f} bits per character ({others})"]
+
+
+def _balance_lines(found: Mapping[str, Any]) -> list[str]:
+    """What balancing gained, if it was worth a word."""
+    lines = []
+    for rank, lag in found.get("lag", {}).items():
+        if lag["seconds"] >= 1:
+            lines.append(
+                f"balance     worker {rank} ran at {lag['speed']:.2f} of the fastest's "
+                f"speed for {lag['seconds']:.0f} s"
+            )
+    if lines and found["saved"] > 0.01:
+        lines.append(f"            balancing saved {found['saved']:.0%} of the time")
+    if lines and "enough_micro_batches" in found:
+        lines.append(
+            "            too few micro-batches for this: "
+            f"{found['efficiency']:.0%} of the possible speed; "
+            f"{found['enough_micro_batches']} would do (and give another result)"
+        )
+    return lines

@@ -1,0 +1,138 @@
+"""Hands every record of a run to trackers, which can neither slow it down nor end it.
+
+A tracker is a callable. It receives the records of metrics.jsonl one at a time, before
+them `{"type": "started", "recipe", "placement", "run", "step"}`, and after them the
+content of result.json as `{"type": "finished"|"failed"|"interrupted", ...}`.
+"""
+
+import copy
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from queue import SimpleQueue
+from types import TracebackType
+from typing import Any, Self
+
+from samestep.user_code import imports
+
+
+Record = dict[str, Any]
+Tracker = Callable[[Record], object]
+
+FINISH_SECONDS = 30.0
+"""How long trackers may take for what still waits when the training has ended."""
+HURRY_SECONDS = 5.0
+"""The same after a signal, when somebody is waiting or about to kill."""
+MOST_WAITING = 10_000
+"""Records of about 2 kB each: more would be a memory leak, not a queue."""
+
+
+class Tracking:
+    """The trackers of one run. Leaving it waits for them, within a deadline."""
+
+    def __init__(
+        self, trackers: Iterable[Tracker], warn: Callable[[str], None]
+    ) -> None:
+        """`warn` shows a person one sentence; it is called from several threads."""
+        self._followers = [Follower(tracker, warn) for tracker in trackers]
+        self._expects_end = False
+
+    def __enter__(self) -> Self:
+        for follower in self._followers:
+            follower.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Every tracker that was told of the start is told of an end."""
+        if self._expects_end:
+            self.tell({"type": "failed", "error": str(error)})
+        is_calm = error is None or isinstance(error, Exception)
+        seconds = FINISH_SECONDS if is_calm else HURRY_SECONDS
+        for follower in self._followers:
+            follower.ask_to_finish()
+        end = time.monotonic() + seconds
+        for follower in self._followers:
+            follower.await_finish(end, seconds)
+
+    def tell(self, record: Mapping[str, Any]) -> None:
+        """Returns at once; what trackers do to their copy nobody else sees."""
+        self._expects_end = record["type"] in ("started", "step", "epoch")
+        for follower in self._followers:
+            follower.tell(record)
+
+
+class Follower:
+    """One tracker in a thread of its own, so that none waits for another's network."""
+
+    def __init__(self, tracker: Tracker, warn: Callable[[str], None]) -> None:
+        """Nothing is called before `start`."""
+        self._tracker, self._warn = tracker, warn
+        self._name = _name(tracker)
+        self._is_on = True
+        # Without a bound, since a full queue would have to drop records or block the
+        # only reader of the workers' messages; `tell` gives up on the tracker instead.
+        self._waiting: SimpleQueue[Record | None] = SimpleQueue()
+        # A daemon: a tracker that hangs must not keep the process alive.
+        self._thread = threading.Thread(
+            target=self._work, name=f"tracker {self._name}", daemon=True
+        )
+
+    def start(self) -> None:
+        """Begins to call the tracker."""
+        self._thread.start()
+
+    def tell(self, record: Mapping[str, Any]) -> None:
+        """One more record, unless the tracker is switched off."""
+        if self._is_on and self._waiting.qsize() >= MOST_WAITING:
+            self._switch_off(f"is {MOST_WAITING:,} records behind")
+        if self._is_on:
+            self._waiting.put(copy.deepcopy(dict(record)))
+
+    def ask_to_finish(self) -> None:
+        """No record follows."""
+        self._waiting.put(None)
+
+    def await_finish(self, end: float, seconds: float) -> None:
+        """Until `end` by time.monotonic(), `seconds` after it was asked to."""
+        self._thread.join(max(0.0, end - time.monotonic()))
+        if self._thread.is_alive():
+            left = self._waiting.qsize()  # with the None, without the one at work
+            self._switch_off(
+                f"has not taken its last {left} record{'s' * (left != 1)} within "
+                f"{seconds:g} s"
+            )
+
+    def _work(self) -> None:
+        while (record := self._waiting.get()) is not None and self._is_on:
+            try:
+                self._tracker(record)
+            except BaseException as error:  # SystemExit, too, is none of our business
+                self._switch_off(f"failed: {imports.explain(error)}")
+
+    def _switch_off(self, why: str) -> None:
+        """Says why, once: by then nobody may be there any more to be told."""
+        if self._is_on:
+            self._is_on = False
+            self._warn(
+                f"The tracker `{self._name}` {why}. It is switched off; the training "
+                "and its files are not affected."
+            )
+
+
+def load(name: str) -> Tracker:
+    """The callable that `module:function` names; importing it runs the module's code.
+
+    The module may be in the current directory, which is on the path for this import
+    only. Raises UsageError.
+    """
+    return imports.load(name, "tracker")
+
+
+def _name(tracker: Tracker) -> str:
+    named = tracker if hasattr(tracker, "__qualname__") else type(tracker)
+    return f"{named.__module__}:{named.__qualname__}"

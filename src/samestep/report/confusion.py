@@ -1,0 +1,154 @@
+"""What a classifier got wrong: the confusion matrix and the worst test images."""
+
+import io
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
+from PIL import Image
+from pydantic import ValidationError
+
+from samestep.config.data import MnistData
+from samestep.data.sources import mnist
+from samestep.document import plot_style
+from samestep.document.blocks import Picture, Plot, Table
+from samestep.document.formatting import MISSING, count, number, percent
+from samestep.errors import SamestepError
+from samestep.output.schema import Result, Worst
+
+
+MOST_CLASSES = 20
+"""More cells than this cannot be read in a figure."""
+SCALE = 4
+"""Pixels in the report for each pixel of an image, in each direction."""
+
+
+def is_matrix(confusion: Sequence[Sequence[int]]) -> bool:
+    """As many columns as rows, and not empty?"""
+    return bool(confusion) and all(len(row) == len(confusion) for row in confusion)
+
+
+def confusion_plot(confusion: Sequence[Sequence[int]]) -> Plot | None:
+    """Counts; the darker a cell, the larger its share of the row."""
+    classes = len(confusion)
+    if not is_matrix(confusion) or classes > MOST_CLASSES:
+        return None
+    figure, axes = plot_style.figure(max(4.0, 0.42 * classes), max(3.6, 0.4 * classes))
+    for row, counts in enumerate(confusion):
+        samples = sum(counts) or 1
+        for column, amount in enumerate(counts):
+            _cell(axes, row, column, amount, amount / samples)
+    axes.set(xlim=(-0.5, classes - 0.5), ylim=(classes - 0.5, -0.5), aspect="equal")
+    axes.set_xticks(range(classes))
+    axes.set_yticks(range(classes))
+    axes.tick_params(length=0)
+    axes.grid(visible=False)
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class")
+    right = sum(confusion[at][at] for at in range(classes))
+    samples = sum(map(sum, confusion))
+    return Plot(
+        "confusion",
+        "Confusion matrix",
+        f"{count(right)} of {count(samples)} test samples are classified correctly; "
+        "the table of classes has the numbers.",
+        figure,
+        "Test samples. On the diagonal: right. Off it: wrong, in red.",
+    )
+
+
+def class_table(confusion: Sequence[Sequence[int]]) -> Table:
+    """Recall and precision of each class, and what it is mistaken for most."""
+    rows = []
+    for at, counts in enumerate(confusion):
+        right, samples = counts[at], sum(counts)
+        claimed = sum(row[at] for row in confusion)
+        wrong = max(
+            (other for other in range(len(counts)) if other != at),
+            key=lambda other: counts[other],
+            default=at,
+        )
+        mistaken = f"{wrong} ({count(counts[wrong])})" if samples > right else MISSING
+        rows.append(
+            (
+                str(at),
+                count(samples),
+                count(right),
+                percent(right / samples if samples else None, 2),
+                percent(right / claimed if claimed else None, 2),
+                mistaken,
+            )
+        )
+    columns = (
+        "class",
+        "samples",
+        "right",
+        "recall",
+        "precision",
+        "most often taken for",
+    )
+    return Table("Test samples by true class", columns, rows)
+
+
+def worst_pictures(result: Result) -> list[Picture]:
+    """Images of the test samples with the highest losses; none if there are none."""
+    if not result.test_worst:
+        return []
+    try:
+        recipe = MnistData.model_validate(result.recipe.get("data"))
+        images = mnist.load(recipe)["test"].images
+    except (ValidationError, SamestepError):
+        return []
+    side = int(mnist.NUM_PIXELS**0.5)
+    return [
+        Picture(
+            _png(images[worst.index].tobytes(), side),
+            f"{worst.target} taken for {worst.predicted}",
+            f"loss {number(worst.loss, '.2f')}, test image {worst.index:,}",
+        )
+        for worst in result.test_worst
+        if 0 <= worst.index < len(images)
+    ]
+
+
+def worst_table(worst: Sequence[Worst]) -> Table:
+    """The same samples, in words."""
+    rows = [
+        (str(w.index), str(w.target), str(w.predicted), number(w.loss, ".4f"))
+        for w in worst
+    ]
+    return Table(
+        "Test samples with the highest loss",
+        ("index in the test split", "true class", "predicted class", "loss"),
+        rows,
+    )
+
+
+def _cell(axes: Axes, row: int, column: int, amount: int, share: float) -> None:
+    if not amount:
+        return
+    colour = plot_style.SERIES[0] if row == column else plot_style.PHASES["wait"]
+    # A hundredth of a row is still seen: the errors are what one looks for.
+    strength = 0.85 * share if row == column else min(0.85, 0.12 + 6 * share)
+    axes.add_patch(
+        Rectangle((column - 0.48, row - 0.48), 0.96, 0.96, color=colour, alpha=strength)
+    )
+    axes.text(
+        column,
+        row,
+        f"{amount:,}",
+        ha="center",
+        va="center",
+        fontsize=8,
+        color=plot_style.CARD if strength > 0.55 else plot_style.INK,
+    )
+
+
+def _png(pixels: bytes, side: int) -> bytes:
+    """Dark on light, as on paper."""
+    image = Image.frombytes("L", (side, side), pixels).point(lambda grey: 255 - grey)
+    file = io.BytesIO()
+    image.resize((side * SCALE, side * SCALE), Image.Resampling.NEAREST).save(
+        file, "PNG", optimize=True
+    )
+    return file.getvalue()

@@ -1,0 +1,213 @@
+"""Reads run directories and scalings: whole, going on, failed or damaged ones."""
+
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from samestep.document.formatting import plural
+from samestep.errors import RunError
+from samestep.output.schema import Epoch, Event, Record, Result, Scaling, Step
+from samestep.system.untrusted_files import (
+    check_depth,
+    check_parts,
+    parse_json,
+    read_text,
+)
+
+
+SCALING_FILE = "scaling.json"
+Json = dict[str, Any]
+R = TypeVar("R", bound=Record)
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """The content of a run directory."""
+
+    path: Path
+    result: Result
+    """Of a run without result.json: what its other files tell of it."""
+    steps: list[Step]
+    events: list[Event]
+    environment: Json
+    notices: list[str]
+    """What a reader must know first."""
+
+
+@dataclass(frozen=True)
+class ScalingFile:
+    """The content of a scaling.json, in its directory `path`."""
+
+    path: Path
+    scaling: Scaling
+
+
+def is_scaling(path: Path) -> bool:
+    """Is it a scaling.json, or a directory with one?"""
+    return path.is_file() or (path / SCALING_FILE).is_file()
+
+
+def read_scaling(path: Path) -> ScalingFile:
+    """A scaling.json or its directory. Raises RunError."""
+    file = path if path.is_file() else path / SCALING_FILE
+    if file != path:
+        check_parts(path)
+    remedy = "Give a scaling.json that `samestep scale` wrote, or measure again."
+    return ScalingFile(file.parent, _parse(Scaling, _load(file, remedy), file, remedy))
+
+
+def read_run(path: Path) -> RunFiles:
+    """Raises RunError where nothing was recorded that could be shown."""
+    _check_directory(path)
+    check_parts(path)
+    steps, epochs, damage = _read_metrics(path / "metrics.jsonl")
+    events, lost = _read_lines(path / "events.jsonl", Event.model_validate)
+    damage += _damage("events.jsonl", lost)
+    environment = _read_environment(path / "environment.json")
+    file = path / "result.json"
+    if file.exists():
+        remedy = f"`samestep resume {path}` writes it again from a checkpoint."
+        result = _parse(Result, _load(file, remedy), file, remedy)
+        return RunFiles(
+            path, result, steps, events, environment, _verdict(result) + damage
+        )
+    if not steps:
+        raise RunError(
+            f"{path} has no result.json and no step in metrics.jsonl: the training has "
+            "just begun, or was killed before its first step. Report on it later, or "
+            f"go on with `samestep resume {path}`."
+        )
+    result = Result(
+        recipe=_read_recipe(path / "recipe.toml"),
+        placement=_placement(events),
+        status="unfinished",
+        epochs=epochs,
+        restarts=sum(event.event == "restart" for event in events),
+    )
+    notice = (
+        "This training has not ended: it is still going on, or was killed. Shown is "
+        f"what it recorded up to step {steps[-1].step:,}. If it is not running any "
+        f"more, `samestep resume {path}` goes on with it."
+    )
+    return RunFiles(path, result, steps, events, environment, [notice, *damage])
+
+
+def _check_directory(path: Path) -> None:
+    if not path.is_dir():
+        raise RunError(
+            f"There is no run directory {path}. Give a directory that `samestep train` "
+            "or `samestep scale` wrote."
+        )
+    if not any(
+        (path / name).is_file()
+        for name in ("result.json", "metrics.jsonl", "recipe.toml")
+    ):
+        raise RunError(
+            f"{path} is neither a run nor a scaling: it has no result.json, no "
+            "metrics.jsonl and no scaling.json. Give a directory that `samestep train` "
+            "or `samestep scale` wrote."
+        )
+
+
+def _verdict(result: Result) -> list[str]:
+    if result.status == "finished":
+        return []
+    done = f"after {plural(len(result.epochs), 'whole epoch')}"
+    if result.status == "failed":
+        reason = result.error or "no reason was recorded"
+        return [f"This training failed {done}: {reason}"]
+    return [f"This training ended early ({result.status}) {done}."]
+
+
+def _read_metrics(path: Path) -> tuple[list[Step], list[Epoch], list[str]]:
+    records, lost = _read_lines(path, _metric)
+    steps = [record for record in records if isinstance(record, Step)]
+    epochs = [record for record in records if isinstance(record, Epoch)]
+    return steps, epochs, _damage("metrics.jsonl", lost)
+
+
+def _metric(line: Json) -> Step | Epoch:
+    kinds: dict[str, type[Step] | type[Epoch]] = {"step": Step, "epoch": Epoch}
+    return kinds[line["type"]].model_validate(line)
+
+
+def _damage(name: str, lost: int) -> list[str]:
+    if not lost:
+        return []
+    lines = plural(lost, "line")
+    return [f"{lines} of {name} cannot be read and are left out of this report."]
+
+
+T = TypeVar("T")
+
+
+def _read_lines(path: Path, parse: Callable[[Json], T]) -> tuple[list[T], int]:
+    """The records, and how many lines are damaged.
+
+    The last line may be cut: a run that is going on is being written.
+    """
+    records: list[T] = []
+    lost = 0
+    for line in _text(path).splitlines(keepends=True):
+        try:
+            records.append(parse(parse_json(line)))
+        except (ValueError, KeyError, TypeError):
+            lost += line.endswith("\n")
+    return records, lost
+
+
+def _text(path: Path) -> str:
+    try:
+        return read_text(path, "replace")
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        raise RunError(
+            f"{path} cannot be read: {error.strerror}. Make it readable."
+        ) from None
+
+
+def _load(file: Path, remedy: str) -> Any:
+    text = _text(file)
+    try:
+        return parse_json(text)
+    except ValueError as error:
+        raise RunError(f"{file} is not valid JSON: {error}. {remedy}") from None
+
+
+def _parse(kind: type[R], content: Any, file: Path, remedy: str) -> R:
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "its content"
+        message = first["msg"][0].lower() + first["msg"][1:]
+        raise RunError(f"{file} is damaged: {where}: {message}. {remedy}") from None
+
+
+def _read_environment(path: Path) -> Json:
+    """Empty where it is missing or damaged: the rest is worth showing."""
+    try:
+        found = parse_json(_text(path))
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _read_recipe(path: Path) -> Json:
+    try:
+        found = tomllib.loads(_text(path))
+        check_depth(found)
+    except (ValueError, RecursionError):
+        return {}
+    return found
+
+
+def _placement(events: list[Event]) -> Json:
+    starts = [event for event in events if event.event in ("started", "resumed")]
+    names = ("workers", "exchange")
+    return {name: starts[-1].get(name) for name in names} if starts else {}

@@ -1,0 +1,125 @@
+"""What was measured, in numbers with intervals: medians over rounds.
+
+Speed-ups are ratios within a round, so that a drift of the machine's speed cancels. An
+interval is the 2.5th to 97.5th percentile of a bootstrap over rounds.
+"""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from samestep.scaling.grid import Point
+from samestep.scaling.study import Measurement
+
+
+Runs = Mapping[Point, Sequence[Measurement]]
+
+RESAMPLES = 2_000
+INTERVAL = (2.5, 97.5)
+
+
+def interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """The median and its bootstrap interval. Raises ValueError if there are none."""
+    if not values:
+        raise ValueError("no values")
+    array = np.asarray(values)
+    drawn = np.random.default_rng(0).integers(len(array), size=(RESAMPLES, len(array)))
+    low, high = np.percentile(np.median(array[drawn], axis=1), INTERVAL)
+    return float(np.median(array)), float(low), float(high)
+
+
+def base_of(point: Point) -> Point | None:
+    """The 1-worker point that a speed-up is relative to."""
+    if point.kind == "calibration":
+        return None
+    if point.kind == "weak":
+        n = point.workers
+        return Point("weak", 1, point.global_batch // n, point.micro_batches // n)
+    return Point("strong", 1, point.global_batch, point.micro_batches)
+
+
+def limit_of(point: Point) -> Point | None:
+    """The independent trainings that a point is held against."""
+    base = base_of(point)
+    if base is None or point.workers == 1:
+        return None
+    return Point("limit", point.workers, base.global_batch, base.micro_batches)
+
+
+def ratios(runs: Runs, point: Point | None, base: Point | None) -> list[float]:
+    """Samples per second of `point` by those of `base`, in each round that has both."""
+    if point is None or base is None:
+        return []
+    of_base = {run.round: run.samples_per_second for run in runs.get(base, ())}
+    return [
+        run.samples_per_second / of_base[run.round]
+        for run in runs.get(point, ())
+        if run.round in of_base
+    ]
+
+
+def phases(runs: Sequence[Measurement]) -> dict[str, float]:
+    """Seconds per step by phase, mean over ranks and rounds."""
+    names = runs[0].workers[0]
+    return {
+        name: statistics.fmean(
+            statistics.fmean(worker[name] for worker in run.workers) / run.steps
+            for run in runs
+        )
+        for name in names
+    }
+
+
+def summarise(runs: Runs, exchange: str) -> list[dict[str, Any]]:
+    """The fields of each point in scaling.json, but for calibration points."""
+    return [
+        {**point._asdict(), "exchange": exchange, **_point(runs, point)}
+        for point in runs
+        if point.kind != "calibration" and runs[point]
+    ]
+
+
+def _point(runs: Runs, point: Point) -> dict[str, Any]:
+    own = runs[point]
+    rate, low, high = interval([run.samples_per_second for run in own])
+    fields: dict[str, Any] = {
+        "runs": [run.model_dump() for run in own],
+        "samples_per_second": rate,
+        "low": low,
+        "high": high,
+        "step_seconds": statistics.median(run.seconds / run.steps for run in own),
+        "seconds_by_phase": phases(own),
+    }
+    return fields | _speedups(runs, point)
+
+
+def _speedups(runs: Runs, point: Point) -> dict[str, float | None]:
+    speedup = low = high = limit = None
+    if found := ratios(runs, point, base_of(point)):
+        speedup, low, high = interval(found)
+    if found := _limit_ratios(runs, point):
+        limit = statistics.median(found)
+    return {
+        "speedup": speedup,
+        "speedup_low": low,
+        "speedup_high": high,
+        "efficiency": speedup / point.workers if speedup else None,
+        "limit_speedup": limit,
+        "efficiency_of_limit": speedup / limit if speedup and limit else None,
+    }
+
+
+def _limit_ratios(runs: Runs, point: Point) -> list[float]:
+    if point.workers == 1 and point.kind != "calibration":
+        return [1.0]
+    limit = limit_of(point)
+    base = base_of(limit) if limit else None
+    return ratios(runs, limit, base)
+
+
+def draws(rounds: Sequence[int], count: int, seed: int = 0) -> list[list[int]]:
+    """`count` resamples of the rounds, with replacement: one for all points at once."""
+    generator = np.random.default_rng(seed)
+    return [generator.choice(rounds, len(rounds)).tolist() for _ in range(count)]

@@ -1,0 +1,48 @@
+"""`samestep scale` as a function: measurements, analysis, files."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from samestep.config.recipe import Recipe
+from samestep.data.sources import prepare
+from samestep.report import offer
+from samestep.scaling.analysis import analyse
+from samestep.scaling.grid import Settings, grid
+from samestep.scaling.measure import Watcher, measure
+from samestep.scaling.study import open_study, to_csv, write
+from samestep.supervisor.forkserver_client import ForkServer
+from samestep.system import machine
+from samestep.system.signals import stop_on_signals
+from samestep.system.terminal import echo
+
+
+def scale(
+    recipe: Recipe,
+    settings: Settings,
+    server: ForkServer,
+    watcher: Watcher,
+    out: Path | None = None,
+) -> tuple[Path, dict[str, Any]]:
+    """Measures, analyses and writes; returns the directory and what scaling.json adds.
+
+    Goes on in `out` if it holds an unfinished measurement with these settings. Raises
+    UsageError before anything is started, TrainingError after, and Interrupted after a
+    signal.
+    """
+    prepare.prepare(recipe.data)
+    environment = machine.describe() | {"data": prepare.describe(recipe.data)}
+    path = out or _default_path(recipe)
+    points = grid(settings, recipe.micro_batches)
+    with open_study(path, recipe, environment, settings, points) as study:
+        with stop_on_signals() as stop:
+            measure(study, server, stop, watcher)
+        found = analyse(study, machine.usable_cores()[0])
+        write(path / "scaling.csv", to_csv(found["points"]))
+        study.save(found)
+    offer(path, lambda text: echo(text, err=True), png=True)
+    return path, found
+
+
+def _default_path(recipe: Recipe) -> Path:
+    return Path("runs") / f"scale-{recipe.name}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"

@@ -1,0 +1,349 @@
+"""A training on disk: `checkpoints/step-<n>/` with three files.
+
+    model.safetensors       parameters and buffers by name; the recipe as metadata
+    optimizer.safetensors   the optimizer's states, `<state>/<parameter>`, and likewise
+                            an average of the weights and those of the best epoch
+    manifest.json           position, metrics so far, layout, conditions, the size and
+                            SHA-256 of the other two, and a digest of all this
+
+A checkpoint is written under a temporary name, flushed, and renamed, so one that has
+its name is whole unless something damaged it later. Nothing in it is ever executed:
+JSON is checked against a schema, tensors against the manifest. No torch is needed.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+import numpy as np
+import safetensors.numpy
+from pydantic import BaseModel, ConfigDict, Field
+from safetensors import SafetensorError
+
+from samestep.config.recipe import Recipe
+from samestep.errors import CheckpointError
+from samestep.state.layout import AVERAGE, BEST, Floats, Layout
+from samestep.state.snapshot import State
+from samestep.system import atomic_files, untrusted_files
+
+
+MODEL: Final = "model.safetensors"
+OPTIMIZER: Final = "optimizer.safetensors"
+MANIFEST: Final = "manifest.json"
+MOST_MANIFEST_BYTES = 64 << 20
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Count = Annotated[int, Field(ge=0)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class FileEntry(_Section):
+    """What a file must be."""
+
+    bytes: Count
+    sha256: Sha256
+
+
+class SumsEntry(_Section):
+    """`metrics.Sums`."""
+
+    loss: float
+    metrics: list[float]
+    targets: Count
+
+
+class NoiseEntry(_Section):
+    """`noise.Noise`."""
+
+    signal: float
+    variance: float
+
+
+class StoppingEntry(_Section):
+    """`stopping.Stopping`."""
+
+    best: float | None = None
+    best_epoch: Count
+    waited: Count
+    counts: list[int]
+
+
+class ProgressEntry(_Section):
+    """`progress.Progress`."""
+
+    step: Count
+    epoch: SumsEntry
+    logged: SumsEntry
+    noise: NoiseEntry
+    seconds: float
+    phases: list[float]
+    counts: list[int]
+    stopping: StoppingEntry | None = None
+
+
+class Manifest(_Section):
+    """The content of manifest.json."""
+
+    format: Literal[2] = 2
+    epoch: Count
+    """Complete epochs."""
+    progress: ProgressEntry
+    epochs: list[dict[str, Any]]
+    """The records of the complete epochs, as in result.json."""
+    recipe: dict[str, Any]
+    recipe_digest: Sha256
+    build: dict[str, str]
+    """`torch` and `instruction_set`: what decides bits besides the recipe."""
+    layout: Layout
+    files: dict[Literal["model.safetensors", "optimizer.safetensors"], FileEntry]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A state and everything needed to go on from it."""
+
+    manifest: Manifest
+    state: State
+
+
+def directory_of(run: Path) -> Path:
+    """Where the checkpoints of a run are."""
+    return run / "checkpoints"
+
+
+def steps(directory: Path) -> list[int]:
+    """The checkpoints that have their names, oldest first."""
+    names = [path.name for path in directory.glob("step-*")]
+    return sorted(int(n[5:]) for n in names if n[5:].isdecimal() and n[5:].isascii())
+
+
+def path_of(directory: Path, step: int) -> Path:
+    """`step-<n>`."""
+    return directory / f"step-{step}"
+
+
+def model_bytes(state: State, layout: Layout, recipe: Recipe) -> bytes:
+    """A file for `samestep evaluate`: safetensors with the recipe as metadata."""
+    tensors: dict[str, Any] = dict(layout.parameter_views(state.parameters))
+    tensors |= layout.buffer_views(state.tail[: layout.tail])
+    counts = state.progress["counts"]
+    tensors |= {
+        name: np.array(count, np.int64)
+        for name, count in zip(layout.counters, counts, strict=True)
+    }
+    tensors |= {name: state.constants[name] for name in layout.constants}
+    tensors |= {name: tensors[first] for name, first in layout.aliases.items()}
+    # One entry only: safetensors writes several in an order that changes.
+    return safetensors.numpy.save(tensors, {"recipe": json.dumps(recipe.to_dict())})
+
+
+def result_of(state: State, layout: Layout) -> State:
+    """With the weights that a finished training gives.
+
+    Those of the best epoch, or their average, or the last ones.
+    """
+    rows = dict(zip(layout.states, state.states, strict=True))
+    if BEST in rows:
+        counts = state.progress["stopping"]["counts"]
+        return replace(
+            state,
+            parameters=rows[BEST],
+            tail=state.tail[layout.tail :],
+            progress=state.progress | {"counts": counts},
+        )
+    return replace(state, parameters=rows.get(AVERAGE, state.parameters))
+
+
+def write(
+    directory: Path,
+    state: State,
+    layout: Layout,
+    recipe: Recipe,
+    build: Mapping[str, str],
+    epochs: list[dict[str, Any]],
+) -> Path:
+    """A new checkpoint, or nothing: raises OSError."""
+    contents = {
+        MODEL: model_bytes(state, layout, recipe),
+        OPTIMIZER: _optimizer_bytes(state, layout),
+    }
+    manifest = Manifest(
+        epoch=len(epochs),
+        progress=ProgressEntry.model_validate(state.progress),
+        epochs=epochs,
+        recipe=recipe.to_dict(),
+        recipe_digest=recipe.digest,
+        build=dict(build),
+        layout=layout,
+        files={name: _entry(content) for name, content in contents.items()},  # type: ignore[misc]
+    )
+    fields = manifest.model_dump(mode="json")
+    fields["digest"] = digest_of(fields)
+    text = json.dumps(fields, indent=1) + "\n"
+    final = path_of(directory, state.step)
+    temporary = directory / f".{final.name}.{os.getpid()}.tmp"
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        for name, content in {**contents, MANIFEST: text.encode()}.items():
+            atomic_files.write_through(temporary / name, content)
+        atomic_files.flush_directory(temporary)
+        outdated = directory / f".{final.name}.{os.getpid()}.old.tmp"
+        if final.exists():  # damaged, or from before other bits were accepted
+            final.rename(outdated)
+        temporary.rename(final)
+        atomic_files.flush_directory(directory)
+        shutil.rmtree(outdated, ignore_errors=True)
+    except OSError:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return final
+
+
+def load(path: Path) -> Checkpoint:
+    """Everything is checked before use. Raises CheckpointError, OSError."""
+    manifest = read_manifest(path)
+    layout = manifest.layout
+    try:
+        model, optimizer = (
+            _tensors(path / name, manifest.files[name]) for name in (MODEL, OPTIMIZER)
+        )
+    except KeyError as error:
+        raise _damaged(path, f"its manifest does not list {error}") from None
+    _check_size(path, layout, len(optimizer), manifest.files[MODEL].bytes)
+    size, states = layout.size, len(layout.states)
+    state = State(
+        manifest.progress.model_dump(exclude_none=True),
+        np.zeros(size, layout.dtype),
+        np.zeros((states, size), layout.dtype),
+        np.zeros(layout.kept_tail, layout.dtype),
+    )
+    wanted: dict[str, Floats] = dict(layout.parameter_views(state.parameters))
+    wanted |= layout.buffer_views(state.tail[: layout.tail])
+    state.constants = {n: model.pop(n) for n in layout.constants if n in model}
+    for name in layout.aliases:
+        model.pop(name, None)
+    _fill(wanted, model, set(layout.counters), path / MODEL)
+    _fill(_state_views(state, layout), optimizer, set(), path / OPTIMIZER)
+    counts = [int(model[name]) for name in layout.counters]
+    if counts != manifest.progress.counts:
+        raise _damaged(path, "its integer buffers are not those of its manifest")
+    return Checkpoint(manifest, state)
+
+
+def _check_size(path: Path, layout: Layout, entries: int, model_bytes: int) -> None:
+    """Before memory is taken for what a manifest claims. Raises CheckpointError."""
+    expected = len(layout.states) * len(layout.parameters)
+    expected += len(layout.buffers) if BEST in layout.states else 0
+    elements = sum(entry.numel for entry in (*layout.parameters, *layout.buffers))
+    if entries != expected or 4 * elements > model_bytes:
+        raise _damaged(path, "its tensors are not those of the layout")
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Raises CheckpointError, OSError."""
+    file = path / MANIFEST
+    if file.is_symlink() or path.is_symlink():
+        raise _damaged(path, "it is a symbolic link")
+    try:
+        fields = untrusted_files.parse_json(
+            untrusted_files.read_bytes(file, MOST_MANIFEST_BYTES)
+        )
+    except ValueError as error:
+        raise _damaged(path, f"{MANIFEST} is not JSON: {error}") from None
+    if not isinstance(fields, dict) or fields.pop("digest", None) != digest_of(fields):
+        raise _damaged(path, f"{MANIFEST} does not have the digest that it names")
+    try:
+        manifest = Manifest.model_validate(fields)
+        recipe = Recipe.from_dict(manifest.recipe)
+    except ValueError as error:
+        first = str(error).splitlines()[:3]
+        raise _damaged(path, f"{MANIFEST} is not valid: {' '.join(first)}") from None
+    if recipe.digest != manifest.recipe_digest:
+        raise _damaged(path, "its recipe does not have the digest that it names")
+    return manifest
+
+
+def digest_of(fields: Mapping[str, Any]) -> str:
+    """SHA-256 of the canonical JSON text of a manifest without its `digest`."""
+    text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _tensors(file: Path, entry: FileEntry) -> dict[str, Any]:
+    if file.is_symlink():
+        raise _damaged(file, "it is a symbolic link")
+    size = file.stat().st_size
+    if size != entry.bytes:
+        raise _damaged(file, f"it has {size} bytes instead of {entry.bytes}")
+    content = untrusted_files.read_bytes(file, size)
+    if hashlib.sha256(content).hexdigest() != entry.sha256:
+        raise _damaged(file, "its SHA-256 is not the one in the manifest")
+    try:
+        tensors: dict[str, Any] = safetensors.numpy.load(content)
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(file, f"it is not a safetensors file: {error}") from None
+    return tensors
+
+
+def _fill(
+    wanted: Mapping[str, Floats], found: Mapping[str, Any], others: set[str], file: Path
+) -> None:
+    if found.keys() != wanted.keys() | others:
+        raise _damaged(file, "its tensors are not those of the layout")
+    for name, view in wanted.items():
+        tensor = found[name]
+        if tensor.shape != view.shape or tensor.dtype != view.dtype:
+            raise _damaged(file, f"{name} is {tensor.dtype}{list(tensor.shape)}")
+        view[...] = tensor
+    for name in others:
+        if found[name].shape != () or found[name].dtype != np.int64:
+            raise _damaged(file, f"{name} is not one int64")
+
+
+def _optimizer_bytes(state: State, layout: Layout) -> bytes:
+    return safetensors.numpy.save(dict(_state_views(state, layout)))
+
+
+def _state_views(state: State, layout: Layout) -> dict[str, Floats]:
+    views = {
+        f"{name}/{parameter}": view
+        for name, row in zip(layout.states, state.states, strict=True)
+        for parameter, view in layout.parameter_views(row)
+    }
+    if BEST in layout.states:
+        best = layout.buffer_views(state.tail[layout.tail :])
+        views |= {f"{BEST}/{name}": view for name, view in best}
+    return views
+
+
+def _entry(content: bytes) -> FileEntry:
+    return FileEntry(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+
+
+def _damaged(path: Path, why: str) -> CheckpointError:
+    return CheckpointError(f"The checkpoint {path} cannot be used: {why}.")
+
+
+def newest_valid(directory: Path) -> Iterator[tuple[int, Checkpoint | str]]:
+    """From the newest on: the step and the checkpoint, or why it cannot be used.
+
+    Ends after the first that can be used.
+    """
+    for step in reversed(steps(directory)):
+        try:
+            checkpoint = load(path_of(directory, step))
+            if checkpoint.state.step != step:
+                raise _damaged(path_of(directory, step), "it is of another step")
+        except (CheckpointError, OSError) as error:
+            yield step, str(error)
+        else:
+            yield step, checkpoint
+            return

@@ -1,0 +1,128 @@
+"""Where each tensor of a model lies in the flat vectors; needs no torch.
+
+    vector  [ parameter | padding | parameter | padding | ... ][ buffer | buffer | ... ]
+              <-------------- `size`, a multiple of BLOCK ---->  <------ `tail` ------>
+
+The optimizer's states have the layout of the parameters. Padding is zero.
+"""
+
+import math
+from collections.abc import Iterator
+from itertools import accumulate, pairwise
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from samestep.core.ownership import pieces
+
+
+ALIGNMENT = 16
+"""Parameters start at multiples of so many elements: a cache line of float32."""
+BLOCK = 1024
+"""Slices of the vector are cut at multiples of so many elements."""
+AVERAGE, BEST = "ema", "best"
+"""States that are weights: their moving average, those of the best epoch."""
+
+Dtype = Literal["float32", "float64"]
+"""Of all that a training holds, by the name that numpy and torch have for it."""
+Floats = NDArray[np.float32] | NDArray[np.float64]
+Extent = Annotated[int, Field(ge=0, lt=2**40)]
+
+
+class Entry(BaseModel):
+    """One tensor."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    name: str
+    shape: tuple[Extent, ...] = Field(strict=False)
+
+    @property
+    def numel(self) -> int:
+        """Its number of elements."""
+        return math.prod(self.shape)
+
+
+class Layout(BaseModel):
+    """The tensors of one model and its optimizer, in order."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    parameters: tuple[Entry, ...] = Field(strict=False)
+    buffers: tuple[Entry, ...] = Field((), strict=False)
+    """Floating-point buffers, for example BatchNorm's running statistics."""
+    counters: tuple[str, ...] = Field((), strict=False)
+    """Names of integer buffers: scalars that count updates."""
+    states: tuple[str, ...] = Field((), strict=False)
+    """Names of the optimizer's state vectors, and of others of the same layout."""
+    aliases: dict[str, str] = {}
+    """Second names of tensors that are tied, and their first."""
+    whole: tuple[str, ...] = Field((), strict=False)
+    """Parameters that one worker updates, all of each."""
+    constants: tuple[str, ...] = Field((), strict=False)
+    """Frozen parameters and buffers that stay: in files, not in the vectors."""
+    constants_sha256: str = ""
+    """Their fingerprint."""
+    dtype: Dtype = "float32"
+    """Of every vector."""
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element."""
+        return np.dtype(self.dtype).itemsize
+
+    @property
+    def offsets(self) -> list[int]:
+        """Where each parameter begins, and where the last one ends."""
+        alignment = BLOCK if self.whole else ALIGNMENT
+        sizes = (_round_up(entry.numel, alignment) for entry in self.parameters)
+        return [0, *accumulate(sizes)]
+
+    @property
+    def size(self) -> int:
+        """Elements of a vector of parameters."""
+        return _round_up(self.offsets[-1], BLOCK)
+
+    @property
+    def tail(self) -> int:
+        """Elements of all buffers together."""
+        return sum(entry.numel for entry in self.buffers)
+
+    @property
+    def kept_tail(self) -> int:
+        """Elements of the buffers in a snapshot: also those of the best epoch."""
+        return self.tail * (2 if BEST in self.states else 1)
+
+    def slices(self, workers: int) -> list[tuple[int, int]]:
+        """The part of the vector that each worker updates."""
+        cuts = [BLOCK * cut for cut in pieces(self.size // BLOCK, workers)]
+        return list(pairwise(map(self._beside_wholes, cuts)))
+
+    def _beside_wholes(self, cut: int) -> int:
+        """The nearest place to cut that is not within such a parameter."""
+        ends = pairwise(self.offsets)
+        for entry, (first, end) in zip(self.parameters, ends, strict=True):
+            if entry.name in self.whole and first < cut < end:
+                return first if cut - first < end - cut else end
+        return cut
+
+    def parameter_views(self, vector: Floats) -> Iterator[tuple[str, Floats]]:
+        """[size] -> each parameter's name and its part of the vector."""
+        for entry, start in zip(self.parameters, self.offsets, strict=False):
+            yield entry.name, vector[start : start + entry.numel].reshape(entry.shape)
+
+    def buffer_views(self, tail: Floats) -> Iterator[tuple[str, Floats]]:
+        """[tail] -> each buffer's name and its part."""
+        starts = accumulate((entry.numel for entry in self.buffers), initial=0)
+        for entry, start in zip(self.buffers, starts, strict=False):
+            yield entry.name, tail[start : start + entry.numel].reshape(entry.shape)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return self.model_dump(mode="json")
+
+
+def _round_up(number: int, unit: int) -> int:
+    return -(-number // unit) * unit

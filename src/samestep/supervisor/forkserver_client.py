@@ -1,0 +1,210 @@
+"""The supervisor's side of `samestep.training.forkserver`; it does not import torch."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from samestep.errors import OutputError, WorkerFailed
+from samestep.system import untrusted_files
+from samestep.system.machine import Gpus
+from samestep.system.signals import how_it_ended
+
+
+Message = dict[str, Any]
+
+START_SECONDS = 120.0
+"""Deadline for importing torch and forking a worker."""
+END_SECONDS = 10.0
+"""Deadline for the fork server to kill and reap its workers."""
+
+
+@dataclass
+class ForkServer:
+    """The supervisor's side of `training.forkserver`; leaving it ends all workers."""
+
+    _channel: socket.socket = field(init=False)
+    _process: subprocess.Popen[bytes] = field(init=False)
+    _buffer: bytes = b""
+    _inbox: list[Message] = field(default_factory=list)
+    _has_spawned: bool = False
+    _has_ended: bool = False
+    _build: dict[str, str] = field(default_factory=dict)
+    _gpus: Gpus | None = None
+
+    def __enter__(self) -> Self:
+        self._start()
+        return self
+
+    def _start(self) -> None:
+        self._channel, theirs = socket.socketpair()
+        self._buffer, self._inbox = b"", []
+        self._has_spawned = self._has_ended = False
+        with theirs:
+            # A session of its own: Ctrl-C reaches the supervisor, which ends the rest.
+            self._process = subprocess.Popen(  # noqa: S603
+                [
+                    sys.executable,
+                    "-P",
+                    "-m",
+                    "samestep.training.forkserver",
+                    str(theirs.fileno()),
+                    str(os.getpid()),
+                ],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=sys.stderr.fileno() if _has_fileno(sys.stderr) else None,
+                # The order of a set of strings may decide bits.
+                env={**os.environ, "PYTHONHASHSEED": "0"},
+                start_new_session=True,
+            )
+
+    def __exit__(self, *_: object) -> None:
+        self._channel.close()
+        if not self._has_spawned:
+            self._process.kill()  # it may still be importing torch
+        try:
+            self._process.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def fileno(self) -> int:
+        """For a selector: readable when a worker has exited."""
+        return self._channel.fileno()
+
+    def spawn(
+        self, env: dict[str, str], log: Path, fds: dict[str, int], preload: list[str]
+    ) -> int:
+        """The process id of a new worker that inherits `fds` and prints into `log`.
+
+        The server first imports the modules `preload`, so that no worker needs to. If
+        it has ended, another one is started. Raises WorkerFailed, OutputError.
+        """
+        self._revive()
+        self._has_spawned = True
+        with _opened(log) as output:
+            given = {**fds, "log": output}
+            request = {"env": env, "names": list(given), "preload": preload}
+            line = json.dumps({"spawn": request}).encode() + b"\n"
+            socket.send_fds(self._channel, [line], list(given.values()))
+        return int(self._await("spawned")["spawned"])
+
+    def _revive(self) -> None:
+        if self._has_ended or self._process.poll() is not None:
+            self.__exit__()
+            self._start()
+
+    def send_signal(self, pid: int, number: int) -> None:
+        """To a worker, if it has not been reaped."""
+        line = json.dumps({"signal": number, "to": pid}).encode() + b"\n"
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self._channel.sendall(line)
+
+    def kill(self, pid: int) -> None:
+        """SIGKILL, if that worker has not been reaped."""
+        self.send_signal(pid, signal.SIGKILL)
+
+    def build(self, device: str = "cpu") -> dict[str, str]:
+        """What decides bits besides the recipe: `torch`, `instruction_set`, `device`.
+
+        The CPU is not named. Waits until torch has been imported. If the server has
+        ended, another one is started. Raises WorkerFailed.
+        """
+        if not self._build:
+            self._revive()
+            self._build = self._await("build")["build"]
+        gpu = {} if device == "cpu" else {"device": self.device(device)}
+        return self._build | gpu
+
+    def device(self, device: str) -> str:
+        """`cpu`, or `cuda` with the names of all that decides its bits."""
+        return "cpu" if device == "cpu" else f"{device}: {self.gpus().title}"
+
+    def gpus(self) -> Gpus:
+        """Those that workers can use. Waits for torch. Raises WorkerFailed."""
+        if self._gpus is None:
+            self._revive()
+            self._channel.sendall(json.dumps({"look for": "gpus"}).encode() + b"\n")
+            self._gpus = Gpus(**self._await("gpus")["gpus"])
+        return self._gpus
+
+    def exits(self, seconds: float = 0.0) -> list[tuple[int, int]]:
+        """(process id, exit code) of workers that have ended since the last call.
+
+        Waits for news at most `seconds`. Raises WorkerFailed if the server has ended.
+        """
+        self._receive(seconds)
+        return [(m["exited"], m["code"]) for m in self._take("exited")]
+
+    def _await(self, key: str) -> Message:
+        deadline = time.monotonic() + START_SECONDS
+        while not (found := self._take(key)):
+            if time.monotonic() > deadline:
+                raise WorkerFailed(
+                    f"A worker must start within {START_SECONDS:.0f} s; it did not. "
+                    "Is the machine out of memory or processes?"
+                )
+            self._receive(deadline - time.monotonic())
+        return found[0]
+
+    def _take(self, key: str) -> list[Message]:
+        taken = [message for message in self._inbox if key in message]
+        self._inbox = [message for message in self._inbox if key not in message]
+        return taken
+
+    def _receive(self, seconds: float) -> None:
+        self._channel.settimeout(max(0.001, seconds))
+        try:
+            data = self._channel.recv(1 << 16)
+        except TimeoutError:
+            return
+        except ConnectionResetError:  # it was killed before it read what we had sent
+            data = b""
+        if not data:
+            self._has_ended = True
+            raise self._failure()
+        *lines, self._buffer = (self._buffer + data).split(b"\n")
+        self._inbox += map(json.loads, lines)
+
+    def _failure(self) -> WorkerFailed:
+        """Why the server has ended."""
+        try:
+            code = self._process.wait(END_SECONDS)
+            how = "its error is above" if code > 0 else how_it_ended(code)
+        except subprocess.TimeoutExpired:
+            code, how = None, "it closed its connection"
+        error = WorkerFailed(f"The process that forks the workers has ended: {how}.")
+        error.details = {"code": code}
+        return error
+
+
+@contextlib.contextmanager
+def _opened(log: Path) -> Iterator[int]:
+    """A file of a run that may come from elsewhere. Raises OutputError."""
+    try:
+        fd = untrusted_files.open_to_append(log, log.parent.parent)
+    except OSError as error:
+        raise OutputError(
+            f"A worker prints into {log}, which cannot be written: {error.strerror}. "
+            "Remove it, or make it writable."
+        ) from None
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _has_fileno(stream: Any) -> bool:
+    """Notebooks and tests replace the standard streams by objects without one."""
+    with contextlib.suppress(AttributeError, OSError, ValueError):
+        return os.fstat(stream.fileno()) is not None
+    return False

@@ -1,0 +1,123 @@
+"""Which workers make no progress, and where they are."""
+
+import contextlib
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from samestep.supervisor.forkserver_client import ForkServer
+from samestep.system.heartbeat import BEATS, PHASE, ROUNDS, Board
+
+
+PATIENCE = 5
+"""A worker may take so many times the longest pause seen so far."""
+STACK_SECONDS = 1.0
+"""Deadline for a worker to write its stacks into its log."""
+STACK_BYTES = 20_000
+
+
+@dataclass
+class Watch:
+    """Looks at the board; a slow worker moves it, one that hangs does not.
+
+    Before their first step the workers load data, build and compile, and nothing moves
+    but their phase: that has a timeout of its own.
+    """
+
+    board: Board
+    timeout_seconds: float
+    start_seconds: float
+    is_stopped: Callable[[int], bool]
+    """Of a rank: whether a signal has stopped it, which is no work."""
+    _cells: list[tuple[int, int, int, int]] = field(default_factory=list)
+    _since: float = field(default_factory=time.monotonic)
+    _longest: float = 0.0
+    _noted: int = -1
+    """The last phase of which it was said that it takes long."""
+
+    @property
+    def seconds(self) -> float:
+        """How long nothing has moved."""
+        return time.monotonic() - self._since
+
+    @property
+    def patience(self) -> float:
+        """Seconds without any change on the board that are too many."""
+        if self._is_starting:
+            return self.start_seconds
+        return max(self.timeout_seconds, PATIENCE * self._longest)
+
+    @property
+    def _is_starting(self) -> bool:
+        return not all(cell[BEATS] or cell[ROUNDS] for cell in self._cells)
+
+    def late(self) -> list[int]:
+        """The ranks that hang: those that have come least far."""
+        cells = self.board.workers()
+        if cells != self._cells:
+            if self._cells and not self._is_starting:
+                self._longest = max(self._longest, self.seconds)
+            self._cells, self._since = cells, time.monotonic()
+        reached = [(cell[ROUNDS], cell[PHASE], cell[BEATS] > 0) for cell in cells]
+        ranks = [rank for rank, far in enumerate(reached) if far == min(reached)]
+        if self.seconds >= self.patience:
+            return ranks
+        if self._is_starting and self.seconds >= self.timeout_seconds:
+            return [rank for rank in ranks if self.is_stopped(rank)]
+        return []
+
+    def complaint(self, who: str) -> str:
+        """The message of the workers that are late; equal ones for equal failures."""
+        if self._is_starting and self.seconds >= self.start_seconds:
+            return (
+                f"Each part of a start may take {self.start_seconds:g} s, and worker "
+                f"{who} has been {self.board.phase} for longer. It is stuck or very "
+                "slow; if it only needs more time, raise `--start-timeout`."
+            )
+        seconds = self.timeout_seconds if self._is_starting else self.patience
+        return (
+            f"Every worker must make progress within {seconds:.1f} s; late: "
+            f"worker {who}. It is stopped, stuck or very slow; if it only needs more "
+            f"time, raise `--hang-timeout`, which is {self.timeout_seconds:g} s."
+        )
+
+    def notice(self) -> dict[str, Any] | None:
+        """A message, once, of a phase that takes longer than a step may."""
+        if not self._is_starting or self.seconds < self.timeout_seconds:
+            return None
+        phase = min(cell[PHASE] for cell in self._cells)
+        if phase <= self._noted:
+            return None
+        self._noted = phase
+        fields = {"phase": self.board.phase, "seconds": self.seconds}
+        return {"type": "slow start", **fields, "patience": self.patience}
+
+
+def where_it_hangs(server: ForkServer, pid: int, log: Path) -> str:
+    """The stacks of a worker's threads, which it writes into its log on request."""
+    if is_stopped(pid):
+        return ""
+    size = log.stat().st_size
+    server.send_signal(pid, signal.SIGUSR2)
+    end = time.monotonic() + STACK_SECONDS
+    text = ""
+    while time.monotonic() < end:
+        with log.open("rb") as file:
+            file.seek(size)
+            grown = file.read(STACK_BYTES).decode(errors="replace")
+        if grown and grown == text:
+            break
+        text = grown
+        time.sleep(0.05)
+    return text
+
+
+def is_stopped(pid: int) -> bool:
+    """By SIGSTOP or a debugger; unknown counts as no."""
+    with contextlib.suppress(OSError):
+        status = Path(f"/proc/{pid}/stat").read_text()
+        return status.rpartition(")")[2].split()[0] in ("T", "t")
+    return False

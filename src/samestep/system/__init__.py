@@ -1,0 +1,4 @@
+"""The operating system: processes, memory, files, sockets, signals, the terminal.
+
+Imports errors.
+"""

@@ -1,0 +1,197 @@
+"""A barrier between the processes of one machine, in shared memory.
+
+A dissemination barrier (Hensgen, Finkel and Manber 1988): in round k, worker r posts to
+worker r + 2^k and waits for worker r - 2^k (modulo the number of workers); after
+ceil(log2(workers)) rounds everybody knows that everybody has arrived. Each (worker,
+round) has a process-shared POSIX semaphore of its own, with one poster and one waiter.
+
+Why this is correct on weakly ordered processors: POSIX says that sem_post, sem_trywait
+and sem_timedwait synchronise memory (XBD 4.12). What a worker wrote before its post is
+visible to whoever took that post, and, since rounds follow each other in one thread, to
+whoever depends on it.
+
+A wait first tries for a short time without sleeping, then sleeps in the kernel. How
+long it tries is learnt for each place in a step (`Patience`).
+"""
+
+import ctypes
+import errno
+import mmap
+import os
+import time
+
+from samestep.errors import WorkerLate
+from samestep.system import shared_memory
+
+
+SEMAPHORE_BYTES = 64
+"""A cache line each; glibc's sem_t takes 32 bytes."""
+WORDS = SEMAPHORE_BYTES // 8
+LEAST_SPIN_SECONDS = 20e-6
+STARTING_WAITS = 3
+"""The first ones: others may still load data or compile, which takes its own time."""
+SLEEP_SECONDS = 0.2
+"""sem_timedwait takes wall-clock time, which may jump: sleep in short pieces."""
+
+
+class _Timespec(ctypes.Structure):
+    _fields_ = (("seconds", ctypes.c_long), ("nanoseconds", ctypes.c_long))
+
+
+# Without the GIL where a call may sleep, with it where it is a few instructions.
+_sleeping = ctypes.CDLL(None, use_errno=True)
+_quick = ctypes.PyDLL(None, use_errno=True)
+
+
+def num_rounds(workers: int) -> int:
+    """Rounds of one barrier."""
+    return (workers - 1).bit_length()
+
+
+def create(workers: int) -> int:
+    """The descriptor of a new nameless memory object that begins with the semaphores.
+
+    Raises OSError where the system has no such objects or no process-shared semaphores.
+    """
+    if not hasattr(os, "memfd_create"):
+        raise OSError(errno.ENOSYS, "this system has no nameless shared memory (memfd)")
+    fd = shared_memory.create(header_bytes(workers))
+    try:
+        with mmap.mmap(fd, header_bytes(workers)) as header:
+            for index in range(workers, header_bytes(workers) // SEMAPHORE_BYTES):
+                _check(_quick.sem_init(_address(header, index), 1, 0))
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def header_bytes(workers: int) -> int:
+    """The counters and semaphores of all workers."""
+    return workers * (num_rounds(workers) + 1) * SEMAPHORE_BYTES
+
+
+class Patience:
+    """How long a worker tries before it sleeps, at one place in a step.
+
+    The time doubles, up to a limit, after a wait within this limit, and halves after a
+    longer one: where waits are long, because a peer owns more or the machine is busy, a
+    worker soon leaves its core, or its quota of it, to others.
+    """
+
+    def __init__(self, most_seconds: float) -> None:
+        self.seconds = self._most_seconds = most_seconds
+
+    def learn(self, waited: float) -> None:
+        """From the seconds of one wait."""
+        if waited <= self._most_seconds:
+            self.seconds = min(2 * self.seconds, self._most_seconds)
+        else:
+            self.seconds = max(self.seconds / 2, LEAST_SPIN_SECONDS)
+
+
+class Barrier:
+    """All workers call `wait` equally often."""
+
+    def __init__(
+        self,
+        shared: mmap.mmap,
+        rank: int,
+        workers: int,
+        timeout_seconds: float,
+        first_rank: int = 0,
+        start_seconds: float = 0.0,
+    ) -> None:
+        """`shared` is a map of an object made by `create`.
+
+        Among the workers of all machines, those of this one begin at `first_rank`.
+        The first waits may take `start_seconds` if that is longer than the timeout.
+        """
+        self._start_seconds = max(start_seconds, timeout_seconds)
+        self._first_rank = first_rank
+        self._rank = rank
+        self._workers = workers
+        self._timeout_seconds = timeout_seconds
+        self._posted = memoryview(shared)[: workers * SEMAPHORE_BYTES].cast("q")
+        self._count = 0
+
+        def semaphore(worker: int, round_: int) -> ctypes.c_void_p:
+            return _address(shared, workers + worker * num_rounds(workers) + round_)
+
+        self._rounds = [
+            (semaphore((rank + (1 << k)) % workers, k), semaphore(rank, k))
+            for k in range(num_rounds(workers))
+        ]
+
+    def wait(self, patience: Patience) -> None:
+        """Until all workers have arrived. Raises WorkerLate, which names the others."""
+        self._count += 1
+        for number, (theirs, own) in enumerate(self._rounds):
+            _quick.sem_post(theirs)
+            # Only to name who is late: how many rounds, in all, this worker has posted.
+            self._posted[self._rank * WORDS] = self._before() + number + 1
+            if _quick.sem_trywait(own):
+                start = time.monotonic()
+                self._spin_or_sleep(own, start, start + patience.seconds)
+                patience.learn(time.monotonic() - start)
+
+    @property
+    def _flag(self) -> str:
+        is_starting = self._most_seconds > self._timeout_seconds
+        return "--start-timeout" if is_starting else "--hang-timeout"
+
+    def _before(self) -> int:
+        return (self._count - 1) * len(self._rounds)
+
+    def _spin_or_sleep(
+        self, semaphore: ctypes.c_void_p, start: float, end: float
+    ) -> None:
+        while time.monotonic() < end:
+            if not _quick.sem_trywait(semaphore):
+                return
+        while time.monotonic() < start + self._most_seconds:
+            if not _sleeping.sem_timedwait(semaphore, _wall_clock(SLEEP_SECONDS)):
+                return
+            if ctypes.get_errno() not in (errno.ETIMEDOUT, errno.EINTR):
+                _check(-1)
+        self._raise_late()
+
+    @property
+    def _most_seconds(self) -> float:
+        is_starting = self._count <= STARTING_WAITS
+        return self._start_seconds if is_starting else self._timeout_seconds
+
+    def _raise_late(self) -> None:
+        late = [
+            str(self._first_rank + rank)
+            for rank in range(self._workers)
+            if not self._waits(rank)
+        ]
+        raise WorkerLate(
+            f"Every worker must reach the exchange within {self._most_seconds:g} s; "
+            f"late: worker {', '.join(late)}. It is stopped, stuck or very slow; if it "
+            f"only needs more time, raise `{self._flag}`."
+        )
+
+    def _waits(self, rank: int) -> bool:
+        """Whether the post that a worker needs next has not been made."""
+        posted = self._posted[rank * WORDS]
+        distance = 1 << ((posted - 1) % len(self._rounds))
+        source = (rank - distance) % self._workers
+        return bool(posted) and self._posted[source * WORDS] < posted
+
+
+def _wall_clock(seconds: float) -> ctypes.c_void_p:
+    end = time.time_ns() + int(seconds * 1e9)
+    moment = _Timespec(end // 1_000_000_000, end % 1_000_000_000)
+    return ctypes.cast(ctypes.pointer(moment), ctypes.c_void_p)
+
+
+def _address(shared: mmap.mmap, index: int) -> ctypes.c_void_p:
+    start = ctypes.addressof(ctypes.c_char.from_buffer(shared))
+    return ctypes.c_void_p(start + index * SEMAPHORE_BYTES)
+
+
+def _check(result: int) -> None:
+    if result:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))

@@ -1,0 +1,142 @@
+"""What was unpacked or decoded, kept on disk once per machine, mapped by every worker.
+
+A file holds its content and then the SHA-256 of it. The supervisor checks that before
+the workers start, so that a damaged file is made again and never trained on. Without a
+writable cache directory, every process makes its own copy in memory.
+"""
+
+import hashlib
+import io
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from samestep.errors import DataError
+from samestep.system import untrusted_files
+
+
+Bytes = NDArray[np.uint8]
+VARIABLE = "SAMESTEP_CACHE"
+DIGEST_BYTES = 32
+CHUNK = 1 << 20
+
+# No home directory is a RuntimeError.
+UNWRITABLE = (OSError, RuntimeError)
+
+
+class Sink(Protocol):
+    """Where content is written."""
+
+    def write(self, content: bytes, /) -> int: ...
+
+
+Fill = Callable[[Sink], None]
+"""Writes the content."""
+
+
+def directory() -> Path:
+    """Where this user's caches are. Raises RuntimeError without a home."""
+    chosen = os.environ.get(VARIABLE)
+    if chosen:
+        return Path(chosen)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "samestep"
+
+
+def notice(error: Exception) -> str:
+    """For a person, when the cache cannot be written."""
+    return (
+        f"the data cache cannot be written ({error}): every worker unpacks its "
+        "own copy; set SAMESTEP_CACHE to a writable directory"
+    )
+
+
+def prepare(name: str, fill: Fill, size: int = 0) -> str | None:
+    """The supervisor: the file is there and intact. Returns a notice for the user.
+
+    `size` is that of the content, if it is known. Raises DataError if the disk has no
+    room for so much.
+    """
+    try:
+        path = directory() / name
+        if not _is_intact(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _check_room(path.parent, size)
+            _write(path, fill)
+    except UNWRITABLE as error:
+        return notice(error)
+    return None
+
+
+def read(name: str, fill: Fill) -> Bytes:
+    """The content, mapped from the file that `prepare` has checked."""
+    try:
+        path = directory() / name
+        if not path.exists():
+            _write(path, fill)
+        content: Bytes = np.memmap(path, np.uint8, "r")
+        return np.asarray(content)[:-DIGEST_BYTES]
+    except UNWRITABLE:
+        memory = io.BytesIO()
+        fill(memory)
+        return np.frombuffer(memory.getbuffer(), np.uint8)
+
+
+def _check_room(directory: Path, size: int) -> None:
+    """A small file can be unpacked to one that fills the disk."""
+    free = shutil.disk_usage(directory).free
+    if size > free:
+        raise DataError(
+            f"Compressed data are unpacked into {directory}, which has room for "
+            f"{free:,} bytes; these have {size:,}. Free some space, or set {VARIABLE} "
+            "to a directory on another disk."
+        )
+
+
+def sha256_of(path: Path) -> str:
+    """Of a file's content. Raises OSError."""
+    with os.fdopen(untrusted_files.open_regular(path), "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class _Hashed:
+    """A file that knows the SHA-256 of what was written."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.digest = hashlib.sha256()
+
+    def write(self, content: bytes, /) -> int:
+        self.digest.update(content)
+        return self._file.write(content)
+
+
+def _write(path: Path, fill: Fill) -> None:
+    """Atomic: another run may be filling or mapping the same file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            hashed = _Hashed(file)
+            fill(hashed)
+            file.write(hashed.digest.digest())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _is_intact(path: Path) -> bool:
+    if not path.exists() or path.stat().st_size < DIGEST_BYTES:
+        return False
+    digest, left = hashlib.sha256(), path.stat().st_size - DIGEST_BYTES
+    with path.open("rb") as file:
+        while left:
+            piece = file.read(min(left, CHUNK))
+            digest.update(piece)
+            left -= len(piece)
+        return file.read() == digest.digest()

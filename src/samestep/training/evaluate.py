@@ -1,0 +1,158 @@
+"""Evaluation: every sample exactly once, the same bits at any number of workers."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module, functional
+
+from samestep.config.model import CrossEntropy
+from samestep.config.recipe import Recipe
+from samestep.core.metric import COUNTED, num_cells
+from samestep.core.ownership import shares
+from samestep.core.plan import derive_seed
+from samestep.data import pytree
+from samestep.data.dataset import Dataset
+from samestep.errors import DataError
+from samestep.exchange import Exchange
+from samestep.models.device import Device
+from samestep.models.objective import Objective, ignored_label, outputs
+from samestep.system.heartbeat import Board
+from samestep.training.metrics import Sums, tree_sum
+from samestep.user_code import seeding
+
+
+MOST_WORST = 12
+"""Samples of the highest losses that a result names."""
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Measures a model on the splits of its data; all workers take part.
+
+    A split is cut into batches; a worker computes a contiguous share of them.
+    """
+
+    model: Module
+    recipe: Recipe
+    data: Dataset
+    rank: int
+    exchange: Exchange
+    board: Board
+    device: Device = field(default_factory=Device)
+    loss: Callable[..., Any] | None = None
+    """The loss function if it is the user's own."""
+
+    @torch.no_grad()  # not in inference mode: a model may ask for gradients
+    def evaluate(self, name: str) -> Sums:
+        """All workers: the loss (without label smoothing) and metrics of a split.
+
+        The batches' sums are added in the order of the canonical tree.
+        """
+        loss, split = self.recipe.loss, self.data.splits[name]
+        if isinstance(loss, CrossEntropy):
+            loss = CrossEntropy(ignore_index=loss.ignore_index)
+        metrics, precision = self.data.own_metrics, self.recipe.precision
+        objective = Objective(
+            *(self.model, loss, self.loss, metrics, precision),
+            targets_per_sample=self.data.tokens_per_sample,
+        )
+        shape = 1 + num_cells(metrics), self._num_batches(name)
+        cells = torch.zeros(shape, dtype=torch.float64)
+        with evaluating(self.model):
+            for index, samples in self._own_batches(name):
+                cells[0, index], cells[1:, index] = objective(
+                    *self.device.bring(*split.gather(samples))
+                )
+        self.board.reach()
+        total, *measured = tree_sum(self.exchange.merge(cells)).tolist()
+        if COUNTED in metrics and not measured[1]:
+            raise DataError(
+                f"No target of the split `{name}` counts: all are ignored, so there is "
+                "no loss. Hold out other samples, or none."
+            )
+        return Sums(total, measured, len(split) * self.data.targets_per_sample)
+
+    @torch.no_grad()  # not in inference mode: a model may ask for gradients
+    def inspect(self, name: str) -> dict[str, Any]:
+        """All workers: how a classifier answers for the single samples of a split.
+
+        Returns `confusion`, counts by [true class][answer], and `worst`, the samples
+        of the highest losses.
+        """
+        split, classes = self.data.splits[name], self.data.outputs
+        ignored = ignored_label(self.recipe.loss)
+        device = self.device.target
+        cells = torch.zeros(3, len(split), dtype=torch.float64)
+        with evaluating(self.model):
+            for _, samples in self._own_batches(name):
+                inputs, targets = split.gather(samples)
+                inputs = pytree.apply(lambda tensor: tensor.to(device), inputs)
+                targets = targets.to(device)
+                logits = outputs(self.model, inputs, self.recipe.precision)
+                losses = functional.cross_entropy(
+                    logits, targets, reduction="none", ignore_index=ignored
+                )
+                found = (targets, logits.argmax(dim=1), losses)
+                cells[:, samples] = torch.stack(
+                    [values.double() for values in found]
+                ).cpu()
+        self.board.reach()
+        self.exchange.merge(cells)
+        return _summarise(cells, classes, ignored)
+
+    def _num_batches(self, name: str) -> int:
+        return -(-len(self.data.splits[name]) // self.recipe.evaluation_batch)
+
+    def _own_batches(self, name: str) -> Iterator[tuple[int, Tensor]]:
+        """Yield the numbers of this worker's batches, and their samples.
+
+        Seeds the generators for each, since a model may draw in evaluation too.
+        """
+        batch, size = self.recipe.evaluation_batch, len(self.data.splits[name])
+        owned = shares(self._num_batches(name), self.exchange.workers)[self.rank]
+        for index in range(*owned):
+            self.board.beat()
+            seed = derive_seed(self.recipe.seed, "evaluation", name, index)
+            seeding.seed(seed)
+            self.device.seed(seed)
+            yield index, torch.arange(index * batch, min((index + 1) * batch, size))
+
+
+@contextlib.contextmanager
+def evaluating(model: Module) -> Iterator[None]:
+    """Put the model into evaluation mode, and every module back into its own after it.
+
+    `train` is called as well: a model may do more there than set modes.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train()
+        for module, mode in modes:
+            module.training = mode
+
+
+def _summarise(cells: Tensor, classes: int, ignored: int) -> dict[str, Any]:
+    """Target, answer and loss of each sample, float64 [3, n]."""
+    (numbers,) = (cells[0] != ignored).nonzero(as_tuple=True)
+    targets, answers = cells[:2, numbers].long()
+    losses = cells[2, numbers]
+    counts = torch.bincount(targets * classes + answers, minlength=classes**2)
+    fields = {"target": targets, "predicted": answers, "loss": losses}
+    worst = losses.argsort(descending=True, stable=True)[:MOST_WORST]
+    return {
+        "confusion": counts.view(classes, -1).tolist(),
+        "worst": [
+            {
+                "index": int(numbers[i]),
+                **{name: of[i].item() for name, of in fields.items()},
+            }
+            for i in worst.tolist()
+        ],
+    }

@@ -1,0 +1,200 @@
+"""A process that has imported torch once and forks workers on request.
+
+Importing torch takes two seconds; a fork of a process that has done so takes some 20
+ms, and shares the memory of the libraries. `python -m samestep.training.forkserver FD
+PARENT` speaks JSON lines over the Unix socket FD with the process PARENT:
+
+    received  {"spawn": {"env": {}, "names": [], "preload": []}} with a descriptor for
+              each name, of which `log` is for what the worker prints;
+              {"signal": n, "to": pid}, and {"look for": "gpus"}
+    sent      {"build": {"torch": "", "instruction_set": ""}} once, in the beginning
+              {"spawned": pid}    {"exited": pid, "code": n}    n < 0: by signal -n
+              {"gpus": the fields of `machine.Gpus`}
+
+The end of the socket, however its other side ended, kills all workers with SIGKILL. The
+process imports torch, starts no thread and does not initialise CUDA, which makes the
+forks safe.
+"""
+
+import array
+import contextlib
+import gc
+import importlib
+import json
+import os
+import selectors
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from typing import Any
+
+from samestep.system.signals import end_alone, end_with
+
+
+if __name__ == "__main__":
+    # Until the end of the channel can be noticed: importing torch takes seconds.
+    end_with(int(sys.argv[2]))
+
+from samestep.models import device
+from samestep.models.compiler_cache import own_directory
+from samestep.training import worker
+
+
+MAX_FDS = 8
+GPU_SECONDS = 60.0
+"""Deadline for CUDA to start and name its devices."""
+
+
+def send_json(channel: socket.socket, message: dict[str, Any]) -> None:
+    """One line; the peer may be gone, which its reader notices soon enough."""
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        channel.sendall(json.dumps(message).encode() + b"\n")
+
+
+class ForkServer:
+    """Forks workers, reaps them, and kills them when nobody supervises them."""
+
+    def __init__(self, channel: socket.socket) -> None:
+        self._channel = channel
+        self._buffer = b""
+        self._fds: list[int] = []
+        self._children: set[int] = set()
+        self._wakeup_in, self._wakeup_out = socket.socketpair()
+        self._wakeup_in.setblocking(False)
+        self._wakeup_out.setblocking(False)
+
+    def serve(self) -> None:
+        """Until the supervisor goes away."""
+        send_json(self._channel, {"build": device.build()})
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(self._wakeup_in.fileno())
+        selector = selectors.DefaultSelector()
+        selector.register(self._channel, selectors.EVENT_READ)
+        selector.register(self._wakeup_out, selectors.EVENT_READ)
+        try:
+            while True:
+                for key, _ in selector.select():
+                    if key.fileobj is self._wakeup_out:
+                        self._reap()
+                    elif not self._read():
+                        return
+        finally:
+            self._kill_all()
+
+    def _read(self) -> bool:
+        """Carry out what has arrived; False at the end of the channel."""
+        room = socket.CMSG_SPACE(MAX_FDS * 4)
+        try:
+            data, ancillary, _, _ = self._channel.recvmsg(1 << 16, room)
+        except ConnectionResetError:  # it left without reading what we had sent
+            return False
+        self._fds += _descriptors(ancillary)
+        self._buffer += data
+        *lines, self._buffer = self._buffer.split(b"\n")
+        for line in lines:
+            self._obey(json.loads(line))
+        return bool(data)
+
+    def _obey(self, message: dict[str, Any]) -> None:
+        if "spawn" in message:
+            self._spawn(**message["spawn"])
+        elif "look for" in message:
+            self._look_for_gpus()
+        elif message["to"] in self._children:  # never a process id that was reused
+            os.kill(message["to"], message["signal"])
+
+    def _spawn(self, env: dict[str, str], names: list[str], preload: list[str]) -> None:
+        for module in preload:
+            importlib.import_module(module)
+        fds, self._fds = self._fds[: len(names)], self._fds[len(names) :]
+        pid = os.fork()
+        if pid == 0:
+            self._become_worker(env, dict(zip(names, fds, strict=True)))
+        for fd in fds:
+            os.close(fd)
+        self._children.add(pid)
+        send_json(self._channel, {"spawned": pid})
+
+    def _look_for_gpus(self) -> None:
+        """A child does: it initialises CUDA, and then none of its own could use it."""
+        pid = os.fork()
+        if pid == 0:
+            try:
+                send_json(self._channel, {"gpus": device.gpus()})
+                os._exit(0)
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+        if why := _failure_of(pid):
+            send_json(self._channel, {"gpus": {"why": why}})
+
+    def _become_worker(self, env: dict[str, str], fds: dict[str, int]) -> None:
+        code = 1
+        try:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            for own in (self._channel, self._wakeup_in, self._wakeup_out):
+                own.close()
+            _redirect(fds.pop("log"))
+            os.environ.update(env)
+            code = worker.main(fds)
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)  # skips the clean-up of a server that this is not
+
+    def _reap(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            self._wakeup_out.recv(4096)
+        for pid in list(self._children):
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                self._children.remove(pid)
+                code = os.waitstatus_to_exitcode(status)
+                send_json(self._channel, {"exited": pid, "code": code})
+
+    def _kill_all(self) -> None:
+        for pid in self._children:
+            os.kill(pid, signal.SIGKILL)
+        for pid in self._children:
+            os.waitpid(pid, 0)
+
+
+def _failure_of(pid: int) -> str:
+    """Of the child that looks for GPUs; empty if it has said what it found."""
+    end = time.monotonic() + GPU_SECONDS
+    while time.monotonic() < end:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            return "CUDA fails, as shown above" if status else ""
+        time.sleep(0.01)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    return f"CUDA does not answer within {GPU_SECONDS:.0f} s"
+
+
+def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> Iterator[int]:
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds = array.array("i")
+            fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+            yield from fds
+
+
+def _redirect(output: int) -> None:
+    """What the worker and native libraries print goes into its log."""
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.close(output)
+
+
+if __name__ == "__main__":
+    # A library that asks whether there is CUDA would otherwise initialise it.
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
+    end_alone()  # the supervisor's thread may end before the supervisor
+    gc.freeze()  # no collection in a worker touches, and so copies, shared pages
+    with own_directory():
+        ForkServer(socket.socket(fileno=int(sys.argv[1]))).serve()

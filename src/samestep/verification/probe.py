@@ -1,0 +1,295 @@
+"""The probe: does own code compute the same when it is computed again, elsewhere?
+
+At the start of a training and at the end of each epoch every worker computes one more
+micro-batch, outside of the training, and so does a process that takes no other part in
+it: the witness. From the same weights they must find the same bits. They do not if the
+model, the loss or the data remember earlier calls (the witness has made few, and begins
+with another micro-batch, for what the first call makes and later ones use) or depend on
+the process. Then a worker that is replaced, or another number of them, would change
+the result, and nothing else would notice: over shared memory there is one copy of the
+weights, which cannot differ from itself.
+
+The workers compare at once. The witness answers later, and the training waits for it
+only at its end.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from samestep.core.plan import derive_seed
+from samestep.data import pytree
+from samestep.data.augment import Mixed
+from samestep.data.prefetch import Drawn
+from samestep.data.pytree import Nested
+from samestep.errors import NotReproducible
+from samestep.exchange import Merger
+from samestep.models.device import Device
+from samestep.models.objective import Objective
+from samestep.state import dtypes
+from samestep.state.flat import Flat, dense
+from samestep.system import child_process, shared_memory
+from samestep.system.heartbeat import Board
+
+
+Digests = dict[str, str]
+"""SHA-256 of the samples, the loss, the gradients and the buffers."""
+MICRO_BATCH = 0
+"""Of the global batch: the first is never empty."""
+POLL_SECONDS = 0.05
+CAUSE = (
+    "Own code remembers earlier calls (an attribute, a cache, a counter, its own "
+    "generator) or depends on its process (its rank or id, the time, the environment), "
+    "so another number of workers, or a restart, would change the result."
+)
+REMEDY = (
+    "Keep state in a persistent buffer of the parameters' type, and draw from torch's "
+    "default generator; `samestep check` looks closer, and `--no-probe` trains without "
+    "this test."
+)
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Computes micro-batches outside of the training, with the training's own parts."""
+
+    draw: Callable[[int, int], Drawn]
+    objective: Objective
+    flat: Flat
+    seed: int
+    device: Device
+
+    def digest(self, step: int) -> Digests:
+        """Forward and backward pass of one micro-batch; all tensors stay as they are.
+
+        `step` counts from 0 over all epochs, and may be that after the last one.
+        """
+        self.device.seed(derive_seed(self.seed, "step", step, MICRO_BATCH))
+        inputs, targets = self.device.bring(*self.draw(step, MICRO_BATCH))
+        samples = _sha256(_tensors(inputs, targets))
+        before = _sha256(self.flat.parameters)
+        self.flat.reset_buffers()
+        with dtypes.default(self.flat.dtype):
+            loss, _ = self.objective(inputs, targets)
+            loss.backward()
+        gradients = [dense(p.grad) for p in self.flat.parameters if p.grad is not None]
+        for parameter in self.flat.parameters:
+            parameter.grad = None
+        buffers = self.flat.read_buffers()
+        self.flat.reset_buffers()
+        if _sha256(self.flat.parameters) != before:
+            raise NotReproducible(
+                "Parameters change in the optimizer's step only, or workers would "
+                "compute with different ones; a pass through the model changed some. "
+                "Compute with a changed copy instead."
+            )
+        return {
+            "the samples": samples,
+            "the loss": _sha256([loss]),
+            "the gradients": _sha256(gradients),
+            "the buffers": _sha256([buffers]),
+        }
+
+
+@dataclass
+class Witness:
+    """The worker's end of the connection to the witness."""
+
+    connection: Connection
+    pid: int
+    fd: int
+    """Memory for weights and buffers."""
+
+    @classmethod
+    def start(
+        cls, build: Callable[[dict[str, Any]], Replay], unused: Iterable[int]
+    ) -> "Witness":
+        """Fork it; later, in that process, `build` gets the job. See `child.fork`."""
+        fd = shared_memory.create()
+        return cls(
+            *child_process.fork(lambda ours: _serve(ours, fd, build), unused), fd
+        )
+
+    def begin(self, job: dict[str, Any]) -> None:
+        """Send the job, in JSON."""
+        self.connection.send_bytes(json.dumps(job).encode())
+
+    def ask(self, step: int, flat: Flat, parameters: Tensor) -> None:
+        """Ask for the digests at a step, with these weights. One at a time."""
+        state = torch.cat([parameters, flat.saved_buffers()]).cpu().numpy()
+        size = state.nbytes
+        with shared_memory.reserve(
+            self.fd, size, "The probe", "Use `--no-probe`."
+        ) as area:
+            area[:size] = state.tobytes()
+        question = {"step": step, "counts": flat.counts}
+        self.connection.send_bytes(json.dumps(question).encode())
+
+    def answer(self, seconds: float) -> dict[str, Any] | None:
+        """Return `digests` or an `error`; None if there is no answer yet.
+
+        Raises EOFError, OSError if the witness has ended.
+        """
+        if not self.connection.poll(seconds):
+            return None
+        answer: dict[str, Any] = json.loads(self.connection.recv_bytes())
+        return answer
+
+
+def _serve(
+    connection: Connection, fd: int, build: Callable[[dict[str, Any]], Replay]
+) -> None:
+    """The witness: loads and builds with the first question, then answers all."""
+    replay: Replay | None = None
+    try:
+        job = json.loads(connection.recv_bytes())
+        while True:
+            question = json.loads(connection.recv_bytes())
+            try:
+                replay = replay or _bound(build(job))
+                answer: dict[str, Any] = {"digests": _again(replay, fd, question)}
+            except Exception as error:
+                answer = {"error": f"{type(error).__name__}: {error}"}
+            connection.send_bytes(json.dumps(answer).encode())
+    except (EOFError, OSError):  # the worker has ended
+        return
+
+
+def _bound(replay: Replay) -> Replay:
+    """With parameters that begin where those of a worker do, at a cache line."""
+    flat = replay.flat
+    flat.bind(flat.parameters[0].new_zeros(flat.size), write=True)
+    return replay
+
+
+def _again(replay: Replay, fd: int, question: Mapping[str, Any]) -> Digests:
+    flat = replay.flat
+    with open(fd, "rb", closefd=False) as file:
+        file.seek(0)
+        state = torch.frombuffer(bytearray(file.read()), dtype=flat.parameters[0].dtype)
+    values = state[: flat.size + flat.tail].to(flat.device)
+    with torch.no_grad():
+        for parameter, value in zip(flat.parameters, flat.views(values), strict=True):
+            parameter.copy_(value)
+    flat.set_buffers(values[flat.size :], question["counts"])
+    replay.digest(question["step"] + 1)  # whatever a first call leaves, comes from this
+    return replay.digest(question["step"])
+
+
+@dataclass
+class Probe:
+    """One worker's part."""
+
+    replay: Replay
+    exchange: Merger
+    parameters: Tensor
+    """[size]: all weights."""
+    rank: int
+    board: Board
+    warn: Callable[[str], None]
+    witness: Witness | None = None
+    """Of the first worker, until it has failed."""
+    patience: float = 60.0
+    """Seconds that the end of the training waits for the witness."""
+    _asked: tuple[int, Digests] | None = None
+    """What the witness has not answered yet: the step, and this worker's digests."""
+    _waiting: tuple[int, Digests] | None = None
+    """The same of the newest probe, while the witness computes an earlier one."""
+
+    def run(self, step: int) -> None:
+        """All workers, between two steps. Raises NotReproducible."""
+        self.board.beat()
+        digests = self.replay.digest(step)
+        self.board.reach()
+        self._compare(step, digests)
+        self.poll()
+        self._waiting = step, digests
+        self._ask()
+
+    def poll(self, seconds: float = 0.0) -> None:
+        """The first worker: look at the witness's answer. Raises NotReproducible."""
+        if self._asked is None:
+            return
+        answer = self._guarded(lambda witness: witness.answer(seconds))
+        if answer is None:
+            return
+        (step, own), self._asked = self._asked, None
+        if "error" in answer:
+            self._give_up(answer["error"])
+            return
+        differing = [name for name in own if own[name] != answer["digests"][name]]
+        if differing:
+            raise NotReproducible(
+                f"The same micro-batch gave another result in another process: "
+                f"{', '.join(differing)} at step {step + 1}. {CAUSE} {REMEDY}"
+            )
+
+    def finish(self) -> None:
+        """All workers, at the end: wait for the witness. Raises NotReproducible."""
+        end = time.monotonic() + self.patience
+        while self._asked is not None and time.monotonic() < end:
+            self.board.beat()
+            self.poll(POLL_SECONDS)
+            self._ask()  # the weights are still those of the last epoch's end
+        if self._asked is not None:
+            self._give_up(f"it has not answered for {self.patience:.0f} s")
+
+    def _ask(self) -> None:
+        """The witness, unless it still computes: then an epoch may go without it."""
+        if self.witness is None or self._asked is not None or self._waiting is None:
+            return
+        self._asked, self._waiting = self._waiting, None
+        step = self._asked[0]
+        self._guarded(lambda w: w.ask(step, self.replay.flat, self.parameters))
+
+    def _compare(self, step: int, digests: Digests) -> None:
+        """48 bits of each digest fit exactly into a float64."""
+        cells = torch.zeros(self.exchange.workers, len(digests), dtype=torch.float64)
+        cells[self.rank] = torch.tensor([int(d[:12], 16) for d in digests.values()])
+        self.exchange.merge(cells)
+        is_same = (cells == cells[0]).all(dim=0).tolist()
+        differing = [
+            name for name, same in zip(digests, is_same, strict=True) if not same
+        ]
+        if differing:
+            raise NotReproducible(
+                f"The same micro-batch gave another result in another worker: "
+                f"{', '.join(differing)} at step {step + 1}. {CAUSE} {REMEDY}"
+            )
+
+    def _guarded(self, action: Callable[[Witness], Any]) -> Any:
+        """Return the result of an action, or None if the witness has died."""
+        assert self.witness is not None
+        try:
+            return action(self.witness)
+        except (EOFError, OSError) as error:
+            self._give_up(f"its process has ended ({type(error).__name__})")
+            return None
+
+    def _give_up(self, reason: str) -> None:
+        self.witness = self._asked = self._waiting = None
+        self.warn(
+            f"The probe no longer compares with another process: {reason}. The workers "
+            "still compare with each other."
+        )
+
+
+def _tensors(inputs: Nested, targets: Nested | Mixed) -> list[Tensor]:
+    """Return all tensors of samples, in their order."""
+    parts = targets.parts if isinstance(targets, Mixed) else targets
+    return [tensor for _, tensor in pytree.leaves((inputs, parts))]
+
+
+def _sha256(tensors: Iterable[Tensor]) -> str:
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        digest.update(flat.numpy().data)
+    return digest.hexdigest()
