@@ -17,11 +17,11 @@ import torch
 
 from samestep.config.recipe import Recipe
 from samestep.core import gradient_noise
-from samestep.core.topology import Place
+from samestep.core.topology import Topology
 from samestep.exchange.shared import SharedExchange
 from samestep.system import barrier, shared_memory
 from samestep.system.fault_injection import Faults
-from samestep.system.heartbeat import Board
+from samestep.system.heartbeat import Heartbeat
 from samestep.training import train
 from samestep.training.timing import Clock
 from samestep.training.trainer import Surroundings, Trainer, build
@@ -44,14 +44,14 @@ class NoWatch(gradient_noise.Watch):
 
 def alone(recipe: Recipe) -> Trainer:
     """A worker without a supervisor."""
-    place = Place.on_one_node(0, 1)
+    place = Topology.on_one_node(0, 1)
     around = Surroundings(
-        place=place,
+        topology=place,
         connect=lambda flat, owned: SharedExchange(
             flat, owned, place, barrier.create(1), 1e-3, 60.0
         ),
         report=lambda _: None,
-        board=Board(Board.create(1)),
+        heartbeat=Heartbeat(Heartbeat.create(1)),
         faults=Faults(0, [], lambda _: None),
         snapshots=shared_memory.create(),
         snapshot_seconds=0.0,
@@ -67,7 +67,7 @@ def block(trainer: Trainer, start: int, steps: int) -> float:
     began = time.perf_counter()
     for step in range(start, start + steps):
         if trainer.ledger.rows == trainer.steps_per_report:
-            trainer.ledger.close(trainer.clock.take(), trainer.rhythm.decide(1, False))
+            trainer.ledger.close(trainer.clock.take(), trainer.cadence.decide(1, False))
         train.train_step(trainer, step, step % trainer.plan.steps_per_epoch)
     return time.perf_counter() - began
 

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from samestep.state.flat import Flat
-from samestep.verification.watch import Unchanged
+from samestep.verification.watch import MutationCheck
 
 
 OFF = {"snapshots": ("--snapshot-seconds", "0"), "probe": ("--no-probe",)}
@@ -111,7 +111,7 @@ def watch(rounds: int, passes: int) -> None:
         inputs = torch.randn(shape)
         model = make()
         model(inputs)  # a lazy layer takes its shape
-        unchanged = Unchanged(model, Flat(model), name)
+        mutation_check = MutationCheck(model, Flat(model), name)
         ratios = []
         for index in range(rounds + 1):  # the first warms up
             times = {}
@@ -120,8 +120,8 @@ def watch(rounds: int, passes: int) -> None:
                 for _ in range(passes):
                     step(model, inputs)
                     if is_on:
-                        unchanged.check()
-                    unchanged.note()
+                        mutation_check.check()
+                    mutation_check.note()
                 times[is_on] = time.perf_counter() - began
             ratios.append(times[True] / times[False] - 1)
         print(f"{name}, {1e3 * times[False] / passes:.2f} ms: {spread(ratios[1:])}")

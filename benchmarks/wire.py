@@ -23,9 +23,9 @@ from hosts import Network
 from samestep import models
 from samestep.config.recipe import Recipe
 from samestep.core.ownership import shares
-from samestep.core.topology import Place
+from samestep.core.topology import Topology
 from samestep.data import dataset
-from samestep.exchange.compression import Rounding
+from samestep.exchange.compression import Compression
 from samestep.exchange.factory import Connection, tcp_store
 from samestep.exchange.hierarchical import NodesExchange
 from samestep.state.flat import Flat
@@ -43,14 +43,14 @@ def worker(
     torch.set_num_threads(1)
     recipe = Recipe.load("mnist-mlp")
     flat = Flat(models.build(recipe.model, dataset.load(recipe.data)))
-    place = Place(node, nodes, 0, 1, "10.0.0.1", PORT, node, nodes)
+    place = Topology(node, nodes, 0, 1, "10.0.0.1", PORT, node, nodes)
     connection = Connection(
         exchange="shared",
-        place=place,
+        topology=place,
         timeout_seconds=60.0,
         start_seconds=60.0,
         spin_seconds=1e-3,
-        rounding=Rounding.of(compression),
+        compression=Compression.of(compression),
         memory=barrier.create(1),
         store=lambda: tcp_store(place, None, 60.0),
     )

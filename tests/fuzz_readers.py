@@ -27,7 +27,7 @@ from samestep.data.sources import prepare
 from samestep.doctor import check_link, check_peer, observe, peer_client, peer_server
 from samestep.doctor.peer_protocol import Broken, Wire
 from samestep.elastic import node_state
-from samestep.elastic.node_state import About, Shelf
+from samestep.elastic.node_state import SnapshotDirectory, StateInfo
 from samestep.errors import SamestepError
 from samestep.output.run import MODEL_FILE, first_difference, read_recipe
 from samestep.output.run_writer import RunWriter
@@ -39,7 +39,7 @@ from samestep.state import checkpoint
 from samestep.state.snapshot import Snapshots
 from samestep.supervisor.resume import find_start
 from samestep.training import init_weights
-from samestep.user_code.references import OwnCode
+from samestep.user_code.references import UserCode
 from samestep.verification import replicas
 
 
@@ -60,15 +60,15 @@ class Reader:
     """Of the inputs: less for readers that take long."""
 
 
-def _run(place: Path, **fields: Any) -> Path:
-    run = write_run(place / "run", **fields)
+def _run(topology: Path, **fields: Any) -> Path:
+    run = write_run(topology / "run", **fields)
     (run / "generation").write_text('{"number": 3, "writer": "h.1"}')
     (run / "recipe.toml").write_text(RECIPE.to_toml())
     return run
 
 
-def compared(place: Path) -> Read:
-    path = _run(place)
+def compared(topology: Path) -> Read:
+    path = _run(topology)
 
     def read() -> None:
         run = Run.open(path)
@@ -78,8 +78,8 @@ def compared(place: Path) -> Read:
     return read
 
 
-def resumed(place: Path) -> Read:
-    path = _run(place)
+def resumed(topology: Path) -> Read:
+    path = _run(topology)
     (path / "result.json").unlink()
 
     def read() -> None:
@@ -91,24 +91,24 @@ def resumed(place: Path) -> Read:
     return read
 
 
-def reported(place: Path) -> Read:
-    path = _run(place)
+def reported(topology: Path) -> Read:
+    path = _run(topology)
     return lambda: report.write(path)
 
 
-def read_for_report(place: Path) -> Read:
-    path = _run(place)
+def read_for_report(topology: Path) -> Read:
+    path = _run(topology)
     return lambda: load.read_run(path)
 
 
-def checkpointed(place: Path) -> Read:
-    path = test_checkpoint.write(place, 1, [{"epoch": 1, "validation_loss": 0.5}])
+def checkpointed(topology: Path) -> Read:
+    path = test_checkpoint.write(topology, 1, [{"epoch": 1, "validation_loss": 0.5}])
     return lambda: checkpoint.load(path)
 
 
-def vouch(place: Path) -> None:
+def vouch(topology: Path) -> None:
     """With the right sums in the manifest of a checkpoint."""
-    path = place / "step-1"
+    path = topology / "step-1"
     file = path / checkpoint.MANIFEST
     with contextlib.suppress(Exception):
         fields = json.loads(file.read_bytes())
@@ -123,15 +123,15 @@ def vouch(place: Path) -> None:
         file.write_text(json.dumps(fields))
 
 
-def held_in_memory(place: Path) -> Read:
+def held_in_memory(topology: Path) -> Read:
     """As the workers of a machine leave it when all of them are killed."""
-    shelf = Shelf.create(place / "run", "h1", 1)
+    shelf = SnapshotDirectory.create(topology / "run", "h1", 1)
     layout = test_checkpoint.LAYOUT
     fd = shelf.open()
     Snapshots(fd, layout, 1).fill(test_checkpoint.state_of(7))
     os.close(fd)
     shelf.describe(
-        About(
+        StateInfo(
             recipe=RECIPE.to_dict(),
             build=test_checkpoint.BUILD,
             layout=layout,
@@ -139,15 +139,15 @@ def held_in_memory(place: Path) -> Read:
             steps_per_epoch=9,
         )
     )
-    return lambda: node_state.newest(place / "run")
+    return lambda: node_state.newest(topology / "run")
 
 
 def _network() -> torch.nn.Module:
     return torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
 
 
-def model_file(place: Path) -> Read:
-    path = place / "model.safetensors"
+def model_file(topology: Path) -> Read:
+    path = topology / "model.safetensors"
     recipe = {"recipe": json.dumps(RECIPE.to_dict())}
     safetensors.torch.save_file(_network().state_dict(), path, recipe)
 
@@ -158,23 +158,23 @@ def model_file(place: Path) -> Read:
     return read
 
 
-def loaded_model(place: Path) -> Read:
+def loaded_model(topology: Path) -> Read:
     """For `export`, `sample` and whoever calls `Run.load_model`."""
     facts = {"inputs": [784], "outputs": 10, "task": "classification"}
-    path = _run(place, data=facts)
-    model = models.build(RECIPE.model, dataset.Dataset.from_facts(facts), OwnCode())
+    path = _run(topology, data=facts)
+    model = models.build(RECIPE.model, dataset.Dataset.from_facts(facts), UserCode())
     safetensors.torch.save_file(model.state_dict(), path / MODEL_FILE)
     return lambda: Run.open(path).load_model()
 
 
-def start_weights(place: Path) -> Read:
-    path = place / "w.pt"
+def start_weights(topology: Path) -> Read:
+    path = topology / "w.pt"
     torch.save({"state_dict": _network().state_dict()}, path)
     return lambda: init_weights.load(_network(), StartRecipe(weights=str(path)))
 
 
-def recipe_file(place: Path) -> Read:
-    path = place / "r.toml"
+def recipe_file(topology: Path) -> Read:
+    path = topology / "r.toml"
     fields = {"data.augment": {"shift": 2}, "freeze": ["a"], "stop.patience": 2}
     path.write_text(RECIPE.changed(fields).to_toml())
 
@@ -187,44 +187,44 @@ def recipe_file(place: Path) -> Read:
     return read
 
 
-def vocabulary(place: Path) -> Read:
-    path = place / "environment.json"
+def vocabulary(topology: Path) -> Read:
+    path = topology / "environment.json"
     path.write_text(json.dumps({"data": {"vocabulary": "\n abc"}}))
     return lambda: sample.vocabulary(path)
 
 
-def scaling_report(place: Path) -> Read:
-    path = write_scaling(place / "scaling")
+def scaling_report(topology: Path) -> Read:
+    path = write_scaling(topology / "scaling")
     return lambda: report.write(path)
 
 
-def scaling(place: Path) -> Read:
-    path = write_scaling(place / "scaling")
+def scaling(topology: Path) -> Read:
+    path = write_scaling(topology / "scaling")
     return lambda: load.read_scaling(path)
 
 
-def study(place: Path) -> Read:
+def study(topology: Path) -> Read:
     """Measurements that `samestep scale` goes on with."""
-    path = place / scaling_files.FILE
-    Study(place, RECIPE, {}, from_options(RECIPE, 2), 9, {}).save()
+    path = topology / scaling_files.FILE
+    Study(topology, RECIPE, {}, from_options(RECIPE, 2), 9, {}).save()
     return lambda: scaling_files.read(path)
 
 
-def _text(place: Path) -> dict[str, Any]:
-    place.mkdir()
-    (place / "a.txt").write_text("größe: 模型, to be or not to be.\n" * 40)
-    return {"source": "text", "path": str(place), "pattern": "*.txt", "context": 8}
+def _text(topology: Path) -> dict[str, Any]:
+    topology.mkdir()
+    (topology / "a.txt").write_text("größe: 模型, to be or not to be.\n" * 40)
+    return {"source": "text", "path": str(topology), "pattern": "*.txt", "context": 8}
 
 
-def _images(place: Path) -> dict[str, Any]:
-    return data_samples.images(place, 4)
+def _images(topology: Path) -> dict[str, Any]:
+    return data_samples.images(topology, 4)
 
 
 def data(make: Callable[[Path], dict[str, Any]]) -> Callable[[Path], Read]:
     """A source of data: what the supervisor and the workers do with it."""
 
-    def written(place: Path) -> Read:
-        recipe = data_samples.recipe_of(make(place / "data")).data
+    def written(topology: Path) -> Read:
+        recipe = data_samples.recipe_of(make(topology / "data")).data
 
         def read() -> None:
             prepare.prepare(recipe)
@@ -261,9 +261,9 @@ def _drain(connection: socket.socket) -> None:
             pass
 
 
-def doctors_answer(place: Path) -> Read:
+def doctors_answer(topology: Path) -> Read:
     """As `samestep doctor --peer` reads it."""
-    path, own = place / "facts.json", observe.observe(port=0)
+    path, own = topology / "facts.json", observe.observe(port=0)
     path.write_text(json.dumps({"facts": own.model_dump(), "seen": "127.0.0.1"}))
 
     def read() -> None:
@@ -276,9 +276,9 @@ def doctors_answer(place: Path) -> Read:
     return read
 
 
-def doctors_questions(place: Path) -> Read:
+def doctors_questions(topology: Path) -> Read:
     """As `samestep doctor --serve` hears them."""
-    path, own = place / "said", observe.observe(port=0)
+    path, own = topology / "said", observe.observe(port=0)
     asked: list[dict[str, Any]] = [
         {"ask": "facts"},
         {"ask": "echo", "times": 1},

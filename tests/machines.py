@@ -18,7 +18,7 @@ from samestep.supervisor.forkserver_client import ForkServer
 from samestep.supervisor.job import exchange_fields
 from samestep.supervisor.launch import PRELOAD, _environment
 from samestep.system import barrier, shared_memory
-from samestep.system.heartbeat import Board
+from samestep.system.heartbeat import Heartbeat
 
 
 Message = dict[str, Any]
@@ -31,7 +31,7 @@ class Machine:
 
     workers: int
     memory: int
-    board: int
+    heartbeat: int
     snapshots: int
 
     def state(self, layout: Layout) -> State | None:
@@ -129,7 +129,7 @@ def machines(
 
 
 def _machine(stack: ExitStack, size: int) -> Machine:
-    fds = barrier.create(size), Board.create(size), shared_memory.create()
+    fds = barrier.create(size), Heartbeat.create(size), shared_memory.create()
     for fd in fds:
         stack.callback(os.close, fd)
     return Machine(size, *fds)
@@ -138,7 +138,7 @@ def _machine(stack: ExitStack, size: int) -> Machine:
 def _descriptors(machine: Machine) -> dict[str, int]:
     return {
         "memory": machine.memory,
-        "board": machine.board,
+        "board": machine.heartbeat,
         "snapshots": machine.snapshots,
     }
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from samestep.core import tree
 from samestep.core.ownership import shares
-from samestep.core.topology import Place
+from samestep.core.topology import Topology
 from samestep.exchange.shared import SharedExchange
 from samestep.state.flat import Flat
 
@@ -39,20 +39,20 @@ def main(rank: int, workers: int, fd: int, steps: int, seed: int) -> None:
     chance = random.Random(seed * workers + rank)
     model = nn.Linear(61, 40)
     flat, owned = Flat(model), shares(MICRO_BATCHES, workers)
-    place = Place.on_one_node(rank, workers)
-    exchange = SharedExchange(flat, owned, place, fd, 20e-6, 30.0)
+    topology = Topology.on_one_node(rank, workers)
+    exchange = SharedExchange(flat, owned, topology, fd, 20e-6, 30.0)
     exchange.attach(model)
     expected = exchange.parameters.clone()
     for step in range(steps):
         vectors = gradients(flat, step)
         for leaf in range(*owned[rank]):
-            with exchange.turn(leaf):
+            with exchange.accumulate(leaf):
                 pairs = zip(flat.parameters, flat.views(vectors[leaf]), strict=True)
                 loss = torch.stack([(p * view).sum() for p, view in pairs]).sum()
                 torch.autograd.backward(loss)
             if chance.random() < 0.01:
                 time.sleep(chance.random() * 2e-3)
-            exchange.collect(leaf)
+            exchange.after_backward(leaf)
         total = tree.reduce(
             MICRO_BATCHES, {(m, m + 1): v for m, v in enumerate(vectors)}, torch.add
         )
@@ -62,7 +62,7 @@ def main(rank: int, workers: int, fd: int, steps: int, seed: int) -> None:
         exchange.parameters[part] -= 0.01 * gradient
         if chance.random() < 0.01:
             time.sleep(chance.random() * 2e-3)
-        exchange.publish()
+        exchange.all_gather_parameters()
         expected -= 0.01 * total
         assert exchange.parameters.equal(expected), f"wrong parameters at step {step}"
     print(steps)

@@ -10,16 +10,16 @@ import pytest
 from test_checkpoint import LAYOUT, RECIPE, state_of
 from torch._C._distributed_c10d import HashStore
 
-from samestep.elastic.consensus import Agreement, Facts, agree, is_writer, refusal
+from samestep.elastic.consensus import Agreement, NodeStatus, agree, is_writer, refusal
 from samestep.elastic.node_state import Held
 from samestep.elastic.state_transfer import Courier
 from samestep.errors import DataError, PlacementError, ReplicasDiffer
 
 
-def facts(*steps: int, **fields: Any) -> list[Facts]:
+def facts(*steps: int, **fields: Any) -> list[NodeStatus]:
     """Machines that hold states after these steps; -1: none."""
     return [
-        Facts(f"host-{n}", step=step, sees=[n], interface="eth0", **fields)
+        NodeStatus(f"host-{n}", step=step, sees=[n], interface="eth0", **fields)
         for n, step in enumerate(steps)
     ]
 
@@ -94,7 +94,7 @@ def test_the_lowest_of_those_who_share_a_directory_writes_it() -> None:
 
 def test_facts_survive_the_way_through_the_store() -> None:
     told = facts(3, conditions={"torch": "2.13.0"})[0]
-    assert Facts.from_dict(json.loads(json.dumps(told.to_dict()))) == told
+    assert NodeStatus.from_dict(json.loads(json.dumps(told.to_dict()))) == told
 
 
 @pytest.mark.parametrize("metrics", ["", '{"type": "step", "step": 1}\n'])

@@ -17,7 +17,7 @@ from conftest import Own, Train, fault
 from torch import nn
 
 from samestep.api.train import check_exactness
-from samestep.core.topology import Place
+from samestep.core.topology import Topology
 from samestep.errors import SamestepError, UsageError
 from samestep.exchange.shared import SharedExchange
 from samestep.state.flat import Flat
@@ -141,16 +141,16 @@ def test_zeros_are_added_for_what_a_pass_has_not_used() -> None:
     model = nn.ModuleList([layer, other])
     found: set[str] = set()
     for used in itertools.permutations((True, False)):
-        fd, place = barrier.create(1), Place.on_one_node(0, 1)
-        exchange = SharedExchange(Flat(model), [(0, 2)], place, fd, 0.0, 1.0)
+        fd, topology = barrier.create(1), Topology.on_one_node(0, 1)
+        exchange = SharedExchange(Flat(model), [(0, 2)], topology, fd, 0.0, 1.0)
         exchange.attach(model)
         for leaf, is_used in enumerate(used):
-            with exchange.turn(leaf):
+            with exchange.accumulate(leaf):
                 loss = other(torch.ones(1, 1)).sum()
                 if is_used:
                     loss = loss - layer(torch.zeros(1, 1)).sum()
                 loss.backward()
-            exchange.collect(leaf)
+            exchange.after_backward(leaf)
         os.close(fd)
         gradient, _ = exchange.sum()
         found.add(str(gradient[0].item()))  # of `layer.weight`

@@ -14,7 +14,13 @@ from test_exactness import results
 
 from samestep import Placement, PlacementError
 from samestep.core import ownership, tree
-from samestep.core.balancer import DEADBAND, Balancer, Change, Stretch, scattered
+from samestep.core.balancer import (
+    DEADBAND,
+    Balancer,
+    Change,
+    StepWindow,
+    random_ownership,
+)
 from samestep.core.ownership import (
     Share,
     contiguous,
@@ -103,7 +109,7 @@ def observed(balancer: Balancer, speeds: Sequence[float]) -> Change | None:
     ]
     steps = max(1, round(0.2 / max(times)))
     balancer.observe(
-        Stretch(
+        StepWindow(
             steps,
             steps * max(times),
             [steps * time for time in times],
@@ -164,7 +170,7 @@ def test_all_workers_adopt_what_rank_0_proposes_whatever_they_found(seed: int) -
     first, other = (Balancer(16, shares(16, 3)) for _ in range(2))
     for _ in range(40):
         other.observe(
-            Stretch(1, 0.2, [chance.random() for _ in range(3)], *[[0] * 3] * 3)
+            StepWindow(1, 0.2, [chance.random() for _ in range(3)], *[[0] * 3] * 3)
         )
         change = observed(first, [chance.uniform(0.2, 1) for _ in range(3)])
         if change is not None:
@@ -221,7 +227,9 @@ def test_a_slow_source_of_samples_is_told_apart() -> None:
     balancer = Balancer(8, shares(8, 2))
     change = None
     while change is None:
-        balancer.observe(Stretch(10, 0.2, [0.1, 0.2], [0.01, 0.15], [0.1, 0], [0, 0]))
+        balancer.observe(
+            StepWindow(10, 0.2, [0.1, 0.2], [0.01, 0.15], [0.1, 0], [0, 0])
+        )
         change = adopted(balancer)
     assert change.cause == "data"
     assert counts(balancer) == [6, 2]  # as fast as 5 and 3, with fewer partials
@@ -237,14 +245,14 @@ def test_only_auto_moves_and_only_who_is_hopeless_leaves() -> None:
     live = Balancer(8, shares(8, 2), evict_slower_than=0.2)
     for _ in range(20):
         observed(live, [1, 0.5])
-        assert live.hopeless is None
+        assert live.straggler_to_drop is None
     for _ in range(20):
         observed(live, [1, 0.05])
-    assert live.hopeless == 1
+    assert live.straggler_to_drop == 1
     even = Balancer(8, shares(8, 2), is_live=False, evict_slower_than=0.2)
     for _ in range(20):
         observed(even, [1, 0.05])
-    assert even.hopeless == 1
+    assert even.straggler_to_drop == 1
 
 
 def test_a_step_of_the_others_alone() -> None:
@@ -258,15 +266,15 @@ def test_a_worker_that_only_holds_the_others_up_is_named_once(is_live: bool) -> 
     balancer = Balancer(30, shares(30, 3), is_live)
     for _ in range(40):
         observed(balancer, [1, 0.9, 0.8])
-        assert balancer.hindrance is None
+        assert balancer.straggler is None
     found = []
     for _ in range(120):
-        step = Stretch(1, 0.2, [0.1, 0.1, 0.2], [0] * 3, [0.1, 0.1, 0], [0, 0, 0.1])
+        step = StepWindow(1, 0.2, [0.1, 0.1, 0.2], [0] * 3, [0.1, 0.1, 0], [0, 0, 0.1])
         balancer.observe(step)
-        found.append(balancer.hindrance)
-    (hindrance,) = filter(None, found)
-    assert hindrance.worker == 2
-    assert 0.05 < hindrance.gain < 1
+        found.append(balancer.straggler)
+    (straggler,) = filter(None, found)
+    assert straggler.worker == 2
+    assert 0.05 < straggler.gain < 1
 
 
 def test_a_hopeless_worker_is_tried_more_and_more_rarely_and_named() -> None:
@@ -277,11 +285,11 @@ def test_a_hopeless_worker_is_tried_more_and_more_rarely_and_named() -> None:
     for number in range(2000):
         if observed(balancer, [1, 0.004]) and counts(balancer)[1]:
             tries.append(number)
-        found.append(balancer.hindrance)
+        found.append(balancer.straggler)
     gaps = [after - before for before, after in pairwise(tries)]
     assert gaps[2] > 3 * gaps[0]
-    (hindrance,) = filter(None, found)
-    assert hindrance.worker == 1
+    (straggler,) = filter(None, found)
+    assert straggler.worker == 1
 
 
 def test_a_worker_at_half_speed_is_no_hindrance() -> None:
@@ -289,7 +297,7 @@ def test_a_worker_at_half_speed_is_no_hindrance() -> None:
     for speeds in ([1, 1], [1, 0.5], [1, 0.15], [0.5, 1]):
         for _ in range(100):
             observed(balancer, speeds)
-            assert balancer.hindrance is None
+            assert balancer.straggler is None
 
 
 def test_who_owns_nothing_and_is_still_late_is_not_thought_to_be_fast() -> None:
@@ -298,7 +306,7 @@ def test_who_owns_nothing_and_is_still_late_is_not_thought_to_be_fast() -> None:
         observed(balancer, [1, 0.01])
     assert counts(balancer) == [8, 0]
     for _ in range(20):
-        late = Stretch(1, 0.2, [0.01, 0.0], [0, 0], [0.01, 0.0], [0.001, 0.19])
+        late = StepWindow(1, 0.2, [0.01, 0.0], [0, 0], [0.01, 0.0], [0.001, 0.19])
         balancer.observe(late)
         adopted(balancer)
     assert counts(balancer) == [8, 0]
@@ -341,8 +349,8 @@ def test_no_ownership_changes_the_result(
 
 def test_short_stretches_are_taken_together() -> None:
     long, short = (Balancer(8, shares(8, 2)) for _ in range(2))
-    whole = Stretch(16, 0.16, [0.16, 0.08], [0, 0], [0, 0.08], [0, 0])
-    part = Stretch(1, 0.01, [0.01, 0.005], [0, 0], [0, 0.005], [0, 0])
+    whole = StepWindow(16, 0.16, [0.16, 0.08], [0, 0], [0, 0.08], [0, 0])
+    part = StepWindow(1, 0.01, [0.01, 0.005], [0, 0], [0, 0.005], [0, 0])
     for _ in range(30):
         long.observe(whole)
         adopted(long)
@@ -365,7 +373,7 @@ def test_a_hopeless_worker_leaves_and_the_run_goes_on(train: Train) -> None:
 
 
 def test_random_ownership_visits_all_and_none() -> None:
-    seen = {share for step in range(300) for share in scattered(4, 3, step)}
+    seen = {share for step in range(300) for share in random_ownership(4, 3, step)}
     assert (0, 4) in seen
     assert (2, 2) in seen
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from samestep import PlacementError, Recipe
 from samestep.chaos.plan import KILL_POINTS, KINDS, plan
-from samestep.cli.chaos import unleash
+from samestep.cli.chaos import run_chaos
 
 
 @given(
@@ -51,7 +51,7 @@ def test_ten_kills_visit_every_point() -> None:
 
 def test_an_unknown_fault_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PlacementError, match=r"received `kil`\. Did you mean `kill`\?"):
-        unleash(Recipe.load("mnist-mlp"), 1, 0, ["kil"], 1, tmp_path / "x")
+        run_chaos(Recipe.load("mnist-mlp"), 1, 0, ["kil"], 1, tmp_path / "x")
     assert not (tmp_path / "x").exists()
 
 

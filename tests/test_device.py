@@ -17,9 +17,9 @@ from torch import nn
 import samestep
 from samestep import CheckpointError, Placement, PlacementError, Recipe, models
 from samestep.config.recipe import built_in_recipes
-from samestep.core.topology import Place
+from samestep.core.topology import Topology
 from samestep.data import dataset
-from samestep.exchange.compression import Rounding
+from samestep.exchange.compression import Compression
 from samestep.exchange.gloo import GlooExchange
 from samestep.models import device as device_
 from samestep.models.device import Device
@@ -180,7 +180,7 @@ def test_the_cpu_is_left_as_it_is() -> None:
     data = dataset.load(recipe.data)
     model = models.build(recipe.model, data)
     batch = data.splits["train"].gather(torch.arange(3))
-    assert all(a is b for a, b in zip(cpu.bring(*batch), batch, strict=True))
+    assert all(a is b for a, b in zip(cpu.to_device(*batch), batch, strict=True))
     assert cpu.move(model) is model
     assert torch.are_deterministic_algorithms_enabled() == before
 
@@ -216,17 +216,17 @@ def test_a_step_stays_on_its_device(name: str, changed: dict[str, Any]) -> None:
     model = META.move(model)
     flat = Flat(model, state_names(recipe.optimizer))
     exchange = GlooExchange(
-        flat, [(0, 2)], Place.on_one_node(0, 1), Rounding.of(recipe.compression)
+        flat, [(0, 2)], Topology.on_one_node(0, 1), Compression.of(recipe.compression)
     )
     flat.bind(exchange.parameters, write=True)
     objective = Objective(model, recipe.loss)
     update = Update(recipe.optimizer, exchange.parameters, exchange.states)
     for leaf in range(2):
-        inputs, targets = META.bring(*data.draw(torch.arange(4 * leaf, 4), epoch=0))
-        flat.reset_buffers()
+        inputs, targets = META.to_device(*data.draw(torch.arange(4 * leaf, 4), epoch=0))
+        flat.restore_buffers()
         loss, _ = objective(inputs, targets)
         loss.backward(torch.tensor(1 / 8, device=META.target))
-        exchange.collect(leaf)
+        exchange.after_backward(leaf)
     gradient, buffers = exchange.sum()
     flat.advance_buffers(buffers, 2, 2)
     update.step(gradient, 1e-3)

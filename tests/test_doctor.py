@@ -15,7 +15,7 @@ from samestep.doctor import (
     observe,
 )
 from samestep.doctor.findings import Finding, text
-from samestep.doctor.observe import Facts
+from samestep.doctor.observe import HostObservation
 from samestep.doctor.peer_client import Link
 from samestep.errors import PlacementError
 from samestep.scaling import units
@@ -56,11 +56,11 @@ HEALTHY: dict[str, Any] = {
 }
 
 
-def made_up(**changes: Any) -> Facts:
-    return Facts.model_validate({**HEALTHY, **changes})
+def made_up(**changes: Any) -> HostObservation:
+    return HostObservation.model_validate({**HEALTHY, **changes})
 
 
-def check(one: Facts, chosen: str = "", used: str = "") -> list[Finding]:
+def check(one: HostObservation, chosen: str = "", used: str = "") -> list[Finding]:
     return (
         check_network.check(one, chosen, used)
         + check_hardware.check(one)

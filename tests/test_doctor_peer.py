@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from test_cli import samestep
 
 from samestep.doctor import peer_protocol
-from samestep.doctor.observe import Facts, observe
+from samestep.doctor.observe import HostObservation, observe
 from samestep.doctor.peer_client import Link, probe
 from samestep.doctor.peer_protocol import Wire, listen
 from samestep.doctor.peer_server import serve
@@ -200,7 +200,7 @@ def test_who_is_no_doctor_is_told_apart(reply: bytes, broke: str) -> None:
 )
 def test_facts_of_a_peer_are_checked(change: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="validation error"):
-        Facts.model_validate({**observe_once().model_dump(), **change})
+        HostObservation.model_validate({**observe_once().model_dump(), **change})
 
 
 def test_a_port_where_nobody_listens_refuses() -> None:

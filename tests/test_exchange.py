@@ -12,7 +12,7 @@ from torch._C._distributed_c10d import HashStore
 
 from samestep import Placement, PlacementError, Recipe, WorkerLate
 from samestep.core.ownership import shares
-from samestep.core.topology import Place
+from samestep.core.topology import Topology
 from samestep.exchange.compression import EXACT
 from samestep.exchange.factory import Connection
 from samestep.exchange.shared import SharedExchange
@@ -52,8 +52,8 @@ def test_ten_thousand_exchanges_with_random_delays_agree(
 def exchange_of(rank: int, workers: int, fd: int, timeout: float) -> SharedExchange:
     owned = shares(workers, workers)
     flat = Flat(nn.Linear(9, 9), ["exp_avg", "exp_avg_sq"])
-    place = Place.on_one_node(rank, workers)
-    return SharedExchange(flat, owned, place, fd, 1e-5, timeout)
+    topology = Topology.on_one_node(rank, workers)
+    return SharedExchange(flat, owned, topology, fd, 1e-5, timeout)
 
 
 def test_a_barrier_names_all_who_are_late() -> None:
@@ -63,7 +63,7 @@ def test_a_barrier_names_all_who_are_late() -> None:
 
     def wait(rank: int) -> None:
         with pytest.raises(WorkerLate) as caught:
-            exchanges[rank].publish()
+            exchanges[rank].all_gather_parameters()
         errors.append(str(caught.value))
 
     threads = [threading.Thread(target=wait, args=(rank,)) for rank in (0, 2)]
@@ -88,7 +88,7 @@ def test_the_optimizer_state_of_a_machine_does_not_grow_with_its_workers() -> No
 
 def test_a_barrier_of_one_worker_waits_for_nobody() -> None:
     fd = barrier.create(1)
-    exchange_of(0, 1, fd, timeout=0.1).publish()
+    exchange_of(0, 1, fd, timeout=0.1).all_gather_parameters()
     os.close(fd)
 
 
@@ -124,13 +124,13 @@ def test_a_layer_that_is_used_twice_has_the_sum_of_its_gradients() -> None:
     expected = layer.weight.grad.clone()
     layer.weight.grad = layer.bias.grad = None
 
-    fd, place = barrier.create(1), Place.on_one_node(0, 1)
-    exchange = SharedExchange(Flat(twice), [(0, 1)], place, fd, 0.0, 1.0)
+    fd, topology = barrier.create(1), Topology.on_one_node(0, 1)
+    exchange = SharedExchange(Flat(twice), [(0, 1)], topology, fd, 0.0, 1.0)
     os.close(fd)
     exchange.attach(twice)
-    with exchange.turn(0):
+    with exchange.accumulate(0):
         twice(inputs).sum().backward()
-    exchange.collect(0)
+    exchange.after_backward(0)
     gradient, _ = exchange.sum()
     assert torch.allclose(gradient[:36].view(6, 6), expected)
 
@@ -173,22 +173,22 @@ def test_a_wait_for_a_late_worker_sleeps() -> None:
     os.close(fd)
     before = time.process_time()
     with pytest.raises(WorkerLate):
-        exchange.publish()
+        exchange.all_gather_parameters()
     assert time.process_time() - before < 1.0  # of the 2 s that it waited
 
 
 def test_who_does_not_come_to_the_exchange_is_named() -> None:
     """After `start_seconds`, which is for the loading of data."""
-    place = Place.on_one_node(0, 3)
+    topology = Topology.on_one_node(0, 3)
     store = HashStore()
     store.set("built/2", "")
     connection = Connection(
         exchange="gloo",
-        place=place,
+        topology=topology,
         timeout_seconds=0.1,
         start_seconds=0.3,
         spin_seconds=0.0,
-        rounding=EXACT,
+        compression=EXACT,
         memory=None,
         store=lambda: store,
     )

@@ -22,7 +22,7 @@ from samestep.config import bf16
 from samestep.config.training import StartRecipe, StopRecipe
 from samestep.core.early_stopping import Stopping
 from samestep.models import compiling
-from samestep.optim.averaging import Kept, vectors
+from samestep.optim.averaging import WeightAverages, vectors
 from samestep.output.console import SilentView
 from samestep.state import checkpoint
 from samestep.state.fingerprint import fingerprint
@@ -127,7 +127,7 @@ class Alone:
         self.states = list(torch.zeros(len(flat.layout.states), flat.size))
         flat.bind(self.parameters, write=True)
 
-    def publish(self) -> None:
+    def all_gather_parameters(self) -> None:
         """Nobody waits."""
 
 
@@ -137,7 +137,7 @@ def test_the_average_is_that_of_torch() -> None:
     model = nn.Linear(64, 32)
     flat = Flat(model, vectors(recipe))
     exchange: Any = Alone(flat)
-    kept = Kept(recipe, flat, exchange)
+    kept = WeightAverages(recipe, flat, exchange)
     ema: Any = get_ema_multi_avg_fn(0.7)  # type: ignore[no-untyped-call]
     average: Any = AveragedModel(model, multi_avg_fn=ema)
     for step in range(5):

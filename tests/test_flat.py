@@ -228,7 +228,7 @@ def test_buffers_advance_to_the_mean_over_micro_batches() -> None:
     flat = Flat(model)
     total = torch.zeros(flat.tail)
     for scale in (1.0, 3.0):
-        flat.reset_buffers()
+        flat.restore_buffers()
         model(torch.tensor([[0.0, 0.0], [2 * scale, 4 * scale]]))
         total += flat.read_buffers()
     flat.advance_buffers(total, micro_batches=2, updates=2)

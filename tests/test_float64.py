@@ -20,7 +20,7 @@ from samestep.elastic.node_state import Held
 from samestep.state import checkpoint
 from samestep.state.fingerprint import fingerprint
 from samestep.state.layout import AVERAGE, BEST, Dtype, Entry, Layout
-from samestep.user_code.references import OwnCode, names
+from samestep.user_code.references import UserCode, names
 
 
 FLOAT64 = {"precision": "float64"}
@@ -94,7 +94,7 @@ def test_the_gradient_of_a_step_is_that_of_plain_torch_in_float64(
 ) -> None:
     recipe = own(own_code(reentrant), **ONE_STEP, **FLOAT64)
     run = train(recipe, 2, exchange="shared")
-    parts, places = names(recipe), OwnCode([str(Path.cwd())])
+    parts, places = names(recipe), UserCode([str(Path.cwd())])
     torch.manual_seed(derive_seed(recipe.seed, "model"))
     model = places.find(parts["model"], "model")().double()
     train_split = places.find(parts["data"], "data")()["train"]

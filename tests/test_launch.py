@@ -22,7 +22,7 @@ from conftest import Train, small_recipe
 from samestep import NonFiniteLoss, Run, WorkerFailed
 from samestep.supervisor.forkserver_client import ForkServer
 from samestep.supervisor.launch import Worker, _Supervision
-from samestep.system.heartbeat import Board
+from samestep.system.heartbeat import Heartbeat
 from samestep.system.signals import Stop
 
 
@@ -294,7 +294,7 @@ def test_a_worker_that_closed_its_socket_is_not_listened_to_any_more() -> None:
     listened: list[dict[str, Any]] = []
     polls = itertools.count()
     worker = Worker(0, 1, ours, Path("log"), None)
-    board = Board.create(1)
+    heartbeat = Heartbeat.create(1)
     with ours, socket.socket() as quiet:
         theirs.sendall(b'{"type": "last words"}\n')
         theirs.close()
@@ -304,7 +304,7 @@ def test_a_worker_that_closed_its_socket_is_not_listened_to_any_more() -> None:
         run = _Supervision(
             server,  # type: ignore[arg-type]
             [worker],
-            Board(board),
+            Heartbeat(heartbeat),
             (60.0, 60.0),
             listened.append,
             Stop(),
@@ -312,6 +312,6 @@ def test_a_worker_that_closed_its_socket_is_not_listened_to_any_more() -> None:
         receive, calls = worker.receive, itertools.count()
         worker.receive = lambda: (next(calls), receive())[1]  # type: ignore[method-assign]
         run()
-    os.close(board)
+    os.close(heartbeat)
     assert listened == [{"type": "last words"}]
     assert next(calls) <= 2

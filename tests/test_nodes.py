@@ -18,16 +18,16 @@ from test_rounding import by_hand, gradients
 from torch import Tensor, nn
 from torch._C._distributed_c10d import HashStore
 
-from samestep.core.topology import Place
-from samestep.core.tree import Node
-from samestep.exchange.compression import DTYPES, Rounding
+from samestep.core.topology import Topology
+from samestep.core.tree import Range
+from samestep.exchange.compression import DTYPES, Compression
 from samestep.exchange.factory import Connection
 from samestep.exchange.hierarchical import Division, NodesExchange
 from samestep.state.flat import Flat
 from samestep.state.layout import ALIGNMENT, Layout
 from samestep.supervisor.forkserver_client import ForkServer
 from samestep.system import barrier, machine
-from samestep.system.heartbeat import Board
+from samestep.system.heartbeat import Heartbeat
 from samestep.training.cadence import Decision
 from samestep.training.metrics import StepLedger
 from samestep.training.timing import PHASES
@@ -70,7 +70,7 @@ def test_a_stop_on_any_node_ends_all_and_each_holds_the_whole_state(
 ) -> None:
     recipe = small_recipe(epochs=50, model__norm="batch")
     with machines(server, tmp_path, recipe, [1, 2], exchange) as played:
-        Board(played.nodes[1].board).request_stop()
+        Heartbeat(played.nodes[1].heartbeat).request_stop()
         played.listen()
         ((started,), _) = played.of_leaders("started")
         layout = Layout.model_validate(started["layout"])
@@ -119,7 +119,7 @@ def test_who_loses_a_node_names_it(server: ForkServer, tmp_path: Path) -> None:
 
 
 @st.composite
-def ownerships(draw: st.DrawFn, most: int = 4) -> tuple[list[Node], list[int]]:
+def ownerships(draw: st.DrawFn, most: int = 4) -> tuple[list[Range], list[int]]:
     """Of each worker, and the workers of each node; anybody may own nothing."""
     sizes = draw(st.lists(st.integers(1, 3), min_size=2, max_size=most))
     num_leaves, inner = draw(st.integers(1, 12)), sum(sizes) - 1
@@ -129,7 +129,7 @@ def ownerships(draw: st.DrawFn, most: int = 4) -> tuple[list[Node], list[int]]:
 
 @given(ownerships(most=9), st.integers(1, 50_000))
 def test_no_element_and_no_micro_batch_is_lost(
-    ownership: tuple[list[Node], list[int]], lines: int
+    ownership: tuple[list[Range], list[int]], lines: int
 ) -> None:
     shares, sizes = ownership
     length, count = ALIGNMENT * lines, len(sizes)
@@ -153,7 +153,7 @@ class Cluster:
     """The exchanges of all workers, each of which is a thread."""
 
     def __init__(
-        self, shares: list[Node], sizes: list[int], rounding: Rounding
+        self, shares: list[Range], sizes: list[int], compression: Compression
     ) -> None:
         self.flats = [
             Flat(nn.Sequential(nn.Linear(40, 50), nn.BatchNorm1d(50))) for _ in shares
@@ -165,7 +165,7 @@ class Cluster:
         connections = [
             Connection(
                 exchange="shared",
-                place=Place(
+                topology=Topology(
                     firsts[node] + local,
                     len(shares),
                     local,
@@ -176,7 +176,7 @@ class Cluster:
                 timeout_seconds=20.0,
                 start_seconds=20.0,
                 spin_seconds=1e-5,
-                rounding=rounding,
+                compression=compression,
                 memory=memories[node],
                 store=lambda: store,
             )
@@ -204,19 +204,19 @@ class Cluster:
         for thread in threads:
             thread.join(40)
 
-    def sums(self, leaves: list[Tensor]) -> list[tuple[Node, Tensor]]:
+    def sums(self, leaves: list[Tensor]) -> list[tuple[Range, Tensor]]:
         """What every worker gets."""
-        found: list[tuple[Node, Tensor]] = [((0, 0), torch.empty(0))] * len(self.flats)
+        found: list[tuple[Range, Tensor]] = [((0, 0), torch.empty(0))] * len(self.flats)
 
         def work(rank: int) -> None:
             exchange, flat = self.exchanges[rank], self.flats[rank]
             assert exchange is not None
             for leaf in range(*self._shares[rank]):
-                with exchange.turn(leaf):
+                with exchange.accumulate(leaf):
                     views = flat.views(leaves[leaf])
                     for parameter, gradient in zip(flat.parameters, views, strict=True):
                         parameter.grad = gradient.clone()
-                exchange.collect(leaf)
+                exchange.after_backward(leaf)
             found[rank] = exchange.owned, exchange.sum()[0].clone()
 
         self.all(work)
@@ -226,16 +226,16 @@ class Cluster:
 @settings(deadline=None, max_examples=30)
 @given(ownerships(), st.sampled_from(sorted(DTYPES)), st.integers(0, 99))
 def test_the_nodes_sum_is_that_of_the_rounded_tree_and_sends_what_it_says(
-    ownership: tuple[list[Node], list[int]], compression: str, seed: int
+    ownership: tuple[list[Range], list[int]], compression: str, seed: int
 ) -> None:
     with mock.patch.dict(os.environ, GLOO_SOCKET_IFNAME=machine.loopback()):
         check_sum_and_bytes(ownership, compression, seed)
 
 
 def check_sum_and_bytes(
-    ownership: tuple[list[Node], list[int]], compression: str, seed: int
+    ownership: tuple[list[Range], list[int]], compression: str, seed: int
 ) -> None:
-    rounding = Rounding.of(compression)
+    rounding = Compression.of(compression)
     cluster = Cluster(*ownership, rounding)
     flat, (shares, _) = cluster.flats[0], ownership
     leaves = gradients(flat, shares[-1][1], seed)
@@ -283,8 +283,8 @@ def test_clocks_of_several_machines_need_not_agree(
 ) -> None:
     moment = 1e6
     monkeypatch.setattr("time.perf_counter", lambda: moment)
-    place = Place(0, 2, 0, 1, node=0, nodes=2)
-    ledger = StepLedger(1, 1, place, Peer(), 1)  # type: ignore[arg-type]
+    topology = Topology(0, 2, 0, 1, node=0, nodes=2)
+    ledger = StepLedger(1, 1, topology, Peer(), 1)  # type: ignore[arg-type]
     for _ in range(2):
         row = ledger.open(0, 1)
         ledger.note(row, 0, 1.0, [1.0])

@@ -11,7 +11,7 @@ from torch import nn
 
 from samestep.errors import NotReproducible, SamestepError
 from samestep.state.flat import Flat
-from samestep.verification.watch import Unchanged
+from samestep.verification.watch import MutationCheck
 
 
 MODEL = """
@@ -166,7 +166,7 @@ def test_the_probe_changes_no_bit(own: Own, train: Train) -> None:
 def test_a_change_that_leaves_the_content_is_none() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).requires_grad_(False))
     model.register_buffer("table", torch.arange(3))
-    watch = Unchanged(model, Flat(model), "it")
+    watch = MutationCheck(model, Flat(model), "it")
     model.register_buffer("table", torch.arange(3))
     frozen = model.get_parameter("1.weight")
     frozen.data = frozen.data.clone()
@@ -178,7 +178,7 @@ def test_a_change_that_leaves_the_content_is_none() -> None:
 
 def test_what_changes_between_two_steps_is_noted() -> None:
     model = nn.Linear(2, 2)
-    watch = Unchanged(model, Flat(model), "it")
+    watch = MutationCheck(model, Flat(model), "it")
     nn.init.zeros_(model.weight)
     with pytest.raises(NotReproducible, match="`weight`"):
         watch.check()

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from samestep import NonFiniteGradient, Recipe
 from samestep.core import tree
-from samestep.core.topology import Place
-from samestep.core.tree import Node
-from samestep.exchange.compression import DTYPES, Rounding
+from samestep.core.topology import Topology
+from samestep.core.tree import Range
+from samestep.exchange.compression import DTYPES, Compression
 from samestep.exchange.gloo import GlooExchange
 from samestep.exchange.shared import SharedExchange
 from samestep.state.flat import Flat
@@ -24,7 +24,7 @@ from samestep.system import barrier
 def by_hand(leaves: list[Tensor], dtype: torch.dtype) -> Tensor:
     """What the recipe's field says, in plain torch."""
 
-    def value(node: Node) -> Tensor:
+    def value(node: Range) -> Tensor:
         if node[1] - node[0] == 1:
             return leaves[node[0]].to(dtype).float()
         middle = tree.split(node)
@@ -37,15 +37,19 @@ def summed(
     exchange: GlooExchange | SharedExchange,
     flat: Flat,
     leaves: list[Tensor],
-    owned: Node,
+    owned: Range,
 ) -> Tensor:
     """One worker's steps, with given gradients instead of backward passes."""
     for leaf in range(*owned):
         gradients = flat.views(leaves[leaf])
-        with exchange.turn(leaf) if isinstance(exchange, SharedExchange) else NoTurn():
+        with (
+            exchange.accumulate(leaf)
+            if isinstance(exchange, SharedExchange)
+            else NoTurn()
+        ):
             for parameter, gradient in zip(flat.parameters, gradients, strict=True):
                 parameter.grad = gradient.clone()
-        exchange.collect(leaf)
+        exchange.after_backward(leaf)
     return exchange.sum()[0]
 
 
@@ -58,7 +62,7 @@ class NoTurn:
 
 
 @st.composite
-def ownerships(draw: st.DrawFn) -> list[Node]:
+def ownerships(draw: st.DrawFn) -> list[Range]:
     num_leaves = draw(st.integers(1, 12))
     inner = draw(st.lists(st.integers(0, num_leaves), max_size=3))
     return list(pairwise([0, *sorted(inner), num_leaves]))
@@ -78,24 +82,24 @@ def gradients(flat: Flat, num_leaves: int, seed: int) -> list[Tensor]:
 @settings(deadline=None)  # threads wait for each other, on a machine that may be busy
 @given(ownerships(), st.sampled_from(sorted(DTYPES)), st.integers(0, 99))
 def test_the_sum_is_that_of_the_rounded_tree(
-    shares: list[Node], compression: str, seed: int
+    shares: list[Range], compression: str, seed: int
 ) -> None:
-    rounding, workers = Rounding.of(compression), len(shares)
+    rounding, workers = Compression.of(compression), len(shares)
     model = nn.Linear(40, 50)
     flat = Flat(model)
     leaves = gradients(flat, shares[-1][1], seed)
     expected = by_hand(leaves, rounding.sent_as(torch.float32))
 
-    alone = Place.on_one_node(0, 1)
+    alone = Topology.on_one_node(0, 1)
     whole = GlooExchange(flat, [(0, len(leaves))], alone, rounding)
     assert torch.equal(summed(whole, flat, leaves, (0, len(leaves))), expected)
 
     fd = barrier.create(workers)
     flats = [Flat(nn.Linear(40, 50)) for _ in shares]
-    places = [Place.on_one_node(rank, workers) for rank in range(workers)]
+    places = [Topology.on_one_node(rank, workers) for rank in range(workers)]
     exchanges = [
-        SharedExchange(flats[rank], shares, place, fd, 1e-5, 10.0, rounding)
-        for rank, place in enumerate(places)
+        SharedExchange(flats[rank], shares, topology, fd, 1e-5, 10.0, rounding)
+        for rank, topology in enumerate(places)
     ]
     os.close(fd)
     found: dict[int, Tensor] = {}
@@ -114,7 +118,7 @@ def test_the_sum_is_that_of_the_rounded_tree(
 
 @pytest.mark.parametrize("compression", ["bf16", "fp16"])
 def test_rounding_is_the_same_at_any_place_and_alignment(compression: str) -> None:
-    rounding = Rounding.of(compression)
+    rounding = Compression.of(compression)
     generator = torch.Generator().manual_seed(0)
     bits = torch.randint(-(2**31), 2**31, (5_000,), generator=generator)
     values = bits.to(torch.int32).view(torch.float32)

@@ -4,11 +4,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from samestep.core import tree
-from samestep.core.tree import Node
+from samestep.core.tree import Range
 
 
 @st.composite
-def ownerships(draw: st.DrawFn) -> tuple[int, list[Node]]:
+def ownerships(draw: st.DrawFn) -> tuple[int, list[Range]]:
     """A number of leaves and contiguous ranges that share them; some may be empty."""
     num_leaves = draw(st.integers(1, 40))
     inner = draw(st.lists(st.integers(0, num_leaves), max_size=8))
@@ -31,9 +31,9 @@ def test_a_range_splits_at_the_largest_power_of_two_below_its_length() -> None:
 
 
 @given(ownerships())
-def test_every_ownership_gives_the_same_sum(case: tuple[int, list[Node]]) -> None:
+def test_every_ownership_gives_the_same_sum(case: tuple[int, list[Range]]) -> None:
     num_leaves, shares = case
-    partials: dict[Node, str] = {}
+    partials: dict[Range, str] = {}
     for owned in shares:
         stack: list[str] = []
         for leaf in range(*owned):
@@ -47,7 +47,7 @@ def test_every_ownership_gives_the_same_sum(case: tuple[int, list[Node]]) -> Non
 
 @given(ownerships())
 def test_subtrees_cover_each_owned_leaf_once_and_are_maximal(
-    case: tuple[int, list[Node]],
+    case: tuple[int, list[Range]],
 ) -> None:
     num_leaves, shares = case
     for owned in shares:

@@ -22,7 +22,7 @@ from samestep.data.targets import Labels
 from samestep.errors import DataError
 from samestep.models.objective import Objective
 from samestep.supervisor.forkserver_client import ForkServer
-from samestep.user_code.references import OwnCode
+from samestep.user_code.references import UserCode
 
 
 PADDED = """
@@ -261,7 +261,7 @@ def loaded(labels: Labels) -> int:
     targets = torch.tensor([0, 2, -100, 1])
     given = (torch.ones(4, 3), targets)
     recipe = CustomData(load="sha256:0", validation=0.0, test=0.0)
-    _, facts = user_dataset.load(recipe, OwnCode([], {"sha256:0": given}), labels)
+    _, facts = user_dataset.load(recipe, UserCode([], {"sha256:0": given}), labels)
     return facts.outputs
 
 

@@ -3,7 +3,7 @@
 from language import Drawing
 from treeshape import LEAVES, Shape, children, owner, sums
 
-from samestep.core.tree import Node
+from samestep.core.tree import Range
 
 
 def draw() -> str:
@@ -19,7 +19,7 @@ def draw() -> str:
     return drawing.svg()
 
 
-def _owned(drawing: Drawing, shape: Shape, shares: list[Node]) -> None:
+def _owned(drawing: Drawing, shape: Shape, shares: list[Range]) -> None:
     for worker, owned in enumerate(shares):
         shape.owner(drawing, worker, owned)
     for node in sums():

@@ -5,7 +5,7 @@ from language import WIDTH
 from treeshape import LEAVES, SQUARE, Shape, children, height, owner, sums
 
 from samestep.core import ownership
-from samestep.core.tree import Node
+from samestep.core.tree import Range
 
 
 BEFORE = [(0, 2), (2, 5), (5, 8)]
@@ -110,7 +110,7 @@ def _workers(film: Film) -> None:
 
 def _pass(
     film: Film,
-    shares: list[Node],
+    shares: list[Range],
     starts: float,
     pace: float,
     adds: float,
@@ -132,7 +132,9 @@ def _pass(
             draw(film, node, owner(node, shares), (start, start + pace, gone))
 
 
-def _flow(film: Film, node: Node, kind: str, times: tuple[float, float, float]) -> None:
+def _flow(
+    film: Film, node: Range, kind: str, times: tuple[float, float, float]
+) -> None:
     """Two values travel to their node."""
     start, arrive, gone = times
     x, y = SHAPE.centre(node)
@@ -146,7 +148,7 @@ def _flow(film: Film, node: Node, kind: str, times: tuple[float, float, float]) 
         film.add("</g>")
 
 
-def _sum(film: Film, node: Node, kind: str, times: tuple[float, float, float]) -> None:
+def _sum(film: Film, node: Range, kind: str, times: tuple[float, float, float]) -> None:
     """They become one."""
     start, arrive, gone = times
     film.add(f'<g class="{film.shown((0.3 * start + 0.7 * arrive, gone))}">')

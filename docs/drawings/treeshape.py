@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from language import WIDTH, Drawing
 
 from samestep.core import tree
-from samestep.core.tree import Node
+from samestep.core.tree import Range
 
 
 SQUARE, PITCH, LEVEL, RADIUS = 46, 58, 56, 16
 LEAVES = 8
 
 
-def children(node: Node) -> list[Node]:
+def children(node: Range) -> list[Range]:
     """Two, or none of a leaf."""
     if node[1] - node[0] == 1:
         return []
@@ -20,18 +20,18 @@ def children(node: Node) -> list[Node]:
     return [(node[0], middle), (middle, node[1])]
 
 
-def sums(node: Node = (0, LEAVES)) -> list[Node]:
+def sums(node: Range = (0, LEAVES)) -> list[Range]:
     """The nodes that are sums; each after those that it needs."""
     below = [inner for child in children(node) for inner in sums(child)]
     return [*below, node] if children(node) else []
 
 
-def height(node: Node) -> int:
+def height(node: Range) -> int:
     """Levels above the leaves."""
     return max((1 + height(child) for child in children(node)), default=0)
 
 
-def owner(node: Node, shares: list[Node]) -> str:
+def owner(node: Range, shares: list[Range]) -> str:
     """The colour of the worker that sums it alone; grey if it takes several."""
     for worker, (first, end) in enumerate(shares):
         if first <= node[0] and node[1] <= end:
@@ -54,7 +54,7 @@ class Shape:
         """Upper left, of a leaf."""
         return self.left + PITCH * leaf, self.top
 
-    def centre(self, node: Node) -> tuple[float, float]:
+    def centre(self, node: Range) -> tuple[float, float]:
         """Of a leaf or a sum."""
         below = [self.centre(child)[0] for child in children(node)]
         if not below:
@@ -62,12 +62,12 @@ class Shape:
             return x + SQUARE / 2, y + SQUARE / 2
         return sum(below) / 2, self.top + SQUARE / 2 + LEVEL * height(node) + 6
 
-    def foot(self, node: Node) -> tuple[float, float]:
+    def foot(self, node: Range) -> tuple[float, float]:
         """Where the line to the next sum begins."""
         x, y = self.centre(node)
         return x, y if children(node) else y + SQUARE / 2
 
-    def edge(self, child: Node, node: Node) -> str:
+    def edge(self, child: Range, node: Range) -> str:
         """The path of that line."""
         (x, y), (to_x, to_y) = self.foot(child), self.centre(node)
         return f"M{x:g} {y:g}L{to_x:g} {to_y:g}"
@@ -78,19 +78,19 @@ class Shape:
         drawing.box(x, y, SQUARE, SQUARE, kind)
         drawing.text(x + SQUARE / 2, y + 29, str(leaf), f"{tone} b")
 
-    def plus(self, drawing: Drawing, node: Node, kind: str, tone: str) -> None:
+    def plus(self, drawing: Drawing, node: Range, kind: str, tone: str) -> None:
         """A disc with a plus."""
         x, y = self.centre(node)
         drawing.circle(x, y, RADIUS, kind)
         drawing.text(x, y + 6, "+", f"{tone} b big")
 
-    def owner(self, drawing: Drawing, worker: int, owned: Node) -> None:
+    def owner(self, drawing: Drawing, worker: int, owned: Range) -> None:
         """The label above what a worker owns."""
         x, width = self.span(owned)
         kind = f"w{worker}"
         drawing.pill(x, self.top - 50, width, f"worker {worker}", kind)
 
-    def span(self, owned: Node) -> tuple[float, float]:
+    def span(self, owned: Range) -> tuple[float, float]:
         """Left edge and width of that label."""
         first, end = owned
         return self.left - 4 + first * PITCH, (end - first) * PITCH - 4

@@ -17,7 +17,7 @@ from samestep.state import dtypes
 from samestep.user_code import seeding
 from samestep.user_code.arguments import recipe_of
 from samestep.user_code.imports import search_path
-from samestep.user_code.references import OwnCode, check_origin, names
+from samestep.user_code.references import UserCode, check_origin, names
 from samestep.verification import replicas
 
 
@@ -36,7 +36,7 @@ def load_model(run: RunResult, given: Any = None) -> nn.Module:
     return model.eval()
 
 
-def _built(run: RunResult, recipe: Recipe, own: OwnCode) -> nn.Module:
+def _built(run: RunResult, recipe: Recipe, own: UserCode) -> nn.Module:
     """Raises RunError where the files of the run ask for what cannot be built."""
     facts = run.result.get("data")
     try:
@@ -57,7 +57,7 @@ def load_data(run: RunResult, given: Any = None) -> Dataset:
         return dataset.of_recipe(recipe, own)
 
 
-def _with(run: RunResult, part: str, given: Any) -> tuple[Recipe, OwnCode]:
+def _with(run: RunResult, part: str, given: Any) -> tuple[Recipe, UserCode]:
     """The recipe with the part that is given, and where to find it."""
     recipe, objects = run.recipe, dict[str, Any]()
     if isinstance(given, str):
@@ -71,4 +71,4 @@ def _with(run: RunResult, part: str, given: Any) -> tuple[Recipe, OwnCode]:
     if part in names(recipe):
         said = {part: given} if isinstance(given, str) else {}
         check_origin({part: names(recipe)[part]}, said, objects)
-    return recipe, OwnCode(search_path(), objects)
+    return recipe, UserCode(search_path(), objects)

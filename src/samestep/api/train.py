@@ -32,7 +32,13 @@ from samestep.supervisor.recovery import build_of
 from samestep.supervisor.resume import find_start
 from samestep.supervisor.session import Session, supervise
 from samestep.system.signals import Stop
-from samestep.user_code.arguments import Part, packed, recipe_of, split_fields, vet
+from samestep.user_code.arguments import (
+    Part,
+    check_trusted,
+    packed,
+    recipe_of,
+    split_fields,
+)
 from samestep.user_code.references import checksums
 
 
@@ -93,7 +99,7 @@ def train(
     ):
         trackers = _loaded(trackers)
         recipe = recipe_of(recipe, names, changed)
-        vet(recipe, names)
+        check_trusted(recipe, names)
         recipe = pretrained.resolved(recipe)
         placement, why = placement.resolve(recipe.micro_batches, running.gpus)
         notice = prepare.prepare(recipe.data)
@@ -144,7 +150,7 @@ def resume(
     ):
         trackers = _loaded(trackers)
         start = find_start(path, epochs, names)
-        vet(start.recipe, names)
+        check_trusted(start.recipe, names)
         pretrained.resolved(start.recipe)
         placement, why = placement.resolve(start.recipe.micro_batches, running.gpus)
         notice = prepare.prepare(start.recipe.data)
@@ -197,7 +203,7 @@ def evaluate(
     ):
         resolved, _ = _placed(placement, placed).resolve(None, running.gpus)
         recipe = recipe_of(read_recipe(model_file), names, {})
-        vet(recipe, names)
+        check_trusted(recipe, names)
         prepare.prepare(recipe.data)
         job = {
             "kind": "evaluate",
@@ -233,7 +239,7 @@ def check_exactness(
         packed({"model": model, "data": data, "loss": loss}) as (names, given),
     ):
         resolved = recipe_of(recipe, names, changed)
-        vet(resolved, names)
+        check_trusted(resolved, names)
         resolved = pretrained.resolved(resolved)
         prepare.prepare(resolved.data)
         return check.check(resolved, running, given)

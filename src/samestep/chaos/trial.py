@@ -36,7 +36,7 @@ Event = dict[str, Any]
 
 
 @dataclass
-class Ordeal:
+class Trial:
     """One disturbed training: `train`, then `resume` as often as it is killed whole."""
 
     recipe: Path

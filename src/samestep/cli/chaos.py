@@ -14,7 +14,7 @@ from rich.table import Table
 from samestep.api.run import Run
 from samestep.api.train import train
 from samestep.chaos.plan import KINDS, plan
-from samestep.chaos.trial import Ordeal, last_step
+from samestep.chaos.trial import Trial, last_step
 from samestep.config.placement import Placement
 from samestep.config.recipe import Recipe
 from samestep.errors import PlacementError, RunError, did_you_mean
@@ -29,14 +29,14 @@ class Report:
 
     calm: str
     """The fingerprint of the undisturbed training."""
-    ordeals: list[Ordeal] = field(default_factory=list)
+    ordeals: list[Trial] = field(default_factory=list)
     fingerprints: list[str] = field(default_factory=list)
 
     @property
     def is_identical(self) -> bool:
         """Whether no bit differs and no process was left."""
         return all(found == self.calm for found in self.fingerprints) and not any(
-            ordeal.leftovers for ordeal in self.ordeals
+            trial.leftovers for trial in self.ordeals
         )
 
     @property
@@ -47,10 +47,10 @@ class Report:
     @property
     def summary(self) -> str:
         """The fingerprints and the verdict."""
-        happened = [i.kind for ordeal in self.ordeals for i in ordeal.injections]
+        happened = [i.kind for trial in self.ordeals for i in trial.injections]
         kills = happened.count("kill")
         others = len(happened) - kills
-        leftovers = sum(ordeal.leftovers for ordeal in self.ordeals)
+        leftovers = sum(trial.leftovers for trial in self.ordeals)
         lines = [f"undisturbed  sha256 {self.calm}"]
         lines += [f"disturbed    sha256 {found}" for found in self.fingerprints]
         lines.append(
@@ -61,7 +61,7 @@ class Report:
         return "\n".join(lines)
 
 
-def unleash(
+def run_chaos(
     recipe: Recipe,
     kills: int,
     seed: int,
@@ -96,7 +96,7 @@ def unleash(
     report = Report(calm.weights_sha256)
     while plans:
         number = len(report.ordeals) + 1
-        ordeal = Ordeal(
+        trial = Trial(
             recipe=recipe_file,
             out=out / f"disturbed-{number}",
             injections=plans.pop(0),
@@ -104,24 +104,24 @@ def unleash(
             most_workers=min(recipe.micro_batches, workers + 2),
             chance=random.Random(seed + number),  # noqa: S311  not a secret
         )
-        ordeal.out.mkdir()
-        ordeal.undergo()
-        if missed := ordeal.take_missed():
+        trial.out.mkdir()
+        trial.undergo()
+        if missed := trial.take_missed():
             plans.insert(0, missed)
-        report.ordeals.append(ordeal)
-        report.fingerprints.append(Run.open(ordeal.run).weights_sha256)
+        report.ordeals.append(trial)
+        report.fingerprints.append(Run.open(trial.run).weights_sha256)
     return report
 
 
-def _table(ordeals: list[Ordeal]) -> Table:
+def _table(ordeals: list[Trial]) -> Table:
     """What was injected, and what it cost."""
     shown = Table(box=None, pad_edge=False)
     for name in ("run", "fault", "where", "step", "worker"):
         shown.add_column(name)
     for name in ("detected", "redone", "downtime"):
         shown.add_column(name, justify="right")
-    for index, ordeal in enumerate(ordeals, 1):
-        for injection in sorted(ordeal.injections, key=lambda i: i.at or 0.0):
+    for index, trial in enumerate(ordeals, 1):
+        for injection in sorted(trial.injections, key=lambda i: i.at or 0.0):
             shown.add_row(
                 str(index),
                 injection.kind,

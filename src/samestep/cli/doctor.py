@@ -12,7 +12,7 @@ from samestep.system.terminal import echo
 
 if TYPE_CHECKING:
     from samestep.doctor.findings import Finding
-    from samestep.doctor.observe import Facts
+    from samestep.doctor.observe import HostObservation
     from samestep.doctor.peer_client import Link
 
 
@@ -103,7 +103,7 @@ def peer_name(address: str, port: int) -> str:
 
 def _examine(
     peer: str | None, chosen: str, port: int
-) -> tuple["Facts", "Link | None", list["Finding"]]:
+) -> tuple["HostObservation", "Link | None", list["Finding"]]:
     from dataclasses import replace
 
     from samestep.doctor import (
@@ -140,7 +140,9 @@ def _text(link: "Link | None", findings: list["Finding"]) -> str:
     return text(findings) + more
 
 
-def _json(facts: "Facts", link: "Link | None", findings: list["Finding"]) -> str:
+def _json(
+    facts: "HostObservation", link: "Link | None", findings: list["Finding"]
+) -> str:
     from dataclasses import asdict
 
     from samestep.doctor.check_link import scale_flags

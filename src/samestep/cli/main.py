@@ -312,7 +312,7 @@ def chaos(
     from samestep.config.recipe import Recipe, parse_override
 
     loaded = Recipe.load(recipe, dict(map(parse_override, assignments)))
-    report = chaos_.unleash(loaded, kills, seed, faults.split(","), workers, out)
+    report = chaos_.run_chaos(loaded, kills, seed, faults.split(","), workers, out)
     Console().print(report.table)
     echo(report.summary)
     sys.exit(0 if report.is_identical else 1)

@@ -1,8 +1,8 @@
 """When ownership follows speed: measurements in, a decision out.
 
 Every worker has one of these and feeds it the same merged numbers. What changes is
-decided by rank 0's alone (`proposal`, `hopeless`) and sent to all with the next merge:
-two machines may round the same floats to different decisions.
+decided by rank 0's alone (`proposal`, `straggler_to_drop`) and sent to all with the
+next merge: two machines may round the same floats to different decisions.
 """
 
 import math
@@ -74,7 +74,7 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Stretch:
+class StepWindow:
     """Some steps; the lists are of each worker, in seconds."""
 
     steps: int
@@ -88,18 +88,18 @@ class Stretch:
     updating: Sequence[float]
     """Of the parameters; who owns no micro-batch still takes part in it."""
 
-    def followed_by(self, other: "Stretch") -> "Stretch":
+    def followed_by(self, other: "StepWindow") -> "StepWindow":
         """Both together."""
         names = ("compute", "data", "waiting", "updating")
         sums = [
             [a + b for a, b in zip(getattr(self, n), getattr(other, n), strict=True)]
             for n in names
         ]
-        return Stretch(self.steps + other.steps, self.seconds + other.seconds, *sums)
+        return StepWindow(self.steps + other.steps, self.seconds + other.seconds, *sums)
 
 
 @dataclass(frozen=True)
-class Hindrance:
+class Straggler:
     """A worker without which the others would be faster."""
 
     worker: int
@@ -133,10 +133,10 @@ class Balancer:
     _told: set[int] = field(default_factory=set)
     _speeds_before: list[float] = field(default_factory=list)
     _warm_up: int = WARM_UP
-    _stretch: Stretch | None = None
+    _stretch: StepWindow | None = None
     proposal: Change | None = None
     """Made by the observations so far, until all workers `adopt` that of rank 0."""
-    hindrance: Hindrance | None = None
+    straggler: Straggler | None = None
     """Found by the last observation; each worker is told of once."""
     seconds: float = 0.0
     """Seconds observed."""
@@ -152,11 +152,11 @@ class Balancer:
         self.speeds, self._data_share = [0.0] * count, [0.0] * count
         self._failures = [0] * count
 
-    def observe(self, stretch: Stretch) -> None:
+    def observe(self, stretch: StepWindow) -> None:
         """What all workers measured since the last call; perhaps makes a proposal."""
         if self._stretch is not None:
             stretch = self._stretch.followed_by(stretch)
-        self._stretch, self.hindrance = stretch, None
+        self._stretch, self.straggler = stretch, None
         if stretch.seconds < LEAST_SECONDS:
             return
         self._stretch = None
@@ -168,11 +168,11 @@ class Balancer:
             return
         self._speeds_before = self._speeds_before or list(self.speeds)
         self._account(stretch.seconds)
-        self.hindrance = self._find_hindrance(stretch)
+        self.straggler = self._find_hindrance(stretch)
         if self.is_live and self.proposal is None:
             self._propose()
 
-    def _estimate(self, stretch: Stretch) -> None:
+    def _estimate(self, stretch: StepWindow) -> None:
         for rank, (first, end) in enumerate(self.owned):
             compute = stretch.compute[rank]
             if end > first and compute > 0:
@@ -204,7 +204,7 @@ class Balancer:
         return min(measured, before * (1 + growth * seconds))
 
     @property
-    def hopeless(self) -> int | None:
+    def straggler_to_drop(self) -> int | None:
         """The worker that is to leave, if one has been too slow for long enough."""
         slowest = self.speeds.index(min(self.speeds))
         others = self.speeds[:slowest] + self.speeds[slowest + 1 :]
@@ -228,7 +228,7 @@ class Balancer:
             lag["seconds"] += seconds
             lag["speed"] += (relative - lag["speed"]) * seconds / lag["seconds"]
 
-    def _find_hindrance(self, stretch: Stretch) -> Hindrance | None:
+    def _find_hindrance(self, stretch: StepWindow) -> Straggler | None:
         """Measured over a while, since trying a hopeless worker again costs, too."""
         if len(self.speeds) == 1:
             return None
@@ -246,7 +246,7 @@ class Balancer:
         if self._hindered < HINDERED_CONFIRMATIONS or slowest in self._told:
             return None
         self._told.add(slowest)
-        return Hindrance(slowest, self.speeds[slowest] / max(self.speeds), gain)
+        return Straggler(slowest, self.speeds[slowest] / max(self.speeds), gain)
 
     def _propose(self) -> None:
         change = self._change(ownership.fastest(self.micro_batches, self.speeds))
@@ -298,7 +298,7 @@ class Balancer:
         return found
 
 
-def scattered(micro_batches: int, workers: int, step: int) -> list[Share]:
+def random_ownership(micro_batches: int, workers: int, step: int) -> list[Share]:
     """An ownership that changes with every step, for `--balance random`."""
     chance = random.Random(step)  # noqa: S311  not a secret
     cuts = sorted(chance.randint(0, micro_batches) for _ in range(workers - 1))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Place:
+class Topology:
     """This worker among all. The workers of a node, a machine, have ranks in a row."""
 
     rank: int
@@ -22,7 +22,7 @@ class Place:
     nodes: int = 1
 
     @classmethod
-    def from_environment(cls, variables: Mapping[str, str] = os.environ) -> "Place":
+    def from_environment(cls, variables: Mapping[str, str] = os.environ) -> "Topology":
         """From the variables that torchrun sets."""
         return cls(
             rank=int(variables["RANK"]),
@@ -36,7 +36,7 @@ class Place:
         )
 
     @classmethod
-    def on_one_node(cls, rank: int, workers: int, port: int = 0) -> "Place":
+    def on_one_node(cls, rank: int, workers: int, port: int = 0) -> "Topology":
         """Where all workers are on this machine."""
         return cls(rank, workers, rank, workers, port=port)
 

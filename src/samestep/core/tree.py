@@ -13,20 +13,20 @@ from typing import TypeVar
 
 
 T = TypeVar("T")
-Node = tuple[int, int]
+Range = tuple[int, int]
 """A node of the tree: the range `[first, end)` of leaves below it."""
 
 
-def split(node: Node) -> int:
+def split(node: Range) -> int:
     """The leaf at which a node of more than one leaf divides."""
     first, end = node
     return first + (1 << ((end - first - 1).bit_length() - 1))
 
 
-def subtrees(owned: Node, num_leaves: int) -> list[Node]:
+def subtrees(owned: Range, num_leaves: int) -> list[Range]:
     """The maximal nodes inside `owned`, left to right: what its owner contributes."""
 
-    def descend(node: Node) -> list[Node]:
+    def descend(node: Range) -> list[Range]:
         first, end = node
         if first >= owned[1] or end <= owned[0]:
             return []
@@ -38,7 +38,7 @@ def subtrees(owned: Node, num_leaves: int) -> list[Node]:
     return descend((0, num_leaves)) if owned[0] < owned[1] else []
 
 
-def num_merges(leaf: int, owned: Node, num_leaves: int) -> int:
+def num_merges(leaf: int, owned: Range, num_leaves: int) -> int:
     """How many sums are complete once `leaf`, computed in order, has arrived.
 
     An owner keeps a stack: it pushes each leaf's value, then this many times replaces
@@ -59,7 +59,7 @@ def deepest_stack(num_leaves: int) -> int:
     siblings = set(_siblings((0, num_leaves)))
     deepest = 0
     for first in range(num_leaves):
-        stack: list[Node] = []
+        stack: list[Range] = []
         for leaf in range(first, num_leaves):
             stack.append((leaf, leaf + 1))
             while len(stack) > 1 and (*stack[-2], stack[-1][1]) in siblings:
@@ -69,7 +69,7 @@ def deepest_stack(num_leaves: int) -> int:
     return deepest
 
 
-def _siblings(node: Node) -> Iterator[tuple[int, int, int]]:
+def _siblings(node: Range) -> Iterator[tuple[int, int, int]]:
     """(first, middle, end) of every node that has children."""
     if node[1] - node[0] > 1:
         middle = split(node)
@@ -78,13 +78,13 @@ def _siblings(node: Node) -> Iterator[tuple[int, int, int]]:
         yield from _siblings((middle, node[1]))
 
 
-def reduce(num_leaves: int, parts: Mapping[Node, T], add: Callable[[T, T], T]) -> T:
+def reduce(num_leaves: int, parts: Mapping[Range, T], add: Callable[[T, T], T]) -> T:
     """The value of the root, from the values of nodes that cover all leaves.
 
     `add(left, right)` may write its result into `left`.
     """
 
-    def value(node: Node) -> T:
+    def value(node: Range) -> T:
         if node in parts:
             return parts[node]
         middle = split(node)

@@ -37,11 +37,11 @@ from samestep.data.sources import (
     user_dataset,
 )
 from samestep.data.splits import Split
-from samestep.data.targets import ALL_LABELS, Facts, Labels
+from samestep.data.targets import ALL_LABELS, DataInfo, Labels
 from samestep.errors import RecipeError
 from samestep.state import dtypes
 from samestep.user_code import seeding
-from samestep.user_code.references import OwnCode
+from samestep.user_code.references import UserCode
 
 
 @dataclass(frozen=True)
@@ -212,7 +212,7 @@ class Converted:
 
 def load(
     recipe: DataRecipe,
-    own: OwnCode | None = None,
+    own: UserCode | None = None,
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
     labels: Labels = ALL_LABELS,
@@ -223,7 +223,7 @@ def load(
     """
     if isinstance(recipe, CustomData):
         seeding.seed(derive_seed(seed, "data"))
-    data = _load(recipe, own or OwnCode(), dtype, labels)
+    data = _load(recipe, own or UserCode(), dtype, labels)
     splits: dict[str, Split] = {
         name: Converted(split, data.task, dtype) for name, split in data.splits.items()
     }
@@ -235,7 +235,7 @@ def load(
     return replace(data, augmentation=Augmentation.of(augment, seed, sample))
 
 
-def of_recipe(recipe: Recipe, own: OwnCode | None = None) -> Dataset:
+def of_recipe(recipe: Recipe, own: UserCode | None = None) -> Dataset:
     """Load the data of a recipe, as its precision and its loss take them.
 
     Raises DataError, OwnCodeError.
@@ -245,7 +245,7 @@ def of_recipe(recipe: Recipe, own: OwnCode | None = None) -> Dataset:
 
 
 def _load(
-    recipe: DataRecipe, own: OwnCode, dtype: torch.dtype, labels: Labels
+    recipe: DataRecipe, own: UserCode, dtype: torch.dtype, labels: Labels
 ) -> Dataset:
     match recipe:
         case MnistData():
@@ -264,7 +264,7 @@ def _load(
             return _of(rows.build_table(recipe, dtype))
 
 
-def _of(found: tuple[Mapping[str, Split], Facts]) -> Dataset:
+def _of(found: tuple[Mapping[str, Split], DataInfo]) -> Dataset:
     splits, facts = found
     return Dataset(
         *(dict(splits), facts.inputs, facts.outputs),

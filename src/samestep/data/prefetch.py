@@ -94,7 +94,7 @@ class Helper:
         return _unpacked(content) if content else None
 
 
-class Feed:
+class Prefetcher:
     """Where a worker gets its micro-batches from."""
 
     def __init__(

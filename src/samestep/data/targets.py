@@ -40,7 +40,7 @@ ALL_LABELS = Labels()
 
 
 @dataclass(frozen=True)
-class Facts:
+class DataInfo:
     """What all splits share."""
 
     inputs: Shape

@@ -1,7 +1,7 @@
 """Cores, memory and disk of one machine. Pure: facts in, findings out."""
 
 from samestep.doctor.findings import Finding
-from samestep.doctor.observe import SHM, Facts
+from samestep.doctor.observe import SHM, HostObservation
 
 
 GB = 1_000_000_000
@@ -12,7 +12,7 @@ MUCH_SWAP = 0.1
 """Of the memory."""
 
 
-def check(facts: Facts) -> list[Finding]:
+def check(facts: HostObservation) -> list[Finding]:
     """All that is here."""
     checks = (
         cores,
@@ -28,7 +28,7 @@ def check(facts: Facts) -> list[Finding]:
     return [one(facts) for one in checks]
 
 
-def cores(facts: Facts) -> Finding:
+def cores(facts: HostObservation) -> Finding:
     """How many workers does `auto` start, and do they run without being stopped?"""
     seen = f"{facts.usable_cores} for workers ({facts.usable_cores_because})"
     if facts.cpu_quota is None or facts.cpu_quota >= 1:
@@ -42,7 +42,7 @@ def cores(facts: Facts) -> Finding:
     )
 
 
-def processors(facts: Facts) -> Finding:
+def processors(facts: HostObservation) -> Finding:
     """Are there more logical processors than cores?"""
     physical = facts.physical_cores or facts.logical_cpus
     seen = f"{facts.logical_cpus} logical processors on {physical} cores"
@@ -53,7 +53,7 @@ def processors(facts: Facts) -> Finding:
     return Finding("ok", "processors", seen)
 
 
-def memory(facts: Facts) -> Finding:
+def memory(facts: HostObservation) -> Finding:
     """Is there room for workers?"""
     total, limit = facts.memory_bytes, facts.memory_limit_bytes
     limited = f", limited to {_gb(limit)}" if limit < total else ""
@@ -69,7 +69,7 @@ def memory(facts: Facts) -> Finding:
     )
 
 
-def swap(facts: Facts) -> Finding:
+def swap(facts: HostObservation) -> Finding:
     """Does the machine live on its swap?"""
     seen = f"{_gb(facts.swap_used_bytes)} in use"
     if facts.swap_used_bytes <= MUCH_SWAP * facts.memory_bytes:
@@ -83,7 +83,7 @@ def swap(facts: Facts) -> Finding:
     )
 
 
-def overcommit(facts: Facts) -> Finding:
+def overcommit(facts: HostObservation) -> Finding:
     """May processes map more memory than they use, as torch does?"""
     if facts.overcommit != 2:
         return Finding("ok", "overcommit", f"vm.overcommit_memory = {facts.overcommit}")
@@ -97,7 +97,7 @@ def overcommit(facts: Facts) -> Finding:
     )
 
 
-def shared_memory(facts: Facts) -> Finding:
+def shared_memory(facts: HostObservation) -> Finding:
     """Does the exchange `shared` work here?"""
     if not facts.no_shared_memory:
         return Finding(
@@ -113,7 +113,7 @@ def shared_memory(facts: Facts) -> Finding:
     )
 
 
-def shm(facts: Facts) -> Finding:
+def shm(facts: HostObservation) -> Finding:
     """Is /dev/shm large enough for those who use it?"""
     if facts.shm_bytes is None or facts.shm_bytes > DOCKERS_SHM:
         there = "none" if facts.shm_bytes is None else _gb(facts.shm_bytes)
@@ -128,7 +128,7 @@ def shm(facts: Facts) -> Finding:
     )
 
 
-def open_files(facts: Facts) -> Finding:
+def open_files(facts: HostObservation) -> Finding:
     """Is there room for a connection to every worker?"""
     if facts.open_files >= LEAST_FILES:
         return Finding("ok", "open files", f"at most {facts.open_files:,}")
@@ -141,7 +141,7 @@ def open_files(facts: Facts) -> Finding:
     )
 
 
-def disk(facts: Facts) -> Finding:
+def disk(facts: HostObservation) -> Finding:
     """Can runs be written?"""
     seen = f"{_gb(facts.out_free_bytes)} free in {facts.out}"
     if not facts.out_is_writable:

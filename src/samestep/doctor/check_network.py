@@ -4,16 +4,16 @@ import shlex
 from ipaddress import ip_address
 
 from samestep.doctor.findings import Finding
-from samestep.doctor.observe import Facts
+from samestep.doctor.observe import HostObservation
 from samestep.system.network_interfaces import GLOO_VARIABLE, Interface, listed
 
 
-def check(facts: Facts, chosen: str = "", used: str = "") -> list[Finding]:
+def check(facts: HostObservation, chosen: str = "", used: str = "") -> list[Finding]:
     """All that is here about one machine; `chosen` is the address of `--interface`."""
     return [interfaces(facts), gloo(facts, chosen, used), ports(facts)]
 
 
-def interfaces(facts: Facts) -> Finding:
+def interfaces(facts: HostObservation) -> Finding:
     """Can anybody reach this machine?"""
     known = [Interface(*one) for one in facts.addresses]
     if facts.down:
@@ -35,7 +35,7 @@ def interfaces(facts: Facts) -> Finding:
     return Finding("ok", "interfaces", listed(known))
 
 
-def gloo(facts: Facts, chosen: str = "", used: str = "") -> Finding:
+def gloo(facts: HostObservation, chosen: str = "", used: str = "") -> Finding:
     """Where would Gloo listen by itself, and is that where others look for it?
 
     `used` is the address over which this machine and its peer have met.
@@ -70,7 +70,7 @@ def gloo(facts: Facts, chosen: str = "", used: str = "") -> Finding:
     )
 
 
-def _gloo_on(facts: Facts, chosen: str) -> Finding:
+def _gloo_on(facts: HostObservation, chosen: str) -> Finding:
     """`--interface` sets Gloo's variable, which names an interface, not an address."""
     name = facts.interface_of(chosen)
     first = next((one for other, one in facts.addresses if other == name), chosen)
@@ -86,13 +86,13 @@ def _gloo_on(facts: Facts, chosen: str) -> Finding:
     )
 
 
-def _example(facts: Facts) -> str:
+def _example(facts: HostObservation) -> str:
     """The first interface that leads elsewhere."""
     known = (Interface(*one) for one in facts.addresses)
     return next((one.name for one in known if not one.is_loopback), "eth0")
 
 
-def ports(facts: Facts) -> Finding:
+def ports(facts: HostObservation) -> Finding:
     """Is the rendezvous' port free?"""
     port = facts.busy_port
     if port is None:

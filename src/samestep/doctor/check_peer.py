@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from samestep.doctor.findings import Finding
-from samestep.doctor.observe import Facts
+from samestep.doctor.observe import HostObservation
 from samestep.system.conditions import NONE, VARIABLES, described
 
 
@@ -11,7 +11,7 @@ NEED_NOT_AGREE = ("samestep", "torch")
 """Those of the libraries that have a finding of their own."""
 
 
-def compare(own: Facts, peer: Facts) -> list[Finding]:
+def compare(own: HostObservation, peer: HostObservation) -> list[Finding]:
     """What both have, or what each has."""
     return [
         _names(own, peer),
@@ -23,7 +23,7 @@ def compare(own: Facts, peer: Facts) -> list[Finding]:
     ]
 
 
-def _names(own: Facts, peer: Facts) -> Finding:
+def _names(own: HostObservation, peer: HostObservation) -> Finding:
     if own.host != peer.host:
         return Finding("ok", "hosts", f"{own.host} and {peer.host}")
     return Finding(
@@ -36,7 +36,7 @@ def _names(own: Facts, peer: Facts) -> Finding:
     )
 
 
-def _sources(own: Facts, peer: Facts) -> Finding:
+def _sources(own: HostObservation, peer: HostObservation) -> Finding:
     version = own.libraries.get("samestep", "?")
     if own.sources_sha256 == peer.sources_sha256:
         return Finding("ok", "samestep on both", f"{version}, the same sources")
@@ -55,7 +55,7 @@ def _sources(own: Facts, peer: Facts) -> Finding:
     )
 
 
-def _torch(own: Facts, peer: Facts) -> Finding:
+def _torch(own: HostObservation, peer: HostObservation) -> Finding:
     ours, theirs = (one.libraries.get("torch", "?") for one in (own, peer))
     if ours == theirs:
         return Finding("ok", "PyTorch on both", ours)
@@ -69,7 +69,7 @@ def _torch(own: Facts, peer: Facts) -> Finding:
     )
 
 
-def _kernels(own: Facts, peer: Facts) -> Finding:
+def _kernels(own: HostObservation, peer: HostObservation) -> Finding:
     """What decides bits besides the software."""
     ours, theirs = (
         (one.instruction_set or "no x86", one.processor, described(one.variables))
@@ -95,7 +95,7 @@ def _kernels(own: Facts, peer: Facts) -> Finding:
     )
 
 
-def _libraries(own: Facts, peer: Facts) -> Finding:
+def _libraries(own: HostObservation, peer: HostObservation) -> Finding:
     ours = {"Python": own.python, "libc": own.libc, **own.libraries}
     theirs = {"Python": peer.python, "libc": peer.libc, **peer.libraries}
     differing = [
@@ -120,19 +120,21 @@ def _libraries(own: Facts, peer: Facts) -> Finding:
     )
 
 
-def _runtime(one: Facts) -> tuple[str, str]:
+def _runtime(one: HostObservation) -> tuple[str, str]:
     """Patch releases of Python may differ."""
     return one.python.rpartition(".")[0], one.libc
 
 
-def _cores(own: Facts, peer: Facts) -> Finding:
+def _cores(own: HostObservation, peer: HostObservation) -> Finding:
     seen = _by_host(own, peer, str(own.usable_cores), str(peer.usable_cores))
     uneven = own.usable_cores != peer.usable_cores
     more = "; micro-batches follow the workers' speeds" if uneven else ""
     return Finding("ok", "cores on both", seen + more)
 
 
-def _by_host(own: Facts, peer: Facts, ours: str, theirs: str) -> str:
+def _by_host(
+    own: HostObservation, peer: HostObservation, ours: str, theirs: str
+) -> str:
     there = peer.host if peer.host != own.host else "the peer"
     return f"{own.host}: {ours}; {there}: {theirs}"
 

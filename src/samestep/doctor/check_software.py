@@ -3,7 +3,7 @@
 import shlex
 
 from samestep.doctor.findings import Finding
-from samestep.doctor.observe import Facts
+from samestep.doctor.observe import HostObservation
 from samestep.system import conditions
 
 
@@ -11,13 +11,13 @@ LIMITING = ("OMP_THREAD_LIMIT", "OMP_DYNAMIC", "OMP_MAX_ACTIVE_LEVELS")
 BINDING = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY")
 
 
-def check(facts: Facts) -> list[Finding]:
+def check(facts: HostObservation) -> list[Finding]:
     """All that is here about one machine."""
     checks = (threads, kernels, installed, extras, gpus)
     return [one(facts) for one in checks]
 
 
-def threads(facts: Facts) -> Finding:
+def threads(facts: HostObservation) -> Finding:
     """Do thread settings put all workers on one core?"""
     binding = {name: facts.variables.get(name, "") for name in BINDING}
     bad = {
@@ -62,7 +62,7 @@ def threads(facts: Facts) -> Finding:
     )
 
 
-def kernels(facts: Facts) -> Finding:
+def kernels(facts: HostObservation) -> Finding:
     """Does a variable choose other kernels, and so other bits?"""
     shown = facts.instruction_set or "this processor's own"
     set_ = {
@@ -82,13 +82,13 @@ def kernels(facts: Facts) -> Finding:
     )
 
 
-def installed(facts: Facts) -> Finding:
+def installed(facts: HostObservation) -> Finding:
     """What is installed; two machines are compared in `comparing.py`."""
     libraries = [f"{name} {version}" for name, version in facts.libraries.items()]
     return Finding("ok", "software", ", ".join([f"Python {facts.python}", *libraries]))
 
 
-def extras(facts: Facts) -> Finding:
+def extras(facts: HostObservation) -> Finding:
     """What is not installed, and what that costs."""
     if not facts.missing:
         return Finding("ok", "extras", "all are installed")
@@ -104,7 +104,7 @@ def extras(facts: Facts) -> Finding:
     )
 
 
-def gpus(facts: Facts) -> Finding:
+def gpus(facts: HostObservation) -> Finding:
     """Do PyTorch's build and the devices fit together?"""
     build = f"CUDA {facts.cuda}" if facts.cuda else "CPUs"
     seen = f"{facts.gpus}; PyTorch is built for {build}"

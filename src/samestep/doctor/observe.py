@@ -66,7 +66,7 @@ Size = Annotated[int, Field(ge=0, lt=1 << 64)]
 Texts = Annotated[tuple[Text, ...], Field(max_length=MOST)]
 
 
-class Facts(BaseModel):
+class HostObservation(BaseModel):
     """Of one machine; those of a peer have come over the network and are checked."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -128,12 +128,12 @@ class Facts(BaseModel):
         return next((name for name, one in self.addresses if one == address), "")
 
 
-def observe(address: str = "", port: int = RENDEZVOUS_PORT) -> Facts:
+def observe(address: str = "", port: int = RENDEZVOUS_PORT) -> HostObservation:
     """This machine, now; whether `port` is free is tried on `address`, "" being all."""
     described = machine.describe()
     out = _nearest(Path("runs"))
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return Facts.model_validate(
+    return HostObservation.model_validate(
         {
             **described,
             **_network(address, port),

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from samestep.doctor.observe import Facts, Text
+from samestep.doctor.observe import HostObservation, Text
 from samestep.doctor.peer_protocol import (
     MOST_BULK_BYTES,
     Broken,
@@ -58,7 +58,7 @@ class Link(BaseModel):
     to_peer_port: Text = ""
     """The outcome on a port of the system's choice, as Gloo's workers use."""
     from_peer_port: Text = ""
-    facts: Facts | None = None
+    facts: HostObservation | None = None
     broke: Text = ""
     """In which part the conversation ended, and how; empty: it did not."""
 
@@ -118,7 +118,10 @@ def _round_trips(wire: Wire, times: int) -> list[tuple[float, float]]:
 def _facts(wire: Wire) -> dict[str, Any]:
     answer = wire.ask("facts")
     seen = str(answer.get("seen"))[:100]
-    return {"facts": Facts.model_validate(answer.get("facts")), "seen_address": seen}
+    return {
+        "facts": HostObservation.model_validate(answer.get("facts")),
+        "seen_address": seen,
+    }
 
 
 def _to_peer(wire: Wire) -> dict[str, Any]:

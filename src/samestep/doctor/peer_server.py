@@ -10,7 +10,7 @@ import struct
 import time
 from collections.abc import Callable, Mapping
 
-from samestep.doctor.observe import Facts
+from samestep.doctor.observe import HostObservation
 from samestep.doctor.peer_protocol import (
     CONNECT_SECONDS,
     LEAST_BULK_BYTES,
@@ -30,7 +30,7 @@ MOST_ECHOES = 1000
 def serve(
     listener: socket.socket,
     seconds: float,
-    observe: Callable[[], Facts],
+    observe: Callable[[], HostObservation],
     tell: Callable[[str], None],
 ) -> None:
     """One session after another, until the time is over."""
@@ -52,7 +52,7 @@ def serve(
 class Session:
     """The answers to one doctor, until it leaves."""
 
-    def __init__(self, wire: Wire, observe: Callable[[], Facts]) -> None:
+    def __init__(self, wire: Wire, observe: Callable[[], HostObservation]) -> None:
         """Facts are observed when they are asked for."""
         self._wire = wire
         self._observe = observe

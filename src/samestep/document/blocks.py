@@ -23,7 +23,7 @@ class Fact:
 
 
 @dataclass(frozen=True)
-class Facts:
+class KeyFigures:
     """Shown large, side by side."""
 
     kind: ClassVar[str] = "facts"
@@ -120,7 +120,7 @@ class Code:
     text: str
 
 
-Block = Facts | Table | Sheets | Plots | Pictures | Text | Points | Code
+Block = KeyFigures | Table | Sheets | Plots | Pictures | Text | Points | Code
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from samestep.document.blocks import (
     Block,
     Code,
     Document,
-    Facts,
+    KeyFigures,
     Pictures,
     Plot,
     Plots,
@@ -74,7 +74,7 @@ def _set_up(word: WordDocument, title: str) -> None:
 
 def _add(word: WordDocument, block: Block) -> None:
     match block:
-        case Facts():
+        case KeyFigures():
             rows: list[Row] = [(f.label, f.value, f.note) for f in block.items]
             _add_table(word, Table("", ("what", "value", "note"), rows, words=3))
         case Table():

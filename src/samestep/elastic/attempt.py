@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from samestep.elastic.gathering import Meeting
-from samestep.elastic.node_state import About, Held, Shelf
+from samestep.elastic.node_state import Held, SnapshotDirectory, StateInfo
 from samestep.elastic.watchdog import Watcher
 from samestep.errors import Interrupted, PeerLost, SamestepError, WorkerLate
 from samestep.state import frozen
@@ -13,7 +13,7 @@ from samestep.state.layout import Layout
 from samestep.state.snapshot import Snapshots, State
 from samestep.supervisor import launch
 from samestep.supervisor.recovery import check_same, of_step
-from samestep.system.heartbeat import Board
+from samestep.system.heartbeat import Heartbeat
 from samestep.system.signals import Stop
 from samestep.training import worker
 
@@ -22,7 +22,7 @@ LOST = (PeerLost, WorkerLate)
 """Others are gone or late: this machine has done nothing wrong, and can go on."""
 
 
-class Here:
+class InProcessChannel:
     """The channel of a worker that nobody supervises but torchrun."""
 
     def __init__(
@@ -39,10 +39,10 @@ class Here:
 
 
 def train_here(
-    channel: Here,
+    channel: InProcessChannel,
     meeting: Meeting,
     fds: dict[str, int],
-    board: Board,
+    heartbeat: Heartbeat,
     watcher: Watcher,
 ) -> bool:
     """All workers: the training; whether it was finished rather than stopped.
@@ -50,12 +50,12 @@ def train_here(
     Raises SamestepError, or Interrupted if others were lost. From then on the main
     thread ends the process, not the watcher.
     """
-    rank = meeting.place.rank
-    watcher.ask = board.request_stop
+    rank = meeting.topology.rank
+    watcher.ask = heartbeat.request_stop
     if watcher.stop.number is not None:
-        board.request_stop()
+        heartbeat.request_stop()
     try:
-        where = meeting.place, fds, board, meeting.workers_store
+        where = meeting.topology, fds, heartbeat, meeting.workers_store
         return worker.run(channel, *where, meeting.witness)
     except Exception as error:
         told = launch.exception(worker.failure(error), rank)
@@ -76,9 +76,9 @@ class Generation:
     fds: dict[str, int]
     conditions: Mapping[str, str]
     """What decides bits besides the recipe."""
-    about: Callable[[Layout, Mapping[str, Any]], About]
+    about: Callable[[Layout, Mapping[str, Any]], StateInfo]
     """From the layout and the message `started`."""
-    shelf: Shelf
+    shelf: SnapshotDirectory
     held: Held | None
     """From where it goes on."""
     listen: Callable[[dict[str, Any]], None] = lambda _: None
@@ -103,12 +103,12 @@ class Generation:
 
     def run(self) -> State | None:
         """Until it is finished or was asked to stop; the newest state."""
-        board = Board(self.fds["board"], self.meeting.place.local_rank)
-        rank = self.meeting.place.rank
-        channel = Here(self.job, rank, self._hear)
+        heartbeat = Heartbeat(self.fds["board"], self.meeting.topology.local_rank)
+        rank = self.meeting.topology.rank
+        channel = InProcessChannel(self.job, rank, self._hear)
         try:
             self.is_finished = train_here(
-                channel, self.meeting, self.fds, board, self.watcher
+                channel, self.meeting, self.fds, heartbeat, self.watcher
             )
         except (SamestepError, Interrupted) as error:
             failed = {"type": "failed", "error": str(error), "worker": rank}
@@ -136,7 +136,7 @@ class Generation:
         if self.held is not None:
             check_same(self.held.layout, layout)
         kept = frozen.read(self.fds["constants"])
-        workers = self.meeting.place.local_workers
+        workers = self.meeting.topology.local_workers
         self._snapshots = Snapshots(self.fds["snapshots"], layout, workers, kept)
         self.layout = layout
         self.shelf.describe(self.about(layout, message))

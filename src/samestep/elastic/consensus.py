@@ -12,7 +12,7 @@ from samestep.errors import PlacementError, ReplicasDiffer, SamestepError
 
 
 @dataclass(frozen=True)
-class Facts:
+class NodeStatus:
     """What one node says of itself."""
 
     host: str
@@ -58,7 +58,7 @@ class Agreement:
     receivers: list[int]
 
 
-def agree(facts: Sequence[Facts]) -> Agreement:
+def agree(facts: Sequence[NodeStatus]) -> Agreement:
     """Raises PlacementError, ReplicasDiffer, alike on all nodes."""
     _check_errors(facts)
     _check_conditions(facts)
@@ -75,18 +75,18 @@ def agree(facts: Sequence[Facts]) -> Agreement:
     )
 
 
-def is_writer(facts: Sequence[Facts], node: int) -> bool:
+def is_writer(facts: Sequence[NodeStatus], node: int) -> bool:
     """Whether no lower node sees the same run directory."""
     return node == min(facts[node].sees)
 
 
-def _check_errors(facts: Sequence[Facts]) -> None:
+def _check_errors(facts: Sequence[NodeStatus]) -> None:
     errors = [f"{fact.host}: {fact.error}" for fact in facts if fact.error]
     if errors:
         raise PlacementError(f"Not all machines can take part. {' '.join(errors)}")
 
 
-def _check_conditions(facts: Sequence[Facts]) -> None:
+def _check_conditions(facts: Sequence[NodeStatus]) -> None:
     names = sorted({name for fact in facts for name in fact.conditions})
     differences = []
     for name in names:
@@ -104,7 +104,7 @@ def _check_conditions(facts: Sequence[Facts]) -> None:
         )
 
 
-def _check_interfaces(facts: Sequence[Facts]) -> None:
+def _check_interfaces(facts: Sequence[NodeStatus]) -> None:
     silent = {fact.host: fact.interfaces for fact in facts if not fact.interface}
     if silent and len({fact.host for fact in facts}) > 1:
         told = "; ".join(f"{host} has {some}" for host, some in silent.items())
@@ -115,7 +115,7 @@ def _check_interfaces(facts: Sequence[Facts]) -> None:
         )
 
 
-def _check_states(facts: Sequence[Facts], holders: Sequence[int]) -> None:
+def _check_states(facts: Sequence[NodeStatus], holders: Sequence[int]) -> None:
     """Any state of a recipe after a step has the same bits, wherever it is."""
     checksums = {facts[node].checksum for node in holders}
     if len(checksums) > 1:
@@ -129,6 +129,6 @@ def _check_states(facts: Sequence[Facts], holders: Sequence[int]) -> None:
         )
 
 
-def refusal(error: SamestepError, host: str) -> Facts:
+def refusal(error: SamestepError, host: str) -> NodeStatus:
     """What a node says that cannot take part."""
-    return Facts(host, error=str(error))
+    return NodeStatus(host, error=str(error))

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch._C._distributed_c10d import PrefixStore, Store
 
-from samestep.core.topology import Place
+from samestep.core.topology import Topology
 from samestep.elastic import briefing, tcp_store
 from samestep.elastic.membership import START_SECONDS, Roster, wait
 from samestep.errors import PeerLost
@@ -26,7 +26,7 @@ PART_SECONDS = 10.0
 class Meeting:
     """One worker's access to what this generation says."""
 
-    place: Place
+    topology: Topology
     store: Store
     """Fresh: nobody else has ever used its prefix."""
     pause: Callable[[], None]
@@ -38,21 +38,21 @@ class Meeting:
 
     @classmethod
     def join(
-        cls, place: Place, pause: Callable[[], None], witness: Witness | None
+        cls, topology: Topology, pause: Callable[[], None], witness: Witness | None
     ) -> "Meeting":
         """All workers. Raises PeerLost, OSError, torch's DistError."""
-        shared = _open_store(place)
-        prefix = Roster(shared, place.rank, place.workers, pause=pause).agree()
-        return cls(place, PrefixStore(prefix, shared), pause, prefix, witness)
+        shared = _open_store(topology)
+        prefix = Roster(shared, topology.rank, topology.workers, pause=pause).agree()
+        return cls(topology, PrefixStore(prefix, shared), pause, prefix, witness)
 
     def tell(self, topic: str, value: Any) -> list[Any]:
         """All leaders: everybody's plain JSON value, by node. Raises PeerLost."""
-        self.store.set(f"{topic}/{self.place.node}", json.dumps(value))
-        return [self._hear(f"{topic}/{node}") for node in range(self.place.nodes)]
+        self.store.set(f"{topic}/{self.topology.node}", json.dumps(value))
+        return [self._hear(f"{topic}/{node}") for node in range(self.topology.nodes)]
 
     def brief(self, value: Mapping[str, Any], descriptors: Mapping[str, int]) -> None:
         """A leader, to the other workers of its node."""
-        others = self.place.local_workers - 1
+        others = self.topology.local_workers - 1
         briefing.give(self._socket, value, descriptors, others, self.pause)
 
     def briefing(self) -> tuple[Any, dict[str, int]]:
@@ -62,19 +62,19 @@ class Meeting:
     @property
     def _socket(self) -> str:
         """Its name: of this job, node and generation, as several may be on a host."""
-        place = self.place
-        return f"{place.address}:{place.port}/{place.node}/{self.name}"
+        topology = self.topology
+        return f"{topology.address}:{topology.port}/{topology.node}/{self.name}"
 
     def part(self) -> None:
         """All leaders, after an error that all of them have found.
 
         Rank 0 may serve the store: it stays until the others have read what they need.
         """
-        place = self.place
-        if place.rank != 0:
-            self.store.set(f"parted/{place.node}", "")
+        topology = self.topology
+        if topology.rank != 0:
+            self.store.set(f"parted/{topology.node}", "")
             return
-        keys = [f"parted/{node}" for node in range(1, place.nodes)]
+        keys = [f"parted/{node}" for node in range(1, topology.nodes)]
         with contextlib.suppress(PeerLost):  # they have left in another way
             missing = "the others' farewell"
             wait(
@@ -98,10 +98,10 @@ class Meeting:
         return json.loads(self.store.get(key))
 
 
-def _open_store(place: Place) -> Store:
+def _open_store(topology: Topology) -> Store:
     """torchrun says whether it serves one; if not, rank 0 does."""
-    where = place.address, place.port, START_SECONDS
+    where = topology.address, topology.port, START_SECONDS
     is_served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    if place.rank == 0 and not is_served:
+    if topology.rank == 0 and not is_served:
         return tcp_store.serve(*where)
     return tcp_store.connect(*where)

@@ -18,9 +18,9 @@ from samestep.api import train
 from samestep.config.recipe import Recipe
 from samestep.elastic import consensus, state_transfer
 from samestep.elastic.attempt import Generation
-from samestep.elastic.consensus import Agreement, Facts
+from samestep.elastic.consensus import Agreement, NodeStatus
 from samestep.elastic.gathering import Meeting
-from samestep.elastic.node_state import About, Held, Shelf
+from samestep.elastic.node_state import Held, SnapshotDirectory, StateInfo
 from samestep.elastic.preflight import Comparison, Prepared, Request
 from samestep.elastic.watchdog import Watcher
 from samestep.errors import Interrupted, SamestepError
@@ -33,7 +33,7 @@ from samestep.supervisor.job import exchange_fields
 from samestep.supervisor.resume import kept_for_workers
 from samestep.supervisor.session import Session
 from samestep.system import barrier, machine, network_interfaces, shared_memory
-from samestep.system.heartbeat import Board
+from samestep.system.heartbeat import Heartbeat
 from samestep.system.terminal import echo
 from samestep.training.worker import MAY_TAKE_LONG
 
@@ -64,11 +64,11 @@ class Leader:
         variables = self._variables(facts)
         os.environ.update(variables)
         held = self._catch_up(agreed, prepared.held)
-        shelf = Shelf.create(
+        shelf = SnapshotDirectory.create(
             self.request.run, self._shelf_name(facts), agreed.generation
         )
         generation = self._share(prepared, agreed.step, held, variables, shelf)
-        node = self.meeting.place.node
+        node = self.meeting.topology.node
         if consensus.is_writer(facts, node):
             self._keep(prepared, facts, agreed, generation)
             shelf.remove_all()
@@ -79,32 +79,32 @@ class Leader:
                     "stopped with the others", self.watcher.stop.exit_code
                 )
 
-    def _variables(self, facts: Sequence[Facts]) -> dict[str, str]:
+    def _variables(self, facts: Sequence[NodeStatus]) -> dict[str, str]:
         """Where Gloo and NCCL listen. Without an answer all are on one machine."""
-        name = facts[self.meeting.place.node].interface or machine.loopback()
+        name = facts[self.meeting.topology.node].interface or machine.loopback()
         return {network_interfaces.GLOO_VARIABLE: name, "NCCL_SOCKET_IFNAME": name}
 
     def _catch_up(self, agreed: Agreement, own: Held | None) -> Held | None:
         """All leaders: the newest state that any of them has."""
-        place = self.meeting.place
+        topology = self.meeting.topology
         if agreed.step == 0 or not agreed.receivers:
             return own
         seconds = self.request.placement.hang_timeout
         courier = state_transfer.Courier(
-            self.meeting.store, place.node, place.nodes, seconds
+            self.meeting.store, topology.node, topology.nodes, seconds
         )
-        if place.node == agreed.donor:
+        if topology.node == agreed.donor:
             assert own is not None
             courier.send(own, agreed.receivers)
-        elif place.node in agreed.receivers:
+        elif topology.node in agreed.receivers:
             return courier.receive(agreed.donor)
         return own
 
-    def _shelf_name(self, facts: Sequence[Facts]) -> str:
+    def _shelf_name(self, facts: Sequence[NodeStatus]) -> str:
         """The host; with a number where several nodes of one share a directory."""
-        own = facts[self.meeting.place.node]
+        own = facts[self.meeting.topology.node]
         same = [node for node in own.sees if facts[node].host == own.host]
-        index = same.index(self.meeting.place.node)
+        index = same.index(self.meeting.topology.node)
         return own.host if index == 0 else f"{own.host}-{index + 1}"
 
     def _share(
@@ -113,21 +113,23 @@ class Leader:
         step: int,
         state: Held | None,
         variables: dict[str, str],
-        shelf: Shelf,
+        shelf: SnapshotDirectory,
     ) -> Generation:
         """What the workers of this machine need, told to them."""
-        place, placement = self.meeting.place, prepared.placement
+        topology, placement = self.meeting.topology, prepared.placement
         fds = {
             "snapshots": shelf.open(),
             "constants": shared_memory.create(),
-            "board": Board.create(place.local_workers),
+            "board": Heartbeat.create(topology.local_workers),
         }
         if placement.exchange == "shared":
-            fds["memory"] = barrier.create(place.local_workers)
+            fds["memory"] = barrier.create(topology.local_workers)
         if state is not None:
-            memory_of = Snapshots(fds["snapshots"], state.layout, place.local_workers)
+            memory_of = Snapshots(
+                fds["snapshots"], state.layout, topology.local_workers
+            )
             memory_of.fill(state.state)
-        job = _job(prepared, place.local_workers, step)
+        job = _job(prepared, topology.local_workers, step)
         if state is not None and not self.request.accept_other_bits:
             job |= kept_for_workers(state.build)
         self.meeting.brief({"job": job, "environment": variables}, fds)
@@ -137,11 +139,11 @@ class Leader:
             job=job,
             fds=fds,
             conditions=prepared.build,
-            about=lambda layout, started: About(
+            about=lambda layout, started: StateInfo(
                 recipe=prepared.recipe.to_dict(),
                 build={**prepared.build, **started["conditions"]},
                 layout=layout,
-                workers=place.local_workers,
+                workers=topology.local_workers,
                 steps_per_epoch=started["steps_per_epoch"],
             ),
             shelf=shelf,
@@ -151,13 +153,13 @@ class Leader:
     def _keep(
         self,
         prepared: Prepared,
-        facts: Sequence[Facts],
+        facts: Sequence[NodeStatus],
         agreed: Agreement,
         generation: Generation,
     ) -> None:
         """Trains, and writes the run."""
-        place, request, recipe = self.meeting.place, self.request, prepared.recipe
-        trackers = [load(name) for name in request.trackers if place.rank == 0]
+        topology, request, recipe = self.meeting.topology, self.request, prepared.recipe
+        trackers = [load(name) for name in request.trackers if topology.rank == 0]
         with ExitStack() as stack:
             writer = stack.enter_context(
                 RunWriter.reopen(
@@ -169,16 +171,16 @@ class Leader:
                     LOCK_SECONDS + prepared.placement.hang_timeout,
                 )
             )
-            view = stack.enter_context(_view(recipe, place.rank))
+            view = stack.enter_context(_view(recipe, topology.rank))
             stack.enter_context(train.tracking(writer, view, trackers))
-            _introduce(view, prepared, facts, agreed, place.port)
-            _begin(writer, prepared, facts, agreed, generation.held, place.node)
-            is_behind = place.node in agreed.receivers and agreed.step > 0
+            _introduce(view, prepared, facts, agreed, topology.port)
+            _begin(writer, prepared, facts, agreed, generation.held, topology.node)
+            is_behind = topology.node in agreed.receivers and agreed.step > 0
             session = Session(writer, view, prepared.checksums, is_behind)
             generation.listen, generation.offer = session.listen, session.offer
             self.watcher.save = lambda: session.abandon(generation)
             run = session.run(generation, prepared.notice)
-        if place.rank == 0:
+        if topology.rank == 0:
             echo(summary(run))
         if request.with_report:
             report.offer(run.path, lambda text: echo(text, err=True))
@@ -212,7 +214,7 @@ def _view(recipe: Recipe, rank: int) -> View:
 def _introduce(
     view: View,
     prepared: Prepared,
-    facts: Sequence[Facts],
+    facts: Sequence[NodeStatus],
     agreed: Agreement,
     port: int,
 ) -> None:
@@ -243,7 +245,7 @@ def _would_prefetch(prepared: Prepared) -> bool:
 def _begin(
     writer: RunWriter,
     prepared: Prepared,
-    facts: Sequence[Facts],
+    facts: Sequence[NodeStatus],
     agreed: Agreement,
     state: Held | None,
     node: int,

@@ -39,7 +39,7 @@ OF_TIME = ("seconds", "phases")
 """Of the progress; every machine measures its own."""
 
 
-class About(BaseModel):
+class StateInfo(BaseModel):
     """The content of about.json."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -109,7 +109,7 @@ def _snapshots(run: Path) -> Iterator[Held]:
     epochs = epochs_in(metrics)
     for file in (run / DIRECTORY).glob(f"*/*/{ABOUT}"):
         with contextlib.suppress(OSError, ValueError, KeyError, SamestepError):
-            about = About.model_validate_json(file.read_bytes())
+            about = StateInfo.model_validate_json(file.read_bytes())
             state = _read(file.parent / MEMORY, about)
             complete = state.step // about.steps_per_epoch if state else 0
             if state is not None and complete <= len(epochs):
@@ -118,7 +118,7 @@ def _snapshots(run: Path) -> Iterator[Held]:
                 yield Held(state, layout, recipe, build, epochs[:complete], metrics)
 
 
-def _read(memory: Path, about: About) -> State | None:
+def _read(memory: Path, about: StateInfo) -> State | None:
     fd = os.open(memory, os.O_RDWR)
     try:
         if os.fstat(fd).st_size < num_bytes(about.layout, about.workers):
@@ -164,13 +164,13 @@ def epochs_in(metrics: str) -> list[dict[str, Any]]:
 
 
 @dataclass(frozen=True)
-class Shelf:
+class SnapshotDirectory:
     """Where one generation of a node keeps its snapshots."""
 
     path: Path
 
     @classmethod
-    def create(cls, run: Path, host: str, generation: int) -> "Shelf":
+    def create(cls, run: Path, host: str, generation: int) -> "SnapshotDirectory":
         """Raises OSError."""
         path = run / DIRECTORY / host / str(generation)
         shutil.rmtree(path, ignore_errors=True)  # of one that ended before it began
@@ -186,7 +186,7 @@ class Shelf:
         """The descriptor of the memory. Raises OSError."""
         return os.open(self.memory, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
-    def describe(self, about: About) -> None:
+    def describe(self, about: StateInfo) -> None:
         """From now on its snapshots can be found; older ones go. Raises OSError."""
         atomic_files.write(self.path / ABOUT, about.model_dump_json().encode())
         for other in self.path.parent.iterdir():

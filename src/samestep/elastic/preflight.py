@@ -13,7 +13,7 @@ from samestep.config.placement import Placement
 from samestep.config.recipe import Recipe
 from samestep.data.sources import prepare
 from samestep.elastic import consensus, node_state
-from samestep.elastic.consensus import Facts
+from samestep.elastic.consensus import NodeStatus
 from samestep.elastic.gathering import Meeting
 from samestep.elastic.node_state import Held
 from samestep.errors import RunError, SamestepError
@@ -29,7 +29,7 @@ from samestep.supervisor.resume import (
 from samestep.system import machine, network_interfaces
 from samestep.system.machine import Gpus
 from samestep.system.network_interfaces import Interface
-from samestep.user_code.arguments import vet
+from samestep.user_code.arguments import check_trusted
 
 
 PRESENCE = ".node-"
@@ -100,7 +100,7 @@ class Comparison:
             )
         return own or Recipe.from_dict(found[0])
 
-    def compare(self, recipe: Recipe) -> tuple[Prepared | None, list[Facts]]:
+    def compare(self, recipe: Recipe) -> tuple[Prepared | None, list[NodeStatus]]:
         """What was found here, unless its facts are an error, and everybody's facts."""
         host, prepared = socket.gethostname(), None
         try:
@@ -111,14 +111,14 @@ class Comparison:
         else:
             own = self._facts(prepared, host, self._sees(is_fine=True))
         told = self.meeting.tell("facts", own.to_dict())
-        return prepared, [Facts.from_dict(fields) for fields in told]
+        return prepared, [NodeStatus.from_dict(fields) for fields in told]
 
     def _prepare(self, recipe: Recipe) -> Prepared:
-        request, place = self.request, self.meeting.place
-        vet(recipe, request.parts)
+        request, topology = self.request, self.meeting.topology
+        check_trusted(recipe, request.parts)
         recipe = pretrained.resolved(recipe)
         _check_directory(request.run, recipe, request.recipe is None)
-        where = request.placement.model_copy(update={"workers": place.workers})
+        where = request.placement.model_copy(update={"workers": topology.workers})
         placement, _ = where.resolve(recipe.micro_batches, _gpus)
         notice = prepare.prepare(recipe.data)
         described, checksums = train.described(recipe)
@@ -152,13 +152,13 @@ class Comparison:
         tokens = self.meeting.tell("token", self.token if is_fine else "")
         return [n for n, t in enumerate(tokens) if t and (directory / t).exists()]
 
-    def _facts(self, prepared: Prepared, host: str, sees: list[int]) -> Facts:
+    def _facts(self, prepared: Prepared, host: str, sees: list[int]) -> NodeStatus:
         found = prepared.held
         fields = flatten(prepared.recipe.to_dict())
         fields.pop("start.weights", None)  # their SHA-256 is another field
-        return Facts(
+        return NodeStatus(
             host=host,
-            workers=self.meeting.place.local_workers,
+            workers=self.meeting.topology.local_workers,
             conditions={
                 **{f"recipe {name}": str(value) for name, value in fields.items()},
                 **prepared.build,

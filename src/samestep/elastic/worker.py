@@ -22,14 +22,14 @@ from contextlib import contextmanager
 from torch.distributed import DistError
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
-from samestep.core.topology import Place
+from samestep.core.topology import Topology
 from samestep.elastic import attempt, leader
 from samestep.elastic.gathering import Meeting
 from samestep.elastic.membership import POLL_SECONDS
 from samestep.elastic.preflight import Request
 from samestep.elastic.watchdog import Watcher
 from samestep.errors import Interrupted, PeerLost, PlacementError
-from samestep.system.heartbeat import Board
+from samestep.system.heartbeat import Heartbeat
 from samestep.training.worker import build_replay
 from samestep.verification.probe import Witness
 
@@ -46,15 +46,15 @@ def take_part(request: Request) -> None:
     Raises SamestepError, and Interrupted when it was stopped or has lost the others.
     """
     faulthandler.register(signal.SIGUSR2, all_threads=True)
-    place = Place.from_environment()
+    topology = Topology.from_environment()
     # To be forked while there is one thread, before it is known whether it is needed.
-    witness = Witness.start(build_replay, ()) if place.rank == 0 else None
+    witness = Witness.start(build_replay, ()) if topology.rank == 0 else None
     watcher = Watcher()
     watcher.start()
     with _recorded(), _lingering(watcher):
         _check(request)
-        meeting = Meeting.join(place, lambda: _pause(watcher), witness)
-        if place.is_leader:
+        meeting = Meeting.join(topology, lambda: _pause(watcher), witness)
+        if topology.is_leader:
             leader.lead(request, meeting, watcher, STARTED)
         else:
             _follow(meeting, watcher)
@@ -81,9 +81,11 @@ def _follow(meeting: Meeting, watcher: Watcher) -> None:
     """A worker whose leader keeps the run."""
     briefing, fds = meeting.briefing()
     os.environ.update(briefing["environment"])
-    board = Board(fds["board"], meeting.place.local_rank)
-    channel = attempt.Here(briefing["job"], meeting.place.rank, lambda _: None)
-    if not attempt.train_here(channel, meeting, fds, board, watcher):
+    heartbeat = Heartbeat(fds["board"], meeting.topology.local_rank)
+    channel = attempt.InProcessChannel(
+        briefing["job"], meeting.topology.rank, lambda _: None
+    )
+    if not attempt.train_here(channel, meeting, fds, heartbeat, watcher):
         raise Interrupted("stopped with the others", watcher.stop.exit_code)
 
 

@@ -20,8 +20,8 @@ class Merger(Protocol):
 class Exchange(Merger, Protocol):
     """What the training needs of an exchange; all workers make the same calls.
 
-    In every step: `turn` and `collect` around each own micro-batch, then `sum`, the
-    update of the own slice, `publish`.
+    In every step: `accumulate` and `after_backward` around each own micro-batch, then
+    `sum`, the update of the own slice, `all_gather_parameters`.
     """
 
     parameters: Tensor
@@ -47,16 +47,16 @@ class Exchange(Merger, Protocol):
         gradients may be sent while others are computed.
         """
 
-    def turn(self, leaf: int) -> AbstractContextManager[None]:
+    def accumulate(self, leaf: int) -> AbstractContextManager[None]:
         """The context of the forward and backward pass of one micro-batch."""
 
-    def collect(self, leaf: int) -> None:
+    def after_backward(self, leaf: int) -> None:
         """After the backward pass."""
 
     def sum(self) -> tuple[Tensor, Tensor]:
         """The gradient over the own slice and the sum of the buffers [tail]."""
 
-    def publish(self) -> None:
+    def all_gather_parameters(self) -> None:
         """After the update."""
 
     def merge_slices(self, values: Tensor) -> Tensor:

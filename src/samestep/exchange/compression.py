@@ -24,13 +24,13 @@ DTYPES = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
-class Rounding:
+class Compression:
     """To the type that the recipe's `compression` names; None: nothing is rounded."""
 
     dtype: torch.dtype | None = None
 
     @classmethod
-    def of(cls, compression: str) -> "Rounding":
+    def of(cls, compression: str) -> "Compression":
         """From the recipe's field."""
         return cls(DTYPES[compression])
 
@@ -65,4 +65,4 @@ class Rounding:
             )
 
 
-EXACT = Rounding()
+EXACT = Compression()

@@ -7,12 +7,12 @@ from datetime import timedelta
 from torch._C._distributed_c10d import Store, TCPStore
 from torch.distributed import DistStoreError
 
-from samestep.core.topology import Place
-from samestep.core.tree import Node
+from samestep.core.topology import Topology
+from samestep.core.tree import Range
 from samestep.errors import WorkerLate
 from samestep.exchange import Exchange
-from samestep.exchange.compression import Rounding
-from samestep.exchange.hierarchical import Nodes, NodesExchange
+from samestep.exchange.compression import Compression
+from samestep.exchange.hierarchical import NodeGroup, NodesExchange
 from samestep.exchange.shared import SharedExchange
 from samestep.state.flat import Flat
 
@@ -23,13 +23,13 @@ class Connection:
 
     exchange: str
     """`shared` (between nodes over Gloo), `gloo` or `nccl`."""
-    place: Place
+    topology: Topology
     timeout_seconds: float
     """Whoever waits longer for a peer gives up."""
     start_seconds: float
     """The same before the first step: others may still load data."""
     spin_seconds: float
-    rounding: Rounding
+    compression: Compression
     memory: int | None
     """For `shared`: the descriptor of this node's memory, which `barrier.create` made
     for its workers."""
@@ -37,37 +37,37 @@ class Connection:
     """The store of this generation of workers, in which they have left nothing yet.
     It is not called where shared memory is enough."""
 
-    def __call__(self, flat: Flat, shares: list[Node]) -> Exchange:
+    def __call__(self, flat: Flat, shares: list[Range]) -> Exchange:
         """`shares[r]` is the range of micro-batches of worker `r`, without gaps."""
         if self.exchange == "shared":
             return self._shared(flat, shares)
         # DDP imports torch._dynamo, 0.9 s: only who needs it pays.
         from samestep.exchange.gloo import GlooExchange, join
 
-        join(self.exchange, self.place, self.timeout_seconds, self._met())
-        return GlooExchange(flat, shares, self.place, self.rounding)
+        join(self.exchange, self.topology, self.timeout_seconds, self._met())
+        return GlooExchange(flat, shares, self.topology, self.compression)
 
-    def _shared(self, flat: Flat, shares: list[Node]) -> Exchange:
+    def _shared(self, flat: Flat, shares: list[Range]) -> Exchange:
         assert self.memory is not None
-        place, timeout = self.place, self.timeout_seconds
-        if not place.is_leader and place.nodes > 1:
+        topology, timeout = self.topology, self.timeout_seconds
+        if not topology.is_leader and topology.nodes > 1:
             # The leader knows which node is late: it is to say so first.
             timeout *= 2
-        where = flat, shares, place
-        spin, rounding = self.spin_seconds, self.rounding
+        where = flat, shares, topology
+        spin, compression = self.spin_seconds, self.compression
         within = SharedExchange(
-            *where, self.memory, spin, timeout, rounding, self.start_seconds
+            *where, self.memory, spin, timeout, compression, self.start_seconds
         )
-        if place.nodes == 1:
+        if topology.nodes == 1:
             return within
-        nodes = Nodes.meet(place, self._met(), timeout)
+        nodes = NodeGroup.meet(topology, self._met(), timeout)
         return NodesExchange(*where, within, self.memory, nodes)
 
     def _met(self) -> Store:
         """All workers: the store, once all of them have come. Raises WorkerLate."""
         store, seconds = self.store(), max(self.start_seconds, self.timeout_seconds)
-        keys = [f"built/{rank}" for rank in range(self.place.workers)]
-        store.set(keys[self.place.rank], "")
+        keys = [f"built/{rank}" for rank in range(self.topology.workers)]
+        store.set(keys[self.topology.rank], "")
         try:
             store.wait(keys, timedelta(seconds=seconds))
         except DistStoreError:
@@ -80,13 +80,13 @@ class Connection:
         return store
 
 
-def tcp_store(place: Place, listen_fd: int | None, seconds: float) -> Store:
+def tcp_store(topology: Topology, listen_fd: int | None, seconds: float) -> Store:
     """All workers; rank 0 serves it on a listening socket, within so many seconds."""
     return TCPStore(
-        place.address,
-        place.port,
-        place.workers,
-        is_master=place.rank == 0,
+        topology.address,
+        topology.port,
+        topology.workers,
+        is_master=topology.rank == 0,
         timeout=timedelta(seconds=seconds),
         wait_for_workers=False,
         master_listen_fd=listen_fd,

@@ -23,9 +23,9 @@ from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
 from samestep.core.gradient_noise import Watch
-from samestep.core.topology import Place
-from samestep.core.tree import Node
-from samestep.exchange.compression import EXACT, Rounding
+from samestep.core.topology import Topology
+from samestep.core.tree import Range
+from samestep.exchange.compression import EXACT, Compression
 from samestep.exchange.tree_gather import Partials
 from samestep.state.flat import Flat
 
@@ -34,13 +34,15 @@ BACKENDS = {"gloo": "gloo", "nccl": "cpu:gloo,cuda:nccl"}
 """By the device of what is exchanged: metrics are on the CPU, gradients on the GPU."""
 
 
-def join(exchange: str, place: Place, timeout_seconds: float, store: Store) -> None:
+def join(
+    exchange: str, topology: Topology, timeout_seconds: float, store: Store
+) -> None:
     """All workers: the process group."""
     dist.init_process_group(
         BACKENDS[exchange],
         store=store,
-        rank=place.rank,
-        world_size=place.workers,
+        rank=topology.rank,
+        world_size=topology.workers,
         timeout=timedelta(seconds=timeout_seconds),
     )
 
@@ -49,13 +51,17 @@ class GlooExchange:
     """Sums the gradients of one step; all workers take part in every step."""
 
     def __init__(
-        self, flat: Flat, shares: list[Node], place: Place, rounding: Rounding = EXACT
+        self,
+        flat: Flat,
+        shares: list[Range],
+        topology: Topology,
+        compression: Compression = EXACT,
     ) -> None:
         """`shares[r]` is the range of micro-batches of worker `r`, without gaps."""
-        self.workers, self._rank, self._flat = len(shares), place.rank, flat
-        self._num_crossings = place.nodes if place.nodes > 1 else 0
-        self._num_leaves, self._rounding = shares[-1][1], rounding
-        self._sent_as = rounding.sent_as(flat.dtype)
+        self.workers, self._rank, self._flat = len(shares), topology.rank, flat
+        self._num_crossings = topology.nodes if topology.nodes > 1 else 0
+        self._num_leaves, self._rounding = shares[-1][1], compression
+        self._sent_as = compression.sent_as(flat.dtype)
         self.parameters = torch.zeros(flat.size, device=flat.device, dtype=flat.dtype)
         self.owned = (0, flat.size)
         self.states = list(
@@ -71,7 +77,7 @@ class GlooExchange:
         self._pending: list[tuple[Sequence[Tensor], Tensor, dist.Work]] = []
         self.assign(shares)
 
-    def assign(self, shares: list[Node]) -> None:
+    def assign(self, shares: list[Range]) -> None:
         """All workers, between two steps: who owns which micro-batches."""
         self._owned = shares[self._rank]
         flat = self._flat
@@ -105,14 +111,14 @@ class GlooExchange:
         self._ddp.register_comm_hook(self, _launch)
         return self._ddp
 
-    def turn(self, leaf: int) -> AbstractContextManager[None]:
+    def accumulate(self, leaf: int) -> AbstractContextManager[None]:
         """The context of a forward and backward pass: the last own one is exchanged."""
         is_last = self.workers > 1 and leaf == self._owned[1] - 1
         if self._ddp is None or is_last:
             return nullcontext()
         return self._ddp.no_sync()
 
-    def collect(self, leaf: int) -> None:
+    def after_backward(self, leaf: int) -> None:
         """After the backward pass of `leaf`: takes its gradients up the tree."""
         if self._flat.tail:
             self._tails.push(leaf, self._flat.read_buffers())
@@ -168,7 +174,7 @@ class GlooExchange:
         loss, _ = self._ddp(torch.empty(0), torch.empty(0, dtype=torch.int64))
         loss.backward()
 
-    def publish(self) -> None:
+    def all_gather_parameters(self) -> None:
         """Every worker has updated its own copy."""
 
     def merge(self, values: Tensor) -> Tensor:

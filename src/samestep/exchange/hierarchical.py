@@ -28,9 +28,9 @@ from torch._C._distributed_c10d import Store
 
 from samestep.core import tree
 from samestep.core.ownership import pieces
-from samestep.core.topology import Place
-from samestep.core.tree import Node
-from samestep.exchange.compression import EXACT, Rounding
+from samestep.core.topology import Topology
+from samestep.core.tree import Range
+from samestep.exchange.compression import EXACT, Compression
 from samestep.exchange.internode import Leaders, Message, Wait
 from samestep.exchange.shared import Pieces, SharedExchange, vectors_read
 from samestep.state.flat import Flat
@@ -42,15 +42,15 @@ from samestep.system.shared_memory import pages
 class Division:
     """Who sends what: an ownership of micro-batches, seen from the nodes."""
 
-    owned: list[list[Node]]
+    owned: list[list[Range]]
     """The micro-batches of each worker of each node."""
-    rows: list[list[Node]]
+    rows: list[list[Range]]
     """Of each node: the maximal nodes of the tree in what its workers own together."""
-    pieces: list[Node]
+    pieces: list[Range]
     """The part of the vector that each node adds up."""
 
     @classmethod
-    def of(cls, shares: list[Node], sizes: list[int], length: int) -> "Division":
+    def of(cls, shares: list[Range], sizes: list[int], length: int) -> "Division":
         """Of a vector of `length` elements; `sizes` are the workers of each node."""
         ends = pairwise(accumulate(sizes, initial=0))
         owned = [shares[first:end] for first, end in ends]
@@ -67,7 +67,7 @@ class Division:
 
 
 @dataclass(frozen=True)
-class Nodes:
+class NodeGroup:
     """All machines."""
 
     sizes: list[int]
@@ -76,14 +76,16 @@ class Nodes:
     """Only the first worker of a node has a connection to the other nodes."""
 
     @classmethod
-    def meet(cls, place: Place, store: Store, timeout_seconds: float) -> "Nodes":
+    def meet(
+        cls, topology: Topology, store: Store, timeout_seconds: float
+    ) -> "NodeGroup":
         """All workers: waits, as long as the store does, until all leaders are here."""
-        if place.is_leader:
-            store.set(f"workers/{place.node}", str(place.local_workers))
-        sizes = [int(store.get(f"workers/{node}")) for node in range(place.nodes)]
-        if not place.is_leader:
+        if topology.is_leader:
+            store.set(f"workers/{topology.node}", str(topology.local_workers))
+        sizes = [int(store.get(f"workers/{node}")) for node in range(topology.nodes)]
+        if not topology.is_leader:
             return cls(sizes, None)
-        return cls(sizes, Leaders(store, place.node, sizes, timeout_seconds))
+        return cls(sizes, Leaders(store, topology.node, sizes, timeout_seconds))
 
 
 class NodesExchange:
@@ -92,18 +94,18 @@ class NodesExchange:
     def __init__(
         self,
         flat: Flat,
-        shares: list[Node],
-        place: Place,
+        shares: list[Range],
+        topology: Topology,
         within: SharedExchange,
         memory: int,
-        nodes: Nodes,
+        nodes: NodeGroup,
     ) -> None:
         """`within` is the exchange of this node, in the same `memory`.
 
         `shares[r]` is the range of micro-batches of worker `r`, without gaps.
         """
-        self.workers, self._node = place.workers, place.node
-        self._within, self._nodes, self._rounding = within, nodes, within.rounding
+        self.workers, self._node = topology.workers, topology.node
+        self._within, self._nodes, self._rounding = within, nodes, within.compression
         self.parameters, self.owned = within.parameters, within.owned
         self.states, self.watch = within.states, within.watch
         self._size, self._tail, self._dtype = flat.size, flat.tail, flat.dtype
@@ -125,7 +127,7 @@ class NodesExchange:
         self._adding, self._spreading = within.patience(), within.patience()
         self.assign(shares)
 
-    def assign(self, shares: list[Node]) -> None:
+    def assign(self, shares: list[Range]) -> None:
         """All workers, between two steps: who owns which micro-batches."""
         self._within.assign(shares)
         sizes, self._num_leaves = self._nodes.sizes, shares[-1][1]
@@ -148,13 +150,13 @@ class NodesExchange:
         """All workers: the parameters become views of those of the node's leader."""
         return self._within.attach(objective, overlap)
 
-    def turn(self, leaf: int) -> AbstractContextManager[None]:
+    def accumulate(self, leaf: int) -> AbstractContextManager[None]:
         """The context of a forward and backward pass."""
-        return self._within.turn(leaf)
+        return self._within.accumulate(leaf)
 
-    def collect(self, leaf: int) -> None:
+    def after_backward(self, leaf: int) -> None:
         """After the backward pass of `leaf`: completes the sums that end with it."""
-        self._within.collect(leaf)
+        self._within.after_backward(leaf)
 
     def sum(self) -> tuple[Tensor, Tensor]:
         """All workers: the gradient over the own slice, and the sum of the tails."""
@@ -170,7 +172,7 @@ class NodesExchange:
         self._rounding.check(self._sum)
         return self._sum, self._tails
 
-    def _add_up(self, leaders: Leaders, nodes: list[Node]) -> None:
+    def _add_up(self, leaders: Leaders, nodes: list[Range]) -> None:
         """All leaders: the rows of all nodes, into the memory of this one.
 
         What is to come is announced before anything is sent: an announcement would
@@ -197,8 +199,8 @@ class NodesExchange:
             wait()
 
     def _expect(
-        self, leaders: Leaders, rows: Tensor, pieces: list[Node]
-    ) -> tuple[Wait, dict[Node, Tensor]]:
+        self, leaders: Leaders, rows: Tensor, pieces: list[Range]
+    ) -> tuple[Wait, dict[Range, Tensor]]:
         """All leaders: of all nodes' rows, the own piece.
 
         Returns what waits for them, and where each node of the tree will then be.
@@ -217,17 +219,17 @@ class NodesExchange:
         return leaders.receive(messages), parts
 
     def _reduced(
-        self, arriving: tuple[Wait, dict[Node, Tensor]], rounding: Rounding
+        self, arriving: tuple[Wait, dict[Range, Tensor]], compression: Compression
     ) -> Tensor:
         """Once they are there: nodes of the tree [n] -> its root, [n]."""
         arrive, parts = arriving
         arrive()
         values = {node: value.to(self._dtype) for node, value in parts.items()}
-        return tree.reduce(self._num_leaves, values, rounding.add)
+        return tree.reduce(self._num_leaves, values, compression.add)
 
-    def publish(self) -> None:
+    def all_gather_parameters(self) -> None:
         """All workers: after the update; everyone's slice is then up to date."""
-        self._within.publish()
+        self._within.all_gather_parameters()
 
     def merge(self, values: Tensor) -> Tensor:
         """All workers: float64 cells that only one worker has filled, from each."""

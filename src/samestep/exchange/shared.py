@@ -25,9 +25,9 @@ from torch import Tensor, nn
 
 from samestep.core import tree
 from samestep.core.gradient_noise import Watch
-from samestep.core.topology import Place
-from samestep.core.tree import Node
-from samestep.exchange.compression import EXACT, Rounding
+from samestep.core.topology import Topology
+from samestep.core.tree import Range
+from samestep.exchange.compression import EXACT, Compression
 from samestep.models.layers import Linear
 from samestep.state.flat import Flat, dense
 from samestep.system import barrier, shared_memory
@@ -67,12 +67,12 @@ class SharedExchange:
     def __init__(
         self,
         flat: Flat,
-        shares: list[Node],
-        place: Place,
+        shares: list[Range],
+        topology: Topology,
         fd: int,
         spin_seconds: float,
         timeout_seconds: float,
-        rounding: Rounding = EXACT,
+        compression: Compression = EXACT,
         start_seconds: float = 0.0,
     ) -> None:
         """`shares[r]` is the range of micro-batches of worker `r`, without gaps.
@@ -80,9 +80,9 @@ class SharedExchange:
         The first waits may take `start_seconds`, see `Barrier`. The memory `fd` is that
         of the workers of this node.
         """
-        self.workers, self._here, self._flat = len(shares), place, flat
-        self._num_leaves, self.rounding = shares[-1][1], rounding
-        rank, local_workers = place.local_rank, place.local_workers
+        self.workers, self._here, self._flat = len(shares), topology, flat
+        self._num_leaves, self.compression = shares[-1][1], compression
+        rank, local_workers = topology.local_rank, topology.local_workers
         slots = tree.deepest_stack(self._num_leaves)
         # Slots start at pages: the alignment of a product may decide its bits.
         dtype, item = flat.dtype, flat.dtype.itemsize
@@ -114,14 +114,14 @@ class SharedExchange:
         self.network_bytes_per_step = 0
         self._depth, self._merging = 0, False
         self._missing: set[int] = set()
-        waits = timeout_seconds, place.local_ranks[0], start_seconds
+        waits = timeout_seconds, topology.local_ranks[0], start_seconds
         self.barrier = barrier.Barrier(shared.map, rank, local_workers, *waits)
         self._spin_seconds = spin_seconds
         self._summing, self._publishing, self._noting = (
             self.patience() for _ in range(3)
         )
 
-    def assign(self, shares: list[Node]) -> None:
+    def assign(self, shares: list[Range]) -> None:
         """All workers, between two steps: who owns which micro-batches."""
         own, local = shares[self._here.rank], shares[slice(*self._here.local_ranks)]
         self._merges = {
@@ -145,7 +145,7 @@ class SharedExchange:
                 module.sink = self._place
         return objective
 
-    def turn(self, leaf: int) -> AbstractContextManager[None]:
+    def accumulate(self, leaf: int) -> AbstractContextManager[None]:
         """The context of a forward and backward pass."""
         self._missing = set(self._position.values())
         self._merging = self._merges[leaf] > 0
@@ -161,7 +161,7 @@ class SharedExchange:
         self._missing.remove(position)
         return self._views[self._depth - 1][position]
 
-    def collect(self, leaf: int) -> None:
+    def after_backward(self, leaf: int) -> None:
         """After the backward pass of `leaf`: completes the sums that end with it."""
         if self.watch.active and self._merging:
             self.watch.note(leaf, self._flat.gradients())
@@ -188,11 +188,11 @@ class SharedExchange:
 
     def _round(self, slot: Tensor) -> None:
         """The gradient in it; not the buffers."""
-        self.rounding(slot[: self._flat.size])
+        self.compression(slot[: self._flat.size])
 
     def _take(self, own: Tensor, gradient: Tensor, position: int) -> None:
         if self._merging:
-            own.add_(self.rounding(gradient))
+            own.add_(self.compression(gradient))
         elif position not in self._missing:
             own.add_(gradient)
         else:
@@ -217,8 +217,8 @@ class SharedExchange:
     def sum(self) -> tuple[Tensor, Tensor]:
         """All workers: the gradient over the own slice, and the sum of the tails."""
         self.gather()
-        total = self._total(slice(*self.owned), self._sum, self.rounding)
-        self.rounding.check(total)
+        total = self._total(slice(*self.owned), self._sum, self.compression)
+        self.compression.check(total)
         return total, self._tails()
 
     def _tails(self) -> Tensor:
@@ -228,18 +228,18 @@ class SharedExchange:
         out = torch.empty(tail, dtype=self._flat.dtype)
         return self._total(slice(size, size + tail), out, EXACT)
 
-    def _total(self, part: slice, out: Tensor, rounding: Rounding) -> Tensor:
+    def _total(self, part: slice, out: Tensor, compression: Compression) -> Tensor:
         root = (0, self._num_leaves)
         if root in self._partials:
             return self._partials[root][part]
         middle = tree.split(root)
         left, right = (
-            self.value(node, part, rounding)
+            self.value(node, part, compression)
             for node in ((0, middle), (middle, root[1]))
         )
-        return rounding(torch.add(left, right, out=out))
+        return compression(torch.add(left, right, out=out))
 
-    def value(self, node: Node, part: slice, rounding: Rounding) -> Tensor:
+    def value(self, node: Range, part: slice, compression: Compression) -> Tensor:
         """Of a node of the tree that the workers of this machine own, after `gather`.
 
         Reads only: the partials belong to their workers.
@@ -247,10 +247,10 @@ class SharedExchange:
         if node in self._partials:
             return self._partials[node][part]
         middle = tree.split(node)
-        left = self.value((node[0], middle), part, rounding)
-        return rounding(left + self.value((middle, node[1]), part, rounding))
+        left = self.value((node[0], middle), part, compression)
+        return compression(left + self.value((middle, node[1]), part, compression))
 
-    def publish(self) -> None:
+    def all_gather_parameters(self) -> None:
         """All workers: after the update; everyone's slice is then up to date."""
         self.barrier.wait(self._publishing)
 
@@ -268,7 +268,7 @@ class SharedExchange:
         return self.merge(values) if self._here.local_workers > 1 else values
 
 
-def vectors_read(owned: list[Node], num_leaves: int) -> float:
+def vectors_read(owned: list[Range], num_leaves: int) -> float:
     """How many vectors' worth the workers of a machine read of each other's memory.
 
     Each reads its slice of the others' partials, and all parameters but its slice.

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from samestep.core import tree
-from samestep.core.tree import Node
+from samestep.core.tree import Range
 
 
 CPU = torch.device("cpu")
@@ -23,7 +23,7 @@ class Partials:
     """One sum at a time; all workers take part."""
 
     def __init__(
-        self, shares: list[Node], rank: int, device: torch.device = CPU
+        self, shares: list[Range], rank: int, device: torch.device = CPU
     ) -> None:
         """`shares[r]` is the range of micro-batches of worker `r`, without gaps."""
         self._workers, self._leaves = len(shares), shares[-1][1]

@@ -29,7 +29,7 @@ from samestep.user_code import seeding
 from samestep.verification import replicas
 from samestep.verification.dry_run import check_gradients, still_buffers
 from samestep.verification.threads import check as check_threads
-from samestep.verification.watch import Unchanged
+from samestep.verification.watch import MutationCheck
 
 
 Batches = Iterator[Any]
@@ -200,7 +200,7 @@ class Loop:
         with seeding.kept(), self._guard.of_step(flat.parameters):
             for m in range(*self._owned):
                 samples = plan.micro_batch(order, index, m)
-                flat.reset_buffers()
+                flat.restore_buffers()
                 for parameter in flat.parameters:
                     parameter.grad = None
                 if len(samples):
@@ -235,7 +235,7 @@ class Loop:
                 f"A loop trains on CPUs; the model is on {', '.join(sorted(kinds))}."
             )
         self._flat = Flat(self._model)
-        self._unchanged = Unchanged(self._model, self._flat, WHO)
+        self._unchanged = MutationCheck(self._model, self._flat, WHO)
 
     def _leaf(self, m: int, samples: int, size: int) -> Tensor:
         """[size + changes + 2]: what a micro-batch adds to the gradient, to buffers,

@@ -22,13 +22,13 @@ from samestep.models.rnn import Rnn
 from samestep.models.transformer import Transformer
 from samestep.models.vit import Vit
 from samestep.state import dtypes
-from samestep.user_code.references import OwnCode, title
+from samestep.user_code.references import UserCode, title
 
 
 def build(
     recipe: ModelRecipe,
     data: Dataset,
-    own: OwnCode | None = None,
+    own: UserCode | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> nn.Module:
     """A model for this data, its weights drawn from torch's default generator.
@@ -36,14 +36,14 @@ def build(
     They are drawn in float32, and then of the type `dtype`. `own` finds the user's
     functions. Raises OwnCodeError.
     """
-    model = dtypes.converted(_drawn(recipe, data, own or OwnCode()), dtype)
+    model = dtypes.converted(_drawn(recipe, data, own or UserCode()), dtype)
     if isinstance(recipe, CustomModel):
         who = title(recipe.build, "model")
         user_model.check_types(model, who, dtype, user_model.TYPE)
     return model
 
 
-def _drawn(recipe: ModelRecipe, data: Dataset, own: OwnCode) -> nn.Module:
+def _drawn(recipe: ModelRecipe, data: Dataset, own: UserCode) -> nn.Module:
     match recipe:
         case MlpModel():
             return Mlp(recipe, data)

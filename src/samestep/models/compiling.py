@@ -34,7 +34,7 @@ def prepare(objective: Objective, data: Dataset, plan: Plan, flat: Flat) -> None
         with dtypes.default(flat.dtype):
             loss, _ = objective(*drawn)
             torch.autograd.grad(loss, flat.parameters, allow_unused=True)
-        flat.reset_buffers()
+        flat.restore_buffers()
 
 
 def compiled(model: nn.Module) -> nn.Module:

@@ -73,7 +73,7 @@ class Device:
         """The same module, with its parameters and buffers here."""
         return model if self.target.type == "cpu" else model.to(self.target)
 
-    def bring(
+    def to_device(
         self, inputs: Nested, targets: Tensor | Mixed
     ) -> tuple[Nested, Tensor | Mixed]:
         """A batch, moved here."""

@@ -9,7 +9,7 @@ from torch.nn.parameter import UninitializedParameter
 from samestep.config.model import CustomModel
 from samestep.data.pytree import Shape
 from samestep.errors import OwnCodeError
-from samestep.user_code.references import OwnCode, title
+from samestep.user_code.references import UserCode, title
 
 
 TYPE = (
@@ -18,7 +18,7 @@ TYPE = (
 )
 
 
-def build(recipe: CustomModel, inputs: Shape, outputs: int, own: OwnCode) -> nn.Module:
+def build(recipe: CustomModel, inputs: Shape, outputs: int, own: UserCode) -> nn.Module:
     """What the function returns, or the module that was given. Raises OwnCodeError."""
     who = title(recipe.build, "model")
     found = own.find(recipe.build, "model")

@@ -25,7 +25,7 @@ def vectors(recipe: Recipe) -> tuple[str, ...]:
     return average + ((BEST,) if recipe.stop and recipe.stop.restore_best else ())
 
 
-class Kept:
+class WeightAverages:
     """This worker's slices of them."""
 
     def __init__(self, recipe: Recipe, flat: Flat, exchange: Exchange) -> None:
@@ -86,4 +86,4 @@ class Kept:
         trained = self._parameters.clone()
         self._parameters.copy_(vector)
         vector.copy_(trained)
-        self._exchange.publish()
+        self._exchange.all_gather_parameters()

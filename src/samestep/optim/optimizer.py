@@ -21,7 +21,7 @@ from samestep.config.optimizer import (
     SgdRecipe,
 )
 from samestep.optim import muon
-from samestep.optim.param_groups import Setting, Stretch
+from samestep.optim.param_groups import ParamGroup, Slice
 
 
 def state_names(recipe: OptimizerRecipe) -> tuple[str, ...]:
@@ -43,13 +43,13 @@ class Update:
         recipe: OptimizerRecipe,
         parameters: Tensor,
         states: Sequence[Tensor],
-        stretches: Sequence[Stretch] = (),
+        stretches: Sequence[Slice] = (),
     ) -> None:
         """`parameters` and each of the `states` that have names, zeroed: [n].
 
         `stretches` cover them; by default all of them are updated alike.
         """
-        whole = Stretch(0, len(parameters), Setting(recipe.weight_decay))
+        whole = Slice(0, len(parameters), ParamGroup(recipe.weight_decay))
         stretches = stretches or [whole]
         settings = dict.fromkeys(stretch.setting for stretch in stretches)
         self._steps = torch.zeros((), device=parameters.device)
@@ -75,10 +75,10 @@ class _Group:
     def __init__(
         self,
         recipe: OptimizerRecipe,
-        setting: Setting,
+        setting: ParamGroup,
         parameters: Tensor,
         states: Sequence[Tensor],
-        stretches: Sequence[Stretch],
+        stretches: Sequence[Slice],
     ) -> None:
         self._recipe, self._setting = recipe, setting
         self._parts = [slice(s.first, s.end) for s in stretches if s.setting == setting]

@@ -18,7 +18,7 @@ NO_HIDDEN_MATRIX = re.compile("embed|position|head")
 
 
 @dataclass(frozen=True)
-class Setting:
+class ParamGroup:
     """How parameters are updated."""
 
     weight_decay: float
@@ -28,36 +28,36 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Stretch:
+class Slice:
     """Elements `first` to `end` of a vector, which share a setting."""
 
     first: int
     end: int
-    setting: Setting
+    setting: ParamGroup
 
 
 def stretches(
     recipe: OptimizerRecipe, layout: Layout, part: tuple[int, int]
-) -> list[Stretch]:
+) -> list[Slice]:
     """Of a part of the vector, relative to its beginning.
 
     Raises RecipeError if a group matches no parameter.
     """
     settings = _settings(recipe, layout)
     ends = [*layout.offsets[1:-1], layout.size]
-    found: list[Stretch] = []
+    found: list[Slice] = []
     for first, end, setting in zip(layout.offsets, ends, settings, strict=False):
         first, end = max(first, part[0]) - part[0], min(end, part[1]) - part[0]
         if first >= end:
             continue
         if found and found[-1].setting == setting and not setting.shape:
-            found[-1] = Stretch(found[-1].first, end, setting)
+            found[-1] = Slice(found[-1].first, end, setting)
         else:
-            found.append(Stretch(first, end, setting))
+            found.append(Slice(first, end, setting))
     return found
 
 
-def _settings(recipe: OptimizerRecipe, layout: Layout) -> list[Setting]:
+def _settings(recipe: OptimizerRecipe, layout: Layout) -> list[ParamGroup]:
     """Of each parameter."""
     names = [entry.name for entry in layout.parameters]
     found = {entry.name: _basic(recipe, layout, entry) for entry in layout.parameters}
@@ -65,7 +65,7 @@ def _settings(recipe: OptimizerRecipe, layout: Layout) -> list[Setting]:
     for group in reversed(recipe.groups or ()):
         for name in matching(group.match, names, "optimizer.groups"):
             before, decay = basic[name], group.weight_decay
-            found[name] = Setting(
+            found[name] = ParamGroup(
                 before.weight_decay if decay is None else decay,
                 before.lr_factor * group.lr_factor,
                 before.shape,
@@ -73,15 +73,15 @@ def _settings(recipe: OptimizerRecipe, layout: Layout) -> list[Setting]:
     return list(found.values())
 
 
-def _basic(recipe: OptimizerRecipe, layout: Layout, entry: Entry) -> Setting:
+def _basic(recipe: OptimizerRecipe, layout: Layout, entry: Entry) -> ParamGroup:
     """Of a parameter that is in no group."""
     spared = not recipe.decay_norms_and_biases and len(entry.shape) <= 1
     decay = 0.0 if spared else recipe.weight_decay
     if not isinstance(recipe, MuonRecipe):
-        return Setting(decay)
+        return ParamGroup(decay)
     if entry.name in layout.whole:
-        return Setting(decay, shape=entry.shape)
-    return Setting(decay, recipe.adamw_lr / recipe.lr)
+        return ParamGroup(decay, shape=entry.shape)
+    return ParamGroup(decay, recipe.adamw_lr / recipe.lr)
 
 
 def wholes(

@@ -8,7 +8,7 @@ from samestep.document.blocks import (
     Code,
     Document,
     Fact,
-    Facts,
+    KeyFigures,
     Pictures,
     Row,
     Section,
@@ -73,7 +73,7 @@ def _summary(run: RunFiles) -> Section:
         reached = run.steps[-1]
         loss = number(reached.loss, ".4f")
         facts.insert(0, Fact("Training loss", loss, f"at step {reached.step:,}"))
-    blocks: list[Block] = [Facts(facts)]
+    blocks: list[Block] = [KeyFigures(facts)]
     if result.weights_sha256:
         caption = "Fingerprint of the weights (SHA-256)"
         blocks.append(Code(caption, result.weights_sha256))

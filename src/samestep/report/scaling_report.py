@@ -7,7 +7,7 @@ from samestep.document.blocks import (
     Code,
     Document,
     Fact,
-    Facts,
+    KeyFigures,
     Plots,
     Points,
     Section,
@@ -62,7 +62,7 @@ def _summary(scaling: Scaling) -> Section:
     blocks: list[Block] = []
     facts = _facts(scaling)
     if facts:
-        blocks.append(Facts(facts))
+        blocks.append(KeyFigures(facts))
     if scaling.advice:
         blocks.append(Points(scaling.advice))
     if not scaling_plots.series(scaling.points, "strong"):

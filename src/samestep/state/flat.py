@@ -103,7 +103,7 @@ class Flat:
         none = torch.empty(0, dtype=self.dtype, device=self.device)
         return torch.cat([none, *(buffer.view(-1) for buffer in buffers)])
 
-    def reset_buffers(self) -> None:
+    def restore_buffers(self) -> None:
         """To their values before the step: every micro-batch starts from these."""
         for buffer, saved in zip(self._buffers, self._saved, strict=True):
             buffer.copy_(saved)
@@ -133,7 +133,7 @@ class Flat:
         for saved, part in zip(self._saved, parts, strict=True):
             saved.copy_(part.view_as(saved))
         self.counts = list(counts)
-        self.reset_buffers()
+        self.restore_buffers()
 
     def keep_buffers(self) -> None:
         """Their values now are those between two steps."""

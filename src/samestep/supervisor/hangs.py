@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from samestep.supervisor.forkserver_client import ForkServer
-from samestep.system.heartbeat import BEATS, PHASE, ROUNDS, Board
+from samestep.system.heartbeat import BEATS, PHASE, ROUNDS, Heartbeat
 
 
 PATIENCE = 5
@@ -27,7 +27,7 @@ class Watch:
     but their phase: that has a timeout of its own.
     """
 
-    board: Board
+    heartbeat: Heartbeat
     timeout_seconds: float
     start_seconds: float
     is_stopped: Callable[[int], bool]
@@ -56,7 +56,7 @@ class Watch:
 
     def late(self) -> list[int]:
         """The ranks that hang: those that have come least far."""
-        cells = self.board.workers()
+        cells = self.heartbeat.workers()
         if cells != self._cells:
             if self._cells and not self._is_starting:
                 self._longest = max(self._longest, self.seconds)
@@ -74,8 +74,8 @@ class Watch:
         if self._is_starting and self.seconds >= self.start_seconds:
             return (
                 f"Each part of a start may take {self.start_seconds:g} s, and worker "
-                f"{who} has been {self.board.phase} for longer. It is stuck or very "
-                "slow; if it only needs more time, raise `--start-timeout`."
+                f"{who} has been {self.heartbeat.phase} for longer. It is stuck or "
+                "very slow; if it only needs more time, raise `--start-timeout`."
             )
         seconds = self.timeout_seconds if self._is_starting else self.patience
         return (
@@ -92,7 +92,7 @@ class Watch:
         if phase <= self._noted:
             return None
         self._noted = phase
-        fields = {"phase": self.board.phase, "seconds": self.seconds}
+        fields = {"phase": self.heartbeat.phase, "seconds": self.seconds}
         return {"type": "slow start", **fields, "patience": self.patience}
 
 

@@ -22,7 +22,7 @@ from samestep.errors import SamestepError, WorkerFailed
 from samestep.supervisor.forkserver_client import END_SECONDS, ForkServer, Message
 from samestep.supervisor.hangs import Watch, is_stopped, where_it_hangs
 from samestep.system import cache, machine
-from samestep.system.heartbeat import STEP, Board
+from samestep.system.heartbeat import STEP, Heartbeat
 from samestep.system.resources import resources
 from samestep.system.signals import Stop, how_it_ended
 
@@ -97,11 +97,11 @@ def run_workers(
     """
     with ExitStack() as stack:
         fds, port = stack.enter_context(resources(job["exchange"], workers))
-        board = Board(fds["board"])
+        heartbeat = Heartbeat(fds["board"])
         given = {**fds, **(memories or {})}
         crew = _start(server, job, workers, logs, given, port)
     timeouts = job["hang_timeout"], job["start_timeout"]
-    supervision = _Supervision(server, crew, board, timeouts, listen, stop)
+    supervision = _Supervision(server, crew, heartbeat, timeouts, listen, stop)
     try:
         listen({"type": "workers", "pids": [worker.pid for worker in crew]})
         supervision.run()
@@ -171,7 +171,7 @@ class _Supervision:
 
     server: ForkServer
     crew: list[Worker]
-    board: Board
+    heartbeat: Heartbeat
     timeouts: tuple[float, float]
     """Of a step, and of each phase before the first one."""
     listen: Callable[[Message], None]
@@ -181,7 +181,7 @@ class _Supervision:
 
     def run(self) -> None:
         """Raises the exception of the first failing worker."""
-        watch = Watch(self.board, *self.timeouts, self._is_stopped)
+        watch = Watch(self.heartbeat, *self.timeouts, self._is_stopped)
         with selectors.DefaultSelector() as selector:
             selector.register(self.server, selectors.EVENT_READ)
             for worker in self.crew:
@@ -197,8 +197,8 @@ class _Supervision:
                     break
                 if any(worker.failure for worker in self.crew):
                     self._expire(GRACE_SECONDS)
-                elif self.stop.number is not None and not self.board.stop:
-                    self.board.request_stop()
+                elif self.stop.number is not None and not self.heartbeat.stop:
+                    self.heartbeat.request_stop()
                     self._expire(STOP_SECONDS)
                 elif late := watch.late():
                     self._name(late, watch)
@@ -262,8 +262,8 @@ class _Supervision:
         """The worker's own SamestepError, or a WorkerFailed with its traceback."""
         assert worker.failure is not None
         error = exception(worker.failure, worker.rank)
-        step = max(cell[STEP] for cell in self.board.workers())
-        where = {"log": str(worker.log), "step": step, "phase": self.board.phase}
+        step = max(cell[STEP] for cell in self.heartbeat.workers())
+        where = {"log": str(worker.log), "step": step, "phase": self.heartbeat.phase}
         error.details = {**error.details, **where}
         return error
 

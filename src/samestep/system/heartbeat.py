@@ -24,7 +24,7 @@ PHASES = (
 STARTING, LOADING, BUILDING, MEETING, COMPILING = range(len(PHASES))
 
 
-class Board:
+class Heartbeat:
     """A map of the memory that `create` made."""
 
     def __init__(self, fd: int, rank: int = 0) -> None:
@@ -45,7 +45,7 @@ class Board:
         """A worker: another piece of work begins."""
         self._own[BEATS] += 1
 
-    def reach(self) -> None:
+    def at_barrier(self) -> None:
         """A worker: from now on it waits for the others."""
         self._own[ROUNDS] += 1
 

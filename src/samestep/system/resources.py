@@ -6,17 +6,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from samestep.system import barrier
-from samestep.system.heartbeat import Board
+from samestep.system.heartbeat import Heartbeat
 
 
 @contextmanager
 def resources(exchange: str, workers: int) -> Iterator[tuple[dict[str, int], int]]:
     """Descriptors for the workers, and the port of the store if there is one.
 
-    `board`: what workers and supervisor see of each other; `memory`: the nameless
+    `heartbeat`: what workers and supervisor see of each other; `memory`: the nameless
     shared memory of an exchange; `store`: a listening socket, for rank 0.
     """
-    fds = {"board": Board.create(workers)}
+    fds = {"board": Heartbeat.create(workers)}
     try:
         if exchange == "shared":
             fds["memory"] = barrier.create(workers)

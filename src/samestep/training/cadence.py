@@ -8,7 +8,7 @@ board of its own, so any worker may have been asked to stop; then all do.
 import time
 from dataclasses import dataclass, field
 
-from samestep.system.heartbeat import Board
+from samestep.system.heartbeat import Heartbeat
 
 
 SECONDS_BETWEEN = 0.2
@@ -59,10 +59,10 @@ def num_cells(workers: int) -> int:
 
 
 @dataclass
-class Rhythm:
+class Cadence:
     """A worker's view of time, with snapshots every `snapshot_seconds`; 0: never."""
 
-    board: Board
+    heartbeat: Heartbeat
     snapshot_seconds: float
     _last_point: float = field(default_factory=time.monotonic)
     _last_save: float = field(default_factory=time.monotonic)
@@ -79,8 +79,8 @@ class Rhythm:
         if epoch_ends and now - self._last_epoch >= least:  # but for very short epochs
             save, self._last_epoch = True, now
         save = save and self.snapshot_seconds > 0
-        reach = max(1, int(SECONDS_BETWEEN / max(per_step, 1e-9)))
-        return Decision(self.board.stop, save, reach)
+        at_barrier = max(1, int(SECONDS_BETWEEN / max(per_step, 1e-9)))
+        return Decision(self.heartbeat.stop, save, at_barrier)
 
     def saved(self, seconds: float) -> None:
         """A snapshot was saved and took so long."""

@@ -23,7 +23,7 @@ from samestep.state.flat import Flat
 from samestep.system.heartbeat import BUILDING, LOADING
 from samestep.training import init_weights
 from samestep.user_code import seeding
-from samestep.user_code.references import OwnCode, find_loss, names
+from samestep.user_code.references import UserCode, find_loss, names
 from samestep.verification import dry_run
 from samestep.verification.dry_run import Findings
 from samestep.verification.probe import Replay
@@ -60,7 +60,7 @@ class Parts(NamedTuple):
 
 
 def load_data(
-    recipe: Recipe, own: OwnCode, most_steps: int | None = None
+    recipe: Recipe, own: UserCode, most_steps: int | None = None
 ) -> tuple[dataset.Dataset, Plan]:
     """The samples, and which of them make up which step.
 
@@ -86,7 +86,7 @@ def _flat(recipe: Recipe, model: nn.Module, still: frozenset[str]) -> Flat:
 
 def load_and_build(
     recipe: Recipe,
-    own: OwnCode,
+    own: UserCode,
     most_steps: int | None,
     device: Device,
     enter: Callable[[int], None] = lambda _: None,
@@ -135,7 +135,7 @@ def _check_stopping(recipe: Recipe, data: dataset.Dataset) -> None:
 
 
 def load_replay(
-    recipe: Recipe, own: OwnCode, most_steps: int | None, device: Device
+    recipe: Recipe, own: UserCode, most_steps: int | None, device: Device
 ) -> Replay:
     """Load and build what it takes to compute a micro-batch again.
 

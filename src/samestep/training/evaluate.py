@@ -20,7 +20,7 @@ from samestep.errors import DataError
 from samestep.exchange import Exchange
 from samestep.models.device import Device
 from samestep.models.objective import Objective, ignored_label, outputs
-from samestep.system.heartbeat import Board
+from samestep.system.heartbeat import Heartbeat
 from samestep.training.metrics import Sums, tree_sum
 from samestep.user_code import seeding
 
@@ -41,7 +41,7 @@ class Evaluator:
     data: Dataset
     rank: int
     exchange: Exchange
-    board: Board
+    heartbeat: Heartbeat
     device: Device = field(default_factory=Device)
     loss: Callable[..., Any] | None = None
     """The loss function if it is the user's own."""
@@ -65,9 +65,9 @@ class Evaluator:
         with evaluating(self.model):
             for index, samples in self._own_batches(name):
                 cells[0, index], cells[1:, index] = objective(
-                    *self.device.bring(*split.gather(samples))
+                    *self.device.to_device(*split.gather(samples))
                 )
-        self.board.reach()
+        self.heartbeat.at_barrier()
         total, *measured = tree_sum(self.exchange.merge(cells)).tolist()
         if COUNTED in metrics and not measured[1]:
             raise DataError(
@@ -100,7 +100,7 @@ class Evaluator:
                 cells[:, samples] = torch.stack(
                     [values.double() for values in found]
                 ).cpu()
-        self.board.reach()
+        self.heartbeat.at_barrier()
         self.exchange.merge(cells)
         return _summarise(cells, classes, ignored)
 
@@ -115,7 +115,7 @@ class Evaluator:
         batch, size = self.recipe.evaluation_batch, len(self.data.splits[name])
         owned = shares(self._num_batches(name), self.exchange.workers)[self.rank]
         for index in range(*owned):
-            self.board.beat()
+            self.heartbeat.beat()
             seed = derive_seed(self.recipe.seed, "evaluation", name, index)
             seeding.seed(seed)
             self.device.seed(seed)

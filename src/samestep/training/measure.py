@@ -17,8 +17,8 @@ import torch
 
 from samestep.config.recipe import Recipe
 from samestep.errors import WorkerLate
-from samestep.system.heartbeat import Board
-from samestep.training.cadence import Decision, Rhythm
+from samestep.system.heartbeat import Heartbeat
+from samestep.training.cadence import Cadence, Decision
 from samestep.training.timing import PHASES, by_phase
 from samestep.training.train import train_epoch
 from samestep.training.trainer import Surroundings, Trainer, build
@@ -28,7 +28,7 @@ WARM, DONE = 1, 2
 ADDITIONS = 50
 
 
-class StepTimes(Board):
+class StepTimes(Heartbeat):
     """A board that also remembers when each step began."""
 
     def __init__(self, fd: int, rank: int) -> None:
@@ -60,7 +60,7 @@ class Gate:
 
 
 @dataclass
-class Until(Rhythm):
+class Until(Cadence):
     """The training's rhythm, until a worker finds that it is `over`."""
 
     over: Callable[[], bool] = lambda: False
@@ -110,12 +110,12 @@ def measure(
     recipe: Recipe, around: Surroundings, job: dict[str, Any], times: StepTimes
 ) -> None:
     """All workers of a group: warm up, then train for `job["seconds"]` and report."""
-    trainer = build(recipe, replace(around, board=times))
+    trainer = build(recipe, replace(around, heartbeat=times))
     trainer.report = lambda _: None
     around.report({"type": "ready"})
     train_until(trainer, times, after(job["warm_up"]))
     lap = train_until(trainer, times, after(job["seconds"]))
-    if trainer.place.is_leader:
+    if trainer.topology.is_leader:
         around.report(_message(trainer, lap))
 
 
@@ -131,7 +131,7 @@ def measure_alone(
     All train until everybody has warmed up, and go on until everybody has measured, so
     that what is measured always has all of them for company.
     """
-    trainer = build(recipe, replace(around, board=times))
+    trainer = build(recipe, replace(around, heartbeat=times))
     trainer.report = lambda _: None
     around.report({"type": "ready"})
     patience: float = job["hang_timeout"]
@@ -151,7 +151,7 @@ def train_until(
     most_steps: int = 1 << 30,
 ) -> Lap:
     """All workers of a group: at least one step; the recipe starts over at its end."""
-    trainer.rhythm = Until(trainer.board, 0.0, over=over, most_steps=most_steps)
+    trainer.cadence = Until(trainer.heartbeat, 0.0, over=over, most_steps=most_steps)
     progress, plan = trainer.progress, trainer.plan
     trainer.stopwatch.take_epoch()
     lap, stop = Lap(), False

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from samestep.core import tree
 from samestep.core.metric import COUNTED, Metric
-from samestep.core.topology import Place
+from samestep.core.topology import Topology
 from samestep.errors import NonFiniteLoss
 from samestep.exchange import Exchange
 from samestep.training import cadence
@@ -73,14 +73,14 @@ class StepLedger:
         self,
         micro_batches: int,
         capacity: int,
-        place: Place,
+        topology: Topology,
         exchange: Exchange,
         metric_cells: int,
     ) -> None:
         """Room for `capacity` steps; `metric_cells` are those of a micro-batch."""
         workers = exchange.workers
-        self._rank, self._exchange = place.rank, exchange
-        self._has_one_clock = place.nodes == 1
+        self._rank, self._exchange = topology.rank, exchange
+        self._has_one_clock = topology.nodes == 1
         self._origin = 0.0 if self._has_one_clock else time.perf_counter()
         self._first_step = 0
         self._sizes: list[int] = []

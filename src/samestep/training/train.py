@@ -15,7 +15,7 @@ from torch import Tensor
 
 from samestep.config.model import CustomLoss
 from samestep.core import gradient_noise
-from samestep.core.balancer import Stretch, scattered
+from samestep.core.balancer import StepWindow, random_ownership
 from samestep.core.metric import COUNTED
 from samestep.core.ownership import contiguous
 from samestep.core.plan import derive_seed
@@ -97,7 +97,7 @@ def _close_epoch(trainer: Trainer, record: Record) -> None:
             trainer.kept.keep(stopping)
         record["weights_sha256"] = replicas.agreed(
             trainer.model,
-            trainer.place.rank,
+            trainer.topology.rank,
             trainer.exchange,
             is_own=bool(names(trainer.recipe)),
         )
@@ -127,7 +127,7 @@ def train_epoch(trainer: Trainer) -> tuple[Decision, Record]:
         progress.step += 1
         if step + 1 not in (pause, num_steps) and not _is_logged(trainer, step + 1):
             continue
-        told = compare_notes(trainer, epoch, step + 1)
+        told = sync_metrics(trainer, epoch, step + 1)
         pause = step + 1 + told.steps
         progress.seconds += trainer.clock.taken - began
         began = trainer.clock.taken
@@ -144,13 +144,13 @@ def train_epoch(trainer: Trainer) -> tuple[Decision, Record]:
     return told, record
 
 
-def compare_notes(trainer: Trainer, epoch: int, steps_in_epoch: int) -> Decision:
+def sync_metrics(trainer: Trainer, epoch: int, steps_in_epoch: int) -> Decision:
     """All workers: adds up the steps since the last time; returns what to do."""
     progress = trainer.progress
     ends = steps_in_epoch == trainer.plan.steps_per_epoch
     steps = trainer.ledger.rows
-    decision = _with_ownership(trainer, trainer.rhythm.decide(steps, ends))
-    trainer.board.reach()
+    decision = _with_ownership(trainer, trainer.cadence.decide(steps, ends))
+    trainer.heartbeat.at_barrier()
     phases = trainer.clock.take()
     own = steps * (trainer.owned[1] - trainer.owned[0])
     trainer.feed.observe(own, phases[PHASES.index("data")], sum(phases))
@@ -180,17 +180,17 @@ def _with_ownership(trainer: Trainer, decision: Decision) -> Decision:
     """All workers: with what its balancer has found since; that of rank 0 counts."""
     change = trainer.balancer.proposal
     counts = tuple(end - first for first, end in change.after) if change else ()
-    return replace(decision, leaving=trainer.balancer.hopeless, counts=counts)
+    return replace(decision, leaving=trainer.balancer.straggler_to_drop, counts=counts)
 
 
 def _balance(trainer: Trainer, steps: int, times: Times, told: Decision) -> None:
     """All workers: ownership follows the speeds, as rank 0 has told."""
-    if trainer.is_scattered:
+    if trainer.is_random:
         return
     of = dict(zip(PHASES, times.seconds.T, strict=True))
     compute = of["data"] + of["forward"] + of["backward"]
     trainer.balancer.observe(
-        Stretch(
+        StepWindow(
             steps,
             times.seconds[0].sum().item(),
             compute.tolist(),
@@ -199,9 +199,9 @@ def _balance(trainer: Trainer, steps: int, times: Times, told: Decision) -> None
             of["optimizer"].tolist(),
         )
     )
-    step, hindrance = trainer.progress.step, trainer.balancer.hindrance
-    if hindrance is not None:
-        trainer.report({"type": "hindered", "step": step, **asdict(hindrance)})
+    step, straggler = trainer.progress.step, trainer.balancer.straggler
+    if straggler is not None:
+        trainer.report({"type": "hindered", "step": step, **asdict(straggler)})
     if told.counts:
         change = trainer.balancer.adopt(contiguous(told.counts))
         trainer.assign(change.after)
@@ -215,34 +215,34 @@ def train_step(trainer: Trainer, step: int, step_in_epoch: int) -> None:
     dtype = trainer.flat.dtype
     weight = torch.tensor(1 / size, dtype=dtype, device=trainer.device.target)
     row = trainer.ledger.open(step, size)
-    trainer.board.begin(step)
+    trainer.heartbeat.begin(step)
     clock.begin(step)
-    if trainer.is_scattered:
+    if trainer.is_random:
         workers = trainer.exchange.workers
-        trainer.assign(scattered(recipe.micro_batches, workers, step))
+        trainer.assign(random_ownership(recipe.micro_batches, workers, step))
     trainer.exchange.watch.begin(step)
     arrived = clock.lap("other")
     for m in range(*trainer.owned):
-        trainer.board.beat()
+        trainer.heartbeat.beat()
         trainer.faults.at("forward", step)
         trainer.device.seed(derive_seed(recipe.seed, "step", step, m))
-        inputs, targets = trainer.device.bring(
+        inputs, targets = trainer.device.to_device(
             *trainer.feed.draw(step, m, trainer.owned)
         )
-        trainer.flat.reset_buffers()
+        trainer.flat.restore_buffers()
         clock.lap("data")
-        with trainer.exchange.turn(m), dtypes.default(dtype):
+        with trainer.exchange.accumulate(m), dtypes.default(dtype):
             loss, metrics = trainer.objective(inputs, targets)
             clock.lap("forward")
             loss.backward(weight)
-        trainer.exchange.collect(m)
-        if trainer.unchanged is not None:
-            trainer.unchanged.check(passes=int(len(targets) > 0))
+        trainer.exchange.after_backward(m)
+        if trainer.mutation_check is not None:
+            trainer.mutation_check.check(passes=int(len(targets) > 0))
         trainer.ledger.note(row, m, loss.item(), metrics.tolist())
         arrived = clock.lap("backward")
     trainer.ledger.arrive(row, arrived)
     trainer.faults.at("exchange", step)
-    trainer.board.reach()
+    trainer.heartbeat.at_barrier()
     gradient, buffers = trainer.exchange.sum()
     divided = _divide(trainer, gradient, row, step_in_epoch)
     trainer.flat.advance_buffers(
@@ -260,8 +260,8 @@ def train_step(trainer: Trainer, step: int, step_in_epoch: int) -> None:
     trainer.update.step(gradient, trainer.learning_rate(step))
     trainer.kept.advance(step)
     clock.lap("optimizer")
-    trainer.board.reach()
-    trainer.exchange.publish()
+    trainer.heartbeat.at_barrier()
+    trainer.exchange.all_gather_parameters()
     clock.lap("exchange")
 
 
@@ -339,7 +339,7 @@ def _save(trainer: Trainer) -> None:
     trainer.faults.at("snapshot", trainer.progress.step)
     slot = save(trainer)
     seconds = trainer.clock.lap("snapshot") - start
-    trainer.rhythm.saved(seconds)
+    trainer.cadence.saved(seconds)
     step = trainer.progress.step
     trainer.report({"type": "snapshot", "slot": slot, "step": step, "seconds": seconds})
 

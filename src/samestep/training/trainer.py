@@ -15,30 +15,30 @@ from samestep.core.lr_schedule import learning_rate
 from samestep.core.metric import num_cells
 from samestep.core.ownership import contiguous, shares
 from samestep.core.plan import Plan
-from samestep.core.topology import Place
+from samestep.core.topology import Topology
 from samestep.data import dataset
-from samestep.data.prefetch import Feed, Helper, MicroBatches
+from samestep.data.prefetch import Helper, MicroBatches, Prefetcher
 from samestep.exchange import Exchange
 from samestep.models import compiling
 from samestep.models.device import Device
-from samestep.optim.averaging import Kept
+from samestep.optim.averaging import WeightAverages
 from samestep.optim.optimizer import Update
 from samestep.optim.param_groups import stretches
 from samestep.state import frozen
 from samestep.state.flat import Flat
 from samestep.state.snapshot import Snapshots
 from samestep.system.fault_injection import Faults
-from samestep.system.heartbeat import COMPILING, MEETING, Board
-from samestep.training.cadence import Rhythm
+from samestep.system.heartbeat import COMPILING, MEETING, Heartbeat
+from samestep.training.cadence import Cadence
 from samestep.training.components import Parts, load_and_build
 from samestep.training.evaluate import Evaluator
 from samestep.training.metrics import StepLedger
 from samestep.training.progress import Progress, Stopwatch
 from samestep.training.timing import Clock, Tracer
-from samestep.user_code.references import OwnCode, names, title
+from samestep.user_code.references import UserCode, names, title
 from samestep.verification import startup
 from samestep.verification.probe import Probe, Witness
-from samestep.verification.watch import Unchanged
+from samestep.verification.watch import MutationCheck
 
 
 Report = Callable[[dict[str, Any]], None]
@@ -52,12 +52,12 @@ MOST_STEPS_PER_REPORT = 50
 class Surroundings:
     """What the process of a worker gives to its training."""
 
-    place: Place
+    topology: Topology
     connect: Connect
     """Makes the exchange from the model's vectors and all workers' micro-batches."""
     report: Report
     """Sends a message to the supervisor."""
-    board: Board
+    heartbeat: Heartbeat
     faults: Faults
     snapshots: int | None
     """Descriptor of the memory for snapshots; only a training has it."""
@@ -77,7 +77,7 @@ class Surroundings:
     """Seconds that the end waits for it, besides what loading and building took."""
     constants: int | None = None
     """Descriptor of the memory for what the training does not change."""
-    own: OwnCode = field(default_factory=OwnCode)
+    own: UserCode = field(default_factory=UserCode)
     """Finds the user's functions."""
     most_steps: int | None = None
     """Full global batches of an epoch, to try a recipe out; None: all."""
@@ -91,7 +91,7 @@ class Trainer:
     """One worker of a training."""
 
     recipe: Recipe
-    place: Place
+    topology: Topology
     report: Report
     """Does nothing but on the first worker of each node."""
 
@@ -99,11 +99,11 @@ class Trainer:
     conditions: dict[str, str]
     """Of `conditions.FOUND_BY_WORKERS`."""
     plan: Plan
-    feed: Feed
+    feed: Prefetcher
     owned: tuple[int, int]
     """The micro-batches of this worker."""
     balancer: Balancer
-    is_scattered: bool
+    is_random: bool
     """Whether ownership changes at random with every step."""
 
     device: Device
@@ -112,15 +112,15 @@ class Trainer:
     exchange: Exchange
     objective: nn.Module
     update: Update
-    kept: Kept
+    kept: WeightAverages
     evaluator: Evaluator
-    unchanged: Unchanged | None
+    mutation_check: MutationCheck | None
     """Watches a model of the user's own."""
     probe: Probe | None
 
-    board: Board
+    heartbeat: Heartbeat
     faults: Faults
-    rhythm: Rhythm
+    cadence: Cadence
     snapshots: Snapshots
 
     clock: Clock
@@ -135,7 +135,7 @@ class Trainer:
 
     def assign(self, owned: list[tuple[int, int]]) -> None:
         """All workers, between two steps: who computes which micro-batches."""
-        self.owned = owned[self.place.rank]
+        self.owned = owned[self.topology.rank]
         self.exchange.assign(owned)
 
     def learning_rate(self, step: int) -> float:
@@ -151,16 +151,16 @@ def build(recipe: Recipe, around: Surroundings) -> Trainer:
 
     Raises DataError, PlacementError.
     """
-    place, start = around.place, time.monotonic()
+    topology, start = around.topology, time.monotonic()
     assert around.snapshots is not None
     what = around.own, around.most_steps, around.device
-    parts = load_and_build(recipe, *what, around.board.enter)
+    parts = load_and_build(recipe, *what, around.heartbeat.enter)
     data, plan, model, loss, flat, unused = parts
     seconds = time.monotonic() - start
-    if place.is_leader and around.constants is not None:
+    if topology.is_leader and around.constants is not None:
         frozen.write(around.constants, flat.constants)
     balancer = _balancer(recipe, around)
-    around.board.enter(MEETING)
+    around.heartbeat.enter(MEETING)
     exchange = around.connect(flat, balancer.owned)
     conditions = _compare(recipe, around, parts, exchange)
     attached = _attach(recipe, around, parts, exchange)
@@ -168,36 +168,47 @@ def build(recipe: Recipe, around: Surroundings) -> Trainer:
     feed = _feed(recipe, data, plan, around)
     trainer = Trainer(
         recipe=recipe,
-        place=place,
-        report=around.report if place.is_leader else lambda _: None,
+        topology=topology,
+        report=around.report if topology.is_leader else lambda _: None,
         data=data,
         conditions=conditions,
         plan=plan,
         feed=feed,
-        owned=balancer.owned[place.rank],
+        owned=balancer.owned[topology.rank],
         balancer=balancer,
-        is_scattered=around.balance == "random",
+        is_random=around.balance == "random",
         device=around.device,
         model=model,
         flat=flat,
         exchange=exchange,
         objective=attached,
         update=_update(recipe, flat, exchange),
-        kept=Kept(recipe, flat, exchange),
+        kept=WeightAverages(recipe, flat, exchange),
         evaluator=Evaluator(
-            model, recipe, data, place.rank, exchange, around.board, around.device, loss
+            model,
+            recipe,
+            data,
+            topology.rank,
+            exchange,
+            around.heartbeat,
+            around.device,
+            loss,
         ),
-        unchanged=_unchanged(recipe, model, flat),
+        mutation_check=_unchanged(recipe, model, flat),
         probe=_probe(recipe, around, parts, feed, exchange, seconds),
-        board=around.board,
+        heartbeat=around.heartbeat,
         faults=around.faults,
-        rhythm=Rhythm(around.board, around.snapshot_seconds),
-        snapshots=Snapshots(around.snapshots, flat.layout, place.local_workers),
+        cadence=Cadence(around.heartbeat, around.snapshot_seconds),
+        snapshots=Snapshots(around.snapshots, flat.layout, topology.local_workers),
         clock=_clock(around),
         ledger=StepLedger(
-            plan.micro_batches, per_report, place, exchange, num_cells(data.own_metrics)
+            plan.micro_batches,
+            per_report,
+            topology,
+            exchange,
+            num_cells(data.own_metrics),
         ),
-        stopwatch=Stopwatch(place.workers),
+        stopwatch=Stopwatch(topology.workers),
         progress=Progress(counts=flat.counts),
         steps_per_report=per_report,
     )
@@ -226,7 +237,7 @@ def _compare(
     recipe: Recipe, around: Surroundings, parts: Parts, exchange: Exchange
 ) -> dict[str, str]:
     """All workers must have the same data and model; what a run keeps of that."""
-    check = startup.Check(recipe, around.place.rank, exchange)
+    check = startup.Check(recipe, around.topology.rank, exchange)
     samples = check.data(parts.data)
     startup.check_kept(around.samples, samples)
     check.model(parts.model)
@@ -244,13 +255,13 @@ def _attach(
     objective = parts.objective(recipe)
     attached = exchange.attach(objective, overlap="model" not in names(recipe))
     if recipe.compile:
-        around.board.enter(COMPILING)
+        around.heartbeat.enter(COMPILING)
         compiling.prepare(objective, parts.data, parts.plan, parts.flat)
     return attached
 
 
 def _balancer(recipe: Recipe, around: Surroundings) -> Balancer:
-    workers = around.place.workers
+    workers = around.topology.workers
     owned = shares(recipe.micro_batches, workers)
     if isinstance(around.balance, list) and len(around.balance) == workers:
         owned = contiguous(around.balance)
@@ -264,36 +275,36 @@ def _balancer(recipe: Recipe, around: Surroundings) -> Balancer:
 
 def _feed(
     recipe: Recipe, data: dataset.Dataset, plan: Plan, around: Surroundings
-) -> Feed:
-    message = {"type": "prefetching", "worker": around.place.rank}
+) -> Prefetcher:
+    message = {"type": "prefetching", "worker": around.topology.rank}
     report = partial(around.report, message)
     source = MicroBatches(data, plan, bool(names(recipe)))
-    return Feed(source, around.helper, report)
+    return Prefetcher(source, around.helper, report)
 
 
-def _unchanged(recipe: Recipe, model: nn.Module, flat: Flat) -> Unchanged | None:
+def _unchanged(recipe: Recipe, model: nn.Module, flat: Flat) -> MutationCheck | None:
     name = names(recipe).get("model")
-    return Unchanged(model, flat, title(name, "model")) if name else None
+    return MutationCheck(model, flat, title(name, "model")) if name else None
 
 
 def _probe(
     recipe: Recipe,
     around: Surroundings,
     parts: Parts,
-    feed: Feed,
+    feed: Prefetcher,
     exchange: Exchange,
     seconds: float,
 ) -> Probe | None:
     """`seconds` is what loading and building took, and will take the witness."""
     if not around.probe or not names(recipe):
         return None
-    report, rank = around.report, around.place.rank
+    report, rank = around.report, around.topology.rank
     return Probe(
         parts.replay(recipe, feed.replay, around.device),
         exchange,
         exchange.parameters,
         rank,
-        around.board,
+        around.heartbeat,
         lambda text: report({"type": "warning", "worker": rank, "text": text}),
         around.witness,
         around.patience + 3 * seconds,
@@ -305,8 +316,8 @@ def save(trainer: Trainer) -> int:
 
     Together, the workers of each node copy all of it.
     """
-    exchange, flat, place = trainer.exchange, trainer.flat, trainer.place
-    first, end = flat.layout.slices(place.local_workers)[place.local_rank]
+    exchange, flat, topology = trainer.exchange, trainer.flat, trainer.topology
+    first, end = flat.layout.slices(topology.local_workers)[topology.local_rank]
     part = slice(first - exchange.owned[0], end - exchange.owned[0])
     phases = trainer.stopwatch.epoch.seconds.mean(dim=0) + torch.tensor(
         trainer.progress.phases
@@ -316,11 +327,11 @@ def save(trainer: Trainer) -> int:
     ).to_dict()
     rest = (trainer.kept.buffers().cpu().numpy(), progress)
     return trainer.snapshots.save(
-        place.local_rank,
+        topology.local_rank,
         exchange.parameters[first:end].cpu().numpy(),
         [state[part].cpu().numpy() for state in exchange.states],
         trainer.progress.step,
-        rest if place.is_leader else None,
+        rest if topology.is_leader else None,
     )
 
 
@@ -347,4 +358,4 @@ def _resume(trainer: Trainer) -> None:
         own.copy_(saved[part])
     trainer.kept.set_buffers(torch.from_numpy(state.tail), trainer.progress.counts)
     trainer.update.resume(trainer.progress.step)
-    exchange.publish()
+    exchange.all_gather_parameters()

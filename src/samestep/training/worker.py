@@ -30,7 +30,7 @@ from samestep.config.data import CustomData, ImageData, NpyData
 from samestep.config.recipe import Recipe
 from samestep.core.ownership import shares
 from samestep.core.plan import derive_seed
-from samestep.core.topology import Place
+from samestep.core.topology import Topology
 from samestep.data import dataset
 from samestep.data.prefetch import Helper, MicroBatches
 from samestep.errors import (
@@ -41,7 +41,7 @@ from samestep.errors import (
     TrainingError,
     UsageError,
 )
-from samestep.exchange.compression import Rounding
+from samestep.exchange.compression import Compression
 from samestep.exchange.factory import Connection, tcp_store
 from samestep.models.device import Device
 from samestep.models.objective import built_in
@@ -50,7 +50,7 @@ from samestep.state.fingerprint import fingerprint
 from samestep.state.flat import Flat
 from samestep.system import shared_memory
 from samestep.system.fault_injection import Faults
-from samestep.system.heartbeat import BUILDING, LOADING, MEETING, Board
+from samestep.system.heartbeat import BUILDING, LOADING, MEETING, Heartbeat
 from samestep.system.resources import resources
 from samestep.training import measure, train
 from samestep.training.components import load_data, load_replay
@@ -59,7 +59,7 @@ from samestep.training.progress import own_metrics
 from samestep.training.trainer import Surroundings, build
 from samestep.user_code import seeding
 from samestep.user_code.imports import own_frames
-from samestep.user_code.references import OwnCode, find_loss, names
+from samestep.user_code.references import UserCode, find_loss, names
 from samestep.user_code.transport import Received
 from samestep.verification import replicas, threads
 from samestep.verification.dry_run import rehearse
@@ -91,7 +91,7 @@ class Channel(Protocol):
         """A report of plain JSON values."""
 
 
-class Control:
+class ControlSocket:
     """The socket to the supervisor: a channel."""
 
     def __init__(self, fd: int, rank: int) -> None:
@@ -119,12 +119,12 @@ def main(fds: dict[str, int]) -> int:
     """Do the job; returns the exit code. `resources` lists the descriptors."""
     # The supervisor asks for the stacks of a worker that hangs; they go into its log.
     faulthandler.register(signal.SIGUSR2, all_threads=True)
-    place = Place.from_environment()
-    control = Control(fds["control"], place.rank)
-    board = Board(fds["board"], place.local_rank)
+    topology = Topology.from_environment()
+    control = ControlSocket(fds["control"], topology.rank)
+    heartbeat = Heartbeat(fds["board"], topology.local_rank)
     store = fds.get("store"), control.job["start_timeout"]
     try:
-        run(control, place, fds, board, partial(tcp_store, place, *store))
+        run(control, topology, fds, heartbeat, partial(tcp_store, topology, *store))
     except BaseException as error:
         traceback.print_exc()
         control.send(failure(error))
@@ -134,9 +134,9 @@ def main(fds: dict[str, int]) -> int:
 
 def run(
     control: Channel,
-    place: Place,
+    topology: Topology,
     fds: dict[str, int],
-    board: Board,
+    heartbeat: Heartbeat,
     store: Callable[[], Store],
     witness: Witness | None = None,
 ) -> bool:
@@ -148,18 +148,18 @@ def run(
     job = control.job
     recipe = Recipe.from_dict(job["recipe"])
     _set_up(recipe)
-    rounding = Rounding.of(recipe.compression)
-    own = OwnCode(job["places"], Received(fds.get("objects"), job.get("objects", {})))
+    compression = Compression.of(recipe.compression)
+    own = UserCode(job["places"], Received(fds.get("objects"), job.get("objects", {})))
     helper = _helper(recipe, job, own, fds)
-    witness = _witness(recipe, job, place, fds, witness)
+    witness = _witness(recipe, job, topology, fds, witness)
     threads.check(recipe.threads)
     control.watch()
-    faults = Faults(place.rank, job["faults"], control.send)
+    faults = Faults(topology.rank, job["faults"], control.send)
     around = Surroundings(
-        place=place,
-        connect=_connection(job, rounding, place, fds, store),
+        topology=topology,
+        connect=_connection(job, compression, topology, fds, store),
         report=control.send,
-        board=board,
+        heartbeat=heartbeat,
         faults=faults,
         snapshots=fds.get("snapshots"),
         snapshot_seconds=job["snapshot_seconds"],
@@ -173,7 +173,7 @@ def run(
         constants=fds.get("constants"),
         own=own,
         most_steps=job.get("most_steps"),
-        device=Device.prepare(job["device"], place.local_rank),
+        device=Device.prepare(job["device"], topology.local_rank),
         samples=job.get("samples", ""),
     )
     if job["kind"] == "train":
@@ -183,7 +183,7 @@ def run(
             return train.train(trainer)
     if job["kind"] == "measure":
         measure.measure(
-            recipe, around, job, measure.StepTimes(fds["board"], place.local_rank)
+            recipe, around, job, measure.StepTimes(fds["board"], topology.local_rank)
         )
     elif job["kind"] == "limit":
         measure_alone(recipe, around, job, fds)
@@ -193,7 +193,7 @@ def run(
 
 
 def _helper(
-    recipe: Recipe, job: dict[str, Any], own: OwnCode, fds: dict[str, int]
+    recipe: Recipe, job: dict[str, Any], own: UserCode, fds: dict[str, int]
 ) -> Helper | None:
     """Forked while there is one thread and nothing is loaded."""
     if job["kind"] != "train" or not job["prefetch"]:
@@ -208,13 +208,13 @@ def _helper(
 def _witness(
     recipe: Recipe,
     job: dict[str, Any],
-    place: Place,
+    topology: Topology,
     fds: dict[str, int],
     forked: Witness | None,
 ) -> Witness | None:
     """Fork the witness, in the first worker of a training of own code."""
     is_wanted = job["kind"] == "train" and job["probe"] and names(recipe)
-    if not is_wanted or place.rank > 0:
+    if not is_wanted or topology.rank > 0:
         if forked is not None:
             forked.connection.close()  # which ends it
         return None
@@ -229,16 +229,16 @@ def build_replay(job: dict[str, Any]) -> Replay:
     """In the witness: build what it computes with from its job."""
     recipe = Recipe.from_dict(job["recipe"])
     _set_up(recipe)
-    own = OwnCode(job["places"], Received(job["fd"], job["objects"] or {}))
+    own = UserCode(job["places"], Received(job["fd"], job["objects"] or {}))
     return load_replay(recipe, own, job["most_steps"], Device.prepare(job["device"], 0))
 
 
 def evaluate(recipe: Recipe, control: Channel, around: Surroundings) -> None:
     """All workers: the weights of a file on one split."""
-    job, place = control.job, around.place
-    around.board.enter(LOADING)
+    job, topology = control.job, around.topology
+    around.heartbeat.enter(LOADING)
     data = dataset.of_recipe(recipe, around.own)
-    around.board.enter(BUILDING)
+    around.heartbeat.enter(BUILDING)
     split = data.splits[job["split"]]
     if len(split) == 0:
         raise RunError(f"The recipe {recipe.name} holds out no {job['split']} samples.")
@@ -247,18 +247,25 @@ def evaluate(recipe: Recipe, control: Channel, around: Surroundings) -> None:
     model = models.build(recipe.model, data, around.own, dtype)
     replicas.fill(model, Path(job["model_file"]))
     model = around.device.move(model)
-    around.board.enter(MEETING)
-    exchange = around.connect(Flat(model), shares(place.workers, place.workers))
+    around.heartbeat.enter(MEETING)
+    exchange = around.connect(Flat(model), shares(topology.workers, topology.workers))
     loss = find_loss(recipe, around.own)
     measured = built_in(recipe.loss)
     if names(recipe):
         measured = rehearse(recipe, data, model, loss).metrics
     data = replace(data, own_metrics=measured)
     evaluator = Evaluator(
-        model, recipe, data, place.rank, exchange, around.board, around.device, loss
+        model,
+        recipe,
+        data,
+        topology.rank,
+        exchange,
+        around.heartbeat,
+        around.device,
+        loss,
     )
     sums = evaluator.evaluate(job["split"])
-    if place.is_leader:
+    if topology.is_leader:
         control.send(
             {
                 "type": "evaluated",
@@ -275,33 +282,33 @@ def measure_alone(
     recipe: Recipe, around: Surroundings, job: dict[str, Any], fds: dict[str, int]
 ) -> None:
     """Each worker is a group of its own; they only agree on when to measure."""
-    times = measure.StepTimes(fds["board"], around.place.rank)
-    gate = measure.Gate(fds["snapshots"], around.place.rank)
+    times = measure.StepTimes(fds["board"], around.topology.rank)
+    gate = measure.Gate(fds["snapshots"], around.topology.rank)
     with resources(job["exchange"], 1) as (own, port):
-        rounding = Rounding.of(recipe.compression)
-        place = Place.on_one_node(0, 1, port)
+        compression = Compression.of(recipe.compression)
+        topology = Topology.on_one_node(0, 1, port)
         seconds = job["start_timeout"]
-        store = partial(tcp_store, place, own.get("store"), seconds)
-        connect = _connection(job, rounding, place, own, store)
+        store = partial(tcp_store, topology, own.get("store"), seconds)
+        connect = _connection(job, compression, topology, own, store)
         snapshots = shared_memory.create()
-        alone = replace(around, place=place, connect=connect, snapshots=snapshots)
+        alone = replace(around, topology=topology, connect=connect, snapshots=snapshots)
         measure.measure_alone(recipe, alone, job, times, gate)
 
 
 def _connection(
     job: dict[str, Any],
-    rounding: Rounding,
-    place: Place,
+    compression: Compression,
+    topology: Topology,
     fds: dict[str, int],
     store: Callable[[], Store],
 ) -> Connection:
     return Connection(
         job["exchange"],
-        place,
+        topology,
         job["peer_timeout"],
         job["start_timeout"] + job["peer_timeout"],
         job["spin_seconds"],
-        rounding,
+        compression,
         fds.get("memory"),
         store=store,
     )

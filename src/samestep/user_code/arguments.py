@@ -140,6 +140,6 @@ def split_fields(fields: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, A
     return rest, placed
 
 
-def vet(recipe: Recipe, names: Mapping[str, str]) -> None:
+def check_trusted(recipe: Recipe, names: Mapping[str, str]) -> None:
     """Before anything starts: is the code that the recipe names there, and trusted?"""
     references.check_origin(references.names(recipe), names, set(names.values()))

@@ -98,7 +98,7 @@ class Lookup(Protocol):
 
 
 @dataclass(frozen=True)
-class OwnCode:
+class UserCode:
     """In a worker: the functions and objects that a recipe names."""
 
     places: Sequence[str] = ()
@@ -132,7 +132,7 @@ class OwnCode:
             return function(**taken)
 
 
-def find_loss(recipe: Recipe, own: OwnCode) -> Callable[..., Any] | None:
+def find_loss(recipe: Recipe, own: UserCode) -> Callable[..., Any] | None:
     """The loss function if it is the user's own. Raises UsageError."""
     if not isinstance(recipe.loss, CustomLoss):
         return None

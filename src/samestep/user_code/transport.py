@@ -41,7 +41,7 @@ Extent = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Parcel:
+class PackedObject:
     """One object, ready to go; `name` identifies it in the recipe."""
 
     name: str
@@ -49,7 +49,7 @@ class Parcel:
     """Its pickle and its arrays."""
 
 
-def pack(value: object, role: str) -> Parcel:
+def pack(value: object, role: str) -> PackedObject:
     """Functions and classes of the main module go by value. Raises OwnCodeError."""
     buffers: list[pickle.PickleBuffer] = []
     stream = io.BytesIO()
@@ -62,7 +62,7 @@ def pack(value: object, role: str) -> Parcel:
             f"{type(value).__name__} cannot be: {error}. Name it as `module:function`, "
             "or build it inside a function."
         ) from error
-    return Parcel(name, [pickle.PickleBuffer(stream.getvalue()), *buffers])
+    return PackedObject(name, [pickle.PickleBuffer(stream.getvalue()), *buffers])
 
 
 def identity(value: object) -> str:
@@ -73,7 +73,7 @@ def identity(value: object) -> str:
     return digest.hexdigest()
 
 
-def fill(parcels: list[Parcel]) -> tuple[int, dict[str, list[Extent]]]:
+def fill(parcels: list[PackedObject]) -> tuple[int, dict[str, list[Extent]]]:
     """The descriptor of memory with all parcels, and where their parts are."""
     sizes = [part.raw().nbytes for parcel in parcels for part in parcel.parts]
     starts = list(accumulate(map(pages, sizes), initial=0))

@@ -36,7 +36,7 @@ from samestep.models.objective import Objective
 from samestep.state import dtypes
 from samestep.state.flat import Flat, dense
 from samestep.system import child_process, shared_memory
-from samestep.system.heartbeat import Board
+from samestep.system.heartbeat import Heartbeat
 
 
 Digests = dict[str, str]
@@ -72,10 +72,10 @@ class Replay:
         `step` counts from 0 over all epochs, and may be that after the last one.
         """
         self.device.seed(derive_seed(self.seed, "step", step, MICRO_BATCH))
-        inputs, targets = self.device.bring(*self.draw(step, MICRO_BATCH))
+        inputs, targets = self.device.to_device(*self.draw(step, MICRO_BATCH))
         samples = _sha256(_tensors(inputs, targets))
         before = _sha256(self.flat.parameters)
-        self.flat.reset_buffers()
+        self.flat.restore_buffers()
         with dtypes.default(self.flat.dtype):
             loss, _ = self.objective(inputs, targets)
             loss.backward()
@@ -83,7 +83,7 @@ class Replay:
         for parameter in self.flat.parameters:
             parameter.grad = None
         buffers = self.flat.read_buffers()
-        self.flat.reset_buffers()
+        self.flat.restore_buffers()
         if _sha256(self.flat.parameters) != before:
             raise NotReproducible(
                 "Parameters change in the optimizer's step only, or workers would "
@@ -192,7 +192,7 @@ class Probe:
     parameters: Tensor
     """[size]: all weights."""
     rank: int
-    board: Board
+    heartbeat: Heartbeat
     warn: Callable[[str], None]
     witness: Witness | None = None
     """Of the first worker, until it has failed."""
@@ -205,9 +205,9 @@ class Probe:
 
     def run(self, step: int) -> None:
         """All workers, between two steps. Raises NotReproducible."""
-        self.board.beat()
+        self.heartbeat.beat()
         digests = self.replay.digest(step)
-        self.board.reach()
+        self.heartbeat.at_barrier()
         self._compare(step, digests)
         self.poll()
         self._waiting = step, digests
@@ -235,7 +235,7 @@ class Probe:
         """All workers, at the end: wait for the witness. Raises NotReproducible."""
         end = time.monotonic() + self.patience
         while self._asked is not None and time.monotonic() < end:
-            self.board.beat()
+            self.heartbeat.beat()
             self.poll(POLL_SECONDS)
             self._ask()  # the weights are still those of the last epoch's end
         if self._asked is not None:

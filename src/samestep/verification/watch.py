@@ -68,7 +68,7 @@ class _Watched:
         )
 
 
-class Unchanged:
+class MutationCheck:
     """Watches the tensors of one model."""
 
     def __init__(self, model: nn.Module, flat: Flat, who: str) -> None:

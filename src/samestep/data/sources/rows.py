@@ -13,7 +13,7 @@ from samestep.data.sources.npy import SPLITS, Array, Pair
 from samestep.data.splits import Part, Split, divide
 from samestep.data.targets import (
     ALL_LABELS,
-    Facts,
+    DataInfo,
     Labels,
     check_labels,
     shaped,
@@ -63,7 +63,7 @@ class Rows:
 
 def build(
     recipe: Divided, pairs: Mapping[str, Pair], labels: Labels = ALL_LABELS
-) -> tuple[dict[str, Split], Facts]:
+) -> tuple[dict[str, Split], DataInfo]:
     """Splits of arrays. Raises DataError, OwnCodeError."""
     train = pairs["train"]
     if len(train.targets) == 0:
@@ -84,13 +84,13 @@ def build(
         normal = _normal(rows["train"], members["train"])
         rows = {split: replace(each, normal=normal) for split, each in rows.items()}
     per_sample = targets[0].numel() if task == "next-token" else 1
-    facts = Facts(tuple(inputs.shape[1:]), outputs, task, per_sample)
+    facts = DataInfo(tuple(inputs.shape[1:]), outputs, task, per_sample)
     return _splits(rows, members), facts
 
 
 def build_table(
     recipe: TableData, dtype: torch.dtype
-) -> tuple[dict[str, Split], Facts]:
+) -> tuple[dict[str, Split], DataInfo]:
     """Splits of a table, its numbers of this type. Raises DataError."""
     table = tables.read(recipe)
     held_out = ("validation",) if recipe.test_path else ("validation", "test")
@@ -100,7 +100,7 @@ def build_table(
     inputs = table.inputs(members["train"].numpy()).astype(dtypes.NAMES[dtype])
     task: Task = "regression" if table.is_regression else "classification"
     rows = Rows(inputs, table.targets(), task)
-    facts = Facts((inputs.shape[1],), len(table.classes) or 1, task, 1)
+    facts = DataInfo((inputs.shape[1],), len(table.classes) or 1, task, 1)
     return {split: Part(rows, members[split]) for split in SPLITS}, facts
 
 

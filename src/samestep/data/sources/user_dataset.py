@@ -24,7 +24,7 @@ from samestep.data.sources.samples import (
 from samestep.data.splits import Part, divide
 from samestep.data.targets import (
     ALL_LABELS,
-    Facts,
+    DataInfo,
     Labels,
     check_labels,
     narrow,
@@ -32,7 +32,7 @@ from samestep.data.targets import (
     task_of,
 )
 from samestep.errors import OwnCodeError, did_you_mean
-from samestep.user_code.references import GIVEN, OwnCode, blaming, title
+from samestep.user_code.references import GIVEN, UserCode, blaming, title
 
 
 SPLITS = ("train", "validation", "test")
@@ -121,8 +121,8 @@ Samples = Arrays | Indexed
 
 
 def load(
-    recipe: CustomData, own: OwnCode, labels: Labels = ALL_LABELS
-) -> tuple[dict[str, Samples | Part], Facts]:
+    recipe: CustomData, own: UserCode, labels: Labels = ALL_LABELS
+) -> tuple[dict[str, Samples | Part], DataInfo]:
     """The splits and what they share. Raises OwnCodeError, DataError."""
     who = title(recipe.load, "data")
     found = own.find(recipe.load, "data") if recipe.load.startswith(GIVEN) else None
@@ -210,7 +210,7 @@ def _only(targets: Nested, who: str) -> Tensor:
     )
 
 
-def _facts(train: Samples, recipe: CustomData, who: str, labels: Labels) -> Facts:
+def _facts(train: Samples, recipe: CustomData, who: str, labels: Labels) -> DataInfo:
     inputs, targets = train.gather(torch.zeros(1, dtype=torch.int64))
     task = recipe.task or task_of(targets, who)
     targets = shaped(targets, task)
@@ -219,7 +219,7 @@ def _facts(train: Samples, recipe: CustomData, who: str, labels: Labels) -> Fact
     else:
         outputs = recipe.outputs or 1 + _largest(train, task, who, labels)
     per_sample = targets[0].numel() if task == "next-token" else 1
-    return Facts(pytree.shapes(inputs), outputs, task, per_sample, labels)
+    return DataInfo(pytree.shapes(inputs), outputs, task, per_sample, labels)
 
 
 def _largest(train: Samples, task: Task, who: str, labels: Labels) -> int:
@@ -255,7 +255,9 @@ def _names(source: Any) -> Any:
     return getattr(label, "names", None)
 
 
-def _conforming(samples: Samples, facts: Facts, who: str, is_padded: bool) -> Samples:
+def _conforming(
+    samples: Samples, facts: DataInfo, who: str, is_padded: bool
+) -> Samples:
     """Checked against the facts, as far as that takes no pass over a data set.
 
     `is_padded` says that a `collate_fn` may give each batch a length of its own.
