@@ -1,5 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
+# Without a GPU: make train TORCH_INDEX=https://download.pytorch.org/whl/cpu
+PIP := $(BIN)/pip install --quiet $(addprefix --extra-index-url=,$(TORCH_INDEX))
 
 train: .venv/installed
 	$(BIN)/samestep train
@@ -47,11 +49,11 @@ newest:
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[report]"
+	$(PIP) --constraint constraints.txt --editable ".[report]"
 	touch $@
 
 .venv/tested: .venv/installed
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(PIP) --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
 clean:

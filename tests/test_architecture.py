@@ -26,18 +26,22 @@ def test_imports_run_downward_only() -> None:
     assert ended.returncode == 0, ended.stdout
 
 
-def test_the_file_map_of_the_readme_equals_the_tree() -> None:
-    readme = code_blocks(ROOT / "README.md")
-    (listed,) = (block for _, block in readme if "src/samestep/" in block)
-    named = set(re.findall(r"[\w.-]+\.(?:py|md)\b|[\w-]+(?=/)", listed))
-    package, benchmarks = ROOT / "src" / "samestep", ROOT / "benchmarks"
-    modules = {
-        path.name for path in [*package.glob("[!_]*.py"), *benchmarks.glob("*.py")]
-    }
-    packages = {path.parent.name for path in package.glob("*/__init__.py")}
-    assert (modules | packages) - named == set()
-    known = {path.name for path in [*ROOT.glob("*"), *ROOT.glob("[!.]*/**/*")]}
-    assert named - known == set()
+def test_the_readme_maps_every_package_once_and_names_only_modules_that_exist() -> None:
+    blocks = [block for _, block in code_blocks(ROOT / "README.md")]
+    (listed,) = (block for block in blocks if "src/samestep/" in block)
+    source = ROOT / "src" / "samestep"
+    entries = re.findall(r"^  (\w+)/ +(.+)$", listed, re.MULTILINE)
+    packages = [path.parent.name for path in source.glob("*/__init__.py")]
+    assert sorted(name for name, _ in entries) == sorted([*packages, "recipes"])
+    for name, description in entries:
+        for module in re.findall(r"[\w*]+\.py", description):
+            assert list((source / name).glob(module)), f"{name}/{module}"
+
+
+def test_contributing_lists_every_benchmark() -> None:
+    listed = (ROOT / "CONTRIBUTING.md").read_text()
+    for script in (ROOT / "benchmarks").glob("*.py"):
+        assert f"`{script.name}`" in listed, script.name
 
 
 @pytest.mark.parametrize("model", [Recipe, Placement])
