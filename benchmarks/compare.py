@@ -112,7 +112,7 @@ PEERS_READ = {
     *("threads", "data", "model", "loss", "optimizer", "schedule", "precision"),
 }
 """Fields of a recipe that the peers know, or that change nothing for them."""
-OPTIMIZER_READ = {"name", "lr", "betas", "eps", "weight_decay", "clip_norm"}
+OPTIMIZER_READ = {"name", "lr", "betas", "eps", "weight_decay", "max_grad_norm"}
 
 
 def default(recipe: Recipe) -> list[str]:

@@ -21,7 +21,7 @@ from report_samples import write_run, write_scaling
 
 from samestep import Placement, Recipe, Run, models, report
 from samestep.api import sample
-from samestep.config.training import StartRecipe
+from samestep.config.training import InitRecipe
 from samestep.data import dataset
 from samestep.data.sources import prepare
 from samestep.doctor import check_link, check_peer, observe, peer_client, peer_server
@@ -170,12 +170,16 @@ def loaded_model(topology: Path) -> Read:
 def start_weights(topology: Path) -> Read:
     path = topology / "w.pt"
     torch.save({"state_dict": _network().state_dict()}, path)
-    return lambda: init_weights.load(_network(), StartRecipe(weights=str(path)))
+    return lambda: init_weights.load(_network(), InitRecipe(weights=str(path)))
 
 
 def recipe_file(topology: Path) -> Read:
     path = topology / "r.toml"
-    fields = {"data.augment": {"shift": 2}, "freeze": ["a"], "stop.patience": 2}
+    fields = {
+        "data.augment": {"shift": 2},
+        "freeze": ["a"],
+        "early_stopping.patience": 2,
+    }
     path.write_text(RECIPE.changed(fields).to_toml())
 
     def read() -> None:

@@ -332,7 +332,7 @@ def test_the_summary_says_what_was_gained_and_what_would_help() -> None:
 def test_no_ownership_changes_the_result(
     train: Train, exchange: str, norm: str
 ) -> None:
-    recipe = small_recipe(model__norm=norm, optimizer__clip_norm=0.5, epochs=2)
+    recipe = small_recipe(model__norm=norm, optimizer__max_grad_norm=0.5, epochs=2)
     alone = results(train(recipe, 1))
     for workers, owners in [
         (2, "random"),

@@ -171,7 +171,7 @@ def test_contenders_with_other_networks_are_not_compared() -> None:
     ("changes", "unread"),
     [
         ({}, []),
-        ({"optimizer.clip_norm": 1.0}, []),
+        ({"optimizer.max_grad_norm": 1.0}, []),
         ({"precision": "bf16"}, ["precision"]),
         ({"freeze": ["bias"]}, ["freeze"]),
         ({"data.augment.shift": 2}, ["data.augment"]),

@@ -44,7 +44,7 @@ DEADLINE = 120.0
 def recipe(own: Own) -> samestep.Recipe:
     """Normalisation, dropout, frozen and tied parameters; 3 steps in an epoch."""
     slow = SLOW.format(hurry=Path("hurry").absolute())
-    return own(EVERYTHING + slow, epochs=200, **{"optimizer.clip_norm": 1.0})
+    return own(EVERYTHING + slow, epochs=200, **{"optimizer.max_grad_norm": 1.0})
 
 
 def hurry() -> None:

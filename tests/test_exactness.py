@@ -20,12 +20,16 @@ RECIPES = {
     "default": {},
     "seven-of-200": {"global_batch": 200, "micro_batches": 7},
     "short-last-batch-with-empty-pieces": {"data__train_samples": 961},
-    "clipped": {"optimizer__clip_norm": 0.05, "optimizer__weight_decay": 0.3},
+    "clipped": {"optimizer__max_grad_norm": 0.05, "optimizer__weight_decay": 0.3},
     "sgd": {"optimizer": {"name": "sgd", "lr": 0.1, "momentum": 0.9, "nesterov": True}},
     "adam-with-l2": {"optimizer": {"name": "adam", "lr": 0.003, "weight_decay": 1e-3}},
     "without-validation": {"data__validation": 0, "epochs": 2},
     "two-threads": {"threads": 2},
-    "batch-norm": {"model__norm": "batch", "optimizer__clip_norm": 1.0, "epochs": 2},
+    "batch-norm": {
+        "model__norm": "batch",
+        "optimizer__max_grad_norm": 1.0,
+        "epochs": 2,
+    },
 }
 
 

@@ -19,7 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 import samestep
 from samestep import Recipe, RecipeError, Run
 from samestep.config import bf16
-from samestep.config.training import StartRecipe, StopRecipe
+from samestep.config.training import EarlyStoppingRecipe, InitRecipe
 from samestep.core.early_stopping import Stopping
 from samestep.models import compiling
 from samestep.optim.averaging import WeightAverages, vectors
@@ -47,19 +47,19 @@ FEATURES: dict[str, dict[str, Any]] = {
     "float64": NORM
     | {
         "precision": "float64",
-        "optimizer__clip_norm": 0.05,
+        "optimizer__max_grad_norm": 0.05,
         "ema__decay": 0.9,
-        "stop": {"patience": 9},
+        "early_stopping": {"patience": 9},
     },
     "muon": {
-        "optimizer": {"name": "muon", "lr": 0.02, "clip_norm": 1.0},
+        "optimizer": {"name": "muon", "lr": 0.02, "max_grad_norm": 1.0},
         "model__hidden": [64, 32, 48, 32],
     },
     "ema-and-early-stopping": NORM
     | {
         "epochs": 9,
         "ema__decay": 0.9,
-        "stop": {"patience": 1, "min_delta": 0.05},
+        "early_stopping": {"patience": 1, "min_delta": 0.05},
         "optimizer__lr": 0.03,
     },
 }
@@ -152,7 +152,7 @@ def test_the_average_is_that_of_torch() -> None:
 
 def test_the_result_of_an_early_end_is_its_best_epoch(train: Train) -> None:
     recipe = small_recipe(epochs=9, optimizer__lr=0.03, model__norm="batch")
-    stopping = recipe.changed({"stop": {"patience": 2, "min_delta": 0.1}})
+    stopping = recipe.changed({"early_stopping": {"patience": 2, "min_delta": 0.1}})
     run, whole = train(stopping, 2), train(recipe, 1)
     best = run.result["best_epoch"] - 1
     assert best + 1 + 2 == len(run.history) < 9
@@ -163,11 +163,11 @@ def test_the_result_of_an_early_end_is_its_best_epoch(train: Train) -> None:
 
 
 def test_patience_counts_epochs_without_an_improvement() -> None:
-    stop, stopping = StopRecipe(patience=2, min_delta=0.1), Stopping()
+    stop, stopping = EarlyStoppingRecipe(patience=2, min_delta=0.1), Stopping()
     found = [stopping.note(stop, value, n) for n, value in enumerate((1, 0.95, 0.8))]
     assert found == [True, False, True]
     assert (stopping.waited, stopping.best_epoch) == (0, 2)
-    upwards = StopRecipe(metric="validation_accuracy")
+    upwards = EarlyStoppingRecipe(metric="validation_accuracy")
     assert [Stopping(best=0.5).note(upwards, v, 1) for v in (0.4, 0.6)] == [False, True]
 
 
@@ -185,15 +185,15 @@ def test_a_training_starts_from_given_weights(
             torch.save(weights, path)
         case "checkpoint":
             torch.save({"epoch": 3, "state_dict": weights}, path)
-    recipe = small_recipe(start__weights=str(path), freeze=["layers"], **NORM)
+    recipe = small_recipe(init__weights=str(path), freeze=["layers"], **NORM)
     run = train(recipe, 2)
     after = load_file(run.model_file)
     assert after["layers.0.weight"].equal(weights["layers.0.weight"])
     assert not after["norms.0.weight"].equal(weights["norms.0.weight"])
-    assert run.recipe.start is not None
-    assert run.recipe.start.sha256 is not None
+    assert run.recipe.init is not None
+    assert run.recipe.init.sha256 is not None
     again = (
-        train(run.recipe.changed({"start.weights": str(given.model_file)}), 1)
+        train(run.recipe.changed({"init.weights": str(given.model_file)}), 1)
         if (kind == "run")
         else run
     )
@@ -214,7 +214,7 @@ def test_a_run_goes_on_only_with_the_weights_that_it_started_from(
 ) -> None:
     path = tmp_path / "given.safetensors"
     path.write_bytes(given.model_file.read_bytes())
-    recipe = small_recipe(start__weights=str(path), freeze=["layers.0"], **NORM)
+    recipe = small_recipe(init__weights=str(path), freeze=["layers.0"], **NORM)
     run = train(recipe, 2)
     whole = results(run)
     forget_after(run.path, checkpoint.steps(checkpoint.directory_of(run.path))[-1])
@@ -227,8 +227,8 @@ def test_a_run_goes_on_only_with_the_weights_that_it_started_from(
 
 
 def test_a_new_head_is_drawn_and_the_rest_is_given(given: Run, train: Train) -> None:
-    start = {"weights": str(given.path), "fresh": [r"^layers\.1", r"^norms\.1", "2.w"]}
-    run = train(small_recipe(start=start, model__norm="batch", model__hidden=[37, 8]))
+    init = {"weights": str(given.path), "reinit": [r"^layers\.1", r"^norms\.1", "2.w"]}
+    run = train(small_recipe(init=init, model__norm="batch", model__hidden=[37, 8]))
     assert run.status == "finished"
 
 
@@ -241,9 +241,9 @@ def test_a_new_head_is_drawn_and_the_rest_is_given(given: Run, train: Train) -> 
         ),
         ({"model__hidden": [37]}, r"unknown to the model: .*norms.1.bias"),
         ({"model__norm": "none"}, r"are unknown to the model: norms.0.bias"),
-        ({"start__fresh": ["head"]}, r"in `start.fresh` must match .*; `head` matches"),
-        ({"start__sha256": "0" * 64}, r"must have the SHA-256 0000"),
-        ({"start__weights": "/nowhere"}, r"/nowhere cannot be read: No such file"),
+        ({"init__reinit": ["head"]}, r"in `init.reinit` must match .*; `head` matches"),
+        ({"init__sha256": "0" * 64}, r"must have the SHA-256 0000"),
+        ({"init__weights": "/nowhere"}, r"/nowhere cannot be read: No such file"),
         ({"freeze": ["layer", "norm"]}, r"`freeze` leaves nothing of layers.0.weight"),
         ({"optimizer": {"name": "muon", "lr": 1, "matrices": ["bias"]}}, "none among"),
         ({"freeze": ["head"]}, r"in `freeze` must match .*; `head` matches none"),
@@ -252,7 +252,7 @@ def test_a_new_head_is_drawn_and_the_rest_is_given(given: Run, train: Train) -> 
 def test_weights_that_do_not_fit_are_named(
     given: Run, train: Train, overrides: dict[str, Any], message: str
 ) -> None:
-    fields = {"start__weights": str(given.path), "model__norm": "batch"} | overrides
+    fields = {"init__weights": str(given.path), "model__norm": "batch"} | overrides
     with pytest.raises(RecipeError, match=message):
         train(small_recipe(**fields))
 
@@ -262,18 +262,24 @@ def test_a_file_that_is_no_state_dict_is_refused(train: Train, tmp_path: Path) -
         path = tmp_path / "given.pt"
         path.write_bytes(content)
         with pytest.raises(RecipeError, match="cannot be read as such"):
-            init_weights.load(nn.Linear(1, 1), StartRecipe(weights=str(path)))
+            init_weights.load(nn.Linear(1, 1), InitRecipe(weights=str(path)))
     torch.save([1, 2], path)
     with pytest.raises(RecipeError, match="tensors by name"):
-        init_weights.load(nn.Linear(1, 1), StartRecipe(weights=str(path)))
+        init_weights.load(nn.Linear(1, 1), InitRecipe(weights=str(path)))
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"stop__patience": 0}, "`stop.patience`: input should be greater"),
-        ({"stop__patiense": 1}, "field `stop.patiense`. Did you mean `stop.patience`?"),
-        ({"stop": {}, "data__validation": 0}, "`data.validation` is 0"),
+        (
+            {"early_stopping__patience": 0},
+            "`early_stopping.patience`: input should be greater",
+        ),
+        (
+            {"early_stopping__patiense": 1},
+            "field `early_stopping.patiense`. Did you mean `early_stopping.patience`?",
+        ),
+        ({"early_stopping": {}, "data__validation": 0}, "`data.validation` is 0"),
         ({"ema__decay": 1.0}, "`ema.decay`: input should be less than 1"),
         ({"optimizer__groups": [{"match": "("}]}, "`(` is not a regular expression"),
     ],
@@ -288,7 +294,7 @@ def test_a_wrong_field_is_named(overrides: dict[str, Any], message: str) -> None
     ("overrides", "message"),
     [
         (
-            {"stop": {"metric": "validation_absolute_error"}},
+            {"early_stopping": {"metric": "validation_absolute_error"}},
             "validation_loss or validation_accuracy; received",
         ),
         (

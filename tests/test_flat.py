@@ -57,7 +57,7 @@ def test_a_sliced_update_has_the_bits_of_the_whole_one(recipe: OptimizerRecipe) 
 def test_an_update_has_the_bits_of_torch(recipe: OptimizerRecipe) -> None:
     generator = torch.Generator().manual_seed(0)
     parameter = nn.Parameter(torch.randn(2 * BLOCK, generator=generator))
-    ours = {"name", "clip_norm", "groups", "decay_norms_and_biases"}
+    ours = {"name", "max_grad_norm", "groups", "decay_norms_and_biases"}
     fields: dict[str, Any] = recipe.model_dump(exclude=ours)
     kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}.get(
         recipe.name, torch.optim.AdamW

@@ -21,7 +21,7 @@ from report_samples import write_run
 
 import samestep
 from samestep import Recipe, Run
-from samestep.config.training import StartRecipe
+from samestep.config.training import InitRecipe
 from samestep.data.sources import idx, npy, prepare
 from samestep.elastic import node_state
 from samestep.errors import SamestepError
@@ -144,7 +144,7 @@ def test_a_recipe_of_long_numbers_or_depths_is_refused(
         Recipe.load(tmp_path / "r.toml")
 
 
-@pytest.mark.parametrize("section", ["data", "model", "loss", "optimizer", "start"])
+@pytest.mark.parametrize("section", ["data", "model", "loss", "optimizer", "init"])
 def test_a_section_of_a_recipe_that_is_no_table_is_refused(section: str) -> None:
     fields = small_recipe().to_dict() | {section: "x"}
     with pytest.raises(samestep.RecipeError, match=f"`{section}`"):
@@ -214,7 +214,7 @@ def test_models_recipes_and_weights_are_files(
     for read in (
         lambda: read_recipe(path),
         lambda: Recipe.load(path),
-        lambda: pretrained.read(StartRecipe(weights=str(path))),
+        lambda: pretrained.read(InitRecipe(weights=str(path))),
     ):
         with pytest.raises(SamestepError, match=r"it is a (named pipe|device), not a"):
             read()

@@ -37,7 +37,7 @@ from samestep.training.timing import PHASES
     ("sizes", "overrides", "fields"),
     [
         ([2, 2], {"micro_batches": 8}, {}),
-        ([1, 1, 1], {"micro_batches": 7, "optimizer__clip_norm": 0.05}, {}),
+        ([1, 1, 1], {"micro_batches": 7, "optimizer__max_grad_norm": 0.05}, {}),
         ([3, 1], {"micro_batches": 12, "model__norm": "batch"}, {}),
         ([1, 2, 1, 1], {"model__norm": "batch", "compression": "bf16"}, {}),
         ([1, 3, 2], {"micro_batches": 7, "compression": "fp16"}, {"balance": "random"}),

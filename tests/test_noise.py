@@ -115,7 +115,7 @@ def _first_scale(recipe: Recipe) -> float:
 def test_the_noise_scale_has_the_same_bits_at_any_placement(
     train: Train, placed: dict[str, Any]
 ) -> None:
-    recipe = small_recipe(global_batch=16, optimizer__clip_norm=1.0)
+    recipe = small_recipe(global_batch=16, optimizer__max_grad_norm=1.0)
     alone, together = train(recipe, 1), train(recipe, **placed)
     scales = [
         [json.loads(line)["noise_scale"] for line in lines.read_text().splitlines()]

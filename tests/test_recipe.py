@@ -18,7 +18,7 @@ def recipes(draw: st.DrawFn) -> Recipe:
             [
                 {"name": "sgd", "lr": 0.1, "momentum": 0.9, "nesterov": True},
                 {"name": "adam", "lr": 1e-3, "betas": [0.8, 0.99]},
-                {"name": "adamw", "lr": 1, "weight_decay": 0.0, "clip_norm": 2.5},
+                {"name": "adamw", "lr": 1, "weight_decay": 0.0, "max_grad_norm": 2.5},
             ]
         )
     )

@@ -13,7 +13,7 @@ from samestep.errors import NonFiniteLoss, SamestepError, WorkerLate
 from samestep.supervisor.recovery import Budget, next_workers
 
 
-RECIPE = small_recipe(epochs=3, model__norm="batch", optimizer__clip_norm=1.0)
+RECIPE = small_recipe(epochs=3, model__norm="batch", optimizer__max_grad_norm=1.0)
 """30 steps, with everything that a snapshot must hold."""
 PATIENCE = 3.0
 """Seconds; on a busy machine a worker may need one for its first step."""

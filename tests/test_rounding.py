@@ -133,7 +133,7 @@ def test_rounding_is_the_same_at_any_place_and_alignment(compression: str) -> No
 
 @pytest.mark.parametrize(
     ("compression", "overrides"),
-    [("bf16", {"model__norm": "batch"}), ("fp16", {"optimizer__clip_norm": 0.1})],
+    [("bf16", {"model__norm": "batch"}), ("fp16", {"optimizer__max_grad_norm": 0.1})],
 )
 def test_compressed_the_result_is_the_same_at_any_placement(
     train: Train, compression: str, overrides: dict[str, object]

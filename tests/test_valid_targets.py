@@ -137,7 +137,7 @@ def test_the_gradient_is_that_of_one_float64_batch_at_any_placement(
 def test_clipping_rounding_noise_and_kills_have_one_fingerprint(
     train: Train, train_under: Train, own: Own
 ) -> None:
-    fields = {"optimizer.clip_norm": 0.1, "compression": "bf16", "epochs": 2}
+    fields = {"optimizer.max_grad_norm": 0.1, "compression": "bf16", "epochs": 2}
     recipe = own(PADDED + COUNTED, **STEPS).changed(fields)
     alone = train(recipe, 1)
     kill = fault("kill", "exchange", 3, rank=1)

@@ -69,9 +69,9 @@ class Task:
 
     def clip(self, model: nn.Module) -> None:
         """Gradients, if the recipe says so."""
-        if self.recipe.optimizer.clip_norm is not None:
+        if self.recipe.optimizer.max_grad_norm is not None:
             nn.utils.clip_grad_norm_(
-                model.parameters(), self.recipe.optimizer.clip_norm
+                model.parameters(), self.recipe.optimizer.max_grad_norm
             )
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:

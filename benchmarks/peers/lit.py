@@ -69,7 +69,7 @@ def main() -> None:
         max_epochs=work.epochs,
         logger=False,
         enable_checkpointing=False,
-        gradient_clip_val=work.recipe.optimizer.clip_norm,
+        gradient_clip_val=work.recipe.optimizer.max_grad_norm,
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,

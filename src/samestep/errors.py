@@ -108,6 +108,10 @@ class ExportError(SamestepError):
     """A model has no form in another format, or predicts otherwise there."""
 
 
+class OldNameWarning(FutureWarning):
+    """A field or an option is given by a name that the next release will not know."""
+
+
 class Interrupted(BaseException):
     """A signal ended the training; like KeyboardInterrupt, not to be swallowed."""
 
@@ -120,11 +124,11 @@ class Interrupted(BaseException):
 SYNONYMS = {
     "batch_size": "global_batch",
     "dropout_rate": "dropout",
-    "grad_clip": "clip_norm",
+    "fresh": "reinit",
+    "grad_clip": "max_grad_norm",
     "hidden_size": "hidden",
     "learning_rate": "lr",
     "max_epochs": "epochs",
-    "max_grad_norm": "clip_norm",
     "num_heads": "heads",
     "num_layers": "depth",
     "random_state": "seed",

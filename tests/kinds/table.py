@@ -20,7 +20,7 @@ class Kind:
 
 
 DRAWS = {"evaluation_batch": 5}
-EARLY = {"evaluation_batch": 5, "stop": {"patience": 1}, "epochs": 5}
+EARLY = {"evaluation_batch": 5, "early_stopping": {"patience": 1}, "epochs": 5}
 LATE = {"epochs": 4}
 """A worker that is killed forgets; by the end of a fourth epoch it counts enough."""
 HIDDEN = "same micro-batch gave another result"

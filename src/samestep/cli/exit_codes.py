@@ -2,12 +2,19 @@
 
 import signal
 import sys
+import warnings
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
-from samestep.errors import Interrupted, SamestepError, UsageError, WorkerFailed
+from samestep.errors import (
+    Interrupted,
+    OldNameWarning,
+    SamestepError,
+    UsageError,
+    WorkerFailed,
+)
 from samestep.system.terminal import echo
 
 
@@ -18,6 +25,7 @@ class Terminated(BaseException):
 def run(commands: click.Group) -> NoReturn:
     """The command that was asked for. Raises SystemExit with the exit code."""
     signal.signal(signal.SIGTERM, _terminate)
+    _show_old_names_in_one_line()
     try:
         commands.main(standalone_mode=False)
     except click.exceptions.Abort:
@@ -35,6 +43,19 @@ def run(commands: click.Group) -> NoReturn:
             echo(shown, err=True, nl=False)
         _fail(f"{error}{_where(error)}", error.exit_code)
     sys.exit(0)
+
+
+def _show_old_names_in_one_line() -> None:
+    """Show these warnings like other notices: without a line of our code."""
+    show = warnings.showwarning
+
+    def show_warning(message: Warning | str, *rest: Any, **named: Any) -> None:
+        if isinstance(message, OldNameWarning):
+            echo(f"warning: {message}", err=True)
+        else:
+            show(message, *rest, **named)
+
+    warnings.showwarning = show_warning
 
 
 def _where(error: SamestepError) -> str:

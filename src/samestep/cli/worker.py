@@ -3,6 +3,7 @@
 import os
 import sys
 import traceback
+import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,9 +19,10 @@ from samestep.cli.options import (
     tracker_option,
 )
 from samestep.config.placement import Placement
+from samestep.elastic.nodes import JOB
 from samestep.elastic.preflight import Request
 from samestep.elastic.worker import take_part
-from samestep.errors import PlacementError
+from samestep.errors import OldNameWarning, PlacementError
 from samestep.models.compiler_cache import own_directory
 from samestep.user_code.arguments import requested
 
@@ -102,6 +104,8 @@ def main() -> NoReturn:
     for it there.
     """
     code: Any = 1
+    if JOB in os.environ or os.environ.get("LOCAL_RANK") != "0":  # warned already
+        warnings.simplefilter("ignore", OldNameWarning)
     try:
         with own_directory():
             exit_codes.run(workers)

@@ -36,7 +36,7 @@ class _OptimizerSection(Section):
     """Learning rate at factor 1 of the schedule."""
     weight_decay: NonNegative = 0.0
     """L2 penalty added to the gradient; for adamw, decoupled decay."""
-    clip_norm: Positive | None = None
+    max_grad_norm: Positive | None = None
     """Scale the gradient down to this global L2 norm if it is larger."""
     decay_norms_and_biases: bool = True
     """Whether `weight_decay` holds for parameters of one dimension, too."""

@@ -30,7 +30,8 @@ from samestep.config.optimizer import (
     Pattern,
     ScheduleRecipe,
 )
-from samestep.config.training import EmaRecipe, StartRecipe, StopRecipe
+from samestep.config.renames import OLD_NAMES, rename
+from samestep.config.training import EarlyStoppingRecipe, EmaRecipe, InitRecipe
 from samestep.errors import RecipeError, did_you_mean
 from samestep.system import untrusted_files
 
@@ -71,7 +72,7 @@ class Recipe(Section):
     loss: LossRecipe = CrossEntropy()
     optimizer: OptimizerRecipe
     schedule: ScheduleRecipe = ConstantLR()
-    start: StartRecipe | None = None
+    init: InitRecipe | None = None
     """Begin with given weights instead of random ones."""
     freeze: Annotated[tuple[Pattern, ...], Field(min_length=1)] | None = Field(
         None, strict=False
@@ -79,17 +80,17 @@ class Recipe(Section):
     """Regular expressions: parameters in whose names one is found are not trained."""
     ema: EmaRecipe | None = None
     """Evaluate and keep a moving average of the weights."""
-    stop: StopRecipe | None = None
+    early_stopping: EarlyStoppingRecipe | None = None
     """End early once the validation stops improving."""
 
     unsaid = frozenset({"compile", "compression"})
 
     @model_validator(mode="after")
     def _stopping_needs_validation(self) -> Self:
-        if self.stop and getattr(self.data, "validation", None) == 0:
+        if self.early_stopping and getattr(self.data, "validation", None) == 0:
             raise ValueError(
                 "early stopping looks at validation samples, and `data.validation` is "
-                "0: hold some out, or leave out `stop`"
+                "0: hold some out, or leave out `early_stopping`"
             )
         return self
 
@@ -153,8 +154,12 @@ class Recipe(Section):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the canonical JSON text of all fields but the name."""
-        fields = {key: value for key, value in self.to_dict().items() if key != "name"}
+        """SHA-256 of the canonical JSON text of all fields but the name.
+
+        Renamed fields count under their old names: no rename changes a digest.
+        """
+        fields = rename(self.to_dict(), OLD_NAMES)
+        del fields["name"]
         text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -164,18 +169,26 @@ class Recipe(Section):
         Another kind of a section, such as `optimizer.name`, takes over those of its
         values that it knows as well.
         """
+        overrides = rename(overrides, warn=True)
         return Recipe.from_dict(_overridden(self.to_dict(), overrides))
 
     @classmethod
-    def from_dict(cls, fields: Mapping[str, Any], origin: str = "recipe") -> "Recipe":
-        """Raises RecipeError, which names every wrong field."""
+    def from_dict(
+        cls, fields: Mapping[str, Any], origin: str = "recipe", *, warn: bool = True
+    ) -> "Recipe":
+        """Return the recipe with these fields, as `to_dict` gives them.
+
+        Old names of fields are accepted, with a warning if `warn`. Raises RecipeError,
+        which names every wrong field.
+        """
         if not isinstance(fields, Mapping):
             raise RecipeError(
                 f"{origin} is a table of fields; received a list or a value."
             )
+        fields = rename(fields, warn=warn)
         try:
             untrusted_files.check_depth(fields)
-            return cls.model_validate(dict(fields))
+            return cls.model_validate(fields)
         except ValidationError as error:
             raise RecipeError(_explain(error, origin)) from None
         except ValueError as error:
@@ -183,11 +196,15 @@ class Recipe(Section):
 
     @classmethod
     def load(
-        cls, name_or_path: str | Path, overrides: Mapping[str, Any] | None = None
+        cls,
+        name_or_path: str | Path,
+        overrides: Mapping[str, Any] | None = None,
+        *,
+        warn: bool = True,
     ) -> "Recipe":
-        """A built-in recipe's name or a TOML file, then overrides by dotted name.
+        """Read a built-in recipe or a TOML file, then override fields by dotted name.
 
-        Raises RecipeError.
+        Old names of fields are accepted, with a warning if `warn`. Raises RecipeError.
         """
         text, origin = _read(name_or_path)
         try:
@@ -195,7 +212,9 @@ class Recipe(Section):
         except (ValueError, RecursionError) as error:
             raise RecipeError(f"{origin} is not valid TOML: {error}.") from None
         fields.setdefault("name", Path(name_or_path).stem)
-        return cls.from_dict(_overridden(fields, overrides or {}), origin)
+        fields = rename(fields, warn=warn)
+        overrides = rename(overrides or {}, warn=warn)
+        return cls.from_dict(_overridden(fields, overrides), origin)
 
 
 def built_in_recipes() -> list[str]:
@@ -368,6 +387,6 @@ _SECTIONS: dict[str, dict[str, type[Section]]] = {
     "optimizer": _tagged(_TAGS["optimizer"], OptimizerRecipe),
     "schedule": _tagged(_TAGS["schedule"], ScheduleRecipe),
     "ema": {"": EmaRecipe},
-    "start": {"": StartRecipe},
-    "stop": {"": StopRecipe},
+    "init": {"": InitRecipe},
+    "early_stopping": {"": EarlyStoppingRecipe},
 }

@@ -22,14 +22,14 @@ class EmaRecipe(Section):
     """It looks back about 1 / (1 - decay) steps."""
 
 
-class StartRecipe(Section):
+class InitRecipe(Section):
     """The weights before the first step, from a file; their names and shapes fit."""
 
     weights: Annotated[str, Field(min_length=1)]
     """`.safetensors`, a `state_dict` in `.pt` or `.pth`, or a run's directory."""
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     """Of the file, which decides the result; added when the training starts."""
-    fresh: Annotated[tuple[Pattern, ...], Field(min_length=1)] | None = Field(
+    reinit: Annotated[tuple[Pattern, ...], Field(min_length=1)] | None = Field(
         None, strict=False
     )
     """Regular expressions: what matches is not taken from the file, such as a head."""
@@ -40,7 +40,7 @@ Measured = Literal[
 ]
 
 
-class StopRecipe(Section):
+class EarlyStoppingRecipe(Section):
     """Early stopping: an end before `epochs` once the validation stops improving.
 
     The schedule stays laid out over all `epochs`.

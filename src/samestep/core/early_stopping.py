@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from samestep.config.training import StopRecipe
+from samestep.config.training import EarlyStoppingRecipe
 
 
 @dataclass
@@ -18,7 +18,7 @@ class Stopping:
     counts: list[int] = field(default_factory=list)
     """The integer buffers that belong to the best weights, if these are kept."""
 
-    def note(self, recipe: StopRecipe, value: float, epoch: int) -> bool:
+    def note(self, recipe: EarlyStoppingRecipe, value: float, epoch: int) -> bool:
         """One more epoch, counted from 1; returns whether it is the best so far."""
         if self.best is None or _improves(recipe, value, self.best):
             self.best, self.best_epoch, self.waited = value, epoch, 0
@@ -26,12 +26,12 @@ class Stopping:
         self.waited += 1
         return False
 
-    def is_over(self, recipe: StopRecipe | None) -> bool:
+    def is_over(self, recipe: EarlyStoppingRecipe | None) -> bool:
         """Whether the patience is exhausted."""
         return recipe is not None and self.waited >= recipe.patience
 
 
-def _improves(recipe: StopRecipe, value: float, best: float) -> bool:
+def _improves(recipe: EarlyStoppingRecipe, value: float, best: float) -> bool:
     if recipe.metric == "validation_accuracy":
         value, best = -value, -best
     return value < best - recipe.min_delta

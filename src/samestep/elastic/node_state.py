@@ -96,7 +96,7 @@ def _checkpoints(run: Path) -> Iterator[Held]:
             yield Held(
                 found.state,
                 manifest.layout,
-                Recipe.from_dict(manifest.recipe),
+                Recipe.from_dict(manifest.recipe, warn=False),
                 manifest.build,
                 manifest.epochs,
                 _metrics(run),
@@ -113,7 +113,7 @@ def _snapshots(run: Path) -> Iterator[Held]:
             state = _read(file.parent / MEMORY, about)
             complete = state.step // about.steps_per_epoch if state else 0
             if state is not None and complete <= len(epochs):
-                recipe = Recipe.from_dict(about.recipe)
+                recipe = Recipe.from_dict(about.recipe, warn=False)
                 layout, build = about.layout, about.build
                 yield Held(state, layout, recipe, build, epochs[:complete], metrics)
 

@@ -147,7 +147,7 @@ def check_endpoint(endpoint: str) -> None:
 def job_of(recipe: Recipe | None) -> str:
     """What all machines must ask for, as JSON; empty: not known here."""
     fields = flatten(recipe.to_dict()) if recipe else {}
-    fields.pop("start.weights", None)  # a path, whose SHA-256 is compared later
+    fields.pop("init.weights", None)  # a path, whose SHA-256 is compared later
     return json.dumps(fields, sort_keys=True) if fields else ""
 
 

@@ -155,7 +155,7 @@ class Comparison:
     def _facts(self, prepared: Prepared, host: str, sees: list[int]) -> NodeStatus:
         found = prepared.held
         fields = flatten(prepared.recipe.to_dict())
-        fields.pop("start.weights", None)  # their SHA-256 is another field
+        fields.pop("init.weights", None)  # their SHA-256 is another field
         return NodeStatus(
             host=host,
             workers=self.meeting.topology.local_workers,
@@ -189,7 +189,7 @@ def _check_directory(run: Path, recipe: Recipe, is_resumed: bool) -> None:
     is_own = fence.writer_of(run) == machine.name_of_process(os.getppid())
     if is_finished(run) and not is_resumed and not is_own:
         raise RunError(f"{run} is finished. Choose another directory with `--out`.")
-    if not is_resumed and Recipe.load(file).digest != recipe.digest:
+    if not is_resumed and Recipe.load(file, warn=False).digest != recipe.digest:
         raise RunError(
             f"A run goes on under its own recipe, and {run} has another one. Choose "
             "another directory with `--out`."

@@ -22,7 +22,8 @@ from samestep.state.layout import AVERAGE, BEST
 def vectors(recipe: Recipe) -> tuple[str, ...]:
     """The names of those that a recipe asks for."""
     average = (AVERAGE,) if recipe.ema else ()
-    return average + ((BEST,) if recipe.stop and recipe.stop.restore_best else ())
+    stopping = recipe.early_stopping
+    return average + ((BEST,) if stopping and stopping.restore_best else ())
 
 
 class WeightAverages:

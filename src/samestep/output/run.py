@@ -70,7 +70,7 @@ class RunResult:
     @property
     def recipe(self) -> Recipe:
         """The resolved recipe. Raises RecipeError."""
-        return Recipe.load(self.path / "recipe.toml")
+        return Recipe.load(self.path / "recipe.toml", warn=False)
 
     @property
     def status(self) -> str:
@@ -165,4 +165,4 @@ def read_recipe(path: Path) -> Recipe:
         fields = untrusted_files.parse_json(metadata["recipe"])
     except ValueError as error:
         raise RunError(f"The recipe in {path} is not JSON: {error}.") from None
-    return Recipe.from_dict(fields, str(path))
+    return Recipe.from_dict(fields, str(path), warn=False)

@@ -7,7 +7,9 @@ in a file is not finite: JSON has no other word for it.
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from samestep.config.renames import rename
 
 
 Measured = Annotated[
@@ -16,6 +18,8 @@ Measured = Annotated[
 """None where it is missing, NaN where it is not finite."""
 Whole = Annotated[int, Field(ge=0, le=2**53)]
 """As exact as a float."""
+StoredRecipe = Annotated[dict[str, Any], AfterValidator(rename)]
+"""The fields of a recipe, those of an older run under their new names."""
 Phases = dict[str, float]
 """Seconds by phase."""
 
@@ -94,7 +98,7 @@ class Worst(Record):
 class Result(Record):
     """result.json."""
 
-    recipe: dict[str, Any]
+    recipe: StoredRecipe
     placement: dict[str, Any] = {}
     status: str
     error: str | None = None
@@ -229,7 +233,7 @@ class Scaling(Record):
     """scaling.json."""
 
     version: Literal[1]
-    recipe: dict[str, Any]
+    recipe: StoredRecipe
     environment: dict[str, Any] = {}
     status: str
     settings: dict[str, Any] = {}

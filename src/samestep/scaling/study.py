@@ -200,7 +200,7 @@ def _take_up(study: Study, found: _Document) -> None:
             f"{where} is a finished measurement, which is never overwritten. Choose "
             "another `--out`."
         )
-    if Recipe.from_dict(found.recipe) != study.recipe:
+    if Recipe.from_dict(found.recipe, warn=False) != study.recipe:
         raise RunError(f"{where} measures another recipe. Choose another `--out`.")
     wanted = study.settings
     for name in (*MEASURING, "rounds"):

@@ -262,7 +262,7 @@ def read_manifest(path: Path) -> Manifest:
         raise _damaged(path, f"{MANIFEST} does not have the digest that it names")
     try:
         manifest = Manifest.model_validate(fields)
-        recipe = Recipe.from_dict(manifest.recipe)
+        recipe = Recipe.from_dict(manifest.recipe, warn=False)
     except ValueError as error:
         first = str(error).splitlines()[:3]
         raise _damaged(path, f"{MANIFEST} is not valid: {' '.join(first)}") from None

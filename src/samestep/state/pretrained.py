@@ -4,7 +4,7 @@ import hashlib
 from pathlib import Path
 
 from samestep.config.recipe import Recipe
-from samestep.config.training import StartRecipe
+from samestep.config.training import InitRecipe
 from samestep.errors import RecipeError
 from samestep.output.run import MODEL_FILE
 from samestep.system import untrusted_files
@@ -15,32 +15,32 @@ MOST_BYTES = 1 << 40
 
 def resolved(recipe: Recipe) -> Recipe:
     """With the file's absolute path and its SHA-256. Raises as `read` does."""
-    if recipe.start is None:
+    if recipe.init is None:
         return recipe
-    path, content = read(recipe.start)
+    path, content = read(recipe.init)
     sha256 = hashlib.sha256(content).hexdigest()
-    return recipe.changed({"start.weights": str(path), "start.sha256": sha256})
+    return recipe.changed({"init.weights": str(path), "init.sha256": sha256})
 
 
-def read(start: StartRecipe) -> tuple[Path, bytes]:
+def read(init: InitRecipe) -> tuple[Path, bytes]:
     """The file and its content.
 
     Raises RecipeError if it cannot be read, or is not the one that the recipe means.
     """
-    path = Path(start.weights).absolute()
+    path = Path(init.weights).absolute()
     path = path / MODEL_FILE if path.is_dir() else path
     try:
         content = untrusted_files.read_bytes(path, MOST_BYTES)
     except OSError as error:
         raise RecipeError(
-            "`start.weights` is a file of weights, or the directory of a run that has "
+            "`init.weights` is a file of weights, or the directory of a run that has "
             f"one; {path} cannot be read: {error.strerror}."
         ) from None
     found = hashlib.sha256(content).hexdigest()
-    if start.sha256 not in (None, found):
+    if init.sha256 not in (None, found):
         raise RecipeError(
-            f"The weights to start from decide the result: {path} must have the "
-            f"SHA-256 {start.sha256}, and has {found}. Bring back that file, or train "
-            "a new run without `start.sha256`."
+            f"The initial weights decide the result: {path} must have the "
+            f"SHA-256 {init.sha256}, and has {found}. Bring back that file, or train "
+            "a new run without `init.sha256`."
         )
     return path, content

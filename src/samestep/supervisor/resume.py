@@ -55,7 +55,8 @@ class Start:
         if self.checkpoint is None:
             return []
         manifest = self.checkpoint.manifest
-        saved = Recipe.from_dict(manifest.recipe)  # it may lack later fields
+        # Parsed anew: an older one lacks later fields, or has their old names.
+        saved = Recipe.from_dict(manifest.recipe, warn=False)
         return check_conditions((saved, manifest.build), (self.recipe, build))
 
     @property
@@ -110,7 +111,8 @@ def find_start(
     untrusted_files.check_parts(run)
     if not (run / "recipe.toml").is_file():
         raise RunError(f"{run} is not a run directory: it has no recipe.toml.")
-    recipe = recipe_of(Recipe.load(run / "recipe.toml"), parts or {}, {})
+    recipe = Recipe.load(run / "recipe.toml", warn=False)
+    recipe = recipe_of(recipe, parts or {}, {})
     warnings, found = [], None
     for _, candidate in checkpoint.newest_valid(checkpoint.directory_of(run)):
         if isinstance(candidate, Checkpoint):

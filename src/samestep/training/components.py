@@ -117,20 +117,20 @@ def load_and_build(
 
 def _check_stopping(recipe: Recipe, data: dataset.Dataset) -> None:
     """Raises RecipeError if what it looks at is not measured."""
-    if recipe.stop is None:
+    if recipe.early_stopping is None:
         return
     if not len(data.splits["validation"]):
         raise RecipeError(
             "Early stopping looks at validation samples, and the data hold out none: "
-            "hold some out, or leave out `stop`."
+            "hold some out, or leave out `early_stopping`."
         )
     measured = [
         f"validation_{name}" for name in ("loss", *(m.name for m in data.metrics))
     ]
-    if recipe.stop.metric not in measured:
+    if recipe.early_stopping.metric not in measured:
         raise RecipeError(
-            f"`stop.metric` is what is measured on these data, "
-            f"{' or '.join(measured)}; received `{recipe.stop.metric}`."
+            f"`early_stopping.metric` is what is measured on these data, "
+            f"{' or '.join(measured)}; received `{recipe.early_stopping.metric}`."
         )
 
 

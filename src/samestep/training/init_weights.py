@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from samestep.config.recipe import Recipe
-from samestep.config.training import StartRecipe
+from samestep.config.training import InitRecipe
 from samestep.errors import RecipeError
 from samestep.optim.param_groups import listing, matching
 from samestep.state import pretrained
@@ -24,8 +24,8 @@ WITHIN = ("state_dict", "model_state_dict")
 
 def prepare(model: nn.Module, recipe: Recipe) -> None:
     """In place. Raises RecipeError."""
-    if recipe.start is not None:
-        load(model, recipe.start)
+    if recipe.init is not None:
+        load(model, recipe.init)
     names = [n for n, p in model.named_parameters() if p.requires_grad]
     frozen = {
         name
@@ -41,14 +41,14 @@ def prepare(model: nn.Module, recipe: Recipe) -> None:
         model.get_parameter(name).requires_grad_(False)
 
 
-def load(model: nn.Module, start: StartRecipe) -> None:
+def load(model: nn.Module, init: InitRecipe) -> None:
     """Given weights, in place of those drawn. Raises RecipeError."""
-    path, content = pretrained.read(start)
+    path, content = pretrained.read(init)
     given = _tensors(path, content)
     own: dict[str, Tensor] = model.state_dict()
     names = sorted(own.keys() | given.keys())
-    for pattern in start.fresh or ():
-        for name in matching(pattern, names, "start.fresh"):
+    for pattern in init.reinit or ():
+        for name in matching(pattern, names, "init.reinit"):
             own.pop(name, None), given.pop(name, None)
     _check_fit(own, given, path)
     model.load_state_dict(given, strict=False)
@@ -60,8 +60,8 @@ def _check_fit(
     told = replicas.misfit(own, given)
     if told:
         raise RecipeError(
-            f"Weights to start from fit the model by name and shape; in {path} are "
-            f"{told}. What is to be drawn anew can be named in `start.fresh`, by "
+            f"Initial weights fit the model by name and shape; in {path} are "
+            f"{told}. Parameters to be drawn anew can be named in `init.reinit`, by "
             "regular expressions."
         )
 
@@ -75,7 +75,7 @@ def _tensors(path: Path, content: bytes) -> dict[str, Tensor]:
     except Exception as error:  # the unpickler raises anything on damaged files
         first = re.split(r"[.\n]", str(error))[0]
         raise RecipeError(
-            "`start.weights` is a .safetensors file, or a `state_dict` that torch "
+            "`init.weights` is a .safetensors file, or a `state_dict` that torch "
             f"has saved; {path} cannot be read as such: {first}."
         ) from None
     return _state_dict(found, path)
@@ -89,7 +89,7 @@ def _state_dict(found: Any, path: Path) -> dict[str, Tensor]:
         isinstance(value, Tensor) for value in found.values()
     ):
         raise RecipeError(
-            f"`start.weights` holds a `state_dict`: tensors by name; {path} holds "
+            f"`init.weights` holds a `state_dict`: tensors by name; {path} holds "
             f"something else ({type(found).__name__})."
         )
     return dict(found)

@@ -169,7 +169,7 @@ class StepLedger:
                 f"became {loss[row, micro_batch].item()}, first in micro-batch "
                 f"{micro_batch} (both counted as in metrics.jsonl: steps from 1, "
                 "micro-batches from 0). Lower `optimizer.lr`, or set "
-                "`optimizer.clip_norm`."
+                "`optimizer.max_grad_norm`."
             )
 
 

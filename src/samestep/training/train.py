@@ -67,6 +67,7 @@ def train(trainer: Trainer) -> bool:
     sha256 = fingerprint(trainer.model.state_dict())
     test = _evaluated(trainer, "test") | _inspected(trainer, "test")
     balance = trainer.balancer.summary()
+    best = {"best_epoch": progress.stopping.best_epoch}
     trainer.report(
         {
             "type": "finished",
@@ -75,7 +76,7 @@ def train(trainer: Trainer) -> bool:
             "balance": balance,
             "data": trainer.data.facts,
             **own_metrics(trainer.data),
-            **({"best_epoch": progress.stopping.best_epoch} if recipe.stop else {}),
+            **(best if recipe.early_stopping else {}),
         }
     )
     return True
@@ -85,12 +86,12 @@ def is_over(trainer: Trainer) -> bool:
     """After the last step, or early; all workers find the same."""
     recipe, progress = trainer.recipe, trainer.progress
     done = progress.step == recipe.epochs * trainer.plan.steps_per_epoch
-    return done or progress.stopping.is_over(recipe.stop)
+    return done or progress.stopping.is_over(recipe.early_stopping)
 
 
 def _close_epoch(trainer: Trainer, record: Record) -> None:
     """All workers: what came out of an epoch."""
-    stop, stopping = trainer.recipe.stop, trainer.progress.stopping
+    stop, stopping = trainer.recipe.early_stopping, trainer.progress.stopping
     with trainer.kept.shown():
         record |= _evaluated(trainer, "validation")
         if stop and stopping.note(stop, record[stop.metric], record["epoch"]):
@@ -250,8 +251,8 @@ def train_step(trainer: Trainer, step: int, step_in_epoch: int) -> None:
     )
     if trainer.exchange.watch.active:
         _estimate_noise(trainer, gradient, *divided)
-    if recipe.optimizer.clip_norm is not None:
-        _clip(trainer, gradient, recipe.optimizer.clip_norm)
+    if recipe.optimizer.max_grad_norm is not None:
+        _clip(trainer, gradient, recipe.optimizer.max_grad_norm)
     trainer.bytes += trainer.exchange.bytes_per_step
     trainer.network_bytes += trainer.exchange.network_bytes_per_step
     trainer.device.finish()  # or the next step would seem to compute for so long

@@ -8,6 +8,7 @@ from typing import Any
 
 from samestep.config.placement import Placement
 from samestep.config.recipe import Recipe, parse_override
+from samestep.config.renames import new_name
 from samestep.errors import RecipeError, did_you_mean
 from samestep.user_code import references
 from samestep.user_code.references import NOTHING, Given
@@ -132,7 +133,7 @@ def split_fields(fields: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, A
     }
     known = [*Recipe.model_fields, *Placement.model_fields, "lr"]
     for name in rest:
-        if name.partition(".")[0] not in known:
+        if new_name(name).partition(".")[0] not in known:
             raise RecipeError(
                 f"Neither a recipe nor a placement has a field `{name}`."
                 f"{did_you_mean(name, known)}"
