@@ -52,7 +52,7 @@ def alone(recipe: Recipe) -> Trainer:
         ),
         report=lambda _: None,
         heartbeat=Heartbeat(Heartbeat.create(1)),
-        faults=Faults(0, [], lambda _: None),
+        faults=Faults(0, []),
         snapshots=shared_memory.create(),
         snapshot_seconds=0.0,
         balance="off",

@@ -3,11 +3,13 @@
 import itertools
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 from own_samples import HEAD
+from pydantic import TypeAdapter
 
 import samestep
 from samestep.output.console import SilentView
@@ -69,7 +71,7 @@ def fault(
         "step": step,
         "rank": rank,
     }
-    return fault_injection.Fault.model_validate(fields).model_dump()
+    return asdict(TypeAdapter(fault_injection.Fault).validate_python(fields))
 
 
 @pytest.fixture

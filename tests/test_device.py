@@ -129,11 +129,11 @@ def test_what_decides_the_bits_of_a_gpu_is_named(
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA A100")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
     monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91002)
-    assert Gpus(**device_.gpus()) == Gpus([A100] * 4, "CUDA 12.8, cuDNN 91002")
+    assert device_.gpus() == Gpus((A100,) * 4, "CUDA 12.8, cuDNN 91002")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert "torch.cuda.is_available() is false" in device_.gpus()["why"]
+    assert "torch.cuda.is_available() is false" in device_.gpus().why
     monkeypatch.setattr(torch.version, "cuda", None)
-    assert "has no CUDA" in device_.gpus()["why"]
+    assert "has no CUDA" in device_.gpus().why
 
 
 def test_another_device_is_refused_like_another_instruction_set(

@@ -27,7 +27,6 @@ from samestep.supervisor.resume import (
     is_finished,
 )
 from samestep.system import machine, network_interfaces
-from samestep.system.machine import Gpus
 from samestep.system.network_interfaces import Interface
 from samestep.user_code.arguments import check_trusted
 
@@ -119,12 +118,12 @@ class Comparison:
         recipe = pretrained.resolved(recipe)
         _check_directory(request.run, recipe, request.recipe is None)
         where = request.placement.model_copy(update={"workers": topology.workers})
-        placement, _ = where.resolve(recipe.micro_batches, _gpus)
+        placement, _ = where.resolve(recipe.micro_batches, device.gpus)
         notice = prepare.prepare(recipe.data)
         described, checksums = train.described(recipe)
         build = device.build() | checksums
         if placement.device != "cpu":
-            build["device"] = f"{placement.device}: {_gpus().title}"
+            build["device"] = f"{placement.device}: {device.gpus().title}"
         found, warnings = node_state.newest(request.run), list[str]()
         if found is not None and not request.accept_other_bits:
             then = found.recipe, found.build
@@ -194,7 +193,3 @@ def _check_directory(run: Path, recipe: Recipe, is_resumed: bool) -> None:
             f"A run goes on under its own recipe, and {run} has another one. Choose "
             "another directory with `--out`."
         )
-
-
-def _gpus() -> Gpus:
-    return Gpus(**device.gpus())

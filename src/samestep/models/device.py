@@ -12,7 +12,6 @@ on the CPU. No process that forks workers may initialise CUDA: its children coul
 
 import os
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +21,7 @@ from samestep.data.augment import Mixed
 from samestep.data.pytree import Nested
 from samestep.errors import PlacementError
 from samestep.system import conditions
+from samestep.system.machine import Gpus
 
 
 @dataclass(frozen=True)
@@ -90,19 +90,19 @@ def build() -> dict[str, str]:
     }
 
 
-def gpus() -> dict[str, Any]:
-    """The fields of `machine.Gpus`. Initialises CUDA, so never in a process that forks.
+def gpus() -> Gpus:
+    """Look for GPUs. Initialises CUDA, so never call it in a process that forks.
 
     A name has the compute capability in it: both decide bits, like the versions.
     """
     if torch.version.cuda is None:
-        return {"why": f"this build of PyTorch ({torch.__version__}) has no CUDA"}
+        return Gpus(why=f"this build of PyTorch ({torch.__version__}) has no CUDA")
     if not torch.cuda.is_available():
-        return {"why": "torch.cuda.is_available() is false: no GPU, or no driver"}
+        return Gpus(why="torch.cuda.is_available() is false: no GPU, or no driver")
     names = []
     for index in range(torch.cuda.device_count()):
         major, minor = torch.cuda.get_device_capability(index)
         name = torch.cuda.get_device_name(index)
         names.append(f"{name}, compute capability {major}.{minor}")
     cudnn: int = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
-    return {"names": names, "software": f"CUDA {torch.version.cuda}, cuDNN {cudnn}"}
+    return Gpus(tuple(names), f"CUDA {torch.version.cuda}, cuDNN {cudnn}")

@@ -1,5 +1,6 @@
 """What the supervisor tells its workers to do."""
 
+from dataclasses import asdict
 from typing import Any
 
 from samestep.config.placement import Placement
@@ -35,5 +36,5 @@ def exchange_fields(placement: Placement) -> dict[str, Any]:
         "prefetch": placement.prefetch == "auto",
         "probe": placement.probe,
         "profile": placement.profile,
-        "faults": [fault.model_dump() for fault in fault_injection.from_environment()],
+        "faults": [asdict(fault) for fault in fault_injection.from_environment()],
     }

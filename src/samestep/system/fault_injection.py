@@ -7,14 +7,14 @@ supervisor is full as long as the file exists that SAMESTEP_DISK_FULL names.
 """
 
 import errno
-import json
 import os
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict, TypeAdapter
 
 
 POINTS = ("start", "forward", "exchange", "update", "snapshot")
@@ -24,10 +24,11 @@ summed, between that and the update, in the middle of saving a snapshot."""
 SCHEDULE, DISK_FULL = "SAMESTEP_FAULTS", "SAMESTEP_DISK_FULL"
 
 
-class Fault(BaseModel):
+@dataclass(frozen=True)
+class Fault:
     """One worker is hit at one point at the first chance from `step` on."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid", strict=True)
 
     number: int
     kind: Literal["kill", "stop", "exception", "loop"]
@@ -41,15 +42,15 @@ class InjectedError(Exception):
 
 
 def from_environment() -> list[Fault]:
-    """What the supervisor hands to its workers."""
+    """Return the faults in the file that SAMESTEP_FAULTS names."""
     path = os.environ.get(SCHEDULE)
     if not path:
         return []
-    return [Fault.model_validate(f) for f in json.loads(Path(path).read_text())]
+    return TypeAdapter(list[Fault]).validate_json(Path(path).read_bytes())
 
 
 def check_disk() -> None:
-    """Raises the OSError of a full disk, if the disk is to be full."""
+    """Raise the OSError of a full disk, if the disk is to be full."""
     flag = os.environ.get(DISK_FULL)
     if flag and os.path.exists(flag):  # noqa: PTH110  ten times as fast as Path
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -61,16 +62,19 @@ class Faults:
     def __init__(
         self,
         rank: int,
-        schedule: Sequence[Mapping[str, Any]],
-        report: Callable[[dict[str, Any]], None],
+        faults: Sequence[Fault],
+        report: Callable[[Fault], None] = lambda _: None,
     ) -> None:
-        """`schedule` holds the fields of `Fault`; `report` reaches the supervisor."""
-        faults = [Fault.model_validate(fields) for fields in schedule]
+        """Keep the faults of this rank.
+
+        `report` is called with each fault before it happens, with the step at which it
+        does, and tells the supervisor.
+        """
         self._mine = [fault for fault in faults if fault.rank == rank]
         self._report = report
 
     def at(self, point: str, step: int) -> None:
-        """The worker is at this point now; it may not return."""
+        """Inject the fault that is due at this point, if any; it may not return."""
         for fault in self._mine:
             if fault.point == point and fault.step <= step:
                 self._mine.remove(fault)
@@ -78,7 +82,7 @@ class Faults:
                 return
 
     def _inject(self, fault: Fault, step: int) -> None:
-        self._report({"type": "fault", **fault.model_dump(), "step": step})
+        self._report(replace(fault, step=step))
         if fault.kind == "exception":
             raise InjectedError(f"on purpose, at {fault.point}")
         while fault.kind == "loop":

@@ -5,7 +5,7 @@ import math
 import os
 import platform
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -37,7 +37,7 @@ THREAD_VARIABLES = (
 class Gpus:
     """The GPUs that PyTorch can use, as `samestep.models.device` has found them."""
 
-    names: Sequence[str] = ()
+    names: tuple[str, ...] = ()
     """With the compute capability."""
     software: str = ""
     """The versions of CUDA and cuDNN."""

@@ -29,6 +29,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 from samestep.system.signals import end_alone, end_with
@@ -123,7 +124,7 @@ class ForkServer:
         pid = os.fork()
         if pid == 0:
             try:
-                send_json(self._channel, {"gpus": device.gpus()})
+                send_json(self._channel, {"gpus": asdict(device.gpus())})
                 os._exit(0)
             except BaseException:
                 traceback.print_exc()

@@ -15,7 +15,7 @@ import socket
 import threading
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -49,7 +49,7 @@ from samestep.state import dtypes
 from samestep.state.fingerprint import fingerprint
 from samestep.state.flat import Flat
 from samestep.system import shared_memory
-from samestep.system.fault_injection import Faults
+from samestep.system.fault_injection import Fault, Faults
 from samestep.system.heartbeat import BUILDING, LOADING, MEETING, Heartbeat
 from samestep.system.resources import resources
 from samestep.training import measure, train
@@ -154,7 +154,11 @@ def run(
     witness = _witness(recipe, job, topology, fds, witness)
     threads.check(recipe.threads)
     control.watch()
-    faults = Faults(topology.rank, job["faults"], control.send)
+    faults = Faults(
+        topology.rank,
+        [Fault(**fields) for fields in job["faults"]],
+        lambda fault: control.send({"type": "fault", **asdict(fault)}),
+    )
     around = Surroundings(
         topology=topology,
         connect=_connection(job, compression, topology, fds, store),

@@ -1,0 +1,71 @@
+"""The jobs of workers, as `supervisor.job` puts them together.
+
+A job is the first line that a worker receives, and the only one.
+"""
+
+from dataclasses import dataclass, field
+
+from samestep.messages.wire import JsonObject
+from samestep.system.fault_injection import Fault
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What every worker needs to know, whatever its job is."""
+
+    recipe: JsonObject
+    """The fields of `config.recipe.Recipe`."""
+    device: str
+    exchange: str
+    search_path: list[str]
+    """Directories in which modules with user code are looked for."""
+    objects: dict[str, list[list[int]]]
+    """The first byte and the length of the parts of each object given in Python."""
+    hang_timeout: float
+    start_timeout: float
+    peer_timeout: float
+    spin_seconds: float
+    snapshot_seconds: float
+    balance: str | list[int]
+    evict_slower_than: float
+    prefetch: bool
+    probe: bool
+    profile: int
+    """Steps to trace."""
+    faults: list[Fault]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingJob:
+    """Train from `step` on, whose state is in the memory for snapshots."""
+
+    setup: Setup
+    step: int = 0
+    conditions: dict[str, str] = field(default_factory=dict)
+    """Those of `system.conditions.FOUND_BY_WORKERS` that the run has had so far."""
+    max_steps: int | None = None
+    """Full global batches of an epoch, to try a recipe out; None: all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasurementJob:
+    """Train for some seconds and report how fast that was."""
+
+    setup: Setup
+    warm_up: float
+    """Seconds of training before the measurement."""
+    seconds: float
+    is_independent: bool = False
+    """Whether each worker trains alone, beside the others."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationJob:
+    """Measure the weights in a file on one split."""
+
+    setup: Setup
+    model_file: str
+    split: str
+
+
+Job = TrainingJob | MeasurementJob | EvaluationJob
