@@ -23,8 +23,14 @@ from samestep.system import barrier, shared_memory
 from samestep.system.fault_injection import Faults
 from samestep.system.heartbeat import Heartbeat
 from samestep.training import train
+from samestep.training.build import (
+    Memory,
+    TrainSettings,
+    WorkerContext,
+    build_trainer,
+)
 from samestep.training.timing import Clock
-from samestep.training.trainer import Surroundings, Trainer, build
+from samestep.training.trainer import Trainer
 
 
 class NoClock(Clock):
@@ -43,32 +49,29 @@ class NoWatch(gradient_noise.Watch):
 
 
 def alone(recipe: Recipe) -> Trainer:
-    """A worker without a supervisor."""
-    place = Topology.on_one_node(0, 1)
-    around = Surroundings(
-        topology=place,
-        connect=lambda flat, owned: SharedExchange(
-            flat, owned, place, barrier.create(1), 1e-3, 60.0
+    """Build a worker without a supervisor."""
+    topology = Topology.on_one_node(0, 1)
+    context = WorkerContext(
+        topology=topology,
+        connect=lambda flat, shares: SharedExchange(
+            flat, shares, topology, barrier.create(1), 1e-3, 60.0
         ),
         report=lambda _: None,
         heartbeat=Heartbeat(Heartbeat.create(1)),
         faults=Faults(0, []),
-        snapshots=shared_memory.create(),
-        snapshot_seconds=0.0,
-        balance="off",
-        evict_slower_than=0.0,
-        profile=0,
     )
-    return build(recipe, around)
+    memory = Memory(shared_memory.create())
+    return build_trainer(recipe, context, TrainSettings(), memory)
 
 
 def block(trainer: Trainer, start: int, steps: int) -> float:
     """Return the seconds of so many steps from `start`."""
+    monitor = trainer.monitor
     began = time.perf_counter()
     for step in range(start, start + steps):
-        if trainer.ledger.rows == trainer.steps_per_report:
-            trainer.ledger.close(trainer.clock.take(), trainer.cadence.decide(1, False))
-        train.train_step(trainer, step, step % trainer.plan.steps_per_epoch)
+        if monitor.metrics.num_steps == trainer.steps_per_report:
+            monitor.sync(monitor.clock.take(), trainer.cadence.decide(1, False))
+        train.train_step(trainer, step)
     return time.perf_counter() - began
 
 
@@ -81,15 +84,16 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     trainer = alone(Recipe.load("mnist-mlp"))
+    monitor, exchange = trainer.monitor, trainer.replica.exchange
     modes = {
-        "on": (trainer.clock, trainer.exchange.watch),
+        "on": (monitor.clock, exchange.watch),
         "off": (NoClock(), NoWatch(1, 0)),
     }
     ratios = []
     for pair in range(-2, pairs):
         seconds = {}
         for name in ("on", "off")[:: 1 if pair % 2 else -1]:
-            trainer.clock, trainer.exchange.watch = modes[name]
+            monitor.clock, exchange.watch = modes[name]
             seconds[name] = block(trainer, 800 * (pair + 2) // 100 * 100, steps)
         if pair >= 0:
             ratios.append(seconds["on"] / seconds["off"])

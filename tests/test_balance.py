@@ -197,13 +197,13 @@ def test_a_decision_arrives_as_it_was_sent(
 
 RANK_1_ROUNDS_OTHERWISE = """
 import os
-from samestep import balance, balancer
+from samestep.core import balancer, ownership
 
 def build(inputs, outputs):
     # Proposes at once; ranks 0 and 1 propose otherwise, as with another libm.
     balancer.LEAST_SECONDS, balancer.URGENT, balancer.URGENT_CONFIRMATIONS = 0, -99, 1
     first = 1 if os.environ["RANK"] == "0" else 5
-    balance.fastest = lambda number, speeds: balance.contiguous(
+    ownership.fastest = lambda number, speeds: ownership.contiguous(
         [first, number - first] if len(speeds) == 2 else [number]
     )
     return nn.Sequential(nn.Linear(inputs[0], 7), nn.ReLU(), nn.Linear(7, outputs))
@@ -242,14 +242,14 @@ def test_only_auto_moves_and_only_who_is_hopeless_leaves() -> None:
     still = Balancer(8, shares(8, 2), is_live=False)
     for _ in range(20):
         assert observed(still, [1, 0.1]) is None
-    live = Balancer(8, shares(8, 2), evict_slower_than=0.2)
+    live = Balancer(8, shares(8, 2), drop_stragglers_below=0.2)
     for _ in range(20):
         observed(live, [1, 0.5])
         assert live.straggler_to_drop is None
     for _ in range(20):
         observed(live, [1, 0.05])
     assert live.straggler_to_drop == 1
-    even = Balancer(8, shares(8, 2), is_live=False, evict_slower_than=0.2)
+    even = Balancer(8, shares(8, 2), is_live=False, drop_stragglers_below=0.2)
     for _ in range(20):
         observed(even, [1, 0.05])
     assert even.straggler_to_drop == 1

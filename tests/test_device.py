@@ -24,7 +24,7 @@ from samestep.exchange.gloo import GlooExchange
 from samestep.models import device as device_
 from samestep.models.device import Device
 from samestep.models.objective import Objective
-from samestep.optim.optimizer import Update, state_names
+from samestep.optim.optimizer import SliceOptimizer, state_names
 from samestep.state.flat import Flat
 from samestep.supervisor.forkserver_client import ForkServer
 from samestep.supervisor.launch import _environment
@@ -220,7 +220,7 @@ def test_a_step_stays_on_its_device(name: str, changed: dict[str, Any]) -> None:
     )
     flat.bind(exchange.parameters, write=True)
     objective = Objective(model, recipe.loss)
-    update = Update(recipe.optimizer, exchange.parameters, exchange.states)
+    optimizer = SliceOptimizer(recipe.optimizer, exchange.parameters, exchange.states)
     for leaf in range(2):
         inputs, targets = META.to_device(*data.draw(torch.arange(4 * leaf, 4), epoch=0))
         flat.restore_buffers()
@@ -229,7 +229,7 @@ def test_a_step_stays_on_its_device(name: str, changed: dict[str, Any]) -> None:
         exchange.after_backward(leaf)
     gradient, buffers = exchange.sum()
     flat.advance_buffers(buffers, 2, 2)
-    update.step(gradient, 1e-3)
+    optimizer.step(gradient, 1e-3)
     for tensor in (gradient, exchange.parameters, *exchange.states):
         assert tensor.device == META.target
 

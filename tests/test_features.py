@@ -137,15 +137,15 @@ def test_the_average_is_that_of_torch() -> None:
     model = nn.Linear(64, 32)
     flat = Flat(model, vectors(recipe))
     exchange: Any = Alone(flat)
-    kept = WeightAverages(recipe, flat, exchange)
+    averages = WeightAverages(recipe, flat, exchange)
     ema: Any = get_ema_multi_avg_fn(0.7)  # type: ignore[no-untyped-call]
     average: Any = AveragedModel(model, multi_avg_fn=ema)
     for step in range(5):
         exchange.parameters.add_(torch.randn(flat.size))
         average.update_parameters(model)
-        kept.advance(step)
+        averages.advance(step)
     trained = model.weight.clone()
-    with kept.shown():
+    with averages.applied():
         assert model.weight.equal(average.module.weight)
     assert model.weight.equal(trained)
 
@@ -164,11 +164,13 @@ def test_the_result_of_an_early_end_is_its_best_epoch(train: Train) -> None:
 
 def test_patience_counts_epochs_without_an_improvement() -> None:
     stop, stopping = EarlyStoppingRecipe(patience=2, min_delta=0.1), Stopping()
-    found = [stopping.note(stop, value, n) for n, value in enumerate((1, 0.95, 0.8))]
-    assert found == [True, False, True]
+    values = enumerate((1, 0.95, 0.8))
+    best = [stopping.observe(stop, value, epoch) for epoch, value in values]
+    assert best == [True, False, True]
     assert (stopping.waited, stopping.best_epoch) == (0, 2)
     upwards = EarlyStoppingRecipe(metric="validation_accuracy")
-    assert [Stopping(best=0.5).note(upwards, v, 1) for v in (0.4, 0.6)] == [False, True]
+    best = [Stopping(best=0.5).observe(upwards, value, 1) for value in (0.4, 0.6)]
+    assert best == [False, True]
 
 
 @pytest.mark.parametrize("kind", ["run", "safetensors", "state_dict", "checkpoint"])

@@ -16,8 +16,9 @@ from samestep.config.optimizer import (
     ParameterGroup,
     SgdRecipe,
 )
-from samestep.optim.optimizer import Update, state_names
-from samestep.optim.param_groups import stretches, wholes
+from samestep.optim.optimizer import SliceOptimizer, state_names
+from samestep.optim.param_groups import slices as group_slices
+from samestep.optim.param_groups import wholes
 from samestep.state.flat import Flat, block_norms
 from samestep.state.layout import BLOCK
 
@@ -37,7 +38,8 @@ def trained(recipe: OptimizerRecipe, cuts: list[int], steps: int = 5) -> torch.T
     slices = [slice(a, b) for a, b in pairwise(cuts)]
     states = torch.zeros(len(state_names(recipe)), cuts[-1])
     updates = [
-        Update(recipe, vector[s], [state[s] for state in states]) for s in slices
+        SliceOptimizer(recipe, vector[s], [state[s] for state in states])
+        for s in slices
     ]
     for step in range(steps):
         gradient = torch.randn(cuts[-1], generator=generator)
@@ -87,11 +89,11 @@ def grouped(owned: list[tuple[int, int]]) -> tuple[nn.Module, nn.Module]:
     flat.bind(vector, write=True)
     slices = [slice(*part) for part in owned]
     updates = [
-        Update(
+        SliceOptimizer(
             recipe,
             vector[part],
             [state[part] for state in states],
-            stretches(recipe, flat.layout, (part.start, part.stop)),
+            group_slices(recipe, flat.layout, (part.start, part.stop)),
         )
         for part in slices
     ]
@@ -143,11 +145,11 @@ def test_muon_has_the_bits_of_torch_however_many_workers_share_it(
     flat.bind(vector, write=True)
     slices = [slice(*part) for part in flat.layout.slices(workers)]
     updates = [
-        Update(
+        SliceOptimizer(
             recipe,
             vector[part],
             [state[part] for state in states],
-            stretches(recipe, flat.layout, (part.start, part.stop)),
+            group_slices(recipe, flat.layout, (part.start, part.stop)),
         )
         for part in slices
     ]

@@ -29,7 +29,7 @@ from samestep.supervisor.forkserver_client import ForkServer
 from samestep.system import barrier, machine
 from samestep.system.heartbeat import Heartbeat
 from samestep.training.cadence import Decision
-from samestep.training.metrics import StepLedger
+from samestep.training.metrics import MetricsBuffer
 from samestep.training.timing import PHASES
 
 
@@ -284,12 +284,12 @@ def test_clocks_of_several_machines_need_not_agree(
     moment = 1e6
     monkeypatch.setattr("time.perf_counter", lambda: moment)
     topology = Topology(0, 2, 0, 1, node=0, nodes=2)
-    ledger = StepLedger(1, 1, topology, Peer(), 1)  # type: ignore[arg-type]
+    buffer = MetricsBuffer(1, 1, topology, Peer(), 1)  # type: ignore[arg-type]
     for _ in range(2):
-        row = ledger.open(0, 1)
-        ledger.note(row, 0, 1.0, [1.0])
-        ledger.arrive(row, moment + 0.5)
+        row = buffer.begin_step(0, 1)
+        buffer.record(row, 0, 1.0, [1.0])
+        buffer.arrive(row, moment + 0.5)
         moment += 3  # the merge ends
         phases = [float(phase == "exchange") for phase in PHASES]
-        _, times, _ = ledger.close(phases, Decision(False, False, 1))
+        _, times, _ = buffer.sync(phases, Decision(False, False, 1))
         assert times.waited_for.tolist() == pytest.approx([0.3, 0.0])

@@ -15,7 +15,7 @@ from samestep.core.metric import Metric
 from samestep.output.console import SilentView, epoch_line
 from samestep.output.tensorboard import step_scalars
 from samestep.supervisor.forkserver_client import ForkServer
-from samestep.training.metrics import Sums
+from samestep.training.metrics import MetricSums
 
 
 NAMES = ["right", "rare_right", "confidence"]
@@ -85,7 +85,7 @@ def test_every_metric_is_shown(train: Train, own: Own) -> None:
 
 
 def test_a_count_of_zero_gives_no_number() -> None:
-    sums = Sums()
-    sums.add(Sums(3.0, [1.0, 0.0, 6.0], 4))
+    sums = MetricSums()
+    sums.add(MetricSums(3.0, [1.0, 0.0, 6.0], 4))
     found = sums.means([Metric("rare", has_count=True), Metric("other")])
     assert found == {"loss": 0.75, "other": 1.5}

@@ -8,8 +8,7 @@ from conftest import Train, small_recipe
 
 from samestep.core.span import Span
 from samestep.output import trace
-from samestep.training.metrics import tell_waiting
-from samestep.training.timing import PHASES
+from samestep.training.timing import PHASES, separate_waiting
 
 
 @pytest.mark.parametrize(("workers", "exchange"), [(2, "shared"), (3, "gloo")])
@@ -29,7 +28,7 @@ def test_waiting_is_charged_to_the_last_who_arrives() -> None:
     seconds = torch.zeros(3, len(PHASES), dtype=torch.float64)
     exchange, wait = PHASES.index("exchange"), PHASES.index("wait")
     seconds[:, exchange] = torch.tensor([5.0, 1.5, 9.0])
-    times = tell_waiting(seconds, arrived)
+    times = separate_waiting(seconds, arrived)
     assert times.seconds[:, wait].tolist() == [2.0, 1.5, 2.0]  # at most what was there
     assert times.seconds[:, exchange].tolist() == [3.0, 0.0, 7.0]
     assert times.waited_for.tolist() == [1.5, 1.5, 0.0]

@@ -116,7 +116,7 @@ class Balancer:
     micro_batches: int
     owned: list[Share]
     is_live: bool = True
-    evict_slower_than: float = 0.0
+    drop_stragglers_below: float = 0.0
     speeds: list[float] = field(init=False)
     """Micro-batches per second that each worker is believed to reach; 0: unknown."""
     _seen: list[deque[tuple[float, float]]] = field(init=False)
@@ -210,7 +210,7 @@ class Balancer:
         others = self.speeds[:slowest] + self.speeds[slowest + 1 :]
         if not others:
             return None
-        least = self.evict_slower_than * statistics.median(others)
+        least = self.drop_stragglers_below * statistics.median(others)
         first, end = self.owned[slowest]
         is_certain = len(self._seen[slowest]) == WINDOW or first == end
         return slowest if is_certain and self.speeds[slowest] < least else None

@@ -7,19 +7,19 @@ from samestep.config.training import EarlyStoppingRecipe
 
 @dataclass
 class Stopping:
-    """What an early end depends on; part of the progress."""
+    """The state of early stopping; part of the progress and of every snapshot."""
 
     best: float | None = None
     """The best value so far."""
     best_epoch: int = 0
-    """Its epoch, counted from 1; 0 before there is one."""
+    """The epoch of the best value, counted from 1; 0 before there is one."""
     waited: int = 0
-    """Epochs since then."""
+    """Epochs since the best one."""
     counts: list[int] = field(default_factory=list)
-    """The integer buffers that belong to the best weights, if these are kept."""
+    """The integer buffers of the best weights, if these are kept."""
 
-    def note(self, recipe: EarlyStoppingRecipe, value: float, epoch: int) -> bool:
-        """One more epoch, counted from 1; returns whether it is the best so far."""
+    def observe(self, recipe: EarlyStoppingRecipe, value: float, epoch: int) -> bool:
+        """Take the value of an epoch, counted from 1; return whether it is the best."""
         if self.best is None or _improves(recipe, value, self.best):
             self.best, self.best_epoch, self.waited = value, epoch, 0
             return True
@@ -27,7 +27,7 @@ class Stopping:
         return False
 
     def is_over(self, recipe: EarlyStoppingRecipe | None) -> bool:
-        """Whether the patience is exhausted."""
+        """Return whether the patience is exhausted; without a recipe it never is."""
         return recipe is not None and self.waited >= recipe.patience
 
 

@@ -6,9 +6,9 @@ from contextlib import contextmanager
 
 import torch
 
+from samestep.core.tree_sum import tree_sum
 from samestep.errors import OwnCodeError
 from samestep.loop.process_group import Group
-from samestep.training.metrics import tree_sum
 
 
 class Weights:

@@ -1,9 +1,9 @@
 """Weights beside those that are trained: their moving average, and the best so far.
 
-Each is one more state vector: sliced, saved and restored like the optimizer's. To be
-evaluated, a vector changes places with the parameters, each worker swapping its slice;
-BatchNorm's statistics stay those of the training (with the best weights, those of the
-best epoch).
+Each is one more state vector: sliced, saved and restored like those of the optimizer.
+To evaluate it, each worker swaps its slice of it with that of the parameters.
+BatchNorm's statistics stay those of the training; with the best weights, they are those
+of the best epoch.
 """
 
 from collections.abc import Iterator
@@ -20,22 +20,22 @@ from samestep.state.layout import AVERAGE, BEST
 
 
 def vectors(recipe: Recipe) -> tuple[str, ...]:
-    """The names of those that a recipe asks for."""
+    """Return the names of the vectors that a recipe asks for."""
     average = (AVERAGE,) if recipe.ema else ()
     stopping = recipe.early_stopping
     return average + ((BEST,) if stopping and stopping.restore_best else ())
 
 
 class WeightAverages:
-    """This worker's slices of them."""
+    """This worker's slices of the averaged and the best weights."""
 
     def __init__(self, recipe: Recipe, flat: Flat, exchange: Exchange) -> None:
-        """The states of the exchange are those of the layout."""
+        """Find the vectors among the states of the exchange, by their names."""
         self._flat, self._exchange = flat, exchange
         self._decay = recipe.ema.decay if recipe.ema else 0.0
         self._parameters = exchange.parameters[slice(*exchange.owned)]
-        own = dict(zip(flat.layout.states, exchange.states, strict=True))
-        self._average, self._best = own.get(AVERAGE), own.get(BEST)
+        states = dict(zip(flat.layout.states, exchange.states, strict=True))
+        self._average, self._best = states.get(AVERAGE), states.get(BEST)
         self._best_buffers = torch.zeros(
             flat.tail if self._best is not None else 0,
             dtype=flat.dtype,
@@ -43,27 +43,28 @@ class WeightAverages:
         )
 
     def advance(self, step: int) -> None:
-        """After the update of a step, counted from 0."""
+        """Average in the parameters after the update of a step, counted from 0."""
         if self._average is not None:
+            # The first step sets the average, as torch's AveragedModel does.
             weight = 1.0 if step == 0 else 1 - self._decay
             self._average.lerp_(self._parameters, weight)
 
     @contextmanager
-    def shown(self) -> Iterator[None]:
-        """All workers: inside, the model has the weights that are to be evaluated."""
+    def applied(self) -> Iterator[None]:
+        """All workers: give the model the averaged weights inside the context."""
         self._swap(self._average)
-        yield  # an exception ends the worker: nothing is to be put right
+        yield  # no `finally`: an exception ends the worker
         self._swap(self._average)
 
-    def keep(self, stopping: Stopping) -> None:
-        """Inside `shown`: these are the best so far."""
+    def keep_best(self, stopping: Stopping) -> None:
+        """Keep the model's weights as the best so far; call it inside `applied`."""
         if self._best is not None:
             self._best.copy_(self._parameters)
             self._best_buffers = self._flat.saved_buffers()
             stopping.counts = list(self._flat.counts)
 
     def finish(self, stopping: Stopping) -> None:
-        """All workers: the model has the weights of the result, for good."""
+        """All workers: give the model the weights of the result, for good."""
         if self._best is None:
             self._swap(self._average)
         else:
@@ -71,17 +72,17 @@ class WeightAverages:
             self._swap(self._best)
 
     def buffers(self) -> Tensor:
-        """What a snapshot holds, [kept_tail]: the model's, then those of the best."""
+        """Return the buffers for a snapshot [kept_tail]: the model's, then the best."""
         return torch.cat([self._flat.saved_buffers(), self._best_buffers])
 
     def set_buffers(self, values: Tensor, counts: list[int]) -> None:
-        """The inverse; `counts` are the model's integer buffers."""
-        own, best = torch.split(values, [self._flat.tail, len(self._best_buffers)])
-        self._flat.set_buffers(own, counts)
+        """Restore what `buffers` returned; `counts` are the integer buffers."""
+        current, best = torch.split(values, [self._flat.tail, len(self._best_buffers)])
+        self._flat.set_buffers(current, counts)
         self._best_buffers = best.to(self._flat.device, copy=True)
 
     def _swap(self, vector: Tensor | None) -> None:
-        """All workers, while nobody uses the model."""
+        """All workers, between two uses of the model: swap it with the parameters."""
         if vector is None:
             return
         trained = self._parameters.clone()

@@ -1,4 +1,4 @@
-"""Muon: the momentum of a matrix, made orthogonal, is its update (Jordan 2024).
+"""Muon: update a matrix by its orthogonalised momentum (Jordan 2024).
 
 With the gradient `g`, momentum `b` and weights `w` of a matrix [m, n]:
 
@@ -33,7 +33,7 @@ def update(
     lr: float,
     weight_decay: float,
 ) -> None:
-    """One step of a matrix, in place; all tensors [m, n]."""
+    """Update the weights and the momentum of a matrix in place; all tensors [m, n]."""
     momentum.lerp_(gradient, 1 - recipe.momentum)
     direction = (
         gradient.lerp(momentum, recipe.momentum) if recipe.nesterov else momentum
@@ -44,7 +44,7 @@ def update(
 
 
 def scale(recipe: MuonRecipe, shape: Sequence[int]) -> float:
-    """Of the learning rate, for a matrix of this shape."""
+    """Return the factor of the learning rate for a matrix of this shape."""
     rows, columns = shape
     if recipe.adjust_lr == "match_rms_adamw":
         return 0.2 * math.sqrt(max(rows, columns))
@@ -52,15 +52,17 @@ def scale(recipe: MuonRecipe, shape: Sequence[int]) -> float:
 
 
 def orthogonal(matrix: Tensor, steps: int) -> Tensor:
-    """[m, n] -> bfloat16 [m, n] with singular values near 1, by Newton-Schulz."""
+    """Return a bfloat16 [m, n] with the matrix's singular vectors, values near 1.
+
+    `steps` of the quintic Newton-Schulz iteration, on the wide form of the matrix:
+    there the Gram matrix is the smaller one.
+    """
     a, b, c = COEFFICIENTS
     is_tall = matrix.shape[0] > matrix.shape[1]
-    found = matrix.bfloat16()
-    found = found.T if is_tall else found
-    found.div_(found.norm().clamp(min=EPS))
+    x = matrix.bfloat16()
+    x = x.T if is_tall else x
+    x.div_(x.norm().clamp(min=EPS))
     for _ in range(steps):
-        gram = found @ found.T
-        found = torch.addmm(
-            found, torch.addmm(gram, gram, gram, beta=b, alpha=c), found, beta=a
-        )
-    return found.T if is_tall else found
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.T if is_tall else x

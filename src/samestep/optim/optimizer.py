@@ -25,9 +25,9 @@ from samestep.optim.param_groups import ParamGroup, Slice
 
 
 def state_names(recipe: OptimizerRecipe) -> tuple[str, ...]:
-    """The vectors of state, of the parameters' size, that the optimizer keeps.
+    """Return the names of the state vectors, each of the parameters' size.
 
-    Their names are those in the state of torch's optimizers; the momentum of Muon is an
+    They are those in the state of torch's optimizers; the momentum of Muon is an
     exponential average, too.
     """
     if isinstance(recipe, SgdRecipe):
@@ -35,63 +35,63 @@ def state_names(recipe: OptimizerRecipe) -> tuple[str, ...]:
     return "exp_avg", "exp_avg_sq"
 
 
-class Update:
-    """Updates a slice of the parameters in place; a learning rate for each step."""
+class SliceOptimizer:
+    """Update a slice of the parameters in place, with a learning rate for each step."""
 
     def __init__(
         self,
         recipe: OptimizerRecipe,
         parameters: Tensor,
         states: Sequence[Tensor],
-        stretches: Sequence[Slice] = (),
+        slices: Sequence[Slice] = (),
     ) -> None:
-        """`parameters` and each of the `states` that have names, zeroed: [n].
+        """Take the slice's `parameters` [n] and `states`, each [n] and zeroed.
 
-        `stretches` cover them; by default all of them are updated alike.
+        `slices` divide it by parameter group; by default all of it is one group.
         """
         whole = Slice(0, len(parameters), ParamGroup(recipe.weight_decay))
-        stretches = stretches or [whole]
-        settings = dict.fromkeys(stretch.setting for stretch in stretches)
+        slices = slices or [whole]
+        groups = dict.fromkeys(part.group for part in slices)
         self._steps = torch.zeros((), device=parameters.device)
         self._groups = [
-            _Group(recipe, setting, parameters, states, stretches)
-            for setting in settings
+            _GroupOptimizer(recipe, group, parameters, states, slices)
+            for group in groups
         ]
 
     def resume(self, steps: int) -> None:
-        """Goes on after so many steps; the states are those that they left."""
+        """Go on after `steps` steps, whose states have been restored."""
         self._steps.fill_(steps)
 
     def step(self, gradient: Tensor, lr: float) -> None:
-        """Gradient [n] -> the next parameters."""
+        """Update the parameters with the gradient [n]."""
         self._steps += 1
         for group in self._groups:
             group.step(gradient, lr, self._steps)
 
 
-class _Group:
-    """The stretches of one setting, in one call of a kernel."""
+class _GroupOptimizer:
+    """The slices of one parameter group, updated by one call of a kernel."""
 
     def __init__(
         self,
         recipe: OptimizerRecipe,
-        setting: ParamGroup,
+        group: ParamGroup,
         parameters: Tensor,
         states: Sequence[Tensor],
-        stretches: Sequence[Slice],
+        slices: Sequence[Slice],
     ) -> None:
-        self._recipe, self._setting = recipe, setting
-        self._parts = [slice(s.first, s.end) for s in stretches if s.setting == setting]
+        self._recipe, self._group = recipe, group
+        self._parts = [slice(s.first, s.end) for s in slices if s.group == group]
         self._parameters = [parameters[part] for part in self._parts]
         self._states = [[state[part] for part in self._parts] for state in states]
 
     def step(self, gradient: Tensor, lr: float, steps: Tensor) -> None:
-        """Gradient [n] of the whole slice; `steps` counts this one."""
+        """Update with the gradient [n] of all slices; `steps` includes this one."""
         gradients = [gradient[part] for part in self._parts]
-        lr *= self._setting.lr_factor
+        lr *= self._group.lr_factor
         if isinstance(self._recipe, SgdRecipe):
             self._sgd(self._recipe, gradients, lr, steps)
-        elif isinstance(self._recipe, MuonRecipe) and self._setting.shape:
+        elif isinstance(self._recipe, MuonRecipe) and self._group.shape:
             self._muon(self._recipe, gradients, lr)
         else:
             self._adam(self._recipe, gradients, lr, steps)
@@ -103,7 +103,7 @@ class _Group:
             self._parameters,
             gradients,
             self._states[0] if recipe.momentum else [],
-            weight_decay=self._setting.weight_decay,
+            weight_decay=self._group.weight_decay,
             momentum=recipe.momentum,
             lr=lr,
             dampening=0.0,
@@ -113,10 +113,10 @@ class _Group:
         )
 
     def _muon(self, recipe: MuonRecipe, gradients: list[Tensor], lr: float) -> None:
-        shape, size = self._setting.shape, math.prod(self._setting.shape)
+        shape, size = self._group.shape, math.prod(self._group.shape)
         for vectors in zip(self._parameters, gradients, self._states[0], strict=True):
             weights, gradient, momentum = (v[:size].view(shape) for v in vectors)
-            decay = self._setting.weight_decay
+            decay = self._group.weight_decay
             muon.update(recipe, weights, gradient, momentum, lr, decay)
 
     def _adam(
@@ -138,7 +138,7 @@ class _Group:
             lr=lr,
             beta1=recipe.betas[0],
             beta2=recipe.betas[1],
-            weight_decay=self._setting.weight_decay,
+            weight_decay=self._group.weight_decay,
             eps=recipe.eps,
             amsgrad=False,
             maximize=False,

@@ -1,7 +1,8 @@
 """Parameter groups: which part of the flat vector is updated how.
 
-Neighbours with equal settings are one stretch, so a recipe without groups has a single
-one, the whole vector. Padding behind a parameter goes with it: it is zero and stays so.
+Neighbouring parameters of one group form one slice, so a recipe without groups has a
+single one, the whole vector. Padding after a parameter belongs to the same slice: it is
+zero and stays zero.
 """
 
 import re
@@ -13,70 +14,74 @@ from samestep.errors import RecipeError
 from samestep.state.layout import Entry, Layout
 
 
-MOST_NAMES = 40
-NO_HIDDEN_MATRIX = re.compile("embed|position|head")
+MAX_NAMES = 40
+NOT_HIDDEN = re.compile("embed|position|head")
+"""Names of matrices that Muon is not meant for: embeddings and the last layer."""
 
 
 @dataclass(frozen=True)
 class ParamGroup:
-    """How parameters are updated."""
+    """How the parameters of a group are updated."""
 
     weight_decay: float
     lr_factor: float = 1.0
     shape: tuple[int, ...] = ()
-    """Of a matrix that is updated as a whole."""
+    """The shape of a matrix that Muon updates as a whole; empty otherwise."""
 
 
 @dataclass(frozen=True)
 class Slice:
-    """Elements `first` to `end` of a vector, which share a setting."""
+    """The elements `[first, end)` of a vector, all in one group."""
 
     first: int
     end: int
-    setting: ParamGroup
+    group: ParamGroup
 
 
-def stretches(
+def slices(
     recipe: OptimizerRecipe, layout: Layout, part: tuple[int, int]
 ) -> list[Slice]:
-    """Of a part of the vector, relative to its beginning.
+    """Divide the elements `part` of the vector by parameter group.
 
-    Raises RecipeError if a group matches no parameter.
+    The slices count from the beginning of `part`. Raises RecipeError if a group of the
+    recipe matches no parameter.
     """
-    settings = _settings(recipe, layout)
+    groups = _groups(recipe, layout)
     ends = [*layout.offsets[1:-1], layout.size]
-    found: list[Slice] = []
-    for first, end, setting in zip(layout.offsets, ends, settings, strict=False):
+    result: list[Slice] = []
+    for first, end, group in zip(layout.offsets, ends, groups, strict=False):
         first, end = max(first, part[0]) - part[0], min(end, part[1]) - part[0]
         if first >= end:
             continue
-        if found and found[-1].setting == setting and not setting.shape:
-            found[-1] = Slice(found[-1].first, end, setting)
+        # Muon needs whole matrices, so two of one shape are never joined.
+        if result and result[-1].group == group and not group.shape:
+            result[-1] = Slice(result[-1].first, end, group)
         else:
-            found.append(Slice(first, end, setting))
-    return found
+            result.append(Slice(first, end, group))
+    return result
 
 
-def _settings(recipe: OptimizerRecipe, layout: Layout) -> list[ParamGroup]:
-    """Of each parameter."""
+def _groups(recipe: OptimizerRecipe, layout: Layout) -> list[ParamGroup]:
+    """Return the group of each parameter."""
     names = [entry.name for entry in layout.parameters]
-    found = {entry.name: _basic(recipe, layout, entry) for entry in layout.parameters}
-    basic = dict(found)
+    groups = {entry.name: _basic(recipe, layout, entry) for entry in layout.parameters}
+    basic = dict(groups)
+    # Reversed, since the first group that matches a name decides.
     for group in reversed(recipe.groups or ()):
         for name in matching(group.match, names, "optimizer.groups"):
             before, decay = basic[name], group.weight_decay
-            found[name] = ParamGroup(
+            groups[name] = ParamGroup(
                 before.weight_decay if decay is None else decay,
                 before.lr_factor * group.lr_factor,
                 before.shape,
             )
-    return list(found.values())
+    return list(groups.values())
 
 
 def _basic(recipe: OptimizerRecipe, layout: Layout, entry: Entry) -> ParamGroup:
-    """Of a parameter that is in no group."""
-    spared = not recipe.decay_norms_and_biases and len(entry.shape) <= 1
-    decay = 0.0 if spared else recipe.weight_decay
+    """Return the group of a parameter that matches no group of the recipe."""
+    is_spared = not recipe.decay_norms_and_biases and len(entry.shape) <= 1
+    decay = 0.0 if is_spared else recipe.weight_decay
     if not isinstance(recipe, MuonRecipe):
         return ParamGroup(decay)
     if entry.name in layout.whole:
@@ -87,19 +92,23 @@ def _basic(recipe: OptimizerRecipe, layout: Layout, entry: Entry) -> ParamGroup:
 def wholes(
     recipe: OptimizerRecipe, shapes: Mapping[str, Sequence[int]]
 ) -> tuple[str, ...]:
-    """The matrices that are updated as a whole, of parameters by name.
+    """Return the names of the matrices that Muon updates, among parameter shapes.
 
-    By default those of two dimensions between the first and the last parameter of two
-    or more, unless their name says that they are something else. Raises RecipeError.
+    By default these are the matrices between the first and the last parameter of two
+    or more dimensions, unless their names tell otherwise (`NOT_HIDDEN`). Empty for
+    other optimizers. Raises RecipeError if there is none.
     """
     if not isinstance(recipe, MuonRecipe):
         return ()
     if recipe.matrices is None:
         inner = [name for name, shape in shapes.items() if len(shape) > 1][1:-1]
-        chosen = {name for name in inner if not NO_HIDDEN_MATRIX.search(name)}
+        chosen = {name for name in inner if not NOT_HIDDEN.search(name)}
     else:
-        found = [matching(p, [*shapes], "optimizer.matrices") for p in recipe.matrices]
-        chosen = {name for names in found for name in names}
+        chosen = {
+            name
+            for pattern in recipe.matrices
+            for name in matching(pattern, [*shapes], "optimizer.matrices")
+        }
     matrices = tuple(n for n in shapes if n in chosen and len(shapes[n]) == 2)
     if not matrices:
         raise RecipeError(
@@ -111,18 +120,22 @@ def wholes(
 
 
 def matching(pattern: str, names: Sequence[str], field: str) -> list[str]:
-    """The names in which the regular expression is found. Raises RecipeError."""
-    found = [name for name in names if re.search(pattern, name)]
-    if not found:
+    """Return the names that contain a match of the regular expression `pattern`.
+
+    Raises RecipeError, naming the recipe's `field`, if none does.
+    """
+    matches = [name for name in names if re.search(pattern, name)]
+    if not matches:
         raise RecipeError(
             f"A regular expression in `{field}` must match the name of a parameter; "
             f"`{pattern}` matches none of {listing(names)}."
         )
-    return found
+    return matches
 
 
 def listing(names: Iterable[str]) -> str:
-    """Names for a message, not too many."""
+    """Join names for a message, at most MAX_NAMES of them."""
     names = list(names)
-    more = f" and {len(names) - MOST_NAMES} more" * (len(names) > MOST_NAMES)
-    return ", ".join(names[:MOST_NAMES]) + more
+    listed = ", ".join(names[:MAX_NAMES])
+    hidden = len(names) - MAX_NAMES
+    return f"{listed} and {hidden} more" if hidden > 0 else listed

@@ -1,8 +1,8 @@
 """What a recipe says to compute: its samples, its model, its loss."""
 
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import nn
 
@@ -32,7 +32,8 @@ from samestep.verification.probe import Replay
 Loss = Callable[..., Any]
 
 
-class Parts(NamedTuple):
+@dataclass(frozen=True)
+class Components:
     """What a recipe says to compute."""
 
     data: dataset.Dataset
@@ -42,14 +43,17 @@ class Parts(NamedTuple):
     """The loss function if it is the user's own."""
     flat: Flat
     unused: tuple[str, ...]
-    """Trained parameters that had no gradient in a rehearsal."""
+    """Trained parameters that had no gradient in the dry run."""
 
     def objective(self, recipe: Recipe) -> Objective:
         """Return the model together with its loss."""
-        data = self.data
         return Objective(
-            *(self.model, recipe.loss, self.loss, data.own_metrics, recipe.precision),
-            targets_per_sample=data.tokens_per_sample,
+            self.model,
+            recipe.loss,
+            self.loss,
+            self.data.own_metrics,
+            recipe.precision,
+            targets_per_sample=self.data.tokens_per_sample,
         )
 
     def replay(
@@ -59,15 +63,42 @@ class Parts(NamedTuple):
         return Replay(draw, self.objective(recipe), self.flat, recipe.seed, device)
 
 
-def load_data(
-    recipe: Recipe, own: UserCode, most_steps: int | None = None
-) -> tuple[dataset.Dataset, Plan]:
-    """The samples, and which of them make up which step.
+def load_and_build(
+    recipe: Recipe,
+    user_code: UserCode,
+    most_steps: int | None,
+    device: Device,
+    enter: Callable[[int], None] = lambda _: None,
+) -> Components:
+    """Load the data and build the model; `enter` is called with each phase.
 
-    At most `most_steps` full global batches, and the last one if it is short; as many
-    samples at most of the other splits. Raises DataError, OwnCodeError.
+    Raises DataError, RecipeError, OwnCodeError.
     """
-    data = dataset.of_recipe(recipe, own)
+    enter(LOADING)
+    data, plan = load_data(recipe, user_code, most_steps)
+    enter(BUILDING)
+    dry_run.check_family(recipe.model, data)
+    model = new_model(recipe, data, user_code)
+    init_weights.prepare(model, recipe)
+    loss = find_loss(recipe, user_code)
+    findings = _dry_run(recipe, data, model, loss)
+    data = replace(data, own_metrics=findings.metrics)
+    dry_run.check_norms(recipe, data, plan, model)
+    _check_stopping(recipe, data)
+    # Moved first: the vectors are on the device of the parameters.
+    flat = _flat(recipe, device.move(model), findings.still)
+    return Components(data, plan, model, loss, flat, findings.unused)
+
+
+def load_data(
+    recipe: Recipe, user_code: UserCode, most_steps: int | None = None
+) -> tuple[dataset.Dataset, Plan]:
+    """Load the samples, and plan which of them make up which step.
+
+    Loads at most `most_steps` full global batches, and the last one if it is short; as
+    many samples at most of the other splits. Raises DataError, OwnCodeError.
+    """
+    data = dataset.of_recipe(recipe, user_code)
     size = len(data.splits["train"])
     if most_steps is not None:
         batch = recipe.global_batch
@@ -77,46 +108,46 @@ def load_data(
     return data, plan
 
 
-def _flat(recipe: Recipe, model: nn.Module, still: frozenset[str]) -> Flat:
-    """Raises RecipeError."""
-    states = (*state_names(recipe.optimizer), *averaging.vectors(recipe))
-    named = {n: p.shape for n, p in model.named_parameters() if p.requires_grad}
-    return Flat(model, states, still, wholes(recipe.optimizer, named))
+def new_model(recipe: Recipe, data: dataset.Dataset, user_code: UserCode) -> nn.Module:
+    """Build the model with weights drawn from the recipe's seed.
 
-
-def load_and_build(
-    recipe: Recipe,
-    own: UserCode,
-    most_steps: int | None,
-    device: Device,
-    enter: Callable[[int], None] = lambda _: None,
-) -> Parts:
-    """Load the data and build the model; `enter` is called with each phase.
-
-    Raises DataError, RecipeError, OwnCodeError.
+    Raises RecipeError, OwnCodeError.
     """
-    enter(LOADING)
-    data, plan = load_data(recipe, own, most_steps)
-    enter(BUILDING)
     seeding.seed(derive_seed(recipe.seed, "model"))
-    dry_run.check_family(recipe.model, data)
     dtype = dtypes.of(recipe.precision)
-    model = models.build(recipe.model, data, own, dtype)
-    init_weights.prepare(model, recipe)
-    loss, found = find_loss(recipe, own), Findings()
-    if not isinstance(recipe.data, MnistData | TextData) or names(recipe):
-        found = dry_run.rehearse(recipe, data, model, loss)
-        data = replace(data, own_metrics=found.metrics)
-    else:
-        data = replace(data, own_metrics=built_in(recipe.loss))
-    dry_run.check_norms(recipe, data, plan, model)
-    _check_stopping(recipe, data)
-    flat = _flat(recipe, device.move(model), found.still)
-    return Parts(data, plan, model, loss, flat, found.unused)
+    return models.build(recipe.model, data, user_code, dtype)
+
+
+def load_replay(
+    recipe: Recipe, user_code: UserCode, most_steps: int | None, device: Device
+) -> Replay:
+    """Load and build what it takes to compute a micro-batch again.
+
+    Raises as `load_and_build` does.
+    """
+    components = load_and_build(recipe, user_code, most_steps, device)
+    source = MicroBatches(components.data, components.plan, has_own_code=True)
+    return components.replay(recipe, source.draw, device)
+
+
+def _dry_run(
+    recipe: Recipe, data: dataset.Dataset, model: nn.Module, loss: Loss | None
+) -> Findings:
+    """Return what a dry run finds, or what is known of built-in data without one."""
+    if isinstance(recipe.data, MnistData | TextData) and not names(recipe):
+        return Findings(metrics=built_in(recipe.loss))
+    return dry_run.rehearse(recipe, data, model, loss)
+
+
+def _flat(recipe: Recipe, model: nn.Module, still: frozenset[str]) -> Flat:
+    """Return the vectors of a model. Raises RecipeError."""
+    states = (*state_names(recipe.optimizer), *averaging.vectors(recipe))
+    shapes = {n: p.shape for n, p in model.named_parameters() if p.requires_grad}
+    return Flat(model, states, still, wholes(recipe.optimizer, shapes))
 
 
 def _check_stopping(recipe: Recipe, data: dataset.Dataset) -> None:
-    """Raises RecipeError if what it looks at is not measured."""
+    """Raise RecipeError if early stopping watches what is not measured."""
     if recipe.early_stopping is None:
         return
     if not len(data.splits["validation"]):
@@ -132,15 +163,3 @@ def _check_stopping(recipe: Recipe, data: dataset.Dataset) -> None:
             f"`early_stopping.metric` is what is measured on these data, "
             f"{' or '.join(measured)}; received `{recipe.early_stopping.metric}`."
         )
-
-
-def load_replay(
-    recipe: Recipe, own: UserCode, most_steps: int | None, device: Device
-) -> Replay:
-    """Load and build what it takes to compute a micro-batch again.
-
-    Raises as `load_and_build` does.
-    """
-    parts = load_and_build(recipe, own, most_steps, device)
-    source = MicroBatches(parts.data, parts.plan, has_own_code=True)
-    return parts.replay(recipe, source.draw, device)

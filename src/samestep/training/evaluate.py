@@ -14,6 +14,7 @@ from samestep.config.recipe import Recipe
 from samestep.core.metric import COUNTED, num_cells
 from samestep.core.ownership import shares
 from samestep.core.plan import derive_seed
+from samestep.core.tree_sum import tree_sum
 from samestep.data import pytree
 from samestep.data.dataset import Dataset
 from samestep.errors import DataError
@@ -21,17 +22,17 @@ from samestep.exchange import Exchange
 from samestep.models.device import Device
 from samestep.models.objective import Objective, ignored_label, outputs
 from samestep.system.heartbeat import Heartbeat
-from samestep.training.metrics import Sums, tree_sum
+from samestep.training.metrics import MetricSums
 from samestep.user_code import seeding
 
 
-MOST_WORST = 12
-"""Samples of the highest losses that a result names."""
+MAX_WORST = 12
+"""How many samples with the highest losses a result lists."""
 
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Measures a model on the splits of its data; all workers take part.
+    """Measure a model on the splits of its data; all workers take part.
 
     A split is cut into batches; a worker computes a contiguous share of them.
     """
@@ -47,17 +48,22 @@ class Evaluator:
     """The loss function if it is the user's own."""
 
     @torch.no_grad()  # not in inference mode: a model may ask for gradients
-    def evaluate(self, name: str) -> Sums:
-        """All workers: the loss (without label smoothing) and metrics of a split.
+    def evaluate(self, name: str) -> MetricSums:
+        """All workers: sum the loss (without label smoothing) and metrics of a split.
 
-        The batches' sums are added in the order of the canonical tree.
+        The sums of its batches are added in the order of the canonical tree. Raises
+        DataError if the loss counts targets and none counts.
         """
         loss, split = self.recipe.loss, self.data.splits[name]
         if isinstance(loss, CrossEntropy):
             loss = CrossEntropy(ignore_index=loss.ignore_index)
         metrics, precision = self.data.own_metrics, self.recipe.precision
         objective = Objective(
-            *(self.model, loss, self.loss, metrics, precision),
+            self.model,
+            loss,
+            self.loss,
+            metrics,
+            precision,
             targets_per_sample=self.data.tokens_per_sample,
         )
         shape = 1 + num_cells(metrics), self._num_batches(name)
@@ -74,14 +80,14 @@ class Evaluator:
                 f"No target of the split `{name}` counts: all are ignored, so there is "
                 "no loss. Hold out other samples, or none."
             )
-        return Sums(total, measured, len(split) * self.data.targets_per_sample)
+        return MetricSums(total, measured, len(split) * self.data.targets_per_sample)
 
     @torch.no_grad()  # not in inference mode: a model may ask for gradients
     def inspect(self, name: str) -> dict[str, Any]:
-        """All workers: how a classifier answers for the single samples of a split.
+        """All workers: list how a classifier answers for single samples of a split.
 
         Returns `confusion`, counts by [true class][answer], and `worst`, the samples
-        of the highest losses.
+        with the highest losses.
         """
         split, classes = self.data.splits[name], self.data.outputs
         ignored = ignored_label(self.recipe.loss)
@@ -96,10 +102,9 @@ class Evaluator:
                 losses = functional.cross_entropy(
                     logits, targets, reduction="none", ignore_index=ignored
                 )
-                found = (targets, logits.argmax(dim=1), losses)
-                cells[:, samples] = torch.stack(
-                    [values.double() for values in found]
-                ).cpu()
+                answers = logits.argmax(dim=1)
+                rows = [targets.double(), answers.double(), losses.double()]
+                cells[:, samples] = torch.stack(rows).cpu()
         self.heartbeat.at_barrier()
         self.exchange.merge(cells)
         return _summarise(cells, classes, ignored)
@@ -108,9 +113,9 @@ class Evaluator:
         return -(-len(self.data.splits[name]) // self.recipe.evaluation_batch)
 
     def _own_batches(self, name: str) -> Iterator[tuple[int, Tensor]]:
-        """Yield the numbers of this worker's batches, and their samples.
+        """Yield the number and the samples of each of this worker's batches.
 
-        Seeds the generators for each, since a model may draw in evaluation too.
+        Seeds the generators for each batch: a model may draw in evaluation, too.
         """
         batch, size = self.recipe.evaluation_batch, len(self.data.splits[name])
         owned = shares(self._num_batches(name), self.exchange.workers)[self.rank]
@@ -139,19 +144,19 @@ def evaluating(model: Module) -> Iterator[None]:
 
 
 def _summarise(cells: Tensor, classes: int, ignored: int) -> dict[str, Any]:
-    """Target, answer and loss of each sample, float64 [3, n]."""
+    """Summarise cells [3, n], float64: target, answer and loss of each sample."""
     (numbers,) = (cells[0] != ignored).nonzero(as_tuple=True)
     targets, answers = cells[:2, numbers].long()
     losses = cells[2, numbers]
     counts = torch.bincount(targets * classes + answers, minlength=classes**2)
     fields = {"target": targets, "predicted": answers, "loss": losses}
-    worst = losses.argsort(descending=True, stable=True)[:MOST_WORST]
+    worst = losses.argsort(descending=True, stable=True)[:MAX_WORST]
     return {
         "confusion": counts.view(classes, -1).tolist(),
         "worst": [
             {
                 "index": int(numbers[i]),
-                **{name: of[i].item() for name, of in fields.items()},
+                **{name: values[i].item() for name, values in fields.items()},
             }
             for i in worst.tolist()
         ],

@@ -15,13 +15,12 @@ from typing import Any
 
 import torch
 
-from samestep.config.recipe import Recipe
 from samestep.errors import WorkerLate
 from samestep.system.heartbeat import Heartbeat
 from samestep.training.cadence import Cadence, Decision
 from samestep.training.timing import PHASES, by_phase
 from samestep.training.train import train_epoch
-from samestep.training.trainer import Surroundings, Trainer, build
+from samestep.training.trainer import Report, Trainer
 
 
 WARM, DONE = 1, 2
@@ -29,73 +28,73 @@ ADDITIONS = 50
 
 
 class StepTimes(Heartbeat):
-    """A board that also remembers when each step began."""
+    """A heartbeat that also remembers when each step began."""
 
     def __init__(self, fd: int, rank: int) -> None:
-        """As for a board."""
+        """Map the memory `fd`, as `Heartbeat` does."""
         super().__init__(fd, rank)
         self.began: list[float] = []
 
     def begin(self, step: int) -> None:
-        """A step begins."""
+        """Begin a step, counted from 0."""
         self.began.append(time.perf_counter())
         super().begin(step)
 
 
 class Gate:
-    """How far each of several independent workers is: one cell each, one writer."""
+    """How far several independent workers are: one cell each, which only it writes."""
 
     def __init__(self, fd: int, rank: int) -> None:
-        """`fd`: memory of 8 bytes per worker, zeroed."""
+        """Map the memory `fd`, of 8 zeroed bytes per worker."""
         self._stages = memoryview(mmap.mmap(fd, 0)).cast("q")
         self._rank = rank
 
     def reach(self, stage: int) -> None:
-        """This worker is now at this stage."""
+        """Record that this worker has reached a stage."""
         self._stages[self._rank] = stage
 
     def all_at(self, stage: int) -> bool:
-        """Whether everybody is at this stage or beyond."""
+        """Return whether all workers have reached a stage."""
         return min(self._stages) >= stage
 
 
 @dataclass
 class Until(Cadence):
-    """The training's rhythm, until a worker finds that it is `over`."""
+    """The cadence of a training that ends once `over` returns true on any worker."""
 
     over: Callable[[], bool] = lambda: False
     most_steps: int = 1 << 30
-    """Between two looks."""
+    """Steps between two calls of `over`, at most."""
 
     def decide(self, steps: int, epoch_ends: bool) -> Decision:
-        """After `steps` more steps."""
-        told = super().decide(steps, epoch_ends)
-        stop, reach = told.stop or self.over(), min(told.steps, self.most_steps)
-        return replace(told, stop=stop, steps=reach)
+        """Decide as `Cadence` does, and to stop if it is over."""
+        decision = super().decide(steps, epoch_ends)
+        stop = decision.stop or self.over()
+        return replace(decision, stop=stop, steps=min(decision.steps, self.most_steps))
 
 
 @dataclass
 class Lap:
-    """A stretch of training on one worker."""
+    """What one worker measured in some steps."""
 
     steps: int = 0
     samples: int = 0
     seconds: float = 0.0
-    """As in a training's `train_seconds`."""
+    """Seconds as in the `train_seconds` of a run."""
     workers: list[dict[str, float]] = field(default_factory=list)
     """Seconds by phase, of each worker."""
     step_seconds: list[float] = field(default_factory=list)
 
     def add_phases(self, workers: list[dict[str, float]]) -> None:
-        """The seconds by phase of more steps."""
-        own = self.workers or [dict.fromkeys(PHASES, 0.0) for _ in workers]
+        """Add the seconds by phase of more steps."""
+        before = self.workers or [dict.fromkeys(PHASES, 0.0) for _ in workers]
         self.workers = [
-            {phase: one.get(phase, 0.0) + seconds for phase, seconds in more.items()}
-            for one, more in zip(own, workers, strict=True)
+            {phase: old.get(phase, 0.0) + seconds for phase, seconds in new.items()}
+            for old, new in zip(before, workers, strict=True)
         ]
 
     def to_dict(self) -> dict[str, Any]:
-        """For the supervisor."""
+        """Return the fields of the message to the supervisor."""
         times = self.step_seconds
         return {
             "steps": self.steps,
@@ -107,33 +106,31 @@ class Lap:
 
 
 def measure(
-    recipe: Recipe, around: Surroundings, job: dict[str, Any], times: StepTimes
+    trainer: Trainer, times: StepTimes, report: Report, job: dict[str, Any]
 ) -> None:
     """All workers of a group: warm up, then train for `job["seconds"]` and report."""
-    trainer = build(recipe, replace(around, heartbeat=times))
     trainer.report = lambda _: None
-    around.report({"type": "ready"})
+    report({"type": "ready"})
     train_until(trainer, times, after(job["warm_up"]))
     lap = train_until(trainer, times, after(job["seconds"]))
     if trainer.topology.is_leader:
-        around.report(_message(trainer, lap))
+        report(_message(trainer, lap))
 
 
 def measure_alone(
-    recipe: Recipe,
-    around: Surroundings,
-    job: dict[str, Any],
+    trainer: Trainer,
     times: StepTimes,
+    report: Report,
+    job: dict[str, Any],
     gate: Gate,
 ) -> None:
-    """The only worker of its group, beside others of the same kind.
+    """Measure the only worker of its group, beside others of the same kind.
 
-    All train until everybody has warmed up, and go on until everybody has measured, so
-    that what is measured always has all of them for company.
+    All train until everyone has warmed up, and go on until everyone has measured, so
+    each of them is measured while all others compute, too.
     """
-    trainer = build(recipe, replace(around, heartbeat=times))
     trainer.report = lambda _: None
-    around.report({"type": "ready"})
+    report({"type": "ready"})
     patience: float = job["hang_timeout"]
     train_until(trainer, times, after(job["warm_up"]))
     gate.reach(WARM)
@@ -141,7 +138,7 @@ def measure_alone(
     lap = train_until(trainer, times, after(job["seconds"]))
     gate.reach(DONE)
     train_until(trainer, times, when(lambda: gate.all_at(DONE), patience), 1)
-    around.report(_message(trainer, lap))
+    report(_message(trainer, lap))
 
 
 def train_until(
@@ -150,22 +147,23 @@ def train_until(
     over: Callable[[], bool],
     most_steps: int = 1 << 30,
 ) -> Lap:
-    """All workers of a group: at least one step; the recipe starts over at its end."""
-    trainer.cadence = Until(trainer.heartbeat, 0.0, over=over, most_steps=most_steps)
-    progress, plan = trainer.progress, trainer.plan
-    trainer.stopwatch.take_epoch()
+    """All workers of a group: train until `over`, for at least one step.
+
+    At the end of the recipe the training starts over.
+    """
+    trainer.cadence = Until(times, 0.0, over=over, most_steps=most_steps)
+    progress, plan = trainer.progress, trainer.samples.plan
+    stopwatch = trainer.monitor.stopwatch
+    stopwatch.take_epoch()
     lap, stop = Lap(), False
-    per_sample = trainer.data.targets_per_sample
+    per_sample = trainer.samples.data.targets_per_sample
     while not stop:
         progress.step %= trainer.recipe.epochs * plan.steps_per_epoch
-        first, seconds, targets = (
-            progress.step,
-            progress.seconds,
-            progress.epoch.targets,
-        )
+        first, seconds = progress.step, progress.seconds
+        targets = progress.epoch.targets
         times.began.clear()
-        told, record = train_epoch(trainer)
-        stop = told.stop
+        decision, record = train_epoch(trainer)
+        stop = decision.stop
         lap.steps += progress.step - first
         lap.seconds += progress.seconds - seconds
         lap.samples += (progress.epoch.targets - targets) // per_sample
@@ -173,22 +171,25 @@ def train_until(
         if record:
             lap.add_phases(record["workers"])
             progress.begin_epoch()
-    rest = trainer.stopwatch.take_epoch().seconds
+    rest = stopwatch.take_epoch().seconds
     lap.add_phases([by_phase(row) for row in rest])
     return lap
 
 
 def after(seconds: float) -> Callable[[], bool]:
-    """Whether so many seconds have passed since the call."""
+    """Return a function that tells whether `seconds` have passed since this call."""
     end = time.monotonic() + seconds
     return lambda: time.monotonic() >= end
 
 
 def when(condition: Callable[[], bool], patience: float) -> Callable[[], bool]:
-    """Whether it is so. Raises WorkerLate once it has not been for `patience` s."""
+    """Return a function that calls `condition`, for at most `patience` seconds.
+
+    Later it raises WorkerLate while the condition does not hold.
+    """
     end = time.monotonic() + patience
 
-    def look() -> bool:
+    def check() -> bool:
         if condition():
             return True
         if time.monotonic() > end:
@@ -198,22 +199,26 @@ def when(condition: Callable[[], bool], patience: float) -> Callable[[], bool]:
             )
         return False
 
-    return look
+    return check
 
 
 def _message(trainer: Trainer, lap: Lap) -> dict[str, Any]:
+    exchange, flat = trainer.replica.exchange, trainer.replica.flat
     return {
         "type": "measured",
         **lap.to_dict(),
-        "bytes_per_step": trainer.exchange.bytes_per_step,
-        "gradient_bytes": trainer.flat.dtype.itemsize * trainer.flat.size,
-        "add_seconds": adding_seconds(trainer.flat.size, trainer.flat.dtype),
+        "bytes_per_step": exchange.bytes_per_step,
+        "gradient_bytes": flat.dtype.itemsize * flat.size,
+        "add_seconds": adding_seconds(flat.size, flat.dtype),
         "noise_scale": trainer.progress.noise.scale,
     }
 
 
 def adding_seconds(size: int, dtype: torch.dtype) -> float:
-    """Of adding one gradient [size] to another, as on the way up the tree."""
+    """Return the seconds it takes to add a gradient [size] to another.
+
+    That is what each node of the canonical tree costs its owner.
+    """
     total, gradient = torch.ones(2, size, dtype=dtype)
     began = time.perf_counter()
     for _ in range(ADDITIONS):

@@ -1,4 +1,4 @@
-"""Where a training is, and the records that it reports."""
+"""The progress of a training, and the records that it reports."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -9,7 +9,7 @@ from samestep.core.early_stopping import Stopping
 from samestep.core.gradient_noise import Noise
 from samestep.core.metric import COUNTED
 from samestep.data.dataset import Dataset
-from samestep.training.metrics import Sums
+from samestep.training.metrics import MetricSums
 from samestep.training.timing import PHASES, Times, by_phase
 
 
@@ -18,44 +18,44 @@ Record = dict[str, Any]
 
 @dataclass
 class Progress:
-    """Between two steps; part of every snapshot."""
+    """The progress between two steps; part of every snapshot."""
 
     step: int = 0
     """Optimizer steps taken, over all epochs."""
-    epoch: Sums = field(default_factory=Sums)
-    """Of this epoch so far."""
-    logged: Sums = field(default_factory=Sums)
-    """Since the last step record."""
+    epoch: MetricSums = field(default_factory=MetricSums)
+    """Loss and metrics of this epoch so far."""
+    logged: MetricSums = field(default_factory=MetricSums)
+    """Loss and metrics since the last step record."""
     noise: Noise = field(default_factory=Noise)
     seconds: float = 0.0
-    """Of training in this epoch; time that a failure made void does not count."""
+    """Seconds of training in this epoch, without steps that a failure undid."""
     phases: list[float] = field(default_factory=lambda: [0.0] * len(PHASES))
-    """Of this epoch before this process, mean over workers."""
+    """Seconds by phase of this epoch before this process, mean over workers."""
     counts: list[int] = field(default_factory=list)
     """The values of the integer buffers."""
     stopping: Stopping = field(default_factory=Stopping)
 
     def to_dict(self) -> Record:
-        """Plain JSON values."""
+        """Return plain JSON values."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, fields: Record) -> "Progress":
-        """The inverse of `to_dict`."""
-        sums = {name: Sums(**fields[name]) for name in ("epoch", "logged")}
+        """Return the progress that `to_dict` was called on."""
+        sums = {name: MetricSums(**fields[name]) for name in ("epoch", "logged")}
         noise = Noise(**fields["noise"])
         stopping = Stopping(**(fields.get("stopping") or {}))
         return cls(**{**fields, **sums, "noise": noise, "stopping": stopping})
 
     def begin_epoch(self) -> None:
-        """What belongs to one epoch starts from zero."""
-        self.epoch, self.logged, self.seconds = Sums(), Sums(), 0.0
+        """Reset what belongs to one epoch."""
+        self.epoch, self.logged, self.seconds = MetricSums(), MetricSums(), 0.0
         self.phases = [0.0] * len(PHASES)
 
 
 @dataclass
 class Stopwatch:
-    """What the steps since the last records took."""
+    """The times of the steps since the last records."""
 
     workers: int
     epoch: Times = field(init=False)
@@ -65,17 +65,17 @@ class Stopwatch:
         self.epoch, self.logged = Times.zero(self.workers), Times.zero(self.workers)
 
     def add(self, times: Times) -> None:
-        """One more stretch of steps."""
+        """Add the times of more steps."""
         self.epoch.add(times)
         self.logged.add(times)
 
     def take_epoch(self) -> Times:
-        """Since the last call, or since this process began."""
+        """Return the times since the last call, for the record of an epoch."""
         taken, self.epoch = self.epoch, Times.zero(self.workers)
         return taken
 
     def take_logged(self) -> Times:
-        """Since the last call, or since this process began."""
+        """Return the times since the last call, for the record of some steps."""
         taken, self.logged = self.logged, Times.zero(self.workers)
         return taken
 
@@ -83,7 +83,7 @@ class Stopwatch:
 def step_record(
     progress: Progress, epoch: int, lr: float, times: Times, data: Dataset
 ) -> Record:
-    """The steps since the last such record."""
+    """Return the record of the steps since the last one."""
     samples = progress.logged.targets / data.targets_per_sample
     return {
         "type": "step",
@@ -99,7 +99,10 @@ def step_record(
 
 
 def epoch_record(progress: Progress, epoch: int, times: Times, data: Dataset) -> Record:
-    """One whole epoch, as in result.json; `times` since the last start of workers."""
+    """Return the record of a whole epoch, as in result.json.
+
+    `times` is since the last start of the workers; `progress.phases` is from before.
+    """
     before = torch.tensor(progress.phases, dtype=torch.float64)
     means = progress.epoch.means(data.metrics)
     samples = progress.epoch.targets / data.targets_per_sample
@@ -117,6 +120,6 @@ def epoch_record(progress: Progress, epoch: int, times: Times, data: Dataset) ->
 
 
 def own_metrics(data: Dataset) -> Record:
-    """What a person is to see besides the loss, if it is not the usual metric."""
+    """Return the names of metrics to show besides the loss, if not the usual one."""
     names = [metric.name for metric in data.own_metrics if metric != COUNTED]
     return {"own_metrics": names} if names else {}

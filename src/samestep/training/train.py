@@ -1,12 +1,12 @@
 """The training: the page to read first.
 
-plan -> own micro-batches -> forward and backward of each -> partials -> exchange
-     -> optimizer -> next step
+plan -> own micro-batches -> forward and backward of each -> partial gradients
+     -> exchange -> optimizer -> next step
+
+`training.trainer` has the parts used here, `training.build` puts them together.
 """
 
-import math
 import resource
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -14,92 +14,243 @@ import torch
 from torch import Tensor
 
 from samestep.config.model import CustomLoss
-from samestep.core import gradient_noise
-from samestep.core.balancer import StepWindow, random_ownership
+from samestep.core.balancer import StepWindow
 from samestep.core.metric import COUNTED
 from samestep.core.ownership import contiguous
-from samestep.core.plan import derive_seed
+from samestep.optim import gradient as gradients
 from samestep.state import dtypes
 from samestep.state.fingerprint import fingerprint
-from samestep.state.flat import block_norms
-from samestep.state.layout import BLOCK
 from samestep.training.cadence import Decision
-from samestep.training.metrics import Sums, tree_sum
+from samestep.training.metrics import MetricSums
 from samestep.training.progress import Record, epoch_record, own_metrics, step_record
 from samestep.training.timing import PHASES, Times
-from samestep.training.trainer import Trainer, save
+from samestep.training.trainer import Trainer
 from samestep.user_code.references import names
 from samestep.verification import replicas
 
 
 def train(trainer: Trainer) -> bool:
-    """All workers: the epochs that are left, then the test; False if told to stop."""
-    recipe, plan, progress = trainer.recipe, trainer.plan, trainer.progress
-    trainer.report(
-        {
-            "type": "started",
-            "step": progress.step,
-            "steps_per_epoch": plan.steps_per_epoch,
-            "train_samples": plan.num_samples,
-            "parameters": sum(p.numel() for p in trainer.model.parameters()),
-            "layout": trainer.flat.layout.to_dict(),
-            "conditions": trainer.conditions,
-            "torch": torch.__version__,
-            "instruction_set": torch.backends.cpu.get_cpu_capability(),
-        }
-    )
+    """All workers: train the epochs that are left, then test the model.
+
+    Returns False if the training was asked to stop before its end.
+    """
+    progress, clock = trainer.progress, trainer.monitor.clock
+    _report_start(trainer)
     _probe(trainer)
     while not is_over(trainer):
-        told, record = train_epoch(trainer)
+        decision, record = train_epoch(trainer)
         if record:
             _close_epoch(trainer, record)
         last = is_over(trainer)
-        leaves = told.leaving is not None
-        if told.save or told.stop or last or leaves:
+        leaves = decision.leaving is not None
+        if decision.save or decision.stop or last or leaves:
             _save(trainer)
-        if told.stop or (leaves and not last):
-            _part(trainer, told.leaving)
+        if decision.stop or (leaves and not last):
+            _report_stop(trainer, decision.leaving)
             return False
     if trainer.probe is not None:
         trainer.probe.finish()
-    trainer.clock.end()
-    trainer.kept.finish(progress.stopping)
-    sha256 = fingerprint(trainer.model.state_dict())
-    test = _evaluated(trainer, "test") | _inspected(trainer, "test")
-    balance = trainer.balancer.summary()
-    best = {"best_epoch": progress.stopping.best_epoch}
-    trainer.report(
-        {
-            "type": "finished",
-            **test,
-            "weights_sha256": sha256,
-            "balance": balance,
-            "data": trainer.data.facts,
-            **own_metrics(trainer.data),
-            **(best if recipe.early_stopping else {}),
-        }
-    )
+    clock.end()
+    trainer.replica.averages.finish(progress.stopping)
+    _report_result(trainer)
     return True
 
 
 def is_over(trainer: Trainer) -> bool:
-    """After the last step, or early; all workers find the same."""
+    """Return whether the last step was taken or early stopping ends the training.
+
+    All workers find the same, since it depends on merged numbers only.
+    """
     recipe, progress = trainer.recipe, trainer.progress
-    done = progress.step == recipe.epochs * trainer.plan.steps_per_epoch
+    done = progress.step == recipe.epochs * trainer.samples.plan.steps_per_epoch
     return done or progress.stopping.is_over(recipe.early_stopping)
 
 
+def train_epoch(trainer: Trainer) -> tuple[Decision, Record]:
+    """All workers: train the rest of an epoch, or until the workers decide to stop.
+
+    Returns the last decision, and the epoch's record, empty if it is not complete.
+    """
+    progress, clock = trainer.progress, trainer.monitor.clock
+    num_steps = trainer.samples.plan.steps_per_epoch
+    epoch, start = divmod(progress.step, num_steps)
+    clock.take()
+    faults, began = _minor_faults(), clock.taken
+    sync_at = start + 1
+    for step in range(start, num_steps):
+        train_step(trainer, progress.step)
+        progress.step += 1
+        if step + 1 not in (sync_at, num_steps) and not _is_logged(trainer, step + 1):
+            continue
+        decision = sync_metrics(trainer, epoch, step + 1)
+        sync_at = step + 1 + decision.steps
+        progress.seconds += clock.taken - began
+        began = clock.taken
+        if step + 1 < num_steps:
+            if decision.stop or decision.leaving is not None:
+                break
+            if decision.save:
+                _save(trainer)
+    if progress.step % num_steps:
+        return decision, {}
+    times = trainer.monitor.stopwatch.take_epoch()
+    record = epoch_record(progress, epoch, times, trainer.samples.data)
+    record["minor_faults_per_step"] = (_minor_faults() - faults) / (num_steps - start)
+    return decision, record
+
+
+def train_step(trainer: Trainer, step: int) -> None:
+    """All workers: take one optimizer step on one global batch.
+
+    `step` counts from 0 over all epochs. Every worker computes the micro-batches that
+    it owns, then updates its slice of the parameters with the gradient of them all.
+    """
+    recipe, plan, replica = trainer.recipe, trainer.samples.plan, trainer.replica
+    exchange, flat, monitor = replica.exchange, replica.flat, trainer.monitor
+    step_in_epoch = step % plan.steps_per_epoch
+    num_targets = (
+        plan.batch_size(step_in_epoch) * trainer.samples.data.targets_per_sample
+    )
+    # Losses are sums: divided by one number, uneven micro-batches weigh right.
+    weight = torch.tensor(1 / num_targets, dtype=flat.dtype, device=flat.device)
+
+    trainer.ownership.shuffle(step, recipe.micro_batches)
+    monitor.begin_step(step, num_targets)
+    for m in range(*trainer.ownership.micro_batches):
+        monitor.begin_micro_batch()
+        inputs, targets = trainer.samples.draw(step, m, trainer.ownership.micro_batches)
+        flat.restore_buffers()  # each micro-batch begins with those of the last step
+        monitor.lap("data")
+        with exchange.accumulate(m), dtypes.default(flat.dtype):
+            loss, metrics = replica.objective(inputs, targets)
+            monitor.lap("forward")
+            loss.backward(weight)
+        exchange.after_backward(m)
+        monitor.end_micro_batch(m, loss, metrics, len(targets))
+
+    monitor.begin_exchange()
+    gradient, buffers = exchange.sum()  # in the order of the canonical tree
+    factor, sizes = _rescale(trainer, gradient, step_in_epoch)
+    flat.advance_buffers(buffers, recipe.micro_batches, plan.num_pieces(step_in_epoch))
+    if exchange.watch.active:
+        _estimate_noise(trainer, gradient, factor, sizes)
+    if recipe.optimizer.max_grad_norm is not None:
+        gradients.clip(gradient, recipe.optimizer.max_grad_norm, exchange)
+    monitor.end_exchange()
+
+    replica.optimizer.step(gradient, trainer.learning_rate(step))
+    replica.averages.advance(step)
+    monitor.end_update()
+    exchange.all_gather_parameters()
+    monitor.end_step()
+
+
+def _rescale(
+    trainer: Trainer, gradient: Tensor, step_in_epoch: int
+) -> tuple[float, list[float]]:
+    """All workers: divide the gradient by what the losses counted, if they count.
+
+    Returns the factor, and how many samples each micro-batch weighs.
+    """
+    sizes = trainer.samples.plan.micro_batch_sizes(step_in_epoch)
+    data, num_samples = trainer.samples.data, sum(sizes)
+    if COUNTED not in data.own_metrics:
+        return 1.0, [*sizes]
+    num_targets = num_samples * data.targets_per_sample
+    factor, weights = gradients.rescale_to_counts(
+        gradient, trainer.monitor.counts(), num_targets, num_samples
+    )
+    if not factor:
+        trainer.report({"type": "no targets", "step": trainer.progress.step + 1})
+    return factor, weights
+
+
+def _estimate_noise(
+    trainer: Trainer, gradient: Tensor, factor: float, sizes: list[float]
+) -> None:
+    """All workers: add an observation of the gradient noise scale."""
+    exchange = trainer.replica.exchange
+    estimate = gradients.estimate_noise(gradient, factor, sizes, exchange)
+    if estimate is not None:
+        trainer.progress.noise.add(*estimate)
+
+
+def sync_metrics(trainer: Trainer, epoch: int, steps_in_epoch: int) -> Decision:
+    """All workers: merge the metrics of the steps since the last call.
+
+    The same merge carries the decision of rank 0, which is returned: all workers save,
+    stop and change ownership after the same step.
+    """
+    progress, monitor = trainer.progress, trainer.monitor
+    ends = steps_in_epoch == trainer.samples.plan.steps_per_epoch
+    steps = monitor.metrics.num_steps
+    decision = _with_ownership(trainer, trainer.cadence.decide(steps, ends))
+    phases = monitor.take_phases()
+    first, end = trainer.ownership.micro_batches
+    drawing = phases[PHASES.index("data")]
+    trainer.samples.prefetcher.observe(steps * (end - first), drawing, sum(phases))
+    sums, times, decision = monitor.sync(phases, decision)
+    _rebalance(trainer, steps, times, decision)
+    for step in sums:
+        progress.epoch.add(step)
+        progress.logged.add(step)
+    if _is_logged(trainer, steps_in_epoch):
+        _report_steps(trainer, epoch)
+    if trainer.probe is not None:
+        trainer.probe.poll()
+    monitor.lap("exchange")
+    return decision
+
+
+def _with_ownership(trainer: Trainer, decision: Decision) -> Decision:
+    """Return the decision with what this worker's balancer proposes.
+
+    Only that of rank 0 counts, after the merge.
+    """
+    balancer = trainer.ownership.balancer
+    change = balancer.proposal
+    counts = tuple(end - first for first, end in change.after) if change else ()
+    return replace(decision, leaving=balancer.straggler_to_drop, counts=counts)
+
+
+def _rebalance(trainer: Trainer, steps: int, times: Times, decision: Decision) -> None:
+    """All workers: observe the speeds, and change ownership if rank 0 decided so."""
+    if trainer.ownership.is_random:
+        return
+    balancer = trainer.ownership.balancer
+    seconds = dict(zip(PHASES, times.seconds.T, strict=True))
+    compute = seconds["data"] + seconds["forward"] + seconds["backward"]
+    balancer.observe(
+        StepWindow(
+            steps,
+            times.seconds[0].sum().item(),
+            compute.tolist(),
+            seconds["data"].tolist(),
+            seconds["wait"].tolist(),
+            seconds["optimizer"].tolist(),
+        )
+    )
+    step, straggler = trainer.progress.step, balancer.straggler
+    if straggler is not None:
+        trainer.report({"type": "hindered", "step": step, **asdict(straggler)})
+    if decision.counts:
+        change = balancer.adopt(contiguous(decision.counts))
+        trainer.ownership.assign(change.after)
+        trainer.report({"type": "rebalanced", "step": step, **change.to_dict()})
+
+
 def _close_epoch(trainer: Trainer, record: Record) -> None:
-    """All workers: what came out of an epoch."""
+    """All workers: evaluate, compare the replicas, and report the epoch."""
     stop, stopping = trainer.recipe.early_stopping, trainer.progress.stopping
-    with trainer.kept.shown():
-        record |= _evaluated(trainer, "validation")
-        if stop and stopping.note(stop, record[stop.metric], record["epoch"]):
-            trainer.kept.keep(stopping)
+    replica = trainer.replica
+    with replica.averages.applied():
+        record |= _evaluate(trainer, "validation")
+        if stop and stopping.observe(stop, record[stop.metric], record["epoch"]):
+            replica.averages.keep_best(stopping)
         record["weights_sha256"] = replicas.agreed(
-            trainer.model,
+            replica.model,
             trainer.topology.rank,
-            trainer.exchange,
+            replica.exchange,
             is_own=bool(names(trainer.recipe)),
         )
     trainer.report(record)
@@ -108,265 +259,107 @@ def _close_epoch(trainer: Trainer, record: Record) -> None:
 
 
 def _probe(trainer: Trainer) -> None:
-    """All workers: does own code compute the same when it computes again?"""
+    """All workers: check that user code gives the same result when called again."""
     if trainer.probe is not None:
         trainer.probe.run(trainer.progress.step)
 
 
-def train_epoch(trainer: Trainer) -> tuple[Decision, Record]:
-    """All workers: the rest of an epoch, or until all are told to stop.
-
-    Returns the last decision, and the epoch's record, empty if it is not complete.
-    """
-    progress, num_steps = trainer.progress, trainer.plan.steps_per_epoch
-    epoch, start = divmod(progress.step, num_steps)
-    trainer.clock.take()
-    faults, began = _minor_faults(), trainer.clock.taken
-    pause = start + 1
-    for step in range(start, num_steps):
-        train_step(trainer, progress.step, step)
-        progress.step += 1
-        if step + 1 not in (pause, num_steps) and not _is_logged(trainer, step + 1):
-            continue
-        told = sync_metrics(trainer, epoch, step + 1)
-        pause = step + 1 + told.steps
-        progress.seconds += trainer.clock.taken - began
-        began = trainer.clock.taken
-        if step + 1 < num_steps:
-            if told.stop or told.leaving is not None:
-                break
-            if told.save:
-                _save(trainer)
-    if progress.step % num_steps:
-        return told, {}
-    times = trainer.stopwatch.take_epoch()
-    record = epoch_record(progress, epoch, times, trainer.data)
-    record["minor_faults_per_step"] = (_minor_faults() - faults) / (num_steps - start)
-    return told, record
+def _save(trainer: Trainer) -> None:
+    """All workers: save a snapshot; the supervisor may make a checkpoint of it."""
+    step, clock = trainer.progress.step, trainer.monitor.clock
+    start = clock.lap("other")
+    trainer.monitor.faults.at("snapshot", step)
+    slot = trainer.save()
+    seconds = clock.lap("snapshot") - start
+    trainer.cadence.saved(seconds)
+    trainer.report({"type": "snapshot", "slot": slot, "step": step, "seconds": seconds})
 
 
-def sync_metrics(trainer: Trainer, epoch: int, steps_in_epoch: int) -> Decision:
-    """All workers: adds up the steps since the last time; returns what to do."""
-    progress = trainer.progress
-    ends = steps_in_epoch == trainer.plan.steps_per_epoch
-    steps = trainer.ledger.rows
-    decision = _with_ownership(trainer, trainer.cadence.decide(steps, ends))
-    trainer.heartbeat.at_barrier()
-    phases = trainer.clock.take()
-    own = steps * (trainer.owned[1] - trainer.owned[0])
-    trainer.feed.observe(own, phases[PHASES.index("data")], sum(phases))
-    sums, times, told = trainer.ledger.close(phases, decision)
-    times.bytes, trainer.bytes = trainer.bytes, 0
-    times.network_bytes, trainer.network_bytes = trainer.network_bytes, 0
-    trainer.stopwatch.add(times)
-    _balance(trainer, steps, times, told)
-    for step in sums:
-        progress.epoch.add(step)
-        progress.logged.add(step)
-    if _is_logged(trainer, steps_in_epoch):
-        lr = trainer.learning_rate(progress.step - 1)
-        times = trainer.stopwatch.take_logged()
-        record = step_record(progress, epoch, lr, times, trainer.data)
-        record["speeds"] = trainer.balancer.speeds
-        record["shares"] = [end - first for first, end in trainer.balancer.owned]
-        trainer.report(record)
-        progress.logged = Sums()
-    if trainer.probe is not None:
-        trainer.probe.poll()
-    trainer.clock.lap("exchange")
-    return told
+def _evaluate(trainer: Trainer, split: str) -> dict[str, Any]:
+    """All workers: return the loss and metrics of a split, empty without samples."""
+    data = trainer.samples.data
+    if len(data.splits[split]) == 0:
+        return {}
+    means = trainer.evaluator.evaluate(split).means(data.metrics)
+    return {f"{split}_{key}": value for key, value in means.items()}
 
 
-def _with_ownership(trainer: Trainer, decision: Decision) -> Decision:
-    """All workers: with what its balancer has found since; that of rank 0 counts."""
-    change = trainer.balancer.proposal
-    counts = tuple(end - first for first, end in change.after) if change else ()
-    return replace(decision, leaving=trainer.balancer.straggler_to_drop, counts=counts)
+def _inspect(trainer: Trainer, split: str) -> dict[str, Any]:
+    """All workers: return how a classifier answers for single samples of a split."""
+    data = trainer.samples.data
+    if data.task != "classification" or not len(data.splits[split]):
+        return {}
+    if isinstance(trainer.recipe.loss, CustomLoss):  # its outputs may be no logits
+        return {}
+    details = trainer.evaluator.inspect(split)
+    return {f"{split}_{key}": value for key, value in details.items()}
 
 
-def _balance(trainer: Trainer, steps: int, times: Times, told: Decision) -> None:
-    """All workers: ownership follows the speeds, as rank 0 has told."""
-    if trainer.is_random:
-        return
-    of = dict(zip(PHASES, times.seconds.T, strict=True))
-    compute = of["data"] + of["forward"] + of["backward"]
-    trainer.balancer.observe(
-        StepWindow(
-            steps,
-            times.seconds[0].sum().item(),
-            compute.tolist(),
-            of["data"].tolist(),
-            of["wait"].tolist(),
-            of["optimizer"].tolist(),
-        )
+def _report_start(trainer: Trainer) -> None:
+    plan, replica = trainer.samples.plan, trainer.replica
+    trainer.report(
+        {
+            "type": "started",
+            "step": trainer.progress.step,
+            "steps_per_epoch": plan.steps_per_epoch,
+            "train_samples": plan.num_samples,
+            "parameters": sum(p.numel() for p in replica.model.parameters()),
+            "layout": replica.flat.layout.to_dict(),
+            "conditions": trainer.conditions,
+            "torch": torch.__version__,
+            "instruction_set": torch.backends.cpu.get_cpu_capability(),
+        }
     )
-    step, straggler = trainer.progress.step, trainer.balancer.straggler
-    if straggler is not None:
-        trainer.report({"type": "hindered", "step": step, **asdict(straggler)})
-    if told.counts:
-        change = trainer.balancer.adopt(contiguous(told.counts))
-        trainer.assign(change.after)
-        trainer.report({"type": "rebalanced", "step": step, **change.to_dict()})
 
 
-def train_step(trainer: Trainer, step: int, step_in_epoch: int) -> None:
-    """All workers: one optimizer step on one global batch."""
-    recipe, plan, clock = trainer.recipe, trainer.plan, trainer.clock
-    size = plan.batch_size(step_in_epoch) * trainer.data.targets_per_sample
-    dtype = trainer.flat.dtype
-    weight = torch.tensor(1 / size, dtype=dtype, device=trainer.device.target)
-    row = trainer.ledger.open(step, size)
-    trainer.heartbeat.begin(step)
-    clock.begin(step)
-    if trainer.is_random:
-        workers = trainer.exchange.workers
-        trainer.assign(random_ownership(recipe.micro_batches, workers, step))
-    trainer.exchange.watch.begin(step)
-    arrived = clock.lap("other")
-    for m in range(*trainer.owned):
-        trainer.heartbeat.beat()
-        trainer.faults.at("forward", step)
-        trainer.device.seed(derive_seed(recipe.seed, "step", step, m))
-        inputs, targets = trainer.device.to_device(
-            *trainer.feed.draw(step, m, trainer.owned)
-        )
-        trainer.flat.restore_buffers()
-        clock.lap("data")
-        with trainer.exchange.accumulate(m), dtypes.default(dtype):
-            loss, metrics = trainer.objective(inputs, targets)
-            clock.lap("forward")
-            loss.backward(weight)
-        trainer.exchange.after_backward(m)
-        if trainer.mutation_check is not None:
-            trainer.mutation_check.check(passes=int(len(targets) > 0))
-        trainer.ledger.note(row, m, loss.item(), metrics.tolist())
-        arrived = clock.lap("backward")
-    trainer.ledger.arrive(row, arrived)
-    trainer.faults.at("exchange", step)
-    trainer.heartbeat.at_barrier()
-    gradient, buffers = trainer.exchange.sum()
-    divided = _divide(trainer, gradient, row, step_in_epoch)
-    trainer.flat.advance_buffers(
-        buffers, recipe.micro_batches, plan.num_pieces(step_in_epoch)
-    )
-    if trainer.exchange.watch.active:
-        _estimate_noise(trainer, gradient, *divided)
-    if recipe.optimizer.max_grad_norm is not None:
-        _clip(trainer, gradient, recipe.optimizer.max_grad_norm)
-    trainer.bytes += trainer.exchange.bytes_per_step
-    trainer.network_bytes += trainer.exchange.network_bytes_per_step
-    trainer.device.finish()  # or the next step would seem to compute for so long
-    clock.lap("exchange")
-    trainer.faults.at("update", step)
-    trainer.update.step(gradient, trainer.learning_rate(step))
-    trainer.kept.advance(step)
-    clock.lap("optimizer")
-    trainer.heartbeat.at_barrier()
-    trainer.exchange.all_gather_parameters()
-    clock.lap("exchange")
+def _report_steps(trainer: Trainer, epoch: int) -> None:
+    """Report the steps since the last record."""
+    progress, balancer = trainer.progress, trainer.ownership.balancer
+    lr = trainer.learning_rate(progress.step - 1)
+    times = trainer.monitor.stopwatch.take_logged()
+    record = step_record(progress, epoch, lr, times, trainer.samples.data)
+    record["speeds"] = balancer.speeds
+    record["shares"] = [end - first for first, end in balancer.owned]
+    trainer.report(record)
+    progress.logged = MetricSums()
 
 
-def _divide(
-    trainer: Trainer, gradient: Tensor, row: int, step_in_epoch: int
-) -> tuple[float, Sequence[float]]:
-    """All workers: the gradient by what the losses counted, if they do.
-
-    Until now it was divided by the number of all targets. Returns the factor, and how
-    many samples each micro-batch is worth. If nothing counts, the gradient is zero.
-    """
-    sizes = trainer.plan.micro_batch_sizes(step_in_epoch)
-    if COUNTED not in trainer.data.own_metrics:
-        return 1.0, sizes
-    counts, samples = trainer.ledger.counts(row), sum(sizes)
-    total = tree_sum(counts).item()
-    if not total:
-        gradient.zero_()
-        trainer.report({"type": "no targets", "step": trainer.progress.step + 1})
-        return 0.0, [0.0] * len(sizes)
-    factor = samples * trainer.data.targets_per_sample / total
-    gradient.mul_(factor)
-    return factor, (counts * (samples / total)).tolist()
-
-
-def _clip(trainer: Trainer, gradient: Tensor, most: float) -> None:
-    """All workers: scales the gradient in place to a global L2 norm of at most `most`.
-
-    Gradient clipping: Pascanu et al. 2013.
-    """
-    norm = math.sqrt(_squared_norm(trainer, gradient))
-    if norm > most:
-        gradient.mul_(most / norm)
-
-
-def _squared_norm(trainer: Trainer, gradient: Tensor) -> float:
-    """All workers: of the whole gradient, of which each has at least its own slice.
-
-    The squares are summed by blocks of the flat vector, whoever owns them.
-    """
-    exchange = trainer.exchange
-    cells = torch.zeros(trainer.flat.size // BLOCK, dtype=torch.float64)
-    first, end = (cut // BLOCK for cut in exchange.owned)
-    cells[first:end] = block_norms(gradient)
-    return exchange.merge_slices(cells).sum().item()
-
-
-def _estimate_noise(
-    trainer: Trainer, gradient: Tensor, factor: float, sizes: Sequence[float]
-) -> None:
-    """All workers: one more observation of the gradient noise scale.
-
-    The `factor` is what the gradient was multiplied by after the exchange.
-    """
-    exchange = trainer.exchange
-    squares = (exchange.merge(exchange.watch.squares) * factor**2).tolist()
-    whole = _squared_norm(trainer, gradient)
-    if sum(size > 0 for size in sizes) > 1:
-        trainer.progress.noise.add(*gradient_noise.estimate(squares, sizes, whole))
-
-
-def _part(trainer: Trainer, worker: int | None) -> None:
-    """All workers end here, after a snapshot: as asked, or to go on without one."""
-    speeds, step = trainer.balancer.speeds, trainer.progress.step
-    if worker is None:
+def _report_stop(trainer: Trainer, leaving: int | None) -> None:
+    """Report an end before the last step: as asked, or to go on without a worker."""
+    step, speeds = trainer.progress.step, trainer.ownership.balancer.speeds
+    if leaving is None:
         trainer.report({"type": "stopped", "step": step})
     else:
-        fields = {"step": step, "worker": worker, "speeds": speeds}
+        fields = {"step": step, "worker": leaving, "speeds": speeds}
         trainer.report({"type": "evicted", **fields})
 
 
-def _save(trainer: Trainer) -> None:
-    """All workers: a snapshot, of which the supervisor may make a checkpoint."""
-    start = trainer.clock.lap("other")
-    trainer.faults.at("snapshot", trainer.progress.step)
-    slot = save(trainer)
-    seconds = trainer.clock.lap("snapshot") - start
-    trainer.cadence.saved(seconds)
-    step = trainer.progress.step
-    trainer.report({"type": "snapshot", "slot": slot, "step": step, "seconds": seconds})
+def _report_result(trainer: Trainer) -> None:
+    """All workers: test the final model, and report the result."""
+    data, stopping = trainer.samples.data, trainer.progress.stopping
+    # Taken before the test: a model may change its buffers in evaluation.
+    sha256 = fingerprint(trainer.replica.model.state_dict())
+    result = {
+        "type": "finished",
+        **_evaluate(trainer, "test"),
+        **_inspect(trainer, "test"),
+        "weights_sha256": sha256,
+        "balance": trainer.ownership.balancer.summary(),
+        "data": data.facts,
+        **own_metrics(data),
+    }
+    if trainer.recipe.early_stopping:
+        result["best_epoch"] = stopping.best_epoch
+    trainer.report(result)
 
 
 def _is_logged(trainer: Trainer, steps_in_epoch: int) -> bool:
     return (
         steps_in_epoch % trainer.steps_per_report == 0
-        or steps_in_epoch == trainer.plan.steps_per_epoch
+        or steps_in_epoch == trainer.samples.plan.steps_per_epoch
     )
 
 
-def _evaluated(trainer: Trainer, name: str) -> dict[str, Any]:
-    if len(trainer.data.splits[name]) == 0:
-        return {}
-    means = trainer.evaluator.evaluate(name).means(trainer.data.metrics)
-    return {f"{name}_{key}": value for key, value in means.items()}
-
-
-def _inspected(trainer: Trainer, name: str) -> dict[str, Any]:
-    if trainer.data.task != "classification" or not len(trainer.data.splits[name]):
-        return {}
-    if isinstance(trainer.recipe.loss, CustomLoss):  # its outputs may be no logits
-        return {}
-    found = trainer.evaluator.inspect(name)
-    return {f"{name}_{key}": value for key, value in found.items()}
-
-
 def _minor_faults() -> int:
+    """Return the page faults of this process that needed no I/O."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt

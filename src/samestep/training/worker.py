@@ -24,19 +24,14 @@ import torch
 from torch._C._distributed_c10d import Store
 from torch.distributed import DistError
 
-from samestep import models
 from samestep.config import bf16
 from samestep.config.data import CustomData, ImageData, NpyData
 from samestep.config.recipe import Recipe
-from samestep.core.ownership import shares
-from samestep.core.plan import derive_seed
 from samestep.core.topology import Topology
-from samestep.data import dataset
 from samestep.data.prefetch import Helper, MicroBatches
 from samestep.errors import (
     OwnCodeError,
     PeerLost,
-    RunError,
     SamestepError,
     TrainingError,
     UsageError,
@@ -44,25 +39,26 @@ from samestep.errors import (
 from samestep.exchange.compression import Compression
 from samestep.exchange.factory import Connection, tcp_store
 from samestep.models.device import Device
-from samestep.models.objective import built_in
-from samestep.state import dtypes
 from samestep.state.fingerprint import fingerprint
-from samestep.state.flat import Flat
 from samestep.system import shared_memory
 from samestep.system.fault_injection import Fault, Faults
-from samestep.system.heartbeat import BUILDING, LOADING, MEETING, Heartbeat
+from samestep.system.heartbeat import Heartbeat
 from samestep.system.resources import resources
 from samestep.training import measure, train
+from samestep.training.build import (
+    Assistants,
+    Memory,
+    TrainSettings,
+    WorkerContext,
+    build_evaluator,
+    build_trainer,
+)
 from samestep.training.components import load_data, load_replay
-from samestep.training.evaluate import Evaluator
 from samestep.training.progress import own_metrics
-from samestep.training.trainer import Surroundings, build
-from samestep.user_code import seeding
 from samestep.user_code.imports import own_frames
-from samestep.user_code.references import UserCode, find_loss, names
+from samestep.user_code.references import UserCode, names
 from samestep.user_code.transport import Received
-from samestep.verification import replicas, threads
-from samestep.verification.dry_run import rehearse
+from samestep.verification import threads
 from samestep.verification.probe import Replay, Witness
 
 
@@ -149,8 +145,9 @@ def run(
     recipe = Recipe.from_dict(job["recipe"])
     _set_up(recipe)
     compression = Compression.of(recipe.compression)
-    own = UserCode(job["places"], Received(fds.get("objects"), job.get("objects", {})))
-    helper = _helper(recipe, job, own, fds)
+    objects = Received(fds.get("objects"), job.get("objects", {}))
+    user_code = UserCode(job["places"], objects)
+    helper = _helper(recipe, job, user_code, fds)
     witness = _witness(recipe, job, topology, fds, witness)
     threads.check(recipe.threads)
     control.watch()
@@ -159,41 +156,48 @@ def run(
         [Fault(**fields) for fields in job["faults"]],
         lambda fault: control.send({"type": "fault", **asdict(fault)}),
     )
-    around = Surroundings(
+    context = WorkerContext(
         topology=topology,
         connect=_connection(job, compression, topology, fds, store),
         report=control.send,
         heartbeat=heartbeat,
         faults=faults,
-        snapshots=fds.get("snapshots"),
+        user_code=user_code,
+        device=Device.prepare(job["device"], topology.local_rank),
+    )
+    if job["kind"] == "evaluate":
+        evaluate(recipe, job, context)
+        return True
+    settings = _settings(job)
+    if job["kind"] == "limit":
+        measure_alone(recipe, job, fds, context, settings)
+        return True
+    memory = Memory(fds["snapshots"], fds.get("constants"))
+    if job["kind"] == "measure":
+        times = measure.StepTimes(fds["board"], topology.local_rank)
+        context = replace(context, heartbeat=times)
+        trainer = build_trainer(recipe, context, settings, memory)
+        measure.measure(trainer, times, context.report, job)
+        return True
+    faults.at("start", job["step"])
+    trainer = build_trainer(
+        recipe, context, settings, memory, Assistants(helper, witness)
+    )
+    with _begun():
+        return train.train(trainer)
+
+
+def _settings(job: dict[str, Any]) -> TrainSettings:
+    return TrainSettings(
         snapshot_seconds=job["snapshot_seconds"],
         balance=job["balance"],
-        evict_slower_than=job["evict_slower_than"],
+        drop_stragglers_below=job["evict_slower_than"],
         profile=job["profile"],
-        helper=helper,
         probe=job["probe"],
-        witness=witness,
         patience=job["hang_timeout"],
-        constants=fds.get("constants"),
-        own=own,
         most_steps=job.get("most_steps"),
-        device=Device.prepare(job["device"], topology.local_rank),
         samples=job.get("samples", ""),
     )
-    if job["kind"] == "train":
-        faults.at("start", job["step"])
-        trainer = build(recipe, around)
-        with _begun():
-            return train.train(trainer)
-    if job["kind"] == "measure":
-        measure.measure(
-            recipe, around, job, measure.StepTimes(fds["board"], topology.local_rank)
-        )
-    elif job["kind"] == "limit":
-        measure_alone(recipe, around, job, fds)
-    else:
-        evaluate(recipe, control, around)
-    return True
 
 
 def _helper(
@@ -237,66 +241,48 @@ def build_replay(job: dict[str, Any]) -> Replay:
     return load_replay(recipe, own, job["most_steps"], Device.prepare(job["device"], 0))
 
 
-def evaluate(recipe: Recipe, control: Channel, around: Surroundings) -> None:
-    """All workers: the weights of a file on one split."""
-    job, topology = control.job, around.topology
-    around.heartbeat.enter(LOADING)
-    data = dataset.of_recipe(recipe, around.own)
-    around.heartbeat.enter(BUILDING)
-    split = data.splits[job["split"]]
-    if len(split) == 0:
-        raise RunError(f"The recipe {recipe.name} holds out no {job['split']} samples.")
-    seeding.seed(derive_seed(recipe.seed, "model"))
-    dtype = dtypes.of(recipe.precision)
-    model = models.build(recipe.model, data, around.own, dtype)
-    replicas.fill(model, Path(job["model_file"]))
-    model = around.device.move(model)
-    around.heartbeat.enter(MEETING)
-    exchange = around.connect(Flat(model), shares(topology.workers, topology.workers))
-    loss = find_loss(recipe, around.own)
-    measured = built_in(recipe.loss)
-    if names(recipe):
-        measured = rehearse(recipe, data, model, loss).metrics
-    data = replace(data, own_metrics=measured)
-    evaluator = Evaluator(
-        model,
-        recipe,
-        data,
-        topology.rank,
-        exchange,
-        around.heartbeat,
-        around.device,
-        loss,
-    )
-    sums = evaluator.evaluate(job["split"])
-    if topology.is_leader:
-        control.send(
+def evaluate(recipe: Recipe, job: dict[str, Any], context: WorkerContext) -> None:
+    """All workers: evaluate the weights of a model file on one split."""
+    model_file = Path(job["model_file"])
+    evaluator = build_evaluator(recipe, context, job["split"], model_file)
+    sums, data = evaluator.evaluate(job["split"]), evaluator.data
+    if context.topology.is_leader:
+        context.report(
             {
                 "type": "evaluated",
                 "means": sums.means(data.metrics),
                 "own_metrics": [],
                 **own_metrics(data),
                 "targets": round(sums.divisor(data.metrics)),
-                "weights_sha256": fingerprint(model.state_dict()),
+                "weights_sha256": fingerprint(evaluator.model.state_dict()),
             }
         )
 
 
 def measure_alone(
-    recipe: Recipe, around: Surroundings, job: dict[str, Any], fds: dict[str, int]
+    recipe: Recipe,
+    job: dict[str, Any],
+    fds: dict[str, int],
+    context: WorkerContext,
+    settings: TrainSettings,
 ) -> None:
-    """Each worker is a group of its own; they only agree on when to measure."""
-    times = measure.StepTimes(fds["board"], around.topology.rank)
-    gate = measure.Gate(fds["snapshots"], around.topology.rank)
-    with resources(job["exchange"], 1) as (own, port):
-        compression = Compression.of(recipe.compression)
+    """Measure a worker that trains alone, at the same time as others of its kind.
+
+    Each is a group of one worker, so it makes its own exchange and snapshots. `fds` are
+    those of all: the workers only agree on when to measure.
+    """
+    times = measure.StepTimes(fds["board"], context.topology.rank)
+    gate = measure.Gate(fds["snapshots"], context.topology.rank)
+    with resources(job["exchange"], 1) as (own_fds, port):
         topology = Topology.on_one_node(0, 1, port)
+        compression = Compression.of(recipe.compression)
         seconds = job["start_timeout"]
-        store = partial(tcp_store, topology, own.get("store"), seconds)
-        connect = _connection(job, compression, topology, own, store)
-        snapshots = shared_memory.create()
-        alone = replace(around, topology=topology, connect=connect, snapshots=snapshots)
-        measure.measure_alone(recipe, alone, job, times, gate)
+        store = partial(tcp_store, topology, own_fds.get("store"), seconds)
+        connect = _connection(job, compression, topology, own_fds, store)
+        alone = replace(context, topology=topology, connect=connect, heartbeat=times)
+        memory = Memory(shared_memory.create())
+        trainer = build_trainer(recipe, alone, settings, memory)
+        measure.measure_alone(trainer, times, context.report, job, gate)
 
 
 def _connection(
