@@ -105,20 +105,18 @@ def train_step(trainer: Trainer, step: int) -> None:
     `step` counts from 0 over all epochs. Every worker computes the micro-batches that
     it owns, then updates its slice of the parameters with the gradient of them all.
     """
-    recipe, plan, replica = trainer.recipe, trainer.samples.plan, trainer.replica
+    recipe, samples, replica = trainer.recipe, trainer.samples, trainer.replica
     exchange, flat, monitor = replica.exchange, replica.flat, trainer.monitor
-    step_in_epoch = step % plan.steps_per_epoch
-    num_targets = (
-        plan.batch_size(step_in_epoch) * trainer.samples.data.targets_per_sample
-    )
+    num_targets = samples.num_targets(step)
     # Losses are sums: divided by one number, uneven micro-batches weigh right.
     weight = torch.tensor(1 / num_targets, dtype=flat.dtype, device=flat.device)
 
-    trainer.ownership.shuffle(step, recipe.micro_batches)
+    trainer.ownership.shuffle(step)
+    owned = trainer.ownership.micro_batches
     monitor.begin_step(step, num_targets)
-    for m in range(*trainer.ownership.micro_batches):
+    for m in range(*owned):
         monitor.begin_micro_batch()
-        inputs, targets = trainer.samples.draw(step, m, trainer.ownership.micro_batches)
+        inputs, targets = samples.draw(step, m, owned)
         flat.restore_buffers()  # each micro-batch begins with those of the last step
         monitor.lap("data")
         with exchange.accumulate(m), dtypes.default(flat.dtype):
@@ -130,8 +128,9 @@ def train_step(trainer: Trainer, step: int) -> None:
 
     monitor.begin_exchange()
     gradient, buffers = exchange.sum()  # in the order of the canonical tree
-    factor, sizes = _rescale(trainer, gradient, step_in_epoch)
-    flat.advance_buffers(buffers, recipe.micro_batches, plan.num_pieces(step_in_epoch))
+    factor, sizes = _rescale(trainer, gradient, step)
+    # Those without samples leave the buffers unchanged, and count as no update.
+    flat.advance_buffers(buffers, recipe.micro_batches, samples.num_updates(step))
     if exchange.watch.active:
         _estimate_noise(trainer, gradient, factor, sizes)
     if recipe.optimizer.max_grad_norm is not None:
@@ -146,17 +145,17 @@ def train_step(trainer: Trainer, step: int) -> None:
 
 
 def _rescale(
-    trainer: Trainer, gradient: Tensor, step_in_epoch: int
+    trainer: Trainer, gradient: Tensor, step: int
 ) -> tuple[float, list[float]]:
     """All workers: divide the gradient by what the losses counted, if they count.
 
     Returns the factor, and how many samples each micro-batch weighs.
     """
-    sizes = trainer.samples.plan.micro_batch_sizes(step_in_epoch)
-    data, num_samples = trainer.samples.data, sum(sizes)
+    plan, data = trainer.samples.plan, trainer.samples.data
+    sizes = plan.micro_batch_sizes(step % plan.steps_per_epoch)
     if COUNTED not in data.own_metrics:
         return 1.0, [*sizes]
-    num_targets = num_samples * data.targets_per_sample
+    num_samples, num_targets = sum(sizes), trainer.samples.num_targets(step)
     factor, weights = gradients.rescale_to_counts(
         gradient, trainer.monitor.counts(), num_targets, num_samples
     )

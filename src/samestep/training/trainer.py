@@ -49,6 +49,15 @@ class Samples:
     prefetcher: Prefetcher
     device: Device
 
+    def num_targets(self, step: int) -> int:
+        """Return the targets of a step's global batch; steps count from 0."""
+        step_in_epoch = step % self.plan.steps_per_epoch
+        return self.plan.batch_size(step_in_epoch) * self.data.targets_per_sample
+
+    def num_updates(self, step: int) -> int:
+        """Return how many micro-batches of a step have samples."""
+        return self.plan.num_pieces(step % self.plan.steps_per_epoch)
+
     def draw(
         self, step: int, index: int, owned: Share
     ) -> tuple[Nested, Tensor | Mixed]:
@@ -92,11 +101,11 @@ class Ownership:
         self.micro_batches = shares[self.rank]
         self.exchange.assign(shares)
 
-    def shuffle(self, step: int, num_micro_batches: int) -> None:
+    def shuffle(self, step: int) -> None:
         """All workers: change ownership at random, if that was asked for."""
         if self.is_random:
-            workers = self.exchange.workers
-            self.assign(random_ownership(num_micro_batches, workers, step))
+            workers, total = self.exchange.workers, self.balancer.micro_batches
+            self.assign(random_ownership(total, workers, step))
 
 
 @dataclass
