@@ -29,7 +29,7 @@ from samestep.data.sources import mnist
 from samestep.scaling.fit import fit, observations
 from samestep.scaling.grid import Settings, grid
 from samestep.scaling.measure import measure
-from samestep.scaling.progress import make_watcher
+from samestep.scaling.progress import show_progress
 from samestep.scaling.study import Study, open_study
 from samestep.supervisor.forkserver_client import ForkServer
 from samestep.system import machine
@@ -97,7 +97,7 @@ def measured(options: argparse.Namespace) -> Study:
     with (
         open_study(options.out, recipe, machine.describe(), settings, points) as study,
         ForkServer() as server,
-        make_watcher() as watcher,
+        show_progress() as watcher,
         stop_on_signals() as stop,
         awake(),
     ):

@@ -1,4 +1,4 @@
-"""The directive `fields`: a recipe or a placement, described by its own JSON schema.
+"""Directives that describe a recipe, a placement or a record by its own JSON schema.
 
 So a page cannot forget a field, and a new field needs no page.
 """
@@ -13,9 +13,11 @@ from sphinx.util.docutils import SphinxDirective
 from sphinx.util.typing import ExtensionMetadata
 
 from samestep import Placement, Recipe
+from samestep.output.schema import Epoch, Result, Step
 
 
 MODELS: dict[str, type[BaseModel]] = {"recipe": Recipe, "placement": Placement}
+RECORDS: dict[str, type[BaseModel]] = {"result": Result, "epoch": Epoch, "step": Step}
 BOUNDS = {
     "minimum": "≥",
     "exclusiveMinimum": ">",
@@ -36,6 +38,27 @@ class Fields(SphinxDirective):
         """Markdown, parsed as if it stood in the page."""
         lines = described(MODELS[self.arguments[0]].model_json_schema())
         return self.parse_text_to_nodes("\n".join(lines), allow_section_headings=True)
+
+
+class Records(SphinxDirective):
+    """A table of the fields of a record; its argument is a key of RECORDS."""
+
+    required_arguments = 1
+
+    def run(self) -> list[Node]:
+        """Return the nodes of the table."""
+        lines = record_table(RECORDS[self.arguments[0]])
+        return self.parse_text_to_nodes("\n".join(lines))
+
+
+def record_table(record: type[BaseModel]) -> Iterator[str]:
+    """Yield lines of Markdown, one for each field; inherited fields come last."""
+    fields = record.model_json_schema()["properties"]
+    yield "| field | value | meaning |\n|---|---|---|"
+    for name in sorted(fields, key=lambda name: name not in record.__annotations__):
+        value = _value(fields[name]).replace("a section", "records")
+        meaning = " ".join(fields[name]["description"].split())
+        yield f"| `{name}` | {value} | {meaning} |"
 
 
 def described(schema: Schema) -> Iterator[str]:
@@ -128,4 +151,5 @@ def _value(schema: Schema) -> str:
 def setup(app: Sphinx) -> ExtensionMetadata:
     """Called by Sphinx."""
     app.add_directive("fields", Fields)
+    app.add_directive("records", Records)
     return {"parallel_read_safe": True}

@@ -25,7 +25,7 @@ from samestep.config.training import InitRecipe
 from samestep.data import dataset
 from samestep.data.sources import prepare
 from samestep.doctor import check_link, check_peer, observe, peer_client, peer_server
-from samestep.doctor.peer_protocol import Broken, Wire
+from samestep.doctor.peer_protocol import Connection, ProtocolError
 from samestep.elastic import node_state
 from samestep.elastic.node_state import SnapshotDirectory, StateInfo
 from samestep.errors import SamestepError
@@ -242,7 +242,7 @@ def data(make: Callable[[Path], dict[str, Any]]) -> Callable[[Path], Read]:
 
 
 @contextlib.contextmanager
-def _talk(said: bytes) -> Iterator[Wire]:
+def _talk(said: bytes) -> Iterator[Connection]:
     """A connection on which the other side says this, and hears everything."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         ours = socket.create_connection(server.getsockname())
@@ -253,7 +253,7 @@ def _talk(said: bytes) -> Iterator[Wire]:
         hears = threading.Thread(target=_drain, args=(ours,))
         hears.start()
         try:
-            yield Wire(theirs)
+            yield Connection(theirs)
         finally:
             theirs.close()
             hears.join()
@@ -306,7 +306,7 @@ def doctors_questions(topology: Path) -> Read:
     return read
 
 
-SAID = (OSError, Broken, ValidationError)
+SAID = (OSError, ProtocolError, ValidationError)
 """What both doctors take for a peer that does not keep to the language."""
 READERS = {
     "compare": Reader(compared),

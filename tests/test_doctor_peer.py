@@ -21,7 +21,7 @@ from test_cli import samestep
 from samestep.doctor import peer_protocol
 from samestep.doctor.observe import HostObservation, observe
 from samestep.doctor.peer_client import Link, probe
-from samestep.doctor.peer_protocol import Wire, listen
+from samestep.doctor.peer_protocol import Connection, listen
 from samestep.doctor.peer_server import serve
 from samestep.system.network_interfaces import ephemeral_ports
 
@@ -62,8 +62,8 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def is_alive(port: int) -> bool:
     with peer_protocol.connect("127.0.0.1", port) as connection:
-        asking = Wire(connection)
-        asking.say({"ask": "echo", "times": 1})
+        asking = Connection(connection)
+        asking.send_message({"ask": "echo", "times": 1})
         asking.send(bytes(8))
         return len(asking.receive(8)) == 8
 
@@ -113,7 +113,7 @@ def test_a_question_out_of_bounds_ends_the_session(
     port: int, said: list[str], message: dict[str, Any]
 ) -> None:
     with peer_protocol.connect("127.0.0.1", port) as connection:
-        Wire(connection).say(message)
+        Connection(connection).send_message(message)
         assert connection.recv(1) == b""
     assert is_alive(port)
     assert "must be" in said[1] or "unknown question" in said[1]

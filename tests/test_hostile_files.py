@@ -82,13 +82,13 @@ def with_result(run: Path, text: str) -> Path:
         "[]",
         DEEP,
         "{}",
-        '{"status": 7}',
-        '{"status": "failed", "train_seconds": "x"}',
-        '{"status": "finished", "epochs": [{}]}',
-        '{"status": "finished", "epochs": [7]}',
-        '{"status": "finished", "epochs": [{"epoch": 1, "weights_sha256": "x"}]}',
-        '{"status": "finished", "weights_sha256": null, "epochs": {}}',
-        '{"status": "finished", "n": ' + "9" * 10_000 + "}",
+        '{"recipe": {}, "status": 7}',
+        '{"recipe": {}, "status": "failed", "train_seconds": "x"}',
+        '{"recipe": {}, "status": "finished", "epochs": [{}]}',
+        '{"recipe": {}, "status": "finished", "epochs": [7]}',
+        '{"recipe": {}, "status": "x", "epochs": [{"epoch": 1, "weights_sha256": 1}]}',
+        '{"recipe": {}, "status": "finished", "weights_sha256": null, "epochs": {}}',
+        '{"recipe": {}, "status": "finished", "n": ' + "9" * 10_000 + "}",
     ],
     ids=lambda text: text[:40],
 )
@@ -101,14 +101,14 @@ def test_a_result_that_is_none_is_refused_with_a_sentence(
 
 
 def test_a_failed_run_without_epochs_has_an_empty_history(tmp_path: Path) -> None:
-    run = with_result(write_run(tmp_path / "run"), '{"status": "failed"}')
+    run = with_result(write_run(tmp_path / "run"), '{"recipe": {}, "status": "failed"}')
     assert Run.open(run).history == []
     assert "failed" in Run.open(run)._repr_html_()
 
 
 def test_runs_without_final_weights_are_not_compared(tmp_path: Path) -> None:
     epochs = [{"epoch": 1, "weights_sha256": SHA256}]
-    text = json.dumps({"status": "failed", "epochs": epochs})
+    text = json.dumps({"recipe": {}, "status": "failed", "epochs": epochs})
     run = Run.open(with_result(write_run(tmp_path / "run"), text))
     with pytest.raises(samestep.RunError, match="has no final weights"):
         first_difference(run, run)

@@ -20,7 +20,7 @@ from samestep.system import atomic_files
 
 
 KEY = "ssh-ed25519 AAAA stranger"
-UNFINISHED = {"status": "interrupted", "epochs": []}
+UNFINISHED = {"recipe": {}, "status": "interrupted", "epochs": []}
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """What the pages, documents and pictures of reports contain, and how they look."""
 
 import io
-import json
 import math
 import re
 import subprocess
@@ -14,7 +13,7 @@ from pathlib import Path
 import docx
 import pytest
 from conftest import Train, small_recipe
-from report_samples import RECIPE, epoch, result, scaling, write_run, write_scaling
+from report_samples import RECIPE, epoch, write_run, write_scaling
 from test_cli import samestep
 
 from samestep import report
@@ -36,7 +35,6 @@ class Page(HTMLParser):
         self.source = path.read_text(encoding="utf-8")
         self.elements: list[tuple[str, dict[str, str | None]]] = []
         self.text = ""
-        self.data = ""
         self._inside: str = ""
         self.feed(self.source)
 
@@ -45,9 +43,7 @@ class Page(HTMLParser):
         self._inside = tag
 
     def handle_data(self, data: str) -> None:
-        if self._inside == "script":
-            self.data += data
-        elif self._inside != "style":
+        if self._inside != "style":
             self.text += data
 
     def handle_endtag(self, tag: str) -> None:
@@ -95,7 +91,7 @@ def test_a_page_forbids_itself_scripts_and_addresses(page: Page) -> None:
         "default-src 'none'; style-src 'unsafe-inline'; img-src data:; "
         "base-uri 'none'; form-action 'none'"
     ]
-    assert [script["type"] for script in page.all("script")] == ["application/json"]
+    assert not page.all("script")
     handlers = [
         name for _, found in page.elements for name in found if name.startswith("on")
     ]
@@ -159,13 +155,8 @@ def test_the_same_run_gives_the_same_bytes(tmp_path: Path) -> None:
     assert texts[0] == texts[1]
 
 
-def test_the_numbers_are_those_of_the_files_and_ride_along(
-    pages: dict[str, Page],
-) -> None:
+def test_the_numbers_are_those_of_the_files(pages: dict[str, Page]) -> None:
     page = pages["run"]
-    carried = json.loads(page.data)
-    assert carried["result"] == json.loads(json.dumps(result()))
-    assert carried["steps"]["step"] == list(range(5, 646, 5))
     for shown in ("98.34%", "0.0553", "5.90 s", "3" * 64, "AMD EPYC 9654", "8 GiB"):
         assert shown in page.text
     for name, value in formatting.flat(RECIPE):
@@ -195,9 +186,8 @@ def test_a_scaling_has_the_table_of_expected_and_measured_speedups(
     assert row in [
         [c.replace("\N{MULTIPLICATION SIGN}", "x") for c in r[:7]] for r in cells
     ]
-    for shown in ("alpha", "Amdahl", "serial fraction", "1.9%", "Beyond 6 nodes"):
+    for shown in ("alpha", "1.9%", "Beyond 6 nodes"):
         assert shown in page.text
-    assert json.loads(page.data)["scaling"] == json.loads(json.dumps(scaling()))
     assert "--bandwidth 10000Mbit --latency 50us --weak" in page.text
 
 

@@ -24,9 +24,9 @@ def assert_harmless(path: Path) -> Page:
     page = Page(path)
     assert SHOWN in page.text
     assert not [found for found in page.all("img") if "onerror" in found]
-    assert len(page.all("script")) == len(page.all("title")) == 1
+    assert not page.all("script")
+    assert len(page.all("title")) == 1
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f\u202a-\u202e]", page.source)
-    json.loads(page.data)
     return page
 
 
@@ -82,7 +82,7 @@ def test_hostile_texts_in_a_comparison_are_shown_and_not_executed(
 
 def test_a_run_still_going_is_reported_on_as_far_as_it_is(tmp_path: Path) -> None:
     page = Page(report.write(write_run(tmp_path / "run", ended=False)))
-    assert "This training has not ended" in page.text
+    assert "This training has not finished" in page.text
     assert "up to step 645" in page.text
     assert "unfinished" in page.text
     assert page.all("svg")
@@ -133,8 +133,6 @@ def test_numbers_that_are_not_finite_are_named_and_not_drawn(tmp_path: Path) -> 
     assert "not finite" in page.text
     drawn = "".join(re.findall(r"<svg.*?</svg>", page.source, re.DOTALL))
     assert "nan" not in drawn.lower()
-    carried = json.loads(page.data, parse_constant=pytest.fail)
-    assert carried["result"]["test_loss"] == "inf"
 
 
 def test_a_run_of_an_older_version_lacks_some_blocks_and_is_shown(
@@ -209,13 +207,13 @@ def test_a_page_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         ({"points": []}, "No speed-up has been measured yet."),
         ({"points": [point("strong", 1, 64, 1.0)]}, "at least two measured numbers"),
         ({"no_fit_because": "one point only."}, "No model was fitted: one point only."),
-        ({"status": "measuring"}, "These measurements have not ended"),
+        ({"status": "measuring"}, "These measurements have not finished"),
     ],
 )
 def test_a_scaling_without_a_fit_says_what_is_missing(
     fields: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
-    nothing = dict.fromkeys(("model", "amdahl", "usl", "held_out", "noise"))
+    nothing = dict.fromkeys(("model", "held_out", "noise"))
     measured = write_scaling(tmp_path, **{**nothing, "predictions": [], **fields})
     assert message in Page(report.write(measured)).text
 

@@ -146,7 +146,7 @@ class Listed:
     def __init__(self) -> None:
         self.cells: list[str] = []
 
-    def cell(self, done: int, total: int, what: str) -> None:
+    def __call__(self, done: int, total: int, what: str) -> None:
         self.cells.append(f"{done}/{total} {what}")
 
 
@@ -226,7 +226,7 @@ def test_a_finished_or_foreign_directory_is_never_overwritten(tmp_path: Path) ->
     out, foreign = tmp_path / "scale", tmp_path / "foreign"
     opened(out).save({"advice": []})
     before = (out / "scaling.json").read_bytes()
-    with pytest.raises(RunError, match="is a finished measurement"):
+    with pytest.raises(RunError, match="is a finished study"):
         opened(out)
     assert (out / "scaling.json").read_bytes() == before
     foreign.mkdir()
@@ -316,7 +316,7 @@ def test_the_command_measures_predicts_and_writes(tmp_path: Path) -> None:
 
     again = run(*TINY, "--out", str(out))
     assert again.returncode == 2
-    assert "is a finished measurement" in again.stderr
+    assert "is a finished study" in again.stderr
 
 
 def test_gloo_is_measured_too(tmp_path: Path, server: ForkServer) -> None:

@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scaling_samples import GRADIENT_BYTES, TRUE, imagined_study, true_model
 
-from samestep.scaling import classic_laws
 from samestep.scaling.analysis import analyse, hold_out
 from samestep.scaling.fit import fit, nonnegative, observations
 from samestep.scaling.intervals import interval, summarise
@@ -208,34 +207,6 @@ def test_overlap_hides_at_most_what_there_is(
     assert exposed <= network + 1e-9
 
 
-@given(st.floats(0, 1))
-def test_amdahls_serial_fraction_is_found_again(serial: float) -> None:
-    workers = [1, 2, 4, 8]
-    speedups = [classic_laws.amdahl_speedup(serial, p) for p in workers]
-    assert classic_laws.fit_amdahl(workers, speedups) == pytest.approx(serial, abs=1e-9)
-
-
-@given(st.floats(1, 1e5), st.floats(0, 0.5), st.floats(0, 0.05))
-def test_the_universal_law_is_found_again(
-    rate: float, sigma: float, kappa: float
-) -> None:
-    workers = [1, 2, 3, 4, 8, 16]
-    found = classic_laws.fit_usl(
-        workers, classic_laws.usl_throughput(rate, sigma, kappa, workers)
-    )
-    assert found == pytest.approx((rate, sigma, kappa), rel=1e-4, abs=1e-7)
-    peak = classic_laws.usl_peak(found[1], found[2])
-    if kappa > 1e-6:
-        assert peak == pytest.approx(((1 - sigma) / kappa) ** 0.5, rel=1e-2)
-
-
-def test_the_laws_need_enough_points() -> None:
-    with pytest.raises(ValueError, match="more than 1 worker"):
-        classic_laws.fit_amdahl([1], [1.0])
-    with pytest.raises(ValueError, match="3 worker counts"):
-        classic_laws.fit_usl([1, 2], [1.0, 2.0])
-
-
 def test_predictions_cover_this_machine_and_one_beyond_its_cores() -> None:
     assert machine_counts([1, 2], cores=2, most=8) == [1, 2, 3, 4]
     assert machine_counts([1], cores=1, most=8) == [1, 2]
@@ -269,8 +240,6 @@ def test_an_analysis_says_everything_in_numbers_and_words() -> None:
     assert found["no_fit_because"] is None
     assert found["model"]["max_error"] < 0.05
     assert found["noise"]["critical_batch"] == 500.0
-    assert found["usl"]["kappa"] >= 0
-    assert 0 <= found["amdahl"]["low"] <= found["amdahl"]["high"] <= 1
     for line in found["predictions"]:
         assert line["low"] <= line["samples_per_second"] <= line["high"]
         assert line["relative_time_to_loss"] > 0

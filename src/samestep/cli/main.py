@@ -355,8 +355,8 @@ def main() -> NoReturn:
 
 def _tell(run: "Run", with_report: bool) -> None:
     from samestep.output.summary import summary
-    from samestep.report import offer
+    from samestep.report import try_to_write
 
     echo(summary(run))
     if with_report:
-        offer(run.path, lambda text: echo(text, err=True))
+        try_to_write(run.path, lambda text: echo(text, err=True))

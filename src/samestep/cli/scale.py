@@ -88,8 +88,8 @@ def scale(
 
         loaded = Recipe.load(recipe, dict(map(parse_override, assignments)))
         wanted = grid.from_options(loaded, machine.usable_cores()[0], **asked)
-        with progress.make_watcher() as watcher:
-            path, found = scale.scale(loaded, wanted, server, watcher, out)
+        with progress.show_progress() as on_cell:
+            path, found = scale.scale(loaded, wanted, server, on_cell, out)
     Console(width=None if Console().is_terminal else 120).print(
         progress.table(found["points"])
     )

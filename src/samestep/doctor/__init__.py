@@ -1,6 +1,6 @@
-"""`samestep doctor`: what would go wrong, before it does. Nothing here needs torch.
+"""`samestep doctor`: what would go wrong, before it does. Does not import torch.
 
-`facts.py` observes; `hardware.py`, `software.py`, `network.py`, `links.py` and
-`comparing.py` judge what was observed and are pure. `probing.py` asks another machine,
-where `serving.py` answers, over `wire.py`.
+`observe` looks at a machine; the modules `check_*` judge what it saw and are pure.
+`peer_client` asks another machine, where `peer_server` answers, over `peer_protocol`.
+Imports `system`.
 """

@@ -1,81 +1,81 @@
-"""Interfaces, addresses and ports of one machine. Pure: facts in, findings out."""
+"""Checks of interfaces, addresses and ports of one machine. Pure."""
 
 import shlex
 from ipaddress import ip_address
 
-from samestep.doctor.findings import Finding
+from samestep.doctor.findings import Finding, judge
 from samestep.doctor.observe import HostObservation
 from samestep.system.network_interfaces import GLOO_VARIABLE, Interface, listed
 
 
-def check(facts: HostObservation, chosen: str = "", used: str = "") -> list[Finding]:
-    """All that is here about one machine; `chosen` is the address of `--interface`."""
-    return [interfaces(facts), gloo(facts, chosen, used), ports(facts)]
+def check(host: HostObservation, chosen: str = "", used: str = "") -> list[Finding]:
+    """Run all checks of this module.
 
-
-def interfaces(facts: HostObservation) -> Finding:
-    """Can anybody reach this machine?"""
-    known = [Interface(*one) for one in facts.addresses]
-    if facts.down:
-        return Finding(
-            "warning",
-            "interfaces",
-            f"{listed(known)}; switched off: {', '.join(facts.down)}",
-            "An address on an interface that is off can be chosen, and reaches nobody.",
-            f"sudo ip link set {shlex.quote(facts.down[0])} up",
-        )
-    if all(one.is_loopback for one in known):
-        return Finding(
-            "warning",
-            "interfaces",
-            listed(known),
-            "No other machine can reach this one; on this machine alone all is well.",
-            "ip address",
-        )
-    return Finding("ok", "interfaces", listed(known))
-
-
-def gloo(facts: HostObservation, chosen: str = "", used: str = "") -> Finding:
-    """Where would Gloo listen by itself, and is that where others look for it?
-
-    `used` is the address over which this machine and its peer have met.
+    `chosen` is the address of `--interface`, `used` the one over which this machine and
+    its peer are connected; either may be empty.
     """
-    if not facts.gloo_address:
+    return [interfaces(host), gloo(host, chosen, used), ports(host)]
+
+
+def interfaces(host: HostObservation) -> Finding:
+    """Check that other machines can reach this one."""
+    known = [Interface(*pair) for pair in host.addresses]
+    if host.down:
+        return Finding(
+            "warning",
+            "interfaces",
+            f"{listed(known)}; switched off: {', '.join(host.down)}",
+            "An interface that is off can be chosen by its address, but reaches no "
+            "other machine.",
+            f"sudo ip link set {shlex.quote(host.down[0])} up",
+        )
+    return judge(
+        "interfaces",
+        not all(interface.is_loopback for interface in known),
+        listed(known),
+        "No other machine can reach this one. Trainings on this machine alone work.",
+        "ip address",
+    )
+
+
+def gloo(host: HostObservation, chosen: str = "", used: str = "") -> Finding:
+    """Check that Gloo listens where other machines look for it; see `check`."""
+    if not host.gloo_address:
         return Finding(
             "problem",
             "Gloo's address",
-            facts.gloo_why,
+            host.gloo_why,
             f"Gloo ends every training on several machines if {GLOO_VARIABLE} names no "
             "interface with an address.",
             f"unset {GLOO_VARIABLE}",
         )
     if chosen:
-        return _gloo_on(facts, chosen)
-    seen = f"{facts.gloo_address}: {facts.gloo_why}"
-    is_loopback = ip_address(facts.gloo_address).is_loopback
-    if facts.gloo_address == used or (not used and not is_loopback):
+        return _gloo_on(host, chosen)
+    seen = f"{host.gloo_address}: {host.gloo_why}"
+    is_loopback = ip_address(host.gloo_address).is_loopback
+    if host.gloo_address == used or (not used and not is_loopback):
         return Finding("ok", "Gloo's address", seen)
-    entry = f" (/etc/hosts: `{facts.hosts_line}`)" if facts.hosts_line else ""
-    name = shlex.quote(facts.interface_of(used) or _example(facts))
-    nobody = (
-        "nobody else reaches a loopback address" if is_loopback else f"not on {used}"
-    )
+    entry = f" (/etc/hosts: `{host.hosts_line}`)" if host.hosts_line else ""
+    name = shlex.quote(host.interface_of(used) or _first_interface(host))
+    where = "on a loopback address" if is_loopback else f"not on {used}"
     return Finding(
         "warning",
         "Gloo's address",
         seen + entry,
-        "Without an interface, PyTorch listens there on several machines, and "
-        f"{nobody}: they wait until they time out. On this machine alone all is well.",
+        f"Without `--interface`, PyTorch listens there, {where}: the other machines "
+        "would wait until they time out. Trainings on this machine alone work.",
         f"samestep train --interface {name} ...\nexport {GLOO_VARIABLE}={name}",
     )
 
 
-def _gloo_on(facts: HostObservation, chosen: str) -> Finding:
-    """`--interface` sets Gloo's variable, which names an interface, not an address."""
-    name = facts.interface_of(chosen)
-    first = next((one for other, one in facts.addresses if other == name), chosen)
+def _gloo_on(host: HostObservation, chosen: str) -> Finding:
+    # `--interface` sets Gloo's variable, which names an interface, not an address.
+    name = host.interface_of(chosen)
+    first = next(
+        (address for other, address in host.addresses if other == name), chosen
+    )
     if first == chosen:
-        return Finding("ok", "Gloo's address", f"{chosen}, as asked for with {name}")
+        return Finding("ok", "Gloo's address", f"{chosen}, as requested with {name}")
     return Finding(
         "warning",
         "Gloo's address",
@@ -86,21 +86,20 @@ def _gloo_on(facts: HostObservation, chosen: str) -> Finding:
     )
 
 
-def _example(facts: HostObservation) -> str:
-    """The first interface that leads elsewhere."""
-    known = (Interface(*one) for one in facts.addresses)
+def _first_interface(host: HostObservation) -> str:
+    """Return the first interface that is not a loopback, as an example."""
+    known = (Interface(*pair) for pair in host.addresses)
     return next((one.name for one in known if not one.is_loopback), "eth0")
 
 
-def ports(facts: HostObservation) -> Finding:
-    """Is the rendezvous' port free?"""
-    port = facts.busy_port
-    if port is None:
-        return Finding("ok", "ports", "the rendezvous port is free")
-    return Finding(
-        "warning",
+def ports(host: HostObservation) -> Finding:
+    """Check that the rendezvous' port is free."""
+    port = host.busy_port
+    taken = f"port {port} is in use, or listening on it is not allowed"
+    return judge(
         "ports",
-        f"port {port} is taken, or may not be listened on",
+        port is None,
+        "the rendezvous port is free" if port is None else taken,
         "A rendezvous cannot listen where another program does; another training may "
         "be running.",
         f"ss -ltnp 'sport = :{port}'",

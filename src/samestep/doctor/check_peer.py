@@ -1,18 +1,15 @@
-"""Two machines that should train together: what must be, and is not, alike. Pure."""
+"""Checks that two machines are alike enough to train together. Pure."""
 
-from collections.abc import Sequence
-
-from samestep.doctor.findings import Finding
+from samestep.doctor.findings import Finding, judge
 from samestep.doctor.observe import HostObservation
 from samestep.system.conditions import NONE, VARIABLES, described
 
 
-NEED_NOT_AGREE = ("samestep", "torch")
-"""Those of the libraries that have a finding of their own."""
+HAVE_OWN_CHECK = ("samestep", "torch")
 
 
 def compare(own: HostObservation, peer: HostObservation) -> list[Finding]:
-    """What both have, or what each has."""
+    """Run all checks of this module."""
     return [
         _names(own, peer),
         _sources(own, peer),
@@ -24,14 +21,13 @@ def compare(own: HostObservation, peer: HostObservation) -> list[Finding]:
 
 
 def _names(own: HostObservation, peer: HostObservation) -> Finding:
-    if own.host != peer.host:
-        return Finding("ok", "hosts", f"{own.host} and {peer.host}")
-    return Finding(
-        "warning",
+    same = own.host == peer.host
+    return judge(
         "hosts",
-        f"both are called {own.host}",
-        "What is listed by host cannot be told apart, nor the states that hosts keep "
-        "in one directory of a shared file system.",
+        not same,
+        f"both are called {own.host}" if same else f"{own.host} and {peer.host}",
+        "Messages name hosts, and each keeps its state in a directory of its name: on "
+        "a shared file system they would overwrite each other.",
         "sudo hostnamectl set-hostname NAME",
     )
 
@@ -56,41 +52,43 @@ def _sources(own: HostObservation, peer: HostObservation) -> Finding:
 
 
 def _torch(own: HostObservation, peer: HostObservation) -> Finding:
-    ours, theirs = (one.libraries.get("torch", "?") for one in (own, peer))
-    if ours == theirs:
-        return Finding("ok", "PyTorch on both", ours)
-    return Finding(
-        "problem",
+    ours, theirs = (host.libraries.get("torch", "?") for host in (own, peer))
+    return judge(
         "PyTorch on both",
-        _by_host(own, peer, ours, theirs),
+        ours == theirs,
+        ours if ours == theirs else _by_host(own, peer, ours, theirs),
         "Another build has other kernels, and so other bits: a training on both does "
         "not start.",
         f"pip install torch=={ours}",
+        "problem",
     )
 
 
 def _kernels(own: HostObservation, peer: HostObservation) -> Finding:
-    """What decides bits besides the software."""
+    """Compare what affects the bits besides the software."""
     ours, theirs = (
-        (one.instruction_set or "no x86", one.processor, described(one.variables))
-        for one in (own, peer)
+        (host.instruction_set or "no x86", host.processor, described(host.variables))
+        for host in (own, peer)
     )
     if ours == theirs:
         shown = own.instruction_set or "this processor's own"
         return Finding("ok", "kernels on both", f"{shown}, {own.processor}")
-    named = {**own.variables, **peer.variables}
+    variables = {**own.variables, **peer.variables}
     if ours[0] != theirs[0]:
         mend = f"export ATEN_CPU_CAPABILITY={_lesser(ours[0], theirs[0])}"
     elif ours[2] != theirs[2]:
-        mend = f"unset {' '.join(name for name in VARIABLES if name in named)}"
+        mend = f"unset {' '.join(name for name in VARIABLES if name in variables)}"
     else:
         mend = "# train on machines of one type"
+    shown_ours, shown_theirs = (
+        ", ".join(part for part in parts if part != NONE) for parts in (ours, theirs)
+    )
     return Finding(
         "problem",
         "kernels on both",
-        _by_host(own, peer, _joined(ours), _joined(theirs)),
-        "Other kernels round otherwise, and libraries choose them by the instructions, "
-        "the processor and these variables: a training on both does not start.",
+        _by_host(own, peer, shown_ours, shown_theirs),
+        "Libraries choose kernels by instruction set, processor and these variables; "
+        "other kernels round differently: a training on both does not start.",
         mend,
     )
 
@@ -101,35 +99,33 @@ def _libraries(own: HostObservation, peer: HostObservation) -> Finding:
     differing = [
         f"{name} ({_by_host(own, peer, ours.get(name, '-'), theirs.get(name, '-'))})"
         for name in {**ours, **theirs}
-        if name not in NEED_NOT_AGREE and ours.get(name) != theirs.get(name)
+        if name not in HAVE_OWN_CHECK and ours.get(name) != theirs.get(name)
     ]
     if not differing:
-        return Finding(
-            "ok", "libraries on both", ", ".join(map(" ".join, ours.items()))
+        versions = ", ".join(map(" ".join, ours.items()))
+        return Finding("ok", "libraries on both", versions)
+    mend = "pip install --constraint constraints.txt samestep"
+    seen = "; ".join(differing)
+    if _runtime(own) != _runtime(peer):
+        why = (
+            "Another Python or libc may compute other bits: a training on both does "
+            "not start."
         )
-    stops = _runtime(own) != _runtime(peer)
-    return Finding(
-        "problem" if stops else "warning",
-        "libraries on both",
-        "; ".join(differing),
-        "Another Python or libc may compute other bits: a training on both does not "
-        "start."
-        if stops
-        else "Data that are prepared by other versions can be other data.",
-        "pip install --constraint constraints.txt samestep",
-    )
+        return Finding("problem", "libraries on both", seen, why, mend)
+    why = "Another version may prepare other data from the same files."
+    return Finding("warning", "libraries on both", seen, why, mend)
 
 
-def _runtime(one: HostObservation) -> tuple[str, str]:
-    """Patch releases of Python may differ."""
-    return one.python.rpartition(".")[0], one.libc
+def _runtime(host: HostObservation) -> tuple[str, str]:
+    """Return what must agree; patch releases of Python may differ."""
+    return host.python.rpartition(".")[0], host.libc
 
 
 def _cores(own: HostObservation, peer: HostObservation) -> Finding:
     seen = _by_host(own, peer, str(own.usable_cores), str(peer.usable_cores))
-    uneven = own.usable_cores != peer.usable_cores
-    more = "; micro-batches follow the workers' speeds" if uneven else ""
-    return Finding("ok", "cores on both", seen + more)
+    if own.usable_cores != peer.usable_cores:
+        seen += "; micro-batches follow the workers' speeds"
+    return Finding("ok", "cores on both", seen)
 
 
 def _by_host(
@@ -139,12 +135,8 @@ def _by_host(
     return f"{own.host}: {ours}; {there}: {theirs}"
 
 
-def _joined(deciding: Sequence[str]) -> str:
-    return ", ".join(one for one in deciding if one != NONE)
-
-
 def _lesser(ours: str, theirs: str) -> str:
-    """Of two names as PyTorch has them, in the lower case of its variable."""
+    """Return the lesser of two instruction sets as PyTorch's variable spells it."""
     order = ["AVX512", "AVX2", "DEFAULT"]
     known = [name for name in (ours, theirs) if name in order]
     return max(known, key=order.index, default="DEFAULT").lower()

@@ -1,4 +1,4 @@
-"""What the doctor says: what was seen, why it matters, and what mends it."""
+"""Findings of the doctor: what it saw, why that matters, and what fixes it."""
 
 import textwrap
 from collections.abc import Sequence
@@ -12,21 +12,37 @@ INDENT = 9 + 19
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     level: Level
     subject: str
     seen: str
     why: str = ""
-    """Why it matters; empty if all is well and there is nothing to say."""
+    """Why it matters; empty if it is ok."""
     mend: str = ""
-    """The command that mends it."""
+    """The command that fixes it; empty if it is ok."""
     host: str = ""
     """The machine it is about; empty: this one, or both."""
 
 
+def judge(
+    subject: str,
+    is_ok: bool,
+    seen: str,
+    why: str,
+    mend: str,
+    level: Level = "warning",
+) -> Finding:
+    """Return an ok finding, or one of `level` with its reason and remedy."""
+    return (
+        Finding("ok", subject, seen)
+        if is_ok
+        else Finding(level, subject, seen, why, mend)
+    )
+
+
 def text(findings: Sequence[Finding]) -> str:
-    """All of them, and how many there are of each level."""
+    """Return all findings as text, and how many there are of each level."""
     levels = [finding.level for finding in findings]
     counts = [
         f"{level} {levels.count(level)}" for level in ("problem", "warning", "ok")

@@ -1,4 +1,4 @@
-"""What is so on one machine, as far as trainings care; without importing torch."""
+"""Observes one machine, as far as it matters to trainings; without importing torch."""
 
 import os
 import re
@@ -21,7 +21,7 @@ from samestep.system import barrier, conditions, machine, network_interfaces
 
 
 RENDEZVOUS_PORT = 29400
-"""Where torchrun's rendezvous listens unless it is told otherwise."""
+"""Where torchrun's rendezvous listens by default."""
 VARIABLES = (
     *machine.THREAD_VARIABLES,
     "OMP_PLACES",
@@ -34,27 +34,27 @@ VARIABLES = (
     "TORCH_GLOO_LAZY_INIT",
     network_interfaces.GLOO_VARIABLE,
 )
-"""Only of these are values looked at."""
+"""The environment variables that are observed; no others are."""
 CPU_FLAGS = {
     "AVX512": {"avx512f", "avx512vl", "avx512bw", "avx512dq", "fma"},
     "AVX2": {"avx2", "fma"},
 }
-"""What PyTorch asks of a processor for the kernels of this name, the best first."""
+"""The processor flags that PyTorch requires for each set of kernels, best first."""
 FOR_DEVELOPERS = ("dev", "benchmarks")
 """Extras that no training needs."""
 MOST = 500
-"""Letters of a text, and entries of a list, that a peer may send."""
+"""Characters of a text, and entries of a list, that a peer may send."""
 CPUINFO, HOSTS = Path("/proc/cpuinfo"), Path("/etc/hosts")
 OVERCOMMIT, SHM = Path("/proc/sys/vm/overcommit_memory"), Path("/dev/shm")  # noqa: S108
 
 
 def printable(text: str) -> str:
-    """Without what would move the cursor of a terminal."""
+    """Replace characters that would move the cursor of a terminal."""
     return "".join(one if one.isprintable() else "?" for one in text)
 
 
 def _address(text: str) -> str:
-    """Raises ValueError if it is none."""
+    """Return an IP address. Raises ValueError if it is not one."""
     ip_address(text)
     return text
 
@@ -62,12 +62,12 @@ def _address(text: str) -> str:
 Text = Annotated[str, Field(max_length=MOST), AfterValidator(printable)]
 Address = Annotated[Text, AfterValidator(_address)]
 Size = Annotated[int, Field(ge=0, lt=1 << 64)]
-"""Bytes, or how many."""
+"""A number of bytes or things."""
 Texts = Annotated[tuple[Text, ...], Field(max_length=MOST)]
 
 
 class HostObservation(BaseModel):
-    """Of one machine; those of a peer have come over the network and are checked."""
+    """Facts about a machine; those of a peer come over the network and are checked."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -77,16 +77,16 @@ class HostObservation(BaseModel):
     down: Texts = ()
     """Interfaces that have an address and are switched off."""
     gloo_address: Address | Literal[""] = ""
-    """Where Gloo would listen by itself; empty if it could not."""
+    """Where Gloo would listen by default; empty if it could not."""
     gloo_why: Text = ""
     hosts_line: Text = ""
-    """Of /etc/hosts, if it gives the host's name a loopback address."""
+    """The line of /etc/hosts that gives the host's name a loopback address, if any."""
     busy_port: Size | None = None
-    """That of the rendezvous, if it is taken on the address that is asked about."""
+    """The rendezvous' port, if it is in use on the address in question."""
 
     logical_cpus: Size
     allowed_cpus: Size
-    """Those in the affinity mask."""
+    """Processors in the affinity mask."""
     physical_cores: Size | None
     usable_cores: Size
     usable_cores_because: Text
@@ -97,39 +97,39 @@ class HostObservation(BaseModel):
     available_bytes: Size
     swap_used_bytes: Size
     overcommit: int | None
-    """As in vm.overcommit_memory; None where there is none."""
+    """vm.overcommit_memory; None if there is none."""
     shm_bytes: Size | None
     """The size of /dev/shm."""
     no_shared_memory: Text
     """Why the exchange `shared` does not work; empty if it does."""
     open_files: Size
     out: Text
-    """Where runs go."""
+    """Where runs are written."""
     out_free_bytes: Size
     out_is_writable: bool
 
     processor: Text
     instruction_set: Text
     gpus: Size
-    """Devices of NVIDIA's driver."""
+    """Number of devices of NVIDIA's driver."""
     python: Text
     libc: Text = ""
     cuda: Text
-    """The version that PyTorch was built for; empty: a build for CPUs."""
+    """The CUDA version that PyTorch was built for; empty: a build for CPUs."""
     sources_sha256: Text
-    """Of samestep itself."""
+    """The checksum of samestep's own sources."""
     libraries: Annotated[dict[Text, Text], Field(max_length=100)]
     missing: Annotated[dict[Text, Texts], Field(max_length=100)]
-    """Packages of an extra that are not installed."""
+    """Extra -> its packages that are not installed."""
     variables: Annotated[dict[Text, Text], Field(max_length=100)]
 
     def interface_of(self, address: str) -> str:
-        """The name; empty if no interface has the address."""
+        """Return the name of the interface with this address, or an empty string."""
         return next((name for name, one in self.addresses if one == address), "")
 
 
 def observe(address: str = "", port: int = RENDEZVOUS_PORT) -> HostObservation:
-    """This machine, now; whether `port` is free is tried on `address`, "" being all."""
+    """Observe this machine; try whether `port` is free on `address` ("": on all)."""
     described = machine.describe()
     out = _nearest(Path("runs"))
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -160,20 +160,20 @@ def observe(address: str = "", port: int = RENDEZVOUS_PORT) -> HostObservation:
 
 
 def instruction_set(cpuinfo: str) -> str:
-    """The name of PyTorch's kernels for the first processor of /proc/cpuinfo.
+    """Return the name of PyTorch's kernels for the first processor of /proc/cpuinfo.
 
-    As `torch.backends.cpu.get_cpu_capability` says on x86 unless ATEN_CPU_CAPABILITY
-    asks for less; empty on other processors.
+    It is that of `torch.backends.cpu.get_cpu_capability` on x86, unless
+    ATEN_CPU_CAPABILITY asks for less, and empty on other processors.
     """
-    found = re.search(r"^flags\s*:(.*)$", cpuinfo, re.MULTILINE)
-    if found is None:
+    match = re.search(r"^flags\s*:(.*)$", cpuinfo, re.MULTILINE)
+    if match is None:
         return ""
-    flags = set(found[1].split())
+    flags = set(match[1].split())
     return next((name for name, need in CPU_FLAGS.items() if need <= flags), "DEFAULT")
 
 
 def trapping_line(hosts: str, host: str) -> str:
-    """The first line of /etc/hosts about this host, if it names a loopback address."""
+    """Return the first line of /etc/hosts on `host`, if it has a loopback address."""
     for line in hosts.splitlines():
         address, *names = line.partition("#")[0].split() or [""]
         if host in names:
@@ -182,12 +182,12 @@ def trapping_line(hosts: str, host: str) -> str:
 
 
 def missing_packages(requirements: Iterable[str]) -> dict[str, list[str]]:
-    """What is not installed of each extra, from lines such as `x>=1; extra == 'a'`."""
+    """Return what is not installed of each extra, for lines `x>=1; extra == 'a'`."""
     missing: dict[str, list[str]] = {}
     for line in requirements:
-        found = re.match(r"([\w.-]+).*;\s*extra\s*==\s*['\"](\w+)['\"]", line)
-        if found and found[2] not in FOR_DEVELOPERS and not _is_installed(found[1]):
-            missing.setdefault(found[2], []).append(found[1])
+        match = re.match(r"([\w.-]+).*;\s*extra\s*==\s*['\"](\w+)['\"]", line)
+        if match and match[2] not in FOR_DEVELOPERS and not _is_installed(match[1]):
+            missing.setdefault(match[2], []).append(match[1])
     return missing
 
 
@@ -238,15 +238,15 @@ def _no_shared_memory() -> str:
 
 
 def _cuda() -> str:
-    """From the file that `import torch` would run first; that takes two seconds."""
+    # Read from a file, as `import torch` takes two seconds.
     spec = find_spec("torch")
     version = Path(str(spec.origin)).with_name("version.py") if spec else Path()
-    found = re.search(r"^cuda\b.*= '(.+)'$", _read(version), re.MULTILINE)
-    return found[1] if found else ""
+    match = re.search(r"^cuda\b.*= '(.+)'$", _read(version), re.MULTILINE)
+    return match[1] if match else ""
 
 
 def _nearest(path: Path) -> Path:
-    """The directory itself, or the first one above it that exists."""
+    """Return the directory itself, or the first one above it that exists."""
     path = path.absolute()
     return next(one for one in (path, *path.parents) if one.is_dir())
 

@@ -1,4 +1,4 @@
-"""Asks the doctor of another machine, and measures the way there and back."""
+"""Asks the doctor of another machine, and measures the connection both ways."""
 
 import contextlib
 import math
@@ -13,13 +13,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from samestep.doctor.observe import HostObservation, Text
 from samestep.doctor.peer_protocol import (
     MOST_BULK_BYTES,
-    Broken,
-    Wire,
+    Connection,
+    ProtocolError,
     connect,
+    integer,
     listen,
-    number,
     outcome_of,
-    real,
+    positive,
     try_to_connect,
 )
 from samestep.doctor.peer_server import MOST_ECHOES
@@ -27,24 +27,24 @@ from samestep.doctor.peer_server import MOST_ECHOES
 
 FIRST_BULK_BYTES = 64 << 10
 BULK_SECONDS = 0.25
-"""A transfer this long has left a bucket's burst and TCP's slow start behind."""
+"""A transfer this long outlasts a bucket's burst and TCP's slow start."""
 WARM_UP_ECHOES, ECHO_SECONDS = 5, 1.0
 
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Link(BaseModel):
-    """What is between this machine and its peer; None: not found out."""
+    """The connection between this machine and its peer; None: not measured."""
 
     model_config = ConfigDict(frozen=True)
 
     peer: str
     port: int
     outcome: Text
-    """Of the first connection: `reached`, or as `wire.outcome_of` says."""
+    """The first connection: `reached`, or as `peer_protocol.outcome_of` names it."""
     own_address: Text = ""
     seen_address: Text = ""
-    """This machine's, as the peer sees it."""
+    """This machine's address, as the peer sees it."""
     peer_address: Text = ""
     latency_seconds: float | None = None
     """One way: half of the median round trip."""
@@ -52,45 +52,48 @@ class Link(BaseModel):
     clock_offset_seconds: float | None = None
     """The peer's wall clock minus this one's, from the fastest round trip."""
     clock_error_seconds: float = 0.0
-    """At most: half of that round trip."""
+    """Its largest error: half of that round trip."""
     to_peer_bytes_per_second: Rate | None = None
     from_peer_bytes_per_second: Rate | None = None
     to_peer_port: Text = ""
-    """The outcome on a port of the system's choice, as Gloo's workers use."""
+    """The outcome on a port that the system chooses, as for Gloo's workers."""
     from_peer_port: Text = ""
     facts: HostObservation | None = None
     broke: Text = ""
-    """In which part the conversation ended, and how; empty: it did not."""
+    """In which part the session ended early, and how; empty: it did not."""
 
 
 def probe(peer: str, port: int, source: str = "") -> Link:
-    """Takes about five seconds. `source` is the own address to use; empty: any."""
-    found: dict[str, Any] = {"peer": peer, "port": port, "outcome": "reached"}
+    """Measure the link to a peer, from the address `source` if one is given.
+
+    Takes about five seconds.
+    """
+    fields: dict[str, Any] = {"peer": peer, "port": port, "outcome": "reached"}
     try:
-        connection = connect(peer, port, source)
+        connected = connect(peer, port, source)
     except OSError as error:
-        return Link(**{**found, "outcome": outcome_of(error)})
-    with connection:
-        wire = Wire(connection)
-        found |= {"own_address": wire.own_address, "peer_address": wire.peer_address}
+        return Link(**{**fields, "outcome": outcome_of(error)})
+    with connected:
+        link = Connection(connected)
+        fields |= {"own_address": link.own_address, "peer_address": link.peer_address}
         for part, measure in MEASURES.items():
             try:
-                found |= measure(wire)
+                fields |= measure(link)
             except OSError as error:
-                return Link(**found, broke=f"{part}: {outcome_of(error)}")
-            except (Broken, ValidationError) as error:
-                return Link(**found, broke=f"{part}: {str(error).splitlines()[0]}")
+                return Link(**fields, broke=f"{part}: {outcome_of(error)}")
+            except (ProtocolError, ValidationError) as error:
+                return Link(**fields, broke=f"{part}: {str(error).splitlines()[0]}")
         with contextlib.suppress(OSError):
-            wire.say({"ask": "end"})
-    return Link(**found)
+            link.send_message({"ask": "end"})
+    return Link(**fields)
 
 
-def _echo(wire: Wire) -> dict[str, Any]:
-    """As NTP does (RFC 5905, section 8): the fastest round trip is the least wrong."""
-    warm_up = _round_trips(wire, WARM_UP_ECHOES)
+def _echo(link: Connection) -> dict[str, Any]:
+    # As NTP does (RFC 5905, section 8): the fastest round trip has the least error.
+    warm_up = _round_trips(link, WARM_UP_ECHOES)
     typical = statistics.median(seconds for seconds, _ in warm_up)
     times = max(WARM_UP_ECHOES, min(MOST_ECHOES, int(ECHO_SECONDS / typical)))
-    trips = _round_trips(wire, times)
+    trips = _round_trips(link, times)
     fastest, offset = min(trips)
     return {
         "latency_seconds": statistics.median(seconds for seconds, _ in trips) / 2,
@@ -100,50 +103,49 @@ def _echo(wire: Wire) -> dict[str, Any]:
     }
 
 
-def _round_trips(wire: Wire, times: int) -> list[tuple[float, float]]:
-    """(seconds, offset of the peer's clock) of each."""
-    wire.say({"ask": "echo", "times": times})
+def _round_trips(link: Connection, times: int) -> list[tuple[float, float]]:
+    """Return (seconds, offset of the peer's clock) of each round trip."""
+    link.send_message({"ask": "echo", "times": times})
     trips = []
     for _ in range(times):
         wall, begin = time.time(), time.perf_counter()
-        wire.send(bytes(8))
-        (theirs,) = struct.unpack("!d", wire.receive(8))
+        link.send(bytes(8))
+        (theirs,) = struct.unpack("!d", link.receive(8))
         seconds = time.perf_counter() - begin
         if not math.isfinite(theirs):
-            raise Broken("a time that is no number")
+            raise ProtocolError("a time is not a number")
         trips.append((seconds, theirs - wall - seconds / 2))
     return trips
 
 
-def _facts(wire: Wire) -> dict[str, Any]:
-    answer = wire.ask("facts")
-    seen = str(answer.get("seen"))[:100]
+def _facts(link: Connection) -> dict[str, Any]:
+    answer = link.request("facts")
     return {
         "facts": HostObservation.model_validate(answer.get("facts")),
-        "seen_address": seen,
+        "seen_address": str(answer.get("seen"))[:100],
     }
 
 
-def _to_peer(wire: Wire) -> dict[str, Any]:
+def _to_peer(link: Connection) -> dict[str, Any]:
     def give(size: int) -> tuple[float, float]:
-        wire.say({"ask": "take", "bytes": size})
-        wire.send_bulk(size)
-        answer = wire.hear()
-        return real(answer, "bytes_per_second"), real(answer, "seconds")
+        link.send_message({"ask": "take", "bytes": size})
+        link.send_bulk(size)
+        answer = link.receive_message()
+        return positive(answer, "bytes_per_second"), positive(answer, "seconds")
 
     return {"to_peer_bytes_per_second": _bandwidth(give)}
 
 
-def _from_peer(wire: Wire) -> dict[str, Any]:
+def _from_peer(link: Connection) -> dict[str, Any]:
     def take(size: int) -> tuple[float, float]:
-        wire.say({"ask": "give", "bytes": size})
-        return wire.receive_bulk(size)
+        link.send_message({"ask": "give", "bytes": size})
+        return link.receive_bulk(size)
 
     return {"from_peer_bytes_per_second": _bandwidth(take)}
 
 
 def _bandwidth(transfer: Callable[[int], tuple[float, float]]) -> float:
-    """Larger and larger transfers, until one is long enough."""
+    """Transfer more and more, until it takes long enough; return bytes per second."""
     size = FIRST_BULK_BYTES
     while True:
         rate, seconds = transfer(size)
@@ -152,20 +154,20 @@ def _bandwidth(transfer: Callable[[int], tuple[float, float]]) -> float:
         size *= 4
 
 
-def _to_peer_port(wire: Wire) -> dict[str, Any]:
-    port = number(wire.ask("listen"), "port", 1, 65535)
-    outcome = try_to_connect(wire.peer_address, port, wire.own_address)
-    wire.hear()
+def _to_peer_port(link: Connection) -> dict[str, Any]:
+    port = integer(link.request("listen"), "port", 1, 65535)
+    outcome = try_to_connect(link.peer_address, port, link.own_address)
+    link.receive_message()
     return {"to_peer_port": outcome}
 
 
-def _from_peer_port(wire: Wire) -> dict[str, Any]:
-    with listen(wire.own_address) as listener:
-        answer = wire.ask("connect", port=listener.getsockname()[1])
+def _from_peer_port(link: Connection) -> dict[str, Any]:
+    with listen(link.own_address) as listener:
+        answer = link.request("connect", port=listener.getsockname()[1])
     return {"from_peer_port": str(answer.get("outcome"))[:100]}
 
 
-MEASURES: Mapping[str, Callable[[Wire], dict[str, Any]]] = {
+MEASURES: Mapping[str, Callable[[Connection], dict[str, Any]]] = {
     "round trips": _echo,
     "facts": _facts,
     "bandwidth there": _to_peer,

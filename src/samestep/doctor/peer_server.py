@@ -1,7 +1,7 @@
 """`samestep doctor --serve`: answers the doctor of another machine, for a time.
 
-It is unauthenticated, and shows this machine's facts to whoever asks. It connects to
-nobody but who has asked, runs nothing, and writes nothing.
+It is unauthenticated: anyone who reaches it sees what `observe` saw of this machine. It
+connects only back to the machine that asks, runs nothing, and writes nothing.
 """
 
 import contextlib
@@ -15,11 +15,11 @@ from samestep.doctor.peer_protocol import (
     CONNECT_SECONDS,
     LEAST_BULK_BYTES,
     MOST_BULK_BYTES,
-    Broken,
+    Connection,
     Message,
-    Wire,
+    ProtocolError,
+    integer,
     listen,
-    number,
     try_to_connect,
 )
 
@@ -31,9 +31,9 @@ def serve(
     listener: socket.socket,
     seconds: float,
     observe: Callable[[], HostObservation],
-    tell: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> None:
-    """One session after another, until the time is over."""
+    """Serve one session after another, until the time is over."""
     end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0:
         listener.settimeout(left)
@@ -42,23 +42,25 @@ def serve(
         except TimeoutError:
             return
         with connection:
-            tell(f"{address} asks")
+            log(f"{address} asks")
             try:
-                Session(Wire(connection), observe).run()
-            except (OSError, Broken) as error:
-                tell(f"{address}: {error}")
+                Session(Connection(connection), observe).run()
+            except (OSError, ProtocolError) as error:
+                log(f"{address}: {error}")
 
 
 class Session:
     """The answers to one doctor, until it leaves."""
 
-    def __init__(self, wire: Wire, observe: Callable[[], HostObservation]) -> None:
-        """Facts are observed when they are asked for."""
-        self._wire = wire
+    def __init__(
+        self, connection: Connection, observe: Callable[[], HostObservation]
+    ) -> None:
+        """Observe this machine only when asked."""
+        self._connection = connection
         self._observe = observe
 
     def run(self) -> None:
-        """Raises OSError or Broken."""
+        """Answer questions until the last. Raises OSError or ProtocolError."""
         answers: Mapping[str, Callable[[Message], None]] = {
             "echo": self._echo,
             "facts": self._facts,
@@ -67,43 +69,47 @@ class Session:
             "listen": self._listen,
             "connect": self._connect,
         }
-        while (message := self._wire.hear()).get("ask") != "end":
+        while (message := self._connection.receive_message()).get("ask") != "end":
             answer = answers.get(str(message.get("ask")))
             if answer is None:
-                raise Broken("an unknown question")
+                raise ProtocolError("an unknown question")
             answer(message)
 
     def _echo(self, message: Message) -> None:
-        """This machine's wall clock, as often as eight bytes come."""
-        for _ in range(number(message, "times", 1, MOST_ECHOES)):
-            self._wire.receive(8)
-            self._wire.send(struct.pack("!d", time.time()))
+        """Send this machine's wall clock whenever eight bytes arrive."""
+        for _ in range(integer(message, "times", 1, MOST_ECHOES)):
+            self._connection.receive(8)
+            self._connection.send(struct.pack("!d", time.time()))
 
-    def _facts(self, message: Message) -> None:
-        seen = {"facts": self._observe().model_dump(), "seen": self._wire.peer_address}
-        self._wire.say(seen)
+    def _facts(self, _: Message) -> None:
+        facts = self._observe().model_dump()
+        seen = self._connection.peer_address
+        self._connection.send_message({"facts": facts, "seen": seen})
 
     def _take(self, message: Message) -> None:
-        size = number(message, "bytes", LEAST_BULK_BYTES, MOST_BULK_BYTES)
-        rate, seconds = self._wire.receive_bulk(size)
-        self._wire.say({"bytes_per_second": rate, "seconds": seconds})
+        rate, seconds = self._connection.receive_bulk(_bulk_size(message))
+        answer = {"bytes_per_second": rate, "seconds": seconds}
+        self._connection.send_message(answer)
 
     def _give(self, message: Message) -> None:
-        self._wire.send_bulk(
-            number(message, "bytes", LEAST_BULK_BYTES, MOST_BULK_BYTES)
-        )
+        self._connection.send_bulk(_bulk_size(message))
 
-    def _listen(self, message: Message) -> None:
-        """On a port of the system's choice, as Gloo does; who comes is not heard."""
-        with listen(self._wire.own_address) as listener:
+    def _listen(self, _: Message) -> None:
+        """Accept one connection on a port that the system chooses, as Gloo does."""
+        with listen(self._connection.own_address) as listener:
             listener.settimeout(CONNECT_SECONDS)
-            self._wire.say({"port": listener.getsockname()[1]})
+            self._connection.send_message({"port": listener.getsockname()[1]})
             with contextlib.suppress(TimeoutError):
                 listener.accept()[0].close()
-        self._wire.say({})
+        self._connection.send_message({})
 
     def _connect(self, message: Message) -> None:
-        """Back to who asks, and to nobody else."""
-        where = self._wire.peer_address, number(message, "port", 1024, 65535)
-        outcome = try_to_connect(*where, source=self._wire.own_address)
-        self._wire.say({"outcome": outcome})
+        """Connect back to the machine that asks, and to no other."""
+        port = integer(message, "port", 1024, 65535)
+        link = self._connection
+        outcome = try_to_connect(link.peer_address, port, link.own_address)
+        link.send_message({"outcome": outcome})
+
+
+def _bulk_size(message: Message) -> int:
+    return integer(message, "bytes", LEAST_BULK_BYTES, MOST_BULK_BYTES)

@@ -1,11 +1,11 @@
-"""A report before it has a form: sections of plain blocks.
+"""The content of a report before it has a form: sections of plain blocks.
 
 Texts are data, never markup: each form (HTML, Word) escapes them in its own way.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
 from matplotlib.figure import Figure
 
@@ -24,7 +24,7 @@ class Fact:
 
 @dataclass(frozen=True)
 class KeyFigures:
-    """Shown large, side by side."""
+    """Facts shown large, side by side."""
 
     kind: ClassVar[str] = "facts"
     items: list[Fact]
@@ -32,7 +32,7 @@ class KeyFigures:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under column heads; `words` columns from the left are text, not numbers."""
+    """Rows under column heads; the first `words` columns are text, not numbers."""
 
     kind: ClassVar[str] = "table"
     caption: str
@@ -51,7 +51,7 @@ class Sheet:
 
 @dataclass(frozen=True)
 class Sheets:
-    """Side by side."""
+    """Sheets side by side."""
 
     kind: ClassVar[str] = "sheets"
     items: list[Sheet]
@@ -59,10 +59,10 @@ class Sheets:
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure with what a reader who cannot see it needs to know."""
+    """A figure, and a description for readers who cannot see it."""
 
     name: str
-    """Unique in the document: the name of its files and the prefix of its ids."""
+    """Unique in the document: the name of its files and the salt of its ids."""
     title: str
     alt: str
     figure: Figure
@@ -125,7 +125,7 @@ Block = KeyFigures | Table | Sheets | Plots | Pictures | Text | Points | Code
 
 @dataclass(frozen=True)
 class Section:
-    """`anchor` is unique in the document."""
+    """Blocks under a heading; `anchor` is unique in the document."""
 
     title: str
     anchor: str
@@ -134,29 +134,28 @@ class Section:
 
 @dataclass(frozen=True)
 class Document:
-    """`data` is everything that the numbers were made from, as plain JSON values."""
+    """A whole report; sections without blocks are left out."""
 
     title: str
     subtitle: str
     status: str
     notices: list[str]
-    sections: list[Section]
-    data: dict[str, Any] = field(default_factory=dict)
+    all_sections: list[Section]
+
+    @property
+    def sections(self) -> list[Section]:
+        """The sections that have content."""
+        return [section for section in self.all_sections if section.blocks]
 
     @property
     def plots(self) -> list[Plot]:
         """Every figure, in order."""
-        return [
-            plot
-            for section in self.sections
-            for block in section.blocks
-            if isinstance(block, Plots)
-            for plot in block.items
-        ]
+        blocks = [block for section in self.sections for block in section.blocks]
+        return [plot for b in blocks if isinstance(b, Plots) for plot in b.items]
 
 
-def together(plots: Sequence[Plot | None]) -> list[Block]:
-    """Those there are: narrow ones side by side, wide ones after them."""
-    found = [plot for plot in plots if plot is not None]
-    groups = [[p for p in found if not p.is_wide], [p for p in found if p.is_wide]]
+def side_by_side(plots: Sequence[Plot | None]) -> list[Block]:
+    """Group the plots that exist: narrow ones first, wide ones after them."""
+    present = [plot for plot in plots if plot is not None]
+    groups = [[p for p in present if p.is_wide == wide] for wide in (False, True)]
     return [Plots(group) for group in groups if group]

@@ -1,7 +1,7 @@
-"""A document as one HTML file that needs nothing else, and no script.
+"""A document as one HTML file that loads nothing and runs no script.
 
-Every text is escaped, whatever it contains; the only markup that is not the templates'
-own is that of the figures. The data rides along as JSON, which browsers do not execute.
+Every text is escaped, whatever it contains; the only markup besides that of the
+templates is that of the figures.
 """
 
 import base64
@@ -15,7 +15,7 @@ from samestep.system.terminal import clean
 
 
 def render(document: Document) -> str:
-    """The whole page. The same document gives the same text."""
+    """Return the whole page; the same document gives the same text."""
     environment = Environment(
         loader=PackageLoader("samestep.document"),
         autoescape=True,
@@ -33,7 +33,7 @@ def render(document: Document) -> str:
 
 
 def _clean(value: object) -> object:
-    """Of text that comes from outside; Markup is ours, or already escaped."""
+    """Make control characters of foreign text visible; Markup is already escaped."""
     is_foreign = isinstance(value, str) and not isinstance(value, Markup)
     return clean(value) if is_foreign else value
 

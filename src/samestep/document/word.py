@@ -41,7 +41,7 @@ PICTURES_IN_A_ROW = 6
 
 
 def render(document: Document) -> bytes:
-    """The .docx file."""
+    """Return the content of the .docx file."""
     word = docx.Document()
     _set_up(word, document.title)
     word.add_heading(clean(document.title), level=0)
@@ -104,44 +104,45 @@ def _add_caption(word: WordDocument, text: str) -> None:
     paragraph.paragraph_format.keep_with_next = True
 
 
-def _add_table(word: WordDocument, table: Table) -> None:
-    if table.caption:
-        _add_caption(word, table.caption)
-    widths = _widths(table)
-    made = _new_table(word, widths)
-    for row in (table.columns, *table.rows):
-        _fill(made.add_row(), row, widths, table.words)
-    _repeat_head(made)
+def _add_table(word: WordDocument, block: Table) -> None:
+    if block.caption:
+        _add_caption(word, block.caption)
+    widths = _widths(block)
+    table = _new_table(word, widths)
+    for row in (block.columns, *block.rows):
+        _fill(table.add_row(), row, widths, block.words)
+    _repeat_head(table)
     word.add_paragraph()
 
 
 def _add_sheet(word: WordDocument, sheet: Sheet) -> None:
     _add_caption(word, sheet.caption)
     widths = [PAGE_WIDTH * 2 // 5, PAGE_WIDTH * 3 // 5]
-    made = _new_table(word, widths)
-    look = made._tblPr.find(qn("w:tblLook"))
+    table = _new_table(word, widths)
+    look = table._tblPr.find(qn("w:tblLook"))
     look.set(qn("w:firstRow"), "0")
-    look.set(qn("w:val"), "0480")  # the same, for older programs
+    look.set(qn("w:val"), "0480")  # the same for older programs
     for row in sheet.rows:
-        _fill(made.add_row(), row, widths, words=2)
+        _fill(table.add_row(), row, widths, words=2)
     word.add_paragraph()
 
 
 def _new_table(word: WordDocument, widths: Sequence[int]) -> WordTable:
-    """Without rows. Programs look for widths in different places: they are in all."""
-    made: WordTable = word.add_table(0, len(widths), style=TABLE_STYLE)
-    made.autofit = False
-    for column, width in zip(made.columns, widths, strict=True):
+    """Add a table without rows."""
+    table: WordTable = word.add_table(0, len(widths), style=TABLE_STYLE)
+    table.autofit = False
+    # Some programs read the widths of columns, others those of cells: see `_fill`.
+    for column, width in zip(table.columns, widths, strict=True):
         column.width = Emu(width)
-    return made
+    return table
 
 
 def _widths(table: Table) -> list[int]:
-    """Of the columns: by their longest text; heads are broken between words."""
+    """Return the columns' widths by their longest text; heads break between words."""
     weights = []
     for at, head in enumerate(table.columns):
         words = [*head.split(), *(row[at] for row in table.rows)]
-        # The same space between all columns: that of four letters.
+        # Four letters of space between all columns.
         weights.append(min(40, max(map(len, words))) + 4)
     return [PAGE_WIDTH * weight // sum(weights) for weight in weights]
 
@@ -159,7 +160,7 @@ def _fill(row: _Row, texts: Row, widths: Sequence[int], words: int) -> None:
 
 
 def _breakable(text: str) -> str:
-    """A checksum would push a table over the edge of the page."""
+    """Allow breaks inside a checksum, which would push a table over the page's edge."""
     if len(text) <= 40 or " " in text:
         return text
     parts = [text[at : at + 16] for at in range(0, len(text), 16)]
@@ -167,12 +168,12 @@ def _breakable(text: str) -> str:
 
 
 def _add_plots(word: WordDocument, plots: Plots) -> None:
-    """Two side by side, or one that is wide."""
+    """Add figures two in a row, or one if any is wide."""
     columns = 1 if any(plot.is_wide for plot in plots.items) else 2
-    made = word.add_table(0, columns)
+    table = word.add_table(0, columns)
     for at, plot in enumerate(plots.items):
         if at % columns == 0:
-            row = made.add_row()
+            row = table.add_row()
             _keep_whole(row)
         _put_plot(row.cells[at % columns], plot, PAGE_WIDTH // columns - Cm(0.4))
     word.add_paragraph()
@@ -189,10 +190,10 @@ def _put_plot(cell: _Cell, plot: Plot, width: int) -> None:
 
 
 def _add_pictures(word: WordDocument, pictures: Pictures) -> None:
-    made = word.add_table(0, PICTURES_IN_A_ROW)
+    table = word.add_table(0, PICTURES_IN_A_ROW)
     for at, picture in enumerate(pictures.items):
         if at % PICTURES_IN_A_ROW == 0:
-            row = made.add_row()
+            row = table.add_row()
             _keep_whole(row)
         paragraph = row.cells[at % PICTURES_IN_A_ROW].paragraphs[0]
         shape = paragraph.add_run().add_picture(io.BytesIO(picture.png), width=Cm(2.2))
@@ -208,18 +209,18 @@ def _make_code(paragraph: Paragraph) -> None:
 
 
 def _keep_whole(row: _Row) -> None:
-    """On one page."""
+    """Keep a row on one page."""
     row._tr.get_or_add_trPr().append(_element("cantSplit"))
 
 
 def _repeat_head(table: WordTable) -> None:
-    """A table that goes on on the next page repeats its heads there."""
+    """Repeat the heads of a table on its next page."""
     head = table.rows[0]._tr.get_or_add_trPr()
     head.append(_element("tblHeader", val="true"))
 
 
 def _element(name: str, **attributes: str) -> BaseOxmlElement:
-    made = OxmlElement(f"w:{name}")
+    element = OxmlElement(f"w:{name}")
     for attribute, value in attributes.items():
-        made.set(qn(f"w:{attribute}"), value)
-    return made
+        element.set(qn(f"w:{attribute}"), value)
+    return element

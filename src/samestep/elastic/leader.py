@@ -183,7 +183,7 @@ class Leader:
         if topology.rank == 0:
             echo(summary(run))
         if request.with_report:
-            report.offer(run.path, lambda text: echo(text, err=True))
+            report.try_to_write(run.path, lambda text: echo(text, err=True))
 
 
 def lead(request: Request, meeting: Meeting, watcher: Watcher, started: float) -> None:

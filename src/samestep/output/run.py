@@ -4,36 +4,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 
 from samestep.config.recipe import Recipe
 from samestep.errors import RunError
+from samestep.output.schema import Result
 from samestep.system import untrusted_files
 
 
 MODEL_FILE = "model.safetensors"
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-
-
-class _Part(BaseModel):
-    """Of a result.json: what is relied upon here, and everything else as it is."""
-
-    model_config = ConfigDict(extra="allow", strict=True)
-
-
-class _Epoch(_Part):
-    epoch: int
-    weights_sha256: Sha256
-
-
-class _Result(_Part):
-    status: Annotated[str, Field(pattern=r"^[a-z ]{1,40}$")]
-    weights_sha256: Sha256 | None = None
-    train_seconds: float | None = None
-    epochs: list[_Epoch] = []
 
 
 @dataclass(frozen=True)
@@ -55,7 +37,7 @@ class RunResult:
             result = untrusted_files.parse_json(
                 untrusted_files.read_bytes(path / "result.json")
             )
-            _Result.model_validate(result)
+            Result.model_validate(result)
             return cls(path, result)
         except FileNotFoundError:
             raise RunError(
@@ -80,7 +62,7 @@ class RunResult:
     @property
     def weights_sha256(self) -> str:
         """The fingerprint of the final weights. Raises RunError if there are none."""
-        if "weights_sha256" not in self.result:
+        if not self.result.get("weights_sha256"):
             raise RunError(
                 f"{self.path} has no final weights: its status is {self.status}."
             )
@@ -119,7 +101,7 @@ def _measured(run: RunResult) -> dict[str, Any]:
     seconds = run.result.get("train_seconds")
     if seconds is not None:
         found["training"] = f"{seconds:.2f} s, {len(run.history)} epochs"
-    if "weights_sha256" in run.result:
+    if run.result.get("weights_sha256"):
         found["weights"] = f"sha256 {run.weights_sha256}"
     return found
 
@@ -138,10 +120,11 @@ def first_difference(a: RunResult, b: RunResult) -> str | None:
     """
     finals = a.weights_sha256, b.weights_sha256
     for one, other in zip(a.history, b.history, strict=False):
-        if one["weights_sha256"] != other["weights_sha256"]:
+        ours, theirs = (str(epoch.get("weights_sha256")) for epoch in (one, other))
+        if ours != theirs:
             return (
                 f"the weights differ from epoch {one['epoch']} on: "
-                f"{one['weights_sha256'][:16]} and {other['weights_sha256'][:16]}"
+                f"{ours[:16]} and {theirs[:16]}"
             )
     if len(a.history) != len(b.history):
         return f"the number of epochs differs: {len(a.history)} and {len(b.history)}"

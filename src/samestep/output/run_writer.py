@@ -24,6 +24,7 @@ from samestep.output import trace
 from samestep.output.fence import FILE, TAKEN, Fence
 from samestep.output.logs import take_log
 from samestep.output.run import MODEL_FILE, RunResult
+from samestep.output.schema import Result
 from samestep.system import atomic_files, machine, untrusted_files
 
 
@@ -285,7 +286,10 @@ class RunWriter:
             **self._facts,
             "epochs": self.epochs,
         }
-        self._write("result.json", (json.dumps(result, indent=2) + "\n").encode())
+        text = json.dumps(result, indent=2) + "\n"
+        self._write("result.json", text.encode())
+        # After the write: a mistake in the schema must not cost a training its result.
+        Result.model_validate_json(text)
         self.tell({"type": status, **result})
         return RunResult(self.path, result)
 

@@ -1,7 +1,8 @@
-"""What a report reads of a run and of a scaling: checked and typed, nothing computed.
+"""The records of a run's and a study's files, as they are written and read.
 
-Fields may be missing, as older runs lack the newer ones. A measured number that is null
-in a file is not finite: JSON has no other word for it.
+`RunWriter` checks a result.json against `Result`, `Run.open` and the reports read it as
+one, and the page on the run directory is made from its fields. A field that older runs
+lack has a default. A number that is null in a file was not finite.
 """
 
 import math
@@ -15,64 +16,98 @@ from samestep.config.renames import rename
 Measured = Annotated[
     float | None, BeforeValidator(lambda value: math.nan if value is None else value)
 ]
-"""None where it is missing, NaN where it is not finite."""
+"""A measured number: None where it is missing, NaN where it was not finite."""
 Whole = Annotated[int, Field(ge=0, le=2**53)]
-"""As exact as a float."""
+"""A count, which a float can hold exactly."""
 StoredRecipe = Annotated[dict[str, Any], AfterValidator(rename)]
 """The fields of a recipe, those of an older run under their new names."""
 Phases = dict[str, float]
 """Seconds by phase."""
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Name = Annotated[str, Field(pattern=r"^[^\W\d]\w{0,99}$")]
 
 
 class Record(BaseModel):
-    """Unknown fields are kept: they are shown as they are, or not at all."""
+    """A JSON object of a file; fields that it does not name are kept as they are."""
 
-    model_config = ConfigDict(frozen=True, extra="allow")
+    model_config = ConfigDict(
+        frozen=True, extra="allow", strict=True, use_attribute_docstrings=True
+    )
 
 
 def measured(record: Record, name: str) -> float | None:
-    """A field that only some records have; None where it is missing or no number."""
+    """Return a field that only some records have, or None if it is not a number."""
     value = getattr(record, name, None)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return value if is_number else None
 
 
 class Timed(Record):
-    """What steps and epochs have in common."""
+    """The fields that steps and epochs have in common."""
 
-    workers: list[Phases] = []
-    waited_for: list[float] = []
-    communication_share: Measured = None
-    straggler_share: Measured = None
-    bytes_exchanged: Measured = None
-    network_bytes: Measured = None
-    noise_scale: float | None = None
     samples_per_second: Measured = None
+    """throughput of all workers together"""
+    workers: list[Phases] = []
+    """seconds by phase of each worker: `data`, `forward`, `backward`, `exchange`,
+    `wait`, `optimizer`, `snapshot`, `other`"""
+    waited_for: list[float] = []
+    """for each worker, the seconds that the others waited for it"""
+    communication_share: Measured = None
+    """share of the time spent in `exchange` and `wait`"""
+    straggler_share: Measured = None
+    """share of the time spent in `wait`"""
+    bytes_exchanged: Measured = None
+    """bytes that all workers read from each other's memory, or received"""
+    network_bytes: Measured = None
+    """the part of `bytes_exchanged` that went from one machine to another"""
+    minor_faults_per_step: Measured = None
+    """page faults: near 0 once warm"""
+    noise_scale: float | None = None
+    """the gradient noise scale, in samples"""
+    own_metrics: list[Name] = []
+    """names of the metrics that your own loss reports"""
 
 
 class Step(Timed):
     """A line of metrics.jsonl on the steps since the line before it."""
 
     epoch: Whole
+    """counted from 1"""
     step: Whole
+    """optimizer steps so far"""
     loss: Measured = None
+    """mean since the last logged step"""
     accuracy: Measured = None
+    """the same; regression has `absolute_error` instead, your own metrics as named"""
     lr: Measured = None
+    """the learning rate"""
     at: float = 0.0
+    """seconds since the command began"""
+    speeds: list[float] = []
+    """micro-batches per second of each worker"""
     shares: list[Whole] = []
+    """micro-batches owned by each worker"""
 
 
 class Epoch(Timed):
-    """A line of metrics.jsonl, or an element of `epochs` in result.json."""
+    """A line of metrics.jsonl, and an element of `epochs` in result.json."""
 
     epoch: Whole
+    """counted from 1"""
     seconds: Measured = None
+    """duration, without evaluation"""
     train_loss: Measured = None
+    """over all samples, while the weights changed"""
     train_accuracy: Measured = None
+    """the same; regression has `train_absolute_error` instead"""
     validation_loss: Measured = None
+    """after the epoch"""
     validation_accuracy: Measured = None
-    weights_sha256: str = ""
+    """after the epoch"""
+    weights_sha256: Sha256 | None = None
+    """fingerprint of the weights after the epoch"""
     seconds_by_phase: Phases = {}
+    """mean over the workers"""
 
 
 class Event(Record):
@@ -82,7 +117,7 @@ class Event(Record):
     event: str
 
     def get(self, name: str) -> Any:
-        """A field that only some events have, or None."""
+        """Return a field that only some events have, or None."""
         return (self.model_extra or {}).get(name)
 
 
@@ -99,44 +134,58 @@ class Result(Record):
     """result.json."""
 
     recipe: StoredRecipe
+    """resolved: every default replaced by its value"""
     placement: dict[str, Any] = {}
-    status: str
+    """resolved: every `auto` replaced by what was chosen"""
+    status: Annotated[str, Field(pattern=r"^[a-z ]{1,40}$")]
+    """`finished`, `failed` or `interrupted`"""
     error: str | None = None
-    test_accuracy: Measured = None
+    """why the training failed"""
+    failed_rank: Whole | None = None
+    """the worker that failed, if it was one"""
+    weights_sha256: Sha256 | None = None
+    """[fingerprint](../exactness.md#the-fingerprint) of the final weights"""
     test_loss: Measured = None
-    own_metrics: list[Annotated[str, Field(pattern=r"^[^\W\d]\w{0,99}$")]] = []
-    """Of a loss function of the user's own."""
-    baselines: dict[str, Measured] = {}
-    """Bits per character that simple methods need for a text."""
-    weights_sha256: str = ""
-    train_seconds: Measured = None
-    wall_seconds: Measured = None
-    snapshot_seconds: Measured = None
-    restarts: Whole = 0
-    balance: dict[str, Any] = {}
-    noise_scale: float | None = None
+    """of the final weights"""
+    test_accuracy: Measured = None
+    """of the final weights; regression has `test_absolute_error` instead, your own
+    metrics are `test_` and their names"""
+    own_metrics: list[Name] = []
+    """names of the metrics that your own loss reports"""
     test_confusion: list[list[Whole]] = []
+    """for classes: counts [actual][predicted]"""
     test_worst: list[Worst] = []
+    """for classes: the test samples with the highest losses"""
+    baselines: dict[str, Measured] = {}
+    """for text: the bits per character that simple methods need"""
+    skipped: Whole = 0
+    """for image folders: files that were left out because they could not be read"""
+    data: dict[str, Any] = {}
+    """shapes, number of outputs, task"""
+    train_seconds: Measured = None
+    """over all epochs, without start-up and evaluation"""
+    wall_seconds: Measured = None
+    """from the start of the command to this file"""
+    snapshot_seconds: Measured = None
+    """for which the workers stood still to save their state"""
+    restarts: Whole = 0
+    """generations of workers after the first"""
+    noise_scale: float | None = None
+    """the gradient noise scale, in samples"""
+    balance: dict[str, Any] = {}
+    """share of the time that balancing saved, the last speeds, which workers lagged"""
+    best_epoch: Whole | None = None
+    """with early stopping: the epoch of the weights that were kept"""
     epochs: list[Epoch] = []
+    """a record for each epoch, as below"""
 
     @property
     def metrics(self) -> list[str]:
-        """What was measured besides the loss."""
+        """The names of what was measured besides the loss."""
         is_regression = any(hasattr(e, "train_absolute_error") for e in self.epochs)
         usual = "absolute_error" if is_regression else "accuracy"
         own = [name for name in dict.fromkeys(self.own_metrics) if name != "loss"]
         return own or [usual]
-
-
-class ScalingRun(Record):
-    """One round at one point of a scaling."""
-
-    round: Whole
-    steps: Whole
-    seconds: Measured = None
-    samples_per_second: Measured = None
-    workers: list[Phases] = []
-    bytes_per_step: Measured = None
 
 
 class Point(Record):
@@ -146,7 +195,6 @@ class Point(Record):
     workers: Whole
     global_batch: Whole
     exchange: str = ""
-    runs: list[ScalingRun] = []
     samples_per_second: Measured = None
     low: Measured = None
     high: Measured = None
@@ -188,22 +236,6 @@ class Model(Record):
     max_error: Measured = None
 
 
-class Amdahl(Record):
-    """S(n) = 1 / (s + (1 - s) / n)."""
-
-    serial_fraction: Measured = None
-    low: Measured = None
-    high: Measured = None
-
-
-class Usl(Record):
-    """X(n) = lambda n / (1 + sigma (n - 1) + kappa n (n - 1))."""
-
-    sigma: Measured = None
-    kappa: Measured = None
-    peak_workers: float | None = None
-
-
 class HeldOut(Record):
     """A measured point that the model had not seen, in samples per second."""
 
@@ -215,7 +247,7 @@ class HeldOut(Record):
 
 
 class Prediction(Record):
-    """Beyond what was measured."""
+    """The speed at a number of workers that was not measured."""
 
     where: str
     workers: Whole
@@ -240,8 +272,6 @@ class Scaling(Record):
     points: list[Point] = []
     noise: Noise | None = None
     model: Model | None = None
-    amdahl: Amdahl | None = None
-    usl: Usl | None = None
     no_fit_because: str | None = None
     held_out: HeldOut | None = None
     predictions: list[Prediction] = []

@@ -1,7 +1,7 @@
-"""Reports for people: one run, a scaling, or several runs side by side.
+"""Reports: one run, a scaling study, or several runs side by side.
 
-A document of plain blocks is made from the files of a run or a scaling; it is written
-as one HTML file and, if asked for, as a Word document and as pictures.
+The files of a run or a study become a document of plain blocks, which is written as one
+HTML file and, on request, as a Word document and as figures.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from samestep.errors import SamestepError, UsageError
 
 
 LIBRARIES = {"matplotlib": "matplotlib", "jinja2": "jinja2"}
-"""What a report needs: module -> what pip calls it."""
+"""The modules that a report needs -> their names for pip."""
 FOR_WORD = {"docx": "python-docx"}
 
 
@@ -23,12 +23,12 @@ def write(
     docx: bool = False,
     png: bool = False,
 ) -> Path:
-    """The report of a run directory, or of a directory with a scaling.json.
+    """Write the report of a run directory, or of a directory with a scaling.json.
 
     Returns the path of the HTML file: `out`, or report.html in that directory. A Word
-    document and a directory of pictures, if asked for, are put beside it. Raises
-    RunError where there is nothing to report on, OutputError where a file cannot be
-    written, UsageError where a library is missing.
+    document and a directory of figures, if requested, are put beside it. Raises
+    RunError if there is nothing to report on, OutputError if a file cannot be written,
+    UsageError if a library is missing.
     """
     _check_libraries(docx)
     from samestep.report import render
@@ -36,12 +36,12 @@ def write(
     return render.write(Path(path), out, docx=docx, png=png)
 
 
-def offer(path: Path, tell: Callable[[str], None], *, png: bool = False) -> None:
-    """At the end of a command whose result is already safe: the report, or why not."""
+def try_to_write(path: Path, warn: Callable[[str], None], *, png: bool = False) -> None:
+    """Write a report on results that are already safe, or warn why there is none."""
     try:
         write(path, png=png)
     except SamestepError as error:
-        tell(f"note: no report.html: {error}")
+        warn(f"note: no report.html: {error}")
 
 
 def compare(
@@ -51,7 +51,7 @@ def compare(
     docx: bool = False,
     png: bool = False,
 ) -> Path:
-    """The curves of several runs in one report, and what is different about them.
+    """Write the curves of several runs, and how the runs differ, in one report.
 
     Returns the path of the HTML file: `out`, or comparison.html in the working
     directory. Raises as `write` does.

@@ -24,12 +24,12 @@ SCALE = 4
 
 
 def is_matrix(confusion: Sequence[Sequence[int]]) -> bool:
-    """As many columns as rows, and not empty?"""
+    """Return whether there are as many columns as rows, and at least one."""
     return bool(confusion) and all(len(row) == len(confusion) for row in confusion)
 
 
 def confusion_plot(confusion: Sequence[Sequence[int]]) -> Plot | None:
-    """Counts; the darker a cell, the larger its share of the row."""
+    """Draw the counts; the darker a cell, the larger its share of the row."""
     classes = len(confusion)
     if not is_matrix(confusion) or classes > MOST_CLASSES:
         return None
@@ -37,14 +37,18 @@ def confusion_plot(confusion: Sequence[Sequence[int]]) -> Plot | None:
     for row, counts in enumerate(confusion):
         samples = sum(counts) or 1
         for column, amount in enumerate(counts):
-            _cell(axes, row, column, amount, amount / samples)
-    axes.set(xlim=(-0.5, classes - 0.5), ylim=(classes - 0.5, -0.5), aspect="equal")
-    axes.set_xticks(range(classes))
-    axes.set_yticks(range(classes))
+            _draw_cell(axes, row, column, amount, amount / samples)
+    axes.set(
+        xlim=(-0.5, classes - 0.5),
+        ylim=(classes - 0.5, -0.5),
+        aspect="equal",
+        xticks=range(classes),
+        yticks=range(classes),
+        xlabel="predicted class",
+        ylabel="true class",
+    )
     axes.tick_params(length=0)
     axes.grid(visible=False)
-    axes.set_xlabel("predicted class")
-    axes.set_ylabel("true class")
     right = sum(confusion[at][at] for at in range(classes))
     samples = sum(map(sum, confusion))
     return Plot(
@@ -53,21 +57,18 @@ def confusion_plot(confusion: Sequence[Sequence[int]]) -> Plot | None:
         f"{count(right)} of {count(samples)} test samples are classified correctly; "
         "the table of classes has the numbers.",
         figure,
-        "Test samples. On the diagonal: right. Off it: wrong, in red.",
+        "Test samples: correct on the diagonal, wrong (red) elsewhere.",
     )
 
 
 def class_table(confusion: Sequence[Sequence[int]]) -> Table:
-    """Recall and precision of each class, and what it is mistaken for most."""
+    """List recall and precision of each class, and its most frequent confusion."""
     rows = []
     for at, counts in enumerate(confusion):
         right, samples = counts[at], sum(counts)
-        claimed = sum(row[at] for row in confusion)
-        wrong = max(
-            (other for other in range(len(counts)) if other != at),
-            key=lambda other: counts[other],
-            default=at,
-        )
+        predicted = sum(row[at] for row in confusion)
+        others = [other for other in range(len(counts)) if other != at]
+        wrong = max(others, key=lambda other: counts[other], default=at)
         mistaken = f"{wrong} ({count(counts[wrong])})" if samples > right else MISSING
         rows.append(
             (
@@ -75,23 +76,23 @@ def class_table(confusion: Sequence[Sequence[int]]) -> Table:
                 count(samples),
                 count(right),
                 percent(right / samples if samples else None, 2),
-                percent(right / claimed if claimed else None, 2),
+                percent(right / predicted if predicted else None, 2),
                 mistaken,
             )
         )
-    columns = (
+    head = (
         "class",
         "samples",
-        "right",
+        "correct",
         "recall",
         "precision",
         "most often taken for",
     )
-    return Table("Test samples by true class", columns, rows)
+    return Table("Test samples by true class", head, rows)
 
 
 def worst_pictures(result: Result) -> list[Picture]:
-    """Images of the test samples with the highest losses; none if there are none."""
+    """Return the images with the highest losses; nothing for other data than MNIST."""
     if not result.test_worst:
         return []
     try:
@@ -112,40 +113,31 @@ def worst_pictures(result: Result) -> list[Picture]:
 
 
 def worst_table(worst: Sequence[Worst]) -> Table:
-    """The same samples, in words."""
+    """List the samples with the highest losses."""
     rows = [
         (str(w.index), str(w.target), str(w.predicted), number(w.loss, ".4f"))
         for w in worst
     ]
-    return Table(
-        "Test samples with the highest loss",
-        ("index in the test split", "true class", "predicted class", "loss"),
-        rows,
-    )
+    head = ("index in the test split", "true class", "predicted class", "loss")
+    return Table("Test samples with the highest loss", head, rows)
 
 
-def _cell(axes: Axes, row: int, column: int, amount: int, share: float) -> None:
+def _draw_cell(axes: Axes, row: int, column: int, amount: int, share: float) -> None:
     if not amount:
         return
     colour = plot_style.SERIES[0] if row == column else plot_style.PHASES["wait"]
-    # A hundredth of a row is still seen: the errors are what one looks for.
+    # Even a hundredth of a row must be visible: readers look for the errors.
     strength = 0.85 * share if row == column else min(0.85, 0.12 + 6 * share)
-    axes.add_patch(
-        Rectangle((column - 0.48, row - 0.48), 0.96, 0.96, color=colour, alpha=strength)
-    )
+    corner = (column - 0.48, row - 0.48)
+    axes.add_patch(Rectangle(corner, 0.96, 0.96, color=colour, alpha=strength))
+    ink = plot_style.CARD if strength > 0.55 else plot_style.INK
     axes.text(
-        column,
-        row,
-        f"{amount:,}",
-        ha="center",
-        va="center",
-        fontsize=8,
-        color=plot_style.CARD if strength > 0.55 else plot_style.INK,
+        column, row, f"{amount:,}", ha="center", va="center", fontsize=8, color=ink
     )
 
 
 def _png(pixels: bytes, side: int) -> bytes:
-    """Dark on light, as on paper."""
+    """Return an enlarged image, dark on light as on paper."""
     image = Image.frombytes("L", (side, side), pixels).point(lambda grey: 255 - grey)
     file = io.BytesIO()
     image.resize((side * SCALE, side * SCALE), Image.Resampling.NEAREST).save(

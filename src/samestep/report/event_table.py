@@ -1,6 +1,7 @@
-"""What happened besides training, in sentences."""
+"""The table of what happened besides training, in sentences."""
 
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 
 from samestep.document.blocks import Block, Table
 from samestep.document.formatting import is_number, percent, plural, seconds, setting
@@ -12,75 +13,46 @@ MOST_ROWS = 100
 
 
 def events_table(events: Sequence[Event]) -> list[Block]:
-    """Failures, restarts, rebalancings and the like; nothing if there were none."""
-    told = [
-        (seconds(at), event.event, _SENTENCES[event.event](event))
+    """Return a table of failures, restarts and the like, or nothing without any."""
+    rows = [
+        (seconds(at), event.event, _sentence(event))
         for at, event in on_one_clock(events)
         if event.event in _SENTENCES
     ]
-    if not told:
+    if not rows:
         return []
-    caption = "What happened on the way"
-    if len(told) > MOST_ROWS:
-        caption += f" (the first {MOST_ROWS} of {len(told):,}; all in events.jsonl)"
-    return [Table(caption, ("after", "what", "details"), told[:MOST_ROWS], words=3)]
+    caption = "Events"
+    if len(rows) > MOST_ROWS:
+        caption += f" (the first {MOST_ROWS} of {len(rows):,}; all in events.jsonl)"
+    return [Table(caption, ("after", "event", "details"), rows[:MOST_ROWS], words=3)]
 
 
-def _said(name: str) -> Callable[[Event], str]:
-    return lambda event: setting(event.get(name))
+def _sentence(event: Event) -> str:
+    fields = {name: setting(value) for name, value in (event.model_extra or {}).items()}
+    gain, after, workers = (event.get(name) for name in ("gain", "after", "workers"))
+    if is_number(gain):
+        fields["gain"] = percent(gain, 0)
+    if is_number(after):
+        fields["after"] = seconds(after)
+    if isinstance(workers, int):
+        fields["workers"] = plural(workers, "worker")
+    return _SENTENCES[event.event].format_map(defaultdict(lambda: "not set", fields))
 
 
-def _restart(event: Event) -> str:
-    workers = event.get("workers")
-    with_ = plural(workers, "worker") if isinstance(workers, int) else setting(workers)
-    return f"going on after step {setting(event.get('step'))} with {with_}"
-
-
-def _rebalanced(event: Event) -> str:
-    before, after = setting(event.get("before")), setting(event.get("after"))
-    return (
-        f"after step {setting(event.get('step'))}: micro-batches {after} "
-        f"instead of {before}, to save {_gain(event)} of the time"
-    )
-
-
-def _caught_up(event: Event) -> str:
-    after = event.get("after")
-    lost = seconds(after) if isinstance(after, (int, float)) else setting(after)
-    return f"with step {setting(event.get('step'))}, {lost} after the failure"
-
-
-def _hindered(event: Event) -> str:
-    return (
-        f"worker {setting(event.get('worker'))} is so slow that a step would take "
-        f"{_gain(event)} less time without it"
-    )
-
-
-def _gain(event: Event) -> str:
-    gain = event.get("gain")
-    return percent(gain, 0) if is_number(gain) else setting(gain)
-
-
-def _evicted(event: Event) -> str:
-    worker, step = setting(event.get("worker")), setting(event.get("step"))
-    return f"worker {worker} left after step {step}: it was too slow"
-
-
-_SENTENCES: dict[str, Callable[[Event], str]] = {
-    "caught up": _caught_up,
-    "checkpoint failed": _said("error"),
-    "evicted": _evicted,
-    "failed": _said("error"),
-    "fault": _said("kind"),
-    "hindered": _hindered,
-    "interrupted": lambda _: "the training was stopped",
-    "no targets": lambda event: (
-        f"step {setting(event.get('step'))}: all targets are ignored"
-    ),
-    "notice": _said("text"),
-    "rebalanced": _rebalanced,
-    "restart": _restart,
-    "warning": _said("text"),
-    "resumed": lambda event: f"with {setting(event.get('workers'))} workers",
+_SENTENCES = {
+    "caught up": "with step {step}, {after} after the failure",
+    "checkpoint failed": "{error}",
+    "evicted": "worker {worker} left after step {step}: it was too slow",
+    "failed": "{error}",
+    "fault": "{kind}",
+    "hindered": "worker {worker} is so slow that a step would take {gain} less time "
+    "without it",
+    "interrupted": "the training was stopped",
+    "no targets": "step {step}: all targets are ignored",
+    "notice": "{text}",
+    "rebalanced": "after step {step}: micro-batches {after} instead of {before}, to "
+    "save {gain} of the time",
+    "restart": "continues after step {step} with {workers}",
+    "resumed": "with {workers}",
+    "warning": "{text}",
 }

@@ -1,4 +1,4 @@
-"""Reads run directories and scalings: whole, going on, failed or damaged ones."""
+"""Read run directories and scaling studies: finished, running, failed or damaged."""
 
 import tomllib
 from collections.abc import Callable
@@ -30,7 +30,7 @@ class RunFiles:
 
     path: Path
     result: Result
-    """Of a run without result.json: what its other files tell of it."""
+    """Of a run without result.json: the fields that its other files have."""
     steps: list[Step]
     events: list[Event]
     environment: Json
@@ -47,12 +47,12 @@ class ScalingFile:
 
 
 def is_scaling(path: Path) -> bool:
-    """Is it a scaling.json, or a directory with one?"""
+    """Return whether a path is a scaling.json, or a directory with one."""
     return path.is_file() or (path / SCALING_FILE).is_file()
 
 
 def read_scaling(path: Path) -> ScalingFile:
-    """A scaling.json or its directory. Raises RunError."""
+    """Read a scaling.json, given as a file or its directory. Raises RunError."""
     file = path if path.is_file() else path / SCALING_FILE
     if file != path:
         check_parts(path)
@@ -61,39 +61,47 @@ def read_scaling(path: Path) -> ScalingFile:
 
 
 def read_run(path: Path) -> RunFiles:
-    """Raises RunError where nothing was recorded that could be shown."""
+    """Read a run directory. Raises RunError if it has nothing to show."""
     _check_directory(path)
     check_parts(path)
-    steps, epochs, damage = _read_metrics(path / "metrics.jsonl")
-    events, lost = _read_lines(path / "events.jsonl", Event.model_validate)
-    damage += _damage("events.jsonl", lost)
-    environment = _read_environment(path / "environment.json")
+    records, damage = _read_lines(path / "metrics.jsonl", _metric)
+    events, damage_of_events = _read_lines(path / "events.jsonl", Event.model_validate)
+    steps = [record for record in records if isinstance(record, Step)]
+    epochs = [record for record in records if isinstance(record, Epoch)]
     file = path / "result.json"
     if file.exists():
         remedy = f"`samestep resume {path}` writes it again from a checkpoint."
         result = _parse(Result, _load(file, remedy), file, remedy)
-        return RunFiles(
-            path, result, steps, events, environment, _verdict(result) + damage
-        )
+        notices = _verdict(result)
+    else:
+        result = _unfinished(path, steps, epochs, events)
+        notices = [
+            "This training has not finished: it is still running, or was killed. The "
+            f"report shows what it recorded up to step {steps[-1].step:,}. If it is "
+            f"no longer running, `samestep resume {path}` continues it."
+        ]
+    environment = _read_environment(path / "environment.json")
+    notices += damage + damage_of_events
+    return RunFiles(path, result, steps, events, environment, notices)
+
+
+def _unfinished(
+    path: Path, steps: list[Step], epochs: list[Epoch], events: list[Event]
+) -> Result:
+    """Return a result from the other files of a run. Raises RunError without steps."""
     if not steps:
         raise RunError(
             f"{path} has no result.json and no step in metrics.jsonl: the training has "
             "just begun, or was killed before its first step. Report on it later, or "
-            f"go on with `samestep resume {path}`."
+            f"continue it with `samestep resume {path}`."
         )
-    result = Result(
+    return Result(
         recipe=_read_recipe(path / "recipe.toml"),
         placement=_placement(events),
         status="unfinished",
         epochs=epochs,
         restarts=sum(event.event == "restart" for event in events),
     )
-    notice = (
-        "This training has not ended: it is still going on, or was killed. Shown is "
-        f"what it recorded up to step {steps[-1].step:,}. If it is not running any "
-        f"more, `samestep resume {path}` goes on with it."
-    )
-    return RunFiles(path, result, steps, events, environment, [notice, *damage])
 
 
 def _check_directory(path: Path) -> None:
@@ -123,41 +131,29 @@ def _verdict(result: Result) -> list[str]:
     return [f"This training ended early ({result.status}) {done}."]
 
 
-def _read_metrics(path: Path) -> tuple[list[Step], list[Epoch], list[str]]:
-    records, lost = _read_lines(path, _metric)
-    steps = [record for record in records if isinstance(record, Step)]
-    epochs = [record for record in records if isinstance(record, Epoch)]
-    return steps, epochs, _damage("metrics.jsonl", lost)
-
-
 def _metric(line: Json) -> Step | Epoch:
     kinds: dict[str, type[Step] | type[Epoch]] = {"step": Step, "epoch": Epoch}
     return kinds[line["type"]].model_validate(line)
 
 
-def _damage(name: str, lost: int) -> list[str]:
-    if not lost:
-        return []
-    lines = plural(lost, "line")
-    return [f"{lines} of {name} cannot be read and are left out of this report."]
-
-
 T = TypeVar("T")
 
 
-def _read_lines(path: Path, parse: Callable[[Json], T]) -> tuple[list[T], int]:
-    """The records, and how many lines are damaged.
-
-    The last line may be cut: a run that is going on is being written.
-    """
+def _read_lines(path: Path, parse: Callable[[Json], T]) -> tuple[list[T], list[str]]:
+    """Return the records, and a notice if lines are damaged."""
     records: list[T] = []
     lost = 0
     for line in _text(path).splitlines(keepends=True):
         try:
             records.append(parse(parse_json(line)))
         except (ValueError, KeyError, TypeError):
+            # The last line of a run that is still written may be cut: not damage.
             lost += line.endswith("\n")
-    return records, lost
+    if not lost:
+        return records, []
+    lines = plural(lost, "line")
+    notice = f"{lines} of {path.name} cannot be read and are left out of this report."
+    return records, [notice]
 
 
 def _text(path: Path) -> str:
@@ -190,24 +186,25 @@ def _parse(kind: type[R], content: Any, file: Path, remedy: str) -> R:
 
 
 def _read_environment(path: Path) -> Json:
-    """Empty where it is missing or damaged: the rest is worth showing."""
+    """Return {} if the file is missing or damaged: the rest is worth showing."""
     try:
-        found = parse_json(_text(path))
+        content = parse_json(_text(path))
     except ValueError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def _read_recipe(path: Path) -> Json:
     try:
-        found = tomllib.loads(_text(path))
-        check_depth(found)
+        content = tomllib.loads(_text(path))
+        check_depth(content)
     except (ValueError, RecursionError):
         return {}
-    return found
+    return content
 
 
 def _placement(events: list[Event]) -> Json:
     starts = [event for event in events if event.event in ("started", "resumed")]
-    names = ("workers", "exchange")
-    return {name: starts[-1].get(name) for name in names} if starts else {}
+    if not starts:
+        return {}
+    return {name: starts[-1].get(name) for name in ("workers", "exchange")}

@@ -29,16 +29,23 @@ from samestep.document.formatting import (
 
 
 Json = Mapping[str, Any]
+HARDWARE = {
+    "processor": "processor",
+    "architecture": "machine",
+    "physical cores": "physical_cores",
+    "logical processors": "logical_cpus",
+}
+"""Label -> field of environment.json."""
 
 
 def settings_sheet(caption: str, fields: Json) -> Sheet:
-    """Nested fields under dotted names."""
+    """List nested fields under dotted names."""
     rows = [(name, setting(value)) for name, value in flat(dict(fields))]
     return Sheet(caption, rows)
 
 
 def machine_section(environment: Json) -> Section:
-    """Processor, memory, limits, operating system, libraries, threads, data."""
+    """Describe processor, memory, limits, operating system, libraries and data."""
     if not environment:
         unknown = Text("Nothing is known: environment.json is missing or damaged.")
         return Section("Machine and software", "machine", [unknown])
@@ -51,30 +58,26 @@ def machine_section(environment: Json) -> Section:
     return Section("Machine and software", "machine", blocks)
 
 
-def repeat_section(recipe: Json, placement: Json, run: str, sha256: str) -> Section:
-    """The recipe as a file, and the commands that train it again."""
+def repeat_section(
+    recipe: Json, placement: Json, run: str, sha256: str | None
+) -> Section:
+    """Show the recipe as a file, and the commands that train it again."""
     file = str(PurePath(run, "recipe.toml"))
     command = shlex.join(["samestep", "train", file, *_flags(placement)])
     lines = [command + " --out again"]
     if sha256:
         lines.append(shlex.join(["samestep", "compare", run, "again"]))
-    return Section(
-        "How to repeat it",
-        "repeat",
-        [
-            Code("Train it again and compare the weights", "\n".join(lines)),
-            recipe_code(recipe),
-        ],
-    )
+    code = Code("Train it again and compare the weights", "\n".join(lines))
+    return Section("How to repeat it", "repeat", [code, recipe_code(recipe)])
 
 
 def recipe_code(recipe: Json) -> Code:
-    """The recipe as TOML."""
+    """Show the recipe as TOML."""
     try:
         text = tomli_w.dumps(dict(recipe))
     except TypeError:  # null in a damaged recipe
         text = "\n".join(f"{name} = {value}" for name, value in flat(dict(recipe)))
-    return Code("recipe.toml, which is in the run directory", text.strip())
+    return Code("recipe.toml, from the run directory", text.strip())
 
 
 def _flags(placement: Json) -> list[str]:
@@ -95,76 +98,65 @@ def _flags(placement: Json) -> list[str]:
 def _hardware(environment: Json) -> list[Row]:
     affinity = environment.get("affinity")
     quota = environment.get("cpu_quota")
-    rows: list[Row] = [
+    cores = setting(environment.get("usable_cores"))
+    because = setting(environment.get("usable_cores_because"))
+    allowed = _ranges(affinity) if isinstance(affinity, list) else setting(affinity)
+    caches = _part(environment, "caches").items()
+    return [
         ("device", setting(environment.get("device", "cpu"))),
-        ("processor", setting(environment.get("processor"))),
-        ("architecture", setting(environment.get("machine"))),
-        ("physical cores", setting(environment.get("physical_cores"))),
-        ("logical processors", setting(environment.get("logical_cpus"))),
-        (
-            "usable cores",
-            f"{setting(environment.get('usable_cores'))} "
-            f"({setting(environment.get('usable_cores_because'))})",
-        ),
-        (
-            "allowed processors",
-            _ranges(affinity) if isinstance(affinity, list) else setting(affinity),
-        ),
+        *((label, setting(environment.get(name))) for label, name in HARDWARE.items()),
+        ("usable cores", f"{cores} ({because})"),
+        ("allowed processors", allowed),
         ("CPU quota", f"{quota:g} cores" if is_number(quota) else "none"),
+        *((f"cache {name}", size(value)) for name, value in caches if is_number(value)),
+        ("memory", _size(environment.get("memory_bytes"))),
+        ("memory limit", _size(environment.get("memory_limit_bytes"))),
     ]
-    rows += [
-        (f"cache {name}", size(value))
-        for name, value in _part(environment, "caches").items()
-        if is_number(value)
-    ]
-    for label, name in (
-        ("memory", "memory_bytes"),
-        ("memory limit", "memory_limit_bytes"),
-    ):
-        value = environment.get(name)
-        rows.append((label, size(value) if is_number(value) else setting(value)))
-    return rows
+
+
+def _size(value: Any) -> str:
+    return size(value) if is_number(value) else setting(value)
 
 
 def _software(environment: Json) -> list[Row]:
-    rows: list[Row] = [
-        ("operating system", setting(environment.get("system"))),
-        ("Python", setting(environment.get("python"))),
-    ]
-    libraries = _part(environment, "libraries").items()
-    rows += [(str(name), setting(version)) for name, version in libraries]
-    threads = _part(environment, "thread_variables").items()
-    rows += [(str(name), setting(value)) for name, value in threads]
-    if not threads:
-        rows.append(("thread settings", "none in the environment"))
-    return rows
+    libraries = _part(environment, "libraries")
+    threads = _part(environment, "thread_variables")
+    none = {} if threads else {"thread settings": "none in the environment"}
+    shown = {
+        "operating system": environment.get("system"),
+        "Python": environment.get("python"),
+        **libraries,
+        **threads,
+        **none,
+    }
+    return [(str(name), setting(value)) for name, value in shown.items()]
 
 
 def _data_table(files: Json) -> Table:
     rows = [
         (
             str(name),
-            count(found["bytes"]) if is_number(found.get("bytes")) else MISSING,
-            setting(found.get("sha256")),
+            count(file["bytes"]) if is_number(file.get("bytes")) else MISSING,
+            setting(file.get("sha256")),
         )
-        for name, found in files.items()
-        if isinstance(found, Mapping)
+        for name, file in files.items()
+        if isinstance(file, Mapping)
     ]
     return Table("Data files", ("file", "bytes", "SHA-256"), rows)
 
 
 def _part(environment: Json, name: str) -> Json:
-    found = environment.get(name)
-    return found if isinstance(found, Mapping) else {}
+    part = environment.get(name)
+    return part if isinstance(part, Mapping) else {}
 
 
 def _ranges(numbers: list[Any]) -> str:
-    """`0-3, 8 (5 processors)`."""
+    """Return a list of processors as `0-3, 8 (5 processors)`."""
     runs: list[list[int]] = []
-    for one in sorted(number for number in numbers if isinstance(number, int)):
-        if runs and one == runs[-1][-1] + 1:
-            runs[-1] = [runs[-1][0], one]
+    for processor in sorted(number for number in numbers if isinstance(number, int)):
+        if runs and processor == runs[-1][-1] + 1:
+            runs[-1] = [runs[-1][0], processor]
         else:
-            runs.append([one])
+            runs.append([processor])
     shown = ", ".join("-".join(map(str, run)) for run in runs)
     return f"{shown} ({plural(len(numbers), 'processor')})"

@@ -1,4 +1,4 @@
-"""Writes a report's files: the page, and if asked for a Word document and figures."""
+"""Write a report's files: the page and, on request, a Word document and figures."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ from samestep.system import atomic_files
 
 
 def write(path: Path, out: Path | None, *, docx: bool, png: bool) -> Path:
-    """Raises RunError and OutputError."""
+    """Write a report, see `samestep.report.write`."""
     if is_scaling(path):
         file = read_scaling(path)
         target = out or file.path / "report.html"
@@ -24,7 +24,7 @@ def write(path: Path, out: Path | None, *, docx: bool, png: bool) -> Path:
 
 
 def compare(paths: Sequence[Path], out: Path | None, *, docx: bool, png: bool) -> Path:
-    """Raises RunError, OutputError and UsageError."""
+    """Write a comparison, see `samestep.report.compare`."""
     if len(paths) < 2:
         raise UsageError(
             f"A comparison takes two runs or more; received {len(paths)}. Example: "
@@ -51,17 +51,14 @@ def _write(make: Callable[[], Document], target: Path, docx: bool, png: bool) ->
 def _write_figures(document: Document, directory: Path) -> None:
     for plot in document.plots:
         _put(directory / f"{plot.name}.png", plot_style.png(plot.figure))
-        _put(
-            directory / f"{plot.name}.svg", plot_style.svg_file(plot.figure, plot.name)
-        )
+        svg = plot_style.svg_file(plot.figure, plot.name)
+        _put(directory / f"{plot.name}.svg", svg.encode())
 
 
-def _put(path: Path, content: bytes | str) -> None:
+def _put(path: Path, content: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_files.write(
-            path, content.encode() if isinstance(content, str) else content
-        )
+        atomic_files.write(path, content)
     except OSError as error:
         raise OutputError(
             f"{path} cannot be written: {error.strerror}. Choose another file with "

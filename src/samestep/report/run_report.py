@@ -15,33 +15,32 @@ from samestep.document.blocks import (
     Sheets,
     Table,
     Text,
-    together,
+    side_by_side,
 )
 from samestep.document.formatting import (
-    MISSING,
     Value,
     count,
+    digest,
     number,
     plain_name,
     score,
     seconds,
     setting,
 )
-from samestep.output.schema import Epoch, Result, measured
+from samestep.output.schema import Epoch, Record, Result, measured
 from samestep.report import confusion, learning_plots, provenance
-from samestep.report.embedded_data import plain_data
 from samestep.report.load import RunFiles
 from samestep.report.time_section import time_section
 from samestep.system.terminal import clean
 
 
 MOST_ROWS = 100
-"""A longer table is not read."""
+"""Nobody reads a longer table."""
 SPLITS = {"train": "training", "validation": "validation"}
 
 
 def run_document(run: RunFiles) -> Document:
-    """Figures are made here: call it in `ink.style()`."""
+    """Return the report of a run; call it in `plot_style.style()`."""
     result = run.result
     name = setting(result.recipe.get("name", run.path.name))
     sections = [
@@ -55,24 +54,17 @@ def run_document(run: RunFiles) -> Document:
             result.recipe, result.placement, str(run.path), result.weights_sha256
         ),
     ]
-    return Document(
-        title=clean(name),
-        subtitle=clean(f"A training with samestep, recorded in {run.path}"),
-        status=result.status,
-        notices=run.notices,
-        sections=[section for section in sections if section.blocks],
-        data=plain_data(run),
-    )
+    subtitle = clean(f"A training with samestep, recorded in {run.path}")
+    return Document(clean(name), subtitle, result.status, run.notices, sections)
 
 
 def _summary(run: RunFiles) -> Section:
     result = run.result
-    last = result.epochs[-1] if result.epochs else None
-    facts = _facts(result, last)
+    facts = _facts(result)
     if result.test_loss is None and run.steps:
-        reached = run.steps[-1]
-        loss = number(reached.loss, ".4f")
-        facts.insert(0, Fact("Training loss", loss, f"at step {reached.step:,}"))
+        last = run.steps[-1]
+        loss = number(last.loss, ".4f")
+        facts.insert(0, Fact("Training loss", loss, f"at step {last.step:,}"))
     blocks: list[Block] = [KeyFigures(facts)]
     if result.weights_sha256:
         caption = "Fingerprint of the weights (SHA-256)"
@@ -80,30 +72,24 @@ def _summary(run: RunFiles) -> Section:
     return Section("Summary", "summary", blocks)
 
 
-def _facts(result: Result, last: Epoch | None) -> list[Fact]:
-    workers = result.placement.get("workers")
-    exchange = setting(result.placement.get("exchange", "unknown"))
-    facts = []
-    for name in result.metrics:
-        if (value := measured(result, f"test_{name}")) is not None:
-            facts.append(Fact(f"Test {plain_name(name)}", score(name, value)))
+def _facts(result: Result) -> list[Fact]:
+    last = result.epochs[-1] if result.epochs else None
+    facts = _scores(result, "test", result.metrics)
     if result.test_loss is not None:
         facts.append(Fact("Test loss", number(result.test_loss, ".4f")))
         facts += _bits(result.test_loss, result.baselines)
-    for name in result.metrics:
-        value = measured(last, f"validation_{name}") if last else None
-        if value is not None:
-            title = f"Validation {plain_name(name)}"
-            facts.append(Fact(title, score(name, value), "after the last epoch"))
+    if last:
+        note = "after the last epoch"
+        facts += _scores(last, "validation", result.metrics, note)
     if result.train_seconds is not None:
-        wall = seconds(result.wall_seconds)
-        facts.append(
-            Fact("Training time", seconds(result.train_seconds), f"{wall} in all")
-        )
+        total = f"{seconds(result.wall_seconds)} in all"
+        facts.append(Fact("Training time", seconds(result.train_seconds), total))
     if last and last.samples_per_second is not None:
         rate = count(last.samples_per_second)
         facts.append(Fact("Samples per second", rate, "in the last epoch"))
-    facts.append(Fact("Workers", setting(workers), f"exchange: {exchange}"))
+    workers = setting(result.placement.get("workers"))
+    exchange = setting(result.placement.get("exchange", "unknown"))
+    facts.append(Fact("Workers", workers, f"exchange: {exchange}"))
     facts.append(Fact("Restarts", count(result.restarts), "after failures"))
     if result.noise_scale is not None:
         scale = count(result.noise_scale)
@@ -111,8 +97,19 @@ def _facts(result: Result, last: Epoch | None) -> list[Fact]:
     return facts
 
 
+def _scores(
+    record: Record, split: str, metrics: list[str], note: str = ""
+) -> list[Fact]:
+    values = {name: measured(record, f"{split}_{name}") for name in metrics}
+    return [
+        Fact(f"{split.capitalize()} {plain_name(name)}", score(name, value), note)
+        for name, value in values.items()
+        if value is not None
+    ]
+
+
 def _bits(loss: float, baselines: Mapping[str, Value]) -> list[Fact]:
-    """Of a model of text, which are compared with simple methods; else nothing."""
+    """Compare a model of text with simple methods; return nothing for other models."""
     if not baselines:
         return []
     others = ", ".join(f"{name} {number(b, '.3f')}" for name, b in baselines.items())
@@ -120,25 +117,21 @@ def _bits(loss: float, baselines: Mapping[str, Value]) -> list[Fact]:
 
 
 def _learning(run: RunFiles) -> Section:
-    epochs = run.result.epochs
+    epochs, names = run.result.epochs, ["loss", *run.result.metrics]
     plots = [
-        learning_plots.learning_plot("loss", run.steps, epochs),
-        *(
-            learning_plots.learning_plot(m, run.steps, epochs)
-            for m in run.result.metrics
-        ),
+        *(learning_plots.learning_plot(name, run.steps, epochs) for name in names),
         learning_plots.rate_plot(run.steps),
         learning_plots.throughput_plot(run.steps),
         learning_plots.noise_plot(run.steps, epochs),
     ]
-    blocks = together(plots)
+    blocks = side_by_side(plots)
     if epochs:
-        blocks.append(_epoch_table(epochs, run.result.metrics))
+        blocks.append(_epoch_table(epochs, names))
     return Section("Learning", "learning", blocks)
 
 
-def _epoch_table(epochs: list[Epoch], metrics: list[str]) -> Table:
-    scores = [(split, name) for split in SPLITS for name in ("loss", *metrics)]
+def _epoch_table(epochs: list[Epoch], names: list[str]) -> Table:
+    scores = [(split, name) for split in SPLITS for name in names]
     titles = [f"{SPLITS[split]} {plain_name(name)}" for split, name in scores]
     columns: Row = ("epoch", "time", "samples/s", *titles, "fingerprint")
     stride = math.ceil(len(epochs) / MOST_ROWS)
@@ -148,9 +141,9 @@ def _epoch_table(epochs: list[Epoch], metrics: list[str]) -> Table:
             seconds(epoch.seconds),
             count(epoch.samples_per_second),
             *(_score_cell(epoch, split, name) for split, name in scores),
-            epoch.weights_sha256[:12] or MISSING,
+            digest(epoch.weights_sha256),
         )
-        for epoch in epochs[::-stride][::-1]
+        for epoch in epochs[::-stride][::-1]  # the last one is always shown
     ]
     caption = "Epochs"
     if stride > 1:
@@ -166,7 +159,7 @@ def _score_cell(epoch: Epoch, split: str, name: str) -> str:
 def _classes(result: Result) -> Section:
     blocks: list[Block] = []
     if confusion.is_matrix(result.test_confusion):
-        blocks += together([confusion.confusion_plot(result.test_confusion)])
+        blocks += side_by_side([confusion.confusion_plot(result.test_confusion)])
         blocks.append(confusion.class_table(result.test_confusion))
     pictures = confusion.worst_pictures(result)
     if pictures:
@@ -178,9 +171,9 @@ def _classes(result: Result) -> Section:
 
 
 def _recipe(result: Result) -> Section:
-    caption = "Recipe: it fixes the result"
+    caption = "Recipe: it determines the result"
     sheets = [provenance.settings_sheet(caption, result.recipe)]
     if result.placement:
-        caption = "Placement: it fixes only the time"
+        caption = "Placement: it affects only the time"
         sheets.append(provenance.settings_sheet(caption, result.placement))
     return Section("Recipe and placement", "recipe", [Sheets(sheets)])

@@ -1,4 +1,4 @@
-"""The tables of a scaling's report."""
+"""The tables of a scaling study's report."""
 
 import re
 from collections.abc import Sequence
@@ -6,23 +6,21 @@ from collections.abc import Sequence
 from samestep.document import plot_style
 from samestep.document.blocks import Block, Code, Row, Table, Text
 from samestep.document.formatting import (
-    MISSING,
     Value,
     count,
     interval,
-    number,
     percent,
     prefixed,
     seconds,
     significant,
     times,
 )
-from samestep.output.schema import Amdahl, HeldOut, Model, Point, Prediction, Usl
+from samestep.output.schema import HeldOut, Model, Point, Prediction
 from samestep.report.time_plots import total
 
 
-def course_table(name: str, points: Sequence[Point]) -> Table:
-    """Expected and measured speed-up by number of workers."""
+def speedup_table(name: str, points: Sequence[Point]) -> Table:
+    """List expected and measured speed-up by number of workers."""
     columns: Row = ("workers", "expected", "measured", "95% interval", "efficiency")
     columns += ("machine limit", "of the limit", "samples/s", "step")
     rows = [
@@ -43,7 +41,7 @@ def course_table(name: str, points: Sequence[Point]) -> Table:
 
 
 def phases_table(points: Sequence[Point]) -> Table:
-    """Time of a step by phase."""
+    """List the time of a step by phase."""
     shown = [(p, total([p.seconds_by_phase])) for p in points if p.kind != "limit"]
     names = [
         name for name in plot_style.PHASES if any(name in part for _, part in shown)
@@ -63,8 +61,8 @@ def phases_table(points: Sequence[Point]) -> Table:
 
 
 def model_blocks(model: Model) -> list[Block]:
-    """The formula, its parameters, and how well it fits."""
-    rows: list[Row] = [
+    """Show the formula, its parameters, and how well it fits."""
+    rows = [
         (
             parameter.name,
             parameter.meaning,
@@ -75,20 +73,17 @@ def model_blocks(model: Model) -> list[Block]:
         for parameter in model.parameters
     ]
     columns = ("parameter", "meaning", "value", "95% interval")
+    # Each named part of the formula on a line.
+    formula = re.sub(r"[;,] (?=\w+ = )", "\n", model.formula)
     return [
-        Code("Model of the time of a step", _lines(model.formula)),
+        Code("Model of the time of a step", formula),
         Text(
             f"The model's error over the measured points is "
-            f"{percent(model.median_error)} (median), {percent(model.max_error)} at "
-            "most."
+            f"{percent(model.median_error)} (median) and at most "
+            f"{percent(model.max_error)}."
         ),
         Table("Parameters of the model", columns, rows, words=2),
     ]
-
-
-def _lines(formula: str) -> str:
-    """Each part of it that has a name, on a line."""
-    return re.sub(r"[;,] (?=\w+ = )", "\n", formula)
 
 
 def _amount(value: Value, unit: str) -> str:
@@ -97,42 +92,29 @@ def _amount(value: Value, unit: str) -> str:
     return significant(value) + ("" if unit in ("", "1") else f" {unit}")
 
 
-def laws_table(amdahl: Amdahl | None, usl: Usl | None) -> Table:
-    """Two laws fitted to the same points, for comparison."""
-    rows: list[Row] = []
-    if amdahl:
-        between = f"{percent(amdahl.low)} to {percent(amdahl.high)}"
-        fraction = percent(amdahl.serial_fraction)
-        rows.append(("Amdahl", "serial fraction", fraction, between))
-    if usl:
-        rows.append(("USL", "contention (sigma)", number(usl.sigma, ".4g"), MISSING))
-        rows.append(("USL", "coherence (kappa)", number(usl.kappa, ".4g"), MISSING))
-        peak = "none" if usl.peak_workers is None else number(usl.peak_workers, ".1f")
-        rows.append(("USL", "workers at the peak", peak, MISSING))
-    columns = ("law", "parameter", "value", "95% interval")
-    return Table("Amdahl's law and the universal scalability law", columns, rows, 2)
-
-
-def held_out_table(found: HeldOut) -> Table:
-    """The prediction that could be checked."""
+def held_out_table(held_out: HeldOut) -> Table:
+    """Compare a prediction with the measurement that the model had not seen."""
     row = (
-        str(found.workers),
-        count(found.global_batch),
-        count(found.predicted),
-        count(found.measured),
-        percent(found.error),
+        str(held_out.workers),
+        count(held_out.global_batch),
+        count(held_out.predicted),
+        count(held_out.measured),
+        percent(held_out.error),
     )
     columns = ("workers", "global batch", "predicted", "measured", "error")
     caption = "Predicted from the other points, then compared: samples per second"
     return Table(caption, columns, [row])
 
 
-def predictions_table(caption: str, found: Sequence[Prediction]) -> Table:
-    """Predicted speed, with bands; of many nodes, the powers of two and the last."""
-    most = max(p.nodes for p in found)
-    shown = [p for p in found if p.nodes <= 8 or not p.nodes & (p.nodes - 1)]
-    shown = [p for p in found if p in shown or p.nodes == most]
-    if len(shown) < len(found):
+def predictions_table(caption: str, predictions: Sequence[Prediction]) -> Table:
+    """List predicted speeds; of many nodes, the powers of two and the last."""
+    most = max(p.nodes for p in predictions)
+    shown = [
+        p
+        for p in predictions
+        if p.nodes <= 8 or p.nodes.bit_count() == 1 or p.nodes == most
+    ]
+    if len(shown) < len(predictions):
         caption += " (some of them; all are in scaling.json)"
     rows = [
         (

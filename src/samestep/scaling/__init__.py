@@ -1,5 +1,5 @@
-"""`samestep scale`: measures how a recipe scales here, and predicts how it would.
+"""`samestep scale`: measures how a recipe scales here, and predicts beyond it.
 
-settings -> points -> measure (interleaved, resumable) -> summary -> fit -> predict
--> advice -> scaling.json, scaling.csv, report
+grid -> measure (interleaved, resumable) -> intervals -> fit -> predict -> advice ->
+scaling.json, scaling.csv, report. Imports `supervisor`, `report` and below.
 """

@@ -1,4 +1,4 @@
-"""Plain sentences with numbers. Pure: from the fields of scaling.json."""
+"""Sentences with numbers, computed from the fields of scaling.json. Pure."""
 
 from typing import Any
 
@@ -9,33 +9,44 @@ from samestep.scaling.predict import relative_samples
 Fields = dict[str, Any]
 
 WORTH = 0.05
-"""A gain below this is not worth another worker or node."""
+"""A gain below this is not worth another node."""
 ORDINALS = {2: "second", 3: "third", 4: "fourth", 5: "fifth", 6: "sixth"}
 
 
 def advise(
-    found: Fields, micro_batches: int, settings: Settings, cores: int
+    analysis: Fields, micro_batches: int, settings: Settings, cores: int
 ) -> list[str]:
-    """What was measured and what to do about it, most important first."""
-    sentences = _speedups(found, settings)
-    sentences += _one_more(found, micro_batches, settings, cores)
-    sentences += _batches(found, settings)
-    sentences += _nodes(found, micro_batches, settings)
-    sentences += _honesty(found)
-    return sentences
+    """Say what was measured and what to do about it, most important first."""
+    first = settings.global_batches[0]
+    return [
+        *_speedups(_strong(analysis, first)),
+        *_one_more(analysis, micro_batches, settings, cores),
+        *_fastest(_strong(analysis, first)),
+        *_batches(analysis, settings),
+        *_nodes(analysis, micro_batches, first),
+        *_check(analysis),
+    ]
 
 
-def _strong(found: Fields, batch: int) -> list[Fields]:
+def _strong(analysis: Fields, batch: int) -> list[Fields]:
     return [
         point
-        for point in found["points"]
+        for point in analysis["points"]
         if point["kind"] == "strong" and point["global_batch"] == batch
     ]
 
 
-def _speedups(found: Fields, settings: Settings) -> list[str]:
+def _predicted(analysis: Fields, where: str, batch: int) -> list[Fields]:
+    return [
+        line
+        for line in analysis["predictions"]
+        if line["where"] == where and line["global_batch"] == batch
+    ]
+
+
+def _speedups(points: list[Fields]) -> list[str]:
     sentences = []
-    for point in _strong(found, settings.global_batches[0]):
+    for point in points:
         if point["workers"] == 1 or point["speedup"] is None:
             continue
         text = (
@@ -43,79 +54,73 @@ def _speedups(found: Fields, settings: Settings) -> list[str]:
             f"({point['speedup_low']:.2f} to {point['speedup_high']:.2f})"
         )
         if limit := point["limit_speedup"]:
-            share = point["efficiency_of_limit"]
             text += (
-                f", {share:.0%} of what {point['workers']} trainings that never talk "
-                f"reach on this machine ({limit:.2f}x)"
+                f", {point['efficiency_of_limit']:.0%} of what {point['workers']} "
+                f"independent trainings reach on this machine ({limit:.2f}x)"
             )
         sentences.append(f"{text}.")
-    last = _strong(found, settings.global_batches[0])[-1]
-    if last["workers"] > 1:
-        sentences.append(_where_time_goes(last))
+    if points[-1]["workers"] > 1:
+        sentences.append(_where_time_goes(points[-1]))
     return sentences
 
 
 def _where_time_goes(point: Fields) -> str:
     phases = point["seconds_by_phase"]
-    total, milliseconds = sum(phases.values()) or 1.0, point["step_seconds"] * 1e3
+    total = sum(phases.values()) or 1.0
     exchange, wait = phases.get("exchange", 0.0), phases.get("wait", 0.0)
     return (
-        f"With {point['workers']} workers a step takes {milliseconds:.2f} ms, "
-        f"of which {exchange / total:.0%} is exchange and {wait / total:.0%} is "
-        "waiting for the slowest worker."
+        f"With {point['workers']} workers a step takes "
+        f"{1e3 * point['step_seconds']:.2f} ms, of which {exchange / total:.0%} is "
+        f"exchange and {wait / total:.0%} is waiting for the slowest worker."
     )
 
 
 def _one_more(
-    found: Fields, micro_batches: int, settings: Settings, cores: int
+    analysis: Fields, micro_batches: int, settings: Settings, cores: int
 ) -> list[str]:
-    batch, most = settings.global_batches[0], settings.workers[-1]
-    measured = _strong(found, batch)
+    """Say what one more worker than measured would gain."""
+    most = settings.workers[-1]
     if most >= micro_batches:
-        text = (
+        return [
             f"More than {micro_batches} workers need more micro-batches, such as "
             f"`--set micro_batches={2 * micro_batches}` (another recipe and result)."
-        )
-        return [text, *_best_measured(measured)]
-    rates = {
-        line["workers"]: line["samples_per_second"]
-        for line in found["predictions"]
-        if line["where"] == "machine" and line["global_batch"] == batch
-    }
+        ]
+    predicted = _predicted(analysis, "machine", settings.global_batches[0])
+    rates = {line["workers"]: line["samples_per_second"] for line in predicted}
     if most + 1 not in rates:
-        return _best_measured(measured)
+        return []
     gain = rates[most + 1] / rates[most] - 1
     name = ORDINALS.get(most + 1, f"{most + 1}th")
     article = "An" if name[0] in "e8" else "A"
     why = f": this machine has {cores} cores" if most >= cores else ""
-    if -0.005 < gain < 0.005:
-        text = f"{article} {name} would gain nothing{why}."
-    elif gain > 0:
-        text = f"{article} {name} would gain {gain:.0%}{why}."
-    else:
-        text = f"{article} {name} would lose {-gain:.0%}{why}."
-    return [text, *_best_measured(measured)]
+    amount = f"gain {gain:.0%}" if gain > 0 else f"lose {-gain:.0%}"
+    if abs(gain) < 0.005:
+        amount = "gain nothing"
+    return [f"{article} {name} would {amount}{why}."]
 
 
-def _best_measured(measured: list[Fields]) -> list[str]:
-    if len(measured) < 2:
-        return []
-    best = max(measured, key=lambda point: float(point["samples_per_second"]))
-    last = measured[-1]
+def _fastest(points: list[Fields]) -> list[str]:
+    """Name the fastest measured point, if it is not the one with most workers."""
+    best = max(points, key=lambda point: float(point["samples_per_second"]))
+    last = points[-1]
     if best is last:
         return []
-    return [
-        f"Fastest of what was measured: {_many(best['workers'], 'worker')}; "
-        f"{last['workers']} are slower."
-    ]
+    workers = _plural(best["workers"], "worker")
+    return [f"Fastest measured: {workers}; {last['workers']} are slower."]
 
 
-def _batches(found: Fields, settings: Settings) -> list[str]:
+def _batches(analysis: Fields, settings: Settings) -> list[str]:
+    """Compare the speed-ups at larger global batches with their cost in samples."""
     first, *others = settings.global_batches
-    most, noise = settings.workers[-1], found["noise"]
+    most, noise = settings.workers[-1], analysis["noise"]
     speedups = {
         batch: next(
-            (p["speedup"] for p in _strong(found, batch) if p["workers"] == most), None
+            (
+                point["speedup"]
+                for point in _strong(analysis, batch)
+                if point["workers"] == most
+            ),
+            None,
         )
         for batch in settings.global_batches
     }
@@ -139,13 +144,9 @@ def _batches(found: Fields, settings: Settings) -> list[str]:
     return sentences
 
 
-def _nodes(found: Fields, micro_batches: int, settings: Settings) -> list[str]:
-    batch = settings.global_batches[0]
-    lines = [
-        line
-        for line in found["predictions"]
-        if line["where"] == "nodes" and line["global_batch"] == batch
-    ]
+def _nodes(analysis: Fields, micro_batches: int, batch: int) -> list[str]:
+    """Say up to how many nodes the network pays off."""
+    lines = _predicted(analysis, "nodes", batch)
     if len(lines) < 2:
         return []
     best = lines[0]
@@ -153,38 +154,37 @@ def _nodes(found: Fields, micro_batches: int, settings: Settings) -> list[str]:
         if line["samples_per_second"] / best["samples_per_second"] < 1 + WORTH:
             break
         best = line
-    per_node = best["workers"] // best["nodes"]
-    nodes, workers = _many(best["nodes"], "node"), _many(per_node, "worker")
+    nodes = _plural(best["nodes"], "node")
+    workers = _plural(best["workers"] // best["nodes"], "worker")
+    scale = best["speedup"] / best["samples_per_second"]
     text = (
         f"Predicted over this network: {nodes} of {workers} reach "
-        f"{best['speedup']:.1f}x "
-        f"({best['low'] / best['samples_per_second'] * best['speedup']:.1f} to "
-        f"{best['high'] / best['samples_per_second'] * best['speedup']:.1f})"
+        f"{best['speedup']:.1f}x ({scale * best['low']:.1f} to "
+        f"{scale * best['high']:.1f})"
     )
     if best["micro_batches"] != micro_batches:
         text += f" with `--set micro_batches={best['micro_batches']}`"
     if best is lines[-1]:
         return [f"{text}, and more nodes would still help."]
-    return [f"{text}. Beyond {nodes} the network eats the gain."]
+    return [f"{text}. Beyond {nodes} the network cancels the gain."]
 
 
-def _many(number: int, what: str) -> str:
-    return f"{number} {what}{'s' if number > 1 else ''}"
+def _plural(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def _honesty(found: Fields) -> list[str]:
-    if found["no_fit_because"]:
-        return [f"No model was fitted. {found['no_fit_because']}"]
-    held_out = found["held_out"]
-    if held_out is None:
-        text = (
-            "Nothing could be held out to check the model: that needs a third worker "
-            "count."
-        )
-    else:
+def _check(analysis: Fields) -> list[str]:
+    """Say how well the model predicts, and what the measurements leave open."""
+    if analysis["no_fit_because"]:
+        return [f"No model was fitted. {analysis['no_fit_because']}"]
+    held_out = analysis["held_out"]
+    text = (
+        "Nothing could be held out to check the model: that needs a third worker count."
+    )
+    if held_out:
         text = (
             f"Check: {held_out['workers']} workers, predicted from fewer, reach "
             f"{held_out['predicted']:,.0f} samples/s; measured: "
             f"{held_out['measured']:,.0f} ({held_out['error']:+.1%})."
         )
-    return [text, *found["model"]["not_told_apart"]]
+    return [text, *analysis["model"]["not_told_apart"]]

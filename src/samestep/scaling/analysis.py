@@ -1,17 +1,14 @@
-"""From measurements to everything that scaling.json says about them. Pure."""
+"""From measurements to the content of scaling.json. Pure."""
 
 import statistics
 from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
 
-import numpy as np
-
-from samestep.scaling import classic_laws
 from samestep.scaling.advice import advise
 from samestep.scaling.fit import Observation, errors, fit, observations, to_fields
 from samestep.scaling.grid import Point
-from samestep.scaling.intervals import base_of, draws, ratios, summarise
+from samestep.scaling.intervals import draws, summarise
 from samestep.scaling.predict import Forecaster, best_per_node, machine_counts
 from samestep.scaling.step_model import EXCHANGE, FORMULA, Network
 from samestep.scaling.study import Study
@@ -23,21 +20,20 @@ Fields = dict[str, Any]
 
 
 def analyse(study: Study, cores: int) -> Fields:
-    """The fields of a finished scaling.json, of measurements made on so many cores."""
+    """Return the fields of a finished scaling.json, measured on so many cores."""
     settings = study.settings
-    found: Fields = {
+    analysis: Fields = {
         "points": summarise(study.runs, settings.exchange),
         "noise": _noise(study),
-        **_laws(study),
         "model": None,
         "held_out": None,
         "predictions": [],
         "no_fit_because": _no_fit(study),
     }
-    if found["no_fit_because"] is None:
-        found |= _modelled(study, cores, found["noise"])
-    found["advice"] = advise(found, study.recipe.micro_batches, settings, cores)
-    return found
+    if analysis["no_fit_because"] is None:
+        analysis |= _modelled(study, cores, analysis["noise"])
+    analysis["advice"] = advise(analysis, study.recipe.micro_batches, settings, cores)
+    return analysis
 
 
 def _no_fit(study: Study) -> str | None:
@@ -59,7 +55,7 @@ def _no_fit(study: Study) -> str | None:
 
 
 def _noise(study: Study) -> Fields | None:
-    """The median over strong measurements, at the first global batch that has one."""
+    """Return the median at the first global batch where it was measured."""
     for batch in study.settings.global_batches:
         scales = [
             run.noise_scale
@@ -77,67 +73,28 @@ def _noise(study: Study) -> Fields | None:
     return None
 
 
-def _laws(study: Study) -> Fields:
-    """Amdahl and USL on strong scaling at the first global batch."""
-    found: Fields = {"amdahl": None, "usl": None}
-    batch, micro = study.settings.global_batches[0], study.recipe.micro_batches
-    points = [Point("strong", n, batch, micro) for n in study.settings.workers]
-    workers = [point.workers for point in points]
-    if workers[0] != 1 or len(workers) < 2:
-        return found
-    table = np.array([ratios(study.runs, point, base_of(point)) for point in points])
-    serial = classic_laws.fit_amdahl(workers, np.median(table, axis=1).tolist())
-    chosen = np.random.default_rng(0).integers(
-        table.shape[1], size=(RESAMPLES, table.shape[1])
-    )
-    drawn = [
-        classic_laws.fit_amdahl(workers, np.median(table[:, rounds], axis=1).tolist())
-        for rounds in chosen
-    ]
-    low, high = np.percentile(drawn, (2.5, 97.5)).tolist()
-    found["amdahl"] = {
-        "serial_fraction": serial,
-        "low": min(low, serial),
-        "high": max(high, serial),
-    }
-    if len(workers) >= 3 and find_spec("scipy"):
-        rates = [
-            statistics.median(run.samples_per_second for run in study.runs[point])
-            for point in points
-        ]
-        rate, sigma, kappa = classic_laws.fit_usl(workers, rates)
-        found["usl"] = {
-            "lambda": rate,
-            "sigma": sigma,
-            "kappa": kappa,
-            "peak_workers": classic_laws.usl_peak(sigma, kappa),
-        }
-    return found
-
-
 def _modelled(study: Study, cores: int, noise: Fields | None) -> Fields:
     exchange, n = study.settings.exchange, study.gradient_bytes
     seen = observations(study.runs)
     model = fit(seen, exchange, cores, n)
     rounds = range(1, study.settings.rounds + 1)
-    drawn = [
+    resampled = [
         fit(observations(study.runs, chosen), exchange, cores, n)
         for chosen in draws(rounds, RESAMPLES)
     ]
     misfits = [abs(error) for error in errors(model, seen)]
     held_out = hold_out(seen, exchange, cores, n)
-    margin = max([max(misfits), abs(held_out["error"]) if held_out else 0.0])
     forecaster = Forecaster(
         model,
-        drawn,
-        margin,
+        resampled,
+        max(*misfits, abs(held_out["error"]) if held_out else 0.0),
         {b: _rate(study, 1, b) for b in study.settings.global_batches},
         noise["critical_batch"] if noise else None,
     )
     return {
         "model": {
             "formula": FORMULA + EXCHANGE[exchange],
-            "parameters": to_fields(model, drawn),
+            "parameters": to_fields(model, resampled),
             "median_error": statistics.median(misfits),
             "max_error": max(misfits),
             "cores": cores,
@@ -151,7 +108,7 @@ def _modelled(study: Study, cores: int, noise: Fields | None) -> Fields:
 def hold_out(
     seen: Sequence[Observation], exchange: str, cores: int, gradient_bytes: int
 ) -> Fields | None:
-    """The largest worker count predicted from the others; None without two others."""
+    """Predict the largest worker count from the others; None without two others."""
     strong = [o for o in seen if o.point.kind == "strong"]
     most = max(o.together for o in strong)
     others = [o for o in seen if o.together < most]
@@ -172,20 +129,20 @@ def hold_out(
 
 
 def not_told_apart(study: Study) -> list[str]:
-    """What these measurements cannot identify, in sentences."""
-    found = []
+    """Say in sentences what these measurements cannot identify."""
+    sentences = []
     if len(study.settings.workers) == 2:
-        found.append(
+        sentences.append(
             "With one worker count above 1, the exchange's latency and its other cost "
             "cannot be told apart; they share the time evenly."
         )
     has_calibration = any(point.kind == "calibration" for point in study.runs)
     if not has_calibration and len(study.settings.global_batches) == 1:
-        found.append(
-            "With one size of micro-batches, their fixed cost cannot be told from the "
-            "cost of their samples; add another `--global-batch`."
+        sentences.append(
+            "With one size of micro-batches, their fixed cost cannot be separated from "
+            "the cost of their samples; add another `--global-batch`."
         )
-    return found
+    return sentences
 
 
 def _rate(study: Study, workers: int, batch: int) -> float:
@@ -194,27 +151,33 @@ def _rate(study: Study, workers: int, batch: int) -> float:
 
 
 def _predictions(study: Study, cores: int, forecaster: Forecaster) -> list[Fields]:
-    settings, micro = study.settings, study.recipe.micro_batches
-    counts = machine_counts(settings.workers, cores, micro)
-    found = [
-        forecaster.machine(count, batch, micro)
+    settings, micro_batches = study.settings, study.recipe.micro_batches
+    counts = machine_counts(settings.workers, cores, micro_batches)
+    predictions = [
+        forecaster.machine(count, batch, micro_batches)
         for batch in settings.global_batches
         for count in counts
     ]
     if settings.nodes_up_to is None:
-        return found
-    assert settings.bandwidth_bytes_per_second is not None
-    assert settings.latency_seconds is not None
-    sent = 1.0 if study.recipe.compression == "none" else 0.5
-    # In bytes of uncompressed gradients per second, like everything in the model.
-    bandwidth = settings.bandwidth_bytes_per_second / sent
-    network = Network(bandwidth, settings.latency_seconds)
+        return predictions
+    network = _network(study)
     for batch in settings.global_batches:
         rates = {n: _rate(study, n, batch) for n in settings.workers}
         per_node = best_per_node(rates, cores)
         most = min(settings.nodes_up_to, batch // per_node)
-        found += [
-            forecaster.nodes(nodes, per_node, batch, micro, network)
+        predictions += [
+            forecaster.nodes(nodes, per_node, batch, micro_batches, network)
             for nodes in range(1, most + 1)
         ]
-    return found
+    return predictions
+
+
+def _network(study: Study) -> Network:
+    """Return the network, with a bandwidth in bytes of uncompressed gradients."""
+    bandwidth = study.settings.bandwidth_bytes_per_second
+    latency = study.settings.latency_seconds
+    assert bandwidth is not None
+    assert latency is not None
+    # Compression (bf16) halves what is sent.
+    sent = 1.0 if study.recipe.compression == "none" else 0.5
+    return Network(bandwidth / sent, latency)

@@ -1,4 +1,4 @@
-"""Finds the model's parameters: each from the phase that it describes.
+"""Fit the model's parameters, each to the phase that it describes.
 
 The phases of a step are measured one by one, so every term has observations of its own
 and a small linear problem with non-negative unknowns; a fit to total times could not
@@ -7,7 +7,7 @@ tell a slow exchange from a slow optimizer. Residuals are in shares of the step'
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import sqrt
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from samestep.scaling.grid import Point
-from samestep.scaling.intervals import Runs
+from samestep.scaling.intervals import Runs, band
 from samestep.scaling.step_model import MEANING, Model
 from samestep.scaling.study import Measurement
 from samestep.scaling.work_counts import Work, expected_maximum, work
@@ -27,8 +27,9 @@ COMPUTE = ("data", "forward", "backward")
 NAMED = (*COMPUTE, "wait", "exchange", "optimizer")
 MOST_KAPPA = 2.0
 RIDGE = 1e-4
-"""Share of the residuals' scale by which large parameters are disliked: it divides
-what the measurements cannot tell apart evenly."""
+"""Weight of the penalty on large parameters, relative to the residuals.
+
+It splits evenly what the measurements cannot attribute to one parameter."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Observation:
 
     point: Point
     work: Work
-    """Of one training."""
+    """What one training does."""
     together: int
     """Workers on the machine at the same time."""
     step: float
@@ -48,16 +49,18 @@ class Observation:
     optimizer: float
     other: float
     adding: float
-    """Of one gradient to another."""
+    """Seconds to add one gradient to another."""
 
 
 def observe(point: Point, runs: Sequence[Measurement]) -> Observation:
-    """The phases are scaled to add up to the step."""
-    steps = [[_per_step(run, name) for run in runs] for name in runs[0].workers[0]]
-    found = dict(zip(runs[0].workers[0], map(statistics.median, steps), strict=True))
+    """Return the medians over rounds, with phases scaled to add up to the step."""
+    phases = {
+        name: statistics.median(run.per_step(name) for run in runs)
+        for name in runs[0].workers[0]
+    }
     step = statistics.median(run.seconds / run.steps for run in runs)
-    scale = step / (sum(found.values()) or 1.0)
-    named = {name: scale * found.get(name, 0.0) for name in NAMED}
+    scale = step / (sum(phases.values()) or 1.0)
+    named = {name: scale * phases.get(name, 0.0) for name in NAMED}
     trained_by = 1 if point.kind == "limit" else point.workers
     return Observation(
         point=point,
@@ -74,43 +77,42 @@ def observe(point: Point, runs: Sequence[Measurement]) -> Observation:
     )
 
 
-def _per_step(run: Measurement, phase: str) -> float:
-    return statistics.fmean(worker[phase] for worker in run.workers) / run.steps
-
-
 def observations(runs: Runs, rounds: Sequence[int] | None = None) -> list[Observation]:
-    """Of every point; with `rounds`, of these rounds only, each as often as named."""
-    found = []
+    """Return an observation of every point.
+
+    With `rounds`, only those rounds count, each as often as it is listed (bootstrap).
+    """
+    observed = []
     for point, own in runs.items():
         by_round = {run.round: run for run in own}
         chosen = [by_round[r] for r in rounds or by_round if r in by_round]
         if chosen:
-            found.append(observe(point, chosen))
-    return found
+            observed.append(observe(point, chosen))
+    return observed
 
 
 def fit(
     seen: Sequence[Observation], exchange: str, cores: int, gradient_bytes: int
 ) -> Model:
-    """The model of these observations. Raises ValueError if there are none."""
+    """Fit the model to observations. Raises ValueError if there are none."""
     if not seen:
         raise ValueError("no observations")
     trained = [o for o in seen if o.point.kind != "limit"]
     backward = statistics.fmean(o.backward / o.compute for o in trained)
-    found = dict.fromkeys(MEANING, 0.0) | {"q": 1.0}
-    model = Model(found, exchange, cores, gradient_bytes, backward)
-    # From here on the model holds what has been found so far.
-    found["rho"] = statistics.median(o.adding for o in seen) / gradient_bytes
-    found |= _fit_compute(seen, model)
-    found |= _fit_optimizer(trained, model)
-    found["o0"] = max(0.0, statistics.fmean(o.other for o in trained))
-    found |= _fit_straggling(trained, model)
-    found |= _fit_exchange(trained, model)
+    parameters = dict.fromkeys(MEANING, 0.0) | {"q": 1.0}
+    model = Model(parameters, exchange, cores, gradient_bytes, backward)
+    # The model shares this dict: later fits use the parameters of earlier ones.
+    parameters["rho"] = statistics.median(o.adding for o in seen) / gradient_bytes
+    parameters |= _fit_compute(seen, model)
+    parameters |= _fit_optimizer(trained, model)
+    parameters["o0"] = max(0.0, statistics.fmean(o.other for o in trained))
+    parameters |= _fit_straggling(trained, model)
+    parameters |= _fit_exchange(trained, model)
     return model
 
 
 def _fit_compute(seen: Sequence[Observation], model: Model) -> dict[str, float]:
-    """kappa by search; for each kappa the rest is linear."""
+    """Search for kappa; for each kappa the rest is a linear problem."""
     from scipy.optimize import minimize_scalar
 
     cores, rho = model.cores, model.parameters["rho"] * model.gradient_bytes
@@ -148,7 +150,7 @@ def _fit_optimizer(seen: Sequence[Observation], model: Model) -> dict[str, float
 
 
 def _fit_straggling(seen: Sequence[Observation], model: Model) -> dict[str, float]:
-    """From the waiting that even shares do not explain."""
+    """Fit the waiting that even shares do not explain."""
     several = [o for o in seen if o.together > 1]
     if not several:
         return {}
@@ -158,7 +160,7 @@ def _fit_straggling(seen: Sequence[Observation], model: Model) -> dict[str, floa
         critical = max(*each, sum(each) / model.cores)
         if o.together <= model.cores:
             left.append(max(0.0, o.wait - (max(each) - _mean(each))))
-        else:  # taking turns, computing and waiting are mixed
+        else:  # workers take turns on the cores: waiting is part of computing
             left.append(max(0.0, o.compute + o.wait - critical))
         terms.append([expected_maximum(o.together) * sqrt(critical)])
     (nu,) = _solve(np.array(terms), several, left)
@@ -171,21 +173,21 @@ def _fit_exchange(seen: Sequence[Observation], model: Model) -> dict[str, float]
     rows, seconds = [], []
     for o in seen:
         crowd, p = model.crowd(o.together), o.together
-        company = [min(1, p - 1), o.work.rounds]
-        moved = company if shared else [p - 1, (p - 1) * n * o.work.rows]
+        barriers = [min(1, p - 1), o.work.rounds]
+        moved = barriers if shared else [p - 1, (p - 1) * n * o.work.rows]
         rows.append([1.0, *(crowd * value for value in moved)])
         adding = crowd * model.adding(o.work) if p > 1 else 0.0
         seconds.append(max(0.0, o.exchange - adding))
-    found = dict(zip(names, _solve(np.array(rows), seen, seconds), strict=True))
+    fitted = dict(zip(names, _solve(np.array(rows), seen, seconds), strict=True))
     if shared or len({o.together for o in seen}) < 4:
-        return found
-    return _fit_overlap(seen, model, found)
+        return fitted
+    return _fit_overlap(seen, model, fitted)
 
 
 def _fit_overlap(
     seen: Sequence[Observation], model: Model, start: dict[str, float]
 ) -> dict[str, float]:
-    """Gloo: latency, rate and overlap together; not linear."""
+    """Fit latency, rate and overlap of Gloo together, which is not linear."""
     from scipy.optimize import least_squares
 
     names = ("e0", "lambda", "tau", "q")
@@ -193,13 +195,7 @@ def _fit_overlap(
 
     def residuals(x: Floats) -> Floats:
         values = dict(zip(names, (x * scale).tolist(), strict=True))
-        tried = Model(
-            {**model.parameters, **values},
-            model.exchange,
-            model.cores,
-            model.gradient_bytes,
-            model.backward,
-        )
+        tried = replace(model, parameters={**model.parameters, **values})
         errors = [
             (tried.exchange_seconds(o.work, _micro_batch(o)) - o.exchange) / o.step
             for o in seen
@@ -227,9 +223,10 @@ def _solve(
 def nonnegative(
     terms: Floats, seconds: Floats, weights: Floats
 ) -> tuple[Floats, float]:
-    """x >= 0 that minimises |weights (terms x - seconds)|, and the residual's norm.
+    """Minimise |weights (terms x - seconds)| over x >= 0; return x and the residual.
 
-    `terms` [observations, parameters]. Columns are scaled, so the ridge knows no units.
+    `terms` has shape [observations, parameters]. Columns are scaled, so that the ridge
+    treats all units alike.
     """
     from scipy.optimize import nnls
 
@@ -248,7 +245,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def errors(model: Model, seen: Sequence[Observation]) -> list[float]:
-    """Relative errors of the step time, of every training that was measured."""
+    """Return the relative errors of the step time of every measured training."""
     return [
         model.step(o.together, o.point.global_batch, o.point.micro_batches) / o.step - 1
         for o in seen
@@ -256,21 +253,14 @@ def errors(model: Model, seen: Sequence[Observation]) -> list[float]:
     ]
 
 
-def to_fields(model: Model, drawn: Sequence[Model]) -> list[dict[str, Any]]:
-    """The parameters with bootstrap intervals, for scaling.json."""
+def to_fields(model: Model, resampled: Sequence[Model]) -> list[dict[str, Any]]:
+    """Return the parameters with bootstrap intervals, for scaling.json."""
     fields = []
     for name, (unit, meaning) in MEANING.items():
-        values = [other.parameters[name] for other in drawn] or [model.parameters[name]]
-        low, high = np.percentile(values, (2.5, 97.5)).tolist()
         value = model.parameters[name]
-        fields.append(
-            {
-                "name": name,
-                "value": value,
-                "low": min(low, value),
-                "high": max(high, value),
-                "unit": unit,
-                "meaning": meaning,
-            }
+        low, high = band(
+            value, [other.parameters[name] for other in resampled] or [value]
         )
+        field = {"name": name, "value": value, "low": low, "high": high}
+        fields.append(field | {"unit": unit, "meaning": meaning})
     return fields

@@ -1,4 +1,4 @@
-"""What is to be measured: a grid of points, each in every round, in random order."""
+"""The points of a study: each is measured in every round, in random order."""
 
 import random
 from collections.abc import Iterator
@@ -15,34 +15,34 @@ from samestep.scaling import units
 
 ROUNDS, SECONDS = 10, 1.0
 MEASURING = ("workers", "global_batches", "weak", "exchange", "seconds_per_run")
-"""The settings that decide what a measured number means; and `rounds`, how many."""
+"""The settings that change what is measured; an unfinished study must have the same."""
 
 Kind = Literal["strong", "weak", "limit", "calibration"]
 Count = Annotated[int, Field(ge=1)]
 
 
 class Point(NamedTuple):
-    """What one measurement measures.
+    """What one measurement runs.
 
-    strong: one training. weak: one that grows with its workers. limit: that many
-    independent ones of 1 worker that never talk. calibration: 1 worker with smaller
-    micro-batches, which tells their fixed cost from that of their samples.
+    strong: one training. weak: one that grows with its workers. limit: as many
+    independent trainings of 1 worker, without any exchange. calibration: 1 worker with
+    smaller micro-batches, which separates their fixed cost from that of their samples.
     """
 
     kind: Kind
     workers: int
     global_batch: int
-    """Of one training."""
+    """The samples of one training's step."""
     micro_batches: int
 
     @property
     def trainings(self) -> int:
-        """At the same time."""
+        """How many run at the same time."""
         return self.workers if self.kind == "limit" else 1
 
 
 class Settings(BaseModel):
-    """As asked for; what was `auto` is resolved."""
+    """The settings of a study, with `auto` resolved."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -71,7 +71,7 @@ def from_options(
     rounds: int = ROUNDS,
     seconds: float = SECONDS,
 ) -> Settings:
-    """As on the command line, checked. Raises PlacementError or RecipeError."""
+    """Return checked settings from options. Raises PlacementError or RecipeError."""
     counts = default_workers(cores, recipe.micro_batches)
     if workers is not None:
         counts = parse_counts(workers, "workers")
@@ -95,7 +95,7 @@ def from_options(
 
 
 def parse_counts(text: str, what: str) -> tuple[int, ...]:
-    """`1,2,4` -> (1, 2, 4), strictly increasing from 1. Raises PlacementError."""
+    """Return (1, 2, 4) for `1,2,4`. Raises PlacementError unless they increase."""
     parts = [part.strip() for part in text.split(",")]
     numbers = tuple(int(part) for part in parts if part.isdecimal())
     increasing = all(a < b for a, b in pairwise(numbers))
@@ -108,14 +108,14 @@ def parse_counts(text: str, what: str) -> tuple[int, ...]:
 
 
 def default_workers(cores: int, micro_batches: int) -> tuple[int, ...]:
-    """1, 2, 3, 4, 6, 8, 12, 16 ... up to what the machine and the recipe allow."""
+    """Return 1, 2, 3, 4, 6, 8, 12, 16 ... up to what machine and recipe allow."""
     most = min(cores, micro_batches)
     steps = {1, most} | {k << n for k in (2, 3) for n in range(most.bit_length())}
     return tuple(sorted(count for count in steps if count <= most))
 
 
 def check(settings: Settings, recipe: Recipe) -> None:
-    """Raises PlacementError or RecipeError for what cannot be measured."""
+    """Raise PlacementError or RecipeError for settings that cannot be measured."""
     most = recipe.micro_batches
     if settings.workers[-1] > most:
         raise PlacementError(
@@ -136,13 +136,13 @@ def check(settings: Settings, recipe: Recipe) -> None:
         )
     if not settings.nodes_up_to and network != (None, None):
         raise PlacementError(
-            "`--bandwidth` and `--latency` describe a network between nodes: say how "
-            "many, such as `--nodes-up-to 64`."
+            "`--bandwidth` and `--latency` describe a network between nodes: add their "
+            "number, such as `--nodes-up-to 64`."
         )
 
 
 def grid(settings: Settings, micro_batches: int) -> list[Point]:
-    """All points, in the order of the table."""
+    """Return all points, in the order of the table."""
     points = []
     for batch in settings.global_batches:
         for workers in settings.workers:
@@ -160,7 +160,7 @@ def grid(settings: Settings, micro_batches: int) -> list[Point]:
 
 
 def schedule(points: list[Point], rounds: int) -> Iterator[tuple[int, Point]]:
-    """(round from 1, point): every round has every point once, in its own order.
+    """Yield (round from 1, point): every round has every point once, in its own order.
 
     A machine's speed drifts; measured in blocks, the drift would look like scaling.
     """

@@ -1,4 +1,4 @@
-"""What was measured, in numbers with intervals: medians over rounds.
+"""Medians over rounds, with intervals.
 
 Speed-ups are ratios within a round, so that a drift of the machine's speed cancels. An
 interval is the 2.5th to 97.5th percentile of a bootstrap over rounds.
@@ -21,7 +21,7 @@ INTERVAL = (2.5, 97.5)
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """The median and its bootstrap interval. Raises ValueError if there are none."""
+    """Return the median and its bootstrap interval. Raises ValueError for no values."""
     if not values:
         raise ValueError("no values")
     array = np.asarray(values)
@@ -30,8 +30,14 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
     return float(np.median(array)), float(low), float(high)
 
 
+def band(value: float, resampled: Sequence[float]) -> tuple[float, float]:
+    """Return the interval of resampled values, widened so that it holds `value`."""
+    low, high = np.percentile(resampled, INTERVAL).tolist()
+    return min(low, value), max(high, value)
+
+
 def base_of(point: Point) -> Point | None:
-    """The 1-worker point that a speed-up is relative to."""
+    """Return the 1-worker point that a speed-up is relative to."""
     if point.kind == "calibration":
         return None
     if point.kind == "weak":
@@ -41,7 +47,7 @@ def base_of(point: Point) -> Point | None:
 
 
 def limit_of(point: Point) -> Point | None:
-    """The independent trainings that a point is held against."""
+    """Return the independent trainings that a point is compared with."""
     base = base_of(point)
     if base is None or point.workers == 1:
         return None
@@ -49,7 +55,7 @@ def limit_of(point: Point) -> Point | None:
 
 
 def ratios(runs: Runs, point: Point | None, base: Point | None) -> list[float]:
-    """Samples per second of `point` by those of `base`, in each round that has both."""
+    """Return the speed of `point` relative to `base`, in each round that has both."""
     if point is None or base is None:
         return []
     of_base = {run.round: run.samples_per_second for run in runs.get(base, ())}
@@ -61,19 +67,15 @@ def ratios(runs: Runs, point: Point | None, base: Point | None) -> list[float]:
 
 
 def phases(runs: Sequence[Measurement]) -> dict[str, float]:
-    """Seconds per step by phase, mean over ranks and rounds."""
-    names = runs[0].workers[0]
+    """Return seconds per step by phase, mean over ranks and rounds."""
     return {
-        name: statistics.fmean(
-            statistics.fmean(worker[name] for worker in run.workers) / run.steps
-            for run in runs
-        )
-        for name in names
+        name: statistics.fmean(run.per_step(name) for run in runs)
+        for name in runs[0].workers[0]
     }
 
 
 def summarise(runs: Runs, exchange: str) -> list[dict[str, Any]]:
-    """The fields of each point in scaling.json, but for calibration points."""
+    """Return the fields of each point in scaling.json, without calibration points."""
     return [
         {**point._asdict(), "exchange": exchange, **_point(runs, point)}
         for point in runs
@@ -84,23 +86,23 @@ def summarise(runs: Runs, exchange: str) -> list[dict[str, Any]]:
 def _point(runs: Runs, point: Point) -> dict[str, Any]:
     own = runs[point]
     rate, low, high = interval([run.samples_per_second for run in own])
-    fields: dict[str, Any] = {
+    return {
         "runs": [run.model_dump() for run in own],
         "samples_per_second": rate,
         "low": low,
         "high": high,
         "step_seconds": statistics.median(run.seconds / run.steps for run in own),
         "seconds_by_phase": phases(own),
+        **_speedups(runs, point),
     }
-    return fields | _speedups(runs, point)
 
 
 def _speedups(runs: Runs, point: Point) -> dict[str, float | None]:
     speedup = low = high = limit = None
-    if found := ratios(runs, point, base_of(point)):
-        speedup, low, high = interval(found)
-    if found := _limit_ratios(runs, point):
-        limit = statistics.median(found)
+    if speedups := ratios(runs, point, base_of(point)):
+        speedup, low, high = interval(speedups)
+    if limits := _limit_ratios(runs, point):
+        limit = statistics.median(limits)
     return {
         "speedup": speedup,
         "speedup_low": low,
@@ -120,6 +122,6 @@ def _limit_ratios(runs: Runs, point: Point) -> list[float]:
 
 
 def draws(rounds: Sequence[int], count: int, seed: int = 0) -> list[list[int]]:
-    """`count` resamples of the rounds, with replacement: one for all points at once."""
+    """Return `count` resamples of the rounds, each to be used for all points."""
     generator = np.random.default_rng(seed)
     return [generator.choice(rounds, len(rounds)).tolist() for _ in range(count)]

@@ -1,9 +1,9 @@
-"""Carries out the measurements: one cell is one point in one round."""
+"""The measurements themselves: one cell is one point in one round."""
 
 import os
 import statistics
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 from samestep.config.placement import Placement
 from samestep.config.recipe import Recipe
@@ -20,25 +20,20 @@ from samestep.system.signals import Stop
 WARM_UP_SECONDS = 0.3
 
 OnStart = Callable[[list[int]], None]
-"""Gets the workers' process ids when they are ready, before they warm up."""
-
-
-class Watcher(Protocol):
-    """Is told how far the measuring is."""
-
-    def cell(self, done: int, total: int, what: str) -> None:
-        """A cell begins; `done` are finished, also by earlier commands."""
+"""Receives the workers' process ids when they are ready, before they warm up."""
+OnCell = Callable[[int, int, str], None]
+"""Receives how many cells are done, of how many, and the cell that begins."""
 
 
 def measure(
     study: Study,
     server: ForkServer,
     stop: Stop,
-    watcher: Watcher,
+    on_cell: OnCell,
     warm_up: float = WARM_UP_SECONDS,
     on_start: OnStart = lambda _: None,
 ) -> None:
-    """Every cell that is missing; each is on disk before the next one begins.
+    """Measure every missing cell; each is on disk before the next one begins.
 
     Raises TrainingError, and Interrupted after a signal.
     """
@@ -46,12 +41,12 @@ def measure(
     for index, (round_, point) in enumerate(cells):
         if study.has(round_, point):
             continue
-        watcher.cell(index, len(cells), describe(point))
+        on_cell(index, len(cells), describe(point))
         reports = run_cell(study, server, stop, point, warm_up, on_start)
         if stop.number is not None:
             raise Interrupted(
                 f"stopped after {index} of {len(cells)} measurements; the same command "
-                f"with `--out {study.path}` goes on",
+                f"with `--out {study.path}` continues",
                 stop.exit_code,
             )
         study.gradient_bytes = reports[0]["gradient_bytes"]
@@ -60,9 +55,9 @@ def measure(
 
 
 def describe(point: Point) -> str:
-    """`2 workers, global batch 64` and what is special about it."""
+    """Return `2 workers, global batch 64` and what is special about the point."""
     workers = "1 worker" if point.workers == 1 else f"{point.workers} workers"
-    special = {"limit": " that never talk", "calibration": ", small micro-batches"}
+    special = {"limit": " without exchange", "calibration": ", small micro-batches"}
     return f"{workers}{special.get(point.kind, '')}, global batch {point.global_batch}"
 
 
@@ -74,7 +69,7 @@ def run_cell(
     warm_up: float,
     on_start: OnStart,
 ) -> list[Message]:
-    """Starts the workers of a point; returns the reports of its trainings."""
+    """Run the workers of a point; return the reports of its trainings."""
     reports: list[Message] = []
     pids: list[int] = []
     ready: list[Message] = []
@@ -101,7 +96,7 @@ def run_cell(
 
 
 def cell_job(recipe: Recipe, point: Point, exchange: str) -> dict[str, Any]:
-    """What the workers are told; even shares, so that a point is what it says."""
+    """Return the workers' job, with even shares: nothing is rebalanced meanwhile."""
     changed = recipe.model_copy(
         update={
             "global_batch": point.global_batch,
@@ -121,18 +116,16 @@ def cell_job(recipe: Recipe, point: Point, exchange: str) -> dict[str, Any]:
 
 
 def combine(round_: int, reports: list[Message]) -> Measurement:
-    """The reports of one or several trainings that ran at the same time."""
-    rates = [report["samples"] / report["seconds"] for report in reports]
-    deviations = [report["step_seconds_sd"] for report in reports]
+    """Return one measurement of trainings that ran at the same time."""
     scales = [r["noise_scale"] for r in reports if r["noise_scale"] is not None]
     return Measurement(
         round=round_,
-        steps=round(sum(report["steps"] for report in reports) / len(reports)),
-        seconds=max(report["seconds"] for report in reports),
-        samples_per_second=sum(rates),
-        step_seconds_sd=sum(deviations) / len(deviations),
-        workers=[worker for report in reports for worker in report["workers"]],
-        bytes_per_step=sum(report["bytes_per_step"] for report in reports),
-        add_seconds=statistics.median(report["add_seconds"] for report in reports),
+        steps=round(statistics.fmean(r["steps"] for r in reports)),
+        seconds=max(r["seconds"] for r in reports),
+        samples_per_second=sum(r["samples"] / r["seconds"] for r in reports),
+        step_seconds_sd=statistics.fmean(r["step_seconds_sd"] for r in reports),
+        workers=[worker for r in reports for worker in r["workers"]],
+        bytes_per_step=sum(r["bytes_per_step"] for r in reports),
+        add_seconds=statistics.median(r["add_seconds"] for r in reports),
         noise_scale=scales[0] if scales else None,
     )

@@ -1,4 +1,4 @@
-"""What a person sees: progress on stderr, the table at the end on stdout."""
+"""What `samestep scale` prints: progress on stderr, the table at the end on stdout."""
 
 import time
 from collections.abc import Iterator
@@ -6,95 +6,81 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
-from samestep.scaling.measure import Watcher
+from samestep.scaling.measure import OnCell
 from samestep.system.terminal import clean
 
 
 PLAIN_SECONDS = 10.0
 """Between two plain lines."""
-
-
-class PlainWatcher:
-    """Now and then a line."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._clock = Remaining()
-        self._last = float("-inf")
-
-    def cell(self, done: int, total: int, what: str) -> None:
-        """A cell begins."""
-        left = self._clock.left(done, total)
-        if time.monotonic() - self._last >= PLAIN_SECONDS:
-            self._last = time.monotonic()
-            text = f"measured {done} of {total}{left}; now {what}"
-            self._console.print(
-                clean(text), markup=False, highlight=False, soft_wrap=True
-            )
-
-
-class BarWatcher:
-    """A bar."""
-
-    def __init__(self, progress: Progress, task: TaskID) -> None:
-        self._progress, self._task = progress, task
-        self._clock = Remaining()
-
-    def cell(self, done: int, total: int, what: str) -> None:
-        """A cell begins."""
-        self._progress.update(
-            self._task,
-            completed=done,
-            total=total,
-            description=what,
-            left=self._clock.left(done, total).removeprefix(", "),
-        )
-
-
-class Remaining:
-    """Cells take about the same time; those of earlier commands do not count."""
-
-    def __init__(self) -> None:
-        self._start: tuple[float, int] | None = None
-
-    def left(self, done: int, total: int) -> str:
-        """`, 1:05 left`; empty as long as nothing is known."""
-        if self._start is None:
-            self._start = time.monotonic(), done
-            return ""
-        began, before = self._start
-        seconds = (time.monotonic() - began) / (done - before) * (total - done)
-        return f", {int(seconds) // 60}:{int(seconds) % 60:02} left"
+COLUMNS = (
+    "batch",
+    "workers",
+    "samples/s",
+    "speed-up",
+    "95%",
+    "efficiency",
+    "limit",
+    "of limit",
+    "exchange",
+    "waiting",
+)
 
 
 @contextmanager
-def make_watcher() -> Iterator[Watcher]:
-    """What suits stderr; NO_COLOR is honoured."""
+def show_progress() -> Iterator[OnCell]:
+    """Yield a callback that shows a bar on a terminal, and lines elsewhere."""
     console = Console(stderr=True)
     if not console.is_terminal or console.is_dumb_terminal:
-        yield PlainWatcher(console)
+        yield _Lines(console)
         return
-    columns = (
-        BarColumn(),
-        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-        TextColumn("{task.description}"),
-        TextColumn("{task.fields[left]}"),
-    )
+    description = TextColumn("{task.description}")
+    columns = (BarColumn(), MofNCompleteColumn(), description, TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
-        yield BarWatcher(progress, progress.add_task("starting", total=1, left=""))
+
+        def on_cell(done: int, total: int, what: str) -> None:
+            if not progress.tasks:
+                progress.add_task(what, total=total, completed=done)
+            progress.update(progress.task_ids[0], completed=done, description=what)
+
+        yield on_cell
+
+
+class _Lines:
+    """Prints a line every few seconds."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._last = float("-inf")
+        self._begun: tuple[float, int] | None = None
+
+    def __call__(self, done: int, total: int, what: str) -> None:
+        now = time.monotonic()
+        began, before = self._begun = self._begun or (now, done)
+        if now - self._last < PLAIN_SECONDS:
+            return
+        self._last = now
+        left = ""
+        if done > before:  # cells of earlier commands do not count
+            seconds = int((now - began) / (done - before) * (total - done))
+            left = f", {seconds // 60}:{seconds % 60:02} left"
+        text = clean(f"measured {done} of {total}{left}; now {what}")
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def table(points: list[dict[str, Any]]) -> Table:
-    """Every point; intervals are 95%."""
+    """Return the table of all points; intervals are 95%."""
     shown = Table(box=None, pad_edge=False)
     shown.add_column("kind")
-    for name in (
-        *("batch", "workers", "samples/s", "speed-up", "95%", "efficiency"),
-        *("limit", "of limit", "exchange", "waiting"),
-    ):
+    for name in COLUMNS:
         shown.add_column(name, justify="right")
     for point in points:
         shown.add_row(*_cells(point))

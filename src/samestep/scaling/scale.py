@@ -6,10 +6,10 @@ from typing import Any
 
 from samestep.config.recipe import Recipe
 from samestep.data.sources import prepare
-from samestep.report import offer
+from samestep.report import try_to_write
 from samestep.scaling.analysis import analyse
 from samestep.scaling.grid import Settings, grid
-from samestep.scaling.measure import Watcher, measure
+from samestep.scaling.measure import OnCell, measure
 from samestep.scaling.study import open_study, to_csv, write
 from samestep.supervisor.forkserver_client import ForkServer
 from samestep.system import machine
@@ -21,12 +21,12 @@ def scale(
     recipe: Recipe,
     settings: Settings,
     server: ForkServer,
-    watcher: Watcher,
+    on_cell: OnCell,
     out: Path | None = None,
 ) -> tuple[Path, dict[str, Any]]:
-    """Measures, analyses and writes; returns the directory and what scaling.json adds.
+    """Measure, analyse and write; return the directory and the analysis.
 
-    Goes on in `out` if it holds an unfinished measurement with these settings. Raises
+    Continues in `out` if it holds an unfinished study with these settings. Raises
     UsageError before anything is started, TrainingError after, and Interrupted after a
     signal.
     """
@@ -36,12 +36,12 @@ def scale(
     points = grid(settings, recipe.micro_batches)
     with open_study(path, recipe, environment, settings, points) as study:
         with stop_on_signals() as stop:
-            measure(study, server, stop, watcher)
-        found = analyse(study, machine.usable_cores()[0])
-        write(path / "scaling.csv", to_csv(found["points"]))
-        study.save(found)
-    offer(path, lambda text: echo(text, err=True), png=True)
-    return path, found
+            measure(study, server, stop, on_cell)
+        analysis = analyse(study, machine.usable_cores()[0])
+        write(path / "scaling.csv", to_csv(analysis["points"]))
+        study.save(analysis)
+    try_to_write(path, lambda text: echo(text, err=True), png=True)
+    return path, analysis
 
 
 def _default_path(recipe: Recipe) -> Path:

@@ -1,4 +1,4 @@
-"""How long one step takes: the formulas.
+"""The formulas for the time of one step.
 
 All times in seconds, sizes in bytes. With p workers on c cores, worker r owning m_r
 micro-batches with s_r samples, and a gradient of n bytes:
@@ -7,22 +7,22 @@ micro-batches with s_r samples, and a gradient of n bytes:
         A fixed cost per micro-batch, one per sample, and one per byte of the worker's
         own sums of gradients (`samestep.core.tree`). rho is measured by itself.
     slow(p)   = 1 + kappa (min(p, c) - 1)
-        What workers that never talk do to each other through memory and clock rate; it
+        How independent workers slow each other down through memory and clock rate; it
         is measured with such workers.
     compute   = max(max_r compute_r, sum_r compute_r / c)
         The slowest worker; beyond the cores, they take turns.
     straggle  = nu E_p sqrt(compute)
         Interruptions come at random, so the variance of a worker's time grows with the
-        time, and everybody waits for the unluckiest: E_p is the expected maximum of p
-        standard normal numbers.
+        time, and all wait for the unluckiest: E_p is the expected maximum of p standard
+        normal numbers.
     exchange  = e0 + [p > 1] e1 + lambda ceil(log2 p) + rho n partials / p    (shared)
-        Barriers by dissemination (Hensgen et al. 1988), and what any company costs;
-        every worker adds its slice of all partial sums.
+        Barriers by dissemination (Hensgen et al. 1988), and a fixed cost of having any
+        other worker; every worker adds its slice of all partial sums.
     exchange  = e0 + overlap(B, (p - 1) (lambda + tau n rows)) + rho n partials (gloo)
         A ring all-gather (alpha-beta model, Thakur et al. 2005), which begins inside
         the last backward pass, B seconds long: overlap(B, N) = (B^q + N^q)^(1/q) - B
         (p-norm of Qiao et al. 2021, AdaptDL; q = 1: no overlap).
-    optimizer = u0 + u1 / p                     (gloo: u0 + u1, nothing is shared out)
+    optimizer = u0 + u1 / p                     (gloo: u0 + u1, each worker updates all)
     other     = o0
     T_step    = compute + straggle + exchange + network + optimizer + other
 
@@ -52,12 +52,12 @@ MEANING: dict[str, tuple[str, str]] = {
     "nu": ("s^0.5", "straggling: standard deviation of a second of computing"),
     "e0": ("s", "exchange: fixed cost"),
     "lambda": ("s", "exchange: latency of a round"),
-    "e1": ("s", "exchange: cost of having company"),
+    "e1": ("s", "exchange: fixed cost of a second worker"),
     "tau": ("s/byte", "exchange: the processor's cost of a byte of messages"),
     "rho": ("s/byte", "adding one gradient to another (measured by itself)"),
     "q": ("1", "exchange: overlap with computing; 1: none"),
-    "u0": ("s", "optimizer: what every worker repeats"),
-    "u1": ("s", "optimizer: what the workers share out"),
+    "u0": ("s", "optimizer: the part that every worker repeats"),
+    "u1": ("s", "optimizer: the part that is divided among the workers"),
     "o0": ("s", "other: fixed cost of a step"),
 }
 """Unit and meaning of every parameter."""
@@ -81,7 +81,7 @@ EXCHANGE = {
 
 @dataclass(frozen=True)
 class Network:
-    """Between nodes."""
+    """The network between nodes."""
 
     bandwidth: float
     """Bytes per second."""
@@ -90,7 +90,7 @@ class Network:
 
 
 NO_NETWORK = Network(float("inf"), 0.0)
-"""Of one node."""
+"""The network of a single node."""
 
 
 @dataclass(frozen=True)
@@ -105,15 +105,15 @@ class Model:
     """Share of the compute time that is backward pass (gloo's overlap)."""
 
     def slow(self, workers: int) -> float:
-        """By how much each of so many workers slows the others down."""
+        """Return the factor by which so many workers slow each other down."""
         return 1 + self.parameters["kappa"] * (min(workers, self.cores) - 1)
 
     def crowd(self, workers: int) -> float:
-        """Workers per core, at least 1."""
+        """Return workers per core, at least 1."""
         return max(1.0, workers / self.cores)
 
     def compute(self, done: Work, together: int) -> list[float]:
-        """Seconds of each rank, with `together` workers on its machine."""
+        """Return seconds of each rank, with `together` workers on its machine."""
         alpha, beta, rho = (self.parameters[k] for k in ("alpha", "beta", "rho"))
         n, slow = self.gradient_bytes, self.slow(together)
         return [
@@ -131,7 +131,7 @@ class Model:
         nodes: int = 1,
         network: Network = NO_NETWORK,
     ) -> float:
-        """Seconds of a step on this machine, or on `nodes` like it, `workers` each."""
+        """Return seconds of a step on `nodes` like this machine, `workers` on each."""
         terms = self.terms(workers, global_batch, micro_batches, nodes, network)
         return sum(terms.values())
 
@@ -143,7 +143,7 @@ class Model:
         nodes: int = 1,
         network: Network = NO_NETWORK,
     ) -> dict[str, float]:
-        """Seconds of a step by term."""
+        """Return seconds of a step by term."""
         done = work(workers, global_batch, micro_batches, nodes)
         each = self.compute(done, workers)
         by_node = [each[i : i + workers] for i in range(0, len(each), workers)]
@@ -159,32 +159,32 @@ class Model:
         }
 
     def straggle(self, workers: int, compute: float) -> float:
-        """Seconds until the unluckiest of so many workers is there."""
+        """Return seconds until the unluckiest of so many workers arrives."""
         return self.parameters["nu"] * expected_maximum(workers) * sqrt(compute)
 
     def exchange_seconds(self, done: Work, micro_batch: float) -> float:
-        """Seconds within one machine; `micro_batch`: compute seconds of one."""
-        of, shared = self.parameters, self.exchange == "shared"
+        """Return seconds within one machine; `micro_batch`: compute seconds of one."""
+        cost, shared = self.parameters, self.exchange == "shared"
         p = done.workers if shared else done.nodes * done.workers
         if p == 1:
-            return of["e0"]
+            return cost["e0"]
         crowd, adding = self.crowd(done.workers), self.adding(done)
         if shared:
-            company = of["e1"] + of["lambda"] * done.rounds
-            return of["e0"] + crowd * (company + adding)
+            barriers = cost["e1"] + cost["lambda"] * done.rounds
+            return cost["e0"] + crowd * (barriers + adding)
         received = self.gradient_bytes * done.rows
-        moved = crowd * (p - 1) * (of["lambda"] + of["tau"] * received)
+        moved = crowd * (p - 1) * (cost["lambda"] + cost["tau"] * received)
         hidden = self.backward * micro_batch
-        return of["e0"] + overlapped(hidden, moved, of["q"]) + crowd * adding
+        return cost["e0"] + overlapped(hidden, moved, cost["q"]) + crowd * adding
 
     def adding(self, done: Work) -> float:
-        """Seconds of adding up all partial sums: slices of them, or all (gloo)."""
+        """Return seconds to add all partial sums: a slice of them, or all (gloo)."""
         shared = self.exchange == "shared"
         parts = done.partials * (1 / done.workers if shared else done.nodes)
         return self.parameters["rho"] * self.gradient_bytes * parts
 
     def network_seconds(self, done: Work, network: Network) -> float:
-        """Seconds between nodes."""
+        """Return seconds between nodes."""
         n, nodes, k = self.gradient_bytes, done.nodes, done.node_rows
         if nodes == 1:
             return 0.0
@@ -196,12 +196,12 @@ class Model:
         return hops * (network.latency + n * done.rows / network.bandwidth)
 
     def optimizer(self, workers: int) -> float:
-        """Seconds on one machine."""
+        """Return seconds of the update on one machine."""
         u0, u1 = self.parameters["u0"], self.parameters["u1"]
-        shared_out = u1 / workers if self.exchange == "shared" else u1
-        return self.crowd(workers) * (u0 + shared_out)
+        divided = u1 / workers if self.exchange == "shared" else u1
+        return self.crowd(workers) * (u0 + divided)
 
 
 def overlapped(hidden: float, network: float, q: float) -> float:
-    """Seconds by which `network` outlasts the `hidden` seconds that it overlaps."""
+    """Return the seconds by which `network` outlasts `hidden`, which it overlaps."""
     return float((hidden**q + network**q) ** (1 / q) - hidden)

@@ -1,10 +1,11 @@
-"""scaling.json and scaling.csv: written whole after every measurement."""
+"""scaling.json and scaling.csv, written whole after every measurement."""
 
 import csv
 import fcntl
 import io
 import json
 import os
+import statistics
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from samestep.system.untrusted_files import check_parts, open_to_append, read_by
 VERSION = 1
 FILE, LOCK_FILE = "scaling.json", ".lock"
 MACHINE = ("machine", "processor", "logical_cpus", "usable_cores", "libraries")
-"""What must agree for measurements to be comparable."""
+"""The facts that must agree for measurements to be comparable."""
 
 
 class Measurement(BaseModel):
@@ -35,14 +36,18 @@ class Measurement(BaseModel):
     steps: int = Field(ge=1)
     seconds: float = Field(gt=0)
     samples_per_second: float = Field(gt=0)
-    """Of all trainings together, if they are several."""
+    """All trainings together, if there are several."""
     step_seconds_sd: float
     workers: list[dict[str, float]]
     """Seconds by phase of each worker."""
     bytes_per_step: float
     add_seconds: float = Field(gt=0)
-    """Of adding one gradient to another."""
+    """The time to add one gradient to another."""
     noise_scale: float | None = None
+
+    def per_step(self, phase: str) -> float:
+        """Return seconds per step of a phase, mean over the workers."""
+        return statistics.fmean(worker[phase] for worker in self.workers) / self.steps
 
 
 class _Measured(BaseModel):
@@ -66,7 +71,7 @@ class _Document(BaseModel):
 
 @dataclass
 class Study:
-    """Everything measured so far."""
+    """All measurements so far."""
 
     path: Path
     """The directory."""
@@ -78,16 +83,16 @@ class Study:
     """In the order of the table."""
 
     def has(self, round_: int, point: Point) -> bool:
-        """Whether it need not be measured again."""
+        """Return whether a cell has been measured."""
         return any(run.round == round_ for run in self.runs[point])
 
     def add(self, point: Point, run: Measurement) -> None:
-        """In the order of the rounds."""
+        """Add a measurement, in the order of the rounds."""
         self.runs[point].append(run)
         self.runs[point].sort(key=lambda run: run.round)
 
     def save(self, analysis: dict[str, Any] | None = None) -> None:
-        """Writes scaling.json, finished if analysed. Raises OutputError."""
+        """Write scaling.json, finished if analysed. Raises OutputError."""
         points = [_point_fields(point, runs) for point, runs in self.runs.items()]
         document: dict[str, Any] = {
             "version": VERSION,
@@ -108,13 +113,13 @@ def _point_fields(point: Point, runs: list[Measurement]) -> dict[str, Any]:
 
 
 def write(path: Path, text: str) -> None:
-    """Atomically. Raises OutputError."""
+    """Write a file atomically. Raises OutputError."""
     try:
         atomic_files.write(path, text.encode())
     except OSError as error:
         raise OutputError(
-            f"{path} cannot be written: {error.strerror}. Free some space and give the "
-            "same `--out` again; what was measured until then is kept."
+            f"{path} cannot be written: {error.strerror}. Free some space and use the "
+            "same `--out` again: the measurements so far are kept."
         ) from None
 
 
@@ -126,7 +131,7 @@ def open_study(
     settings: Settings,
     points: list[Point],
 ) -> Iterator[Study]:
-    """A new directory, or an unfinished one with its measurements; locked meanwhile.
+    """Open a new study, or an unfinished one with its measurements, and lock it.
 
     Raises RunError.
     """
@@ -134,7 +139,7 @@ def open_study(
     _make(path)
     with _locked(path):
         if (path / FILE).exists():
-            _take_up(study, read(path / FILE))
+            _resume(study, read(path / FILE))
         else:
             study.save()
             write(path / "recipe.toml", recipe.to_toml())
@@ -146,15 +151,15 @@ def _make(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
         check_parts(path)
-        found = {entry.name for entry in path.iterdir()}
+        names = {entry.name for entry in path.iterdir()}
     except OSError as error:
         raise RunError(
-            f"The directory {path} cannot be made: {error.strerror}. Choose another "
+            f"The directory {path} cannot be created: {error.strerror}. Choose another "
             "with `--out`."
         ) from None
-    if FILE not in found and found - {LOCK_FILE}:
+    if FILE not in names and names - {LOCK_FILE}:
         raise RunError(
-            f"{path} is no unfinished scaling measurement: it has no {FILE}. Choose "
+            f"{path} is not an unfinished scaling study: it has no {FILE}. Choose "
             "another `--out`."
         )
 
@@ -173,7 +178,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def read(path: Path) -> _Document:
-    """A scaling.json. Raises RunError if it is damaged or of another version."""
+    """Read a scaling.json. Raises RunError if it is damaged or of another version."""
     try:
         document = _Document.model_validate_json(read_bytes(path))
     except (OSError, UnicodeDecodeError) as error:
@@ -193,32 +198,32 @@ def read(path: Path) -> _Document:
     return document
 
 
-def _take_up(study: Study, found: _Document) -> None:
+def _resume(study: Study, document: _Document) -> None:
+    """Take over the measurements of a file. Raises RunError if they do not fit."""
     where = study.path
-    if found.status != "measuring":
+    if document.status != "measuring":
         raise RunError(
-            f"{where} is a finished measurement, which is never overwritten. Choose "
-            "another `--out`."
+            f"{where} is a finished study, which is never overwritten. Choose another "
+            "`--out`."
         )
-    if Recipe.from_dict(found.recipe, warn=False) != study.recipe:
+    if Recipe.from_dict(document.recipe, warn=False) != study.recipe:
         raise RunError(f"{where} measures another recipe. Choose another `--out`.")
-    wanted = study.settings
     for name in (*MEASURING, "rounds"):
-        old, new = getattr(found.settings, name), getattr(wanted, name)
+        old, new = getattr(document.settings, name), getattr(study.settings, name)
         if old != new:
             raise RunError(
                 f"{where} was begun with other settings: `{name}` was {_text(old)}, "
-                f"now it is {_text(new)}. Give the same, or choose another `--out`."
+                f"now it is {_text(new)}. Use the same, or choose another `--out`."
             )
     for name in MACHINE:
-        if found.environment.get(name) != study.environment.get(name):
+        if document.environment.get(name) != study.environment.get(name):
             raise RunError(
                 f"{where} was begun on another machine or installation (`{name}` "
                 "differs), so its numbers cannot be mixed with new ones. Choose "
                 "another `--out`."
             )
-    study.gradient_bytes = found.gradient_bytes
-    for old in (*found.points, *found.calibration):
+    study.gradient_bytes = document.gradient_bytes
+    for old in (*document.points, *document.calibration):
         point = Point(old.kind, old.workers, old.global_batch, old.micro_batches)
         if point in study.runs:
             study.runs[point] = list(old.runs)
@@ -229,15 +234,26 @@ def _text(value: object) -> str:
 
 
 COLUMNS = (
-    *("kind", "workers", "global_batch", "micro_batches", "exchange"),
-    *("samples_per_second", "low", "high", "step_seconds"),
-    *("speedup", "speedup_low", "speedup_high", "efficiency"),
-    *("limit_speedup", "efficiency_of_limit"),
+    "kind",
+    "workers",
+    "global_batch",
+    "micro_batches",
+    "exchange",
+    "samples_per_second",
+    "low",
+    "high",
+    "step_seconds",
+    "speedup",
+    "speedup_low",
+    "speedup_high",
+    "efficiency",
+    "limit_speedup",
+    "efficiency_of_limit",
 )
 
 
 def to_csv(points: list[dict[str, Any]]) -> str:
-    """One line per point; the phases in seconds per step."""
+    """Return a line for each point, with the phases in seconds per step."""
     phases = list(points[0]["seconds_by_phase"]) if points else []
     lines = io.StringIO()
     writer = csv.writer(lines, lineterminator="\n")

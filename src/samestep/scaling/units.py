@@ -1,4 +1,4 @@
-"""Bandwidths and latencies as people write them."""
+"""Bandwidths and latencies with units, such as `10Gbit` and `50us`."""
 
 import re
 
@@ -12,28 +12,28 @@ _LATENCY = re.compile(r"([0-9.]+)\s*([a-zµ]+)")
 
 
 def bandwidth(text: str) -> float:
-    """`10Gbit` or `1.25GB` (per second) -> bytes per second. Raises PlacementError."""
-    found = _BANDWIDTH.fullmatch(text.strip())
-    number = _positive(found.group(1)) if found else None
-    if found is None or number is None:
+    """Return bytes per second for `10Gbit` or `1.25GB`. Raises PlacementError."""
+    match = _BANDWIDTH.fullmatch(text.strip())
+    number = _positive(match.group(1)) if match else None
+    if match is None or number is None:
         raise PlacementError(
             "A bandwidth is a positive number with a unit of bits or bytes per second, "
             f"such as `10Gbit` or `1GB`; received `{text}`."
         )
-    prefix = PREFIXES[found.group(2).replace("K", "k")]
-    return number * prefix / (1 if found.group(3) == "B" else 8)
+    prefix = PREFIXES[match.group(2).replace("K", "k")]
+    return number * prefix / (1 if match.group(3) == "B" else 8)
 
 
 def latency(text: str) -> float:
-    """`50us`, `0.1ms` or `1s` -> seconds. Raises PlacementError."""
-    found = _LATENCY.fullmatch(text.strip())
-    number = _positive(found.group(1)) if found else None
-    if found is None or number is None or found.group(2) not in TIMES:
+    """Return seconds for `50us`, `0.1ms` or `1s`. Raises PlacementError."""
+    match = _LATENCY.fullmatch(text.strip())
+    number = _positive(match.group(1)) if match else None
+    if match is None or number is None or match.group(2) not in TIMES:
         raise PlacementError(
             "A latency is a positive number with a unit of time (s, ms, us, ns), such "
             f"as `50us`; received `{text}`."
         )
-    return number * TIMES[found.group(2)]
+    return number * TIMES[match.group(2)]
 
 
 def _positive(text: str) -> float | None:

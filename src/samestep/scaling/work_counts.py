@@ -1,4 +1,4 @@
-"""How much of each kind of work one step is: counted, not measured."""
+"""Counts of the work in one step: micro-batches, sums, partials."""
 
 import math
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ class Work:
     """One step with even shares; a tuple has one entry for each rank of all nodes."""
 
     workers: int
-    """On each node."""
+    """Number on each node."""
     nodes: int
     micro_batches: tuple[int, ...]
     samples: tuple[float, ...]
     merges: tuple[int, ...]
-    """Sums of two gradients on the way up the worker's own part of the tree."""
+    """Sums of two gradients inside the worker's own part of the tree."""
     partials: int
     """The most partial sums that the workers of one node contribute together."""
     rows: int
@@ -30,13 +30,13 @@ class Work:
 
     @property
     def rounds(self) -> int:
-        """Of a barrier: ceil(log2 p)."""
+        """The rounds of a barrier: ceil(log2 p)."""
         return (self.workers - 1).bit_length()
 
 
 @lru_cache(maxsize=4096)
 def work(workers: int, global_batch: int, micro_batches: int, nodes: int = 1) -> Work:
-    """Of one step with these; `workers` on each of the nodes."""
+    """Count the work of one step with `workers` on each node."""
     owned = shares(micro_batches, nodes * workers)
     counts = [end - first for first, end in owned]
     contributed = [len(tree.subtrees(range_, micro_batches)) for range_ in owned]
@@ -56,7 +56,7 @@ def work(workers: int, global_batch: int, micro_batches: int, nodes: int = 1) ->
 
 @lru_cache(maxsize=4096)
 def expected_maximum(count: int) -> float:
-    """Of `count` independent standard normal numbers: 0, 0.564, 0.846, 1.029, ..."""
+    """Return E_p of p = `count` standard normal numbers: 0, 0.564, 0.846, 1.029 ..."""
     if count == 1:
         return 0.0
     x = np.linspace(-8, 8, 4001)
