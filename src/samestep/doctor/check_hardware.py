@@ -36,8 +36,7 @@ def cores(host: HostObservation) -> Finding:
         "warning",
         "cores",
         f"a CPU quota of {host.cpu_quota:g} cores",
-        "Even a single worker is paused in the middle of its steps, and others wait for "
-        "it.",
+        "Even a single worker is paused in the middle of its steps, and others wait.",
         "docker update --cpus 1 CONTAINER",
     )
 
