@@ -45,7 +45,7 @@ def _processes(drawing: Drawing) -> None:
         "supervisor",
         "samestep train: watches, restarts,",
         "writes checkpoints and records;",
-        "does without torch",
+        "never imports torch",
     )
     drawing.arrow("M176 152V173", (176, 181), "down", "line")
     drawing.box(24, 182, 304, 62, "soft s-rule")

@@ -30,7 +30,7 @@ def _plan(drawing: Drawing) -> None:
         drawing,
         24,
         "recipe",
-        "all that determines the result:",
+        "everything that fixes the result:",
         "model, data, seed, batch, optimizer",
     )
     _down(drawing, 108, 140)
@@ -44,7 +44,7 @@ def _plan(drawing: Drawing) -> None:
     _down(drawing, 224, 256)
     _beside(drawing, 24, "placement", "workers, machines:", "changes no bit")
     drawing.arrow("M454 108V131", (454, 139), "down", "line")
-    _beside(drawing, 140, "balance", "who owns which,", "by speed")
+    _beside(drawing, 140, "balance", "micro-batches", "by speed")
     drawing.path("M454 224V275", "edge s-line")
     drawing.arrow(f"M454 275H{LEFT + 318}", (LEFT + 310, 275), "left", "line")
     for worker, (first, end) in enumerate(OWNED):
@@ -76,7 +76,7 @@ def _step(drawing: Drawing) -> None:
         554,
         "update",
         "the optimizer; with shared memory,",
-        "each worker its slice",
+        "each worker updates a slice",
     )
     _down(drawing, 638, 670)
     drawing.box(LEFT, 670, WIDE, 40, "grey")

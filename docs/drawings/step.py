@@ -18,9 +18,9 @@ CAPTIONS = (
     (0.2, 2.8, "The seed cuts a step into 8 micro-batches."),
     (2.8, 5.6, "Three workers compute them one by one."),
     (5.6, 8.4, "Gradients are summed in one fixed tree."),
-    (8.4, 10.2, "The weights take the step."),
+    (8.4, 10.2, "The weights are updated."),
     (10.2, 12.0, "Worker 2 dies."),
-    (12.0, 13.8, "Two workers go on from the snapshot."),
+    (12.0, 13.8, "Two workers restart from the snapshot."),
     (13.8, 17.2, "The same micro-batches, the same tree ..."),
     (17.2, END, "One worker fewer, and the same bits."),
 )
