@@ -1,4 +1,4 @@
-"""A model, data and a loss of one's own, for docs/own-code.md.
+"""Your own model, data and loss, for docs/own-code.md.
 
 samestep train --model my_digits:build --data my_digits:load --loss my_digits:loss
 """
@@ -9,7 +9,7 @@ from torch.nn import functional
 
 
 def build(inputs: tuple[int, ...], outputs: int, width: int = 32) -> nn.Module:
-    """`inputs` is the shape of one sample, `outputs` the number of classes."""
+    """Return the model; `inputs` is the shape of a sample, `outputs` counts classes."""
     return nn.Sequential(
         nn.Flatten(),
         nn.Linear(inputs[0] * inputs[1], width),
@@ -21,7 +21,7 @@ def build(inputs: tuple[int, ...], outputs: int, width: int = 32) -> nn.Module:
 
 
 def load(samples: int = 2_000) -> dict[str, tuple[Tensor, Tensor]]:
-    """Noisy pictures, 8 x 8, of a bar in one of eight rows: the row is the class."""
+    """Return noisy 8 x 8 pictures of a bar in one of eight rows, which is the class."""
     generator = torch.Generator().manual_seed(1)
     rows = torch.randint(8, (samples,), generator=generator)
     pictures = torch.randn(samples, 8, 8, generator=generator)
@@ -34,7 +34,7 @@ def load(samples: int = 2_000) -> dict[str, tuple[Tensor, Tensor]]:
 
 
 def loss(outputs: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """The sum over the samples, and a count under the name that it shall have."""
+    """Return the sum of the samples' losses, and a count by its name."""
     total = functional.cross_entropy(outputs, targets, reduction="sum")
     near = (outputs.argmax(dim=1) - targets).abs() <= 1
     return total, {"nearly_right": near.sum()}

@@ -1,4 +1,4 @@
-"""The loop of plain_loop.py, exact at any number of workers: docs/own-loop.md.
+"""The loop of plain_loop.py, exact at any number of workers; see docs/own-loop.md.
 
 python own_loop.py
 torchrun --standalone --nproc-per-node 2 own_loop.py

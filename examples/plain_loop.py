@@ -1,4 +1,4 @@
-"""A training loop as anyone writes it; beside own_loop.py, which is exact.
+"""A plain training loop; own_loop.py has the same loop made exact.
 
 python plain_loop.py
 """

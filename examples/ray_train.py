@@ -1,11 +1,11 @@
-"""Ray Train starts the workers: TorchTrainer in torchrun's place.
+"""Start the workers with Ray Train: TorchTrainer instead of torchrun.
 
 pip install 'samestep[ray]'
 python ray_train.py --workers 2 --run runs/ray mnist-mlp
 
-What follows the options is for `python -m samestep.worker train`. Ray gives the places,
-starts all workers again after a failure, and takes machines that join or leave
-(`--workers 1:4`); the training goes on from the newest state that a machine holds.
+The other arguments are passed to `python -m samestep.worker train`. Ray assigns ranks,
+restarts all workers after a failure, and handles machines that join or leave
+(`--workers 1:4`); the training continues from the newest state that any machine holds.
 """
 
 import argparse
@@ -26,22 +26,22 @@ from ray.train.torch import TorchTrainer
 
 
 def work(config: dict[str, Any]) -> None:
-    """Every worker, in a process of Ray's. Raises CalledProcessError."""
-    where = ray.train.get_context()
-    port = free_port() if where.get_world_rank() == 0 else 0
-    # Nobody else has a port to tell, so the maximum is that of rank 0.
-    told = torch.tensor([where.get_node_rank(), port])
-    torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
-    last_node, port = told.tolist()
+    """Run one samestep worker in a Ray worker. Raises CalledProcessError."""
+    context = ray.train.get_context()
+    port = free_port() if context.get_world_rank() == 0 else 0
+    # Only rank 0 has a port above 0, so the maximum is its port.
+    maximum = torch.tensor([context.get_node_rank(), port])
+    torch.distributed.all_reduce(maximum, torch.distributed.ReduceOp.MAX)
+    last_node, port = maximum.tolist()
     environment = {
-        "RANK": where.get_world_rank(),
-        "WORLD_SIZE": where.get_world_size(),
-        "LOCAL_RANK": where.get_local_rank(),
-        "LOCAL_WORLD_SIZE": where.get_local_world_size(),
-        "GROUP_RANK": where.get_node_rank(),
+        "RANK": context.get_world_rank(),
+        "WORLD_SIZE": context.get_world_size(),
+        "LOCAL_RANK": context.get_local_rank(),
+        "LOCAL_WORLD_SIZE": context.get_local_world_size(),
+        "GROUP_RANK": context.get_node_rank(),
         "GROUP_WORLD_SIZE": last_node + 1,
         "MASTER_PORT": port,  # MASTER_ADDR is set by Ray
-        "TORCHELASTIC_RUN_ID": where.get_experiment_name(),
+        "TORCHELASTIC_RUN_ID": context.get_experiment_name(),
     }
     subprocess.run(
         [sys.executable, "-m", "samestep.worker", "train", *config["arguments"]],
@@ -52,14 +52,14 @@ def work(config: dict[str, Any]) -> None:
 
 
 def free_port() -> int:
-    """One that was free a moment ago."""
+    """Return a port that was free a moment ago."""
     with socket.create_server(("", 0)) as server:
         port: int = server.getsockname()[1]
     return port
 
 
 def main() -> None:
-    """Raises TrainingFailedError once a failure has come more than three times."""
+    """Train. Raises TrainingFailedError after more than three failures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workers", default="2", metavar="N|MIN:MAX")
     parser.add_argument("--run", type=Path, required=True, help="The run directory.")

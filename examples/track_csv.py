@@ -1,4 +1,4 @@
-"""A tracker of one's own: every step as a line of a CSV file in the run directory.
+"""A tracker that writes every step to a CSV file in the run directory.
 
 samestep train --tracker track_csv:track
 """
@@ -12,10 +12,10 @@ COLUMNS = ("step", "epoch", "loss", "accuracy", "lr", "samples_per_second")
 
 
 class Table:
-    """One file for each command on the run, named by the step at which it begins."""
+    """A file for each `train` or `resume`, named by the step at which it begins."""
 
     def __call__(self, record: dict[str, Any]) -> None:
-        """A record as in metrics.jsonl, or the first or last one of a run."""
+        """Write a record: one of metrics.jsonl, or the first or last one of a run."""
         if record["type"] == "started":
             name = f"steps-from-{record['step']}.csv"
             self.file = (Path(record["run"]) / name).open("w", newline="")

@@ -1,9 +1,9 @@
-"""Sends a run to Weights & Biases, or to trackio, which has the same functions.
+"""A tracker that logs to Weights & Biases, or to trackio, which has the same API.
 
 WANDB_MODE=offline samestep train --tracker track_wandb:track
 TRACK_WITH=trackio samestep train --tracker track_wandb:track
 
-After `samestep resume`, trackio goes on with its run of the same name; wandb does if
+After `samestep resume`, trackio continues its run of the same name; wandb does so if
 WANDB_RUN_ID is set to the same value both times.
 """
 
@@ -14,12 +14,12 @@ from typing import Any
 
 
 class Run:
-    """Only numbers are sent; epochs and the test belong to the step before them."""
+    """Logs numbers only; those of epochs and the test get the step before them."""
 
     step = 0
 
     def __call__(self, record: dict[str, Any]) -> None:
-        """A record as in metrics.jsonl, or the first or last one of a run."""
+        """Log a record: one of metrics.jsonl, or the first or last one of a run."""
         library = import_module(os.environ.get("TRACK_WITH", "wandb"))
         kind = record.pop("type")
         if kind == "started":

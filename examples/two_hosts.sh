@@ -1,11 +1,10 @@
 #!/usr/bin/env bash
-# Trains on two machines that this one reaches by ssh:
+# Train on two machines that this one can reach by ssh:
 #
 #     ./two_hosts.sh node-a node-b 10.0.0.0/24 mnist-mlp --workers 2
 #
-# The third argument is the network between the two; the rest is for `samestep train`.
-# On both, samestep is on the PATH and this directory exists: the run is written there,
-# on each of them.
+# The third argument is the network between the two; the rest is passed to `samestep train`.
+# Both need samestep on the PATH and this directory, where each of them writes the run.
 set -euo pipefail
 
 hosts=("$1" "$2")
@@ -18,7 +17,7 @@ train=(
 )
 command="cd $(printf %q "$PWD") && exec $(printf '%q ' "${train[@]}")"
 
-# With a terminal (-tt) the training there ends, with a checkpoint, if its ssh does.
+# With a terminal (-tt), the training ends with a checkpoint when its ssh ends.
 connections=()
 trap 'kill "${connections[@]}" 2>/dev/null || true' EXIT
 for host in "${hosts[@]}"; do
