@@ -18,7 +18,6 @@ from samestep.core.balancer import (
     DEADBAND,
     Balancer,
     Change,
-    StepWindow,
     random_ownership,
 )
 from samestep.core.ownership import (
@@ -30,6 +29,7 @@ from samestep.core.ownership import (
     makespan,
     shares,
 )
+from samestep.core.speeds import StepWindow
 from samestep.training.cadence import Decision, num_cells
 
 

@@ -1,4 +1,4 @@
-"""Early stopping: a pure decision from exact numbers, so all workers decide alike."""
+"""Early stopping: a pure decision from exact numbers, so all workers agree."""
 
 from dataclasses import dataclass, field
 

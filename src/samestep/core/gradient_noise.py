@@ -19,17 +19,17 @@ from torch import Tensor
 
 
 EVERY = 25
-"""Steps between two that are watched: squared norms cost about 10% of such a step."""
+"""One step in so many is watched: squared norms cost about 10% of it."""
 DECAY = 0.95
-"""What an older estimate counts beside the next: about 20 watched steps matter."""
+"""The weight of an older estimate beside the next: about 20 watched steps count."""
 
 
 @dataclass
 class Noise:
-    """Decaying sums over the watched steps, of which the ratio is taken.
+    """Decaying sums over the watched steps; the noise scale is their ratio.
 
-    A ratio of sums: both estimates are noisy, and the mean of ratios would be biased.
-    They weigh alike, so the ratio is that of the exponential averages.
+    A ratio of sums, since both estimates are noisy and a mean of ratios would be biased.
+    The sums have the same weights, so it is the ratio of the exponential averages.
     """
 
     signal: float = 0.0
@@ -38,13 +38,13 @@ class Noise:
     """Estimates of tr(S), for single samples."""
 
     def add(self, signal: float, variance: float) -> None:
-        """One watched step."""
+        """Add the estimates of one watched step."""
         self.signal = DECAY * self.signal + signal
         self.variance = DECAY * self.variance + variance
 
     @property
     def scale(self) -> float | None:
-        """In samples; None where the estimates allow none."""
+        """The noise scale in samples; None while an estimate is not positive."""
         if self.signal <= 0 or self.variance <= 0:
             return None
         return self.variance / self.signal
@@ -53,7 +53,7 @@ class Noise:
 def estimate(
     squares: Sequence[float], sizes: Sequence[float], whole: float
 ) -> tuple[float, float]:
-    """Of one step: |G|^2 and tr(S).
+    """Estimate |G|^2 and tr(S) from one step.
 
     `squares[m]` is the squared norm of what micro-batch `m` of `sizes[m]` samples adds
     to the gradient, and `whole` that of the gradient itself. At least two micro-batches
@@ -71,7 +71,7 @@ def estimate(
 
 
 class Watch:
-    """Squared norms of single micro-batches' gradients, in the steps that are watched.
+    """Squared norms of the gradients of single micro-batches, in watched steps.
 
     Norms are taken parameter by parameter, since an exchange over buckets never has a
     micro-batch's whole gradient in one place.
@@ -82,7 +82,7 @@ class Watch:
         self.active = False
 
     def begin(self, step: int) -> None:
-        """Steps are counted from 0, over all epochs."""
+        """Begin a step, counted from 0 over all epochs."""
         self.active = step % EVERY == 0 and len(self._cells) > 1
         if self.active:
             self._cells.zero_()
@@ -93,7 +93,7 @@ class Watch:
         gradients: Sequence[Tensor | None],
         positions: Sequence[int] | None = None,
     ) -> None:
-        """Gradients of one micro-batch: of all parameters, or of those at `positions`.
+        """Record the gradients of a micro-batch: of all parameters or of `positions`.
 
         None is a gradient of zeros.
         """
@@ -106,5 +106,5 @@ class Watch:
 
     @property
     def squares(self) -> Tensor:
-        """float64 [leaves]; zero for those of other workers."""
+        """Squared norms, float64 [leaves]; zero for those of other workers."""
         return self._cells.sum(dim=1)

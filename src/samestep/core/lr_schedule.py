@@ -26,7 +26,7 @@ from samestep.config.optimizer import (
 def learning_rate(
     schedule: ScheduleRecipe, lr: float, step: int, steps_per_epoch: int, epochs: int
 ) -> float:
-    """The learning rate of one optimizer step; `step` counts from 0 over all epochs."""
+    """Return the learning rate of a step; `step` counts from 0 over all epochs."""
     warmup_steps = schedule.warmup_epochs * steps_per_epoch
     warmup = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
     return lr * warmup * _factor(schedule, step, steps_per_epoch, epochs)

@@ -1,4 +1,4 @@
-"""What is measured besides the loss, and how its cells are divided."""
+"""The metrics besides the loss, and the cells in which they are summed."""
 
 from typing import NamedTuple
 
@@ -10,29 +10,29 @@ METRICS: dict[Task, str] = {
     "next-token": "accuracy",
     "regression": "absolute_error",
 }
-"""What is measured besides the loss: means over all targets."""
+"""The usual metric of each task: a mean over all targets."""
 
 
 class Metric(NamedTuple):
-    """What is measured besides the loss, in one cell or in two: a sum and a count."""
+    """A metric besides the loss, in one cell (a sum) or two (a sum and a count)."""
 
     name: str
     has_count: bool = False
-    """Else it is a mean over all targets."""
+    """Whether it is divided by its own count rather than by all targets."""
 
 
 COUNTED = Metric("loss", has_count=True)
-"""Stands before all others where the loss is divided by a count of its own, such as
-that of valid targets."""
+"""Comes first where the loss is divided by its own count, such as that of valid
+targets."""
 MOST_METRICS = 64
-"""Their sums are part of every snapshot."""
+"""The limit; the sums of metrics are part of every snapshot."""
 
 
 def all_metrics(own: tuple[Metric, ...], task: Task) -> tuple[Metric, ...]:
-    """With the usual one, if there is no other.
+    """Return the user's metrics, and the usual one if they have none.
 
-    That is divided as the loss is, if not by the same number: by all targets, or by
-    those that are valid.
+    The usual one is divided by all targets, or by the valid ones where the loss counts
+    targets.
     """
     if own in ((), (COUNTED,)):
         return (*own, Metric(METRICS[task], has_count=bool(own)))
@@ -40,5 +40,5 @@ def all_metrics(own: tuple[Metric, ...], task: Task) -> tuple[Metric, ...]:
 
 
 def num_cells(own: tuple[Metric, ...]) -> int:
-    """Of what a loss measures."""
+    """Return the number of cells of all metrics."""
     return sum(1 + m.has_count for m in all_metrics(own, "classification"))

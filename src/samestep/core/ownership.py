@@ -3,7 +3,7 @@
 A worker of speed v (micro-batches per second) that owns n of them needs n / v seconds;
 a step takes as long as its slowest worker, the makespan max(n_r / v_r). Ownership is
 contiguous, so a worker's partial sums are few (`core.tree`). None of this changes
-a bit: the sums are taken in the order of the tree, whoever computes its leaves.
+a bit: sums are taken in the order of the tree, whichever worker computes its leaves.
 """
 
 from collections.abc import Sequence
@@ -13,26 +13,32 @@ from samestep.core import tree
 
 
 Share = tuple[int, int]
-"""The micro-batches `[a, b)`, which may be none."""
+"""The micro-batches `[first, end)` of one worker; it may have none."""
 
 
 def pieces(length: int, count: int) -> list[int]:
-    """The `count + 1` cuts of `length` samples; sizes differ by at most one."""
+    """Return the `count + 1` cuts of `length` items into pieces of even size.
+
+    Sizes differ by at most one; some are zero if there are fewer items than pieces.
+    """
     return [index * length // count for index in range(count + 1)]
 
 
 def shares(micro_batches: int, workers: int) -> list[Share]:
-    """Even contiguous ownership: worker `r` computes the micro-batches `[a, b)`."""
+    """Return even contiguous ownership: the micro-batches of each worker."""
     return list(pairwise(pieces(micro_batches, workers)))
 
 
 def contiguous(counts: Sequence[int]) -> list[Share]:
-    """Ranges of these lengths, from left to right."""
+    """Return ranges of these lengths, from left to right."""
     return list(pairwise(accumulate(counts, initial=0)))
 
 
 def makespan(owned: Sequence[Share], speeds: Sequence[float]) -> float:
-    """Seconds of the slowest worker; infinite if one without speed owns something."""
+    """Return the seconds of the slowest worker.
+
+    Infinite if a worker without speed owns something.
+    """
     return max(
         ((end - first) / speed if speed > 0 else float("inf"))
         for (first, end), speed in zip(owned, speeds, strict=True)
@@ -41,7 +47,7 @@ def makespan(owned: Sequence[Share], speeds: Sequence[float]) -> float:
 
 
 def fastest(micro_batches: int, speeds: Sequence[float]) -> list[Share]:
-    """The ownership with the least makespan, and of these one with fewest partials.
+    """Return the ownership with the least makespan; among equals, the fewest partials.
 
     Giving each next micro-batch to the worker with the smallest (n + 1) / v is optimal:
     no makespan below the last of these values leaves room for all of them.
@@ -53,13 +59,20 @@ def fastest(micro_batches: int, speeds: Sequence[float]) -> list[Share]:
             for n, v in zip(counts, speeds, strict=True)
         ]
         counts[times.index(min(times))] += 1
-    most = makespan(contiguous(counts), speeds)
-    caps = [int(most * v * (1 + 1e-12)) for v in speeds]
+    # How many micro-batches each worker computes within the least makespan; the factor
+    # allows for rounding, or an exact fit could be cut off.
+    least = makespan(contiguous(counts), speeds)
+    caps = [int(least * v * (1 + 1e-12)) for v in speeds]
     return contiguous(_fewest_partials(micro_batches, caps))
 
 
 def _fewest_partials(micro_batches: int, caps: Sequence[int]) -> list[int]:
-    """Counts of at most `caps`, whose sum is only a little more than needed."""
+    """Return counts of at most `caps`, with the fewest maximal subtrees.
+
+    The sum of `caps` is only a little more than `micro_batches`, so few counts are
+    possible for each worker. Dynamic programming from left to right: `best` maps where
+    the next share begins to (partials so far, counts so far).
+    """
     slack = sum(caps) - micro_batches
     best: dict[int, tuple[int, list[int]]] = {0: (0, [])}
     for index, cap in enumerate(caps):
@@ -83,7 +96,7 @@ def seconds_without(
     speeds: Sequence[float],
     updates: Sequence[float],
 ) -> float:
-    """Of a step of the others alone: their micro-batches, then their update.
+    """Return the seconds of a step without one worker: compute, then update.
 
     Each worker updates its slice of the parameters in `updates[r]` seconds, and all
     wait for the last; with one worker less, the slices are larger.
@@ -97,7 +110,7 @@ def seconds_without(
 
 
 def efficiency(micro_batches: int, speeds: Sequence[float]) -> float:
-    """How close whole micro-batches come to the sum of all speeds, 0 to 1."""
+    """Return how close whole micro-batches come to the sum of all speeds, 0 to 1."""
     ideal = micro_batches / sum(speeds)
     return ideal / makespan(fastest(micro_batches, speeds), speeds)
 
@@ -105,7 +118,7 @@ def efficiency(micro_batches: int, speeds: Sequence[float]) -> float:
 def enough_micro_batches(
     micro_batches: int, speeds: Sequence[float], wanted: float
 ) -> int:
-    """The smallest doubling of `micro_batches` with an efficiency of `wanted`."""
+    """Double `micro_batches` until the efficiency reaches `wanted`, or 1,024."""
     while efficiency(micro_batches, speeds) < wanted and micro_batches < 1024:
         micro_batches *= 2
     return micro_batches

@@ -15,7 +15,10 @@ from samestep.core.ownership import pieces
 
 
 def derive_seed(seed: int, *purpose: str | int) -> int:
-    """A 63-bit seed for one purpose, independent of the seeds for all others."""
+    """Derive a 63-bit seed for one purpose, independent of those for all others.
+
+    A hash, since seeds that differ by little may give generators correlated streams.
+    """
     text = "/".join(map(str, (seed, *purpose))).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
 
@@ -31,32 +34,32 @@ class Plan:
 
     @property
     def steps_per_epoch(self) -> int:
-        """The last step of an epoch may have fewer samples; none is dropped."""
+        """Optimizer steps per epoch; the last may have fewer samples."""
         return -(-self.num_samples // self.global_batch)
 
     def order(self, epoch: int) -> Tensor:
-        """int64 [num_samples]: the permutation of one epoch, counted from 0."""
+        """Draw the permutation of an epoch, counted from 0: int64 [num_samples]."""
         generator = torch.Generator().manual_seed(
             derive_seed(self.seed, "order", epoch)
         )
         return torch.randperm(self.num_samples, generator=generator)
 
     def batch_size(self, step_in_epoch: int) -> int:
-        """The number of samples of one global batch."""
+        """Return the number of samples of a global batch."""
         left = self.num_samples - step_in_epoch * self.global_batch
         return min(left, self.global_batch)
 
     def micro_batch_sizes(self, step_in_epoch: int) -> list[int]:
-        """Samples of each micro-batch; they differ by at most one."""
+        """Return the number of samples of each micro-batch; at most one apart."""
         cuts = pieces(self.batch_size(step_in_epoch), self.micro_batches)
         return [end - first for first, end in pairwise(cuts)]
 
     def num_pieces(self, step_in_epoch: int) -> int:
-        """Micro-batches that have samples."""
+        """Return how many micro-batches have samples."""
         return min(self.batch_size(step_in_epoch), self.micro_batches)
 
     def micro_batch(self, order: Tensor, step_in_epoch: int, index: int) -> Tensor:
-        """int64 [b]: the samples of one micro-batch; `b` may be 0 in a short batch."""
+        """Return the samples of a micro-batch, int64 [b]; 0 in a short global batch."""
         size = self.batch_size(step_in_epoch)
         start = step_in_epoch * self.global_batch
         cuts = pieces(size, self.micro_batches)

@@ -1,13 +1,13 @@
-"""One stretch of a worker's time, as a trace shows it."""
+"""A span of a worker's time, as a trace shows it."""
 
 from typing import NamedTuple
 
 
 class Span(NamedTuple):
-    """Seconds on the machine's monotonic clock, which all its processes share."""
+    """A phase of a step; times in seconds on the monotonic clock of the machine."""
 
     step: int
-    """Counted from 0, over all epochs."""
+    """Counted from 0 over all epochs."""
     phase: str
     start: float
     seconds: float

@@ -1,4 +1,4 @@
-"""Where a worker is among all: in which process, on which machine."""
+"""The ranks of workers on machines, in the terms of torchrun."""
 
 import os
 from collections.abc import Mapping
@@ -7,23 +7,23 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Topology:
-    """This worker among all. The workers of a node, a machine, have ranks in a row."""
+    """The place of this worker; those of one node (machine) have consecutive ranks."""
 
     rank: int
     workers: int
-    """On all nodes."""
+    """The world size: workers on all nodes."""
     local_rank: int
-    """Among those of this node."""
+    """The rank among the workers of this node."""
     local_workers: int
     address: str = "127.0.0.1"
-    """Where rank 0 serves the store, by which the workers find each other."""
+    """The host where rank 0 serves the store through which workers connect."""
     port: int = 0
     node: int = 0
     nodes: int = 1
 
     @classmethod
     def from_environment(cls, variables: Mapping[str, str] = os.environ) -> "Topology":
-        """From the variables that torchrun sets."""
+        """Read the environment variables that torchrun sets."""
         return cls(
             rank=int(variables["RANK"]),
             workers=int(variables["WORLD_SIZE"]),
@@ -37,16 +37,16 @@ class Topology:
 
     @classmethod
     def on_one_node(cls, rank: int, workers: int, port: int = 0) -> "Topology":
-        """Where all workers are on this machine."""
+        """Return the topology of a worker when all are on this machine."""
         return cls(rank, workers, rank, workers, port=port)
 
     @property
     def is_leader(self) -> bool:
-        """Whether it speaks for its node."""
+        """Whether this worker reports for its node."""
         return self.local_rank == 0
 
     @property
     def local_ranks(self) -> tuple[int, int]:
-        """The range `[a, b)` of the ranks of its node."""
+        """The range `[first, end)` of the ranks of this node."""
         first = self.rank - self.local_rank
         return first, first + self.local_workers

@@ -1,9 +1,9 @@
 """The canonical tree: in which order the values of the micro-batches are summed.
 
 Floating-point addition is not associative, so a sum has one result only when its
-order is fixed. Ours is a binary tree over the leaves `0..n-1`: a range of more than
-one leaf splits at the largest power of two below its length. Whoever computes which
-leaves, the same additions happen in the same order.
+order is fixed. Here it is a binary tree over the leaves `0..n-1`: a range of more than
+one leaf splits at the largest power of two below its length. Whichever worker computes
+which leaves, the same additions happen in the same order.
 
     n = 7:  [0,7) = [0,4) + [4,7),   [0,4) = [0,2) + [2,4),   [4,7) = [4,6) + [6,7)
 """
@@ -18,13 +18,16 @@ Range = tuple[int, int]
 
 
 def split(node: Range) -> int:
-    """The leaf at which a node of more than one leaf divides."""
+    """Return the leaf at which a node of more than one leaf divides."""
     first, end = node
     return first + (1 << ((end - first - 1).bit_length() - 1))
 
 
 def subtrees(owned: Range, num_leaves: int) -> list[Range]:
-    """The maximal nodes inside `owned`, left to right: what its owner contributes."""
+    """Return the maximal nodes inside `owned`, left to right.
+
+    These are the partial sums that the owner of the leaves contributes.
+    """
 
     def descend(node: Range) -> list[Range]:
         first, end = node
@@ -39,7 +42,7 @@ def subtrees(owned: Range, num_leaves: int) -> list[Range]:
 
 
 def num_merges(leaf: int, owned: Range, num_leaves: int) -> int:
-    """How many sums are complete once `leaf`, computed in order, has arrived.
+    """Return how many sums are complete once `leaf`, in order, has arrived.
 
     An owner keeps a stack: it pushes each leaf's value, then this many times replaces
     the top two by their sum. At the end the stack holds the values of
@@ -55,7 +58,7 @@ def num_merges(leaf: int, owned: Range, num_leaves: int) -> int:
 
 
 def deepest_stack(num_leaves: int) -> int:
-    """The most values that an owner of any range keeps on its stack at once."""
+    """Return the most values that an owner of any range has on its stack at once."""
     siblings = set(_siblings((0, num_leaves)))
     deepest = 0
     for first in range(num_leaves):
@@ -70,7 +73,7 @@ def deepest_stack(num_leaves: int) -> int:
 
 
 def _siblings(node: Range) -> Iterator[tuple[int, int, int]]:
-    """(first, middle, end) of every node that has children."""
+    """Yield (first, middle, end) of every node that has children."""
     if node[1] - node[0] > 1:
         middle = split(node)
         yield node[0], middle, node[1]
@@ -79,7 +82,7 @@ def _siblings(node: Range) -> Iterator[tuple[int, int, int]]:
 
 
 def reduce(num_leaves: int, parts: Mapping[Range, T], add: Callable[[T, T], T]) -> T:
-    """The value of the root, from the values of nodes that cover all leaves.
+    """Return the value of the root, from `parts`, nodes that cover all leaves.
 
     `add(left, right)` may write its result into `left`.
     """

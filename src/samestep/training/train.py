@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from samestep.config.model import CustomLoss
-from samestep.core.balancer import StepWindow
 from samestep.core.metric import COUNTED
 from samestep.core.ownership import contiguous
+from samestep.core.speeds import StepWindow
 from samestep.optim import gradient as gradients
 from samestep.state import dtypes
 from samestep.state.fingerprint import fingerprint
