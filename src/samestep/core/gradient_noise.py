@@ -28,7 +28,7 @@ DECAY = 0.95
 class Noise:
     """Decaying sums over the watched steps; the noise scale is their ratio.
 
-    A ratio of sums, since both estimates are noisy and a mean of ratios would be biased.
+    A ratio of sums: both estimates are noisy, so a mean of ratios would be biased.
     The sums have the same weights, so it is the ratio of the exponential averages.
     """
 
