@@ -62,7 +62,7 @@ def measured(hosts: int, scenario: Fields, seconds: float) -> Fields:
             host.limit_cpu(1.0, PERIOD_US)
             command = [
                 *(sys.executable, "-m", "samestep", "train", RECIPE),
-                *("--nodes", str(hosts), "--endpoint", f"{made[0].name}:{PORT}"),
+                *("--nodes", str(hosts), "--rdzv-endpoint", f"{made[0].name}:{PORT}"),
                 *("--interface", "10.0.0.0/24", "--workers", "1", "--epochs", "99"),
                 *("--global-batch", str(64 * micro), "--micro-batches", str(micro)),
                 *("--balance", "off", "--no-tensorboard", "--no-report"),

@@ -52,7 +52,12 @@ class Cluster:
         """The command on one of them."""
         command = [
             *(sys.executable, "-m", "samestep", "train", *RECIPE),
-            *("--nodes", f"1:{HOSTS}", "--endpoint", f"{self.hosts[0].name}:{PORT}"),
+            *(
+                "--nodes",
+                f"1:{HOSTS}",
+                "--rdzv-endpoint",
+                f"{self.hosts[0].name}:{PORT}",
+            ),
             *("--interface", "10.0.0.0/24", "--workers", "1"),
             *("--hang-timeout", str(HANG_TIMEOUT), "--no-report", "--no-tensorboard"),
             *("--out", str(self._directory / host.name / "run")),

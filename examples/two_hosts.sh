@@ -12,7 +12,7 @@ network=$3
 shift 3
 
 train=(
-    samestep train "$@" --nodes 2 --endpoint "${hosts[0]}:29400" --interface "$network"
+    samestep train "$@" --nodes 2 --rdzv-endpoint "${hosts[0]}:29400" --interface "$network"
     --out "runs/two-hosts"
 )
 command="cd $(printf %q "$PWD") && exec $(printf '%q ' "${train[@]}")"

@@ -363,7 +363,7 @@ def test_short_stretches_are_taken_together() -> None:
 
 def test_a_hopeless_worker_leaves_and_the_run_goes_on(train: Train) -> None:
     recipe = small_recipe(epochs=40, micro_batches=30)
-    placement = {"evict_slower_than": 0.999}  # any worker is slower than that
+    placement = {"drop_stragglers_below": 0.999}  # any worker is slower than that
     run = train(recipe, 2, **placement)
     lines = (run.path / "events.jsonl").read_text().splitlines()
     events = [event["event"] for event in map(json.loads, lines)]
@@ -384,6 +384,6 @@ def test_a_fixed_balance_must_fit() -> None:
     ):
         Placement(workers=2, balance=(5, 3)).resolve(4)
     assert Placement(workers=2, balance=(1, 3)).resolve(4)[0].balance == (1, 3)
-    for fewer in ({"evict_slower_than": 0.1}, {"min_workers": 1}):
+    for fewer in ({"drop_stragglers_below": 0.1}, {"min_workers": 1}):
         with pytest.raises(PlacementError, match=r"`1,3`, is for 2 workers"):
             Placement(workers=2, balance=(1, 3), **fewer).resolve(4)

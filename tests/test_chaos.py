@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from samestep import PlacementError, Recipe
 from samestep.chaos.plan import KILL_POINTS, KINDS, plan
-from samestep.cli.chaos import run_chaos
+from samestep.chaos.run import run_chaos
 
 
 @given(

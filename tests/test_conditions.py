@@ -54,7 +54,7 @@ def test_a_variable_that_chooses_kernels_is_a_condition_of_resume(train: Train) 
     said = " ".join(ended.stderr.split())
     now = "MKL_CBWR=COMPATIBLE ONEDNN_MAX_CPU_ISA=SSE41 now"
     assert f"environment: none then, {now}" in said
-    assert "--accept-other-bits" in said
+    assert "--allow-different-numerics" in said
 
 
 def test_another_machine_is_refused_by_name(
@@ -68,7 +68,7 @@ def test_another_machine_is_refused_by_name(
         with pytest.raises(CheckpointError) as caught:
             go_on(run, server)
         assert f"{name}: {own[name]} then, another now" in str(caught.value)
-    go_on(run, server, accept_other_bits=True)
+    go_on(run, server, allow_different_numerics=True)
 
 
 def test_a_run_of_an_earlier_version_goes_on_with_a_warning(

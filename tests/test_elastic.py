@@ -110,7 +110,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
             out = tmp_path / name / f"run-{name}"  # each machine may have its own
             command = [
                 *(sys.executable, "-m", "samestep", "train", str(file)),
-                *("--nodes", fields.get("nodes", "2"), "--endpoint", endpoint),
+                *("--nodes", fields.get("nodes", "2"), "--rdzv-endpoint", endpoint),
                 *("--interface", "127.0.0.1", "--workers", str(workers)),
                 *("--max-restarts", str(fields.get("restarts", 0))),
                 *("--out", str(out), "--no-report", "--no-tensorboard"),

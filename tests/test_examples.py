@@ -103,7 +103,7 @@ def test_pods_find_each_other_by_the_name_of_the_service() -> None:
     (port,) = service["spec"]["ports"]
     domain = service["metadata"]["name"]
     assert pods["spec"]["subdomain"] == domain
-    assert asked["endpoint"] == f"{name}-0.{domain}:{port['port']}"
+    assert asked["rdzv_endpoint"] == f"{name}-0.{domain}:{port['port']}"
     assert service["spec"]["selector"].items() <= pods["metadata"]["labels"].items()
 
 
@@ -123,7 +123,7 @@ def test_docker_compose_fits_its_schema() -> None:
     services = compose()["services"]
     for service in services.values():
         asked = accept(["samestep", *shlex.split(service["command"])])
-        assert asked["endpoint"].partition(":")[0] in services
+        assert asked["rdzv_endpoint"].partition(":")[0] in services
         volume = service["volumes"][0].partition(":")[2]
         assert asked["out"].is_relative_to(volume)
 
@@ -182,7 +182,10 @@ def test_two_hosts_are_told_the_same_command(stubs: Stubs, tmp_path: Path) -> No
     one, other = calls(environment, "samestep")
     assert one == other
     asked = accept(one)
-    assert (asked["endpoint"], asked["interface"]) == ("node-a:29400", "10.0.0.0/24")
+    assert (asked["rdzv_endpoint"], asked["interface"]) == (
+        "node-a:29400",
+        "10.0.0.0/24",
+    )
     assert asked["assignments"] == ("a.b=c d",)
 
 
@@ -218,7 +221,7 @@ def test_a_slurm_job_that_is_stopped_is_queued_again(stubs: Stubs) -> None:
         assert job.wait(60) == 75
     (started,) = calls(environment, "samestep")
     asked = accept(started)
-    assert (asked["nodes"], asked["endpoint"]) == ("2", "node-a:29400")
+    assert (asked["nodes"], asked["rdzv_endpoint"]) == ("2", "node-a:29400")
     assert (asked["workers"], asked["epochs"]) == (4, 4)
     assert calls(environment, "scancel") == [["scancel", "--signal=USR1", "7.0"]]
     assert calls(environment, "scontrol")[-1] == ["scontrol", "requeue", "7"]

@@ -113,7 +113,7 @@ def start(tmp_path: Path, network: Network) -> Iterator[Start]:
             met = (endpoint.host if endpoint else host).name
             command = [
                 *(sys.executable, "-m", "samestep", "train", str(file)),
-                *("--nodes", nodes, "--endpoint", f"{met}:{PORT}"),
+                *("--nodes", nodes, "--rdzv-endpoint", f"{met}:{PORT}"),
                 *("--interface", "10.0.0.0/24", "--workers", str(workers)),
                 *("--out", str(place), "--no-report", "--no-tensorboard"),
                 *("--snapshot-seconds", "0.05", "--max-restarts", "20", *arguments),

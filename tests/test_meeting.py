@@ -25,7 +25,7 @@ def nodes(endpoint: str, out: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [
             *(sys.executable, "-m", "samestep", "train", "--nodes", "2"),
-            *("--endpoint", endpoint, "--interface", "127.0.0.1"),
+            *("--rdzv-endpoint", endpoint, "--interface", "127.0.0.1"),
             *("--workers", "1", "--out", str(out / "run")),
         ],
         capture_output=True,
@@ -98,7 +98,7 @@ def test_a_machine_says_for_whom_it_waits_and_gives_up_in_one_sentence(
 
 
 @pytest.mark.parametrize(
-    "option", [{"profile": 3}, {"evict_slower_than": 0.5}, {"min_workers": 1}]
+    "option", [{"profile": 3}, {"drop_stragglers_below": 0.5}, {"min_workers": 1}]
 )
 def test_what_needs_a_supervisor_is_refused_under_torchrun(
     option: dict[str, float],

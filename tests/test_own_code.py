@@ -266,7 +266,7 @@ def test_resume_refuses_code_that_has_changed(
     with pytest.raises(samestep.CheckpointError, match=f"file of {module.stem}:load"):
         samestep.resume(run, epochs=2, server=server, view=SilentView())
     accepted = samestep.resume(
-        run, epochs=2, server=server, view=SilentView(), accept_other_bits=True
+        run, epochs=2, server=server, view=SilentView(), allow_different_numerics=True
     )
     assert accepted.status == "finished"
 

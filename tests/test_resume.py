@@ -236,8 +236,8 @@ def test_another_recipe_or_build_is_refused_with_what_differs(
     assert "torch: 2." in message
     assert "9.9 now" in message
     assert "SSE now" in message
-    assert "--accept-other-bits" in message
-    assert resume(stopped, server, accept_other_bits=True).status == "finished"
+    assert "--allow-different-numerics" in message
+    assert resume(stopped, server, allow_different_numerics=True).status == "finished"
 
 
 def test_a_finished_run_is_extended_where_the_schedule_allows_it(

@@ -25,6 +25,7 @@ A message is one or two sentences: the rule, the value received, the remedy.
 """
 
 import difflib
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
@@ -110,6 +111,12 @@ class ExportError(SamestepError):
 
 class OldNameWarning(FutureWarning):
     """A field or an option is given by a name that the next release will not know."""
+
+
+def warn_old_name(old: str, new: str, stacklevel: int = 3) -> None:
+    """Warn that `old` is now called `new`; by default at the caller's caller."""
+    text = f"`{old}` is now `{new}`; the old name goes with the next release."
+    warnings.warn(text, OldNameWarning, stacklevel=stacklevel)
 
 
 class Interrupted(BaseException):

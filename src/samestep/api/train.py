@@ -17,7 +17,7 @@ from samestep.config import bf16
 from samestep.config.placement import Placement
 from samestep.config.recipe import Recipe
 from samestep.data.sources import prepare
-from samestep.errors import PlacementError, RunError, did_you_mean
+from samestep.errors import PlacementError, RunError, did_you_mean, warn_old_name
 from samestep.output.console import View, make_view
 from samestep.output.logs import temporary_logs
 from samestep.output.run import read_recipe
@@ -31,6 +31,7 @@ from samestep.supervisor.launch import run_workers
 from samestep.supervisor.recovery import build_of
 from samestep.supervisor.resume import find_start
 from samestep.supervisor.session import Session, supervise
+from samestep.system.log import shown_on_stderr
 from samestep.system.signals import Stop
 from samestep.user_code.arguments import (
     Part,
@@ -105,6 +106,7 @@ def train(
         notice = prepare.prepare(recipe.data)
         with (
             RunWriter.create(recipe, placement, started) as writer,
+            shown_on_stderr(),
             view or make_view(recipe) as shown,
             tracking(writer, shown, trackers),
         ):
@@ -121,7 +123,7 @@ def resume(
     placement: Placement | None = None,
     *,
     epochs: int | None = None,
-    accept_other_bits: bool = False,
+    allow_different_numerics: bool = False,
     model: Part | None = None,
     data: Part | None = None,
     loss: Part | None = None,
@@ -131,17 +133,20 @@ def resume(
     started: float | None = None,
     **placed: Any,
 ) -> Run:
-    """Go on with a run from its newest checkpoint, with any workers and exchange.
+    """Continue a run from its newest checkpoint, with any workers and exchange.
 
-    The final weights are those of the uninterrupted training. `epochs` extends a run
-    whose schedule does not depend on their number. Another recipe, torch version,
-    processor or own code than the checkpoint's is refused, like any other condition
-    that decides bits, unless `accept_other_bits`. What was given to `train` as an
-    object is given again as `model`, `data` or `loss`. `placed` are fields of the
-    placement (`workers=2`). Raises like `train`; RunError and CheckpointError say why
-    it cannot go on.
+    The final weights are those of the uninterrupted training. `epochs` is the new total
+    for a run whose schedule does not depend on the number of epochs. A recipe, torch
+    version, processor, user code or other condition of the numerics that differs from
+    the checkpoint's is refused, unless `allow_different_numerics`. Objects that were
+    given to `train` as `model`, `data` or `loss` must be given again. `placed` are
+    fields of the placement (`workers=2`). Raises like `train`; RunError and
+    CheckpointError say why the run cannot be continued.
     """
     started = time.monotonic() if started is None else started
+    if "accept_other_bits" in placed:
+        warn_old_name("accept_other_bits", "allow_different_numerics")
+        allow_different_numerics = placed.pop("accept_other_bits")
     placement = _placed(placement, placed)
     path = run.path if isinstance(run, Run) else Path(run)
     with (
@@ -156,6 +161,7 @@ def resume(
         notice = prepare.prepare(start.recipe.data)
         with (
             RunWriter.reopen(path, start.recipe, placement, started) as writer,
+            shown_on_stderr(),
             view or make_view(start.recipe) as shown,
             tracking(writer, shown, trackers),
         ):
@@ -163,15 +169,15 @@ def resume(
             facts, conditions = described(start.recipe)
             most = placement.max_restarts
             build = build_of(running, placement.device, most) | conditions
-            warnings = [] if accept_other_bits else start.check(build)
+            warnings = [] if allow_different_numerics else start.check(build)
             shown.note(_headline(start.recipe, why))
             for warning in [*start.warnings, *warnings]:
-                shown.note(f"warning: {warning}")
+                shown.warn(warning)
             shown.note(start.headline)
             writer.rewind(start.step, start.epochs)
             writer.start("resumed", facts, running.device(placement.device))
             session = Session(writer, shown, conditions)
-            kept = {} if accept_other_bits else start.kept
+            kept = {} if allow_different_numerics else start.kept
             found = start.checkpoint, kept
             record = supervise(session, running, given, notice, *found)
             return Run(record.path, record.result)
@@ -279,7 +285,7 @@ def tracking(writer: RunWriter, view: View, trackers: Iterable[Tracker]) -> Trac
     """Whatever follows a run while it is written."""
     if writer.placement.tensorboard:
         trackers = [TensorBoard(writer.path / "tensorboard"), *trackers]
-    tracking = Tracking(trackers, lambda text: view.note(f"warning: {text}"))
+    tracking = Tracking(trackers, view.warn)
     writer.tell = tracking.tell
     return tracking
 

@@ -1,7 +1,7 @@
-"""One training under a schedule of faults, as processes of its own, as users start it.
+"""One training under a schedule of faults, started by the command line as users do.
 
-Faults at exact points a worker does to itself; the others come from outside: real
-signals, real bytes flipped in real files.
+A worker inflicts the faults at exact points on itself. The others come from outside:
+real signals, and bits flipped in real files.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from typing import Any
 
 import psutil
 
-from samestep.chaos.plan import Injection, flip_a_byte
+from samestep.chaos.plan import Injection, flip_a_bit
 from samestep.errors import TrainingError
 from samestep.state import checkpoint
 from samestep.system import fault_injection
@@ -37,60 +37,63 @@ Event = dict[str, Any]
 
 @dataclass
 class Trial:
-    """One disturbed training: `train`, then `resume` as often as it is killed whole."""
+    """One disturbed training: `train`, and `resume` after each kill of the run."""
 
     recipe: Path
     out: Path
     injections: list[Injection]
     workers: int
     most_workers: int
-    chance: random.Random
+    rng: random.Random
     leftovers: int = 0
     """Processes that outlived a kill of their supervisor."""
     _commands: Iterator[tuple[int, list[str]]] = field(init=False)
-    _family: list[psutil.Process] = field(default_factory=list)
+    _children: list[psutil.Process] = field(default_factory=list)
     _next_look: float = 0.0
 
     def __post_init__(self) -> None:
         self._commands = self._all_commands()
 
     @property
-    def run(self) -> Path:
+    def directory(self) -> Path:
         """The run directory."""
         return self.out / "run"
 
-    def undergo(self) -> None:
-        """Raises TrainingError if the training fails for good."""
+    def run(self) -> None:
+        """Train to the end. Raises TrainingError if the training fails for good."""
         end = time.monotonic() + DEADLINE + 10 * len(self.injections)
-        outside = [i for i in self.injections if not i.is_inside]
-        while True:
-            process = self._spawn()
-            try:
-                while process.poll() is None:
-                    if time.monotonic() > end:
-                        raise TrainingError(f"{self.run} did not end in time.")
-                    self._observe(process, every=0.25)
-                    if outside and self._is_due(outside[0]):
-                        self._inject(outside[0], process)
-                        outside = [i for i in outside if i.at is None]
-                    time.sleep(POLL_SECONDS)
-            finally:
-                process.kill()
-                process.wait()
-                self._await_family()
-            if process.returncode == 0:
-                break
-            if process.returncode != -signal.SIGKILL:
+        while (code := self._run_once(end)) != 0:
+            if code != -signal.SIGKILL:
                 raise TrainingError(
-                    f"The disturbed training failed with code {process.returncode}; "
+                    f"The disturbed training failed with code {code}; "
                     f"see {self.out}/output.log."
                 )
         self._assess()
 
-    def take_missed(self) -> list[Injection]:
-        """Removes and returns the faults for which the training was too short.
+    def _run_once(self, end: float) -> int:
+        """Run the next command under the faults that are left; return its exit code."""
+        outside = [i for i in self.injections if not i.is_inside and i.at is None]
+        process = self._spawn()
+        try:
+            while process.poll() is None:
+                if time.monotonic() > end:
+                    raise TrainingError(f"{self.directory} did not end in time.")
+                self._look_for_children(process, every=0.25)
+                if outside and self._is_due(outside[0]):
+                    self._inject(outside[0], process)
+                    outside = [i for i in outside if i.at is None]
+                time.sleep(POLL_SECONDS)
+        finally:
+            process.kill()
+            process.wait()
+            self._await_children()
+        return process.returncode
 
-        Another training meets them, earlier. Raises TrainingError if it met none.
+    def take_missed(self) -> list[Injection]:
+        """Remove and return the faults for which the training was too short.
+
+        They get earlier steps, for another training. Raises TrainingError if none of
+        the faults happened.
         """
         missed = [i for i in self.injections if i.at is None]
         if missed and len(missed) == len(self.injections):
@@ -101,23 +104,23 @@ class Trial:
         self.injections = [i for i in self.injections if i.at is not None]
         for injection in missed:
             injection.step = max(1, injection.step // 2)
-            if injection.point == "restart":  # there was none late enough
+            if injection.point == "restart":  # no restart came late enough
                 injection.point = "forward"
         return missed
 
     def _all_commands(self) -> Iterator[tuple[int, list[str]]]:
-        """With the number of workers of each."""
+        """Yield the number of workers and the command line of each start."""
         options = ["--hang-timeout", str(HANG_SECONDS), "--checkpoint-seconds", "0.7"]
         options += ["--max-restarts", str(len(self.injections) + 3)]
-        first = ["train", str(self.recipe), "--out", str(self.run)]
+        first = ["train", str(self.recipe), "--out", str(self.directory)]
         yield self.workers, [*first, "--workers", str(self.workers), *options]
         for exchange in itertools.cycle(["gloo", "shared"]):
-            workers = self.chance.randint(1, self.most_workers)
-            where = ["--workers", str(workers), "--exchange", exchange]
-            yield workers, ["resume", str(self.run), *where, *options]
+            workers = self.rng.randint(1, self.most_workers)
+            placement = ["--workers", str(workers), "--exchange", exchange]
+            yield workers, ["resume", str(self.directory), *placement, *options]
 
     def _spawn(self) -> subprocess.Popen[bytes]:
-        """The next command, with the faults that have not happened yet."""
+        """Start the next command, with the faults that have not happened yet."""
         workers, command = next(self._commands)
         self._note_faults()
         pending = [i for i in self.injections if i.is_inside and i.at is None]
@@ -137,18 +140,23 @@ class Trial:
                 start_new_session=True,
             )
 
-    def _observe(self, process: subprocess.Popen[bytes], every: float = 0.0) -> None:
-        """Which processes belong to the training; a look at all costs 10 ms."""
+    def _look_for_children(
+        self, process: subprocess.Popen[bytes], every: float = 0.0
+    ) -> None:
+        """Note the processes of the training, at most once in `every` seconds.
+
+        It takes 10 ms, since psutil reads the parent of every process there is.
+        """
         now = time.monotonic()
         if now >= self._next_look:
             self._next_look = now + every
             with contextlib.suppress(psutil.NoSuchProcess):
-                self._family = psutil.Process(process.pid).children(recursive=True)
+                self._children = psutil.Process(process.pid).children(recursive=True)
 
     def _note_faults(self) -> None:
-        """When the workers met theirs."""
+        """Note when the workers' own faults happened."""
         by_number = {injection.number: injection for injection in self.injections}
-        for event in _events(self.run):
+        for event in _events(self.directory):
             if event["event"] == "fault":
                 by_number[event["number"]].at = event["at"]
 
@@ -157,19 +165,19 @@ class Trial:
             return False
         if injection.point == "checkpoint":
             being_written = any(self._checkpoints.glob(".step-*.tmp"))
-            return being_written and last_step(self.run) >= injection.step
-        return last_step(self.run) >= injection.step
+            return being_written and last_step(self.directory) >= injection.step
+        return last_step(self.directory) >= injection.step
 
     @property
     def _checkpoints(self) -> Path:
-        return checkpoint.directory_of(self.run)
+        return checkpoint.directory_of(self.directory)
 
     def _inject(self, injection: Injection, process: subprocess.Popen[bytes]) -> None:
         if injection.point != "checkpoint":
-            time.sleep(0.03 * self.chance.random())
+            time.sleep(0.03 * self.rng.random())
         self._next_look = 0.0
-        self._observe(process)
-        injection.reached = last_step(self.run)
+        self._look_for_children(process)
+        injection.reached = last_step(self.directory)
         if injection.point == "any time":
             self._kill_worker(injection)
             return
@@ -182,32 +190,34 @@ class Trial:
             return
         process.kill()
         process.wait()
-        self._await_family()
+        self._await_children()
         if injection.kind == "corrupt":
-            flip_a_byte(self._checkpoints, self.chance)
+            flip_a_bit(self._checkpoints, self.rng)
         if injection.point == "resume":
             again = self._spawn()
-            time.sleep(2.5 * self.chance.random())
+            time.sleep(2.5 * self.rng.random())
             again.kill()
             again.wait()
 
     def _kill_worker(self, injection: Injection) -> None:
-        started = [e for e in _events(self.run) if e["event"] == "workers started"]
+        started = [
+            e for e in _events(self.directory) if e["event"] == "workers started"
+        ]
         pids = started[-1]["pids"]
         pid = pids[injection.rank % len(pids)]
-        for process in self._family:
+        for process in self._children:
             if process.pid == pid and process.is_running():
                 injection.at = time.monotonic()
                 process.kill()
 
-    def _await_family(self) -> None:
-        _, alive = psutil.wait_procs(self._family, timeout=10)
+    def _await_children(self) -> None:
+        _, alive = psutil.wait_procs(self._children, timeout=10)
         self.leftovers += len(alive)
 
     def _assess(self) -> None:
-        """Matches each fault with what the events tell of its consequences."""
+        """Find the consequences of each fault in the events of the run."""
         self._note_faults()
-        events = _events(self.run)
+        events = _events(self.directory)
         for injection in self.injections:
             if injection.at is None:
                 continue
@@ -227,7 +237,7 @@ class Trial:
 
 
 def _events(run: Path) -> list[Event]:
-    """With `at`, the time on this machine's monotonic clock."""
+    """Return the run's events, each with its time.monotonic() as `at`."""
     try:
         lines = (run / "events.jsonl").read_text().splitlines()
     except OSError:
@@ -248,6 +258,7 @@ def _first(events: list[Event], *names: str) -> Event | None:
 
 
 def last_step(run: Path) -> int:
+    """Return the last step in metrics.jsonl; 0 if there is none."""
     try:
         lines = (run / "metrics.jsonl").read_text().splitlines()
     except OSError:

@@ -1,11 +1,11 @@
-"""`samestep check`, on the command line."""
+"""The command `samestep check`; imports little until it runs."""
 
 import sys
 from typing import Any
 
 import click
 
-from samestep.cli.options import own_options, recipe_options
+from samestep.cli.options import recipe_options, set_option, user_code_options
 from samestep.supervisor.forkserver_client import ForkServer
 from samestep.system.terminal import echo
 
@@ -13,16 +13,14 @@ from samestep.system.terminal import echo
 @click.command()
 @click.argument("recipe", required=False)
 @recipe_options
-@own_options
-@click.option(
-    "--set", "assignments", multiple=True, metavar="a.b=value", help="A recipe field."
-)
+@user_code_options
+@set_option
 def check(recipe: str | None, **options: Any) -> None:
-    """Does RECIPE, with your own code in it, give the same bits at any placement?
+    """Check that RECIPE, with your own code, gives the same bits at any placement.
 
-    Two short epochs at 1, 2 and 3 workers, over both exchanges, with ownership at
-    random, and in a new process; says what breaks exactness. Exit code 0 if nothing
-    does, else 1.
+    Trains two short epochs at 1, 2 and 3 workers, over both exchanges, with random
+    ownership of micro-batches, and in a new process; prints what breaks exactness. Exit
+    code 0 if nothing does, else 1.
 
     \b
     Examples:

@@ -23,21 +23,23 @@ PORT = click.IntRange(1, 65535)
 @click.option(
     "--peer",
     metavar="HOST[:PORT]",
-    help="A machine where `samestep doctor --serve` runs.",
+    help="Also check the link to a machine where `samestep doctor --serve` runs.",
 )
-@click.option("--serve", is_flag=True, help="Answer the doctor of another machine.")
+@click.option(
+    "--serve", is_flag=True, help="Answer `samestep doctor --peer` of another machine."
+)
 @click.option(
     "--interface",
     metavar="IF|ADDRESS|NETWORK",
-    help="Of trainings on several machines, such as eth0, 10.0.0.2 or 10.0.0.0/24; "
-    "--serve listens there, by default on the loopback interface.",
+    help="Interface for trainings on several machines, such as eth0, 10.0.0.2 or "
+    "10.0.0.0/24; --serve listens there, by default on the loopback interface.",
 )
 @click.option(
     "--port",
     type=PORT,
     default=29400,
     show_default=True,
-    help="That --serve listens on, or that must be free for the rendezvous.",
+    help="Port that --serve listens on, or that must be free for the rendezvous.",
 )
 @click.option(
     "--for",
@@ -47,7 +49,9 @@ PORT = click.IntRange(1, 65535)
     show_default=True,
     help="Seconds after which --serve ends.",
 )
-@click.option("--json", "as_json", is_flag=True, help="All findings and facts as JSON.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print all findings and facts as JSON."
+)
 def doctor(
     peer: str | None,
     serve: bool,
@@ -56,11 +60,11 @@ def doctor(
     seconds: float,
     as_json: bool,
 ) -> None:
-    """Say what would go wrong here, before it does. Exit code 1 if there is a problem.
+    """Check this machine for problems before a training. Exit code 1 if there are any.
 
-    With --peer, also what would go wrong between two machines: versions, clocks,
-    firewalls; and what the network gives, for `samestep scale`. --serve answers whoever
-    reaches it, without a password, with versions, limits and addresses of this machine.
+    With --peer, also compare two machines (versions, clocks, firewalls), and measure
+    the network between them for `samestep scale`. --serve answers anyone who can reach
+    it, without a password, with versions, limits and addresses of this machine.
 
     \b
     Examples:
@@ -71,9 +75,7 @@ def doctor(
     from samestep.system import network_interfaces
 
     if serve and (peer or as_json):
-        raise UsageError(
-            "`--serve` only answers: use `--peer` and `--json` without it."
-        )
+        raise UsageError("`--serve` only answers: leave out `--peer` and `--json`.")
     chosen = network_interfaces.resolve(interface).address if interface else ""
     if serve:
         _serve(chosen, port, seconds)
@@ -84,7 +86,10 @@ def doctor(
 
 
 def parse_peer(text: str, port: int) -> tuple[str, int]:
-    """`HOST`, `HOST:PORT`, `[IPV6]:PORT` or an IPv6 address. Raises PlacementError."""
+    """Split `HOST`, `HOST:PORT`, `[IPV6]:PORT` or an IPv6 address into host and port.
+
+    The port is `port` where the text has none. Raises PlacementError.
+    """
     host, colon, number = text.rpartition(":")
     if not colon or text.endswith("]") or (":" in host and not host.endswith("]")):
         host, number = text, str(port)
@@ -97,7 +102,7 @@ def parse_peer(text: str, port: int) -> tuple[str, int]:
 
 
 def peer_name(address: str, port: int) -> str:
-    """What `parse_peer` reads."""
+    """Return the address and port as `parse_peer` reads them."""
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
@@ -174,9 +179,10 @@ def _serve(chosen: str, port: int, seconds: float) -> None:
     with listener:
         echo(
             f"Listening on {address} port {port} for {seconds:g} s, or until Ctrl-C. "
-            "Whoever reaches it sees versions, limits and addresses of this machine.\n"
+            "Anyone who can reach it sees versions, limits and addresses of this "
+            "machine.\n"
             f"On the other machine: samestep doctor --peer {peer_name(address, port)}",
             err=True,
         )
-        # No port is tried: the one that counts is taken by the doctor itself.
+        # Port 0: the doctor itself holds the one that would be checked.
         serve(listener, seconds, partial(observe, port=0), partial(echo, err=True))

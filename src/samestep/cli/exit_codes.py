@@ -1,4 +1,4 @@
-"""Every way in which a command can end, and its exit code."""
+"""The exit code for every way in which a command can end."""
 
 import signal
 import sys
@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 
 import click
 
+from samestep.cli.renamed_flags import with_new_names
 from samestep.errors import (
     Interrupted,
     OldNameWarning,
@@ -15,6 +16,7 @@ from samestep.errors import (
     UsageError,
     WorkerFailed,
 )
+from samestep.system.log import logger, shown_on_stderr
 from samestep.system.terminal import echo
 
 
@@ -23,11 +25,12 @@ class Terminated(BaseException):
 
 
 def run(commands: click.Group) -> NoReturn:
-    """The command that was asked for. Raises SystemExit with the exit code."""
+    """Run the command in sys.argv. Raises SystemExit with the exit code."""
     signal.signal(signal.SIGTERM, _terminate)
     _show_old_names_in_one_line()
     try:
-        commands.main(standalone_mode=False)
+        with shown_on_stderr():
+            commands.main(with_new_names(sys.argv[1:]), standalone_mode=False)
     except click.exceptions.Abort:
         _fail("interrupted", 130)
     except Terminated:
@@ -46,12 +49,12 @@ def run(commands: click.Group) -> NoReturn:
 
 
 def _show_old_names_in_one_line() -> None:
-    """Show these warnings like other notices: without a line of our code."""
+    """Show OldNameWarning like other warnings, without a line of source code."""
     show = warnings.showwarning
 
     def show_warning(message: Warning | str, *rest: Any, **named: Any) -> None:
         if isinstance(message, OldNameWarning):
-            echo(f"warning: {message}", err=True)
+            logger.warning("%s", message)
         else:
             show(message, *rest, **named)
 
@@ -59,14 +62,14 @@ def _show_old_names_in_one_line() -> None:
 
 
 def _where(error: SamestepError) -> str:
-    """The log, if it is still there: some commands keep none."""
+    """Return where the log is, if it still exists: some commands keep none."""
     log = error.details.get("log")
     return f" (log: {log})" if log and Path(log).exists() else ""
 
 
 def _explains_itself(error: SamestepError) -> bool:
-    """A worker's own SamestepError says what to do; other errors need a traceback."""
-    if getattr(error, "__notes__", None):  # frames of the user's own code
+    """Return whether the message is enough, without the worker's traceback."""
+    if getattr(error, "__notes__", None):  # the traceback leads through user code
         return False
     return isinstance(error, UsageError) or not isinstance(error, WorkerFailed)
 

@@ -8,18 +8,17 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from samestep.cli import exit_codes
+from samestep.cli.chaos import chaos
 from samestep.cli.check import check
 from samestep.cli.doctor import doctor
 from samestep.cli.models import export, sample
 from samestep.cli.options import (
-    are_nodes_asked_for,
     device_option,
     nodes_options,
-    own_options,
-    placement_options,
-    recipe_options,
-    report_option,
-    tracker_option,
+    resume_options,
+    train_options,
+    user_code_options,
+    wants_several_machines,
     workers_option,
 )
 from samestep.cli.report import report
@@ -43,50 +42,31 @@ def cli() -> None:
     Examples:
       samestep train                             the default recipe on all cores
       samestep train mnist-mlp-classic --workers 2
-      samestep resume runs/a                     go on where it stopped
+      samestep resume runs/a                     continue where it stopped
       samestep compare runs/a runs/b             are the weights identical?
-      samestep recipes                           what can be trained
+      samestep recipes                           list the built-in recipes
       samestep scale                             would more workers help?
     """
 
 
-cli.add_command(scale)
-
-
 @cli.command()
 @click.argument("recipe", required=False)
-@placement_options
-@recipe_options
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    help="Run directory; default: runs/<recipe>-<UTC time>.",
-)
-@click.option(
-    "--set",
-    "assignments",
-    multiple=True,
-    metavar="a.b=value",
-    help="Any other recipe field; repeatable.",
-)
-@own_options
-@tracker_option
-@report_option
+@train_options
 @nodes_options
 def train(
     recipe: str | None,
     trackers: tuple[str, ...],
     with_report: bool,
     nodes: str | None,
-    endpoint: str | None,
+    rdzv_endpoint: str | None,
     rdzv_id: str | None,
     interface: str | None,
     **options: Any,
 ) -> None:
     """Train RECIPE: a built-in recipe's name or a TOML file; default mnist-mlp.
 
-    With --model or --data and no RECIPE, it is your own, and called `own`: 3 epochs,
-    global batch 64, 8 micro-batches, Adam at 0.001, unless you say otherwise.
+    With --model or --data and no RECIPE, the recipe is called `own`: 3 epochs, global
+    batch 64, 8 micro-batches, Adam at 0.001, unless options say otherwise.
 
     \b
     Examples:
@@ -95,17 +75,17 @@ def train(
       samestep train --set optimizer.lr=0.003 --set model.hidden=[256,128]
       samestep train runs/mnist-mlp-20260101T000000Z/recipe.toml     once more
       samestep train --model mine:build --data mine:load             your own code
-      samestep train --nodes 2 --endpoint 10.0.0.1:29400 --interface 10.0.0.0/24 \\
-          --out runs/both                      the same on each of two machines
+      samestep train --nodes 2 --rdzv-endpoint 10.0.0.1:29400 \\
+          --interface 10.0.0.0/24 --out runs/both      the same on both machines
     """
-    if are_nodes_asked_for(nodes, endpoint, interface, rdzv_id):
+    if wants_several_machines(nodes, rdzv_endpoint, interface, rdzv_id):
         from samestep.elastic import nodes as machines
         from samestep.user_code.arguments import requested
 
         asked, _ = requested(recipe, dict(options))
         machines.run(options["out"], asked)
         return
-    with ForkServer() as server:  # torch is imported there while we go on here
+    with ForkServer() as server:  # imports torch in another process meanwhile
         from samestep.api import train
         from samestep.config.placement import Placement
         from samestep.user_code.arguments import requested
@@ -121,38 +101,29 @@ def train(
             server=server,
             started=STARTED,
         )
-        _tell(run, with_report)
+        _print_summary(run, with_report)
 
 
 @cli.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@placement_options
-@click.option("--epochs", type=int, help="Train for so many epochs in all.")
-@click.option(
-    "--accept-other-bits",
-    is_flag=True,
-    help="Go on even if recipe, code, torch, instruction set or device have changed.",
-)
-@own_options
-@tracker_option
-@report_option
+@resume_options
 @nodes_options
 def resume(
     run: Path,
     epochs: int | None,
-    accept_other_bits: bool,
+    allow_different_numerics: bool,
     trackers: tuple[str, ...],
     model: str | None,
     data: str | None,
     loss: str | None,
     with_report: bool,
     nodes: str | None,
-    endpoint: str | None,
+    rdzv_endpoint: str | None,
     rdzv_id: str | None,
     interface: str | None,
-    **placed: Any,
+    **placement: Any,
 ) -> None:
-    """Go on with RUN from its newest checkpoint, with any number of workers.
+    """Continue RUN from its newest checkpoint, with any number of workers.
 
     \b
     Examples:
@@ -160,7 +131,7 @@ def resume(
       samestep resume runs/mine --workers 4 --exchange gloo
       samestep resume runs/mine --epochs 10     if the schedule allows more epochs
     """
-    if are_nodes_asked_for(nodes, endpoint, interface, rdzv_id):
+    if wants_several_machines(nodes, rdzv_endpoint, interface, rdzv_id):
         from samestep.elastic import nodes as machines
 
         machines.run(run, None)
@@ -171,9 +142,9 @@ def resume(
 
         resumed = train.resume(
             run,
-            Placement.model_validate(placed),
+            Placement.model_validate(placement),
             epochs=epochs,
-            accept_other_bits=accept_other_bits,
+            allow_different_numerics=allow_different_numerics,
             model=model,
             data=data,
             loss=loss,
@@ -181,7 +152,7 @@ def resume(
             server=server,
             started=STARTED,
         )
-        _tell(resumed, with_report)
+        _print_summary(resumed, with_report)
 
 
 @cli.command()
@@ -192,9 +163,9 @@ def resume(
     "--split",
     type=click.Choice(["test", "validation", "train"]),
     default="test",
-    help="Which samples.",
+    help="Samples to evaluate on.",
 )
-@own_options
+@user_code_options
 def evaluate(
     run_or_model: Path,
     workers: int | str,
@@ -216,21 +187,20 @@ def evaluate(
         from samestep.config.placement import Placement
         from samestep.output.console import scores
 
-        where = {"workers": workers, "device": device}
-        placement = Placement.model_validate(where)
-        found = train.evaluate(
+        evaluation = train.evaluate(
             run_or_model,
-            placement,
+            Placement.model_validate({"workers": workers, "device": device}),
             split=split,
             model=model,
             data=data,
             loss=loss,
             server=server,
         )
-        shown = {**found.means, "own_metrics": found.own_metrics}
+        record = {**evaluation.means, "own_metrics": evaluation.own_metrics}
         echo(
-            f"{split:<12}{scores(shown, '', '  ', 6)}  "
-            f"({found.targets:,} targets)\nweights     sha256 {found.weights_sha256}"
+            f"{split:<12}{scores(record, '', '  ', 6)}  "
+            f"({evaluation.targets:,} targets)\n"
+            f"weights     sha256 {evaluation.weights_sha256}"
         )
 
 
@@ -238,7 +208,7 @@ def evaluate(
 @click.argument("run_a", type=click.Path(path_type=Path))
 @click.argument("run_b", type=click.Path(path_type=Path))
 def compare(run_a: Path, run_b: Path) -> None:
-    """Are the weights of two runs identical? Exit code 0 if so, else 1.
+    """Compare the weights of two runs. Exit code 0 if they are identical, else 1.
 
     \b
     Example:
@@ -250,72 +220,6 @@ def compare(run_a: Path, run_b: Path) -> None:
     difference = first_difference(Run.open(run_a), Run.open(run_b))
     echo(difference or "identical")
     sys.exit(1 if difference else 0)
-
-
-@cli.command()
-@click.argument("recipe", default="mnist-mlp")
-@click.option(
-    "--kills",
-    type=click.IntRange(1),
-    default=10,
-    show_default=True,
-    help="How many workers to kill; the other faults come on top.",
-)
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the faults.")
-@click.option(
-    "--faults",
-    default="kill,stop,exception,crash,corrupt,diskfull",
-    show_default=True,
-    help="Which kinds, separated by commas.",
-)
-@click.option(
-    "--workers",
-    type=click.IntRange(1),
-    default=2,
-    show_default=True,
-    help="Of each training.",
-)
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    help="Directory for the trainings; default: runs/chaos-<UTC time>.",
-)
-@click.option(
-    "--set", "assignments", multiple=True, metavar="a.b=value", help="A recipe field."
-)
-def chaos(
-    recipe: str,
-    kills: int,
-    seed: int,
-    faults: str,
-    workers: int,
-    out: Path | None,
-    assignments: tuple[str, ...],
-) -> None:
-    """Train RECIPE undisturbed, then under faults; exit code 1 if the weights differ.
-
-    Ten kills at a time hit one training: at random times and at named points. Besides
-    them, for every five kills there is one fault of each other kind: a worker is
-    stopped or raises an exception, the whole run crashes, a checkpoint is damaged, the
-    disk is full.
-
-    \b
-    Examples:
-      samestep chaos
-      samestep chaos --kills 50 --seed 7
-      samestep chaos --kills 5 --faults kill --workers 3
-      samestep chaos --kills 20 --faults crash
-    """
-    from rich.console import Console
-
-    from samestep.cli import chaos as chaos_
-    from samestep.config.recipe import Recipe, parse_override
-
-    loaded = Recipe.load(recipe, dict(map(parse_override, assignments)))
-    report = chaos_.run_chaos(loaded, kills, seed, faults.split(","), workers, out)
-    Console().print(report.table)
-    echo(report.summary)
-    sys.exit(0 if report.is_identical else 1)
 
 
 @cli.command()
@@ -341,22 +245,19 @@ def recipes(name: str | None) -> None:
         )
 
 
-cli.add_command(sample)
-cli.add_command(export)
-cli.add_command(check)
-cli.add_command(report)
-cli.add_command(doctor)
+for _command in (chaos, check, doctor, export, report, sample, scale):
+    cli.add_command(_command)
 
 
 def main() -> NoReturn:
-    """The command `samestep`."""
+    """Run the command `samestep`."""
     exit_codes.run(cli)
 
 
-def _tell(run: "Run", with_report: bool) -> None:
+def _print_summary(run: "Run", with_report: bool) -> None:
     from samestep.output.summary import summary
     from samestep.report import try_to_write
 
     echo(summary(run))
     if with_report:
-        try_to_write(run.path, lambda text: echo(text, err=True))
+        try_to_write(run.path)

@@ -1,4 +1,4 @@
-"""What a trained model is good for, on the command line: `sample` and `export`."""
+"""The commands that use a trained model: `sample` and `export`."""
 
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,13 @@ from samestep.system.terminal import echo
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--prompt", default="\n", help="How the text begins.")
+@click.option("--prompt", default="\n", help="Beginning of the text.")
 @click.option(
     "--length",
     type=click.IntRange(1),
     default=400,
     show_default=True,
-    help="Characters to write.",
+    help="Characters to generate.",
 )
 @click.option(
     "--temperature",
@@ -27,9 +27,9 @@ from samestep.system.terminal import echo
     help="0: always the likeliest character; higher: more random.",
 )
 @click.option(
-    "--seed", type=int, default=0, show_default=True, help="Of the characters drawn."
+    "--seed", type=int, default=0, show_default=True, help="Seed of the sampling."
 )
-def sample(run: Path, prompt: str, **how: Any) -> None:
+def sample(run: Path, prompt: str, **options: Any) -> None:
     """Generate text with the model of RUN, which was trained on text.
 
     \b
@@ -39,7 +39,7 @@ def sample(run: Path, prompt: str, **how: Any) -> None:
     from samestep.api import sample
     from samestep.api.run import Run
 
-    echo(sample.sample(Run.open(run), prompt, **how))
+    echo(sample.sample(Run.open(run), prompt, **options))
 
 
 @click.command()
@@ -55,18 +55,17 @@ def sample(run: Path, prompt: str, **how: Any) -> None:
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="The file, which must not exist; default: RUN/exported.safetensors, .pt or "
-    ".onnx.",
+    help="A new file; default: RUN/exported.safetensors, .pt or .onnx.",
 )
 @model_and_data_options
 def export(
     run: Path, form: str, out: Path | None, model: str | None, data: str | None
 ) -> None:
-    """Write the model of RUN for other programs, and prove that it predicts the same.
+    """Write the model of RUN for other programs, and check that it predicts the same.
 
     The file is read back, and its predictions on up to 256 test samples are compared
-    with the model's: the same bits, or for ONNX at most 0.0001 of the largest output
-    apart. Otherwise it is deleted, and the exit code is 1.
+    with the model's. They must have the same bits, or for ONNX differ by at most 0.0001
+    of the largest output. Otherwise the file is deleted, and the exit code is 1.
 
     \b
     Examples:
@@ -76,10 +75,8 @@ def export(
     from samestep.api import export
     from samestep.api.run import Run
 
-    done = export.export(Run.open(run), form, out, model, data)
-    proof = (
-        "the same bits"
-        if done.difference == 0
-        else f"differ by at most {done.difference:.2g}"
-    )
-    echo(f"{done.path}: predictions on {done.samples} samples: {proof}")
+    exported = export.export(Run.open(run), form, out, model, data)
+    same = "the same bits"
+    largest = f"differ by at most {exported.difference:.2g}"
+    outcome = largest if exported.difference else same
+    echo(f"{exported.path}: predictions on {exported.samples} samples: {outcome}")

@@ -1,11 +1,16 @@
-"""Options that several commands share: everything that does not change a result."""
+"""Options that several commands share."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
 
 from samestep.errors import UsageError
+
+
+Command = Callable[..., None]
+Option = Callable[[Command], Command]
 
 
 class WorkersType(click.ParamType[int | str]):
@@ -14,9 +19,11 @@ class WorkersType(click.ParamType[int | str]):
     name = "N|auto"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> int | str:
-        """The number, or the string `auto`."""
-        if value == "auto" or (str(value).isdecimal() and int(value) > 0):
-            return "auto" if value == "auto" else int(value)
+        """Return the number, or the string `auto`."""
+        if value == "auto":
+            return "auto"
+        if str(value).isdecimal() and int(value) > 0:
+            return int(value)
         return self.fail(
             f"workers are a positive number or `auto`; received `{value}`."
         )
@@ -28,7 +35,7 @@ class BalanceType(click.ParamType[str | tuple[int, ...]]):
     name = "auto|off|N,N,..."
 
     def convert(self, value: Any, param: Any, ctx: Any) -> str | tuple[int, ...]:
-        """The numbers, or the word."""
+        """Return the numbers, or the word."""
         if value in ("auto", "off", "random"):
             return str(value)
         parts = str(value).split(",")
@@ -40,191 +47,13 @@ class BalanceType(click.ParamType[str | tuple[int, ...]]):
         )
 
 
-workers_option = click.option(
-    "--workers",
-    type=WorkersType(),
-    default="auto",
-    help="Processes that compute; auto: one per physical core that may be used.",
-)
-
-device_option = click.option(
-    "--device",
-    type=click.Choice(["cpu", "auto", "cuda"]),
-    default="cpu",
-    help="What to compute on; a GPU has other bits than a CPU. Untested on a GPU.",
-)
-
-tracker_option = click.option(
-    "--tracker",
-    "trackers",
-    multiple=True,
-    metavar="module:function",
-    help="Call this function with every record of metrics.jsonl; repeatable. It is "
-    "your code that runs: the module is imported, if need be from the current "
-    "directory, which is on Python's path for this import only.",
-)
-
-_OWN = [
-    click.option(
-        f"--{part}",
-        metavar="module:function",
-        help=f"{what} It is imported, if need be from the current directory.",
-    )
-    for part, what in (
-        ("model", "Your own model: a function that returns a torch.nn.Module."),
-        ("data", "Your own data: a function that returns the samples."),
-        ("loss", "Your own loss, or a name such as squared-error."),
-    )
-]
-
-
-def model_and_data_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Code of the user's own that a model needs to be built, and its samples."""
-    for option in reversed(_OWN[:2]):
-        command = option(command)
-    return command
-
-
-def own_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Code of the user's own; see docs/own-code.md."""
-    for option in reversed(_OWN):
-        command = option(command)
-    return command
-
-
-_RECIPE = [
-    click.option("--epochs", type=int, help="Passes over the training samples."),
-    click.option("--global-batch", type=int, help="Samples of one optimizer step."),
-    click.option("--micro-batches", type=int, help="Pieces of a global batch."),
-    click.option("--seed", type=int, help="Seed of weights, order and dropout."),
-    click.option(
-        "--skip-bad",
-        is_flag=True,
-        help="Go on without images that cannot be read; they are named and counted.",
-    ),
-]
-
-
-def recipe_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The fields of a recipe that are asked for most."""
-    for option in reversed(_RECIPE):
-        command = option(command)
-    return command
-
-
-report_option = click.option(
-    "--report/--no-report",
-    "with_report",
-    default=True,
-    help="Write report.html at the end, if its libraries are installed (default).",
-)
-
-_PLACEMENT = [
-    workers_option,
-    device_option,
-    click.option(
-        "--exchange",
-        type=click.Choice(["auto", "shared", "gloo", "nccl"]),
-        default="auto",
-        help="How the workers' gradients become one sum; auto: shared if possible, "
-        "nccl between GPUs.",
-    ),
-    click.option(
-        "--balance",
-        type=BalanceType(),
-        default="auto",
-        help="Micro-batches per worker: by measured speed (auto), evenly (off), or "
-        "as given, such as 5,3.",
-    ),
-    click.option(
-        "--evict-slower-than",
-        type=click.FloatRange(0, 1, max_open=True),
-        default=0.0,
-        help="Go on without a worker below this share of the others' speed.",
-    ),
-    click.option(
-        "--tensorboard/--no-tensorboard",
-        default=None,
-        help="Write TensorBoard events; default: if tensorboardX is installed.",
-    ),
-    click.option(
-        "--min-workers",
-        type=click.IntRange(1),
-        help="Go on with as few as this after the machine lost cores or memory.",
-    ),
-    click.option(
-        "--max-restarts",
-        type=click.IntRange(0),
-        default=3,
-        show_default=True,
-        help="How often to start again without getting further in between.",
-    ),
-    click.option(
-        "--hang-timeout",
-        type=click.FloatRange(0, min_open=True),
-        default=60.0,
-        show_default=True,
-        help="Seconds without any progress after which a worker counts as dead, from "
-        "the first step on.",
-    ),
-    click.option(
-        "--start-timeout",
-        type=click.FloatRange(0, min_open=True),
-        default=1800.0,
-        show_default=True,
-        help="The same before the first step: to load the data, to build the model, to "
-        "compile it.",
-    ),
-    click.option(
-        "--checkpoint-seconds",
-        type=click.FloatRange(0),
-        default=30.0,
-        show_default=True,
-        help="Between checkpoints on disk, besides those at the end of an epoch.",
-    ),
-    click.option(
-        "--snapshot-seconds",
-        type=click.FloatRange(0),
-        default=0.5,
-        show_default=True,
-        help="Between snapshots in memory; 0: none, nor checkpoints but the last.",
-    ),
-    click.option(
-        "--prefetch",
-        type=click.Choice(["auto", "off"]),
-        default="auto",
-        help="Draw samples in the background if that takes more than 10% of a step.",
-    ),
-    click.option(
-        "--probe/--no-probe",
-        default=True,
-        help="With own code: compute one micro-batch of each epoch again, elsewhere, "
-        "and compare (default).",
-    ),
-    click.option(
-        "--profile",
-        type=click.IntRange(0, 1000),
-        default=0,
-        metavar="N",
-        help="Write trace.json: N steps of all workers, for Perfetto.",
-    ),
-]
-
-
-def placement_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Where and with what a training runs: the fields of `samestep.Placement`."""
-    for option in reversed(_PLACEMENT):
-        command = option(command)
-    return command
-
-
 class NodesType(click.ParamType[str]):
     """`N` or `MIN:MAX`."""
 
     name = "N|MIN:MAX"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> str:
-        """The same text."""
+        """Return the same text, after a check."""
         least, _, most = str(value).partition(":")
         numbers = [part for part in (least, most or least) if part.isdecimal()]
         if len(numbers) == 2 and 0 < int(least) <= int(most or least):
@@ -235,59 +64,262 @@ class NodesType(click.ParamType[str]):
         )
 
 
+def _group(*options: Option) -> Option:
+    """Return a decorator that adds all the options, in this order."""
+
+    def add(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+workers_option = click.option(
+    "--workers",
+    type=WorkersType(),
+    default="auto",
+    help="Worker processes; auto: one per physical core that may be used.",
+)
+
+device_option = click.option(
+    "--device",
+    type=click.Choice(["cpu", "auto", "cuda"]),
+    default="cpu",
+    help="Device to compute on; a GPU gives other bits than a CPU, and is untested.",
+)
+
+set_option = click.option(
+    "--set",
+    "assignments",
+    multiple=True,
+    metavar="a.b=value",
+    help="Set a recipe field; repeatable.",
+)
+
 interface_option = click.option(
     "--interface",
     metavar="NAME|ADDRESS|NETWORK",
-    help="The network interface between machines; a network, such as 10.0.0.0/24, lets "
+    help="Network interface between the machines; a network, such as 10.0.0.0/24, lets "
     "the same command run on all of them.",
 )
 
-_NODES = [
+
+def _user_code_option(part: str, help_text: str) -> Option:
+    return click.option(
+        f"--{part}",
+        metavar="module:function",
+        help=f"{help_text} Imported, if necessary from the current directory.",
+    )
+
+
+_model_option = _user_code_option(
+    "model", "Your own model: a function that returns a torch.nn.Module."
+)
+_data_option = _user_code_option(
+    "data", "Your own data: a function that returns the samples."
+)
+_loss_option = _user_code_option(
+    "loss", "Your own loss, or a name such as squared-error."
+)
+model_and_data_options = _group(_model_option, _data_option)
+user_code_options = _group(_model_option, _data_option, _loss_option)
+
+recipe_options = _group(
+    click.option("--epochs", type=int, help="Passes over the training samples."),
+    click.option("--global-batch", type=int, help="Samples per optimizer step."),
+    click.option("--micro-batches", type=int, help="Micro-batches per global batch."),
+    click.option("--seed", type=int, help="Seed of weights, order and dropout."),
+    click.option(
+        "--skip-bad",
+        is_flag=True,
+        help="Skip images that cannot be read; they are listed and counted.",
+    ),
+)
+
+_follow_options = _group(
+    click.option(
+        "--tracker",
+        "trackers",
+        multiple=True,
+        metavar="module:function",
+        help="Call this function with every record of metrics.jsonl; repeatable. It is "
+        "your code that runs: the module is imported, if necessary from the current "
+        "directory, which is on Python's path for this import only.",
+    ),
+    click.option(
+        "--report/--no-report",
+        "with_report",
+        default=True,
+        help="Write report.html at the end, if its libraries are installed (default).",
+    ),
+)
+
+_placement_options = _group(
+    workers_option,
+    device_option,
+    click.option(
+        "--exchange",
+        type=click.Choice(["auto", "shared", "gloo", "nccl"]),
+        default="auto",
+        help="How gradients are summed; auto: in shared memory if possible, over NCCL "
+        "between GPUs.",
+    ),
+    click.option(
+        "--balance",
+        type=BalanceType(),
+        default="auto",
+        help="Micro-batches per worker: by measured speed (auto), evenly (off), or as "
+        "given, such as 5,3.",
+    ),
+    click.option(
+        "--drop-stragglers-below",
+        type=click.FloatRange(0, 1, max_open=True),
+        default=0.0,
+        help="Drop a worker slower than this fraction of the others' median speed.",
+    ),
+    click.option(
+        "--tensorboard/--no-tensorboard",
+        default=None,
+        help="Write TensorBoard events; default: if tensorboardX is installed.",
+    ),
+    click.option(
+        "--min-workers",
+        type=click.IntRange(1),
+        help="Fewest workers to continue with after the machine lost cores or memory.",
+    ),
+    click.option(
+        "--max-restarts",
+        type=click.IntRange(0),
+        default=3,
+        show_default=True,
+        help="Restarts allowed without progress in between.",
+    ),
+    click.option(
+        "--hang-timeout",
+        type=click.FloatRange(0, min_open=True),
+        default=60.0,
+        show_default=True,
+        help="Seconds without progress after which a worker is killed, from the first "
+        "step on.",
+    ),
+    click.option(
+        "--start-timeout",
+        type=click.FloatRange(0, min_open=True),
+        default=1800.0,
+        show_default=True,
+        help="Seconds allowed for each part of the start: loading the data, building "
+        "the model, compiling it.",
+    ),
+    click.option(
+        "--checkpoint-seconds",
+        type=click.FloatRange(0),
+        default=30.0,
+        show_default=True,
+        help="Seconds between checkpoints on disk; each epoch also ends with one.",
+    ),
+    click.option(
+        "--snapshot-seconds",
+        type=click.FloatRange(0),
+        default=0.5,
+        show_default=True,
+        help="Seconds between snapshots in memory; 0: no snapshots, and a checkpoint "
+        "only at the end.",
+    ),
+    click.option(
+        "--prefetch",
+        type=click.Choice(["auto", "off"]),
+        default="auto",
+        help="Draw samples in the background if that takes more than 10% of a step.",
+    ),
+    click.option(
+        "--probe/--no-probe",
+        default=True,
+        help="With your own code: compute one micro-batch of each epoch again in "
+        "another process, and compare (default).",
+    ),
+    click.option(
+        "--profile",
+        type=click.IntRange(0, 1000),
+        default=0,
+        metavar="N",
+        help="Write trace.json: N steps of all workers, for Perfetto.",
+    ),
+)
+
+train_options = _group(
+    _placement_options,
+    recipe_options,
+    click.option(
+        "--out",
+        type=click.Path(path_type=Path),
+        help="Run directory; default: runs/<recipe>-<UTC time>.",
+    ),
+    set_option,
+    user_code_options,
+    _follow_options,
+)
+
+resume_options = _group(
+    _placement_options,
+    click.option("--epochs", type=int, help="Total number of epochs to train for."),
+    click.option(
+        "--allow-different-numerics",
+        is_flag=True,
+        help="Resume even if recipe, code, torch, instruction set or device have "
+        "changed.",
+    ),
+    user_code_options,
+    _follow_options,
+)
+
+nodes_options = _group(
     click.option(
         "--nodes",
         type=NodesType(),
-        help="Train on this many machines with torchrun; give this command on each. "
-        "MIN:MAX: go on while MIN are there. `--workers` are per machine then.",
+        help="Train on this many machines with torchrun; run this command on each. "
+        "MIN:MAX: continue while at least MIN are there. `--workers` are per machine.",
     ),
     click.option(
-        "--endpoint",
+        "--rdzv-endpoint",
         metavar="HOST:PORT",
-        help="With --nodes: one of the machines and a free port, where all meet.",
+        help="With --nodes: one of the machines, and a free port, where all meet.",
     ),
     click.option(
         "--rdzv-id",
         metavar="NAME",
-        help="With --nodes: the job's name, the same on all machines, where several "
-        "jobs meet at one endpoint; `samestep` by default.",
+        help="With --nodes: the job's name, the same on all machines, if several jobs "
+        "share an endpoint; default: samestep.",
     ),
     interface_option,
-]
+)
 
 
-def nodes_options(command: Callable[..., None]) -> Callable[..., None]:
-    """More than one machine; see docs/several-machines.md."""
-    for option in reversed(_NODES):
-        command = option(command)
-    return command
-
-
-def are_nodes_asked_for(
+def wants_several_machines(
     nodes: str | None,
-    endpoint: str | None,
+    rdzv_endpoint: str | None,
     interface: str | None,
     rdzv_id: str | None = None,
 ) -> bool:
-    """All of these options or none. Raises UsageError."""
-    given = {"--nodes": nodes, "--endpoint": endpoint, "--interface": interface}
-    missing = [name for name, value in given.items() if value is None]
-    if missing and len(missing) < len(given):
+    """Return whether the options ask for several machines.
+
+    Raises UsageError if only some of them are given.
+    """
+    values = {
+        "--nodes": nodes,
+        "--rdzv-endpoint": rdzv_endpoint,
+        "--interface": interface,
+    }
+    missing = [name for name, value in values.items() if value is None]
+    if missing and len(missing) < len(values):
         raise UsageError(
-            "Several machines need `--nodes`, `--endpoint` and `--interface`; missing: "
-            f"{', '.join(missing)}. For one machine, leave out all three."
+            "Several machines need `--nodes`, `--rdzv-endpoint` and `--interface`; "
+            f"missing: {', '.join(missing)}. For one machine, leave out all three."
         )
     if missing and rdzv_id is not None:
         raise UsageError(
             f"`--rdzv-id` is for several machines; received `{rdzv_id}` without "
-            "`--nodes`. Leave it out, or add `--nodes`, `--endpoint` and `--interface`."
+            "`--nodes`. Leave it out, or add `--nodes`, `--rdzv-endpoint` and "
+            "`--interface`."
         )
     return not missing

@@ -1,4 +1,4 @@
-"""The command `samestep report`; the libraries are imported when it runs."""
+"""The command `samestep report`; imports little until it runs."""
 
 from pathlib import Path
 
@@ -16,9 +16,9 @@ from samestep.system.terminal import echo
     metavar="RUN|SCALING...",
     type=click.Path(path_type=Path),
 )
-@click.option("--compare", is_flag=True, help="Several runs in one report.")
-@click.option("--docx", is_flag=True, help="Also as a Word document.")
-@click.option("--png", is_flag=True, help="Also every figure as PNG and SVG.")
+@click.option("--compare", is_flag=True, help="Put several runs into one report.")
+@click.option("--docx", is_flag=True, help="Also write a Word document.")
+@click.option("--png", is_flag=True, help="Also write every figure as PNG and SVG.")
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -30,7 +30,7 @@ def report(
 ) -> None:
     """Write a report on a run, or on a directory with a scaling.json.
 
-    The page is one file: it opens offline, prints, and fits a phone.
+    The report is one HTML file that opens offline, prints, and fits a phone.
 
     \b
     Examples:

@@ -5,6 +5,8 @@ from typing import Any
 
 import click
 
+from samestep.cli.options import set_option
+
 
 @click.command()
 @click.argument("recipe", default="mnist-mlp")
@@ -27,28 +29,30 @@ import click
     "--exchange",
     type=click.Choice(["auto", "shared", "gloo"]),
     default="auto",
-    help="How the workers' gradients become one sum; auto: shared if possible.",
+    help="How gradients are summed; auto: in shared memory if possible.",
 )
 @click.option(
     "--nodes-up-to",
     type=click.IntRange(2),
-    help="Predict up to so many nodes like this machine.",
+    help="Predict for up to this many nodes like this machine.",
 )
-@click.option("--bandwidth", metavar="10Gbit", help="Of the network between nodes.")
-@click.option("--latency", metavar="50us", help="Of the network between nodes.")
+@click.option(
+    "--bandwidth", metavar="10Gbit", help="Bandwidth of the network between nodes."
+)
+@click.option("--latency", metavar="50us", help="Latency of the network between nodes.")
 @click.option(
     "--rounds",
     type=click.IntRange(1),
     default=10,
     show_default=True,
-    help="How often to measure every point.",
+    help="Measurements of every point.",
 )
 @click.option(
     "--seconds",
     type=click.FloatRange(0, min_open=True),
     default=1.0,
     show_default=True,
-    help="Of training in every measurement, after a warm-up.",
+    help="Seconds of training per measurement, after a warm-up.",
 )
 @click.option(
     "--out",
@@ -56,17 +60,15 @@ import click
     help="Directory; default: runs/scale-<recipe>-<UTC time>. An unfinished one of the "
     "same settings is continued.",
 )
-@click.option(
-    "--set", "assignments", multiple=True, metavar="a.b=value", help="A recipe field."
-)
+@set_option
 def scale(
-    recipe: str, assignments: tuple[str, ...], out: Path | None, **asked: Any
+    recipe: str, assignments: tuple[str, ...], out: Path | None, **options: Any
 ) -> None:
     """Measure how RECIPE scales on this machine, and predict how it would elsewhere.
 
-    Short trainings with each number of workers, interleaved and repeated; a model of
-    the time of a step, checked on a worker count that it has not seen; predictions with
-    bands, and advice.
+    Runs short trainings with each number of workers, interleaved and repeated. Fits a
+    model of the time of a step, checks it on a worker count that it has not seen, and
+    prints predictions with confidence intervals, and advice.
 
     \b
     Examples:
@@ -74,12 +76,12 @@ def scale(
       samestep scale mnist-mlp-classic --workers 1,2,4,8 --set micro_batches=8
       samestep scale --global-batch 64,256,1024 --weak
       samestep scale --nodes-up-to 64 --bandwidth 10Gbit --latency 50us
-      samestep scale --out runs/scale-1      once more: goes on where it stopped
+      samestep scale --out runs/scale-1      continues if it was stopped
     """
     from samestep.supervisor.forkserver_client import ForkServer
     from samestep.system.terminal import echo
 
-    with ForkServer() as server:  # torch is imported there while we go on here
+    with ForkServer() as server:  # imports torch in another process meanwhile
         from rich.console import Console
 
         from samestep.config.recipe import Recipe, parse_override
@@ -87,10 +89,10 @@ def scale(
         from samestep.system import machine
 
         loaded = Recipe.load(recipe, dict(map(parse_override, assignments)))
-        wanted = grid.from_options(loaded, machine.usable_cores()[0], **asked)
+        settings = grid.from_options(loaded, machine.usable_cores()[0], **options)
         with progress.show_progress() as on_cell:
-            path, found = scale.scale(loaded, wanted, server, on_cell, out)
+            path, content = scale.scale(loaded, settings, server, on_cell, out)
     Console(width=None if Console().is_terminal else 120).print(
-        progress.table(found["points"])
+        progress.table(content["points"])
     )
-    echo("\n" + "\n".join(found["advice"]) + f"\n\nscaling     {path}")
+    echo("\n" + "\n".join(content["advice"]) + f"\n\nscaling     {path}")

@@ -1,4 +1,4 @@
-"""What torchrun starts: `python -m samestep.worker train|resume ...`."""
+"""The commands that torchrun starts: `python -m samestep.worker train|resume ...`."""
 
 import os
 import sys
@@ -12,11 +12,8 @@ import click
 from samestep.cli import exit_codes
 from samestep.cli.options import (
     interface_option,
-    own_options,
-    placement_options,
-    recipe_options,
-    report_option,
-    tracker_option,
+    resume_options,
+    train_options,
 )
 from samestep.config.placement import Placement
 from samestep.elastic.nodes import JOB
@@ -29,18 +26,12 @@ from samestep.user_code.arguments import requested
 
 @click.group()
 def workers() -> None:
-    """What torchrun starts; people use the command `samestep`."""
+    """Run as one worker of torchrun; people use the command `samestep`."""
 
 
 @workers.command()
 @click.argument("recipe", required=False)
-@placement_options
-@recipe_options
-@click.option("--out", type=click.Path(path_type=Path))
-@click.option("--set", "assignments", multiple=True)
-@own_options
-@tracker_option
-@report_option
+@train_options
 @interface_option
 def train(
     recipe: str | None,
@@ -50,7 +41,7 @@ def train(
     with_report: bool,
     **options: Any,
 ) -> None:
-    """A recipe, from the beginning or from where this job has come to."""
+    """Train a recipe from the beginning, or from where this job has come to."""
     asked, parts = requested(recipe, options)
     run = out or _default_directory(asked.name)
     placement = Placement.model_validate(options | {"out": run})
@@ -59,17 +50,12 @@ def train(
 
 @workers.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@placement_options
-@click.option("--epochs", type=int)
-@click.option("--accept-other-bits", is_flag=True)
-@own_options
-@tracker_option
-@report_option
+@resume_options
 @interface_option
 def resume(
     run: Path,
     epochs: int | None,
-    accept_other_bits: bool,
+    allow_different_numerics: bool,
     model: str | None,
     data: str | None,
     loss: str | None,
@@ -78,31 +64,25 @@ def resume(
     with_report: bool,
     **options: Any,
 ) -> None:
-    """A run that at least one of the machines has."""
+    """Continue a run that at least one of the machines has."""
     parts = {"model": model, "data": data, "loss": loss}
-    named = {part: name for part, name in parts.items() if name is not None}
-    placement = Placement.model_validate(options | {"out": run})
     take_part(
         Request(
-            run,
-            None,
-            named,
-            placement,
-            interface,
-            trackers,
-            with_report,
-            epochs,
-            accept_other_bits,
+            run=run,
+            recipe=None,
+            parts={part: name for part, name in parts.items() if name is not None},
+            placement=Placement.model_validate(options | {"out": run}),
+            interface=interface,
+            trackers=trackers,
+            with_report=with_report,
+            epochs=epochs,
+            allow_different_numerics=allow_different_numerics,
         )
     )
 
 
 def main() -> NoReturn:
-    """Exit codes as those of the command line.
-
-    Skips what Python does at its end: a process group that has lost a peer may wait
-    for it there.
-    """
+    """Run the command, and end with the exit codes of the command line."""
     code: Any = 1
     if JOB in os.environ or os.environ.get("LOCAL_RANK") != "0":  # warned already
         warnings.simplefilter("ignore", OldNameWarning)
@@ -116,11 +96,16 @@ def main() -> NoReturn:
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
+        # Without the usual clean-up: a process group that has lost a peer may wait for
+        # it there.
         os._exit(code)
 
 
 def _default_directory(name: str) -> Path:
-    """Of the job's name, since all starts of all machines must find it again."""
+    """Return a name that all starts of the job on all machines share.
+
+    Raises PlacementError if the job has no name.
+    """
     job = os.environ.get("TORCHELASTIC_RUN_ID", "none")
     if job == "none" or not job.replace("-", "").replace("_", "").isalnum():
         raise PlacementError(

@@ -2,19 +2,21 @@
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from samestep.errors import PlacementError
+from samestep.errors import PlacementError, warn_old_name
 from samestep.system import barrier, machine
 from samestep.system.machine import Gpus
 
 
 Counts = tuple[Annotated[int, Field(ge=0)], ...]
+RENAMED = {"evict_slower_than": "drop_stragglers_below"}
+"""Fields that keep their old name for one release."""
 
 
 class Placement(BaseModel):
@@ -43,7 +45,7 @@ class Placement(BaseModel):
     """Who owns how many micro-batches: by measured speed (auto), evenly (off), as given
     for each worker, or another ownership at every step (random: to show that it does
     not matter)."""
-    evict_slower_than: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    drop_stragglers_below: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Go on without a worker that is slower than this share of the others' median."""
     min_workers: Annotated[int, Field(ge=1)] | None = None
     """After a failure, go on with as few as this if the machine has lost cores or
@@ -67,6 +69,15 @@ class Placement(BaseModel):
     installed."""
     out: Path | None = Field(None, strict=False)
     """The run directory; by default runs/<recipe>-<UTC time>."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rename(cls, fields: Any) -> Any:
+        if not isinstance(fields, Mapping):
+            return fields
+        for old in RENAMED.keys() & fields.keys():
+            warn_old_name(old, RENAMED[old])
+        return {RENAMED.get(name, name): value for name, value in fields.items()}
 
     @property
     def num_workers(self) -> int:
@@ -163,10 +174,10 @@ def _check_balance(placement: Placement, workers: int, most: int) -> None:
             f"that add up to {most}; received `{given}`. Use "
             "`--balance auto` to have them chosen."
         )
-    if placement.evict_slower_than or placement.min_workers not in (None, workers):
+    if placement.drop_stragglers_below or placement.min_workers not in (None, workers):
         raise PlacementError(
             f"A fixed balance, here `{given}`, is for {workers} workers, and "
-            "`--evict-slower-than` and `--min-workers` allow for fewer. Leave them "
+            "`--drop-stragglers-below` and `--min-workers` allow for fewer. Leave them "
             "out, or use `--balance auto`."
         )
 

@@ -4,11 +4,10 @@ The old names work for one release, with a warning. In what a run has left (its 
 checkpoints and model file) they stay readable, without one.
 """
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from samestep.errors import OldNameWarning, RecipeError
+from samestep.errors import RecipeError, warn_old_name
 
 
 NEW_NAMES = {
@@ -52,8 +51,7 @@ def rename(
             )
         given[new] = name
         if warn and (name in names or (new != name and not section)):
-            text = f"`{name}` is now `{new}`; the old name goes with the next release."
-            warnings.warn(text, OldNameWarning, stacklevel=2)
+            warn_old_name(name, new)
         if isinstance(value, Mapping) and any(n.startswith(f"{name}.") for n in names):
             value = rename(value, names, section=name, warn=warn)
         result[new.rpartition(".")[2] if section else new] = value

@@ -11,8 +11,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Console
-
 from samestep import report
 from samestep.api import train
 from samestep.config.recipe import Recipe
@@ -130,7 +128,7 @@ class Leader:
             )
             memory_of.fill(state.state)
         job = _job(prepared, topology.local_workers, step)
-        if state is not None and not self.request.accept_other_bits:
+        if state is not None and not self.request.allow_different_numerics:
             job |= kept_for_workers(state.build)
         self.meeting.brief({"job": job, "environment": variables}, fds)
         return Generation(
@@ -183,7 +181,7 @@ class Leader:
         if topology.rank == 0:
             echo(summary(run))
         if request.with_report:
-            report.try_to_write(run.path, lambda text: echo(text, err=True))
+            report.try_to_write(run.path)
 
 
 def lead(request: Request, meeting: Meeting, watcher: Watcher, started: float) -> None:
@@ -207,7 +205,7 @@ def _job(prepared: Prepared, local_workers: int, step: int) -> dict[str, Any]:
 
 def _view(recipe: Recipe, rank: int) -> View:
     if rank == 0:
-        return PlainView(Console(stderr=True), recipe)
+        return PlainView(recipe)
     return SilentView()
 
 
@@ -225,14 +223,14 @@ def _introduce(
         f"{machines} ({crew}), exchange {prepared.placement.exchange}"
     )
     if len({fact.host for fact in facts}) > 1:
-        view.note(f"warning: {network_interfaces.warning(facts[0].address, [port])}")
+        view.warn(network_interfaces.warning(facts[0].address, [port]))
     if _would_prefetch(prepared):
         view.note(
             "note: Under torchrun samples are not drawn ahead of time, whatever "
             "`--prefetch` says; the result is the same."
         )
     for warning in prepared.warnings:
-        view.note(f"warning: {warning}")
+        view.warn(warning)
     if agreed.step:
         view.note(f"going on after step {agreed.step}")
 

@@ -31,8 +31,8 @@ from samestep.errors import (
 from samestep.state import checkpoint
 from samestep.supervisor.resume import flatten, is_finished
 from samestep.system import machine, network_interfaces
+from samestep.system.log import logger
 from samestep.system.signals import EXIT_CODES, Stop, stop_on_signals
-from samestep.system.terminal import echo
 
 
 POLL_SECONDS = 0.2
@@ -51,7 +51,7 @@ REFUSED = "refused"
 """Stands for an exit code in torchrun's error file: it has not started anything."""
 SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
 """What torchrun passes on to the workers."""
-OURS = ("nodes", "endpoint", "rdzv_id", "workers", "max_restarts")
+OURS = ("nodes", "rdzv_endpoint", "rdzv_id", "workers", "max_restarts")
 """Options that become torchrun's."""
 
 
@@ -103,12 +103,12 @@ def run(path: Path | None, recipe: Recipe | None) -> None:
     if workers == "auto":
         micro_batches = recipe.micro_batches if recipe else None
         workers = auto_workers(micro_batches, most(given["nodes"]))
-    check_endpoint(given["endpoint"])
-    where = given["nodes"], given["endpoint"], given["interface"]
+    check_endpoint(given["rdzv_endpoint"])
+    where = given["nodes"], given["rdzv_endpoint"], given["interface"]
     rdzv_id = given["rdzv_id"] or RDZV_ID
     nodes = Nodes(*where, workers, given["max_restarts"], rdzv_id)
     command = nodes.command(arguments_of(context))
-    echo(shlex.join(command), err=True)
+    logger.info(shlex.join(command))
     with tempfile.TemporaryDirectory(prefix="samestep-") as directory:
         error_file = Path(directory) / "error.json"
         variables = {

@@ -48,7 +48,7 @@ class Request:
     trackers: Sequence[str] = ()
     with_report: bool = True
     epochs: int | None = None
-    accept_other_bits: bool = False
+    allow_different_numerics: bool = False
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class Comparison:
         if placement.device != "cpu":
             build["device"] = f"{placement.device}: {device.gpus().title}"
         found, warnings = node_state.newest(request.run), list[str]()
-        if found is not None and not request.accept_other_bits:
+        if found is not None and not request.allow_different_numerics:
             then = found.recipe, found.build
             warnings = check_conditions(then, (recipe, build))
         named = request.interface or os.environ.get(network_interfaces.GLOO_VARIABLE)

@@ -39,7 +39,7 @@ from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
 
 from samestep.elastic import tcp_store
 from samestep.elastic.nodes import JOB, REFUSED
-from samestep.system.terminal import echo
+from samestep.system.log import logger, shown_on_stderr
 
 
 EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104  refused
@@ -207,8 +207,9 @@ def _check_job(served: TCPStore, run_id: str, where: str) -> None:
 
 
 def say(text: str) -> None:
-    """To the person who has started this machine."""
-    echo(text, err=True)
+    """Log a notice of the torchrun agent, on stderr unless logging is configured."""
+    with shown_on_stderr():
+        logger.info(text)
 
 
 def refuse(text: str) -> NoReturn:

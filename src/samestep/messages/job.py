@@ -27,7 +27,7 @@ class Setup:
     spin_seconds: float
     snapshot_seconds: float
     balance: str | list[int]
-    evict_slower_than: float
+    drop_stragglers_below: float
     prefetch: bool
     probe: bool
     profile: int

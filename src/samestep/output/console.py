@@ -1,11 +1,12 @@
-"""What a person sees while a training goes on; all of it on stderr.
+"""What a person sees of a training while it runs, all of it on stderr.
 
-On a terminal a live table, elsewhere one plain line per epoch.
+On a terminal a live table, elsewhere one line per epoch. The lines, and those above the
+table, go through the logger `samestep` (`samestep.system.log`).
 """
 
+import logging
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from types import TracebackType
 from typing import Any, Protocol, Self
 
 from rich.console import Console, Group
@@ -14,63 +15,76 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from samestep.config.recipe import Recipe
-from samestep.system.terminal import clean
+from samestep.system.log import logger
 
 
 Message = Mapping[str, Any]
 
 
 class View(AbstractContextManager["View"], Protocol):
-    """Shows the notices of the supervisor and the reports of rank 0."""
+    """Shows the notices of the supervisor and the messages of rank 0."""
 
     def note(self, text: str) -> None:
-        """One line before or during the training."""
+        """Show one line."""
+
+    def warn(self, text: str) -> None:
+        """Show one line as a warning."""
+        self.note(f"warning: {text}")
 
     def receive(self, message: Message) -> None:
-        """A report of rank 0."""
+        """Show a message of rank 0 or of the recovery, or ignore it."""
 
 
 class SilentView(View):
-    """Shows nothing."""
+    """A view that shows nothing."""
 
     def __exit__(self, *_: object) -> None:
-        """Nothing to end."""
+        """Do nothing."""
 
     def note(self, text: str) -> None:
-        """Not shown."""
+        """Do nothing."""
 
     def receive(self, message: Message) -> None:
-        """Not shown."""
+        """Do nothing."""
 
 
 class PlainView(View):
-    """One line per epoch, without control characters."""
+    """A view of one line per epoch, which goes to the logger like all notices."""
 
-    def __init__(self, console: Console, recipe: Recipe) -> None:
-        self._console = console
+    def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
 
     def __exit__(self, *_: object) -> None:
-        """Nothing to end."""
+        """Do nothing."""
 
     def note(self, text: str) -> None:
-        """One line."""
-        self._console.print(clean(text), markup=False, highlight=False, soft_wrap=True)
+        """Log a line."""
+        logger.info("%s", text)
+
+    def warn(self, text: str) -> None:
+        """Log a warning."""
+        logger.warning("%s", text)
 
     def receive(self, message: Message) -> None:
-        """Epochs and failures only; the one that ends all is shown by who ends."""
+        """Log epochs, warnings and failures.
+
+        The error that ends the training is left to the caller, who raises it.
+        """
         if message["type"] == "epoch":
             self.note(epoch_line(message, self._recipe.epochs))
         elif message["type"] in _SENTENCES and not message.get("final"):
-            self.note(_SENTENCES[message["type"]](message))
+            level, sentence = _SENTENCES[message["type"]]
+            logger.log(level, "%s", sentence(message))
 
 
-class LiveView(View):
-    """A progress bar, the latest numbers, and each worker's use of its time."""
+class LiveView(PlainView):
+    """A progress bar, the latest numbers, and each worker's use of its time.
+
+    Lines of the logger appear above them.
+    """
 
     def __init__(self, console: Console, recipe: Recipe) -> None:
-        self._plain = PlainView(console, recipe)
-        self._recipe = recipe
+        super().__init__(recipe)
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -86,22 +100,13 @@ class LiveView(View):
         self._live.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Removes the live part; what was printed above it stays."""
+    def __exit__(self, *_: object) -> None:
+        """Remove the live part; the lines above it stay."""
         self._live.stop()
 
-    def note(self, text: str) -> None:
-        """Above the live part."""
-        self._plain.note(text)
-
     def receive(self, message: Message) -> None:
-        """Updates the live part; an epoch also leaves its line above."""
-        self._plain.receive(message)
+        """Update the live part; an epoch also leaves a line above it."""
+        super().receive(message)
         if message["type"] == "started":
             total = message["steps_per_epoch"] * self._recipe.epochs
             self._bar.update(self._task, total=total, visible=True)
@@ -112,53 +117,82 @@ class LiveView(View):
 
 
 def make_view(recipe: Recipe) -> View:
-    """The view that suits stderr; NO_COLOR is honoured."""
+    """Return the view that suits stderr; rich honours NO_COLOR."""
     console = Console(stderr=True)
     if console.is_terminal and not console.is_dumb_terminal:
         return LiveView(console, recipe)
-    return PlainView(console, recipe)
+    return PlainView(recipe)
 
 
-_SENTENCES: dict[str, Callable[[Message], str]] = {
-    "failed": lambda m: f"failure: {m['error']}",
-    "slow start": lambda m: (
-        f"still {m['phase']}, after {m['seconds']:.0f} s; `--start-timeout` allows "
-        f"{m['patience']:.0f} s"
+def _restart(message: Message) -> str:
+    count = message["workers"]
+    workers = "1 worker" if count == 1 else f"{count} workers"
+    return (
+        f"restart {message['number']}: going on after step {message['step']} with "
+        f"{workers}"
+    )
+
+
+def _unused(message: Message) -> str:
+    return (
+        f"no gradient reached {_few(message['parameters'])} in a pass over two "
+        "samples. A parameter without a gradient counts as having a zero one; if it "
+        "never has any, freeze it with `requires_grad_(False)`, or use it in `forward`."
+    )
+
+
+def _rebalanced(message: Message) -> str:
+    text = (
+        f"rebalanced after step {message['step']}: {_counts(message['after'])} "
+        f"micro-batches instead of {_counts(message['before'])}, "
+        f"{message['gain']:.0%} less time"
+    )
+    if message["cause"] == "data":
+        text += " (drawing samples takes most of the slowest worker's time)"
+    return text
+
+
+def _hindered(message: Message) -> str:
+    return (
+        f"worker {message['worker']} runs at {message['speed']:.2f} of the fastest's "
+        f"speed: a step would take {message['gain']:.0%} less time without it. Use "
+        "fewer workers, or `--drop-stragglers-below 0.1`."
+    )
+
+
+_SENTENCES: dict[str, tuple[int, Callable[[Message], str]]] = {
+    "failed": (logging.ERROR, lambda m: f"failure: {m['error']}"),
+    "slow start": (
+        logging.INFO,
+        lambda m: (
+            f"still {m['phase']}, after {m['seconds']:.0f} s; `--start-timeout` allows "
+            f"{m['patience']:.0f} s"
+        ),
     ),
-    "restart": lambda m: (
-        f"restart {m['number']}: going on after step {m['step']} with {m['workers']} "
-        f"worker{'s' if m['workers'] > 1 else ''}"
+    "restart": (logging.INFO, _restart),
+    "unused": (logging.WARNING, _unused),
+    "rebalanced": (logging.INFO, _rebalanced),
+    "hindered": (logging.INFO, _hindered),
+    "evicted": (
+        logging.INFO,
+        lambda m: (
+            f"worker {m['worker']} leaves after step {m['step']}: it is slower than "
+            "`--drop-stragglers-below` allows"
+        ),
     ),
-    "unused": lambda m: (
-        f"warning: no gradient reached {_few(m['parameters'])} in a pass over two "
-        "samples. Where a parameter has none, it counts as zero; if it never has one, "
-        "freeze it with `requires_grad_(False)`, or use it in `forward`."
+    "warning": (logging.WARNING, lambda m: str(m["text"])),
+    "no targets": (
+        logging.INFO,
+        lambda m: (
+            f"step {m['step']}: no target counts, all are ignored; the gradient is zero"
+        ),
     ),
-    "rebalanced": lambda m: (
-        f"rebalanced after step {m['step']}: {_counts(m['after'])} micro-batches "
-        f"instead of {_counts(m['before'])}, {m['gain']:.0%} less time"
-        + (
-            " (drawing samples takes most of the slowest worker's time)"
-            if m["cause"] == "data"
-            else ""
-        )
+    "caught up": (
+        logging.INFO,
+        lambda m: f"caught up with step {m['step']}, {m['after']:.2f} s later",
     ),
-    "hindered": lambda m: (
-        f"worker {m['worker']} runs at {m['speed']:.2f} of the fastest's speed: a step "
-        f"would take {m['gain']:.0%} less time without it. Use fewer workers, or "
-        "`--evict-slower-than 0.1`."
-    ),
-    "evicted": lambda m: (
-        f"worker {m['worker']} leaves after step {m['step']}: it is slower than "
-        "`--evict-slower-than` allows"
-    ),
-    "warning": lambda m: f"warning: {m['text']}",
-    "no targets": lambda m: (
-        f"step {m['step']}: no target counts, all are ignored; the gradient is zero"
-    ),
-    "caught up": lambda m: f"caught up with step {m['step']}, {m['after']:.2f} s later",
 }
-"""What a person is told about a recovery."""
+"""The level and the text of the messages that leave a line."""
 
 
 def _counts(numbers: list[int]) -> str:
@@ -172,21 +206,24 @@ def _few(names: list[str]) -> str:
 def scores(
     record: Message, prefix: str = "", separator: str = " ", digits: int = 4
 ) -> str:
-    """`loss 0.4386 accuracy 93.33%`, from the fields with this prefix."""
+    """Return `loss 0.4386 accuracy 93.33%`, from the fields with this prefix.
+
+    Metrics of a loss function of the user's own take the place of the accuracy.
+    """
     loss = f"loss {record[f'{prefix}loss']:.{digits}f}"
     own = record.get("own_metrics") or ()
-    found = [
+    metrics = [
         f"{n} {record[f'{prefix}{n}']:.4f}" for n in own if f"{prefix}{n}" in record
     ]
-    if not found and f"{prefix}accuracy" in record:
-        found = [f"accuracy {record[f'{prefix}accuracy']:.2%}"]
-    if not found and f"{prefix}absolute_error" in record:
-        found = [f"absolute error {record[f'{prefix}absolute_error']:.4f}"]
-    return separator.join([loss, *found])
+    if not metrics and f"{prefix}accuracy" in record:
+        metrics = [f"accuracy {record[f'{prefix}accuracy']:.2%}"]
+    if not metrics and f"{prefix}absolute_error" in record:
+        metrics = [f"absolute error {record[f'{prefix}absolute_error']:.4f}"]
+    return separator.join([loss, *metrics])
 
 
 def epoch_line(epoch: Message, epochs: int) -> str:
-    """`epoch 1/3  train loss 0.4386 accuracy 93.33%  validation ...`."""
+    """Return `epoch 1/3  train loss 0.4386 accuracy 93.33%  validation ...`."""
     parts = [f"epoch {epoch['epoch']}/{epochs}"]
     for split in ("train", "validation"):
         if f"{split}_loss" in epoch:

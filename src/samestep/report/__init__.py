@@ -4,11 +4,12 @@ The files of a run or a study become a document of plain blocks, which is writte
 HTML file and, on request, as a Word document and as figures.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 from samestep.errors import SamestepError, UsageError
+from samestep.system.log import logger
 
 
 LIBRARIES = {"matplotlib": "matplotlib", "jinja2": "jinja2"}
@@ -36,12 +37,12 @@ def write(
     return render.write(Path(path), out, docx=docx, png=png)
 
 
-def try_to_write(path: Path, warn: Callable[[str], None], *, png: bool = False) -> None:
-    """Write a report on results that are already safe, or warn why there is none."""
+def try_to_write(path: Path, *, png: bool = False) -> None:
+    """Write a report on results that are already safe, or log why there is none."""
     try:
         write(path, png=png)
     except SamestepError as error:
-        warn(f"note: no report.html: {error}")
+        logger.info("note: no report.html: %s", error)
 
 
 def compare(

@@ -16,7 +16,7 @@ from rich.progress import (
 from rich.table import Table
 
 from samestep.scaling.measure import OnCell
-from samestep.system.terminal import clean
+from samestep.system.log import logger
 
 
 PLAIN_SECONDS = 10.0
@@ -40,7 +40,7 @@ def show_progress() -> Iterator[OnCell]:
     """Yield a callback that shows a bar on a terminal, and lines elsewhere."""
     console = Console(stderr=True)
     if not console.is_terminal or console.is_dumb_terminal:
-        yield _Lines(console)
+        yield _Lines()
         return
     description = TextColumn("{task.description}")
     columns = (BarColumn(), MofNCompleteColumn(), description, TimeRemainingColumn())
@@ -55,10 +55,9 @@ def show_progress() -> Iterator[OnCell]:
 
 
 class _Lines:
-    """Prints a line every few seconds."""
+    """Logs a line every few seconds."""
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
+    def __init__(self) -> None:
         self._last = float("-inf")
         self._begun: tuple[float, int] | None = None
 
@@ -72,8 +71,7 @@ class _Lines:
         if done > before:  # cells of earlier commands do not count
             seconds = int((now - began) / (done - before) * (total - done))
             left = f", {seconds // 60}:{seconds % 60:02} left"
-        text = clean(f"measured {done} of {total}{left}; now {what}")
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        logger.info("measured %s of %s%s; now %s", done, total, left, what)
 
 
 def table(points: list[dict[str, Any]]) -> Table:

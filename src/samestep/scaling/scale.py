@@ -14,7 +14,6 @@ from samestep.scaling.study import open_study, to_csv, write
 from samestep.supervisor.forkserver_client import ForkServer
 from samestep.system import machine
 from samestep.system.signals import stop_on_signals
-from samestep.system.terminal import echo
 
 
 def scale(
@@ -40,7 +39,7 @@ def scale(
         analysis = analyse(study, machine.usable_cores()[0])
         write(path / "scaling.csv", to_csv(analysis["points"]))
         study.save(analysis)
-    try_to_write(path, lambda text: echo(text, err=True), png=True)
+    try_to_write(path, png=True)
     return path, analysis
 
 

@@ -31,7 +31,7 @@ def exchange_fields(placement: Placement) -> dict[str, Any]:
         "peer_timeout": PEER_SLACK * placement.hang_timeout,
         "spin_seconds": CROWDED_SPIN_SECONDS if crowded else SPIN_SECONDS,
         "balance": placement.balance,
-        "evict_slower_than": placement.evict_slower_than,
+        "drop_stragglers_below": placement.drop_stragglers_below,
         "snapshot_seconds": placement.snapshot_seconds,
         "prefetch": placement.prefetch == "auto",
         "probe": placement.probe,

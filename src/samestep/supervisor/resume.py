@@ -78,7 +78,7 @@ def check_conditions(then: Conditions, now: Conditions) -> list[str]:
         raise CheckpointError(
             "A run goes on only under the conditions of its checkpoint, or the "
             f"result would have other bits. Different are: {'; '.join(differences)}"
-            ". Restore them, or pass `--accept-other-bits`."
+            ". Restore them, or pass `--allow-different-numerics`."
         )
     unknown = list(_unknown(then[1], now[0]))
     if not unknown:

@@ -61,7 +61,7 @@ class Session:
 
     def run(self, training: Training, notice: str | None) -> RunResult:
         """Raises TrainingError, UsageError, and Interrupted after a signal."""
-        self.writer.warn = lambda text: self.view.note(f"warning: {text}")
+        self.writer.warn = self.view.warn
         if notice:
             self.writer.event("notice", text=notice)
             self.view.note(f"note: {notice}")
@@ -117,7 +117,7 @@ class Session:
         try:
             self.writer.close(status, **fields)
         except OutputError as error:
-            self.view.note(f"warning: {error}")
+            self.view.warn(str(error))
 
     def abandon(self, training: Training) -> None:
         """From another thread: `run` will not return, and this process ends."""
@@ -149,8 +149,8 @@ class Session:
             loss = message.get(f"{split}_loss", 0.0)
             if not math.isfinite(loss):
                 self.writer.event("not finite", split=split, epoch=message.get("epoch"))
-                self.view.note(
-                    f"warning: the {split} loss is {loss}: an input, a target or what "
+                self.view.warn(
+                    f"the {split} loss is {loss}: an input, a target or what "
                     f"the model makes of them is not finite in a {split} sample."
                 )
 
@@ -171,8 +171,8 @@ class Session:
         """From the thread that writes checkpoints."""
         self.writer.event(event, **fields)
         if event == "checkpoint failed":
-            self.view.note(
-                f"warning: the checkpoint of step {fields['step']} cannot be written: "
+            self.view.warn(
+                f"the checkpoint of step {fields['step']} cannot be written: "
                 f"{fields['error']}. Earlier checkpoints stay."
             )
 

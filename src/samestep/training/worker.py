@@ -191,7 +191,7 @@ def _settings(job: dict[str, Any]) -> TrainSettings:
     return TrainSettings(
         snapshot_seconds=job["snapshot_seconds"],
         balance=job["balance"],
-        drop_stragglers_below=job["evict_slower_than"],
+        drop_stragglers_below=job["drop_stragglers_below"],
         profile=job["profile"],
         probe=job["probe"],
         patience=job["hang_timeout"],

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from samestep.config.placement import Placement
+from samestep.config.placement import RENAMED, Placement
 from samestep.config.recipe import Recipe, parse_override
 from samestep.config.renames import new_name
 from samestep.errors import RecipeError, did_you_mean
@@ -125,7 +125,8 @@ def split_fields(fields: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, A
 
     `lr` is short for `optimizer.lr`; two underscores stand for a dot.
     """
-    placed = {k: v for k, v in fields.items() if k in Placement.model_fields}
+    placed_names = Placement.model_fields.keys() | RENAMED
+    placed = {k: v for k, v in fields.items() if k in placed_names}
     rest = {
         ("optimizer.lr" if k == "lr" else k.replace("__", ".")): v
         for k, v in fields.items()

@@ -146,7 +146,7 @@ def check_kept(kept: str, samples: str) -> None:
             f"have another checksum: {kept[:16]} then, {samples[:16]} now. `load` must "
             "return the same samples in the same order whenever it is called: seed "
             "what it draws, and sort what comes from a set. Restore them, or pass "
-            "`--accept-other-bits`."
+            "`--allow-different-numerics`."
         )
 
 
