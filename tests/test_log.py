@@ -1,0 +1,90 @@
+"""What samestep reports can be redirected, silenced, and is on stderr by default."""
+
+import logging
+
+import pytest
+from conftest import small_recipe
+
+from samestep import Placement, train
+from samestep.cli import main
+from samestep.cli.renamed_flags import RENAMED, with_new_names
+from samestep.output.console import PlainView
+from samestep.supervisor.forkserver_client import ForkServer
+from samestep.system.log import logger, shown_on_stderr, warn_renamed
+
+
+@pytest.fixture(autouse=True)
+def forget_warnings() -> None:
+    warn_renamed.cache_clear()
+
+
+@pytest.fixture
+def unconfigured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No handler is reached: pytest's own are at the root."""
+    monkeypatch.setattr(logger, "propagate", False)
+
+
+def test_a_python_caller_receives_records(
+    server: ForkServer,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+    tmp_path: object,
+) -> None:
+    caplog.set_level(logging.INFO, "samestep")
+    train(small_recipe(), workers=1, out=f"{tmp_path}/a", server=server)
+    assert any(text.startswith("epoch 1/1  train loss") for text in caplog.messages)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.usefixtures("unconfigured")
+def test_a_python_caller_can_silence_it(
+    server: ForkServer,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: object,
+) -> None:
+    monkeypatch.setattr(logger, "level", logging.ERROR)
+    logger.manager._clear_cache()  # type: ignore[attr-defined]
+    train(small_recipe(), workers=1, out=f"{tmp_path}/a", server=server)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.usefixtures("unconfigured")
+def test_records_are_on_stderr_where_logging_is_not_configured(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with shown_on_stderr(), shown_on_stderr():
+        view = PlainView(small_recipe())
+        view.note("a line")
+        view.warn("a problem with \x1b[2J%s")
+        view.receive({"type": "failed", "error": "x", "final": False})
+    assert capsys.readouterr() == (
+        "",
+        "a line\nwarning: a problem with \\x1b[2J%s\nfailure: x\n",
+    )
+    assert not logger.handlers
+
+
+def test_old_flags_are_replaced_with_one_warning_each(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    old = ["train", "--endpoint", "h:1", "--evict-slower-than=0.1", "--endpoint=h:2"]
+    new = ["train", "--rdzv-endpoint", "h:1", "--drop-stragglers-below=0.1"]
+    assert with_new_names(old) == [*new, "--rdzv-endpoint=h:2"]
+    assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
+    assert "`--endpoint` is now called `--rdzv-endpoint`" in caplog.messages[0]
+
+
+def test_every_new_flag_is_an_option_and_no_old_one_is() -> None:
+    commands = main.cli.commands["train"], main.cli.commands["resume"]
+    flags = {flag for command in commands for p in command.params for flag in p.opts}
+    assert flags >= set(RENAMED.values())
+    assert not flags & set(RENAMED)
+
+
+def test_an_old_keyword_of_a_placement_works_with_a_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    placement = Placement.model_validate({"evict_slower_than": 0.5})
+    assert placement.drop_stragglers_below == 0.5
+    assert "now called `drop_stragglers_below`" in caplog.text
