@@ -44,13 +44,13 @@ copybutton_prompt_is_regexp = True
 
 
 def _without_module_docstrings(_app: Sphinx, what: str, *rest: Any) -> None:
-    """Pages introduce modules in their own words."""
+    """Drop the docstrings of modules; the pages introduce them."""
     if what == "module":
         rest[-1].clear()
 
 
 def _examples_as_code(_app: Sphinx, _context: Any, lines: list[str]) -> None:
-    """Of a command's help: sphinx-click makes verses of them."""
+    """Show the examples in a command's help as code blocks, not as line blocks."""
     shown = []
     for line in lines:
         verse = line.removeprefix("| ")
@@ -64,6 +64,6 @@ def _examples_as_code(_app: Sphinx, _context: Any, lines: list[str]) -> None:
 
 
 def setup(app: Sphinx) -> None:
-    """Called by Sphinx."""
+    """Register the hooks; Sphinx calls this."""
     app.connect("autodoc-process-docstring", _without_module_docstrings)
     app.connect("sphinx-click-process-description", _examples_as_code)

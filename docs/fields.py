@@ -30,18 +30,18 @@ Schema = dict[str, Any]
 
 
 class Fields(SphinxDirective):
-    """Its argument is a key of MODELS; headings begin at the second level."""
+    """The fields of MODELS[argument]; headings begin at the second level."""
 
     required_arguments = 1
 
     def run(self) -> list[Node]:
-        """Markdown, parsed as if it stood in the page."""
+        """Return the nodes of Markdown, parsed as part of the page."""
         lines = described(MODELS[self.arguments[0]].model_json_schema())
         return self.parse_text_to_nodes("\n".join(lines), allow_section_headings=True)
 
 
 class Records(SphinxDirective):
-    """A table of the fields of a record; its argument is a key of RECORDS."""
+    """A table of the fields of the record that its argument names in RECORDS."""
 
     required_arguments = 1
 
@@ -62,7 +62,7 @@ def record_table(record: type[BaseModel]) -> Iterator[str]:
 
 
 def described(schema: Schema) -> Iterator[str]:
-    """Lines of Markdown: the plain fields, then each section by its kinds."""
+    """Yield lines of Markdown: the plain fields, then each section by its kinds."""
     definitions = schema.get("$defs", {})
     fields = schema["properties"]
     sections = {name: _kinds(field, definitions) for name, field in fields.items()}
@@ -76,7 +76,7 @@ def described(schema: Schema) -> Iterator[str]:
 def _section(
     name: str, kinds: list[Schema], definitions: dict[str, Schema]
 ) -> Iterator[str]:
-    """Every kind that a section may be, then the sections inside of it."""
+    """Yield every kind of a section, then the sections inside it."""
     inside: dict[str, Schema] = {}
     for index, kind in enumerate(kinds):
         fields = dict(kind["properties"])
@@ -95,7 +95,7 @@ def _section(
 
 
 def _kinds(field: Schema, definitions: dict[str, Schema]) -> list[Schema]:
-    """The sections that a field may be; none for a plain value."""
+    """Return the kinds of section that a field can have; none for a plain value."""
     options = field.get("oneOf") or field.get("anyOf") or [field]
     references = [option.get("items", option).get("$ref") for option in options]
     names = [reference.rpartition("/")[2] for reference in references if reference]
@@ -114,7 +114,7 @@ def _table(fields: dict[str, Schema], required: list[str]) -> Iterator[str]:
 
 
 def _literal(value: Any) -> str:
-    """As in TOML; nothing where a field without a value is left out."""
+    """Return the default as in TOML; nothing if a field without a value is omitted."""
     if value is None:
         return ""
     if isinstance(value, dict) and value:
@@ -124,7 +124,7 @@ def _literal(value: Any) -> str:
 
 
 def _value(schema: Schema) -> str:
-    """What a field may be, in a few words."""
+    """Describe the values of a field in a few words."""
     options = schema.get("oneOf") or schema.get("anyOf")
     if options:
         given = [_value(option) for option in options if option.get("type") != "null"]
@@ -149,7 +149,7 @@ def _value(schema: Schema) -> str:
 
 
 def setup(app: Sphinx) -> ExtensionMetadata:
-    """Called by Sphinx."""
+    """Register the directives; Sphinx calls this."""
     app.add_directive("fields", Fields)
     app.add_directive("records", Records)
     return {"parallel_read_safe": True}

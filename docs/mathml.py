@@ -22,12 +22,12 @@ def _block(writer: HTML5Translator, node: nodes.math_block) -> None:
 
 
 def _mathml(formula: str, as_block: bool) -> str:
-    """Raises docutils' MathError, which ends the build, for what it does not know."""
+    """Return a LaTeX formula as MathML."""
     parsed: Any = latex2mathml.tex2mathml(formula, as_block=as_block)
     return cast(str, parsed)
 
 
 def setup(app: Sphinx) -> ExtensionMetadata:
-    """Called by Sphinx."""
+    """Register the writer; Sphinx calls this."""
     app.add_html_math_renderer("mathml", (_inline, None), (_block, None))
     return {"parallel_read_safe": True}

@@ -41,20 +41,20 @@ FONTS = str(Path(mpl.get_data_path()) / "fonts" / "ttf")
 
 
 def pages() -> list[Path]:
-    """The chapters."""
+    """Return the paths of the chapters."""
     index = (HERE / "index.md").read_text(encoding="utf-8")
     _, toctree = index.split("```{toctree}\n:hidden:\n")
     return [HERE / f"{name}.md" for name in toctree.split("```")[0].split()]
 
 
 def parse(page: Path) -> list[Node]:
-    """The blocks of a page."""
+    """Return the blocks of a page."""
     parser = MarkdownIt("commonmark").enable("table")
     return Node(parser.parse(page.read_text(encoding="utf-8"))).children
 
 
 def figure(path: Path) -> tuple[bytes, int, int]:
-    """An SVG as PNG, and its width and height in EMU."""
+    """Return an SVG as PNG, with its width and height in EMU."""
     png = resvg_py.svg_to_bytes(
         svg_path=str(path),
         dpi=PIXELS_PER_INCH,
@@ -72,7 +72,7 @@ def figure(path: Path) -> tuple[bytes, int, int]:
 
 
 class Book:
-    """The Word document as it grows."""
+    """A Word document under construction."""
 
     def __init__(self) -> None:
         self.word: Document = docx.Document()
@@ -80,7 +80,7 @@ class Book:
         _set_up(self.word)
 
     def add_front(self) -> None:
-        """Title and contents, with links to the chapters."""
+        """Add the title and the contents, with links to the chapters."""
         self.word.add_heading(TITLE, level=0)
         self.word.add_paragraph(SUBTITLE, style="Subtitle")
         for number, page in enumerate(pages(), start=1):
@@ -90,7 +90,7 @@ class Book:
             _link(line, title, anchor=page.stem)
 
     def add_chapter(self, page: Path) -> None:
-        """All blocks of one page."""
+        """Add all blocks of one page."""
         for block in parse(page):
             self._add(block, page)
 
@@ -138,7 +138,7 @@ class Book:
         caption.alignment = WD_ALIGN_PARAGRAPH.CENTER
 
     def _add_list(self, block: Node) -> None:
-        """Numbers are written out: Word's own would go on from list to list."""
+        """Add a list, its numbers as text: Word would continue those of another."""
         for number, item in enumerate(block.children, start=1):
             is_numbered = block.type == "ordered_list"
             style = "Normal" if is_numbered else "List Bullet"
@@ -201,7 +201,7 @@ def _is_figure(paragraph: Node) -> bool:
 
 
 def plain(block: Node) -> str:
-    """The text without its marks."""
+    """Return the text without markup."""
     return "".join(
         " " if node.type == "softbreak" else node.content
         for node in block.walk()
@@ -226,7 +226,7 @@ def _write(paragraph: Paragraph, inline: Node) -> None:
 
 
 def _runs(node: Node, marks: frozenset[str]) -> Iterator[tuple[Node, frozenset[str]]]:
-    """Pieces of text, each with what is around it: strong, em, or an address."""
+    """Yield pieces of text, each with its styles: strong, em, or an address."""
     for child in node.children:
         if child.type in ("text", "code_inline", "softbreak"):
             yield child, marks
@@ -243,7 +243,7 @@ def _as_code(font: Font) -> None:
 
 
 def _widths(rows: list[list[str]]) -> list[int]:
-    """By the longest text, up to a limit; no word is broken."""
+    """Return column widths by the longest text, up to a limit; words stay whole."""
     weights = []
     for column in zip(*rows, strict=True):
         longest_word = max(len(word) for text in column for word in [*text.split(), ""])
@@ -253,7 +253,7 @@ def _widths(rows: list[list[str]]) -> list[int]:
 
 
 def _numeric(rows: list[list[str]]) -> set[int]:
-    """The columns of numbers, perhaps with a range in brackets."""
+    """Return the columns of numbers, which may have a range in brackets."""
     return {
         at
         for at, (_, *texts) in enumerate(zip(*rows, strict=True))
@@ -271,7 +271,7 @@ def _fill(cell: _Cell, content: Node, width: int, size: float) -> None:
 
 
 def _link(paragraph: Paragraph, text: str, anchor: str = "", address: str = "") -> None:
-    """To a chapter of the document, or to an address."""
+    """Add a link to a chapter of the document, or to an address."""
     run = paragraph.add_run(text)
     run.font.color.rgb, run.font.underline = LINK, True
     if address:
@@ -299,7 +299,7 @@ def _element(tag: str, /, **attributes: str) -> BaseOxmlElement:
 
 
 def write(target: Path) -> None:
-    """The document."""
+    """Return the document."""
     book = Book()
     book.add_front()
     for page in pages():

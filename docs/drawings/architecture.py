@@ -17,7 +17,7 @@ FILES = (
 
 
 def draw() -> str:
-    """docs/architecture.svg."""
+    """Return docs/architecture.svg."""
     drawing = Drawing(
         936,
         "On one machine the supervisor asks a fork server for workers, which exchange "
@@ -63,7 +63,7 @@ def _processes(drawing: Drawing) -> None:
 
 
 def _memory(drawing: Drawing) -> None:
-    """Snapshots are what is left when workers die."""
+    """Draw the memory; snapshots outlive the workers."""
     drawing.box(24, 412, 304, 120, "soft s-rule")
     drawing.lines(40, 438, "shared memory", "partial sums of the gradients; one")
     drawing.text(40, 478, "copy of weights and their state,", "muted small", "start")
@@ -87,7 +87,7 @@ def _run_directory(drawing: Drawing) -> None:
 
 
 def _machine(drawing: Drawing, at: int, x: int) -> None:
-    """A machine's colour is that of its workers; the leader has a ring."""
+    """Draw a machine in the colour of its workers; its leader has a ring."""
     kind = f"w{at}"
     drawing.box(x, 608, 160, 222, f"tint{at} s-{kind}")
     drawing.text(x + 80, 634, f"machine {at}", "ink b")

@@ -12,7 +12,7 @@ HIGH = 84
 
 
 def draw() -> str:
-    """docs/dataflow.svg."""
+    """Return docs/dataflow.svg."""
     drawing = Drawing(
         792,
         "The recipe determines the plan: which samples make up which micro-batch. The "
@@ -86,7 +86,7 @@ def _step(drawing: Drawing) -> None:
 
 
 def _results(drawing: Drawing) -> None:
-    """What goes in and out beside the steps."""
+    """Draw the inputs and outputs beside the steps."""
     _beside(drawing, 322, "data", "samples by index,", "the same for all")
     drawing.arrow(f"M{RIGHT} 364H345", (337, 364), "left", "line")
     _beside(

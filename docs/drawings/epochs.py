@@ -21,7 +21,7 @@ LEFT, RIGHT, ROW, TOP = 204, 490, 36, 68
 
 
 def draw(global_batch: int) -> str:
-    """docs/epoch-<global batch>.svg: medians, from the fastest to the slowest."""
+    """Return docs/epoch-<global batch>.svg: medians, fastest first."""
     found = json.loads((RESULTS / f"classic-{global_batch}.json").read_text())["rows"]
     rows = sorted(found, key=lambda row: row["epoch_seconds"])
     drawing = Drawing(

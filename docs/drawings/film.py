@@ -9,7 +9,7 @@ from language import Drawing
 
 
 class Film(Drawing):
-    """All times in seconds."""
+    """An animated drawing; all times are in seconds."""
 
     def __init__(
         self,
@@ -19,13 +19,16 @@ class Film(Drawing):
         before: float,
         fade: float = 0.3,
     ) -> None:
-        """From 0 to `seconds`; `before` that, the end is shown for so long."""
+        """Run from 0 to `seconds`; show the last frame for `before` seconds first."""
         super().__init__(size[1], title, width=size[0])
         self._seconds, self._before, self._fade = seconds, before, fade
         self._moves: dict[str, str] = {}
 
     def shown(self, *spans: tuple[float, float]) -> str:
-        """The class of what is seen in these spans; to the end, it is also before 0."""
+        """Return the class of shapes visible in these spans.
+
+        A span to the end is also visible before 0.
+        """
         is_last = any(end >= self._seconds for _, end in spans)
         marks = f"0%{{opacity:{is_last:d}}}"
         if is_last:
@@ -37,7 +40,7 @@ class Film(Drawing):
         return self._move(marks, "" if is_last else "opacity:0")
 
     def travels(self, start: float, end: float) -> str:
-        """The class of what goes by (--x, --y) in between, and is seen only then."""
+        """Return the class of shapes that move by (--x, --y) and vanish afterwards."""
         here, there = "transform:none", "transform:translate(var(--x),var(--y))"
         marks = (
             f"0%,{self._percent(start)}{{opacity:0;{here}}}"
@@ -48,7 +51,7 @@ class Film(Drawing):
         return self._move(marks, "opacity:0")
 
     def arrives(self, start: float, end: float, by: float) -> str:
-        """The class of what comes to its place from `by` pixels to the right of it."""
+        """Return the class of shapes that arrive from `by` pixels to the right."""
         there = f"{{transform:translateX({by:g}px)}}"
         marks = (
             f"0%,{self._percent(-self._fade)}{{transform:none}}"
@@ -72,7 +75,7 @@ class Film(Drawing):
         return self._moves[marks]
 
     def svg(self) -> str:
-        """With the motion, for those who want it."""
+        """Return the file, animated for readers who allow motion."""
         pace = f"{self._seconds + self._before:g}s ease-in-out infinite"
         running = "".join(
             f"@keyframes {name}{{{marks}}}.{name}{{animation:{name} {pace}}}"

@@ -41,7 +41,7 @@ SHAPES = (
 
 
 def palette(column: int) -> str:
-    """The rules of one scheme: `.name` fills, `.s-name` strokes."""
+    """Return the rules of one scheme: `.name` fills, `.s-name` strokes."""
     return "".join(
         f".{name}{{fill:{pair[column]}}}.s-{name}{{stroke:{pair[column]}}}"
         for name, pair in COLOURS.items()
@@ -52,55 +52,55 @@ class Drawing:
     """A card; shapes are added from back to front."""
 
     def __init__(self, height: int, title: str, width: int = WIDTH) -> None:
-        """`title` is what a reader who cannot see the drawing should know."""
+        """Start a card; `title` describes the drawing for screen readers."""
         self.width, self.height, self._title = width, height, title
         self.style = SHAPES
         self._shapes: list[str] = []
         self.box(1, 1, width - 2, height - 2, "paper s-rule", radius=14)
 
     def add(self, shape: str) -> None:
-        """Markup as it is."""
+        """Add raw markup."""
         self._shapes.append(shape)
 
     def box(
         self, x: float, y: float, w: float, h: float, kind: str, radius: float = 8
     ) -> None:
-        """A rectangle with round corners."""
+        """Add a rectangle with round corners."""
         self.add(
             f'<rect x="{x:g}" y="{y:g}" width="{w:g}" height="{h:g}" rx="{radius:g}" '
             f'class="{kind}"/>'
         )
 
     def circle(self, x: float, y: float, r: float, kind: str) -> None:
-        """A disc."""
+        """Add a disc."""
         self.add(f'<circle cx="{x:g}" cy="{y:g}" r="{r:g}" class="{kind}"/>')
 
     def text(
         self, x: float, y: float, text: str, kind: str = "ink", anchor: str = "middle"
     ) -> None:
-        """One line; `y` is its baseline."""
+        """Add one line of text; `y` is its baseline."""
         self.add(
             f'<text x="{x:g}" y="{y:g}" text-anchor="{anchor}" class="{kind}">'
             f"{escape(text, quote=False)}</text>"
         )
 
     def lines(self, x: float, y: float, head: str, *texts: str) -> None:
-        """A bold head with small lines below, from the left."""
+        """Add a bold head with small lines below, left-aligned."""
         self.text(x, y, head, "ink b", "start")
         for at, text in enumerate(texts):
             self.text(x, y + 21 + 19 * at, text, "muted small", "start")
 
     def path(self, d: str, kind: str = "edge s-line") -> None:
-        """A line."""
+        """Add a line."""
         self.add(f'<path d="{d}" class="{kind}"/>')
 
     def arrow(self, d: str, tip: tuple[float, float], way: str, name: str) -> None:
-        """A line with a head at `tip` that points `way`: up, down, left or right."""
+        """Add a line with a head at `tip` pointing `way`: up, down, left or right."""
         self.path(d, f"edge s-{name}")
         self.head(tip, way, name)
 
     def head(self, tip: tuple[float, float], way: str, name: str) -> None:
-        """The head of an arrow."""
+        """Add the head of an arrow."""
         x, y = tip
         dx, dy = {"up": (0, 9), "down": (0, -9), "left": (9, 0), "right": (-9, 0)}[way]
         wide, high = (6, 0) if dx == 0 else (0, 6)
@@ -111,12 +111,12 @@ class Drawing:
     def pill(
         self, x: float, y: float, w: float, text: str, kind: str, tone: str = "on"
     ) -> None:
-        """A coloured label, 30 high."""
+        """Add a coloured label, 30 high."""
         self.box(x, y, w, 30, kind, radius=15)
         self.text(x + w / 2, y + 20.5, text, f"{tone} b")
 
     def svg(self) -> str:
-        """The file."""
+        """Return the file."""
         dark = f"@media(prefers-color-scheme:dark){{{palette(1)}}}"
         return (
             '<svg xmlns="http://www.w3.org/2000/svg" '

@@ -7,7 +7,7 @@ from samestep.core.tree import Range
 
 
 def draw() -> str:
-    """docs/tree.svg."""
+    """Return docs/tree.svg."""
     drawing = Drawing(
         596,
         "The micro-batches of one step, owned by two or by three workers, are summed "

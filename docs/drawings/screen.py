@@ -29,7 +29,7 @@ class Screen:
     _style: str = ""
 
     def write(self, text: str) -> None:
-        """Raises ValueError for a control sequence that is not known."""
+        """Apply text and control sequences. Raises ValueError for unknown ones."""
         for match in TOKENS.finditer(text):
             parameters, command, control, letters = match.groups()
             if command:

@@ -33,7 +33,7 @@ STAGES = (
 
 
 def draw() -> str:
-    """docs/step.svg."""
+    """Return docs/step.svg."""
     film = Film(
         (WIDTH, 534),
         "A step is cut into eight micro-batches. Three workers compute them and sum "
@@ -56,7 +56,7 @@ def draw() -> str:
 
 
 def _stages(film: Film) -> None:
-    """What a step consists of, and where we are."""
+    """Draw the stages of a step, the current one highlighted."""
     x = 280 - (sum(w for _, w, _ in STAGES) + 24 * (len(STAGES) - 1)) / 2
     for at, (name, width, spans) in enumerate(STAGES):
         if at:
@@ -70,7 +70,7 @@ def _stages(film: Film) -> None:
 
 
 def _tree(film: Film) -> None:
-    """What does not depend on the workers: leaves and tree."""
+    """Draw the leaves and the tree, which do not depend on the workers."""
     film.add(f'<g class="{film.shown((1.9, END))}">')
     for node in sums():
         for child in children(node):
@@ -90,7 +90,7 @@ def _tree(film: Film) -> None:
 
 
 def _workers(film: Film) -> None:
-    """Whose the micro-batches are: before, and after one has died."""
+    """Draw the owners of the micro-batches, before and after a worker dies."""
     for worker, owned in enumerate(BEFORE):
         dies = worker == len(BEFORE) - 1
         film.add(f'<g class="{film.shown((2.8, 10.2 if dies else 12.0))}">')
@@ -116,7 +116,7 @@ def _pass(
     adds: float,
     ends: float,
 ) -> None:
-    """Everyone computes its own; then the tree is summed, level by level."""
+    """Draw the computation of the micro-batches, then the sums, level by level."""
     for worker, (first, end) in enumerate(shares):
         dies = shares is BEFORE and worker == len(shares) - 1
         for turn, leaf in enumerate(range(first, end)):
@@ -135,7 +135,7 @@ def _pass(
 def _flow(
     film: Film, node: Range, kind: str, times: tuple[float, float, float]
 ) -> None:
-    """Two values travel to their node."""
+    """Move two values to their node."""
     start, arrive, gone = times
     x, y = SHAPE.centre(node)
     lit = film.shown((0.3 * start + 0.7 * arrive, gone))
@@ -149,7 +149,7 @@ def _flow(
 
 
 def _sum(film: Film, node: Range, kind: str, times: tuple[float, float, float]) -> None:
-    """They become one."""
+    """Draw the sum of two values."""
     start, arrive, gone = times
     film.add(f'<g class="{film.shown((0.3 * start + 0.7 * arrive, gone))}">')
     SHAPE.plus(film, node, kind, "on")
@@ -157,7 +157,7 @@ def _sum(film: Film, node: Range, kind: str, times: tuple[float, float, float]) 
 
 
 def _weights(film: Film) -> None:
-    """They take the step, are lost with it, and take it again."""
+    """Draw the weights: updated, reset with the lost step, and updated again."""
     _, root_y = SHAPE.centre((0, LEAVES))
     states = (
         ("weights, step 7", "soft s-rule", "muted", ((0.2, 8.6),)),
@@ -171,7 +171,7 @@ def _weights(film: Film) -> None:
 
 
 def _sums(film: Film) -> None:
-    """The bits of both sums, to be compared by eye."""
+    """Draw the bits of both sums, for comparison by eye."""
     film.path("M28 380H532", "s-rule")
     for y, workers, start in ((410, 3, 8.4), (446, 2, 17.2)):
         film.text(50, y + 6, f"sum by {workers} workers", "muted", "start")

@@ -45,7 +45,7 @@ Row = tuple[Cell, ...]
 
 
 def record(screen: Screen) -> Iterator[tuple[float, list[Row]]]:
-    """Seconds, and what the screen shows then."""
+    """Return pairs of seconds and the contents of the screen."""
     elapsed = 0.5
     with tempfile.TemporaryDirectory() as directory:
         for command in COMMANDS:
@@ -61,7 +61,7 @@ def record(screen: Screen) -> Iterator[tuple[float, list[Row]]]:
 
 
 def _run(command: str, directory: str) -> Iterator[str]:
-    """What a command writes to a terminal, as it comes."""
+    """Yield the output of a command to a terminal, as it arrives."""
     pid, terminal = pty.fork()
     if pid == 0:
         os.chdir(directory)
@@ -85,7 +85,7 @@ def _rows(screen: Screen) -> list[Row]:
 
 
 def draw(frames: list[tuple[float, list[Row]]]) -> str:
-    """The rows of the frames, each as long as it stood there."""
+    """Draw the rows of the frames, each for as long as it was visible."""
     end = frames[-1][0] + 1.0
     height = 2 * MARGIN + LINE * max(len(rows) for _, rows in frames)
     film = Film(
@@ -120,7 +120,7 @@ TINTS = {"failure": "tint1", "restart": "tint1", "weights": "tint2", "ident": "t
 
 
 def _draw_row(film: Film, row: Row, y: float) -> None:
-    """Stretches of one style; those that prove something stand out."""
+    """Draw runs of one style; fingerprints and verdicts are highlighted."""
     text = "".join(letter for letter, _ in row)
     for beginning, tint in TINTS.items():
         if text.startswith(beginning):
@@ -136,7 +136,7 @@ def _draw_row(film: Film, row: Row, y: float) -> None:
 
 
 def _text(x: float, y: float, letters: str, kind: str) -> str:
-    """As wide as it must be, in whatever font the reader has."""
+    """Draw text with a fixed width, independent of the reader's font."""
     letters = letters.replace("&", "&amp;").replace("<", "&lt;")
     return (
         f'<text x="{x:g}" y="{y:g}" textLength="{LETTER * len(letters):g}" '
@@ -147,7 +147,7 @@ def _text(x: float, y: float, letters: str, kind: str) -> str:
 def thin(
     frames: Iterator[tuple[float, list[Row]]],
 ) -> Iterator[tuple[float, list[Row]]]:
-    """The last picture of every tick, and what it shows from then on."""
+    """Keep the last frame of every tick."""
     for tick, group in groupby(frames, lambda frame: int(frame[0] / TICK)):
         *_, (_, rows) = group
         yield TICK * tick, rows

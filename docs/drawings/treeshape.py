@@ -13,7 +13,7 @@ LEAVES = 8
 
 
 def children(node: Range) -> list[Range]:
-    """Two, or none of a leaf."""
+    """Return the two children of a sum; none for a leaf."""
     if node[1] - node[0] == 1:
         return []
     middle = tree.split(node)
@@ -21,18 +21,18 @@ def children(node: Range) -> list[Range]:
 
 
 def sums(node: Range = (0, LEAVES)) -> list[Range]:
-    """The nodes that are sums; each after those that it needs."""
+    """Return the nodes that are sums, each after its children."""
     below = [inner for child in children(node) for inner in sums(child)]
     return [*below, node] if children(node) else []
 
 
 def height(node: Range) -> int:
-    """Levels above the leaves."""
+    """Return the number of levels above the leaves."""
     return max((1 + height(child) for child in children(node)), default=0)
 
 
 def owner(node: Range, shares: list[Range]) -> str:
-    """The colour of the worker that sums it alone; grey if it takes several."""
+    """Return the colour of the worker that sums a node alone; grey for several."""
     for worker, (first, end) in enumerate(shares):
         if first <= node[0] and node[1] <= end:
             return f"w{worker}"
@@ -41,21 +41,21 @@ def owner(node: Range, shares: list[Range]) -> str:
 
 @dataclass(frozen=True)
 class Shape:
-    """A tree in the middle of the card, its leaves at `top`."""
+    """A tree, centred on the card, its leaves at `top`."""
 
     top: float
 
     @property
     def left(self) -> float:
-        """Of the first leaf."""
+        """The x of the first leaf."""
         return (WIDTH - (LEAVES - 1) * PITCH - SQUARE) / 2
 
     def corner(self, leaf: int) -> tuple[float, float]:
-        """Upper left, of a leaf."""
+        """Return the upper left corner of a leaf."""
         return self.left + PITCH * leaf, self.top
 
     def centre(self, node: Range) -> tuple[float, float]:
-        """Of a leaf or a sum."""
+        """Return the centre of a leaf or a sum."""
         below = [self.centre(child)[0] for child in children(node)]
         if not below:
             x, y = self.corner(node[0])
@@ -63,34 +63,34 @@ class Shape:
         return sum(below) / 2, self.top + SQUARE / 2 + LEVEL * height(node) + 6
 
     def foot(self, node: Range) -> tuple[float, float]:
-        """Where the line to the next sum begins."""
+        """Return the point where the line to the next sum begins."""
         x, y = self.centre(node)
         return x, y if children(node) else y + SQUARE / 2
 
     def edge(self, child: Range, node: Range) -> str:
-        """The path of that line."""
+        """Return the path of that line."""
         (x, y), (to_x, to_y) = self.foot(child), self.centre(node)
         return f"M{x:g} {y:g}L{to_x:g} {to_y:g}"
 
     def leaf(self, drawing: Drawing, leaf: int, kind: str, tone: str) -> None:
-        """A square with its number."""
+        """Draw a leaf: a square with its number."""
         x, y = self.corner(leaf)
         drawing.box(x, y, SQUARE, SQUARE, kind)
         drawing.text(x + SQUARE / 2, y + 29, str(leaf), f"{tone} b")
 
     def plus(self, drawing: Drawing, node: Range, kind: str, tone: str) -> None:
-        """A disc with a plus."""
+        """Draw a sum: a disc with a plus."""
         x, y = self.centre(node)
         drawing.circle(x, y, RADIUS, kind)
         drawing.text(x, y + 6, "+", f"{tone} b big")
 
     def owner(self, drawing: Drawing, worker: int, owned: Range) -> None:
-        """The label above what a worker owns."""
+        """Draw the label above the micro-batches of a worker."""
         x, width = self.span(owned)
         kind = f"w{worker}"
         drawing.pill(x, self.top - 50, width, f"worker {worker}", kind)
 
     def span(self, owned: Range) -> tuple[float, float]:
-        """Left edge and width of that label."""
+        """Return the left edge and the width of that label."""
         first, end = owned
         return self.left - 4 + first * PITCH, (end - first) * PITCH - 4
