@@ -2,6 +2,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Without a GPU: make train TORCH_INDEX=https://download.pytorch.org/whl/cpu
 PIP := $(BIN)/pip install --quiet $(addprefix --extra-index-url=,$(TORCH_INDEX))
+PYTEST = $(BIN)/pytest --numprocesses auto --dist loadgroup
+# Tests start hundreds of processes, which would all compile the sources anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 train: .venv/installed
 	$(BIN)/samestep train
@@ -10,7 +13,17 @@ test: .venv/tested
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest
+	$(PYTEST)
+
+# Which lines and branches the tests reach, workers and commands included; of all tests,
+# or of TESTS="tests/test_exactness.py ...". The pages are in build/coverage/html.
+coverage: .venv/tested
+	mkdir -p build/coverage
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m $(notdir $(PYTEST)) $(TESTS)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage html --quiet --directory build/coverage/html
+	$(BIN)/coverage report --sort cover
 
 # 100,000 damaged and malicious inputs for everything that reads, in about half an hour.
 fuzz: .venv/tested
@@ -29,7 +42,7 @@ dist: .venv/tested
 
 # Every kind of own code in tests/kinds, at every placement and after every kill.
 kinds: .venv/tested
-	$(BIN)/pytest tests/test_kinds.py -m "full or not full"
+	$(PYTEST) tests/test_kinds.py -m "full or not full"
 
 # Modules of other libraries, which are installed beside what the tests need.
 zoo:
@@ -45,7 +58,7 @@ zoo:
 newest:
 	$(PYTHON) -m venv .venv-newest
 	.venv-newest/bin/pip install --quiet --upgrade --editable ".[dev]"
-	.venv-newest/bin/pytest
+	.venv-newest/bin/pytest --numprocesses auto --dist loadgroup
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -59,4 +72,4 @@ newest:
 clean:
 	rm -rf .venv .venv-newest .venv-zoo build dist
 
-.PHONY: train test fuzz docs design-docx dist newest clean kinds zoo
+.PHONY: train test coverage fuzz docs design-docx dist newest clean kinds zoo

@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import os
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +22,22 @@ from samestep.system import fault_injection
 Train = Callable[..., samestep.Run]
 Own = Callable[..., samestep.Recipe]
 counter = itertools.count()
+
+
+def pytest_configure() -> None:
+    """Let the programs that tests start receive the signals that tests send.
+
+    `nohup` ignores SIGHUP and a shell's `&` SIGINT, which programs inherit. A handler
+    ignores them as well, and is not inherited.
+    """
+    for number in (signal.SIGHUP, signal.SIGINT):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Return the processes of `-n auto`: most tests wait for others half the time."""
+    return len(os.sched_getaffinity(0)) * 3 // 2
 
 
 @pytest.fixture(scope="session")

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import compare
-import psutil
 import pytest
 import torch
 from common import Task, in_memory, shapes
 from documents import PAGES, ROOT, commands
 from hosts import why_not
+from processes import marked, started_by
 from quota import V1, V2
 from test_launch import wait_until
 
@@ -55,9 +55,6 @@ SAVING = {"compare.py": "--save"} | dict.fromkeys(
 """The option that says where."""
 AS_ROOT = {"dilated.py", "nodes.py", "recovery.py", "wire.py"}
 LIBRARIES = {"cleanup.py", "hosts.py", "quota.py"}
-MARK = "SAMESTEP_BENCHMARK_TEST"
-"""In the environment of a script, and so of every process that it starts."""
-
 needs_root = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 
 
@@ -69,7 +66,7 @@ def start(script: str, home: Path, *options: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, MARK: str(home), "TMPDIR": str(home / "tmp")},
+        env={**marked(home), "TMPDIR": str(home / "tmp")},
         start_new_session=True,
     )
 
@@ -78,16 +75,6 @@ def output(process: subprocess.Popen[str]) -> str:
     printed, errors = process.communicate(timeout=280)
     assert process.returncode == 0, printed + errors
     return printed
-
-
-def started_by(home: Path) -> Iterator[psutil.Process]:
-    """Everything that a script in `home` has started and that is not over."""
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get(MARK) == str(home):
-                yield process
-        except psutil.Error:
-            continue
 
 
 def assert_nothing_is_left(script: subprocess.Popen[str], home: Path) -> None:

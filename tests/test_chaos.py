@@ -4,10 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from processes import marked, started_by
 
 from samestep import PlacementError, Recipe
 from samestep.chaos.plan import KILL_POINTS, KINDS, plan
@@ -35,15 +35,6 @@ def test_a_plan_depends_on_its_seed_alone(
         assert injections[-1].point != "restart"
 
 
-def relatives() -> set[int]:
-    """All processes of this machine that run samestep."""
-    return {
-        process.pid
-        for process in psutil.process_iter(["cmdline"])
-        if "samestep" in " ".join(process.info["cmdline"] or [])
-    }
-
-
 def test_ten_kills_visit_every_point() -> None:
     points = {i.point for i in plan(0, len(KILL_POINTS), ["kill"], 400, 2)}
     assert points == set(KILL_POINTS)
@@ -56,7 +47,6 @@ def test_an_unknown_fault_is_refused(tmp_path: Path) -> None:
 
 
 def test_chaos_changes_no_bit_and_leaves_nothing(tmp_path: Path) -> None:
-    before = relatives()
     ended = subprocess.run(
         [
             *(sys.executable, "-m", "samestep", "chaos", "--kills", "8"),
@@ -66,6 +56,7 @@ def test_chaos_changes_no_bit_and_leaves_nothing(tmp_path: Path) -> None:
         text=True,
         timeout=280,
         check=False,
+        env=marked(tmp_path),
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "faults injected, 0 processes left behind: identical" in ended.stdout
@@ -74,4 +65,4 @@ def test_chaos_changes_no_bit_and_leaves_nothing(tmp_path: Path) -> None:
         line.split()[-1] for line in ended.stdout.splitlines() if "sha256" in line
     }
     assert len(fingerprints) == 1
-    assert relatives() <= before
+    assert list(started_by(tmp_path)) == []

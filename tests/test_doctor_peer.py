@@ -16,6 +16,7 @@ import pytest
 from hosts import Host, Network, why_not
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from processes import reserved_port
 from test_cli import samestep
 
 from samestep.doctor import peer_protocol
@@ -204,9 +205,7 @@ def test_facts_of_a_peer_are_checked(change: dict[str, Any]) -> None:
 
 
 def test_a_port_where_nobody_listens_refuses() -> None:
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        number = bound.getsockname()[1]
+    with reserved_port() as number:
         link = probe("127.0.0.1", number)
     assert link == Link(peer="127.0.0.1", port=number, outcome="refused")
 
@@ -215,25 +214,25 @@ def test_a_name_without_an_address_is_told() -> None:
     assert probe("no-such-host.invalid", 29400).outcome == "unknown name"
 
 
-def free_port() -> str:
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        return str(bound.getsockname()[1])
+@pytest.fixture
+def reserved() -> Iterator[str]:
+    """A port for a doctor in another process."""
+    with reserved_port() as number:
+        yield str(number)
 
 
-def test_the_command_serves_on_loopback_and_is_asked() -> None:
-    number = free_port()
+def test_the_command_serves_on_loopback_and_is_asked(reserved: str) -> None:
     serving = subprocess.Popen(
-        [sys.executable, "-m", "samestep", "doctor", "--serve", "--port", number],
+        [sys.executable, "-m", "samestep", "doctor", "--serve", "--port", reserved],
         stderr=subprocess.PIPE,
         text=True,
     )
     assert serving.stderr is not None
     with serving:
-        assert f"Listening on 127.0.0.1 port {number}" in serving.stderr.readline()
+        assert f"Listening on 127.0.0.1 port {reserved}" in serving.stderr.readline()
         connections = psutil.Process(serving.pid).net_connections()
         assert {one.laddr.ip for one in connections} == {"127.0.0.1"}
-        ended = samestep("doctor", "--peer", f"127.0.0.1:{number}", "--json")
+        ended = samestep("doctor", "--peer", f"127.0.0.1:{reserved}", "--json")
         serving.terminate()
         serving.communicate(timeout=DEADLINE)  # it still says that it was terminated
     assert serving.returncode == 143
@@ -244,8 +243,8 @@ def test_the_command_serves_on_loopback_and_is_asked() -> None:
     assert {"samestep on both", "latency", "bandwidth", "clocks"} <= subjects
 
 
-def test_the_command_ends_after_its_time() -> None:
-    ended = samestep("doctor", "--serve", "--port", free_port(), "--for", "0.1")
+def test_the_command_ends_after_its_time(reserved: str) -> None:
+    ended = samestep("doctor", "--serve", "--port", reserved, "--for", "0.1")
     assert (ended.returncode, ended.stdout) == (0, "")
 
 
@@ -310,7 +309,8 @@ def test_between_hosts_bandwidth_clock_and_names_are_found(
     link = content["link"]
     for way in ("to_peer", "from_peer"):
         rate = 8 * link[f"{way}_bytes_per_second"]
-        assert rate == pytest.approx(BITS_PER_SECOND, rel=0.2)
+        # The link caps it, but for the first burst; a busy machine may send less.
+        assert BITS_PER_SECOND / 2 < rate < 1.2 * BITS_PER_SECOND
     names = [one["seen"] for one in content["findings"] if one["subject"] == "hosts"]
     assert names == ["h1 and h2"]
     assert content["facts"]["gloo_address"] == "10.0.0.1"

@@ -18,6 +18,7 @@ import psutil
 import pytest
 from conftest import Own, Train
 from own_samples import EVERYTHING
+from processes import reserved_port
 
 import samestep
 from samestep import Run, resume
@@ -94,9 +95,8 @@ Start = Callable[..., Machine]
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
     """`start(recipe, out, workers, nodes=..., arguments)`: one machine."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        endpoint = f"127.0.0.1:{free.getsockname()[1]}"
     with ExitStack() as stack:
+        endpoint = f"127.0.0.1:{stack.enter_context(reserved_port())}"
 
         def run(
             recipe: samestep.Recipe,

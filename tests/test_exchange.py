@@ -171,10 +171,11 @@ def test_a_wait_for_a_late_worker_sleeps() -> None:
     fd = barrier.create(2)
     exchange = exchange_of(0, 2, fd, timeout=2.0)
     os.close(fd)
-    before = time.process_time()
+    computed, waited = time.process_time(), time.monotonic()
     with pytest.raises(WorkerLate):
         exchange.all_gather_parameters()
-    assert time.process_time() - before < 1.0  # of the 2 s that it waited
+    computed, waited = time.process_time() - computed, time.monotonic() - waited
+    assert computed < waited / 2
 
 
 def test_who_does_not_come_to_the_exchange_is_named() -> None:

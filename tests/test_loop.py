@@ -145,12 +145,14 @@ def work(rank, workers, port):
 
 context = multiprocessing.get_context("fork")
 for workers in map(int, sys.argv[1:]):
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    places = [(rank, workers, port) for rank in range(workers)]
-    crew = [context.Process(target=work, args=place) for place in places]
-    [worker.start() for worker in crew]
-    [worker.join() for worker in crew]
+    with socket.socket() as held:  # so that nobody else gets its port
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(("127.0.0.1", 0))
+        port = held.getsockname()[1]
+        places = [(rank, workers, port) for rank in range(workers)]
+        crew = [context.Process(target=work, args=place) for place in places]
+        [worker.start() for worker in crew]
+        [worker.join() for worker in crew]
     assert all(worker.exitcode == 0 for worker in crew)
 """
 """What torchrun does, one number of workers after the other, with one import."""

@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import Train, small_recipe
+from processes import reserved_port
 
 from samestep.config.placement import Placement
 from samestep.elastic import node_state
@@ -76,17 +77,16 @@ def torchrun(endpoint: str, *more: str) -> list[str]:
 def test_a_machine_says_for_whom_it_waits_and_gives_up_in_one_sentence(
     is_endpoint_here: bool,
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    # An address of nobody's: that machine is not up.
-    endpoint = f"{'127.0.0.1' if is_endpoint_here else '192.0.2.1'}:{port}"
-    ended = subprocess.run(
-        torchrun(endpoint, "--rdzv-conf", "join_timeout=6"),
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE,
-        check=False,
-    )
+    with reserved_port() as port:
+        # No machine has an address of 192.0.2.0/24: RFC 5737 keeps it for documents.
+        endpoint = f"{'127.0.0.1' if is_endpoint_here else '192.0.2.1'}:{port}"
+        ended = subprocess.run(
+            torchrun(endpoint, "--rdzv-conf", "join_timeout=6"),
+            capture_output=True,
+            text=True,
+            timeout=DEADLINE,
+            check=False,
+        )
     assert ended.returncode == 2, ended.stderr
     assert "Traceback" not in ended.stderr
     where = f"machines, job x, at {endpoint}"
