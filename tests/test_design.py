@@ -61,13 +61,11 @@ def test_it_has_every_number_of_the_tables(word: Document) -> None:
     assert sorted(filter(None, cells)) == sorted(filter(None, written))
 
 
-def test_a_drawing_becomes_a_light_and_still_picture() -> None:
+def test_a_drawing_becomes_a_picture_on_light_paper() -> None:
     png, width, height = to_word.figure(to_word.HERE.parent / "step.svg")
     picture = Image.open(io.BytesIO(png)).convert("RGB")
     assert picture.width / picture.height == pytest.approx(width / height, abs=0.01)
-    paper, owned_in_the_end = ((20, 20), (62, 140))
-    seen = [
-        picture.getpixel((to_word.SHARPNESS * x, to_word.SHARPNESS * y))
-        for x, y in (paper, owned_in_the_end)
-    ]
-    assert seen == [ImageColor.getrgb(COLOURS[name][0]) for name in ("paper", "w0")]
+    colours = {colour: count for count, colour in picture.getcolors(1 << 24) or []}
+    assert max(colours, key=colours.__getitem__) == ImageColor.getrgb(
+        COLOURS["paper"][0]
+    )

@@ -309,9 +309,7 @@ def test_the_examples_do_what_they_say(
     assert [float(row.split(",")[2]) for row in rows[1:]] == [r["loss"] for r in steps]
 
 
-def test_the_guide_names_only_what_there_is() -> None:
+def test_the_guide_links_every_example() -> None:
     guide = (EXAMPLES.parent / "docs" / "tracking.md").read_text()
-    for option in ("--tracker", "--tensorboard", "--no-tensorboard"):
-        assert option in guide
     for example in EXAMPLES.glob("track_*.py"):
         assert f"../examples/{example.name}" in guide
