@@ -20,7 +20,8 @@ from kinds.table import KINDS, Kind
 import samestep
 from samestep import Run
 from samestep.errors import SamestepError
-from samestep.output.console import Message, SilentView
+from samestep.messages.training import Message, StepRecord
+from samestep.output.console import SilentView
 from samestep.state import checkpoint
 from samestep.supervisor.forkserver_client import ForkServer
 
@@ -58,7 +59,8 @@ class Listening(SilentView):
 
     def receive(self, message: Message) -> None:
         """Called by the supervisor between two messages of rank 0."""
-        if self._kill and message["type"] == "step" and message["step"] >= MIDDLE:
+        is_late = isinstance(message, StepRecord) and message.step >= MIDDLE
+        if self._kill and is_late:
             kill, self._kill = self._kill, None
             kill()
 

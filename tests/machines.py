@@ -1,27 +1,30 @@
 """Several machines played on one: nodes with memory of their own, over the loopback."""
 
-import json
 import os
 import selectors
 import socket
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from samestep import Placement, Recipe, Run
+from samestep.messages import wire
+from samestep.messages.job import TrainingJob
+from samestep.messages.training import EpochRecord, Failed, Finished, Message
+from samestep.messages.wire import as_record
 from samestep.state.layout import Layout
 from samestep.state.snapshot import Snapshots, State
 from samestep.supervisor.forkserver_client import ForkServer
-from samestep.supervisor.job import exchange_fields
+from samestep.supervisor.job import make_setup
 from samestep.supervisor.launch import PRELOAD, _environment
 from samestep.system import barrier, shared_memory
 from samestep.system.heartbeat import Heartbeat
 
 
-Message = dict[str, Any]
+T = TypeVar("T")
 PATIENCE = 120.0
 
 
@@ -62,27 +65,36 @@ class Machines:
                         *lines, buffers[key.data] = (buffers[key.data] + data).split(
                             b"\n"
                         )
-                        self.said[key.data] += map(json.loads, lines)
+                        self.said[key.data] += [
+                            wire.decode(line, Message) for line in lines
+                        ]
                     else:
                         selector.unregister(key.fileobj)
 
-    def of_leaders(self, kind: str) -> list[list[Message]]:
-        """The messages of one kind, of the first worker of each node."""
+    def failure(self, rank: int) -> Failed:
+        """Return the last message of a worker, with which it failed."""
+        last = self.said[rank][-1]
+        assert isinstance(last, Failed)
+        return last
+
+    def of_leaders(self, kind: type[T]) -> list[list[T]]:
+        """Return the messages of one kind, of the first worker of each node."""
         firsts = [
             sum(n.workers for n in self.nodes[:i]) for i in range(len(self.nodes))
         ]
-        return [[m for m in self.said[r] if m["type"] == kind] for r in firsts]
+        return [[m for m in self.said[r] if isinstance(m, kind)] for r in firsts]
 
     def runs(self) -> list[Run]:
         """What each node's leader reported, as a run without files."""
-        pairs = zip(self.of_leaders("epoch"), self.of_leaders("finished"), strict=True)
-        return [_run(epochs, finished) for epochs, (finished,) in pairs]
+        epochs, finished = self.of_leaders(EpochRecord), self.of_leaders(Finished)
+        pairs = zip(epochs, finished, strict=True)
+        return [_run(records, result) for records, (result,) in pairs]
 
 
-def _run(epochs: list[Message], finished: Message) -> Run:
-    history = [{k: e[k] for k in e if k not in ("type", "rank")} for e in epochs]
+def _run(epochs: list[EpochRecord], finished: Finished) -> Run:
+    history = [as_record(epoch) for epoch in epochs]
     last = {"noise_scale": history[-1]["noise_scale"], "epochs": history}
-    return Run(Path(), finished | last)
+    return Run(Path(), as_record(finished) | last)
 
 
 @contextmanager
@@ -94,12 +106,12 @@ def machines(
     exchange: Literal["shared", "gloo"] = "shared",
     **fields: Any,
 ) -> Iterator[Machines]:
-    """A training on nodes of so many workers, started; `fields` change its job."""
+    """Start a training on nodes of so many workers; `fields` change its set-up."""
     workers, pids = sum(sizes), list[int]()
     placement = Placement(workers=workers, exchange=exchange)
     placement, _ = placement.resolve(recipe.micro_batches)
-    job = {"kind": "train", "recipe": recipe.to_dict(), "step": 0}
-    job |= exchange_fields(placement) | fields
+    setup = replace(make_setup(recipe, placement), **fields)
+    line = wire.encode(TrainingJob(setup=setup))
     with ExitStack() as stack:
         nodes = [_machine(stack, size) for size in sizes]
         store = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
@@ -117,7 +129,7 @@ def machines(
                     log = logs / f"rank-{len(played.controls)}.log"
                     with theirs:
                         pids.append(server.spawn(env, log, fds, PRELOAD[exchange]))
-                    ours.sendall(json.dumps(job).encode() + b"\n")
+                    ours.sendall(line)
                     played.controls.append(ours)
             yield played
         finally:

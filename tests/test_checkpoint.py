@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,13 @@ from hypothesis import strategies as st
 
 from samestep.config.recipe import Recipe
 from samestep.errors import CheckpointError
+from samestep.messages.training import CheckpointFailed, CheckpointWritten
 from samestep.output.fence import Fence
 from samestep.state import checkpoint
 from samestep.state.checkpoint import Checkpoint
 from samestep.state.layout import Entry, Layout
 from samestep.state.snapshot import State
-from samestep.supervisor.checkpoint_writer import Keeper, Tell
+from samestep.supervisor.checkpoint_writer import Keeper
 
 
 LAYOUT = Layout(
@@ -256,15 +258,18 @@ def test_symbolic_links_are_refused(tmp_path: Path) -> None:
         checkpoint.load(path)
 
 
-def keeper_of(run: Path, tell: Tell = lambda *_: None) -> Keeper:
-    return Keeper(run, RECIPE, BUILD, tell, Fence(run, 1))
+Report = CheckpointWritten | CheckpointFailed
 
 
-def keep(run: Path, losses: list[float | None]) -> tuple[list[int], list[str]]:
+def keeper_of(run: Path, report: Callable[[Report], None] = lambda _: None) -> Keeper:
+    return Keeper(run, RECIPE, BUILD, report, Fence(run, 1))
+
+
+def keep(run: Path, losses: list[float | None]) -> tuple[list[int], list[Report]]:
     """One checkpoint after each epoch with these validation losses."""
-    told: list[str] = []
+    reports: list[Report] = []
     directory = checkpoint.directory_of(run)
-    with keeper_of(run, lambda event, _: told.append(event)) as kept:
+    with keeper_of(run, reports.append) as kept:
         for index in range(len(losses)):
             epochs: list[dict[str, Any]] = [
                 {"epoch": e + 1} | ({"validation_loss": loss} if loss else {})
@@ -273,7 +278,7 @@ def keep(run: Path, losses: list[float | None]) -> tuple[list[int], list[str]]:
             state = state_of(index + 1)
             state.progress["epoch"] = {"loss": 0.0, "metrics": [], "targets": 0}
             assert kept.write(state, LAYOUT, epochs)
-    return checkpoint.steps(directory), told
+    return checkpoint.steps(directory), reports
 
 
 def test_the_newest_two_and_the_best_are_kept(tmp_path: Path) -> None:
@@ -304,8 +309,8 @@ def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
 
 def test_a_failing_disk_leaves_the_checkpoint_before(tmp_path: Path) -> None:
     directory = checkpoint.directory_of(tmp_path)
-    told: list[tuple[str, Any]] = []
-    with keeper_of(tmp_path, lambda *event: told.append(event)) as keeper:
+    reports: list[Report] = []
+    with keeper_of(tmp_path, reports.append) as keeper:
         assert keeper.write(state_of(1), LAYOUT, [])
         directory.rename(tmp_path / "away")
         directory.write_text("not a directory")
@@ -313,12 +318,9 @@ def test_a_failing_disk_leaves_the_checkpoint_before(tmp_path: Path) -> None:
         directory.unlink()
         (tmp_path / "away").rename(directory)
         assert keeper.write(state_of(3), LAYOUT, [])
-    assert [event for event, _ in told] == [
-        "checkpoint",
-        "checkpoint failed",
-        "checkpoint",
-    ]
-    assert told[1][1]["step"] == 2
+    kinds = [CheckpointWritten, CheckpointFailed, CheckpointWritten]
+    assert [type(report) for report in reports] == kinds
+    assert reports[1].step == 2
     assert newest(directory) == (3, [])
 
 
@@ -327,12 +329,12 @@ def test_no_error_ends_the_writing_of_checkpoints(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str
 ) -> None:
     """Such as a lack of memory, once."""
-    told: list[tuple[str, Any]] = []
+    reports: list[Report] = []
     happened = threading.Event()
     real, failures = checkpoint.write, [MemoryError(), OSError(28, "full")]
 
-    def tell(event: str, fields: dict[str, Any]) -> None:
-        told.append((event, fields))
+    def report(message: Report) -> None:
+        reports.append(message)
         happened.set()
         raise OSError("the terminal is gone")
 
@@ -348,17 +350,14 @@ def test_no_error_ends_the_writing_of_checkpoints(
 
     monkeypatch.setattr(checkpoint, "write", write)
     monkeypatch.setattr("samestep.supervisor.checkpoint_writer.WRITING_SHARE", 1e9)
-    with keeper_of(tmp_path, tell) as keeper:
+    with keeper_of(tmp_path, report) as keeper:
         for _ in range(3):
             happened.clear()
             keeper.offer(read, LAYOUT, [], 3)
             assert happened.wait(30)
-    assert [event for event, _ in told] == [
-        "checkpoint failed",
-        "checkpoint failed",
-        "checkpoint",
-    ]
-    assert [fields["error"] for _, fields in told[:2]] == ["MemoryError", "full"]
+    failed = [each for each in reports if isinstance(each, CheckpointFailed)]
+    assert [each.error for each in failed] == ["MemoryError", "full"]
+    assert isinstance(reports[2], CheckpointWritten)
     assert keeper.newest() == 3
 
 

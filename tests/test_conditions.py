@@ -204,9 +204,9 @@ def test_machines_that_are_not_alike_do_not_start(
     says = dict(DIFFERENT)[code]
     with machines(server, tmp_path, own(code), [1, 1]) as played:
         played.listen()
-    failed = [messages[-1] for messages in played.said]
-    assert [one["error"] for one in failed] == ["OwnCodeError", "OwnCodeError"]
-    assert all(says in one["message"] for one in failed)
+    failed = [played.failure(rank) for rank in (0, 1)]
+    errors = [(one.error, says in one.message) for one in failed]
+    assert errors == [("OwnCodeError", True)] * 2
 
 
 ANOTHER_ORDER = """

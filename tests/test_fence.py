@@ -11,6 +11,7 @@ from test_checkpoint import LAYOUT, keeper_of, state_of
 
 from samestep import Placement
 from samestep.errors import OutputError
+from samestep.messages.training import Stopped
 from samestep.output.fence import Fence, number_in, writer_of
 from samestep.output.run_writer import RunWriter
 from samestep.state import checkpoint
@@ -31,7 +32,7 @@ def test_an_old_generation_cannot_write(tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in run.iterdir() if path.is_file()}
     for write in (
         lambda: old.event("later"),
-        lambda: old.receive({"type": "step", "step": 7}),
+        lambda: old.receive(Stopped(step=7)),
         lambda: old.write_model(b"weights"),
         lambda: old.close("finished"),
     ):
@@ -44,7 +45,7 @@ def test_an_old_generation_cannot_write(tmp_path: Path) -> None:
 
 def test_an_old_generation_writes_no_checkpoint(tmp_path: Path) -> None:
     told: list[Any] = []
-    with keeper_of(tmp_path, lambda *event: told.append(event)) as keeper:
+    with keeper_of(tmp_path, told.append) as keeper:
         assert keeper.write(state_of(1), LAYOUT, [])
         Fence.claim(tmp_path, 2)
         assert not keeper.write(state_of(2), LAYOUT, [])

@@ -19,8 +19,11 @@ import psutil
 import pytest
 from conftest import Train, small_recipe
 
-from samestep import NonFiniteLoss, Run, WorkerFailed
+from samestep import NonFiniteLoss, Placement, Run, WorkerFailed
+from samestep.messages import wire
+from samestep.messages.training import Message, Stopped
 from samestep.supervisor.forkserver_client import ForkServer
+from samestep.supervisor.job import make_setup
 from samestep.supervisor.launch import Worker, _Supervision
 from samestep.system.heartbeat import Heartbeat
 from samestep.system.signals import Stop
@@ -295,12 +298,12 @@ def test_a_worker_that_closed_its_socket_is_not_listened_to_any_more() -> None:
     """It would be readable for ever."""
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
-    listened: list[dict[str, Any]] = []
+    listened: list[Message] = []
     polls = itertools.count()
     worker = Worker(0, 1, ours, Path("log"), None)
     heartbeat = Heartbeat.create(1)
     with ours, socket.socket() as quiet:
-        theirs.sendall(b'{"type": "last words"}\n')
+        theirs.sendall(wire.encode(Stopped(step=7)))
         theirs.close()
         server = SimpleNamespace(
             fileno=quiet.fileno, exits=lambda: [(1, 0)] if next(polls) == 5 else []
@@ -309,7 +312,7 @@ def test_a_worker_that_closed_its_socket_is_not_listened_to_any_more() -> None:
             server,  # type: ignore[arg-type]
             [worker],
             Heartbeat(heartbeat),
-            (60.0, 60.0),
+            make_setup(small_recipe(), Placement(workers=1)),
             listened.append,
             Stop(),
         ).run
@@ -317,5 +320,5 @@ def test_a_worker_that_closed_its_socket_is_not_listened_to_any_more() -> None:
         worker.receive = lambda: (next(calls), receive())[1]  # type: ignore[method-assign]
         run()
     os.close(heartbeat)
-    assert listened == [{"type": "last words"}]
+    assert listened == [Stopped(step=7)]
     assert next(calls) <= 2

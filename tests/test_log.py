@@ -10,6 +10,7 @@ from samestep import Placement, train
 from samestep.cli import main
 from samestep.cli.renamed_flags import RENAMED, with_new_names
 from samestep.errors import OldNameWarning
+from samestep.messages.training import GenerationFailed
 from samestep.output.console import PlainView
 from samestep.supervisor.forkserver_client import ForkServer
 from samestep.system.log import logger, shown_on_stderr
@@ -54,7 +55,7 @@ def test_records_are_on_stderr_where_logging_is_not_configured(
         view = PlainView(small_recipe())
         view.note("a line")
         view.warn("a problem with \x1b[2J%s")
-        view.receive({"type": "failed", "error": "x", "final": False})
+        view.receive(GenerationFailed(final=False, error="x", worker=0, step=1))
     assert capsys.readouterr() == (
         "",
         "a line\nwarning: a problem with \\x1b[2J%s\nfailure: x\n",

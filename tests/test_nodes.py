@@ -23,10 +23,12 @@ from samestep.core.tree import Range
 from samestep.exchange.compression import DTYPES, Compression
 from samestep.exchange.factory import Connection
 from samestep.exchange.hierarchical import Division, NodesExchange
+from samestep.messages.training import Started, Stopped
 from samestep.state.flat import Flat
 from samestep.state.layout import ALIGNMENT, Layout
 from samestep.supervisor.forkserver_client import ForkServer
 from samestep.system import barrier, machine
+from samestep.system.fault_injection import Fault
 from samestep.system.heartbeat import Heartbeat
 from samestep.training.cadence import Decision
 from samestep.training.metrics import MetricsBuffer
@@ -72,8 +74,8 @@ def test_a_stop_on_any_node_ends_all_and_each_holds_the_whole_state(
     with machines(server, tmp_path, recipe, [1, 2], exchange) as played:
         Heartbeat(played.nodes[1].heartbeat).request_stop()
         played.listen()
-        ((started,), _) = played.of_leaders("started")
-        layout = Layout.model_validate(started["layout"])
+        ((started,), _) = played.of_leaders(Started)
+        layout = Layout.model_validate(started.layout)
         states = [node.state(layout) for node in played.nodes]
     first, second = states
     assert first is not None
@@ -81,8 +83,8 @@ def test_a_stop_on_any_node_ends_all_and_each_holds_the_whole_state(
     assert 0 < first.step == second.step < 500
     for name in ("parameters", "states", "tail"):
         assert (getattr(first, name) == getattr(second, name)).all()
-    (stopped,), (also,) = played.of_leaders("stopped")
-    assert stopped["step"] == also["step"] == first.step
+    (stopped,), (also,) = played.of_leaders(Stopped)
+    assert stopped.step == also.step == first.step
 
 
 @pytest.mark.parametrize(
@@ -95,27 +97,27 @@ def test_a_stop_on_any_node_ends_all_and_each_holds_the_whole_state(
 def test_who_waits_for_a_stopped_worker_names_it(
     server: ForkServer, tmp_path: Path, rank: int, told: dict[int, str]
 ) -> None:
-    fault = {"number": 0, "kind": "stop", "point": "exchange", "step": 5, "rank": rank}
+    fault = Fault(number=0, kind="stop", point="exchange", step=5, rank=rank)
     recipe = small_recipe(epochs=9)
     args = server, tmp_path, recipe, [1, 2]
     with machines(*args, faults=[fault], peer_timeout=3.0) as played:
         played.listen(stuck=[rank])
     for worker, name in told.items():
-        failed = played.said[worker][-1]
+        failed = played.failure(worker)
         # Whoever gives up first closes its connections.
-        assert name in failed["message"] or failed["error"] == "PeerLost"
-    names = [played.said[worker][-1]["message"] for worker in told]
+        assert name in failed.message or failed.error == "PeerLost"
+    names = [played.failure(worker).message for worker in told]
     assert any(name in said for name, said in zip(told.values(), names, strict=True))
 
 
 def test_who_loses_a_node_names_it(server: ForkServer, tmp_path: Path) -> None:
-    fault = {"number": 0, "kind": "kill", "point": "exchange", "step": 5, "rank": 1}
+    fault = Fault(number=0, kind="kill", point="exchange", step=5, rank=1)
     recipe = small_recipe(epochs=9)
     with machines(server, tmp_path, recipe, [1, 1], faults=[fault]) as played:
         played.listen()
-    failed = played.said[0][-1]
-    assert failed["error"] == "PeerLost"
-    assert "The connection to node 1 (worker 1) ended" in failed["message"]
+    failed = played.failure(0)
+    assert failed.error == "PeerLost"
+    assert "The connection to node 1 (worker 1) ended" in failed.message
 
 
 @st.composite

@@ -16,6 +16,7 @@ from scaling_samples import (
 )
 
 from samestep.errors import Interrupted, PlacementError, RecipeError, RunError
+from samestep.messages.training import Measured
 from samestep.scaling import measure, scale, units
 from samestep.scaling.grid import (
     check,
@@ -125,19 +126,19 @@ def test_every_worker_count_has_its_limit() -> None:
 # Measuring goes on where it stopped
 
 
-def fake_report(steps: int = 10) -> dict[str, Any]:
+def fake_report(steps: int = 10) -> Measured:
     phases = {"data": 0.1, "forward": 0.4, "backward": 0.4, "exchange": 0.1}
-    return {
-        "steps": steps,
-        "samples": 960,
-        "seconds": 1.0,
-        "step_seconds_sd": 0.01,
-        "workers": [{**phases, "wait": 0.0, "optimizer": 0.0, "other": 0.0}],
-        "bytes_per_step": 7,
-        "gradient_bytes": 4096,
-        "add_seconds": 1e-4,
-        "noise_scale": None,
-    }
+    return Measured(
+        steps=steps,
+        samples=960,
+        seconds=1.0,
+        step_seconds_sd=0.01,
+        workers=[{**phases, "wait": 0.0, "optimizer": 0.0, "other": 0.0}],
+        bytes_per_step=7,
+        gradient_bytes=4096,
+        add_seconds=1e-4,
+        noise_scale=None,
+    )
 
 
 class Listed:
@@ -162,7 +163,7 @@ def test_finished_cells_are_not_measured_again(
 ) -> None:
     stop, first, second = Stop(), Listed(), Listed()
 
-    def run_cell(*_: object) -> list[dict[str, Any]]:
+    def run_cell(*_: object) -> list[Measured]:
         if len(first.cells) == 4:
             stop.number = 15
         return [fake_report()]

@@ -32,9 +32,9 @@ def test_waiting_is_charged_to_the_last_who_arrives() -> None:
     assert times.seconds[:, wait].tolist() == [2.0, 1.5, 2.0]  # at most what was there
     assert times.seconds[:, exchange].tolist() == [3.0, 0.0, 7.0]
     assert times.waited_for.tolist() == [1.5, 1.5, 0.0]
-    record = times.to_dict()
-    assert record["straggler_share"] == pytest.approx(5.5 / 15.5)
-    assert record["communication_share"] == 1.0
+    use = times.use()
+    assert use.straggler_share == pytest.approx(5.5 / 15.5)
+    assert use.communication_share == 1.0
 
 
 def test_bytes_exchanged_are_counted(train: Train) -> None:

@@ -17,8 +17,9 @@ from test_launch import DEADLINE, long_training
 
 import samestep
 from samestep import Placement, Run, UsageError
+from samestep.messages.training import Message
 from samestep.output import trackers
-from samestep.output.console import Message, SilentView
+from samestep.output.console import SilentView
 from samestep.output.trackers import Follower, Tracker, Tracking, load
 from samestep.supervisor.forkserver_client import ForkServer
 

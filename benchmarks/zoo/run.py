@@ -18,7 +18,8 @@ from table import ZOO, Entry
 
 import samestep
 from samestep.errors import SamestepError
-from samestep.output.console import Message, SilentView
+from samestep.messages.training import Message, StepRecord, WorkersStarted
+from samestep.output.console import SilentView
 from samestep.supervisor import launch
 from samestep.supervisor.forkserver_client import ForkServer
 
@@ -43,9 +44,10 @@ class Killing(SilentView):
 
     def receive(self, message: Message) -> None:
         """Called by the supervisor."""
-        if message["type"] == "workers":
-            self._pids = [*self._pids, *message["pids"]]
-        if message["type"] == "step" and message["step"] >= KILLED_AT and self._pids:
+        if isinstance(message, WorkersStarted):
+            self._pids = [*self._pids, *message.pids]
+        is_late = isinstance(message, StepRecord) and message.step >= KILLED_AT
+        if is_late and self._pids:
             os.kill(self._pids[-1], signal.SIGKILL)
             self._pids = []
 

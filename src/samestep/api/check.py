@@ -10,14 +10,15 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any
 
 from samestep.config.placement import Placement
 from samestep.config.recipe import Recipe
 from samestep.errors import NotReproducible, ReplicasDiffer
+from samestep.messages.job import TrainingJob
+from samestep.messages.training import EpochRecord, Message
 from samestep.output.logs import temporary_logs
 from samestep.supervisor.forkserver_client import ForkServer
-from samestep.supervisor.job import exchange_fields
+from samestep.supervisor.job import make_setup
 from samestep.supervisor.launch import run_workers
 from samestep.system import shared_memory
 from samestep.system.signals import Stop
@@ -103,25 +104,24 @@ def check(recipe: Recipe, server: ForkServer, given: Given = NOTHING) -> Verdict
 def _run(recipe: Recipe, trial: Trial, server: ForkServer, given: Given) -> Outcome:
     outcome = Outcome(trial)
 
-    def listen(message: dict[str, Any]) -> None:
-        if message["type"] == "epoch":
-            outcome.sha256.append(message["weights_sha256"])
+    def listen(message: Message) -> None:
+        if isinstance(message, EpochRecord):
+            outcome.sha256.append(message.weights_sha256)
 
     with ExitStack() as stack:
         fd = shared_memory.create()
         stack.callback(os.close, fd)
         logs = stack.enter_context(temporary_logs())
         memories = {**given.memories, "snapshots": fd}
-        job = _job(recipe, trial) | dict(given.job)
-        crew = trial.workers, logs, listen, Stop()
+        job = _job(recipe, trial, given)
         try:
-            run_workers(server, job, *crew, memories)
+            run_workers(server, job, trial.workers, logs, listen, Stop(), memories)
         except (NotReproducible, ReplicasDiffer) as error:
             outcome.reason = str(error)
     return outcome
 
 
-def _job(recipe: Recipe, trial: Trial) -> dict[str, Any]:
+def _job(recipe: Recipe, trial: Trial, given: Given) -> TrainingJob:
     placement = Placement.model_validate(
         {
             "workers": trial.workers,
@@ -131,13 +131,8 @@ def _job(recipe: Recipe, trial: Trial) -> dict[str, Any]:
         }
     )
     passes = -(-LEAST_PASSES // (EPOCHS * recipe.micro_batches))
-    return {
-        **exchange_fields(placement),
-        "kind": "train",
-        "recipe": recipe.to_dict(),
-        "step": 0,
-        "most_steps": max(LEAST_STEPS, passes),
-    }
+    setup = make_setup(recipe, placement, given)
+    return TrainingJob(setup=setup, max_steps=max(LEAST_STEPS, passes))
 
 
 def _reasons(outcomes: list[Outcome]) -> Iterator[str]:

@@ -18,6 +18,8 @@ from samestep.config.placement import Placement
 from samestep.config.recipe import Recipe
 from samestep.data.sources import prepare
 from samestep.errors import PlacementError, RunError, did_you_mean, warn_old_name
+from samestep.messages.job import EvaluationJob
+from samestep.messages.training import Evaluated, Message
 from samestep.output.console import View, make_view
 from samestep.output.logs import temporary_logs
 from samestep.output.run import read_recipe
@@ -26,7 +28,7 @@ from samestep.output.tensorboard import TensorBoard
 from samestep.output.trackers import Tracker, Tracking, load
 from samestep.state import pretrained
 from samestep.supervisor.forkserver_client import ForkServer
-from samestep.supervisor.job import exchange_fields
+from samestep.supervisor.job import make_setup
 from samestep.supervisor.launch import run_workers
 from samestep.supervisor.recovery import build_of
 from samestep.supervisor.resume import find_start
@@ -201,7 +203,7 @@ def evaluate(
     no weights.
     """
     model_file = _model_file(run_or_model)
-    reports: list[Mapping[str, Any]] = []
+    reports: list[Message] = []
     with (
         _server(server) as running,
         packed({"model": model, "data": data, "loss": loss}) as (names, given),
@@ -211,19 +213,21 @@ def evaluate(
         recipe = recipe_of(read_recipe(model_file), names, {})
         check_trusted(recipe, names)
         prepare.prepare(recipe.data)
-        job = {
-            "kind": "evaluate",
-            "recipe": recipe.to_dict(),
-            "model_file": os.path.abspath(model_file),  # noqa: PTH100
-            "split": split,
-            **exchange_fields(resolved),
-            **given.job,
-        }
-        crew = resolved.num_workers, logs, reports.append, Stop()
-        run_workers(running, job, *crew, given.memories)
-    report = next(r for r in reports if r["type"] == "evaluated")
-    fields = Evaluation.__dataclass_fields__
-    return Evaluation(**{name: report[name] for name in fields})
+        run_workers(
+            running,
+            EvaluationJob(
+                setup=make_setup(recipe, resolved, given),
+                model_file=os.path.abspath(model_file),  # noqa: PTH100
+                split=split,
+            ),
+            resolved.num_workers,
+            logs,
+            reports.append,
+            Stop(),
+            given.memories,
+        )
+    (evaluated,) = (each for each in reports if isinstance(each, Evaluated))
+    return Evaluation(**vars(evaluated))
 
 
 def check_exactness(

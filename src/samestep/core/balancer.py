@@ -49,17 +49,6 @@ class Change:
     cause: str
     """`compute`, or `data` if the slowest worker mostly waits for its samples."""
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields of the event `rebalanced`."""
-        return {
-            "before": [end - first for first, end in self.before],
-            "after": [end - first for first, end in self.after],
-            "speeds_before": self.speeds_before,
-            "speeds": self.speeds,
-            "gain": self.gain,
-            "cause": self.cause,
-        }
-
 
 @dataclass
 class Confirmations:

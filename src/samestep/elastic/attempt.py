@@ -2,12 +2,18 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from samestep.elastic.gathering import Meeting
 from samestep.elastic.node_state import Held, SnapshotDirectory, StateInfo
 from samestep.elastic.watchdog import Watcher
 from samestep.errors import Interrupted, PeerLost, SamestepError, WorkerLate
+from samestep.messages.job import Job, TrainingJob
+from samestep.messages.training import (
+    GenerationFailed,
+    Message,
+    SnapshotSaved,
+    Started,
+)
 from samestep.state import frozen
 from samestep.state.layout import Layout
 from samestep.state.snapshot import Snapshots, State
@@ -26,16 +32,17 @@ class InProcessChannel:
     """The channel of a worker that nobody supervises but torchrun."""
 
     def __init__(
-        self, job: dict[str, Any], rank: int, hear: Callable[[dict[str, Any]], None]
+        self, job: TrainingJob, listen: Callable[[Message], None] = lambda _: None
     ) -> None:
-        self.job, self._rank, self._hear = job, rank, hear
+        self.job: Job = job
+        self._listen = listen
 
     def watch(self) -> None:
         """`samestep.elastic.watchdog` does."""
 
-    def send(self, message: dict[str, Any]) -> None:
-        """To the leader, which is this process, or to nobody."""
-        self._hear({"rank": self._rank, **message})
+    def send(self, message: Message) -> None:
+        """Pass a message on; only the leader's process does something with it."""
+        self._listen(message)
 
 
 def train_here(
@@ -58,10 +65,10 @@ def train_here(
         where = meeting.topology, fds, heartbeat, meeting.workers_store
         return worker.run(channel, *where, meeting.witness)
     except Exception as error:
-        told = launch.exception(worker.failure(error), rank)
-        if isinstance(told, LOST):
-            raise Interrupted(str(told), watcher.stop.exit_code) from error
-        raise told from error
+        failure = launch.exception(worker.failure(error), rank)
+        if isinstance(failure, LOST):
+            raise Interrupted(str(failure), watcher.stop.exit_code) from error
+        raise failure from error
     finally:
         watcher.ending.acquire()
 
@@ -72,16 +79,16 @@ class Generation:
 
     meeting: Meeting
     watcher: Watcher
-    job: dict[str, Any]
+    job: TrainingJob
     fds: dict[str, int]
     conditions: Mapping[str, str]
     """What decides bits besides the recipe."""
-    about: Callable[[Layout, Mapping[str, Any]], StateInfo]
-    """From the layout and the message `started`."""
+    about: Callable[[Layout, Started], StateInfo]
+    """Makes the description of snapshots from the layout and the message `Started`."""
     shelf: SnapshotDirectory
     held: Held | None
     """From where it goes on."""
-    listen: Callable[[dict[str, Any]], None] = lambda _: None
+    listen: Callable[[Message], None] = lambda _: None
     offer: Callable[[Callable[[], State | None], Layout, int], None] = lambda *_: None
     layout: Layout | None = None
     is_finished: bool = False
@@ -105,14 +112,14 @@ class Generation:
         """Until it is finished or was asked to stop; the newest state."""
         heartbeat = Heartbeat(self.fds["board"], self.meeting.topology.local_rank)
         rank = self.meeting.topology.rank
-        channel = InProcessChannel(self.job, rank, self._hear)
+        channel = InProcessChannel(self.job, self._receive)
         try:
             self.is_finished = train_here(
                 channel, self.meeting, self.fds, heartbeat, self.watcher
             )
         except (SamestepError, Interrupted) as error:
-            failed = {"type": "failed", "error": str(error), "worker": rank}
-            self.listen(failed | {"step": self._step})
+            failed = GenerationFailed(error=str(error), worker=rank, step=self._step)
+            self.listen(failed)
             raise
         return self.state
 
@@ -121,18 +128,19 @@ class Generation:
         state = self.state
         return state.step if state else 0
 
-    def _hear(self, message: dict[str, Any]) -> None:
-        if message["type"] == "started":
+    def _receive(self, message: Message) -> None:
+        if isinstance(message, Started):
             self._start(message)
         self.listen(message)
-        if message["type"] == "snapshot":
-            assert self._snapshots is not None
-            assert self.layout is not None
-            slot, step, snapshots = message["slot"], message["step"], self._snapshots
-            self.offer(lambda: of_step(snapshots.read(slot), step), self.layout, step)
+        if isinstance(message, SnapshotSaved):
+            snapshots, layout = self._snapshots, self.layout
+            assert snapshots is not None
+            assert layout is not None
+            slot, step = message.slot, message.step
+            self.offer(lambda: of_step(snapshots.read(slot), step), layout, step)
 
-    def _start(self, message: dict[str, Any]) -> None:
-        layout = Layout.model_validate(message["layout"])
+    def _start(self, message: Started) -> None:
+        layout = Layout.model_validate(message.layout)
         if self.held is not None:
             check_same(self.held.layout, layout)
         kept = frozen.read(self.fds["constants"])

@@ -6,14 +6,14 @@ the network namespace of the machine; both ends make sure that the other is a pr
 the same user.
 """
 
-import json
 import os
 import socket
 import struct
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 from samestep.errors import PeerLost
+from samestep.messages import wire
+from samestep.messages.job import Briefing
 
 
 LOOK_SECONDS = 0.1
@@ -27,13 +27,13 @@ CREDENTIALS = struct.Struct("iII")
 
 def give(
     name: str,
-    message: Mapping[str, Any],
-    descriptors: Mapping[str, int],
+    message: Briefing,
+    descriptors: list[int],
     receivers: int,
     pause: Callable[[], None],
 ) -> None:
     """A leader, to so many workers; `pause` may raise, as when it is told to stop."""
-    content = json.dumps({"message": message, "names": list(descriptors)}).encode()
+    content = wire.encode(message)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(_address(name))
         listener.listen(receivers + 1)
@@ -47,12 +47,12 @@ def give(
             with connection:
                 if _is_of_same_user(connection):
                     length = LENGTH.pack(len(content))
-                    socket.send_fds(connection, [length], list(descriptors.values()))
+                    socket.send_fds(connection, [length], descriptors)
                     connection.sendall(content)
                     receivers -= 1
 
 
-def take(name: str, pause: Callable[[], None]) -> tuple[Any, dict[str, int]]:
+def take(name: str, pause: Callable[[], None]) -> tuple[Briefing, dict[str, int]]:
     """The others: the message and the descriptors, as soon as the leader gives them.
 
     Raises PeerLost.
@@ -70,7 +70,7 @@ def take(name: str, pause: Callable[[], None]) -> tuple[Any, dict[str, int]]:
             return _received(connection)
 
 
-def _received(connection: socket.socket) -> tuple[Any, dict[str, int]]:
+def _received(connection: socket.socket) -> tuple[Briefing, dict[str, int]]:
     head, fds, *_ = socket.recv_fds(connection, LENGTH.size, MOST_DESCRIPTORS)
     with connection.makefile("rb") as stream:
         if len(head) < LENGTH.size:
@@ -81,8 +81,8 @@ def _received(connection: socket.socket) -> tuple[Any, dict[str, int]]:
         raise PeerLost("The leader of this machine has ended.")
     for fd in fds:
         os.set_inheritable(fd, False)
-    briefing = json.loads(content)
-    return briefing["message"], dict(zip(briefing["names"], fds, strict=True))
+    message: Briefing = wire.decode(content, Briefing)
+    return message, dict(zip(message.names, fds, strict=True))
 
 
 def _address(name: str) -> str:

@@ -13,6 +13,7 @@ from samestep.core.topology import Topology
 from samestep.elastic import briefing, tcp_store
 from samestep.elastic.membership import START_SECONDS, Roster, wait
 from samestep.errors import PeerLost
+from samestep.messages.job import Briefing, TrainingJob
 from samestep.verification.probe import Witness
 
 
@@ -50,13 +51,21 @@ class Meeting:
         self.store.set(f"{topic}/{self.topology.node}", json.dumps(value))
         return [self._hear(f"{topic}/{node}") for node in range(self.topology.nodes)]
 
-    def brief(self, value: Mapping[str, Any], descriptors: Mapping[str, int]) -> None:
-        """A leader, to the other workers of its node."""
-        others = self.topology.local_workers - 1
-        briefing.give(self._socket, value, descriptors, others, self.pause)
+    def brief(
+        self,
+        job: TrainingJob,
+        environment: Mapping[str, str],
+        descriptors: Mapping[str, int],
+    ) -> None:
+        """Send a job, variables and descriptors to the other workers of this node."""
+        message = Briefing(
+            job=job, environment=dict(environment), names=list(descriptors)
+        )
+        others, fds = self.topology.local_workers - 1, list(descriptors.values())
+        briefing.give(self._socket, message, fds, others, self.pause)
 
-    def briefing(self) -> tuple[Any, dict[str, int]]:
-        """The other workers: what their leader says. Raises PeerLost."""
+    def briefing(self) -> tuple[Briefing, dict[str, int]]:
+        """Return what the leader of this node has sent. Raises PeerLost."""
         return briefing.take(self._socket, self.pause)
 
     @property

@@ -8,8 +8,7 @@ own copy, or, where machines see the same directory, the first of them for all.
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 from samestep import report
 from samestep.api import train
@@ -22,12 +21,13 @@ from samestep.elastic.node_state import Held, SnapshotDirectory, StateInfo
 from samestep.elastic.preflight import Comparison, Prepared, Request
 from samestep.elastic.watchdog import Watcher
 from samestep.errors import Interrupted, SamestepError
+from samestep.messages.job import TrainingJob
 from samestep.output.console import PlainView, SilentView, View
 from samestep.output.run_writer import RunWriter
 from samestep.output.summary import summary
 from samestep.output.trackers import load
 from samestep.state.snapshot import Snapshots
-from samestep.supervisor.job import exchange_fields
+from samestep.supervisor.job import make_setup
 from samestep.supervisor.resume import kept_for_workers
 from samestep.supervisor.session import Session
 from samestep.system import barrier, machine, network_interfaces, shared_memory
@@ -129,8 +129,8 @@ class Leader:
             memory_of.fill(state.state)
         job = _job(prepared, topology.local_workers, step)
         if state is not None and not self.request.allow_different_numerics:
-            job |= kept_for_workers(state.build)
-        self.meeting.brief({"job": job, "environment": variables}, fds)
+            job = replace(job, conditions=kept_for_workers(state.build))
+        self.meeting.brief(job, variables, fds)
         return Generation(
             meeting=self.meeting,
             watcher=self.watcher,
@@ -139,10 +139,10 @@ class Leader:
             conditions=prepared.build,
             about=lambda layout, started: StateInfo(
                 recipe=prepared.recipe.to_dict(),
-                build={**prepared.build, **started["conditions"]},
+                build={**prepared.build, **started.conditions},
                 layout=layout,
                 workers=topology.local_workers,
-                steps_per_epoch=started["steps_per_epoch"],
+                steps_per_epoch=started.steps_per_epoch,
             ),
             shelf=shelf,
             held=state,
@@ -189,18 +189,16 @@ def lead(request: Request, meeting: Meeting, watcher: Watcher, started: float) -
     Leader(request, meeting, watcher, started).lead()
 
 
-def _job(prepared: Prepared, local_workers: int, step: int) -> dict[str, Any]:
-    """What every worker is told; here nobody else names those who are late."""
+def _job(prepared: Prepared, local_workers: int, step: int) -> TrainingJob:
+    """Return the job of every worker of this machine."""
     here = prepared.placement.model_copy(update={"workers": local_workers})
-    return {
-        **exchange_fields(here),
-        "kind": "train",
-        "recipe": prepared.recipe.to_dict(),
-        "peer_timeout": here.hang_timeout,
-        "prefetch": False,  # it forks, which a process with threads must not
-        "faults": [],
-        "step": step,
-    }
+    setup = replace(
+        make_setup(prepared.recipe, here),
+        peer_timeout=here.hang_timeout,  # no supervisor names those that are late
+        prefetch=False,  # it forks, which a process with threads must not
+        faults=[],
+    )
+    return TrainingJob(setup=setup, step=step)
 
 
 def _view(recipe: Recipe, rank: int) -> View:

@@ -80,11 +80,9 @@ def _check(request: Request) -> None:
 def _follow(meeting: Meeting, watcher: Watcher) -> None:
     """A worker whose leader keeps the run."""
     briefing, fds = meeting.briefing()
-    os.environ.update(briefing["environment"])
+    os.environ.update(briefing.environment)
     heartbeat = Heartbeat(fds["board"], meeting.topology.local_rank)
-    channel = attempt.InProcessChannel(
-        briefing["job"], meeting.topology.rank, lambda _: None
-    )
+    channel = attempt.InProcessChannel(briefing.job)
     if not attempt.train_here(channel, meeting, fds, heartbeat, watcher):
         raise Interrupted("stopped with the others", watcher.stop.exit_code)
 

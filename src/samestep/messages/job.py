@@ -69,3 +69,13 @@ class EvaluationJob:
 
 
 Job = TrainingJob | MeasurementJob | EvaluationJob
+
+
+@dataclass(frozen=True, kw_only=True)
+class Briefing:
+    """What a leader under torchrun sends to the other workers of its machine."""
+
+    job: TrainingJob
+    environment: dict[str, str]
+    names: list[str]
+    """The names of the descriptors that come with it."""

@@ -55,8 +55,10 @@ class StepRecord:
     noise_scale: float | None
     own_metrics: list[str] | None = field(default=None, metadata=OPTIONAL)
     """Names of the metrics that the user's own loss function measures."""
-    speeds: list[float]
-    shares: list[int]
+    speeds: list[float] = field(default_factory=list)
+    """Micro-batches per second that each worker is believed to reach."""
+    shares: list[int] = field(default_factory=list)
+    """Micro-batches that each worker owns."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ table, go through the logger `samestep` (`samestep.system.log`).
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, Self
 
@@ -15,10 +15,28 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from samestep.config.recipe import Recipe
+from samestep.messages.training import (
+    CaughtUp,
+    CheckpointFailed,
+    EpochRecord,
+    Evicted,
+    GenerationFailed,
+    Message,
+    NoTargets,
+    Rebalanced,
+    Restarted,
+    SlowStart,
+    Started,
+    StepRecord,
+    StragglerFound,
+    UnusedParameters,
+    WorkerWarning,
+)
+from samestep.messages.wire import as_record
 from samestep.system.log import logger
 
 
-Message = Mapping[str, Any]
+Record = Mapping[str, Any]
 
 
 class View(AbstractContextManager["View"], Protocol):
@@ -70,11 +88,10 @@ class PlainView(View):
 
         The error that ends the training is left to the caller, who raises it.
         """
-        if message["type"] == "epoch":
-            self.note(epoch_line(message, self._recipe.epochs))
-        elif message["type"] in _SENTENCES and not message.get("final"):
-            level, sentence = _SENTENCES[message["type"]]
-            logger.log(level, "%s", sentence(message))
+        if isinstance(message, EpochRecord):
+            self.note(epoch_line(as_record(message), self._recipe.epochs))
+        elif text := sentence(message):
+            logger.log(level(message), "%s", text)
 
 
 class LiveView(PlainView):
@@ -107,12 +124,12 @@ class LiveView(PlainView):
     def receive(self, message: Message) -> None:
         """Update the live part; an epoch also leaves a line above it."""
         super().receive(message)
-        if message["type"] == "started":
-            total = message["steps_per_epoch"] * self._recipe.epochs
+        if isinstance(message, Started):
+            total = message.steps_per_epoch * self._recipe.epochs
             self._bar.update(self._task, total=total, visible=True)
-        elif message["type"] == "step":
-            epoch = f"epoch {message['epoch']}/{self._recipe.epochs}"
-            self._bar.update(self._task, description=epoch, completed=message["step"])
+        elif isinstance(message, StepRecord):
+            epoch = f"epoch {message.epoch}/{self._recipe.epochs}"
+            self._bar.update(self._task, description=epoch, completed=message.step)
             self._live.update(Group(self._bar, _numbers(message), _workers(message)))
 
 
@@ -124,75 +141,75 @@ def make_view(recipe: Recipe) -> View:
     return PlainView(recipe)
 
 
-def _restart(message: Message) -> str:
-    count = message["workers"]
-    workers = "1 worker" if count == 1 else f"{count} workers"
-    return (
-        f"restart {message['number']}: going on after step {message['step']} with "
-        f"{workers}"
-    )
+def sentence(message: Message) -> str | None:
+    """Return the line that a message leaves, or None."""
+    match message:
+        case GenerationFailed(final=True):
+            return None  # the command shows the error with which it ends
+        case GenerationFailed(error=error):
+            return f"failure: {error}"
+        case SlowStart(phase=phase, seconds=seconds, patience=patience):
+            return (
+                f"still {phase}, after {seconds:.0f} s; `--start-timeout` allows "
+                f"{patience:.0f} s"
+            )
+        case Restarted(number=number, step=step, workers=workers):
+            count = "1 worker" if workers == 1 else f"{workers} workers"
+            return f"restart {number}: going on after step {step} with {count}"
+        case UnusedParameters(parameters=parameters):
+            return (
+                f"no gradient reached {_few(parameters)} in a pass over two samples. "
+                "A parameter without a gradient counts as having a zero one; if it "
+                "never has any, freeze it with `requires_grad_(False)`, or use it in "
+                "`forward`."
+            )
+        case Rebalanced():
+            return _rebalanced(message)
+        case StragglerFound(worker=worker, speed=speed, gain=gain):
+            return (
+                f"worker {worker} runs at {speed:.2f} of the fastest's speed: a step "
+                f"would take {gain:.0%} less time without it. Use fewer workers, or "
+                "`--drop-stragglers-below 0.1`."
+            )
+        case Evicted(worker=worker, step=step):
+            return (
+                f"worker {worker} leaves after step {step}: it is slower than "
+                "`--drop-stragglers-below` allows"
+            )
+        case WorkerWarning(text=text):
+            return text
+        case NoTargets(step=step):
+            return (
+                f"step {step}: no target counts, all are ignored; the gradient is zero"
+            )
+        case CaughtUp(step=step, after=after):
+            return f"caught up with step {step}, {after:.2f} s later"
+        case CheckpointFailed(step=step, error=error):
+            return (
+                f"the checkpoint of step {step} cannot be written: {error}. "
+                "Earlier checkpoints stay."
+            )
+    return None
 
 
-def _unused(message: Message) -> str:
-    return (
-        f"no gradient reached {_few(message['parameters'])} in a pass over two "
-        "samples. A parameter without a gradient counts as having a zero one; if it "
-        "never has any, freeze it with `requires_grad_(False)`, or use it in `forward`."
-    )
+def level(message: Message) -> int:
+    """Return the level at which the line of a message is logged."""
+    match message:
+        case GenerationFailed():
+            return logging.ERROR
+        case UnusedParameters() | WorkerWarning() | CheckpointFailed():
+            return logging.WARNING
+    return logging.INFO
 
 
-def _rebalanced(message: Message) -> str:
+def _rebalanced(message: Rebalanced) -> str:
     text = (
-        f"rebalanced after step {message['step']}: {_counts(message['after'])} "
-        f"micro-batches instead of {_counts(message['before'])}, "
-        f"{message['gain']:.0%} less time"
+        f"rebalanced after step {message.step}: {_counts(message.after)} micro-batches "
+        f"instead of {_counts(message.before)}, {message.gain:.0%} less time"
     )
-    if message["cause"] == "data":
+    if message.cause == "data":
         text += " (drawing samples takes most of the slowest worker's time)"
     return text
-
-
-def _hindered(message: Message) -> str:
-    return (
-        f"worker {message['worker']} runs at {message['speed']:.2f} of the fastest's "
-        f"speed: a step would take {message['gain']:.0%} less time without it. Use "
-        "fewer workers, or `--drop-stragglers-below 0.1`."
-    )
-
-
-_SENTENCES: dict[str, tuple[int, Callable[[Message], str]]] = {
-    "failed": (logging.ERROR, lambda m: f"failure: {m['error']}"),
-    "slow start": (
-        logging.INFO,
-        lambda m: (
-            f"still {m['phase']}, after {m['seconds']:.0f} s; `--start-timeout` allows "
-            f"{m['patience']:.0f} s"
-        ),
-    ),
-    "restart": (logging.INFO, _restart),
-    "unused": (logging.WARNING, _unused),
-    "rebalanced": (logging.INFO, _rebalanced),
-    "hindered": (logging.INFO, _hindered),
-    "evicted": (
-        logging.INFO,
-        lambda m: (
-            f"worker {m['worker']} leaves after step {m['step']}: it is slower than "
-            "`--drop-stragglers-below` allows"
-        ),
-    ),
-    "warning": (logging.WARNING, lambda m: str(m["text"])),
-    "no targets": (
-        logging.INFO,
-        lambda m: (
-            f"step {m['step']}: no target counts, all are ignored; the gradient is zero"
-        ),
-    ),
-    "caught up": (
-        logging.INFO,
-        lambda m: f"caught up with step {m['step']}, {m['after']:.2f} s later",
-    ),
-}
-"""The level and the text of the messages that leave a line."""
 
 
 def _counts(numbers: list[int]) -> str:
@@ -204,7 +221,7 @@ def _few(names: list[str]) -> str:
 
 
 def scores(
-    record: Message, prefix: str = "", separator: str = " ", digits: int = 4
+    record: Record, prefix: str = "", separator: str = " ", digits: int = 4
 ) -> str:
     """Return `loss 0.4386 accuracy 93.33%`, from the fields with this prefix.
 
@@ -222,7 +239,7 @@ def scores(
     return separator.join([loss, *metrics])
 
 
-def epoch_line(epoch: Message, epochs: int) -> str:
+def epoch_line(epoch: Record, epochs: int) -> str:
     """Return `epoch 1/3  train loss 0.4386 accuracy 93.33%  validation ...`."""
     parts = [f"epoch {epoch['epoch']}/{epochs}"]
     for split in ("train", "validation"):
@@ -232,26 +249,26 @@ def epoch_line(epoch: Message, epochs: int) -> str:
     return "  ".join([*parts, f"{epoch['seconds']:.2f} s", rate])
 
 
-def _numbers(step: Message) -> str:
+def _numbers(step: StepRecord) -> str:
     return (
-        f"{scores(step, separator='   ')}   "
-        f"{step['samples_per_second']:,.0f} samples/s   lr {step['lr']:.2e}"
+        f"{scores(as_record(step), separator='   ')}   "
+        f"{step.samples_per_second:,.0f} samples/s   lr {step.lr:.2e}"
     )
 
 
-def _workers(step: Message) -> Table:
+def _workers(step: StepRecord) -> Table:
     table = Table(box=None, pad_edge=False)
     columns = ("worker", "share", "speed", "compute", "exchange", "waiting")
     for column in columns:
         table.add_column(column, justify="right")
-    fastest = max(step["speeds"]) or 1.0
-    for rank, seconds in enumerate(step["workers"]):
+    fastest = max(step.speeds) or 1.0
+    for rank, seconds in enumerate(step.times.workers):
         total = sum(seconds.values()) or 1.0
         exchange, wait = seconds["exchange"] / total, seconds["wait"] / total
         table.add_row(
             str(rank),
-            str(step["shares"][rank]),
-            f"{step['speeds'][rank] / fastest:.0%}",
+            str(step.shares[rank]),
+            f"{step.speeds[rank] / fastest:.0%}",
             f"{1 - exchange - wait:.0%}",
             f"{exchange:.0%}",
             f"{wait:.0%}",

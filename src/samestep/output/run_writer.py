@@ -20,6 +20,31 @@ from samestep.config.placement import Placement
 from samestep.config.recipe import Recipe
 from samestep.core.span import Span
 from samestep.errors import OutputError, RunError, SamestepError
+from samestep.messages.training import (
+    CaughtUp,
+    CheckpointFailed,
+    CheckpointWritten,
+    EpochRecord,
+    Evicted,
+    FaultInjected,
+    GenerationFailed,
+    Message,
+    NoTargets,
+    Prefetching,
+    Rebalanced,
+    Restarted,
+    SlowStart,
+    SnapshotSaved,
+    Started,
+    StepRecord,
+    Stopped,
+    StragglerFound,
+    Traced,
+    UnusedParameters,
+    WorkersStarted,
+    WorkerWarning,
+)
+from samestep.messages.wire import JsonObject, as_record
 from samestep.output import trace
 from samestep.output.fence import FILE, TAKEN, Fence
 from samestep.output.logs import take_log
@@ -28,9 +53,26 @@ from samestep.output.schema import Result
 from samestep.system import atomic_files, machine, untrusted_files
 
 
-EVENTS = {"workers": "workers started", "started": "training"}
-"""Messages whose event has another name."""
-SILENT = ("step", "epoch", "snapshot", "finished", "rank", "trace")
+EVENTS: dict[type, str] = {
+    CaughtUp: "caught up",
+    CheckpointFailed: "checkpoint failed",
+    CheckpointWritten: "checkpoint",
+    Evicted: "evicted",
+    FaultInjected: "fault",
+    GenerationFailed: "failed",
+    NoTargets: "no targets",
+    Prefetching: "prefetching",
+    Rebalanced: "rebalanced",
+    Restarted: "restart",
+    SlowStart: "slow start",
+    Started: "training",
+    Stopped: "stopped",
+    StragglerFound: "hindered",
+    UnusedParameters: "unused",
+    WorkersStarted: "workers started",
+    WorkerWarning: "warning",
+}
+"""Messages that become a line of events.jsonl, and its `event`."""
 LOCK_FILE = ".lock"
 RECORDS = {
     *(
@@ -103,14 +145,14 @@ class RunWriter:
     """Gets the records of metrics.jsonl, and before and after them one more."""
     step: int = 0
     """Optimizer steps taken before the command began."""
-    epochs: list[dict[str, Any]] = field(default_factory=list)
+    epochs: list[JsonObject] = field(default_factory=list)
     is_new: bool = False
     """Whether the command made the directory."""
     restarts: int = 0
     standstill: float = 0.0
     """Seconds in which rank 0 saved snapshots instead of training."""
     _traces: dict[int, list[Span]] = field(default_factory=dict)
-    _facts: dict[str, Any] = field(default_factory=dict)
+    _facts: JsonObject = field(default_factory=dict)
     """What simple methods reach on the test split, and how many samples were left out,
     if that is known."""
     _lock: int = -1
@@ -193,7 +235,7 @@ class RunWriter:
         self.tell({"type": "started", **self._fields, "run": run, "step": self.step})
 
     def rewind(
-        self, step: int, epochs: list[dict[str, Any]], metrics: str | None = None
+        self, step: int, epochs: list[JsonObject], metrics: str | None = None
     ) -> None:
         """Drops the metrics of steps that will be taken again. Raises OutputError.
 
@@ -218,35 +260,38 @@ class RunWriter:
         seconds = time.monotonic() - self.started
         self._events.append({"seconds": seconds, "event": name, **fields})
 
-    def receive(self, message: Mapping[str, Any]) -> None:
-        """A message of a worker or of the recovery."""
-        kind = message["type"]
-        record = {key: value for key, value in message.items() if key != "rank"}
-        if kind in ("step", "epoch"):
-            line = record | {"at": time.monotonic() - self.started}
-            self._metrics.append(line)
-            self.tell(line)
-        del record["type"]
-        if kind == "epoch":
-            self.epochs.append(record)
-            self.event("epoch", epoch=record["epoch"], sha256=record["weights_sha256"])
-        elif kind == "restart":
-            self.restarts += 1
-        elif kind == "snapshot":
-            self.standstill += record["seconds"]
-        elif kind == "workers":
-            self._traces = {}
-        elif kind == "trace":
-            self._trace(message["rank"], [Span(*span) for span in record["spans"]])
-        if kind == "fault":
-            record["rank"] = message["rank"]
-        if kind not in SILENT:
-            record.pop("layout", None)
-            self.event(EVENTS.get(kind, kind), **record)
+    def receive(self, message: Message) -> None:
+        """Write what a message of a worker or of the supervisor adds to the run."""
+        match message:
+            case StepRecord():
+                self._add_metrics("step", as_record(message))
+            case EpochRecord(epoch=epoch, weights_sha256=sha256):
+                record = as_record(message)
+                self._add_metrics("epoch", record)
+                self.epochs.append(record)
+                self.event("epoch", epoch=epoch, sha256=sha256)
+            case Restarted():
+                self.restarts += 1
+            case SnapshotSaved(seconds=seconds):
+                self.standstill += seconds
+            case WorkersStarted():
+                self._traces = {}
+            case Traced(worker=worker, spans=spans):
+                self._add_trace(worker, spans)
+        if type(message) in EVENTS:
+            fields = as_record(message)
+            fields.pop("layout", None)  # of `Started`: long, and in every checkpoint
+            self.event(EVENTS[type(message)], **fields)
 
-    def _trace(self, rank: int, spans: list[Span]) -> None:
-        """Each worker's part is written as it comes: some may never come."""
-        self._traces[rank] = spans
+    def _add_metrics(self, kind: str, record: JsonObject) -> None:
+        at = time.monotonic() - self.started
+        line = {"type": kind, **record, "at": at}
+        self._metrics.append(line)
+        self.tell(line)
+
+    def _add_trace(self, worker: int, spans: list[Span]) -> None:
+        """Write the trace of all workers so far: the parts of some may never come."""
+        self._traces[worker] = spans
         try:
             self._write(trace.FILE, json.dumps(trace.chrome(self._traces)).encode())
         except OutputError as error:
@@ -294,7 +339,7 @@ class RunWriter:
         return RunResult(self.path, result)
 
     @property
-    def _fields(self) -> dict[str, Any]:
+    def _fields(self) -> JsonObject:
         placement = self.placement.model_dump(mode="json")
         return {"recipe": self.recipe.to_dict(), "placement": placement}
 
@@ -319,7 +364,7 @@ def whole_lines(path: Path) -> list[str]:
     return [line for line in lines if line.endswith("\n")]
 
 
-def _is_kept(line: str, step: int, epochs: list[dict[str, Any]]) -> bool:
+def _is_kept(line: str, step: int, epochs: list[JsonObject]) -> bool:
     try:
         record = untrusted_files.parse_json(line)
         if record["type"] == "epoch":

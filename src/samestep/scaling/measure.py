@@ -3,15 +3,16 @@
 import os
 import statistics
 from collections.abc import Callable
-from typing import Any
 
 from samestep.config.placement import Placement
 from samestep.config.recipe import Recipe
 from samestep.errors import Interrupted
+from samestep.messages.job import MeasurementJob, Setup
+from samestep.messages.training import Measured, Message, Ready, WorkersStarted
 from samestep.scaling.grid import Point, schedule
 from samestep.scaling.study import Measurement, Study
-from samestep.supervisor.forkserver_client import ForkServer, Message
-from samestep.supervisor.job import exchange_fields
+from samestep.supervisor.forkserver_client import ForkServer
+from samestep.supervisor.job import make_setup
 from samestep.supervisor.launch import run_workers
 from samestep.system import shared_memory
 from samestep.system.signals import Stop
@@ -49,7 +50,7 @@ def measure(
                 f"with `--out {study.path}` continues",
                 stop.exit_code,
             )
-        study.gradient_bytes = reports[0]["gradient_bytes"]
+        study.gradient_bytes = reports[0].gradient_bytes
         study.add(point, combine(round_, reports))
         study.save()
 
@@ -68,26 +69,31 @@ def run_cell(
     point: Point,
     warm_up: float,
     on_start: OnStart,
-) -> list[Message]:
+) -> list[Measured]:
     """Run the workers of a point; return the reports of its trainings."""
-    reports: list[Message] = []
+    reports: list[Measured] = []
     pids: list[int] = []
-    ready: list[Message] = []
+    ready: list[Ready] = []
 
     def listen(message: Message) -> None:
-        if message["type"] == "workers":
-            pids.extend(message["pids"])
-        elif message["type"] == "ready":
-            ready.append(message)
-            if len(ready) == point.workers:
-                on_start(pids)
-        elif message["type"] == "measured":
-            reports.append(message)
+        match message:
+            case WorkersStarted():
+                pids.extend(message.pids)
+            case Ready():
+                ready.append(message)
+                if len(ready) == point.workers:
+                    on_start(pids)
+            case Measured():
+                reports.append(message)
 
     fd = shared_memory.create(8 * point.workers if point.kind == "limit" else 0)
     try:
-        job = cell_job(study.recipe, point, study.settings.exchange)
-        job |= {"seconds": study.settings.seconds_per_run, "warm_up": warm_up}
+        job = MeasurementJob(
+            setup=cell_setup(study.recipe, point, study.settings.exchange),
+            warm_up=warm_up,
+            seconds=study.settings.seconds_per_run,
+            is_independent=point.kind == "limit",
+        )
         logs = study.path / "logs"
         run_workers(server, job, point.workers, logs, listen, stop, {"snapshots": fd})
     finally:
@@ -95,8 +101,8 @@ def run_cell(
     return reports
 
 
-def cell_job(recipe: Recipe, point: Point, exchange: str) -> dict[str, Any]:
-    """Return the workers' job, with even shares: nothing is rebalanced meanwhile."""
+def cell_setup(recipe: Recipe, point: Point, exchange: str) -> Setup:
+    """Return what fixes the point; shares are even, and nothing is rebalanced."""
     changed = recipe.model_copy(
         update={
             "global_batch": point.global_batch,
@@ -111,21 +117,20 @@ def cell_job(recipe: Recipe, point: Point, exchange: str) -> dict[str, Any]:
             "snapshot_seconds": 0.0,
         }
     )
-    kind = "limit" if point.kind == "limit" else "measure"
-    return {"kind": kind, "recipe": changed.to_dict(), **exchange_fields(placement)}
+    return make_setup(changed, placement)
 
 
-def combine(round_: int, reports: list[Message]) -> Measurement:
+def combine(round_: int, reports: list[Measured]) -> Measurement:
     """Return one measurement of trainings that ran at the same time."""
-    scales = [r["noise_scale"] for r in reports if r["noise_scale"] is not None]
+    scales = [r.noise_scale for r in reports if r.noise_scale is not None]
     return Measurement(
         round=round_,
-        steps=round(statistics.fmean(r["steps"] for r in reports)),
-        seconds=max(r["seconds"] for r in reports),
-        samples_per_second=sum(r["samples"] / r["seconds"] for r in reports),
-        step_seconds_sd=statistics.fmean(r["step_seconds_sd"] for r in reports),
-        workers=[worker for r in reports for worker in r["workers"]],
-        bytes_per_step=sum(r["bytes_per_step"] for r in reports),
-        add_seconds=statistics.median(r["add_seconds"] for r in reports),
+        steps=round(statistics.fmean(r.steps for r in reports)),
+        seconds=max(r.seconds for r in reports),
+        samples_per_second=sum(r.samples / r.seconds for r in reports),
+        step_seconds_sd=statistics.fmean(r.step_seconds_sd for r in reports),
+        workers=[worker for r in reports for worker in r.workers],
+        bytes_per_step=sum(r.bytes_per_step for r in reports),
+        add_seconds=statistics.median(r.add_seconds for r in reports),
         noise_scale=scales[0] if scales else None,
     )

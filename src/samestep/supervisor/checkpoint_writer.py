@@ -1,8 +1,8 @@
-"""Writes checkpoints in the background and decides which to keep.
+"""Write checkpoints in the background, and decide which to keep.
 
-The newest two valid ones are kept and the best by validation loss. A thread of the
-supervisor writes, so workers stand still only while they copy a snapshot, and no worker
-of an older generation can write at all.
+The newest two valid ones are kept, and the one with the lowest validation loss. A
+thread of the supervisor writes them, so workers only stop to copy a snapshot into
+memory, and no worker of an older generation can write at all.
 """
 
 import contextlib
@@ -14,10 +14,11 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from samestep.config.recipe import Recipe
 from samestep.errors import CheckpointError, OutputError
+from samestep.messages.training import CheckpointFailed, CheckpointWritten
+from samestep.messages.wire import JsonObject
 from samestep.output.fence import Fence
 from samestep.state import checkpoint
 from samestep.state.layout import Layout
@@ -25,30 +26,41 @@ from samestep.state.snapshot import State
 
 
 WRITING_SHARE = 0.05
-"""At most so much of the time is spent writing; newer states replace waiting ones."""
+"""The share of the time that is spent writing, at most. A newer state replaces one that
+waits."""
 LOWEST_PRIORITY = 19
 READ_SECONDS = 1.0
 """Deadline for all workers to finish the snapshot that rank 0 has announced."""
 
-Tell = Callable[[str, dict[str, Any]], None]
-"""(event, fields): `checkpoint` or `checkpoint failed`."""
+
+@dataclass(frozen=True)
+class Offer:
+    """A snapshot that may become a checkpoint."""
+
+    read: Callable[[], State | None]
+    """Returns the state of `step` once all workers have saved it, else None."""
+    layout: Layout
+    epochs: list[JsonObject]
+    """The records of complete epochs."""
+    step: int
 
 
 @dataclass
 class Keeper:
-    """One run's checkpoints. Leaving it writes what still waits."""
+    """The checkpoints of one run. Leaving it writes the state that still waits."""
 
     run: Path
     recipe: Recipe
     build: Mapping[str, str]
     """What decides bits besides the recipe."""
-    tell: Tell
+    report: Callable[[CheckpointWritten | CheckpointFailed], None]
+    """Called from the thread that writes."""
     fence: Fence
     failure: str = ""
-    """Why the last checkpoint could not be written, if it could not."""
-    _waiting: tuple[Callable[[], State | None], Layout, list[Any], int] | None = None
+    """Why the last checkpoint could not be written, if so."""
+    _waiting: Offer | None = None
     _ended: bool = False
-    _news: threading.Condition = field(default_factory=threading.Condition)
+    _changed: threading.Condition = field(default_factory=threading.Condition)
     _thread: threading.Thread | None = None
     _verified: set[int] = field(default_factory=set)
 
@@ -64,10 +76,10 @@ class Keeper:
         self.finish()
 
     def finish(self) -> None:
-        """Writes what still waits, and ends."""
-        with self._news:
+        """Write the state that still waits, and end the thread."""
+        with self._changed:
             self._ended = True
-            self._news.notify()
+            self._changed.notify()
         assert self._thread is not None
         self._thread.join()
 
@@ -75,26 +87,26 @@ class Keeper:
         self,
         read: Callable[[], State | None],
         layout: Layout,
-        epochs: list[dict[str, Any]],
+        epochs: list[JsonObject],
         step: int,
     ) -> None:
-        """`read` gives the state of `step` if all workers have saved it, else None."""
-        with self._news:
-            self._waiting = read, layout, epochs, step
-            self._news.notify()
+        """Offer a snapshot to the thread, see `Offer`; replaces one that waits."""
+        with self._changed:
+            self._waiting = Offer(read, layout, epochs, step)
+            self._changed.notify()
 
     def newest(self) -> int | None:
-        """The step of the newest checkpoint on disk that can be used."""
+        """Return the step of the newest checkpoint on disk that can be used."""
         directory = checkpoint.directory_of(self.run)
         steps = reversed(checkpoint.steps(directory))
         return next((step for step in steps if self._is_valid(directory, step)), None)
 
-    def write(self, state: State, layout: Layout, epochs: list[dict[str, Any]]) -> bool:
-        """Now; tells what happened, and whether it worked."""
+    def write(self, state: State, layout: Layout, epochs: list[JsonObject]) -> bool:
+        """Write a checkpoint now and report it; return whether that worked."""
         directory = checkpoint.directory_of(self.run)
         start = time.monotonic()
         try:
-            if not self.fence.holds:  # the training finds out, too, and ends
+            if not self.fence.holds:  # the training notices, too, and ends
                 return False
             path = checkpoint.write(
                 directory, state, layout, self.recipe, self.build, epochs
@@ -106,59 +118,63 @@ class Keeper:
         self._verified.add(state.step)
         self.failure = ""
         seconds = time.monotonic() - start
-        self._say("checkpoint", step=state.step, seconds_to_write=seconds)
+        self._try_report(CheckpointWritten(step=state.step, seconds_to_write=seconds))
         with contextlib.suppress(OSError):
             self._prune(directory)
         return True
 
     def _fail(self, step: int, error: Exception) -> None:
-        """Whatever it was, such as a MemoryError: later checkpoints may succeed."""
+        # Even after a MemoryError later checkpoints may succeed.
         self.failure = (
             getattr(error, "strerror", None) or str(error) or type(error).__name__
         )
-        self._say("checkpoint failed", step=step, error=self.failure)
+        self._try_report(CheckpointFailed(step=step, error=self.failure))
 
-    def _say(self, event: str, **fields: Any) -> None:
-        """The terminal or the right to write the run may be lost: no reason to end."""
+    def _try_report(self, message: CheckpointWritten | CheckpointFailed) -> None:
+        # The terminal or the right to write the run may be lost: no reason to end.
         with contextlib.suppress(OSError, OutputError):
-            self.tell(event, fields)
+            self.report(message)
 
     def _work(self) -> None:
-        """Copies each offered state at once; writes it when it may."""
-        _yield_to_workers()
-        held: tuple[State, Layout, list[Any]] | None = None
+        """Copy each offered state at once, and write it when there is time.
+
+        Copying cannot wait: the workers soon write the same slot again.
+        """
+        _lower_priority()
+        copied: tuple[State, Offer] | None = None
         allowed = 0.0
         while True:
-            with self._news:
+            with self._changed:
                 if not self._waiting and not self._ended:
-                    pause = max(0.0, allowed - time.monotonic()) if held else None
-                    self._news.wait(pause)
-                (waiting, self._waiting), ended = (self._waiting, None), self._ended
-            if waiting and (state := self._copy(*waiting)):
-                held = state, *waiting[1:3]
-            if held and held[0].step in self._verified:  # as when a run ends
-                held = None
-            if held and (ended or time.monotonic() >= allowed):
+                    pause = max(0.0, allowed - time.monotonic()) if copied else None
+                    self._changed.wait(pause)
+                (offer, self._waiting), ended = (self._waiting, None), self._ended
+            if offer and (state := self._copy(offer)):
+                copied = state, offer
+            if copied and copied[0].step in self._verified:  # as when a run ends
+                copied = None
+            if copied and (ended or time.monotonic() >= allowed):
                 start = time.monotonic()
-                self.write(*held)
-                held = None
+                state, offer = copied
+                self.write(state, offer.layout, offer.epochs)
+                copied = None
                 allowed = time.monotonic() + (time.monotonic() - start) / WRITING_SHARE
             if ended and not self._waiting:
                 return
 
-    def _copy(self, read: Callable[[], State | None], *rest: Any) -> State | None:
-        """What was offered; None if the workers did not save all of it."""
+    def _copy(self, offer: Offer) -> State | None:
+        """Return the state that was offered; None if not all workers saved it."""
         end = time.monotonic() + READ_SECONDS
         try:
-            while (state := read()) is None and time.monotonic() < end:
+            while (state := offer.read()) is None and time.monotonic() < end:
                 time.sleep(0.005)
         except Exception as error:
-            self._fail(rest[-1], error)
+            self._fail(offer.step, error)
             return None
         return state
 
     def _prune(self, directory: Path) -> None:
-        """Removes what is neither among the newest two valid ones nor the best."""
+        """Remove all but the newest two valid checkpoints and the best one."""
         valid, best = 0, self._best(directory)
         for step in reversed(checkpoint.steps(directory)):
             if valid >= 2 and step != best:
@@ -174,7 +190,7 @@ class Keeper:
         return step in self._verified
 
     def _best(self, directory: Path) -> int | None:
-        """The step of the checkpoint with the lowest validation loss at its epoch."""
+        """Return the step of the checkpoint with the lowest validation loss."""
         losses = {}
         for step in checkpoint.steps(directory):
             with contextlib.suppress(OSError, CheckpointError):
@@ -185,8 +201,7 @@ class Keeper:
         return min(measured, key=lambda step: measured[step], default=None)
 
 
-def _yield_to_workers() -> None:
-    """This thread takes only the time that workers leave; elsewhere than on Linux, a
-    priority belongs to the whole process, and stays as it is."""
+def _lower_priority() -> None:
+    """Let workers go first; only on Linux does a thread have a priority of its own."""
     if sys.platform == "linux":
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_PRIORITY)

@@ -1,7 +1,6 @@
 """The supervisor's side of `samestep.training.forkserver`; it does not import torch."""
 
 import contextlib
-import json
 import os
 import signal
 import socket
@@ -11,15 +10,27 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Self, TextIO, TypeVar
 
 from samestep.errors import OutputError, WorkerFailed
+from samestep.messages import wire
+from samestep.messages.processes import (
+    Answer,
+    BuildKnown,
+    Exited,
+    FindGpus,
+    GpusFound,
+    Request,
+    SendSignal,
+    Spawn,
+    Spawned,
+)
 from samestep.system import untrusted_files
 from samestep.system.machine import Gpus
 from samestep.system.signals import how_it_ended
 
 
-Message = dict[str, Any]
+T = TypeVar("T", BuildKnown, Exited, GpusFound, Spawned)
 
 START_SECONDS = 120.0
 """Deadline for importing torch and forking a worker."""
@@ -29,12 +40,12 @@ END_SECONDS = 10.0
 
 @dataclass
 class ForkServer:
-    """The supervisor's side of `training.forkserver`; leaving it ends all workers."""
+    """The supervisor's side of `training.forkserver`. Leaving it ends all workers."""
 
     _channel: socket.socket = field(init=False)
     _process: subprocess.Popen[bytes] = field(init=False)
     _buffer: bytes = b""
-    _inbox: list[Message] = field(default_factory=list)
+    _inbox: list[Answer] = field(default_factory=list)
     _has_spawned: bool = False
     _has_ended: bool = False
     _build: dict[str, str] = field(default_factory=dict)
@@ -49,7 +60,8 @@ class ForkServer:
         self._buffer, self._inbox = b"", []
         self._has_spawned = self._has_ended = False
         with theirs:
-            # A session of its own: Ctrl-C reaches the supervisor, which ends the rest.
+            # In a session of its own, so that Ctrl-C only reaches the supervisor,
+            # which then ends the workers in order.
             self._process = subprocess.Popen(  # noqa: S603
                 [
                     sys.executable,
@@ -78,13 +90,13 @@ class ForkServer:
             self._process.wait()
 
     def fileno(self) -> int:
-        """For a selector: readable when a worker has exited."""
+        """Return a descriptor that is readable when a worker has exited."""
         return self._channel.fileno()
 
     def spawn(
         self, env: dict[str, str], log: Path, fds: dict[str, int], preload: list[str]
     ) -> int:
-        """The process id of a new worker that inherits `fds` and prints into `log`.
+        """Fork a worker that inherits `fds` and prints into `log`; return its pid.
 
         The server first imports the modules `preload`, so that no worker needs to. If
         it has ended, another one is started. Raises WorkerFailed, OutputError.
@@ -92,11 +104,11 @@ class ForkServer:
         self._revive()
         self._has_spawned = True
         with _opened(log) as output:
-            given = {**fds, "log": output}
-            request = {"env": env, "names": list(given), "preload": preload}
-            line = json.dumps({"spawn": request}).encode() + b"\n"
-            socket.send_fds(self._channel, [line], list(given.values()))
-        return int(self._await("spawned")["spawned"])
+            inherited = {**fds, "log": output}
+            request = Spawn(env=env, names=list(inherited), preload=preload)
+            line = wire.encode(request)
+            socket.send_fds(self._channel, [line], list(inherited.values()))
+        return self._await(Spawned).pid
 
     def _revive(self) -> None:
         if self._has_ended or self._process.poll() is not None:
@@ -104,61 +116,64 @@ class ForkServer:
             self._start()
 
     def send_signal(self, pid: int, number: int) -> None:
-        """To a worker, if it has not been reaped."""
-        line = json.dumps({"signal": number, "to": pid}).encode() + b"\n"
+        """Send a signal to a worker, if it has not been reaped."""
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            self._channel.sendall(line)
+            self._send(SendSignal(pid=pid, number=number))
 
     def kill(self, pid: int) -> None:
-        """SIGKILL, if that worker has not been reaped."""
+        """Kill a worker, if it has not been reaped."""
         self.send_signal(pid, signal.SIGKILL)
 
     def build(self, device: str = "cpu") -> dict[str, str]:
-        """What decides bits besides the recipe: `torch`, `instruction_set`, `device`.
+        """Return what decides bits besides the recipe: `torch`, `instruction_set`, ...
 
-        The CPU is not named. Waits until torch has been imported. If the server has
-        ended, another one is started. Raises WorkerFailed.
+        A GPU is named as `device`, the CPU is not. Waits until torch has been imported.
+        If the server has ended, another one is started. Raises WorkerFailed.
         """
         if not self._build:
             self._revive()
-            self._build = self._await("build")["build"]
+            self._build = self._await(BuildKnown).build
         gpu = {} if device == "cpu" else {"device": self.device(device)}
         return self._build | gpu
 
     def device(self, device: str) -> str:
-        """`cpu`, or `cuda` with the names of all that decides its bits."""
+        """Return `cpu`, or `cuda` with the names of all that decides its bits."""
         return "cpu" if device == "cpu" else f"{device}: {self.gpus().title}"
 
     def gpus(self) -> Gpus:
-        """Those that workers can use. Waits for torch. Raises WorkerFailed."""
+        """Return the GPUs for workers. Waits for torch. Raises WorkerFailed."""
         if self._gpus is None:
             self._revive()
-            self._channel.sendall(json.dumps({"look for": "gpus"}).encode() + b"\n")
-            self._gpus = Gpus(**self._await("gpus")["gpus"])
+            self._send(FindGpus())
+            self._gpus = self._await(GpusFound).gpus
         return self._gpus
 
     def exits(self, seconds: float = 0.0) -> list[tuple[int, int]]:
-        """(process id, exit code) of workers that have ended since the last call.
+        """Return (pid, exit code) of the workers that ended since the last call.
 
-        Waits for news at most `seconds`. Raises WorkerFailed if the server has ended.
+        Waits for a message for at most `seconds`. Raises WorkerFailed if the server has
+        ended.
         """
         self._receive(seconds)
-        return [(m["exited"], m["code"]) for m in self._take("exited")]
+        return [(exited.pid, exited.code) for exited in self._take(Exited)]
 
-    def _await(self, key: str) -> Message:
+    def _send(self, request: Request) -> None:
+        self._channel.sendall(wire.encode(request))
+
+    def _await(self, kind: type[T]) -> T:
         deadline = time.monotonic() + START_SECONDS
-        while not (found := self._take(key)):
+        while not (answers := self._take(kind)):
             if time.monotonic() > deadline:
                 raise WorkerFailed(
                     f"A worker must start within {START_SECONDS:.0f} s; it did not. "
                     "Is the machine out of memory or processes?"
                 )
             self._receive(deadline - time.monotonic())
-        return found[0]
+        return answers[0]
 
-    def _take(self, key: str) -> list[Message]:
-        taken = [message for message in self._inbox if key in message]
-        self._inbox = [message for message in self._inbox if key not in message]
+    def _take(self, kind: type[T]) -> list[T]:
+        taken = [answer for answer in self._inbox if isinstance(answer, kind)]
+        self._inbox = [each for each in self._inbox if not isinstance(each, kind)]
         return taken
 
     def _receive(self, seconds: float) -> None:
@@ -173,10 +188,10 @@ class ForkServer:
             self._has_ended = True
             raise self._failure()
         *lines, self._buffer = (self._buffer + data).split(b"\n")
-        self._inbox += map(json.loads, lines)
+        self._inbox += [wire.decode(line, Answer) for line in lines]
 
     def _failure(self) -> WorkerFailed:
-        """Why the server has ended."""
+        """Return the exception that says why the server has ended."""
         try:
             code = self._process.wait(END_SECONDS)
             how = "its error is above" if code > 0 else how_it_ended(code)
@@ -203,7 +218,7 @@ def _opened(log: Path) -> Iterator[int]:
         os.close(fd)
 
 
-def _has_fileno(stream: Any) -> bool:
+def _has_fileno(stream: TextIO) -> bool:
     """Notebooks and tests replace the standard streams by objects without one."""
     with contextlib.suppress(AttributeError, OSError, ValueError):
         return os.fstat(stream.fileno()) is not None

@@ -1,4 +1,4 @@
-"""Which workers make no progress, and where they are."""
+"""Find the workers that make no progress, and where they are."""
 
 import contextlib
 import signal
@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from samestep.messages.training import SlowStart
 from samestep.supervisor.forkserver_client import ForkServer
 from samestep.system.heartbeat import BEATS, PHASE, ROUNDS, Heartbeat
 
@@ -21,31 +21,31 @@ STACK_BYTES = 20_000
 
 @dataclass
 class Watch:
-    """Looks at the board; a slow worker moves it, one that hangs does not.
+    """Watches the heartbeat: a slow worker changes it, one that hangs does not.
 
-    Before their first step the workers load data, build and compile, and nothing moves
-    but their phase: that has a timeout of its own.
+    Before their first step, workers load data, build and compile. Only their phase
+    changes then, and each phase has a timeout of its own.
     """
 
     heartbeat: Heartbeat
     timeout_seconds: float
     start_seconds: float
     is_stopped: Callable[[int], bool]
-    """Of a rank: whether a signal has stopped it, which is no work."""
+    """Whether a signal has stopped the worker of a rank."""
     _cells: list[tuple[int, int, int, int]] = field(default_factory=list)
     _since: float = field(default_factory=time.monotonic)
     _longest: float = 0.0
-    _noted: int = -1
-    """The last phase of which it was said that it takes long."""
+    _last_slow_phase: int = -1
+    """The last phase that was reported as slow."""
 
     @property
     def seconds(self) -> float:
-        """How long nothing has moved."""
+        """Seconds since the heartbeat last changed."""
         return time.monotonic() - self._since
 
     @property
     def patience(self) -> float:
-        """Seconds without any change on the board that are too many."""
+        """Seconds that the heartbeat may stay unchanged."""
         if self._is_starting:
             return self.start_seconds
         return max(self.timeout_seconds, PATIENCE * self._longest)
@@ -55,7 +55,7 @@ class Watch:
         return not all(cell[BEATS] or cell[ROUNDS] for cell in self._cells)
 
     def late(self) -> list[int]:
-        """The ranks that hang: those that have come least far."""
+        """Return the ranks that hang: those that are furthest behind."""
         cells = self.heartbeat.workers()
         if cells != self._cells:
             if self._cells and not self._is_starting:
@@ -65,39 +65,44 @@ class Watch:
         ranks = [rank for rank, far in enumerate(reached) if far == min(reached)]
         if self.seconds >= self.patience:
             return ranks
+        # A start may take long, but a stopped process will not get any further.
         if self._is_starting and self.seconds >= self.timeout_seconds:
             return [rank for rank in ranks if self.is_stopped(rank)]
         return []
 
-    def complaint(self, who: str) -> str:
-        """The message of the workers that are late; equal ones for equal failures."""
+    def complaint(self, workers: str) -> str:
+        """Return the error message for workers that are late.
+
+        Equal failures have equal messages: `Budget` compares them.
+        """
         if self._is_starting and self.seconds >= self.start_seconds:
             return (
                 f"Each part of a start may take {self.start_seconds:g} s, and worker "
-                f"{who} has been {self.heartbeat.phase} for longer. It is stuck or "
+                f"{workers} has been {self.heartbeat.phase} for longer. It is stuck or "
                 "very slow; if it only needs more time, raise `--start-timeout`."
             )
         seconds = self.timeout_seconds if self._is_starting else self.patience
         return (
             f"Every worker must make progress within {seconds:.1f} s; late: "
-            f"worker {who}. It is stopped, stuck or very slow; if it only needs more "
-            f"time, raise `--hang-timeout`, which is {self.timeout_seconds:g} s."
+            f"worker {workers}. It is stopped, stuck or very slow; if it only needs "
+            f"more time, raise `--hang-timeout`, which is {self.timeout_seconds:g} s."
         )
 
-    def notice(self) -> dict[str, Any] | None:
-        """A message, once, of a phase that takes longer than a step may."""
+    def slow_start(self) -> SlowStart | None:
+        """Return a message, once per phase that takes longer than a step may."""
         if not self._is_starting or self.seconds < self.timeout_seconds:
             return None
         phase = min(cell[PHASE] for cell in self._cells)
-        if phase <= self._noted:
+        if phase <= self._last_slow_phase:
             return None
-        self._noted = phase
-        fields = {"phase": self.heartbeat.phase, "seconds": self.seconds}
-        return {"type": "slow start", **fields, "patience": self.patience}
+        self._last_slow_phase = phase
+        return SlowStart(
+            phase=self.heartbeat.phase, seconds=self.seconds, patience=self.patience
+        )
 
 
 def where_it_hangs(server: ForkServer, pid: int, log: Path) -> str:
-    """The stacks of a worker's threads, which it writes into its log on request."""
+    """Return the stacks of a worker's threads, which it writes into its log."""
     if is_stopped(pid):
         return ""
     size = log.stat().st_size
@@ -108,7 +113,7 @@ def where_it_hangs(server: ForkServer, pid: int, log: Path) -> str:
         with log.open("rb") as file:
             file.seek(size)
             grown = file.read(STACK_BYTES).decode(errors="replace")
-        if grown and grown == text:
+        if grown and grown == text:  # nothing more has come since the last look
             break
         text = grown
         time.sleep(0.05)
@@ -116,7 +121,10 @@ def where_it_hangs(server: ForkServer, pid: int, log: Path) -> str:
 
 
 def is_stopped(pid: int) -> bool:
-    """By SIGSTOP or a debugger; unknown counts as no."""
+    """Return whether SIGSTOP or a debugger has stopped a process.
+
+    Return False where that cannot be known.
+    """
     with contextlib.suppress(OSError):
         status = Path(f"/proc/{pid}/stat").read_text()
         return status.rpartition(")")[2].split()[0] in ("T", "t")

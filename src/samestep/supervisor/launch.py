@@ -1,4 +1,4 @@
-"""The supervisor: starts the workers of one machine, listens to them, ends them.
+"""Start the workers of one machine, pass on their messages, and end them.
 
 Everything stays on the loopback interface. The rendezvous store listens on a socket
 that the supervisor bound to 127.0.0.1 at a port the kernel chose, so no port can be
@@ -6,7 +6,6 @@ occupied or seen from outside. The supervisor does not import torch.
 """
 
 import contextlib
-import json
 import os
 import selectors
 import signal
@@ -19,7 +18,10 @@ from pathlib import Path
 
 from samestep import errors
 from samestep.errors import SamestepError, WorkerFailed
-from samestep.supervisor.forkserver_client import END_SECONDS, ForkServer, Message
+from samestep.messages import wire
+from samestep.messages.job import Job, Setup
+from samestep.messages.training import Failed, Message, WorkersStarted
+from samestep.supervisor.forkserver_client import END_SECONDS, ForkServer
 from samestep.supervisor.hangs import Watch, is_stopped, where_it_hangs
 from samestep.system import cache, machine
 from samestep.system.heartbeat import STEP, Heartbeat
@@ -28,10 +30,10 @@ from samestep.system.signals import Stop, how_it_ended
 
 
 PRELOAD = {"shared": [], "gloo": ["torch._dynamo"], "nccl": ["torch._dynamo"]}
-"""What the workers of an exchange import besides torch; DDP takes 0.9 s."""
+"""Modules that the workers of an exchange import besides torch; DDP takes 0.9 s."""
 
 POLL_SECONDS = 0.1
-"""How often to look whether the workers make progress."""
+"""Seconds between two checks whether the workers make progress."""
 STOP_SECONDS = 3.0
 """Deadline for the workers to finish their step and save it."""
 GRACE_SECONDS = 1.0
@@ -52,10 +54,13 @@ class Worker:
     is_silent: bool = False
     """Whether it has closed its end of the socket, as code in it may do."""
     exit_code: int | None = None
-    failure: Message | None = None
+    failure: Failed | None = None
 
     def receive(self) -> list[Message]:
-        """The messages that have arrived; none at the end of the socket."""
+        """Return the messages that have arrived. Raises WorkerFailed if one is damaged.
+
+        Sets `is_silent` at the end of the socket.
+        """
         with contextlib.suppress(BlockingIOError):
             try:
                 while data := self.control.recv(1 << 16):
@@ -64,16 +69,19 @@ class Worker:
                 pass
             self.is_silent = True
         *lines, self.buffer = self.buffer.split(b"\n")
-        return [json.loads(line) for line in lines]
+        return [wire.decode(line, Message) for line in lines]
 
     def kill(self) -> None:
-        """Without the fork server. Elsewhere than on Linux, it notices that we left."""
+        """End the process without the fork server.
+
+        Elsewhere than on Linux, the worker ends when its socket does.
+        """
         if self.pidfd is not None:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
 
     def forget(self) -> None:
-        """Closes the name of the process."""
+        """Close the descriptor of the process."""
         if self.pidfd is not None:
             os.close(self.pidfd)
         self.pidfd = None
@@ -81,60 +89,61 @@ class Worker:
 
 def run_workers(
     server: ForkServer,
-    job: Message,
+    job: Job,
     workers: int,
     logs: Path,
     listen: Callable[[Message], None],
     stop: Stop,
     memories: Mapping[str, int] | None = None,
 ) -> None:
-    """Start `workers` processes on `job`, pass on what they say, wait for their end.
+    """Start `workers` processes on `job`, pass on their messages, wait for their end.
 
-    `memories` are descriptors that outlive them, such as `snapshots`. Returns also when
-    they were asked to stop and have stopped, or had to be killed. Raises the exception
-    of the first failing worker: WorkerFailed, or the SamestepError it reported; its
-    `details` tell the `step`. No worker is left when this returns or raises.
+    `memories` are descriptors that outlive the workers, such as `snapshots`. Returns
+    also when the workers were asked to stop and have stopped, or had to be killed.
+    Raises the exception of the first worker that failed: WorkerFailed, or the
+    SamestepError that it reported, with the `step` in its `details`. No worker is left
+    when this returns or raises.
     """
     with ExitStack() as stack:
-        fds, port = stack.enter_context(resources(job["exchange"], workers))
+        fds, port = stack.enter_context(resources(job.setup.exchange, workers))
         heartbeat = Heartbeat(fds["board"])
-        given = {**fds, **(memories or {})}
-        crew = _start(server, job, workers, logs, given, port)
-    timeouts = job["hang_timeout"], job["start_timeout"]
-    supervision = _Supervision(server, crew, heartbeat, timeouts, listen, stop)
+        inherited = {**fds, **(memories or {})}
+        crew = _start(server, job, workers, logs, inherited, port)
+    supervision = _Supervision(server, crew, heartbeat, job.setup, listen, stop)
     try:
-        listen({"type": "workers", "pids": [worker.pid for worker in crew]})
+        listen(WorkersStarted(pids=[worker.pid for worker in crew]))
         supervision.run()
     finally:
         _end(server, crew)
-        supervision.hear_last_words()
+        supervision.receive_rest()
 
 
 def _start(
     server: ForkServer,
-    job: Message,
+    job: Job,
     workers: int,
     logs: Path,
     fds: dict[str, int],
     port: int,
 ) -> list[Worker]:
+    preload, line = PRELOAD[job.setup.exchange], wire.encode(job)
     crew: list[Worker] = []
     try:
         for rank in range(workers):
             ours, theirs = socket.socketpair()
             with theirs:
                 log = logs / f"rank-{rank}.log"
-                given = {"control": theirs.fileno(), **fds}
+                inherited = {"control": theirs.fileno(), **fds}
                 if rank > 0:
-                    given.pop("store", None)
+                    inherited.pop("store", None)
                 env = _environment(rank, workers, port)
                 try:
-                    pid = server.spawn(env, log, given, PRELOAD[job["exchange"]])
+                    pid = server.spawn(env, log, inherited, preload)
                 except BaseException:
                     ours.close()
                     raise
             crew.append(Worker(rank, pid, ours, log, _pidfd(pid)))
-            ours.sendall(json.dumps(job).encode() + b"\n")
+            ours.sendall(line)
             ours.setblocking(False)
     except BaseException:
         _end(server, crew)
@@ -145,13 +154,14 @@ def _start(
 
 
 def _environment(rank: int, workers: int, port: int) -> dict[str, str]:
-    """What torchrun would set, for one machine and the loopback interface.
+    """Return what torchrun would set, for one machine and the loopback interface.
 
-    And our own cache: the fork server may be older than that setting.
+    The directory of our cache is passed on, too: it may have been set after the fork
+    server was started.
     """
-    ours = {name: os.environ[name] for name in (cache.VARIABLE,) if name in os.environ}
+    names = (cache.VARIABLE,)
     return {
-        **ours,
+        **{name: os.environ[name] for name in names if name in os.environ},
         "RANK": str(rank),
         "WORLD_SIZE": str(workers),
         "LOCAL_RANK": str(rank),
@@ -167,21 +177,28 @@ def _environment(rank: int, workers: int, port: int) -> dict[str, str]:
 
 @dataclass
 class _Supervision:
-    """Watches one crew until its end."""
+    """Watches the workers of one generation until their end."""
 
     server: ForkServer
     crew: list[Worker]
     heartbeat: Heartbeat
-    timeouts: tuple[float, float]
-    """Of a step, and of each phase before the first one."""
+    setup: Setup
     listen: Callable[[Message], None]
     stop: Stop
     _deadline: float = float("inf")
     """When the cause must be known, or the workers must have stopped."""
 
     def run(self) -> None:
-        """Raises the exception of the first failing worker."""
-        watch = Watch(self.heartbeat, *self.timeouts, self._is_stopped)
+        """Wait for the end of all workers.
+
+        Raises the exception of the first worker that failed.
+        """
+        watch = Watch(
+            self.heartbeat,
+            self.setup.hang_timeout,
+            self.setup.start_timeout,
+            self._is_stopped,
+        )
         with selectors.DefaultSelector() as selector:
             selector.register(self.server, selectors.EVENT_READ)
             for worker in self.crew:
@@ -190,7 +207,7 @@ class _Supervision:
                 for key, _ in selector.select(POLL_SECONDS):
                     if key.data is not None:
                         self._pass_on(key.data)
-                        if key.data.is_silent:  # or it would be readable for ever
+                        if key.data.is_silent:  # it would be readable for ever
                             selector.unregister(key.data.control)
                 self._reap(selector)
                 if _first_cause(self.crew) or time.monotonic() > self._deadline:
@@ -201,17 +218,20 @@ class _Supervision:
                     self.heartbeat.request_stop()
                     self._expire(STOP_SECONDS)
                 elif late := watch.late():
-                    self._name(late, watch)
-                elif notice := watch.notice():
-                    self.listen(notice)
+                    self._blame(late, watch)
+                elif slow_start := watch.slow_start():
+                    self.listen(slow_start)
         failed = _first_cause(self.crew) or next(
             (w for w in self.crew if w.failure), None
         )
         if failed:
             raise self._exception(failed)
 
-    def hear_last_words(self) -> None:
-        """What the workers said before they ended may be newer than their failure."""
+    def receive_rest(self) -> None:
+        """Pass on what workers sent before their end, and close their sockets.
+
+        A snapshot among that may be newer than the failure.
+        """
         try:
             for worker in self.crew:
                 self._pass_on(worker)
@@ -224,7 +244,7 @@ class _Supervision:
 
     def _pass_on(self, worker: Worker) -> None:
         for message in worker.receive():
-            if message["type"] == "failed":
+            if isinstance(message, Failed):
                 worker.failure = message
             else:
                 self.listen(message)
@@ -232,61 +252,65 @@ class _Supervision:
     def _reap(self, selector: selectors.BaseSelector) -> None:
         for pid, code in self.server.exits():
             worker = next((w for w in self.crew if w.pid == pid), None)
-            if worker is None:  # of an earlier crew, killed long ago
+            if worker is None:  # of an earlier generation, killed long ago
                 continue
-            self._pass_on(worker)  # its last words may still be in the socket
+            self._pass_on(worker)  # its failure may still be in the socket
             worker.exit_code = code
             with contextlib.suppress(KeyError):
                 selector.unregister(worker.control)
             if code != 0 and worker.failure is None:
                 how = how_it_ended(code)
-                worker.failure = {"error": "WorkerFailed", "message": how, "code": code}
+                worker.failure = Failed(error="WorkerFailed", message=how, code=code)
 
     def _is_stopped(self, rank: int) -> bool:
         return is_stopped(self.crew[rank].pid)
 
-    def _name(self, late: list[int], watch: Watch) -> None:
-        """Blames the workers that hang, and shows where."""
-        how, stacks = [], ""
-        blamed = [self.crew[rank] for rank in late]
-        # Who was stopped inside an exchange has reached it, like those who wait there.
-        for worker in [w for w in blamed if is_stopped(w.pid)] or blamed:
+    def _blame(self, late: list[int], watch: Watch) -> None:
+        """Record as a failure that workers hang, and where."""
+        titles, stacks = [], ""
+        suspects = [self.crew[rank] for rank in late]
+        # A worker that was stopped inside an exchange has come as far as those that
+        # wait for it there, so the heartbeat alone does not tell them apart.
+        for worker in [w for w in suspects if is_stopped(w.pid)] or suspects:
             stacks += where_it_hangs(self.server, worker.pid, worker.log)
             suffix = " (stopped by a signal)" if is_stopped(worker.pid) else ""
-            how.append(f"{worker.rank}{suffix}")
-        message = watch.complaint(", ".join(how))
-        failure = {"error": "WorkerLate", "message": message, "traceback": stacks}
-        worker.failure = failure
+            titles.append(f"{worker.rank}{suffix}")
+        message = watch.complaint(", ".join(titles))
+        worker.failure = Failed(error="WorkerLate", message=message, traceback=stacks)
 
     def _exception(self, worker: Worker) -> SamestepError:
-        """The worker's own SamestepError, or a WorkerFailed with its traceback."""
+        """Return the worker's own SamestepError, or a WorkerFailed."""
         assert worker.failure is not None
         error = exception(worker.failure, worker.rank)
         step = max(cell[STEP] for cell in self.heartbeat.workers())
-        where = {"log": str(worker.log), "step": step, "phase": self.heartbeat.phase}
-        error.details = {**error.details, **where}
+        error.details = {
+            **error.details,
+            "log": str(worker.log),
+            "step": step,
+            "phase": self.heartbeat.phase,
+        }
         return error
 
 
-def exception(failure: Message, rank: int) -> SamestepError:
-    """From what a worker said before it ended, or what its end looks like."""
-    kind = getattr(errors, failure["error"], None)
+def exception(failure: Failed, rank: int) -> SamestepError:
+    """Return the exception of a worker that failed."""
+    kind = getattr(errors, failure.error, None)
     if kind is not None and kind is not WorkerFailed:
-        error: SamestepError = kind(failure["message"])
+        error: SamestepError = kind(failure.message)
     else:
-        error = WorkerFailed(f"Worker {rank} failed: {failure['message']}.")
+        error = WorkerFailed(f"Worker {rank} failed: {failure.message}.")
     error.details = {
         "rank": rank,
-        "code": failure.get("code"),
-        "traceback": failure.get("traceback"),
+        "code": failure.code,
+        "traceback": failure.traceback,
     }
-    if failure.get("own"):
-        error.add_note(failure["own"])
+    if failure.own:
+        error.add_note(failure.own)
     return error
 
 
 def _end(server: ForkServer, crew: list[Worker]) -> None:
-    """Kills the workers that are left and waits until they have been reaped."""
+    """Kill the workers that are left and wait until they have been reaped."""
     left = {worker.pid for worker in crew if worker.exit_code is None}
     deadline = time.monotonic() + END_SECONDS
     try:
@@ -294,7 +318,7 @@ def _end(server: ForkServer, crew: list[Worker]) -> None:
             server.kill(pid)
         while left and time.monotonic() < deadline:
             left -= {pid for pid, _ in server.exits(seconds=0.1)}
-    except WorkerFailed:  # the server has ended: its workers are nobody's children
+    except WorkerFailed:  # the server has ended, and cannot kill them any more
         for worker in crew:
             worker.kill()
     finally:
@@ -311,7 +335,5 @@ def _pidfd(pid: int) -> int | None:
 
 
 def _first_cause(crew: list[Worker]) -> Worker | None:
-    """A failed worker that did not merely lose a peer."""
-    return next(
-        (w for w in crew if w.failure and w.failure["error"] != "PeerLost"), None
-    )
+    """Return a worker that failed for another reason than that it lost a peer."""
+    return next((w for w in crew if w.failure and w.failure.error != "PeerLost"), None)

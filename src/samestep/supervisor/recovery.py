@@ -1,15 +1,15 @@
-"""Trains through failures: generations of workers, each from the newest snapshot.
+"""Train through failures: generations of workers, each from the newest snapshot.
 
 A generation ends when one of its workers dies, hangs or raises. The next one goes on
 from the newest state that all workers had saved, and repeats the steps since then with
-the same bits, so a failure costs time and nothing else. Each generation has its own
-memory: what an old worker still writes, nobody reads.
+the same bits, so a failure costs time and nothing else. Each generation has memory of
+its own, so what an old worker may still write is never read.
 """
 
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from samestep.errors import (
@@ -20,24 +20,37 @@ from samestep.errors import (
     WorkerFailed,
     WorkerLate,
 )
+from samestep.messages.job import TrainingJob
+from samestep.messages.training import (
+    CaughtUp,
+    EpochRecord,
+    Evicted,
+    FaultInjected,
+    GenerationFailed,
+    Message,
+    Restarted,
+    SnapshotSaved,
+    Started,
+    StepRecord,
+)
 from samestep.state import frozen
 from samestep.state.layout import Layout
 from samestep.state.snapshot import Snapshots, State
-from samestep.supervisor.forkserver_client import ForkServer, Message
+from samestep.supervisor.forkserver_client import ForkServer
 from samestep.supervisor.launch import run_workers
 from samestep.system import machine, shared_memory
 from samestep.system.signals import Stop
 
 
 TRANSIENT = (WorkerFailed, WorkerLate, PeerLost)
-"""What may be otherwise the next time; every other error is final."""
+"""Errors that may not happen again; every other error is final."""
 FROM_OUTSIDE = (-9, -15, -19)
-"""SIGKILL, SIGTERM, SIGSTOP: whoever sends them, it is not the user's code."""
+"""Exit codes of SIGKILL, SIGTERM and SIGSTOP, which user code does not cause."""
 
 
 @dataclass
 class Budget:
-    """How often a training may start again without getting further."""
+    """The number of restarts that a training may take without getting further."""
 
     most: int
     spent: int = 0
@@ -46,7 +59,10 @@ class Budget:
     _last: tuple[str, int] | None = None
 
     def spend(self, error: SamestepError) -> None:
-        """Raises the error itself if there is no use in trying again."""
+        """Count a restart because of `error`.
+
+        Raises the error, with the reason, if another try would be of no use.
+        """
         step: int = error.details.get("step", 0)
         if not isinstance(error, TRANSIENT):
             raise error
@@ -54,6 +70,7 @@ class Budget:
             self._furthest, self.spent = step, 0
         self.spent += 1
         signature = (_kind(error), step)
+        # Twice the same: a third time would not help, however many are left.
         if error.details.get("code") not in FROM_OUTSIDE and signature == self._last:
             phase = error.details.get("phase")
             where = f"while {phase}" if phase else f"at step {step + 1}"
@@ -66,11 +83,11 @@ class Budget:
 def next_workers(
     workers: int, least: int, cores: int, crowded: bool, futile: int
 ) -> int:
-    """How many workers the next generation has: `least` to `workers`.
+    """Return the number of workers of the next generation, `least` to `workers`.
 
-    Fewer if the machine has lost cores since it could hold all of them (`crowded`: they
-    were more than the cores from the beginning), or if `futile` restarts in a row got
-    no further, as when memory is short.
+    Fewer than before if the machine has lost cores since the start (unless there were
+    more workers than cores from the start: `crowded`), or if `futile` restarts in a row
+    got no further, as when memory is short.
     """
     wanted = workers if crowded else min(workers, cores)
     if futile > 1:
@@ -82,16 +99,16 @@ def build_of(
     server: ForkServer,
     device: str,
     most_restarts: int,
-    tell: Callable[[SamestepError], None] = lambda _: None,
+    report: Callable[[SamestepError], None] = lambda _: None,
 ) -> dict[str, str]:
-    """`ForkServer.build`, again if the server ends. Raises WorkerFailed."""
+    """Return `ForkServer.build`; try again if the server ends. Raises WorkerFailed."""
     budget = Budget(most_restarts)
     while True:
         try:
             return server.build(device)
         except WorkerFailed as error:
             budget.spend(error)
-            tell(error)
+            report(error)
 
 
 @dataclass
@@ -99,22 +116,22 @@ class Recovery:
     """The generations of one training."""
 
     server: ForkServer
-    job: Message
+    job: TrainingJob
     workers: int
     least_workers: int
     most_restarts: int
     logs: Path
     stop: Stop
     state: State | None
-    """Where to begin, if not at the beginning; later the newest state."""
+    """The state to begin with, if any; later the newest snapshot."""
     layout: Layout | None
     listen: Callable[[Message], None]
-    """Gets the workers' messages, each step and epoch once, and `failed`, `restart`
-    and `caught up` of this class."""
+    """Called with the workers' messages, each step and epoch once, and with those of
+    this class: GenerationFailed, Restarted, CaughtUp."""
     offer: Callable[[Callable[[], State | None], Layout, int], None]
-    """Gets (read, layout, step) of each snapshot."""
+    """Called with (read, layout, step) for each snapshot."""
     memories: Mapping[str, int] = field(default_factory=dict)
-    """More descriptors for the workers."""
+    """Further descriptors for the workers."""
 
     restarts: int = 0
     _snapshots: Snapshots | None = None
@@ -122,22 +139,24 @@ class Recovery:
     _reported: dict[str, dict[int, str]] = field(
         default_factory=lambda: {"step": {}, "epoch": {}}
     )
-    """By `step` or `epoch` and its number: what came out of it."""
+    """The loss of each step record and the fingerprint of each epoch, by number."""
     _evicted: bool = False
     """Whether the last generation ended to go on without its slowest worker."""
     _failed: tuple[float, int] | None = None
     """When the last generation failed, and at which step."""
 
     def build(self) -> dict[str, str]:
-        """What decides bits besides the recipe and its data. Raises WorkerFailed."""
-        return build_of(
-            self.server, self.job["device"], self.most_restarts, self._tell_failure
-        )
+        """Return what decides bits besides the recipe and its data.
+
+        Raises WorkerFailed.
+        """
+        device = self.job.setup.device
+        return build_of(self.server, device, self.most_restarts, self._report_failure)
 
     def run(self) -> State | None:
-        """Until the training is finished or was asked to stop; the newest state.
+        """Train until the end, or until asked to stop; return the newest state.
 
-        Raises the error that ended the last generation if another one is no use.
+        Raises the error of the last generation if another one would be of no use.
         """
         crowded = self.workers > machine.usable_cores()[0]
         budget = Budget(self.most_restarts)
@@ -145,12 +164,12 @@ class Recovery:
             try:
                 self._run_generation()
             except SamestepError as error:
-                failed, step = time.monotonic(), self._step_of(error)
+                failed, step = time.monotonic(), self._last_step(error)
                 error.details = {**error.details, "step": step}
                 is_stopping = self.stop.number is not None
                 if not (is_stopping and isinstance(error, TRANSIENT)):
                     self._spend(budget, error)
-                self._tell_failure(error)
+                self._report_failure(error)
                 if is_stopping:
                     return self.state
                 self._failed = failed, step
@@ -162,15 +181,15 @@ class Recovery:
                     crowded,
                     budget.spent,
                 )
-                self._tell_restart()
+                self._report_restart()
             else:
                 if not self._evicted or self.stop.number is not None:
                     return self.state
                 self.workers -= 1
-                self._tell_restart()
+                self._report_restart()
 
-    def _step_of(self, error: SamestepError) -> int:
-        """The workers may have failed before they reached a step."""
+    def _last_step(self, error: SamestepError) -> int:
+        """Return the step of a failure, or of the state if no step was reached."""
         return max(int(error.details.get("step", 0)), self._step)
 
     @property
@@ -188,10 +207,10 @@ class Recovery:
                 self._snapshots.fill(self.state)
             run_workers(
                 self.server,
-                self.job | {"step": self._step},
+                replace(self.job, step=self._step),
                 self.workers,
                 self.logs,
-                lambda message: self._hear(message, fd),
+                lambda message: self._receive(message, fd),
                 self.stop,
                 {**self.memories, "snapshots": fd, "constants": self._constants},
             )
@@ -201,38 +220,53 @@ class Recovery:
             os.close(fd)
             os.close(self._constants)
 
-    def _hear(self, message: Message, fd: int) -> None:
-        kind = message["type"]
-        if kind == "started":
-            layout = Layout.model_validate(message["layout"])
-            if self.layout is not None:
-                check_same(self.layout, layout)
-            self.layout = layout
-            self.job |= message["conditions"]
-            kept = frozen.read(self._constants)
-            self._snapshots = Snapshots(fd, layout, self.workers, kept)
-        elif kind == "snapshot":
-            assert self._snapshots is not None
-            assert self.layout is not None
-            slot, snapshots, step = message["slot"], self._snapshots, message["step"]
-            self.offer(lambda: of_step(snapshots.read(slot), step), self.layout, step)
-        elif kind == "evicted":
-            self._evicted = True
-        elif kind == "fault":
-            faults = self.job["faults"]
-            self.job["faults"] = [f for f in faults if f["number"] != message["number"]]
-        if kind in ("step", "epoch") and self._is_repeated(kind, message):
-            return
+    def _receive(self, message: Message, fd: int) -> None:
+        match message:
+            case Started():
+                self._start(message, fd)
+            case SnapshotSaved(slot=slot, step=step):
+                self._offer(slot, step)
+            case Evicted():
+                self._evicted = True
+            case FaultInjected(number=number):
+                self._forget_fault(number)
+            case StepRecord(step=step, metrics=metrics):
+                if self._is_repeated("step", step, repr(metrics.get("loss"))):
+                    return
+            case EpochRecord(epoch=epoch, weights_sha256=sha256):
+                if self._is_repeated("epoch", epoch, sha256):
+                    return
         self.listen(message)
-        self._note_progress(message)
+        if isinstance(message, StepRecord | SnapshotSaved):
+            self._report_progress(message.step)
 
-    def _is_repeated(self, kind: str, message: Message) -> bool:
-        """Whether it was reported before a failure made it void.
+    def _start(self, message: Started, fd: int) -> None:
+        layout = Layout.model_validate(message.layout)
+        if self.layout is not None:
+            check_same(self.layout, layout)
+        self.layout = layout
+        self.job = replace(self.job, conditions=message.conditions)
+        constants = frozen.read(self._constants)
+        self._snapshots = Snapshots(fd, layout, self.workers, constants)
 
-        Then it must be the same again. Raises NotReproducible.
+    def _offer(self, slot: int, step: int) -> None:
+        snapshots, layout = self._snapshots, self.layout
+        assert snapshots is not None
+        assert layout is not None
+        self.offer(lambda: of_step(snapshots.read(slot), step), layout, step)
+
+    def _forget_fault(self, number: int) -> None:
+        """Leave out a fault that has happened from the next workers' job."""
+        setup = self.job.setup
+        faults = [fault for fault in setup.faults if fault.number != number]
+        self.job = replace(self.job, setup=replace(setup, faults=faults))
+
+    def _is_repeated(self, kind: str, number: int, result: str) -> bool:
+        """Return whether a step or an epoch was reported by an earlier generation.
+
+        Raises NotReproducible if its result was another one.
         """
-        number, known = message[kind], self._reported[kind]
-        result = message.get("weights_sha256", repr(message.get("loss")))
+        known = self._reported[kind]
         if number in known and known[number] != result:
             raise NotReproducible(
                 "A step that is computed again after a restart must give the same "
@@ -245,52 +279,46 @@ class Recovery:
         known[number] = result
         return is_repeated
 
-    def _note_progress(self, message: Message) -> None:
-        if self._failed and message["type"] in ("step", "snapshot"):
-            failed, step = self._failed
-            if message["step"] >= step:
-                self._failed = None
-                seconds = time.monotonic() - failed
-                self.listen({"type": "caught up", "step": step, "after": seconds})
+    def _report_progress(self, step: int) -> None:
+        """Report once that the step of the last failure was reached again."""
+        if self._failed is None or step < self._failed[1]:
+            return
+        (failed, last_step), self._failed = self._failed, None
+        after = time.monotonic() - failed
+        self.listen(CaughtUp(step=last_step, after=after))
 
     def _spend(self, budget: Budget, error: SamestepError) -> None:
-        """Raises the error itself if there is no use in trying again."""
+        """Raise the error itself if another try would be of no use."""
         try:
             budget.spend(error)
         except SamestepError:
-            self._tell_failure(error, is_final=True)
+            self._report_failure(error, is_final=True)
             raise
 
-    def _tell_failure(self, error: SamestepError, is_final: bool = False) -> None:
+    def _report_failure(self, error: SamestepError, is_final: bool = False) -> None:
         self.listen(
-            {
-                "type": "failed",
-                "final": is_final,
-                "error": str(error),
-                "worker": error.details.get("rank"),
-                "step": error.details.get("step"),
-            }
+            GenerationFailed(
+                final=is_final,
+                error=str(error),
+                worker=error.details.get("rank"),
+                step=error.details.get("step"),
+            )
         )
 
-    def _tell_restart(self) -> None:
+    def _report_restart(self) -> None:
         self.listen(
-            {
-                "type": "restart",
-                "number": self.restarts,
-                "step": self._step,
-                "workers": self.workers,
-            }
+            Restarted(number=self.restarts, step=self._step, workers=self.workers)
         )
 
 
 def check_same(before: Layout, after: Layout) -> None:
-    """Raises CheckpointError if the model is not the one that was saved."""
-    for what in Layout.model_fields:
-        old, new = getattr(before, what), getattr(after, what)
+    """Raise CheckpointError if the model is not the one that was saved."""
+    for name in Layout.model_fields:
+        old, new = getattr(before, name), getattr(after, name)
         if old != new:
             raise CheckpointError(
                 "A training goes on with the model that it was saved with, and this "
-                f"has other {what.replace('_', ' ')}: {_brief(old)} then, "
+                f"has other {name.replace('_', ' ')}: {_brief(old)} then, "
                 f"{_brief(new)} now. A function that builds a model must "
                 "always build the same."
             )
@@ -302,12 +330,15 @@ def _brief(value: object) -> str:
 
 
 def of_step(state: State | None, step: int) -> State | None:
-    """The state, if it is that of this step: a slot is written again and again."""
+    """Return the state, if it is still that of `step`: slots are written again."""
     return state if state and state.step == step else None
 
 
 def _kind(error: SamestepError) -> str:
-    """The error without its rank, since the workers share the steps' work anew."""
+    """Return the error without its rank.
+
+    After a restart another rank may own the micro-batch that fails.
+    """
     text = str(error)
     rank = error.details.get("rank")
     return f"{type(error).__name__} {text.replace(f'Worker {rank} ', '')}"

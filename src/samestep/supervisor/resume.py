@@ -8,6 +8,7 @@ from typing import Any
 from samestep.config.data import CustomData
 from samestep.config.recipe import Recipe
 from samestep.errors import CheckpointError, RunError
+from samestep.messages.wire import JsonObject
 from samestep.output.run import RunResult
 from samestep.state import checkpoint
 from samestep.state.checkpoint import Checkpoint
@@ -36,7 +37,7 @@ class Start:
         return self.checkpoint.state.step if self.checkpoint else 0
 
     @property
-    def epochs(self) -> list[dict[str, Any]]:
+    def epochs(self) -> list[JsonObject]:
         """The records of complete epochs."""
         return list(self.checkpoint.manifest.epochs) if self.checkpoint else []
 
@@ -162,7 +163,7 @@ def _differences(then: Conditions, now: Conditions) -> Iterator[str]:
     for ignored in ("name", *(["epochs"] if recipe.schedule.name in ENDLESS else [])):
         before.pop(ignored), after.pop(ignored)
     cpu = {"device": "cpu"}  # not named in a build
-    machines: list[dict[str, Any]] = [cpu | dict(build) for build in (then[1], now[1])]
+    machines: list[JsonObject] = [cpu | dict(build) for build in (then[1], now[1])]
     for name in (*of_machine(), *FOUND_BY_WORKERS):
         if not all(name in build for build in machines):  # not known, or not yet
             machines[0].pop(name, None), machines[1].pop(name, None)
@@ -173,9 +174,9 @@ def _differences(then: Conditions, now: Conditions) -> Iterator[str]:
                 yield f"{prefix}{key}: {old.get(key)} then, {new.get(key)} now"
 
 
-def flatten(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(fields: Mapping[str, Any], prefix: str = "") -> JsonObject:
     """`{"a": {"b": 1}}` -> `{"a.b": 1}`."""
-    flat: dict[str, Any] = {}
+    flat: JsonObject = {}
     for key, value in fields.items():
         if isinstance(value, Mapping):
             flat |= flatten(value, f"{prefix}{key}.")

@@ -1,4 +1,4 @@
-"""One command's work on a run: checkpoints, files and the view together."""
+"""One command's work on a run: its files, its checkpoints and the view."""
 
 import math
 import time
@@ -7,6 +7,16 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from samestep.errors import Interrupted, OutputError, SamestepError
+from samestep.messages.job import TrainingJob
+from samestep.messages.training import (
+    CheckpointFailed,
+    CheckpointWritten,
+    EpochRecord,
+    Finished,
+    Message,
+    Started,
+)
+from samestep.messages.wire import JsonObject, as_record
 from samestep.output.console import View
 from samestep.output.run import RunResult
 from samestep.output.run_writer import RunWriter
@@ -16,18 +26,18 @@ from samestep.state.layout import Layout
 from samestep.state.snapshot import State
 from samestep.supervisor.checkpoint_writer import Keeper
 from samestep.supervisor.forkserver_client import ForkServer
-from samestep.supervisor.job import exchange_fields
+from samestep.supervisor.job import make_setup
 from samestep.supervisor.recovery import Recovery
 from samestep.system.signals import Stop, stop_on_signals
 from samestep.user_code.references import Given
 
 
 class Training(Protocol):
-    """What a session keeps: workers that a supervisor starts, or this process."""
+    """A training that a session keeps: workers of a supervisor, or this process."""
 
     @property
     def stop(self) -> Stop:
-        """The wish to stop."""
+        """The request to stop, if any."""
 
     @property
     def state(self) -> State | None:
@@ -35,32 +45,35 @@ class Training(Protocol):
 
     @property
     def layout(self) -> Layout | None:
-        """Of its vectors, as soon as it is known."""
+        """The layout of the state's vectors, as soon as it is known."""
 
     def build(self) -> dict[str, str]:
-        """What decides bits besides the recipe and the checksums of a session."""
+        """Return what decides bits besides the recipe and a session's checksums."""
 
     def run(self) -> State | None:
-        """Until it is finished or was asked to stop; the newest state."""
+        """Train until the end, or until asked to stop; return the newest state."""
 
 
 @dataclass
 class Session:
-    """What becomes of a training's messages, from its start to result.json."""
+    """Writes and shows a training's messages, from its start to result.json."""
 
     writer: RunWriter
     view: View
     checksums: Mapping[str, str]
-    """Of own code and of data: conditions under which a run goes on."""
+    """Checksums of user code and of data: conditions under which a run goes on."""
     is_behind: bool = False
-    """Whether the state is of elsewhere, and a checkpoint of it is still to be made."""
-    _final: dict[str, Any] = field(default_factory=dict)
+    """Whether the state came from another machine, so that there is no checkpoint."""
+    _final: Finished | None = None
     _steps_per_epoch: int = 1
     _next_checkpoint: float = 0.0
     _keeper: Keeper = field(init=False)
 
     def run(self, training: Training, notice: str | None) -> RunResult:
-        """Raises TrainingError, UsageError, and Interrupted after a signal."""
+        """Train, and write result.json however that ends.
+
+        Raises TrainingError, UsageError, and Interrupted after a signal.
+        """
         self.writer.warn = self.view.warn
         if notice:
             self.writer.event("notice", text=notice)
@@ -77,12 +90,13 @@ class Session:
         except BaseException:  # Ctrl-C, SIGTERM
             self._close("interrupted")
             raise
-        return self.writer.close("finished", **self._final)
+        assert self._final is not None
+        return self.writer.close("finished", **as_record(self._final))
 
     def _train(self, training: Training) -> None:
         writer, build = self.writer, training.build() | dict(self.checksums)
         self._keeper = Keeper(
-            writer.path, writer.recipe, build, self._tell, writer.fence
+            writer.path, writer.recipe, build, self._report, writer.fence
         )
         try:
             with self._keeper:
@@ -104,7 +118,7 @@ class Session:
             raise self._ended(self._stopped(state), training)
 
     def _write_model(self, training: Training, state: State | None) -> None:
-        """The result; waits for a disk that is full."""
+        """Write the final weights; waits for a disk that is full."""
         layout = training.layout
         assert state is not None
         assert layout is not None
@@ -113,71 +127,72 @@ class Session:
         self.writer.write_model(model)
 
     def _close(self, status: str, **fields: Any) -> None:
-        """After a failure, which a disk that is full as well must not hide."""
+        """Write result.json after a failure, which a full disk must not hide."""
         try:
             self.writer.close(status, **fields)
         except OutputError as error:
             self.view.warn(str(error))
 
     def abandon(self, training: Training) -> None:
-        """From another thread: `run` will not return, and this process ends."""
+        """Save what there is, from another thread, before this process ends.
+
+        `run` does not return any more.
+        """
         self._keep_last(training)
         self._keeper.finish()
         self.writer.close("interrupted")
 
     def _keep_last(self, training: Training) -> None:
-        """However the training ended: what was reached goes to the disk."""
+        """Make a checkpoint of the newest state, however the training ended."""
         state, layout = training.state, training.layout
         if state is not None and layout is not None:
             epochs = self._epochs_at(state.step)
             self._keeper.offer(lambda: state, layout, epochs, state.step)
 
-    def listen(self, message: Mapping[str, Any]) -> None:
-        """A message of rank 0, or of the recovery; each step and epoch once."""
+    def listen(self, message: Message) -> None:
+        """Receive a message of rank 0 or of the recovery; each step and epoch once."""
         self.writer.receive(message)
         self.view.receive(message)
-        self._look_at_losses(message)
-        if message["type"] == "started":
-            self._keeper.build = {**self._keeper.build, **message["conditions"]}
-            self._steps_per_epoch = message["steps_per_epoch"]
-        if message["type"] == "finished":
-            self._final = {k: message[k] for k in message if k not in ("type", "rank")}
+        match message:
+            case Started(conditions=conditions, steps_per_epoch=steps):
+                self._keeper.build = {**self._keeper.build, **conditions}
+                self._steps_per_epoch = steps
+            case EpochRecord(epoch=epoch, validation_metrics=metrics):
+                self._check_loss("validation", metrics.get("validation_loss"), epoch)
+            case Finished(test_metrics=metrics):
+                self._check_loss("test", metrics.get("test_loss"), None)
+                self._final = message
 
-    def _look_at_losses(self, message: Mapping[str, Any]) -> None:
-        """Warn of a loss of evaluation that is not finite; one of training ends it."""
-        for split in ("validation", "test"):
-            loss = message.get(f"{split}_loss", 0.0)
-            if not math.isfinite(loss):
-                self.writer.event("not finite", split=split, epoch=message.get("epoch"))
-                self.view.warn(
-                    f"the {split} loss is {loss}: an input, a target or what "
-                    f"the model makes of them is not finite in a {split} sample."
-                )
+    def _check_loss(self, split: str, loss: float | None, epoch: int | None) -> None:
+        """Warn of a loss that is not finite; in training that is an error."""
+        if loss is None or math.isfinite(loss):
+            return
+        self.writer.event("not finite", split=split, epoch=epoch)
+        self.view.warn(
+            f"the {split} loss is {loss}: an input, a target or what the model makes "
+            f"of them is not finite in a {split} sample."
+        )
 
     def offer(
         self, read: Callable[[], State | None], layout: Layout, step: int
     ) -> None:
-        """A snapshot: becomes a checkpoint after an epoch, and when it is time."""
+        """Make a checkpoint of a snapshot after an epoch, and when it is time."""
         now = time.monotonic()
         if step % self._steps_per_epoch == 0 or now >= self._next_checkpoint:
             seconds = self.writer.placement.checkpoint_seconds
             self._next_checkpoint = now + seconds
             self._keeper.offer(read, layout, self._epochs_at(step), step)
 
-    def _epochs_at(self, step: int) -> list[dict[str, Any]]:
+    def _epochs_at(self, step: int) -> list[JsonObject]:
         return self.writer.epochs[: step // self._steps_per_epoch]
 
-    def _tell(self, event: str, fields: dict[str, Any]) -> None:
-        """From the thread that writes checkpoints."""
-        self.writer.event(event, **fields)
-        if event == "checkpoint failed":
-            self.view.warn(
-                f"the checkpoint of step {fields['step']} cannot be written: "
-                f"{fields['error']}. Earlier checkpoints stay."
-            )
+    def _report(self, message: CheckpointWritten | CheckpointFailed) -> None:
+        """Receive a message of the thread that writes checkpoints."""
+        self.writer.receive(message)
+        self.view.receive(message)
 
     def _stopped(self, state: State | None) -> str:
-        """Where it stopped; a step is only named with what became of it."""
+        """Return where the training stopped, and whether that is on disk."""
         if state is None:
             return "stopped before the first snapshot"
         if state.step == self._keeper.newest():
@@ -186,9 +201,10 @@ class Session:
         return f"stopped after step {state.step}, which is not on disk ({why})"
 
     def _ended(self, how: str, training: Training) -> BaseException:
-        """Interrupted if there is something to go on with, else OutputError.
+        """Return Interrupted if there is a checkpoint to go on with, else OutputError.
 
-        A scheduler that runs `resume` after some exit codes must not do so for ever.
+        Schedulers run `resume` after the exit codes of Interrupted, and would do so for
+        ever if nothing was ever saved.
         """
         if self._keeper.newest() is None:
             return OutputError(f"{how}. {self._remedy}")
@@ -206,21 +222,24 @@ class Session:
 def supervise(
     session: Session,
     server: ForkServer,
-    own: Given,
+    objects: Given,
     notice: str | None,
     start: Checkpoint | None = None,
-    kept: Mapping[str, str] | None = None,
+    conditions: Mapping[str, str] | None = None,
 ) -> RunResult:
-    """Workers on this machine, started again when one fails. Raises as `run` does.
+    """Train with workers on this machine, and start them again when one fails.
 
-    `kept` are conditions of `start` that the workers compare.
+    Begins with the checkpoint `start`, whose `conditions` the workers compare. Raises
+    as `Session.run` does.
     """
     placement, recipe = session.writer.placement, session.writer.recipe
-    fields = {"kind": "train", "recipe": recipe.to_dict(), **(kept or {})}
     with stop_on_signals() as stop:
         recovery = Recovery(
             server=server,
-            job=fields | exchange_fields(placement) | dict(own.job),
+            job=TrainingJob(
+                setup=make_setup(recipe, placement, objects),
+                conditions=dict(conditions or {}),
+            ),
             workers=placement.num_workers,
             least_workers=placement.min_workers or placement.num_workers,
             most_restarts=placement.max_restarts,
@@ -229,7 +248,7 @@ def supervise(
             state=start.state if start else None,
             layout=start.manifest.layout if start else None,
             listen=session.listen,
-            memories=own.memories,
+            memories=objects.memories,
             offer=session.offer,
         )
         return session.run(recovery, notice)

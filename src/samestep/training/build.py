@@ -17,6 +17,12 @@ from samestep.data import dataset
 from samestep.data.prefetch import Helper, MicroBatches, Prefetcher
 from samestep.errors import RunError
 from samestep.exchange import Exchange
+from samestep.messages.training import (
+    Prefetching,
+    Traced,
+    UnusedParameters,
+    WorkerWarning,
+)
 from samestep.models import compiling
 from samestep.models.device import Device
 from samestep.models.objective import built_in
@@ -174,7 +180,7 @@ def build_trainer(
     )
     trainer.restore()
     if components.unused and trainer.progress.step == 0:
-        trainer.report({"type": "unused", "parameters": components.unused})
+        trainer.report(UnusedParameters(parameters=list(components.unused)))
     return trainer
 
 
@@ -272,7 +278,7 @@ def _samples(
     helper: Helper | None,
 ) -> Samples:
     data, plan = components.data, components.plan
-    message = {"type": "prefetching", "worker": context.topology.rank}
+    message = Prefetching(worker=context.topology.rank)
     source = MicroBatches(data, plan, bool(names(recipe)))
     prefetcher = Prefetcher(source, helper, partial(context.report, message))
     return Samples(data, plan, prefetcher, context.device)
@@ -314,7 +320,7 @@ def _probe(
         exchange.parameters,
         rank,
         context.heartbeat,
-        lambda text: report({"type": "warning", "worker": rank, "text": text}),
+        lambda text: report(WorkerWarning(worker=rank, text=text)),
         witness,
         patience,
     )
@@ -357,9 +363,9 @@ def _mutation_check(recipe: Recipe, components: Components) -> MutationCheck | N
 def _clock(context: WorkerContext, profile: int) -> Clock:
     if not profile:
         return Clock()
-    report = context.report
+    report, rank = context.report, context.topology.rank
     return Tracer(
         profile,
-        lambda spans: report({"type": "trace", "spans": spans}),
+        lambda spans: report(Traced(worker=rank, spans=spans)),
         context.device.finish,
     )

@@ -2,25 +2,19 @@
 
 Importing torch takes two seconds; a fork of a process that has done so takes some 20
 ms, and shares the memory of the libraries. `python -m samestep.training.forkserver FD
-PARENT` speaks JSON lines over the Unix socket FD with the process PARENT:
+PARENT` exchanges the messages of `messages.processes` with the process PARENT, over the
+Unix socket FD. It first sends `BuildKnown`. The descriptor that is named `log` is for
+what a worker prints.
 
-    received  {"spawn": {"env": {}, "names": [], "preload": []}} with a descriptor for
-              each name, of which `log` is for what the worker prints;
-              {"signal": n, "to": pid}, and {"look for": "gpus"}
-    sent      {"build": {"torch": "", "instruction_set": ""}} once, in the beginning
-              {"spawned": pid}    {"exited": pid, "code": n}    n < 0: by signal -n
-              {"gpus": the fields of `machine.Gpus`}
-
-The end of the socket, however its other side ended, kills all workers with SIGKILL. The
-process imports torch, starts no thread and does not initialise CUDA, which makes the
-forks safe.
+At the end of the socket, however its other side ended, it kills all workers with
+SIGKILL. The process imports torch, starts no thread and does not initialise CUDA, which
+makes the forks safe.
 """
 
 import array
 import contextlib
 import gc
 import importlib
-import json
 import os
 import selectors
 import signal
@@ -29,8 +23,6 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
-from dataclasses import asdict
-from typing import Any
 
 from samestep.system.signals import end_alone, end_with
 
@@ -39,8 +31,21 @@ if __name__ == "__main__":
     # Until the end of the channel can be noticed: importing torch takes seconds.
     end_with(int(sys.argv[2]))
 
+from samestep.messages import wire
+from samestep.messages.processes import (
+    Answer,
+    BuildKnown,
+    Exited,
+    FindGpus,
+    GpusFound,
+    Request,
+    SendSignal,
+    Spawn,
+    Spawned,
+)
 from samestep.models import device
 from samestep.models.compiler_cache import own_directory
+from samestep.system.machine import Gpus
 from samestep.training import worker
 
 
@@ -49,14 +54,8 @@ GPU_SECONDS = 60.0
 """Deadline for CUDA to start and name its devices."""
 
 
-def send_json(channel: socket.socket, message: dict[str, Any]) -> None:
-    """One line; the peer may be gone, which its reader notices soon enough."""
-    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-        channel.sendall(json.dumps(message).encode() + b"\n")
-
-
 class ForkServer:
-    """Forks workers, reaps them, and kills them when nobody supervises them."""
+    """Forks workers, reaps them, and kills them when the supervisor has ended."""
 
     def __init__(self, channel: socket.socket) -> None:
         self._channel = channel
@@ -68,8 +67,8 @@ class ForkServer:
         self._wakeup_out.setblocking(False)
 
     def serve(self) -> None:
-        """Until the supervisor goes away."""
-        send_json(self._channel, {"build": device.build()})
+        """Carry out requests until the supervisor ends."""
+        self._send(BuildKnown(build=device.build()))
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(self._wakeup_in.fileno())
         selector = selectors.DefaultSelector()
@@ -85,8 +84,13 @@ class ForkServer:
         finally:
             self._kill_all()
 
+    def _send(self, answer: Answer) -> None:
+        # If the supervisor has ended, `_read` notices soon enough.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self._channel.sendall(wire.encode(answer))
+
     def _read(self) -> bool:
-        """Carry out what has arrived; False at the end of the channel."""
+        """Carry out what has arrived; return False at the end of the channel."""
         room = socket.CMSG_SPACE(MAX_FDS * 4)
         try:
             data, ancillary, _, _ = self._channel.recvmsg(1 << 16, room)
@@ -96,41 +100,44 @@ class ForkServer:
         self._buffer += data
         *lines, self._buffer = self._buffer.split(b"\n")
         for line in lines:
-            self._obey(json.loads(line))
+            self._carry_out(wire.decode(line, Request))
         return bool(data)
 
-    def _obey(self, message: dict[str, Any]) -> None:
-        if "spawn" in message:
-            self._spawn(**message["spawn"])
-        elif "look for" in message:
-            self._look_for_gpus()
-        elif message["to"] in self._children:  # never a process id that was reused
-            os.kill(message["to"], message["signal"])
+    def _carry_out(self, request: Request) -> None:
+        match request:
+            case Spawn():
+                self._spawn(request)
+            case FindGpus():
+                self._find_gpus()
+            case SendSignal(pid=pid, number=number):
+                if pid in self._children:  # never a process id that was reused
+                    os.kill(pid, number)
 
-    def _spawn(self, env: dict[str, str], names: list[str], preload: list[str]) -> None:
-        for module in preload:
+    def _spawn(self, request: Spawn) -> None:
+        for module in request.preload:
             importlib.import_module(module)
+        names = request.names
         fds, self._fds = self._fds[: len(names)], self._fds[len(names) :]
         pid = os.fork()
         if pid == 0:
-            self._become_worker(env, dict(zip(names, fds, strict=True)))
+            self._become_worker(request.env, dict(zip(names, fds, strict=True)))
         for fd in fds:
             os.close(fd)
         self._children.add(pid)
-        send_json(self._channel, {"spawned": pid})
+        self._send(Spawned(pid=pid))
 
-    def _look_for_gpus(self) -> None:
-        """A child does: it initialises CUDA, and then none of its own could use it."""
+    def _find_gpus(self) -> None:
+        """Look for GPUs in a child: no process forked after CUDA starts can use it."""
         pid = os.fork()
         if pid == 0:
             try:
-                send_json(self._channel, {"gpus": asdict(device.gpus())})
+                self._send(GpusFound(gpus=device.gpus()))
                 os._exit(0)
             except BaseException:
                 traceback.print_exc()
                 os._exit(1)
         if why := _failure_of(pid):
-            send_json(self._channel, {"gpus": {"why": why}})
+            self._send(GpusFound(gpus=Gpus(why=why)))
 
     def _become_worker(self, env: dict[str, str], fds: dict[str, int]) -> None:
         code = 1
@@ -155,7 +162,7 @@ class ForkServer:
             if ended:
                 self._children.remove(pid)
                 code = os.waitstatus_to_exitcode(status)
-                send_json(self._channel, {"exited": pid, "code": code})
+                self._send(Exited(pid=pid, code=code))
 
     def _kill_all(self) -> None:
         for pid in self._children:
@@ -165,7 +172,7 @@ class ForkServer:
 
 
 def _failure_of(pid: int) -> str:
-    """Of the child that looks for GPUs; empty if it has said what it found."""
+    """Wait for the child that looks for GPUs; return why it failed, or nothing."""
     end = time.monotonic() + GPU_SECONDS
     while time.monotonic() < end:
         ended, status = os.waitpid(pid, os.WNOHANG)
@@ -186,7 +193,7 @@ def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> Iterator[int]:
 
 
 def _redirect(output: int) -> None:
-    """What the worker and native libraries print goes into its log."""
+    """Send what the worker and native libraries print into its log."""
     os.dup2(output, 1)
     os.dup2(output, 2)
     os.close(output)

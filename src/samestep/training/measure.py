@@ -11,11 +11,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Any
 
 import torch
 
 from samestep.errors import WorkerLate
+from samestep.messages.job import MeasurementJob
+from samestep.messages.training import Measured, Ready
 from samestep.system.heartbeat import Heartbeat
 from samestep.training.cadence import Cadence, Decision
 from samestep.training.timing import PHASES, by_phase
@@ -93,35 +94,24 @@ class Lap:
             for old, new in zip(before, workers, strict=True)
         ]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields of the message to the supervisor."""
-        times = self.step_seconds
-        return {
-            "steps": self.steps,
-            "samples": self.samples,
-            "seconds": self.seconds,
-            "step_seconds_sd": statistics.stdev(times) if len(times) > 1 else 0.0,
-            "workers": self.workers,
-        }
-
 
 def measure(
-    trainer: Trainer, times: StepTimes, report: Report, job: dict[str, Any]
+    trainer: Trainer, times: StepTimes, report: Report, job: MeasurementJob
 ) -> None:
-    """All workers of a group: warm up, then train for `job["seconds"]` and report."""
+    """All workers of a group: warm up, then train for `job.seconds` and report."""
     trainer.report = lambda _: None
-    report({"type": "ready"})
-    train_until(trainer, times, after(job["warm_up"]))
-    lap = train_until(trainer, times, after(job["seconds"]))
+    report(Ready())
+    train_until(trainer, times, after(job.warm_up))
+    lap = train_until(trainer, times, after(job.seconds))
     if trainer.topology.is_leader:
-        report(_message(trainer, lap))
+        report(_measured(trainer, lap))
 
 
 def measure_alone(
     trainer: Trainer,
     times: StepTimes,
     report: Report,
-    job: dict[str, Any],
+    job: MeasurementJob,
     gate: Gate,
 ) -> None:
     """Measure the only worker of its group, beside others of the same kind.
@@ -130,15 +120,15 @@ def measure_alone(
     each of them is measured while all others compute, too.
     """
     trainer.report = lambda _: None
-    report({"type": "ready"})
-    patience: float = job["hang_timeout"]
-    train_until(trainer, times, after(job["warm_up"]))
+    report(Ready())
+    patience = job.setup.hang_timeout
+    train_until(trainer, times, after(job.warm_up))
     gate.reach(WARM)
     train_until(trainer, times, when(lambda: gate.all_at(WARM), patience), 1)
-    lap = train_until(trainer, times, after(job["seconds"]))
+    lap = train_until(trainer, times, after(job.seconds))
     gate.reach(DONE)
     train_until(trainer, times, when(lambda: gate.all_at(DONE), patience), 1)
-    report(_message(trainer, lap))
+    report(_measured(trainer, lap))
 
 
 def train_until(
@@ -169,7 +159,7 @@ def train_until(
         lap.samples += (progress.epoch.targets - targets) // per_sample
         lap.step_seconds += [b - a for a, b in pairwise(times.began)]
         if record:
-            lap.add_phases(record["workers"])
+            lap.add_phases(record.times.workers)
             progress.begin_epoch()
     rest = stopwatch.take_epoch().seconds
     lap.add_phases([by_phase(row) for row in rest])
@@ -202,16 +192,20 @@ def when(condition: Callable[[], bool], patience: float) -> Callable[[], bool]:
     return check
 
 
-def _message(trainer: Trainer, lap: Lap) -> dict[str, Any]:
+def _measured(trainer: Trainer, lap: Lap) -> Measured:
     exchange, flat = trainer.replica.exchange, trainer.replica.flat
-    return {
-        "type": "measured",
-        **lap.to_dict(),
-        "bytes_per_step": exchange.bytes_per_step,
-        "gradient_bytes": flat.dtype.itemsize * flat.size,
-        "add_seconds": adding_seconds(flat.size, flat.dtype),
-        "noise_scale": trainer.progress.noise.scale,
-    }
+    times = lap.step_seconds
+    return Measured(
+        steps=lap.steps,
+        samples=lap.samples,
+        seconds=lap.seconds,
+        step_seconds_sd=statistics.stdev(times) if len(times) > 1 else 0.0,
+        workers=lap.workers,
+        bytes_per_step=exchange.bytes_per_step,
+        gradient_bytes=flat.dtype.itemsize * flat.size,
+        add_seconds=adding_seconds(flat.size, flat.dtype),
+        noise_scale=trainer.progress.noise.scale,
+    )
 
 
 def adding_seconds(size: int, dtype: torch.dtype) -> float:

@@ -1,7 +1,6 @@
 """The progress of a training, and the records that it reports."""
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import torch
 
@@ -9,11 +8,10 @@ from samestep.core.early_stopping import Stopping
 from samestep.core.gradient_noise import Noise
 from samestep.core.metric import COUNTED
 from samestep.data.dataset import Dataset
+from samestep.messages.training import EpochRecord, StepRecord
+from samestep.messages.wire import JsonObject
 from samestep.training.metrics import MetricSums
 from samestep.training.timing import PHASES, Times, by_phase
-
-
-Record = dict[str, Any]
 
 
 @dataclass
@@ -35,12 +33,12 @@ class Progress:
     """The values of the integer buffers."""
     stopping: Stopping = field(default_factory=Stopping)
 
-    def to_dict(self) -> Record:
+    def to_dict(self) -> JsonObject:
         """Return plain JSON values."""
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, fields: Record) -> "Progress":
+    def from_dict(cls, fields: JsonObject) -> "Progress":
         """Return the progress that `to_dict` was called on."""
         sums = {name: MetricSums(**fields[name]) for name in ("epoch", "logged")}
         noise = Noise(**fields["noise"])
@@ -82,44 +80,49 @@ class Stopwatch:
 
 def step_record(
     progress: Progress, epoch: int, lr: float, times: Times, data: Dataset
-) -> Record:
+) -> StepRecord:
     """Return the record of the steps since the last one."""
     samples = progress.logged.targets / data.targets_per_sample
-    return {
-        "type": "step",
-        "epoch": epoch + 1,
-        "step": progress.step,
-        **progress.logged.means(data.metrics),
-        "lr": lr,
-        "samples_per_second": samples / times.seconds[0].sum().item(),
-        **times.to_dict(),
-        "noise_scale": progress.noise.scale,
-        **own_metrics(data),
-    }
+    return StepRecord(
+        epoch=epoch + 1,
+        step=progress.step,
+        metrics=progress.logged.means(data.metrics),
+        lr=lr,
+        samples_per_second=samples / times.seconds[0].sum().item(),
+        times=times.use(),
+        noise_scale=progress.noise.scale,
+        own_metrics=own_metrics(data),
+    )
 
 
-def epoch_record(progress: Progress, epoch: int, times: Times, data: Dataset) -> Record:
-    """Return the record of a whole epoch, as in result.json.
+def epoch_record(
+    progress: Progress,
+    epoch: int,
+    times: Times,
+    data: Dataset,
+    minor_faults_per_step: float,
+) -> EpochRecord:
+    """Return the record of a whole epoch, without its evaluation.
 
     `times` is since the last start of the workers; `progress.phases` is from before.
     """
     before = torch.tensor(progress.phases, dtype=torch.float64)
     means = progress.epoch.means(data.metrics)
     samples = progress.epoch.targets / data.targets_per_sample
-    return {
-        "type": "epoch",
-        "epoch": epoch + 1,
-        "seconds": progress.seconds,
-        **{f"train_{key}": value for key, value in means.items()},
-        "samples_per_second": samples / progress.seconds,
-        "seconds_by_phase": by_phase(times.seconds.mean(dim=0) + before),
-        **times.to_dict(),
-        "noise_scale": progress.noise.scale,
-        **own_metrics(data),
-    }
+    return EpochRecord(
+        epoch=epoch + 1,
+        seconds=progress.seconds,
+        train_metrics={f"train_{key}": value for key, value in means.items()},
+        samples_per_second=samples / progress.seconds,
+        seconds_by_phase=by_phase(times.seconds.mean(dim=0) + before),
+        times=times.use(),
+        noise_scale=progress.noise.scale,
+        own_metrics=own_metrics(data),
+        minor_faults_per_step=minor_faults_per_step,
+    )
 
 
-def own_metrics(data: Dataset) -> Record:
-    """Return the names of metrics to show besides the loss, if not the usual one."""
+def own_metrics(data: Dataset) -> list[str] | None:
+    """Return the names of metrics to show besides the loss; None: the usual one."""
     names = [metric.name for metric in data.own_metrics if metric != COUNTED]
-    return {"own_metrics": names} if names else {}
+    return names or None

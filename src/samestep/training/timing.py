@@ -3,12 +3,12 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from samestep.core.span import Span
+from samestep.messages.training import TimeUse
 
 
 PHASES = (
@@ -52,18 +52,18 @@ class Times:
         self.bytes += other.bytes
         self.network_bytes += other.network_bytes
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields of the record of a step or an epoch."""
+    def use(self) -> TimeUse:
+        """Return what the records of steps and epochs have in common."""
         total = by_phase(self.seconds.sum(dim=0))
         seconds = sum(total.values()) or 1.0
-        return {
-            "workers": [by_phase(row) for row in self.seconds],
-            "waited_for": self.waited_for.tolist(),
-            "communication_share": (total["exchange"] + total["wait"]) / seconds,
-            "straggler_share": total["wait"] / seconds,
-            "bytes_exchanged": self.bytes,
-            "network_bytes": self.network_bytes,
-        }
+        return TimeUse(
+            workers=[by_phase(row) for row in self.seconds],
+            waited_for=self.waited_for.tolist(),
+            communication_share=(total["exchange"] + total["wait"]) / seconds,
+            straggler_share=total["wait"] / seconds,
+            bytes_exchanged=self.bytes,
+            network_bytes=self.network_bytes,
+        )
 
 
 def by_phase(seconds: Tensor) -> dict[str, float]:

@@ -7,22 +7,34 @@ plan -> own micro-batches -> forward and backward of each -> partial gradients
 """
 
 import resource
-from dataclasses import asdict, replace
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from samestep.config.model import CustomLoss
+from samestep.core.balancer import Change
 from samestep.core.metric import COUNTED
 from samestep.core.ownership import contiguous
 from samestep.core.speeds import StepWindow
+from samestep.messages.training import (
+    EpochRecord,
+    Evicted,
+    Finished,
+    NoTargets,
+    Rebalanced,
+    SnapshotSaved,
+    Started,
+    Stopped,
+    StragglerFound,
+)
+from samestep.messages.wire import JsonObject
 from samestep.optim import gradient as gradients
 from samestep.state import dtypes
 from samestep.state.fingerprint import fingerprint
 from samestep.training.cadence import Decision
 from samestep.training.metrics import MetricSums
-from samestep.training.progress import Record, epoch_record, own_metrics, step_record
+from samestep.training.progress import epoch_record, own_metrics, step_record
 from samestep.training.timing import PHASES, Times
 from samestep.training.trainer import Trainer
 from samestep.user_code.references import names
@@ -66,10 +78,10 @@ def is_over(trainer: Trainer) -> bool:
     return done or progress.stopping.is_over(recipe.early_stopping)
 
 
-def train_epoch(trainer: Trainer) -> tuple[Decision, Record]:
+def train_epoch(trainer: Trainer) -> tuple[Decision, EpochRecord | None]:
     """All workers: train the rest of an epoch, or until the workers decide to stop.
 
-    Returns the last decision, and the epoch's record, empty if it is not complete.
+    Returns the last decision, and the epoch's record, None if it is not complete.
     """
     progress, clock = trainer.progress, trainer.monitor.clock
     num_steps = trainer.samples.plan.steps_per_epoch
@@ -92,11 +104,11 @@ def train_epoch(trainer: Trainer) -> tuple[Decision, Record]:
             if decision.save:
                 _save(trainer)
     if progress.step % num_steps:
-        return decision, {}
+        return decision, None
     times = trainer.monitor.stopwatch.take_epoch()
-    record = epoch_record(progress, epoch, times, trainer.samples.data)
-    record["minor_faults_per_step"] = (_minor_faults() - faults) / (num_steps - start)
-    return decision, record
+    faults_per_step = (_minor_faults() - faults) / (num_steps - start)
+    data = trainer.samples.data
+    return decision, epoch_record(progress, epoch, times, data, faults_per_step)
 
 
 def train_step(trainer: Trainer, step: int) -> None:
@@ -160,7 +172,7 @@ def _rescale(
         gradient, trainer.monitor.counts(), num_targets, num_samples
     )
     if not factor:
-        trainer.report({"type": "no targets", "step": trainer.progress.step + 1})
+        trainer.report(NoTargets(step=trainer.progress.step + 1))
     return factor, weights
 
 
@@ -231,28 +243,40 @@ def _rebalance(trainer: Trainer, steps: int, times: Times, decision: Decision) -
     )
     step, straggler = trainer.progress.step, balancer.straggler
     if straggler is not None:
-        trainer.report({"type": "hindered", "step": step, **asdict(straggler)})
+        trainer.report(StragglerFound(step=step, **vars(straggler)))
     if decision.counts:
         change = balancer.adopt(contiguous(decision.counts))
         trainer.ownership.assign(change.after)
-        trainer.report({"type": "rebalanced", "step": step, **change.to_dict()})
+        trainer.report(_rebalanced(step, change))
 
 
-def _close_epoch(trainer: Trainer, record: Record) -> None:
+def _rebalanced(step: int, change: Change) -> Rebalanced:
+    return Rebalanced(
+        step=step,
+        before=[end - first for first, end in change.before],
+        after=[end - first for first, end in change.after],
+        speeds_before=change.speeds_before,
+        speeds=change.speeds,
+        gain=change.gain,
+        cause=change.cause,
+    )
+
+
+def _close_epoch(trainer: Trainer, record: EpochRecord) -> None:
     """All workers: evaluate, compare the replicas, and report the epoch."""
     stop, stopping = trainer.recipe.early_stopping, trainer.progress.stopping
     replica = trainer.replica
     with replica.averages.applied():
-        record |= _evaluate(trainer, "validation")
-        if stop and stopping.observe(stop, record[stop.metric], record["epoch"]):
+        metrics = _evaluate(trainer, "validation")
+        if stop and stopping.observe(stop, metrics[stop.metric], record.epoch):
             replica.averages.keep_best(stopping)
-        record["weights_sha256"] = replicas.agreed(
+        sha256 = replicas.agreed(
             replica.model,
             trainer.topology.rank,
             replica.exchange,
             is_own=bool(names(trainer.recipe)),
         )
-    trainer.report(record)
+    trainer.report(replace(record, validation_metrics=metrics, weights_sha256=sha256))
     _probe(trainer)
     trainer.progress.begin_epoch()
 
@@ -271,10 +295,10 @@ def _save(trainer: Trainer) -> None:
     slot = trainer.save()
     seconds = clock.lap("snapshot") - start
     trainer.cadence.saved(seconds)
-    trainer.report({"type": "snapshot", "slot": slot, "step": step, "seconds": seconds})
+    trainer.report(SnapshotSaved(slot=slot, step=step, seconds=seconds))
 
 
-def _evaluate(trainer: Trainer, split: str) -> dict[str, Any]:
+def _evaluate(trainer: Trainer, split: str) -> dict[str, float]:
     """All workers: return the loss and metrics of a split, empty without samples."""
     data = trainer.samples.data
     if len(data.splits[split]) == 0:
@@ -283,7 +307,7 @@ def _evaluate(trainer: Trainer, split: str) -> dict[str, Any]:
     return {f"{split}_{key}": value for key, value in means.items()}
 
 
-def _inspect(trainer: Trainer, split: str) -> dict[str, Any]:
+def _inspect(trainer: Trainer, split: str) -> JsonObject:
     """All workers: return how a classifier answers for single samples of a split."""
     data = trainer.samples.data
     if data.task != "classification" or not len(data.splits[split]):
@@ -297,17 +321,16 @@ def _inspect(trainer: Trainer, split: str) -> dict[str, Any]:
 def _report_start(trainer: Trainer) -> None:
     plan, replica = trainer.samples.plan, trainer.replica
     trainer.report(
-        {
-            "type": "started",
-            "step": trainer.progress.step,
-            "steps_per_epoch": plan.steps_per_epoch,
-            "train_samples": plan.num_samples,
-            "parameters": sum(p.numel() for p in replica.model.parameters()),
-            "layout": replica.flat.layout.to_dict(),
-            "conditions": trainer.conditions,
-            "torch": torch.__version__,
-            "instruction_set": torch.backends.cpu.get_cpu_capability(),
-        }
+        Started(
+            step=trainer.progress.step,
+            steps_per_epoch=plan.steps_per_epoch,
+            train_samples=plan.num_samples,
+            parameters=sum(p.numel() for p in replica.model.parameters()),
+            layout=replica.flat.layout.to_dict(),
+            conditions=trainer.conditions,
+            torch=torch.__version__,
+            instruction_set=torch.backends.cpu.get_cpu_capability(),
+        )
     )
 
 
@@ -317,9 +340,8 @@ def _report_steps(trainer: Trainer, epoch: int) -> None:
     lr = trainer.learning_rate(progress.step - 1)
     times = trainer.monitor.stopwatch.take_logged()
     record = step_record(progress, epoch, lr, times, trainer.samples.data)
-    record["speeds"] = balancer.speeds
-    record["shares"] = [end - first for first, end in balancer.owned]
-    trainer.report(record)
+    shares = [end - first for first, end in balancer.owned]
+    trainer.report(replace(record, speeds=balancer.speeds, shares=shares))
     progress.logged = MetricSums()
 
 
@@ -327,10 +349,9 @@ def _report_stop(trainer: Trainer, leaving: int | None) -> None:
     """Report an end before the last step: as asked, or to go on without a worker."""
     step, speeds = trainer.progress.step, trainer.ownership.balancer.speeds
     if leaving is None:
-        trainer.report({"type": "stopped", "step": step})
+        trainer.report(Stopped(step=step))
     else:
-        fields = {"step": step, "worker": leaving, "speeds": speeds}
-        trainer.report({"type": "evicted", **fields})
+        trainer.report(Evicted(step=step, worker=leaving, speeds=speeds))
 
 
 def _report_result(trainer: Trainer) -> None:
@@ -338,18 +359,17 @@ def _report_result(trainer: Trainer) -> None:
     data, stopping = trainer.samples.data, trainer.progress.stopping
     # Taken before the test: a model may change its buffers in evaluation.
     sha256 = fingerprint(trainer.replica.model.state_dict())
-    result = {
-        "type": "finished",
-        **_evaluate(trainer, "test"),
-        **_inspect(trainer, "test"),
-        "weights_sha256": sha256,
-        "balance": trainer.ownership.balancer.summary(),
-        "data": data.facts,
-        **own_metrics(data),
-    }
-    if trainer.recipe.early_stopping:
-        result["best_epoch"] = stopping.best_epoch
-    trainer.report(result)
+    is_early = trainer.recipe.early_stopping is not None
+    trainer.report(
+        Finished(
+            test_metrics={**_evaluate(trainer, "test"), **_inspect(trainer, "test")},
+            weights_sha256=sha256,
+            balance=trainer.ownership.balancer.summary(),
+            data=data.facts,
+            own_metrics=own_metrics(data),
+            best_epoch=stopping.best_epoch if is_early else None,
+        )
+    )
 
 
 def _is_logged(trainer: Trainer, steps_in_epoch: int) -> bool:

@@ -5,7 +5,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +20,7 @@ from samestep.data.dataset import Dataset
 from samestep.data.prefetch import Prefetcher
 from samestep.data.pytree import Nested
 from samestep.exchange import Exchange
+from samestep.messages.training import Message
 from samestep.models.device import Device
 from samestep.optim.averaging import WeightAverages
 from samestep.optim.optimizer import SliceOptimizer
@@ -33,8 +33,8 @@ from samestep.training.progress import Progress
 from samestep.verification.probe import Probe
 
 
-Report = Callable[[dict[str, Any]], None]
-"""Send a message of plain JSON values to the supervisor."""
+Report = Callable[[Message], None]
+"""Send a message to the supervisor."""
 
 REPORTS_PER_EPOCH = 20
 MAX_STEPS_PER_REPORT = 50

@@ -1,13 +1,12 @@
 """One worker: a process that takes part in a job, whoever started it.
 
-Its place comes from torchrun's environment variables (`core.topology`), its job and
-its reports go over a socket to the supervisor.
+Its rank comes from torchrun's environment variables (`core.topology`). It receives its
+job from the supervisor over a socket, and sends its reports back (`samestep.messages`).
 """
 
 import contextlib
 import ctypes
 import faulthandler
-import json
 import os
 import re
 import signal
@@ -15,10 +14,10 @@ import socket
 import threading
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch._C._distributed_c10d import Store
@@ -38,10 +37,20 @@ from samestep.errors import (
 )
 from samestep.exchange.compression import Compression
 from samestep.exchange.factory import Connection, tcp_store
+from samestep.messages import wire
+from samestep.messages.job import (
+    EvaluationJob,
+    Job,
+    MeasurementJob,
+    Setup,
+    TrainingJob,
+)
+from samestep.messages.processes import ReplayJob
+from samestep.messages.training import Evaluated, Failed, FaultInjected, Message
 from samestep.models.device import Device
 from samestep.state.fingerprint import fingerprint
 from samestep.system import shared_memory
-from samestep.system.fault_injection import Fault, Faults
+from samestep.system.fault_injection import Faults
 from samestep.system.heartbeat import Heartbeat
 from samestep.system.resources import resources
 from samestep.training import measure, train
@@ -66,9 +75,9 @@ from samestep.verification.probe import Replay, Witness
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 MAY_TAKE_LONG = (CustomData, ImageData, NpyData)
-"""Data that are drawn by the user's code, or that may be larger than the memory."""
+"""Data drawn by user code, or larger than the memory."""
 
-# What Gloo says when a connection ends under an operation.
+# Gloo's messages when a connection ends during an operation.
 PEER_LOST = re.compile(
     r"closed by peer|reset by peer|Broken pipe|Read error|timed out|Timed out|"
     r"connectFullMesh|Application timeout"
@@ -76,51 +85,51 @@ PEER_LOST = re.compile(
 
 
 class Channel(Protocol):
-    """Where a worker's job comes from and its reports go."""
+    """The connection of a worker to the process that gives it its job."""
 
-    job: dict[str, Any]
+    job: Job
 
     def watch(self) -> None:
-        """From now on, this process ends with whoever started it."""
+        """From now on, end this process when the other one has ended."""
 
-    def send(self, message: dict[str, Any]) -> None:
-        """A report of plain JSON values."""
+    def send(self, message: Message) -> None:
+        """Report to the supervisor."""
 
 
 class ControlSocket:
-    """The socket to the supervisor: a channel."""
+    """A channel over the socket to the supervisor."""
 
-    def __init__(self, fd: int, rank: int) -> None:
+    def __init__(self, fd: int) -> None:
+        """Receive the job from the socket. Raises WorkerFailed."""
         self._socket = socket.socket(fileno=fd)
-        self._rank = rank
         with self._socket.makefile("rb") as lines:
-            self.job: dict[str, Any] = json.loads(lines.readline())
+            self.job: Job = wire.decode(lines.readline(), Job)
 
     def watch(self) -> None:
-        """From now on, this process ends with the supervisor."""
+        """From now on, end this process when the supervisor has ended."""
         threading.Thread(target=self._end_with_supervisor, daemon=True).start()
 
-    def send(self, message: dict[str, Any]) -> None:
-        """One line of JSON."""
-        line = json.dumps({"rank": self._rank, **message}) + "\n"
-        self._socket.sendall(line.encode())
+    def send(self, message: Message) -> None:
+        """Send a message as one line of JSON."""
+        self._socket.sendall(wire.encode(message))
 
     def _end_with_supervisor(self) -> None:
-        """The supervisor sends nothing after the job: the end of the socket is its."""
+        # The supervisor sends nothing after the job, so only its end wakes this thread.
         self._socket.recv(1)
         os._exit(1)
 
 
 def main(fds: dict[str, int]) -> int:
-    """Do the job; returns the exit code. `resources` lists the descriptors."""
+    """Do the job and return the exit code; `system.resources` lists the descriptors."""
     # The supervisor asks for the stacks of a worker that hangs; they go into its log.
     faulthandler.register(signal.SIGUSR2, all_threads=True)
     topology = Topology.from_environment()
-    control = ControlSocket(fds["control"], topology.rank)
+    control = ControlSocket(fds["control"])
     heartbeat = Heartbeat(fds["board"], topology.local_rank)
-    store = fds.get("store"), control.job["start_timeout"]
+    seconds = control.job.setup.start_timeout
+    store = partial(tcp_store, topology, fds.get("store"), seconds)
     try:
-        run(control, topology, fds, heartbeat, partial(tcp_store, topology, *store))
+        run(control, topology, fds, heartbeat, store)
     except BaseException as error:
         traceback.print_exc()
         control.send(failure(error))
@@ -136,135 +145,158 @@ def run(
     store: Callable[[], Store],
     witness: Witness | None = None,
 ) -> bool:
-    """All workers: the job of one kind; whether it was done rather than stopped.
+    """All workers: do the job; return False if it was stopped before its end.
 
-    `store` is asked for one that is fresh, if the workers need it to meet. A `witness`
-    that was forked before is used by the first worker, if the training is probed.
+    `store` makes a fresh store, if the workers need one to meet. A `witness` that was
+    forked before is used by the first worker, if the training is probed.
     """
-    job = control.job
-    recipe = Recipe.from_dict(job["recipe"])
+    job, setup = control.job, control.job.setup
+    recipe = Recipe.from_dict(setup.recipe)
     _set_up(recipe)
-    compression = Compression.of(recipe.compression)
-    objects = Received(fds.get("objects"), job.get("objects", {}))
-    user_code = UserCode(job["places"], objects)
+    user_code = _user_code(setup, fds.get("objects"))
+    # Both fork, which must come before anything starts a thread or loads data.
     helper = _helper(recipe, job, user_code, fds)
     witness = _witness(recipe, job, topology, fds, witness)
     threads.check(recipe.threads)
     control.watch()
     faults = Faults(
         topology.rank,
-        [Fault(**fields) for fields in job["faults"]],
-        lambda fault: control.send({"type": "fault", **asdict(fault)}),
+        setup.faults,
+        lambda fault: control.send(FaultInjected(**vars(fault))),
     )
     context = WorkerContext(
         topology=topology,
-        connect=_connection(job, compression, topology, fds, store),
+        connect=_connection(setup, recipe, topology, fds, store),
         report=control.send,
         heartbeat=heartbeat,
         faults=faults,
         user_code=user_code,
-        device=Device.prepare(job["device"], topology.local_rank),
+        device=Device.prepare(setup.device, topology.local_rank),
     )
-    if job["kind"] == "evaluate":
-        evaluate(recipe, job, context)
-        return True
-    settings = _settings(job)
-    if job["kind"] == "limit":
-        measure_alone(recipe, job, fds, context, settings)
-        return True
+    match job:
+        case TrainingJob():
+            return _train(recipe, job, fds, context, Assistants(helper, witness))
+        case MeasurementJob(is_independent=True):
+            _measure_alone(recipe, job, fds, context)
+        case MeasurementJob():
+            _measure(recipe, job, fds, context)
+        case EvaluationJob():
+            _evaluate(recipe, job, context)
+    return True
+
+
+def _train(
+    recipe: Recipe,
+    job: TrainingJob,
+    fds: dict[str, int],
+    context: WorkerContext,
+    assistants: Assistants,
+) -> bool:
+    context.faults.at("start", job.step)
+    settings = replace(
+        _settings(job.setup),
+        most_steps=job.max_steps,
+        samples=job.conditions.get("samples", ""),
+    )
     memory = Memory(fds["snapshots"], fds.get("constants"))
-    if job["kind"] == "measure":
-        times = measure.StepTimes(fds["board"], topology.local_rank)
-        context = replace(context, heartbeat=times)
-        trainer = build_trainer(recipe, context, settings, memory)
-        measure.measure(trainer, times, context.report, job)
-        return True
-    faults.at("start", job["step"])
-    trainer = build_trainer(
-        recipe, context, settings, memory, Assistants(helper, witness)
-    )
+    trainer = build_trainer(recipe, context, settings, memory, assistants)
     with _begun():
         return train.train(trainer)
 
 
-def _settings(job: dict[str, Any]) -> TrainSettings:
+def _settings(setup: Setup) -> TrainSettings:
     return TrainSettings(
-        snapshot_seconds=job["snapshot_seconds"],
-        balance=job["balance"],
-        drop_stragglers_below=job["drop_stragglers_below"],
-        profile=job["profile"],
-        probe=job["probe"],
-        patience=job["hang_timeout"],
-        most_steps=job.get("most_steps"),
-        samples=job.get("samples", ""),
+        snapshot_seconds=setup.snapshot_seconds,
+        balance=setup.balance,
+        drop_stragglers_below=setup.drop_stragglers_below,
+        profile=setup.profile,
+        probe=setup.probe,
+        patience=setup.hang_timeout,
     )
 
 
+def _user_code(setup: Setup, objects: int | None) -> UserCode:
+    extents = {
+        name: [(first, size) for first, size in parts]
+        for name, parts in setup.objects.items()
+    }
+    return UserCode(setup.search_path, Received(objects, extents))
+
+
 def _helper(
-    recipe: Recipe, job: dict[str, Any], own: UserCode, fds: dict[str, int]
+    recipe: Recipe, job: Job, user_code: UserCode, fds: dict[str, int]
 ) -> Helper | None:
-    """Forked while there is one thread and nothing is loaded."""
-    if job["kind"] != "train" or not job["prefetch"]:
+    """Fork the helper process, for data that may take long to draw."""
+    if not isinstance(job, TrainingJob) or not job.setup.prefetch:
         return None
     if not isinstance(recipe.data, MAY_TAKE_LONG):
         return None
     unused = [fd for name, fd in fds.items() if name != "objects"]
-    is_own = bool(names(recipe))
-    return Helper.start(lambda: MicroBatches(*load_data(recipe, own), is_own), unused)
+    has_own_code = bool(names(recipe))
+    return Helper.start(
+        lambda: MicroBatches(*load_data(recipe, user_code), has_own_code), unused
+    )
 
 
 def _witness(
     recipe: Recipe,
-    job: dict[str, Any],
+    job: Job,
     topology: Topology,
     fds: dict[str, int],
     forked: Witness | None,
 ) -> Witness | None:
-    """Fork the witness, in the first worker of a training of own code."""
-    is_wanted = job["kind"] == "train" and job["probe"] and names(recipe)
-    if not is_wanted or topology.rank > 0:
+    """Fork the witness, in the first worker of a training with user code."""
+    is_probed = isinstance(job, TrainingJob) and job.setup.probe and names(recipe)
+    if not is_probed or topology.rank > 0:
         if forked is not None:
             forked.connection.close()  # which ends it
         return None
+    assert isinstance(job, TrainingJob)
     unused = [fd for name, fd in fds.items() if name != "objects"]
     witness = forked or Witness.start(build_replay, unused)
-    told = "recipe", "places", "objects", "most_steps", "device"
-    witness.begin({name: job.get(name) for name in told} | {"fd": fds.get("objects")})
+    witness.begin(
+        ReplayJob(setup=job.setup, max_steps=job.max_steps, objects=fds.get("objects"))
+    )
     return witness
 
 
-def build_replay(job: dict[str, Any]) -> Replay:
-    """In the witness: build what it computes with from its job."""
-    recipe = Recipe.from_dict(job["recipe"])
+def build_replay(job: ReplayJob) -> Replay:
+    """Build the parts with which the witness computes. Call it in the witness."""
+    setup = job.setup
+    recipe = Recipe.from_dict(setup.recipe)
     _set_up(recipe)
-    own = UserCode(job["places"], Received(job["fd"], job["objects"] or {}))
-    return load_replay(recipe, own, job["most_steps"], Device.prepare(job["device"], 0))
+    user_code, device = _user_code(setup, job.objects), Device.prepare(setup.device, 0)
+    return load_replay(recipe, user_code, job.max_steps, device)
 
 
-def evaluate(recipe: Recipe, job: dict[str, Any], context: WorkerContext) -> None:
+def _evaluate(recipe: Recipe, job: EvaluationJob, context: WorkerContext) -> None:
     """All workers: evaluate the weights of a model file on one split."""
-    model_file = Path(job["model_file"])
-    evaluator = build_evaluator(recipe, context, job["split"], model_file)
-    sums, data = evaluator.evaluate(job["split"]), evaluator.data
+    evaluator = build_evaluator(recipe, context, job.split, Path(job.model_file))
+    sums, data = evaluator.evaluate(job.split), evaluator.data
     if context.topology.is_leader:
         context.report(
-            {
-                "type": "evaluated",
-                "means": sums.means(data.metrics),
-                "own_metrics": [],
-                **own_metrics(data),
-                "targets": round(sums.divisor(data.metrics)),
-                "weights_sha256": fingerprint(evaluator.model.state_dict()),
-            }
+            Evaluated(
+                means=sums.means(data.metrics),
+                targets=round(sums.divisor(data.metrics)),
+                weights_sha256=fingerprint(evaluator.model.state_dict()),
+                own_metrics=own_metrics(data) or [],
+            )
         )
 
 
-def measure_alone(
-    recipe: Recipe,
-    job: dict[str, Any],
-    fds: dict[str, int],
-    context: WorkerContext,
-    settings: TrainSettings,
+def _measure(
+    recipe: Recipe, job: MeasurementJob, fds: dict[str, int], context: WorkerContext
+) -> None:
+    """All workers: train together for some seconds, and report the speed."""
+    times = measure.StepTimes(fds["board"], context.topology.local_rank)
+    context = replace(context, heartbeat=times)
+    memory = Memory(fds["snapshots"], fds.get("constants"))
+    trainer = build_trainer(recipe, context, _settings(job.setup), memory)
+    measure.measure(trainer, times, context.report, job)
+
+
+def _measure_alone(
+    recipe: Recipe, job: MeasurementJob, fds: dict[str, int], context: WorkerContext
 ) -> None:
     """Measure a worker that trains alone, at the same time as others of its kind.
 
@@ -273,39 +305,39 @@ def measure_alone(
     """
     times = measure.StepTimes(fds["board"], context.topology.rank)
     gate = measure.Gate(fds["snapshots"], context.topology.rank)
-    with resources(job["exchange"], 1) as (own_fds, port):
+    setup = job.setup
+    with resources(setup.exchange, 1) as (own_fds, port):
         topology = Topology.on_one_node(0, 1, port)
-        compression = Compression.of(recipe.compression)
-        seconds = job["start_timeout"]
+        seconds = setup.start_timeout
         store = partial(tcp_store, topology, own_fds.get("store"), seconds)
-        connect = _connection(job, compression, topology, own_fds, store)
+        connect = _connection(setup, recipe, topology, own_fds, store)
         alone = replace(context, topology=topology, connect=connect, heartbeat=times)
         memory = Memory(shared_memory.create())
-        trainer = build_trainer(recipe, alone, settings, memory)
+        trainer = build_trainer(recipe, alone, _settings(setup), memory)
         measure.measure_alone(trainer, times, context.report, job, gate)
 
 
 def _connection(
-    job: dict[str, Any],
-    compression: Compression,
+    setup: Setup,
+    recipe: Recipe,
     topology: Topology,
     fds: dict[str, int],
     store: Callable[[], Store],
 ) -> Connection:
     return Connection(
-        job["exchange"],
+        setup.exchange,
         topology,
-        job["peer_timeout"],
-        job["start_timeout"] + job["peer_timeout"],
-        job["spin_seconds"],
-        compression,
+        setup.peer_timeout,
+        setup.start_timeout + setup.peer_timeout,
+        setup.spin_seconds,
+        Compression.of(recipe.compression),
         fds.get("memory"),
         store=store,
     )
 
 
 def _set_up(recipe: Recipe) -> None:
-    """Before anything is computed."""
+    """Set what must be equal in all workers before anything is computed."""
     bf16.check(recipe)
     torch.set_num_threads(recipe.threads)
     _keep_memory()
@@ -314,7 +346,7 @@ def _set_up(recipe: Recipe) -> None:
 
 
 def _keep_memory() -> None:
-    """Tells glibc to reuse freed memory rather than to return it to the kernel.
+    """Tell glibc to reuse freed memory rather than to return it to the kernel.
 
     Otherwise every step faults in the pages of its temporaries again: 17 to 35 faults.
     Other C libraries have no such call and need none.
@@ -327,17 +359,18 @@ def _keep_memory() -> None:
 
 @contextlib.contextmanager
 def _begun() -> Iterator[None]:
-    """What would have been a wrong request before is now a training that failed."""
+    """Turn a UsageError into a TrainingError: by now the training has begun."""
     try:
         yield
     except UsageError as error:
         raise TrainingError(str(error)) from (error.__cause__ or error)
 
 
-def failure(error: BaseException) -> dict[str, Any]:
-    """The message of a worker that fails; `launch.exception` is its inverse."""
-    is_told = isinstance(error, OwnCodeError) or type(error) is TrainingError
-    cause = error.__cause__ if is_told else error
+def failure(error: BaseException) -> Failed:
+    """Return the message of a worker that fails; `launch.exception` is its inverse."""
+    # These two say what went wrong, so only the user's part of the traceback helps.
+    is_explained = isinstance(error, OwnCodeError) or type(error) is TrainingError
+    cause = error.__cause__ if is_explained else error
     own = own_frames(cause) if cause is not None else ""
     text = own or "".join(traceback.format_exception(error))
     message = str(error) or type(error).__name__
@@ -347,8 +380,7 @@ def failure(error: BaseException) -> dict[str, Any]:
         kind, message = PeerLost.__name__, f"A worker lost its peers: {message}"
     else:
         kind, message = "WorkerFailed", f"{type(error).__name__}: {message}"
-    failed = {"type": "failed", "error": kind, "message": message, "traceback": text}
-    return {**failed, "own": own}
+    return Failed(error=kind, message=message, traceback=text, own=own)
 
 
 def _is_of_gloo(error: BaseException) -> bool:

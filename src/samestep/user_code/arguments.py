@@ -115,7 +115,8 @@ def packed(parts: Mapping[str, Part | None]) -> Iterator[tuple[dict[str, str], G
     names |= {part: parcel.name for part, parcel in parcels.items()}
     fd, index = transport.fill(list(parcels.values()))
     try:
-        yield names, Given({"objects": index}, {"objects": fd})
+        extents = {name: [list(each) for each in index[name]] for name in index}
+        yield names, Given(extents, {"objects": fd})
     finally:
         os.close(fd)
 

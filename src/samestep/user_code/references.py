@@ -24,10 +24,10 @@ GIVEN = "sha256:"
 class Given:
     """Objects that a Python caller gave, where workers find them."""
 
-    job: Mapping[str, Any] = field(default_factory=dict)
-    """Goes into the workers' job."""
+    extents: dict[str, list[list[int]]] = field(default_factory=dict)
+    """The first byte and the length of the parts of each object."""
     memories: Mapping[str, int] = field(default_factory=dict)
-    """Descriptors that they inherit."""
+    """Descriptors that workers inherit."""
 
 
 NOTHING = Given()

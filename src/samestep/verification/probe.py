@@ -14,12 +14,11 @@ only at its end.
 """
 
 import hashlib
-import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -31,6 +30,8 @@ from samestep.data.prefetch import Drawn
 from samestep.data.pytree import Nested
 from samestep.errors import NotReproducible
 from samestep.exchange import Merger
+from samestep.messages import wire
+from samestep.messages.processes import ReplayJob, ReplayRequest, ReplayResult
 from samestep.models.device import Device
 from samestep.models.objective import Objective
 from samestep.state import dtypes
@@ -39,6 +40,7 @@ from samestep.system import child_process, shared_memory
 from samestep.system.heartbeat import Heartbeat
 
 
+T = TypeVar("T")
 Digests = dict[str, str]
 """SHA-256 of the samples, the loss, the gradients and the buffers."""
 MICRO_BATCH = 0
@@ -109,17 +111,17 @@ class Witness:
 
     @classmethod
     def start(
-        cls, build: Callable[[dict[str, Any]], Replay], unused: Iterable[int]
+        cls, build: Callable[[ReplayJob], Replay], unused: Iterable[int]
     ) -> "Witness":
-        """Fork it; later, in that process, `build` gets the job. See `child.fork`."""
+        """Fork the witness; in its process `build` gets the job. See `child.fork`."""
         fd = shared_memory.create()
         return cls(
             *child_process.fork(lambda ours: _serve(ours, fd, build), unused), fd
         )
 
-    def begin(self, job: dict[str, Any]) -> None:
-        """Send the job, in JSON."""
-        self.connection.send_bytes(json.dumps(job).encode())
+    def begin(self, job: ReplayJob) -> None:
+        """Send the job."""
+        self.connection.send_bytes(wire.encode(job))
 
     def ask(self, step: int, flat: Flat, parameters: Tensor) -> None:
         """Ask for the digests at a step, with these weights. One at a time."""
@@ -129,35 +131,35 @@ class Witness:
             self.fd, size, "The probe", "Use `--no-probe`."
         ) as area:
             area[:size] = state.tobytes()
-        question = {"step": step, "counts": flat.counts}
-        self.connection.send_bytes(json.dumps(question).encode())
+        request = ReplayRequest(step=step, counts=flat.counts)
+        self.connection.send_bytes(wire.encode(request))
 
-    def answer(self, seconds: float) -> dict[str, Any] | None:
-        """Return `digests` or an `error`; None if there is no answer yet.
+    def answer(self, seconds: float) -> ReplayResult | None:
+        """Return the answer, or None if there is none within `seconds`.
 
         Raises EOFError, OSError if the witness has ended.
         """
         if not self.connection.poll(seconds):
             return None
-        answer: dict[str, Any] = json.loads(self.connection.recv_bytes())
+        answer: ReplayResult = wire.decode(self.connection.recv_bytes(), ReplayResult)
         return answer
 
 
 def _serve(
-    connection: Connection, fd: int, build: Callable[[dict[str, Any]], Replay]
+    connection: Connection, fd: int, build: Callable[[ReplayJob], Replay]
 ) -> None:
-    """The witness: loads and builds with the first question, then answers all."""
+    """Be the witness: load and build at the first request, and answer all requests."""
     replay: Replay | None = None
     try:
-        job = json.loads(connection.recv_bytes())
+        job = wire.decode(connection.recv_bytes(), ReplayJob)
         while True:
-            question = json.loads(connection.recv_bytes())
+            request = wire.decode(connection.recv_bytes(), ReplayRequest)
             try:
                 replay = replay or _bound(build(job))
-                answer: dict[str, Any] = {"digests": _again(replay, fd, question)}
+                answer = ReplayResult(digests=_replay(replay, fd, request))
             except Exception as error:
-                answer = {"error": f"{type(error).__name__}: {error}"}
-            connection.send_bytes(json.dumps(answer).encode())
+                answer = ReplayResult(error=f"{type(error).__name__}: {error}")
+            connection.send_bytes(wire.encode(answer))
     except (EOFError, OSError):  # the worker has ended
         return
 
@@ -169,7 +171,7 @@ def _bound(replay: Replay) -> Replay:
     return replay
 
 
-def _again(replay: Replay, fd: int, question: Mapping[str, Any]) -> Digests:
+def _replay(replay: Replay, fd: int, request: ReplayRequest) -> Digests:
     flat = replay.flat
     with open(fd, "rb", closefd=False) as file:
         file.seek(0)
@@ -178,9 +180,9 @@ def _again(replay: Replay, fd: int, question: Mapping[str, Any]) -> Digests:
     with torch.no_grad():
         for parameter, value in zip(flat.parameters, flat.views(values), strict=True):
             parameter.copy_(value)
-    flat.set_buffers(values[flat.size :], question["counts"])
-    replay.digest(question["step"] + 1)  # whatever a first call leaves, comes from this
-    return replay.digest(question["step"])
+    flat.set_buffers(values[flat.size :], request.counts)
+    replay.digest(request.step + 1)  # whatever a first call leaves, comes from this
+    return replay.digest(request.step)
 
 
 @dataclass
@@ -221,10 +223,10 @@ class Probe:
         if answer is None:
             return
         (step, own), self._asked = self._asked, None
-        if "error" in answer:
-            self._give_up(answer["error"])
+        if answer.error:
+            self._give_up(answer.error)
             return
-        differing = [name for name in own if own[name] != answer["digests"][name]]
+        differing = [name for name in own if own[name] != answer.digests[name]]
         if differing:
             raise NotReproducible(
                 f"The same micro-batch gave another result in another process: "
@@ -264,7 +266,7 @@ class Probe:
                 f"{', '.join(differing)} at step {step + 1}. {CAUSE} {REMEDY}"
             )
 
-    def _guarded(self, action: Callable[[Witness], Any]) -> Any:
+    def _guarded(self, action: Callable[[Witness], T]) -> T | None:
         """Return the result of an action, or None if the witness has died."""
         assert self.witness is not None
         try:
