@@ -28,6 +28,7 @@ from samestep.state import checkpoint
 from samestep.state.fingerprint import fingerprint
 from samestep.state.flat import Flat
 from samestep.supervisor.forkserver_client import ForkServer
+from samestep.system import machine
 from samestep.training import init_weights
 
 
@@ -315,13 +316,13 @@ def test_what_does_not_fit_the_model_or_data_is_named(
 def test_bf16_needs_instructions_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bf16, "CPU", tmp_path / "cpuinfo")
+    monkeypatch.setattr(machine, "CPUINFO", tmp_path / "cpuinfo")
     recipe = small_recipe(precision="bf16")
     with pytest.raises(RecipeError, match=r"this one has none\. Use `float32`"):
         bf16.check(recipe)
-    bf16.CPU.write_text("model name : x\nflags\t\t: fpu avx512f\n")
+    machine.CPUINFO.write_text("model name : x\nflags\t\t: fpu avx512f\n")
     assert bf16.instructions() == []
-    bf16.CPU.write_text("model name : x\nflags\t\t: fpu amx_bf16 avx512_bf16\n")
+    machine.CPUINFO.write_text("model name : x\nflags\t\t: fpu amx_bf16 avx512_bf16\n")
     bf16.check(recipe)
     assert bf16.conditions(recipe) == {"bf16": "amx_bf16 avx512_bf16"}
     assert bf16.conditions(small_recipe()) == {}

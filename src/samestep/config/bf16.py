@@ -3,31 +3,22 @@
 Weights, gradients, the loss and the optimizer stay float32.
 """
 
-import re
-from pathlib import Path
-
 from samestep.config.recipe import Recipe
 from samestep.errors import RecipeError
+from samestep.system import machine
 
 
-CPU = Path("/proc/cpuinfo")
 FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
-"""As Linux calls the instructions: those of x86, and that of arm64."""
+"""Linux's names of the instructions on x86 and, the last, on arm64."""
 
 
 def instructions() -> list[str]:
-    """Which of them this processor has."""
-    try:
-        lines = re.search(
-            r"^(?:flags|Features)\s*:(.*)$", CPU.read_text(), re.MULTILINE
-        )
-    except OSError:
-        return []
-    return sorted(FLAGS.intersection(lines[1].split())) if lines else []
+    """Return which of these instructions this processor has, in alphabetic order."""
+    return sorted(FLAGS & machine.cpu_features())
 
 
 def check(recipe: Recipe) -> None:
-    """Raises RecipeError where bf16 would only be emulated: it would be slow."""
+    """Raise RecipeError if bf16 would be emulated here, which is slow."""
     if recipe.precision == "bf16" and not instructions():
         raise RecipeError(
             "`precision` `bf16` needs a processor with instructions for it "
@@ -36,6 +27,6 @@ def check(recipe: Recipe) -> None:
 
 
 def conditions(recipe: Recipe) -> dict[str, str]:
-    """What decides the bits besides the recipe, for a run to go on under the same."""
+    """Return the instructions that a resumed run must find again, if it uses bf16."""
     uses_bf16 = recipe.precision == "bf16" or recipe.optimizer.name == "muon"
     return {"bf16": " ".join(instructions())} if uses_bf16 else {}

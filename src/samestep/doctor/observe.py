@@ -6,7 +6,7 @@ import resource
 import shutil
 import socket
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from importlib import metadata
 from importlib.util import find_spec
 from ipaddress import ip_address
@@ -44,7 +44,7 @@ FOR_DEVELOPERS = ("dev", "benchmarks")
 """Extras that no training needs."""
 MOST = 500
 """Characters of a text, and entries of a list, that a peer may send."""
-CPUINFO, HOSTS = Path("/proc/cpuinfo"), Path("/etc/hosts")
+HOSTS = Path("/etc/hosts")
 OVERCOMMIT, SHM = Path("/proc/sys/vm/overcommit_memory"), Path("/dev/shm")  # noqa: S108
 
 
@@ -144,7 +144,7 @@ def observe(address: str = "", port: int = RENDEZVOUS_PORT) -> HostObservation:
             "out": str(out)[:MOST],
             "out_free_bytes": shutil.disk_usage(out).free,
             "out_is_writable": os.access(out, os.W_OK),
-            "instruction_set": instruction_set(_read(CPUINFO)),
+            "instruction_set": instruction_set(machine.cpu_features()),
             "libc": conditions.of_machine()["libc"],
             "gpus": len(list(Path("/dev").glob("nvidia[0-9]*"))),
             "cuda": _cuda(),
@@ -159,17 +159,17 @@ def observe(address: str = "", port: int = RENDEZVOUS_PORT) -> HostObservation:
     )
 
 
-def instruction_set(cpuinfo: str) -> str:
-    """Return the name of PyTorch's kernels for the first processor of /proc/cpuinfo.
+def instruction_set(features: Set[str]) -> str:
+    """Return the name of PyTorch's kernels for a processor with these features.
 
     It is that of `torch.backends.cpu.get_cpu_capability` on x86, unless
     ATEN_CPU_CAPABILITY asks for less, and empty on other processors.
     """
-    match = re.search(r"^flags\s*:(.*)$", cpuinfo, re.MULTILINE)
-    if match is None:
+    if "sse2" not in features:  # which every x86-64 has
         return ""
-    flags = set(match[1].split())
-    return next((name for name, need in CPU_FLAGS.items() if need <= flags), "DEFAULT")
+    return next(
+        (kind for kind, need in CPU_FLAGS.items() if need <= features), "DEFAULT"
+    )
 
 
 def trapping_line(hosts: str, host: str) -> str:

@@ -1,4 +1,9 @@
-"""Files and directories that are there whole or not at all."""
+"""Writes files completely or not at all.
+
+Each function first asks `fault_injection` whether the disk is to be full. This is the
+one place where a test can make every write of the supervisor fail, as the kernel would;
+a real full disk needs root, and a replaced function would not reach other processes.
+"""
 
 import os
 from pathlib import Path
@@ -8,7 +13,7 @@ from samestep.system.fault_injection import check_disk
 
 
 def write(path: Path, content: bytes) -> None:
-    """Under a temporary name, flushed to the disk, then renamed. Raises OSError."""
+    """Write a temporary file, flush it to the disk, rename it. Raises OSError."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write_through(temporary, content)
@@ -20,20 +25,23 @@ def write(path: Path, content: bytes) -> None:
 
 
 def write_through(path: Path, content: bytes) -> None:
-    """A new file: what has the name already goes. Returns when the disk has it.
+    """Write a new file and flush it to the disk; an old one of this name is removed.
 
     Raises OSError.
     """
     check_disk()
     path.unlink(missing_ok=True)
-    with path.open("xb") as file:  # which follows no link
+    with path.open("xb") as file:  # "x" follows no symbolic link
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
 
 
 def append(path: Path, content: bytes) -> None:
-    """All of it or nothing, as `files.open_to_append` has it. Raises OSError."""
+    """Append all of the content or nothing; links are refused. Raises OSError.
+
+    See `untrusted_files.open_to_append`.
+    """
     check_disk()
     fd = untrusted_files.open_to_append(path, path.parent)
     try:
@@ -50,7 +58,7 @@ def append(path: Path, content: bytes) -> None:
 
 
 def flush_directory(path: Path) -> None:
-    """Makes renames in it durable. Raises OSError."""
+    """Make renames in the directory durable. Raises OSError."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)

@@ -1,17 +1,17 @@
-"""A barrier between the processes of one machine, in shared memory.
+"""A barrier for the processes of one machine, in shared memory.
 
 A dissemination barrier (Hensgen, Finkel and Manber 1988): in round k, worker r posts to
 worker r + 2^k and waits for worker r - 2^k (modulo the number of workers); after
-ceil(log2(workers)) rounds everybody knows that everybody has arrived. Each (worker,
+ceil(log2(workers)) rounds every worker knows that all have arrived. Each (worker,
 round) has a process-shared POSIX semaphore of its own, with one poster and one waiter.
 
 Why this is correct on weakly ordered processors: POSIX says that sem_post, sem_trywait
 and sem_timedwait synchronise memory (XBD 4.12). What a worker wrote before its post is
-visible to whoever took that post, and, since rounds follow each other in one thread, to
-whoever depends on it.
+visible to the worker that took the post, and, since each worker's rounds follow each
+other, to all workers that this one posts to later.
 
-A wait first tries for a short time without sleeping, then sleeps in the kernel. How
-long it tries is learnt for each place in a step (`Patience`).
+A wait spins for a short time, then sleeps in the kernel. The time to spin is learnt for
+each place in a step (`Patience`).
 """
 
 import ctypes
@@ -29,29 +29,31 @@ SEMAPHORE_BYTES = 64
 WORDS = SEMAPHORE_BYTES // 8
 LEAST_SPIN_SECONDS = 20e-6
 STARTING_WAITS = 3
-"""The first ones: others may still load data or compile, which takes its own time."""
+"""Waits that may take the start timeout, since others may still load or compile."""
 SLEEP_SECONDS = 0.2
-"""sem_timedwait takes wall-clock time, which may jump: sleep in short pieces."""
+"""A sleep is cut into such parts, since sem_timedwait counts by the wall clock, which
+may jump."""
 
 
 class _Timespec(ctypes.Structure):
     _fields_ = (("seconds", ctypes.c_long), ("nanoseconds", ctypes.c_long))
 
 
-# Without the GIL where a call may sleep, with it where it is a few instructions.
+# CDLL releases the GIL, for a call that may sleep; PyDLL keeps it, for a few
+# instructions.
 _sleeping = ctypes.CDLL(None, use_errno=True)
 _quick = ctypes.PyDLL(None, use_errno=True)
 
 
 def num_rounds(workers: int) -> int:
-    """Rounds of one barrier."""
+    """Return the number of rounds of one barrier."""
     return (workers - 1).bit_length()
 
 
 def create(workers: int) -> int:
-    """The descriptor of a new nameless memory object that begins with the semaphores.
+    """Create nameless memory that begins with the semaphores; return its descriptor.
 
-    Raises OSError where the system has no such objects or no process-shared semaphores.
+    Raises OSError if the system has no such memory or no process-shared semaphores.
     """
     if not hasattr(os, "memfd_create"):
         raise OSError(errno.ENOSYS, "this system has no nameless shared memory (memfd)")
@@ -67,23 +69,23 @@ def create(workers: int) -> int:
 
 
 def header_bytes(workers: int) -> int:
-    """The counters and semaphores of all workers."""
+    """Return the size of the counters and semaphores of all workers."""
     return workers * (num_rounds(workers) + 1) * SEMAPHORE_BYTES
 
 
 class Patience:
-    """How long a worker tries before it sleeps, at one place in a step.
+    """How long a worker spins before it sleeps, at one place in a step.
 
     The time doubles, up to a limit, after a wait within this limit, and halves after a
-    longer one: where waits are long, because a peer owns more or the machine is busy, a
-    worker soon leaves its core, or its quota of it, to others.
+    longer one. So where waits are long, because a peer has more work or the machine is
+    busy, a worker soon leaves its core to others.
     """
 
     def __init__(self, most_seconds: float) -> None:
         self.seconds = self._most_seconds = most_seconds
 
     def learn(self, waited: float) -> None:
-        """From the seconds of one wait."""
+        """Adapt to the seconds of one wait."""
         if waited <= self._most_seconds:
             self.seconds = min(2 * self.seconds, self._most_seconds)
         else:
@@ -91,7 +93,7 @@ class Patience:
 
 
 class Barrier:
-    """All workers call `wait` equally often."""
+    """One worker's end of the barrier; all workers call `wait` equally often."""
 
     def __init__(
         self,
@@ -124,11 +126,11 @@ class Barrier:
         ]
 
     def wait(self, patience: Patience) -> None:
-        """Until all workers have arrived. Raises WorkerLate, which names the others."""
+        """Wait for all workers. Raises WorkerLate, which names the late ones."""
         self._count += 1
         for number, (theirs, own) in enumerate(self._rounds):
             _quick.sem_post(theirs)
-            # Only to name who is late: how many rounds, in all, this worker has posted.
+            # The number of rounds posted so far; only `_raise_late` needs it.
             self._posted[self._rank * WORDS] = self._before() + number + 1
             if _quick.sem_trywait(own):
                 start = time.monotonic()
@@ -170,11 +172,11 @@ class Barrier:
         raise WorkerLate(
             f"Every worker must reach the exchange within {self._most_seconds:g} s; "
             f"late: worker {', '.join(late)}. It is stopped, stuck or very slow; if it "
-            f"only needs more time, raise `{self._flag}`."
+            f"is only slow, increase `{self._flag}`."
         )
 
     def _waits(self, rank: int) -> bool:
-        """Whether the post that a worker needs next has not been made."""
+        """Return whether the post that the worker waits for has not been made."""
         posted = self._posted[rank * WORDS]
         distance = 1 << ((posted - 1) % len(self._rounds))
         source = (rank - distance) % self._workers

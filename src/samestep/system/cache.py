@@ -1,8 +1,8 @@
-"""What was unpacked or decoded, kept on disk once per machine, mapped by every worker.
+"""Unpacked and decoded data, kept on disk once per machine and mapped by every worker.
 
-A file holds its content and then the SHA-256 of it. The supervisor checks that before
-the workers start, so that a damaged file is made again and never trained on. Without a
-writable cache directory, every process makes its own copy in memory.
+A file holds its content, followed by the SHA-256 of the content. The supervisor checks
+it before the workers start, so a damaged file is replaced and never trained on. Without
+a writable cache directory, every process makes its own copy in memory.
 """
 
 import hashlib
@@ -25,22 +25,21 @@ VARIABLE = "SAMESTEP_CACHE"
 DIGEST_BYTES = 32
 CHUNK = 1 << 20
 
-# No home directory is a RuntimeError.
-UNWRITABLE = (OSError, RuntimeError)
+UNWRITABLE = (OSError, RuntimeError)  # Path.home() raises the latter if there is none
 
 
 class Sink(Protocol):
-    """Where content is written."""
+    """A file that content is written to."""
 
     def write(self, content: bytes, /) -> int: ...
 
 
 Fill = Callable[[Sink], None]
-"""Writes the content."""
+"""A function that writes the content."""
 
 
 def directory() -> Path:
-    """Where this user's caches are. Raises RuntimeError without a home."""
+    """Return this user's cache directory. Raises RuntimeError without a home."""
     chosen = os.environ.get(VARIABLE)
     if chosen:
         return Path(chosen)
@@ -49,7 +48,7 @@ def directory() -> Path:
 
 
 def notice(error: Exception) -> str:
-    """For a person, when the cache cannot be written."""
+    """Return the notice that the cache cannot be written."""
     return (
         f"the data cache cannot be written ({error}): every worker unpacks its "
         "own copy; set SAMESTEP_CACHE to a writable directory"
@@ -57,10 +56,10 @@ def notice(error: Exception) -> str:
 
 
 def prepare(name: str, fill: Fill, size: int = 0) -> str | None:
-    """The supervisor: the file is there and intact. Returns a notice for the user.
+    """Make sure, in the supervisor, that the file exists and is intact.
 
-    `size` is that of the content, if it is known. Raises DataError if the disk has no
-    room for so much.
+    Returns a notice if the cache cannot be written. `size` is the content's number of
+    bytes, if known. Raises DataError if the disk has less room.
     """
     try:
         path = directory() / name
@@ -74,7 +73,7 @@ def prepare(name: str, fill: Fill, size: int = 0) -> str | None:
 
 
 def read(name: str, fill: Fill) -> Bytes:
-    """The content, mapped from the file that `prepare` has checked."""
+    """Return the content, mapped from the file that `prepare` has checked."""
     try:
         path = directory() / name
         if not path.exists():
@@ -88,7 +87,7 @@ def read(name: str, fill: Fill) -> Bytes:
 
 
 def _check_room(directory: Path, size: int) -> None:
-    """A small file can be unpacked to one that fills the disk."""
+    """Raise DataError if the disk is too small; small files can unpack to huge ones."""
     free = shutil.disk_usage(directory).free
     if size > free:
         raise DataError(
@@ -99,13 +98,13 @@ def _check_room(directory: Path, size: int) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """Of a file's content. Raises OSError."""
+    """Return the SHA-256 of a file's content. Raises OSError."""
     with os.fdopen(untrusted_files.open_regular(path), "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class _Hashed:
-    """A file that knows the SHA-256 of what was written."""
+    """A file that computes the SHA-256 of its content while it is written."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -117,7 +116,7 @@ class _Hashed:
 
 
 def _write(path: Path, fill: Fill) -> None:
-    """Atomic: another run may be filling or mapping the same file."""
+    """Write atomically: another run may be writing or mapping the same file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

@@ -11,10 +11,10 @@ from samestep.system.signals import end_with
 def fork(
     serve: Callable[[Connection], None], unused: Iterable[int]
 ) -> tuple[Connection, int]:
-    """Fork a process that serves a connection; return the other end and its id.
+    """Fork a process that runs `serve`; return the other end of its pipe, and its id.
 
-    It closes the `unused` descriptors and ends with this process. To be called while
-    this process has one thread and has loaded nothing that two cannot share.
+    The child closes the `unused` descriptors and ends with this process. Call it before
+    this process starts threads, which a fork does not copy.
     """
     ours, theirs = Pipe()
     parent = os.getpid()

@@ -1,8 +1,8 @@
-"""What decides bits besides the recipe, its data and its code.
+"""The conditions that decide bits besides the recipe, its data and its code.
 
-One list: a run goes on only under the same conditions (`resume`), machines that train
-together must have the same, and the doctor looks at them. This module does not import
-torch; `device.build` adds what only torch knows.
+A run is resumed only under the same conditions, machines that train together must have
+the same, and the doctor shows them. This module does not import torch: `device.build`
+adds the conditions that only torch knows.
 """
 
 import os
@@ -25,8 +25,9 @@ VARIABLES = (
     "ONEDNN_MAX_CPU_ISA",
     "OPENBLAS_CORETYPE",
 )
-"""Environment variables by which a library chooses other kernels. Those of OpenMP that
-change the number of threads are not among them: `threads.py` counts the threads."""
+"""Environment variables that make a library choose other kernels. OpenMP's variables
+for the number of threads are not among them, since the threads themselves are
+counted."""
 
 NONE = "none"
 
@@ -35,9 +36,10 @@ FOUND_BY_WORKERS = ("samples",)
 
 
 def of_machine() -> dict[str, str]:
-    """What can be known without torch; libraries choose kernels by the processor, too.
+    """Return the conditions that are known without torch.
 
-    Python's patch releases change no arithmetic, so they may differ.
+    The processor is one, since libraries choose kernels by it. Python's patch releases
+    change no arithmetic, so only its minor version counts.
     """
     implementation = platform.python_implementation()
     version = ".".join(platform.python_version_tuple()[:2])
@@ -50,6 +52,6 @@ def of_machine() -> dict[str, str]:
 
 
 def described(variables: Mapping[str, str]) -> str:
-    """Return those that decide bits and are set, `NAME=value NAME=value`, or `none`."""
+    """Return the variables of the list that are set, as `A=1 B=2`, or `none`."""
     given = [f"{name}={variables[name]}" for name in VARIABLES if name in variables]
     return " ".join(given) or NONE

@@ -1,9 +1,9 @@
-"""Faults on purpose: what `samestep chaos` and the tests let happen.
+"""Injected faults, for `samestep chaos` and the tests.
 
-A schedule for the workers comes from the file that SAMESTEP_FAULTS names; without it
-nothing is ever injected. Each of its faults happens once: the worker first tells the
-supervisor, which leaves it out when it starts the next workers. The disk of the
-supervisor is full as long as the file exists that SAMESTEP_DISK_FULL names.
+The workers' faults are listed in the file that SAMESTEP_FAULTS names; without it
+nothing is injected. Each fault happens once: the worker reports it first, and the
+supervisor leaves it out when it starts the next workers. Writes of the supervisor fail
+as on a full disk while the file exists that SAMESTEP_DISK_FULL names.
 """
 
 import errno
@@ -18,15 +18,15 @@ from pydantic import ConfigDict, TypeAdapter
 
 
 POINTS = ("start", "forward", "exchange", "update", "snapshot")
-"""Where: while a worker starts, before a forward pass, before its gradients are
-summed, between that and the update, in the middle of saving a snapshot."""
+"""While a worker starts, before a forward pass, before its gradients are summed,
+between that and the update, in the middle of saving a snapshot."""
 
 SCHEDULE, DISK_FULL = "SAMESTEP_FAULTS", "SAMESTEP_DISK_FULL"
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One worker is hit at one point at the first chance from `step` on."""
+    """A fault of one worker, the first time that it is at `point` from `step` on."""
 
     __pydantic_config__: ClassVar = ConfigDict(extra="forbid", strict=True)
 

@@ -1,4 +1,4 @@
-"""What this machine offers: the cores and the memory this process may really use."""
+"""The cores and the memory that this process may really use, and what they are."""
 
 import hashlib
 import math
@@ -18,11 +18,14 @@ CGROUPS = Path("/sys/fs/cgroup")
 MEMORY_FILES = (
     ("memory.max", "memory.current", "active_file", "inactive_file"),
     (
-        *("memory.limit_in_bytes", "memory.usage_in_bytes"),
-        *("total_active_file", "total_inactive_file"),
+        "memory.limit_in_bytes",
+        "memory.usage_in_bytes",
+        "total_active_file",
+        "total_inactive_file",
     ),
 )
-"""Of cgroups v2 and v1: limit, usage, and the fields of memory.stat that are cache."""
+"""The files of cgroups v2 and v1 with the limit and the usage, and the fields of
+memory.stat that are cache."""
 CPUINFO = Path("/proc/cpuinfo")
 LIBRARIES = ("samestep", "torch", "numpy", "safetensors", "pydantic")
 THREAD_VARIABLES = (
@@ -35,23 +38,23 @@ THREAD_VARIABLES = (
 
 @dataclass(frozen=True)
 class Gpus:
-    """The GPUs that PyTorch can use, as `samestep.models.device` has found them."""
+    """The GPUs that PyTorch can use; `samestep.models.device` looks for them."""
 
     names: tuple[str, ...] = ()
-    """With the compute capability."""
+    """The name of each, with its compute capability."""
     software: str = ""
     """The versions of CUDA and cuDNN."""
-    why: str = "nobody has looked for one"
-    """Why there is none."""
+    why: str = "PyTorch was not asked for GPUs"
+    """The reason if there is none."""
 
     @property
     def title(self) -> str:
-        """What decides bits."""
+        """The properties that decide bits."""
         return f"{self.names[0]}, {self.software}"
 
 
 def usable_cores() -> tuple[int, str]:
-    """How many physical cores this process may use, and what limits them."""
+    """Return how many physical cores this process may use, and what limits them."""
     cpus = _affinity()
     cores, why = _physical_cores(cpus), "the physical cores of this machine"
     if len(cpus) < (os.cpu_count() or 1):
@@ -63,7 +66,7 @@ def usable_cores() -> tuple[int, str]:
 
 
 def cpu_quota() -> float | None:
-    """CPU seconds per second allowed by cgroups v1 or v2; None where unlimited."""
+    """Return the CPU quota of cgroups v1 or v2 in cores; None: unlimited."""
     quotas = []
     for directory in _cgroup_directories("cpu"):
         try:
@@ -80,7 +83,7 @@ def cpu_quota() -> float | None:
 
 
 def memory_limit() -> int:
-    """Bytes: the machine's memory, or the smallest cgroup limit below it."""
+    """Return the bytes of the machine's memory, or of the smallest cgroup limit."""
     limits = [psutil.virtual_memory().total]
     for directory in _cgroup_directories("memory"):
         for name in ("memory.max", "memory.limit_in_bytes"):
@@ -92,7 +95,10 @@ def memory_limit() -> int:
 
 
 def available_memory() -> int:
-    """Bytes that can be had now without swapping, in this process's cgroups, too."""
+    """Return the bytes that can be allocated now without swapping.
+
+    The limits of this process's cgroups count, less what is used there.
+    """
     left = [memory_limit(), psutil.virtual_memory().available]
     for directory in _cgroup_directories("memory"):
         for limit, used, *reclaimable in MEMORY_FILES:
@@ -103,14 +109,15 @@ def available_memory() -> int:
             except (OSError, ValueError):  # there is no limit, or another version
                 continue
             counts = dict(zip(stat[::2], map(int, stat[1::2]), strict=True))
-            # The cache of files goes before anybody is killed; memfd is no such file.
+            # The kernel drops the cache of files before it kills a process; memory
+            # of memfd_create is not in these counts.
             cache = sum(counts.get(name, 0) for name in reclaimable)
             left.append(max(0, most - usage + cache))
     return min(left)
 
 
 def describe() -> dict[str, Any]:
-    """The content of environment.json, as far as it is known without torch."""
+    """Return the part of environment.json that is known without torch."""
     cores, why = usable_cores()
     return {
         "machine": platform.machine(),
@@ -136,11 +143,11 @@ def describe() -> dict[str, Any]:
 def _affinity() -> set[int]:
     if hasattr(os, "sched_getaffinity"):
         return set(os.sched_getaffinity(0))
-    return set(range(os.cpu_count() or 1))  # macOS has no affinity
+    return set(range(os.cpu_count() or 1))  # macOS has no affinity masks
 
 
 def _physical_cores(cpus: set[int]) -> int:
-    """Distinct cores among the logical CPUs: hyper-threads share their arithmetic."""
+    """Count the distinct cores: hyper-threads of one share its arithmetic units."""
     cores = set()
     for cpu in cpus:
         topology = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology")
@@ -153,7 +160,7 @@ def _physical_cores(cpus: set[int]) -> int:
 
 
 def _cgroup_directories(controller: str) -> Iterator[Path]:
-    """This process's cgroup and its ancestors, v1 and v2: each may set a limit."""
+    """Yield this process's cgroup and its ancestors, each of which may have a limit."""
     try:
         lines = Path("/proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -168,7 +175,7 @@ def _cgroup_directories(controller: str) -> Iterator[Path]:
 
 
 def _caches() -> dict[str, int]:
-    """Bytes of each cache that the first CPU uses; empty where the system is silent."""
+    """Return the bytes of each cache of the first CPU; empty if they are unknown."""
     sizes = {}
     directory = Path("/sys/devices/system/cpu/cpu0/cache")
     for cache in sorted(directory.glob("index*")):
@@ -184,30 +191,41 @@ def _caches() -> dict[str, int]:
 
 
 def processor_name() -> str:
-    """The model, as the system tells it."""
+    """Return the processor's model, or on arm64 its implementer and part numbers."""
+    cpu = _cpuinfo()
+    arm = [cpu[name] for name in ("CPU implementer", "CPU part") if name in cpu]
+    return cpu.get("model name") or " ".join(arm) or platform.processor()
+
+
+def cpu_features() -> frozenset[str]:
+    """Return Linux's names of the instruction sets here; empty on other systems."""
+    cpu = _cpuinfo()
+    return frozenset((cpu.get("flags") or cpu.get("Features", "")).split())
+
+
+def _cpuinfo() -> dict[str, str]:
+    """Return the fields of the last CPU in /proc/cpuinfo; macOS has no such file."""
     try:
         lines = CPUINFO.read_text().splitlines()
-    except OSError:  # macOS
-        return platform.processor()
+    except OSError:
+        return {}
     pairs = (line.partition(":")[::2] for line in lines)
-    found = {name.strip(): value.strip() for name, value in pairs}
-    arm = [found[name] for name in ("CPU implementer", "CPU part") if name in found]
-    return found.get("model name") or " ".join(arm) or platform.processor()
+    return {name.strip(): value.strip() for name, value in pairs}
 
 
 def loopback() -> str:
-    """The name of the interface that leads to this machine only."""
+    """Return the name of the loopback interface."""
     interfaces = {name for _, name in socket.if_nameindex()}
     return "lo" if "lo" in interfaces else "lo0"  # lo0: macOS
 
 
 def name_of_process(pid: int) -> str:
-    """Another one with the same number, here or elsewhere, has another name."""
+    """Return a name that no other process has, on this machine or another."""
     return f"{socket.gethostname()} {pid} {psutil.Process(pid).create_time()}"
 
 
 def checksum_of_sources() -> str:
-    """SHA-256 of samestep's own Python files: its version, also of an edited one."""
+    """Return the SHA-256 of samestep's Python files; it identifies edited ones, too."""
     root = Path(__file__).parents[1]
     digest = hashlib.sha256()
     for file in sorted(root.rglob("*.py")):

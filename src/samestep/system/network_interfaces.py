@@ -1,4 +1,4 @@
-"""This machine's network interfaces: which one is meant, and what Gloo would take."""
+"""This machine's network interfaces, and the one that Gloo would use."""
 
 import os
 import socket
@@ -36,14 +36,14 @@ class Interface(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """The address that Gloo would listen on, and the reason in words."""
+    """The address that Gloo would listen on, and the reason."""
 
     address: str
     why: str
 
 
 def all_interfaces() -> list[Interface]:
-    """Every address of every interface; of each interface, IPv4 comes first."""
+    """Return every address of every interface; psutil lists IPv4 first."""
     return [
         Interface(name, entry.address)
         for name, entries in psutil.net_if_addrs().items()
@@ -53,17 +53,17 @@ def all_interfaces() -> list[Interface]:
 
 
 def resolve(text: str, known: Sequence[Interface] | None = None) -> Interface:
-    """An interface's name, an address or a network (`10.0.0.0/24`) -> the interface.
+    """Return the interface with this name, address or network (`10.0.0.0/24`).
 
-    A network lets the same command run on every machine. The address of a name is the
-    one that Gloo takes if `GLOO_SOCKET_IFNAME` names it, the first. Raises
-    PlacementError, which lists `known`, by default this machine's interfaces.
+    A network lets the same command run on every machine. For a name, the address is the
+    interface's first, which is the one that Gloo takes for `GLOO_SOCKET_IFNAME`.
+    `known` are by default this machine's interfaces. Raises PlacementError.
     """
     known = all_interfaces() if known is None else known
-    found = [one for one in known if one.name == text] or _within(text, known)
-    names = sorted({one.name for one in found})
+    matches = [one for one in known if one.name == text] or _within(text, known)
+    names = sorted({one.name for one in matches})
     if len(names) == 1:
-        return found[0]
+        return matches[0]
     if names:
         problem = f"`{text}` fits several interfaces ({', '.join(names)}): name one."
     else:
@@ -79,11 +79,12 @@ def gloo_choice(
     known: Sequence[Interface] | None = None,
     host_addresses: Sequence[str] | None = None,
 ) -> Choice:
-    """Where Gloo listens if nothing is said: what `GLOO_SOCKET_IFNAME` names, else the
-    first address of the host's name, else the loopback interface.
+    """Return where Gloo listens by default.
 
-    As in PyTorch's `ProcessGroupGloo::createDefaultDevice`. Raises PlacementError if
-    the variable names no interface that has an address.
+    It is the interface that `GLOO_SOCKET_IFNAME` names, else the first address of the
+    host's name, else the loopback interface, as in PyTorch's
+    `ProcessGroupGloo::createDefaultDevice`. Raises PlacementError if the variable names
+    no interface that has an address.
     """
     named = environment.get(GLOO_VARIABLE)
     if named:
@@ -97,29 +98,29 @@ def gloo_choice(
 
 
 def own_addresses(host: str) -> list[str]:
-    """The addresses of a name that are this machine's own, in the resolver's order."""
+    """Return the host name's addresses that are this machine's, as resolved."""
     try:
-        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        resolved = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except OSError:
         return []
-    addresses = [str(where[0]) for *_, where in found]
+    addresses = [str(address[0]) for *_, address in resolved]
     return [address for address in addresses if can_listen(address)]
 
 
 def can_listen(address: str, port: int = 0) -> bool:
-    """Whether a socket can be bound there now; port 0 is any."""
+    """Return whether a socket can be bound there now; port 0: any port."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     try:
-        with socket.socket(family, socket.SOCK_STREAM) as tried:
-            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            tried.bind((address, port))
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((address, port))
     except OSError:
         return False
     return True
 
 
 def listed(known: Sequence[Interface]) -> str:
-    """`lo (127.0.0.1, ::1), eth0 (10.0.0.2)`."""
+    """Return text like `lo (127.0.0.1, ::1), eth0 (10.0.0.2)`."""
     addresses: dict[str, list[str]] = {}
     for name, address in known:
         addresses.setdefault(name, []).append(address)
@@ -128,22 +129,23 @@ def listed(known: Sequence[Interface]) -> str:
 
 
 def warning(address: str, ports: Sequence[int]) -> str:
-    """What whoever trains on several machines must know: one paragraph.
+    """Return the security warning for trainings on several machines, one paragraph.
 
-    `ports` are those that are known beforehand; Gloo's are the system's choice.
+    `ports` are those known beforehand; the system chooses Gloo's.
     """
     first, last = ephemeral_ports()
     fixed = f"{', '.join(map(str, ports))} and " if ports else ""
     return (
         f"Workers listen on {address}, TCP ports {fixed}some of {first}-{last}. "
         "PyTorch's transport is unauthenticated and unencrypted, and Gloo has no TLS "
-        "in this build: whoever reaches these ports can read and change the training, "
+        "in this build: anyone who can reach these ports can read and change the "
+        "training, "
         "and run programs as you. Use a private network only."
     )
 
 
 def ephemeral_ports() -> tuple[int, int]:
-    """The first and the last port that the system gives to those who ask for any."""
+    """Return the first and the last port that the system assigns for port 0."""
     try:
         first, last = map(int, PORT_RANGE.read_text().split())
     except (OSError, ValueError):
@@ -157,7 +159,7 @@ def _within(text: str, known: Sequence[Interface]) -> list[Interface]:
 
 
 def _network(text: str) -> IPv4Network | IPv6Network | None:
-    """An address is a network of one; a scope (`fe80::1%eth0`) is not looked at."""
+    """Parse a network or an address, without its scope (`fe80::1%eth0`)."""
     address, _, _ = text.partition("%")
     try:
         return ip_network(address, strict=False)

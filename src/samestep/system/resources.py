@@ -11,10 +11,10 @@ from samestep.system.heartbeat import Heartbeat
 
 @contextmanager
 def resources(exchange: str, workers: int) -> Iterator[tuple[dict[str, int], int]]:
-    """Descriptors for the workers, and the port of the store if there is one.
+    """Yield descriptors for the workers, and the port of the store if there is one.
 
-    `heartbeat`: what workers and supervisor see of each other; `memory`: the nameless
-    shared memory of an exchange; `store`: a listening socket, for rank 0.
+    `board` is the memory of the heartbeats, `memory` that of a `shared` exchange, and
+    `store` a listening socket for rank 0.
     """
     fds = {"board": Heartbeat.create(workers)}
     try:

@@ -1,4 +1,4 @@
-"""Shared memory without a name: it vanishes with its last user, however that ends."""
+"""Shared memory without a name: the kernel frees it with its last user."""
 
 import errno
 import mmap
@@ -13,10 +13,10 @@ PAGE = 4096
 
 
 def create(num_bytes: int = 0) -> int:
-    """The descriptor of new memory, zeroed. Raises OSError.
+    """Create zeroed memory; return its descriptor. Raises OSError.
 
-    Linux: memfd, which the size of /dev/shm does not limit. Elsewhere: a temporary
-    file that has lost its name.
+    On Linux it is a memfd, which the size of /dev/shm does not limit, elsewhere an
+    unlinked temporary file.
     """
     if hasattr(os, "memfd_create"):
         fd = os.memfd_create("samestep")
@@ -28,13 +28,13 @@ def create(num_bytes: int = 0) -> int:
 
 
 def reserve(fd: int, num_bytes: int, purpose: str, remedy: str) -> mmap.mmap:
-    """Makes the memory large enough and maps it. Raises PlacementError if it is short.
+    """Enlarge the memory to `num_bytes` and map it.
 
-    What is short is found out here, not by SIGBUS in some later step.
+    Raises PlacementError if the machine has less, instead of SIGBUS in a later step.
     """
     try:
         missing = num_bytes - 512 * os.fstat(fd).st_blocks
-        if missing > machine.available_memory():  # or the kernel would kill somebody
+        if missing > machine.available_memory():  # else the kernel kills
             raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(fd, 0, num_bytes)
@@ -49,5 +49,5 @@ def reserve(fd: int, num_bytes: int, purpose: str, remedy: str) -> mmap.mmap:
 
 
 def pages(num_bytes: int) -> int:
-    """Rounded up to whole pages."""
+    """Return the bytes of the whole pages that hold `num_bytes`."""
     return -(-num_bytes // PAGE) * PAGE

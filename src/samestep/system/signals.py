@@ -1,6 +1,6 @@
-"""A first signal asks for an orderly stop, a second one ends everything at once.
+"""Signals: the first asks for an orderly stop, a second one stops at once.
 
-And how processes end with their parents.
+Also ends processes together with their parents.
 """
 
 import ctypes
@@ -21,18 +21,19 @@ EXIT_CODES = {
     signal.SIGTERM: 143,
     signal.SIGUSR1: 75,
 }
-"""SIGHUP is the end of the terminal, as when ssh loses its connection. SIGUSR1 is what
-a scheduler sends ahead of its time limit: run `resume` later."""
+"""SIGHUP means that the terminal is gone, as when ssh loses its connection. SIGUSR1 is
+what a scheduler sends before its time limit; `samestep resume` continues later."""
 
 
 PR_SET_PDEATHSIG = 1
-"""From Linux's prctl.h."""
+"""The constant in Linux's prctl.h."""
 
 
 def end_with(parent: int) -> None:
-    """From now on, Linux kills this process when the thread that made it ends.
+    """Let Linux kill this process when the thread that started it ends.
 
-    Or at once, if `parent` is gone already. Elsewhere the end of a pipe has to tell.
+    Exits at once if `parent` has ended already. Other systems have no such signal;
+    there, processes notice that a pipe of their parent is closed.
     """
     _set_death_signal(signal.SIGKILL)
     if os.getppid() != parent:
@@ -40,7 +41,7 @@ def end_with(parent: int) -> None:
 
 
 def end_alone() -> None:
-    """Takes `end_with` back."""
+    """Undo `end_with`."""
     _set_death_signal(0)
 
 
@@ -51,7 +52,7 @@ def _set_death_signal(number: int) -> None:
 
 
 def how_it_ended(code: int) -> str:
-    """A process, by its exit code; -n: by signal n."""
+    """Say how a process ended by its exit code; -n: by signal n."""
     if code >= 0:
         return f"it exited with code {code} without an error message"
     name = signal.Signals(-code).name
@@ -61,7 +62,7 @@ def how_it_ended(code: int) -> str:
 
 @dataclass
 class Stop:
-    """The wish to stop."""
+    """A request to stop."""
 
     number: int | None = None
     """The signal that was received."""
@@ -70,15 +71,16 @@ class Stop:
 
     @property
     def exit_code(self) -> int:
-        """Of a process that stopped because of the signal, or of no signal at all."""
+        """The exit code after the signal; without a signal, that of SIGUSR1."""
         return EXIT_CODES[signal.Signals(self.number or signal.SIGUSR1)]
 
 
 @contextmanager
 def stop_on_signals() -> Iterator[Stop]:
-    """Handlers as above; none outside the main thread, where Python allows none.
+    """Install the handlers described above; a second signal raises Interrupted.
 
-    And none for SIGHUP if it is ignored, which is how `nohup` is told.
+    Outside the main thread, where Python allows no handlers, none are installed. An
+    ignored SIGHUP stays ignored, since that is how `nohup` works.
     """
     stop = Stop()
     terminals = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
@@ -86,7 +88,7 @@ def stop_on_signals() -> Iterator[Stop]:
     def receive(number: int, _: Any) -> None:
         if number == signal.SIGHUP:
             _forget(terminals)
-            if stop.number is not None:  # a shell and the kernel say it, each once
+            if stop.number is not None:  # the shell and the kernel each send one
                 return
         if stop.number is not None:
             stop.is_urgent = True
@@ -108,7 +110,7 @@ def stop_on_signals() -> Iterator[Stop]:
 
 
 def _forget(terminals: Sequence[int]) -> None:
-    """They are gone: what is still written there must not fail."""
+    """Redirect lost terminals to /dev/null, so that writing to them does not fail."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for descriptor in terminals:
         os.dup2(nowhere, descriptor)

@@ -1,7 +1,7 @@
-"""What a person reads: nothing in it moves a cursor or turns the text's direction.
+"""Prints text without control characters.
 
-Names in a file from elsewhere may hold escape sequences, with which a terminal can be
-made to show something else than what is there.
+Names in files from elsewhere may hold escape sequences that make a terminal show
+something that is not there.
 """
 
 import unicodedata
@@ -10,9 +10,9 @@ import click
 
 
 def clean(text: object) -> str:
-    """Without characters that do not show or that turn the text's direction.
+    """Replace characters that are invisible or turn the text's direction.
 
-    They appear as their escape, such as \\u202e; a line break and a tab are kept.
+    Each becomes its escape, such as \\u202e; line breaks and tabs stay.
     """
     return "".join(
         character if character in "\n\t" or _shows(character) else _escape(character)
@@ -21,7 +21,7 @@ def clean(text: object) -> str:
 
 
 def echo(text: object, *, err: bool = False, nl: bool = True) -> None:
-    """Everything that a command prints goes through here, or through `clean`."""
+    """Print a line on stdout, or on stderr if `err`; control characters are escaped."""
     click.echo(clean(text), err=err, nl=nl)
 
 

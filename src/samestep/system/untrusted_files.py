@@ -1,8 +1,9 @@
-"""Opens what somebody else may have made: only regular files, and without waiting.
+"""Opens files that someone else may have made: only regular files, without blocking.
 
 A run, a model file or a data set from elsewhere may hold links that lead out of it,
-pipes that wait for ever, JSON that is nested too deep, or files larger than the memory.
-All of that is an OSError or a ValueError here, which callers put into a sentence.
+pipes that block for ever, JSON that is nested too deep, or files larger than the
+memory. Here all of these raise OSError or ValueError, which callers turn into a
+message.
 """
 
 import errno
@@ -17,9 +18,9 @@ from samestep.errors import RunError
 
 
 MOST_BYTES = 4 << 30
-"""Of a file that is read into memory as a whole, such as the record of a training."""
+"""The largest file that is read into memory as a whole."""
 MOST_DEPTH = 64
-"""Of JSON; our own has 8 levels at most."""
+"""The deepest nesting of JSON; samestep writes 8 levels at most."""
 KINDS = {
     stat.S_IFLNK: "a symbolic link",
     stat.S_IFIFO: "a named pipe",
@@ -31,13 +32,16 @@ KINDS = {
 
 
 def check_regular(path: Path) -> None:
-    """A link is followed, whatever it leads to is not opened. Raises OSError."""
+    """Check that a path, or what a link leads to, is a regular file.
+
+    It is not opened. Raises OSError.
+    """
     _check_name(path)
     _check_kind(path.stat().st_mode)
 
 
 def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
-    """A descriptor; no pipe is waited for. Raises OSError."""
+    """Open a regular file without blocking; return the descriptor. Raises OSError."""
     _check_name(path)
     fd = _open(path, flags | os.O_NONBLOCK)
     try:
@@ -49,10 +53,10 @@ def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
 
 
 def open_to_append(path: Path, within: Path) -> int:
-    """A file below `within`, made if it is not there; no link is followed below it.
+    """Open or create a file below `within`, following no link below it.
 
-    Nor may the file have a second name, under which others would read what is written.
-    Raises OSError.
+    A file with a second hard link is refused, since others could read it there. Raises
+    OSError.
     """
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK
     *directories, name = path.relative_to(within).parts
@@ -72,7 +76,7 @@ def open_to_append(path: Path, within: Path) -> int:
 
 
 def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
-    """The whole content. Raises OSError."""
+    """Return the whole content. Raises OSError."""
     with os.fdopen(open_regular(path), "rb") as file:
         size = os.fstat(file.fileno()).st_size
         if size > most:
@@ -82,23 +86,26 @@ def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
 
 
 def read_text(path: Path, errors: str = "strict", most: int = MOST_BYTES) -> str:
-    """UTF-8; every kind of line end becomes \\n. Raises OSError, UnicodeDecodeError."""
+    """Return the content as UTF-8, with \\n for every kind of line end.
+
+    Raises OSError, UnicodeDecodeError.
+    """
     text = read_bytes(path, most).decode("utf-8", errors)
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def parse_json(text: str | bytes) -> Any:
-    """As `json.loads`, but whatever is wrong with it is a ValueError, depth too."""
+    """Parse JSON; raise ValueError for anything wrong, including too deep nesting."""
     try:
-        found = json.loads(text)
+        content = json.loads(text)
     except RecursionError:
         raise ValueError("it is nested too deep") from None
-    check_depth(found)
-    return found
+    check_depth(content)
+    return content
 
 
 def check_depth(value: Any) -> None:
-    """Of dictionaries and lists in each other. Raises ValueError."""
+    """Raise ValueError if dictionaries and lists are nested too deep."""
     level = [value]
     for _ in range(MOST_DEPTH):
         level = [part for outer in level for part in _parts(outer)]
@@ -108,18 +115,17 @@ def check_depth(value: Any) -> None:
 
 
 def check_parts(run: Path) -> None:
-    """Before a run is read or written: it has files and directories, nothing else.
+    """Raise RunError if a run holds anything but files and directories.
 
-    A link in it could make us write to where it leads, a pipe could make us wait.
-    Raises RunError.
+    A link could make samestep write elsewhere, and a pipe could block it. To be called
+    before a run is read or written.
     """
     for entry in _entries(run):
         if not (entry.is_file(follow_symlinks=False) or _is_directory(entry)):
-            what = KINDS.get(_mode(entry), "something else")
+            kind = KINDS.get(_mode(entry), "something else")
             raise RunError(
                 "A run holds only files and directories, so that nothing leads out of "
-                f"it; {entry.path} is {what}. Remove it, or put there what it stands "
-                "for."
+                f"it; {entry.path} is {kind}. Remove it, or replace it by a file."
             )
 
 
@@ -128,7 +134,7 @@ def _open(path: str | Path, flags: int, directory: int | None = None) -> int:
 
 
 def _open_in(directory: int, name: str, flags: int) -> int:
-    """Closes the directory. Raises OSError."""
+    """Open a name in a directory, and close the directory. Raises OSError."""
     try:
         return _open(name, flags | os.O_NOFOLLOW, directory)
     except OSError as error:
@@ -140,19 +146,19 @@ def _open_in(directory: int, name: str, flags: int) -> int:
 
 
 def _entries(run: Path) -> Iterator[os.DirEntry[str]]:
-    """Below a directory, without following a link. Raises RunError."""
+    """Yield all entries below a directory, following no link. Raises RunError."""
     waiting = [str(run)]
     while waiting:
         place = waiting.pop()
         try:
             with os.scandir(place) as entries:
-                found = list(entries)
-        except FileNotFoundError:  # removed by whoever trains it
+                here = list(entries)
+        except FileNotFoundError:  # removed meanwhile, by a training
             continue
         except OSError as error:
             raise RunError(f"{place} cannot be read: {error.strerror}.") from None
-        waiting += [entry.path for entry in found if _is_directory(entry)]
-        yield from found
+        waiting += [entry.path for entry in here if _is_directory(entry)]
+        yield from here
 
 
 def _is_directory(entry: os.DirEntry[str]) -> bool:
@@ -170,8 +176,8 @@ def _check_name(path: Path) -> None:
 
 def _check_kind(mode: int) -> None:
     if not stat.S_ISREG(mode):
-        what = KINDS.get(stat.S_IFMT(mode), "something else")
-        raise OSError(errno.EINVAL, f"it is {what}, not a file")
+        kind = KINDS.get(stat.S_IFMT(mode), "something else")
+        raise OSError(errno.EINVAL, f"it is {kind}, not a file")
 
 
 def _parts(value: Any) -> list[Any]:
