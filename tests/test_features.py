@@ -247,7 +247,7 @@ def test_a_new_head_is_drawn_and_the_rest_is_given(given: Run, train: Train) -> 
         ({"init__reinit": ["head"]}, r"in `init.reinit` must match .*; `head` matches"),
         ({"init__sha256": "0" * 64}, r"must have the SHA-256 0000"),
         ({"init__weights": "/nowhere"}, r"/nowhere cannot be read: No such file"),
-        ({"freeze": ["layer", "norm"]}, r"`freeze` leaves nothing of layers.0.weight"),
+        ({"freeze": ["layer", "norm"]}, r"`freeze` matches all of layers.0.weight"),
         ({"optimizer": {"name": "muon", "lr": 1, "matrices": ["bias"]}}, "none among"),
         ({"freeze": ["head"]}, r"in `freeze` must match .*; `head` matches none"),
     ],

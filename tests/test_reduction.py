@@ -15,7 +15,7 @@ from samestep.api.check import check
 from samestep.data.dataset import Dataset
 from samestep.data.sources.user_dataset import Arrays
 from samestep.supervisor.forkserver_client import ForkServer
-from samestep.verification.dry_run import rehearse
+from samestep.verification import dry_run
 
 
 Loss = Callable[[Any, Any], Any]
@@ -38,7 +38,7 @@ def rehearsed(
         }
     )
     data = Dataset({"train": Arrays(inputs, labels)}, (4,), 3)
-    rehearse(recipe, data, model or nn.Linear(4, 3), loss)
+    dry_run.run(recipe, data, model or nn.Linear(4, 3), loss)
 
 
 class Outputs(nn.Module):

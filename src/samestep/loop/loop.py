@@ -27,7 +27,7 @@ from samestep.models.user_model import check_parameters, check_types
 from samestep.state.flat import Flat
 from samestep.user_code import seeding
 from samestep.verification import replicas
-from samestep.verification.dry_run import check_gradients, still_buffers
+from samestep.verification.dry_run import check_gradients, constant_buffers
 from samestep.verification.threads import check as check_threads
 from samestep.verification.watch import MutationCheck
 
@@ -292,7 +292,7 @@ class Loop:
             return
         before = {name: b.clone() for name, b in self._model.named_buffers()}
         yield
-        still_buffers(self._model, before, WHO)
+        constant_buffers(self._model, before, WHO)
         self._is_checked = True
 
 

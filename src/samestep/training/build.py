@@ -56,8 +56,7 @@ from samestep.training.trainer import (
     steps_per_report,
 )
 from samestep.user_code.references import UserCode, find_loss, names, title
-from samestep.verification import replicas, startup
-from samestep.verification.dry_run import rehearse
+from samestep.verification import dry_run, replicas, startup
 from samestep.verification.probe import Probe, Witness
 from samestep.verification.watch import MutationCheck
 
@@ -202,7 +201,7 @@ def build_evaluator(
     loss = find_loss(recipe, user_code)
     metrics = built_in(recipe.loss)
     if names(recipe):
-        metrics = rehearse(recipe, data, model, loss).metrics
+        metrics = dry_run.run(recipe, data, model, loss).metrics
     data = replace(data, own_metrics=metrics)
     model = context.device.move(model)
     heartbeat.enter(MEETING)

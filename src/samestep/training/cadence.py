@@ -1,8 +1,8 @@
-"""When all workers pause between two steps to compare notes.
+"""When all workers synchronise between two steps, save a snapshot, or stop.
 
-Rank 0 decides and tells the others in the same merge that carries the losses, so that
-all of them save and stop after the same step, over any exchange. Each machine has a
-board of its own, so any worker may have been asked to stop; then all do.
+Rank 0 decides, and its decision travels with the merge of the losses, so all workers
+save and stop after the same step, over any exchange. Only a stop may come from any
+worker, since each machine has its own supervisor that may be asked to stop.
 """
 
 import time
@@ -12,37 +12,37 @@ from samestep.system.heartbeat import Heartbeat
 
 
 SECONDS_BETWEEN = 0.2
-"""At most so much work between two such points, unless one step takes longer."""
+"""Work between two points of synchronisation, unless one step takes longer."""
 SNAPSHOT_SHARE = 0.01
-"""At most so much of the time goes into snapshots, whatever the model's size..."""
-MOST_RARE = 1_000
-"""... but they are at most so many times as rare as asked for."""
+"""The share of the time that snapshots may take, whatever the model's size..."""
+MAX_RARITY = 1_000
+"""... but they become at most this many times as rare as asked for."""
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What a worker wants of all; that of rank 0 counts, and anybody's to stop."""
+    """What all workers should do next, as one worker decides."""
 
     stop: bool
-    """Save and end."""
+    """Whether to save and end."""
     save: bool
-    """Save a snapshot."""
+    """Whether to save a snapshot."""
     steps: int
-    """How many steps until the next such point."""
+    """Steps until the next point of synchronisation."""
     leaving: int | None = None
-    """The worker that is too slow to keep: all go on without it."""
+    """The worker that is too slow: all others go on without it."""
     counts: tuple[int, ...] = ()
-    """How many micro-batches each worker owns from now on; empty: as before."""
+    """Micro-batches that each worker owns from now on; empty: unchanged."""
 
     def to_cells(self, workers: int) -> list[float]:
-        """`num_cells(workers)` numbers that a merge can carry."""
+        """Return `num_cells(workers)` numbers that a merge can carry."""
         leaving = 0 if self.leaving is None else self.leaving + 1
         counts = self.counts or (0,) * workers
         return [*map(float, (self.stop, self.save, self.steps, leaving, *counts))]
 
     @classmethod
     def from_cells(cls, cells: list[float]) -> "Decision":
-        """The inverse of `to_cells`."""
+        """Return the decision that `to_cells` was called on."""
         stop, save, steps, leaving, *counts = map(int, cells)
         owned = tuple(counts) if any(counts) else ()
         return cls(
@@ -51,16 +51,17 @@ class Decision:
 
 
 STOP = 0
+"""The cell of `Decision.stop`."""
 
 
 def num_cells(workers: int) -> int:
-    """Of a decision."""
+    """Return the number of cells of a decision."""
     return 4 + workers
 
 
 @dataclass
 class Cadence:
-    """A worker's view of time, with snapshots every `snapshot_seconds`; 0: never."""
+    """A worker's view of the time; snapshots every `snapshot_seconds`, 0: never."""
 
     heartbeat: Heartbeat
     snapshot_seconds: float
@@ -70,19 +71,20 @@ class Cadence:
     _cost: float = 0.0
 
     def decide(self, steps: int, epoch_ends: bool) -> Decision:
-        """After `steps` more steps."""
+        """Decide after `steps` more steps."""
         now = time.monotonic()
         per_step = (now - self._last_point) / steps
         self._last_point = now
-        least = min(self._cost / SNAPSHOT_SHARE, MOST_RARE * self.snapshot_seconds)
+        # A snapshot that took long is followed by a longer pause.
+        least = min(self._cost / SNAPSHOT_SHARE, MAX_RARITY * self.snapshot_seconds)
         save = now - self._last_save >= max(self.snapshot_seconds, least)
-        if epoch_ends and now - self._last_epoch >= least:  # but for very short epochs
+        if epoch_ends and now - self._last_epoch >= least:  # epochs may be very short
             save, self._last_epoch = True, now
         save = save and self.snapshot_seconds > 0
-        at_barrier = max(1, int(SECONDS_BETWEEN / max(per_step, 1e-9)))
-        return Decision(self.heartbeat.stop, save, at_barrier)
+        next_steps = max(1, int(SECONDS_BETWEEN / max(per_step, 1e-9)))
+        return Decision(self.heartbeat.stop, save, next_steps)
 
     def saved(self, seconds: float) -> None:
-        """A snapshot was saved and took so long."""
+        """Record that a snapshot was saved, and how long that took."""
         self._last_save = self._last_point = time.monotonic()
         self._cost = seconds

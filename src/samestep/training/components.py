@@ -86,7 +86,7 @@ def load_and_build(
     dry_run.check_norms(recipe, data, plan, model)
     _check_stopping(recipe, data)
     # Moved first: the vectors are on the device of the parameters.
-    flat = _flat(recipe, device.move(model), findings.still)
+    flat = _flat(recipe, device.move(model), findings.constant_buffers)
     return Components(data, plan, model, loss, flat, findings.unused)
 
 
@@ -136,7 +136,7 @@ def _dry_run(
     """Return what a dry run finds, or what is known of built-in data without one."""
     if isinstance(recipe.data, MnistData | TextData) and not names(recipe):
         return Findings(metrics=built_in(recipe.loss))
-    return dry_run.rehearse(recipe, data, model, loss)
+    return dry_run.run(recipe, data, model, loss)
 
 
 def _flat(recipe: Recipe, model: nn.Module, still: frozenset[str]) -> Flat:

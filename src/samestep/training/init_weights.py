@@ -1,4 +1,4 @@
-"""A model before its first step: given weights, and what of it is trained."""
+"""A model before its first step: initial weights from a file, frozen parameters."""
 
 import io
 import re
@@ -18,12 +18,15 @@ from samestep.state import pretrained
 from samestep.verification import replicas
 
 
-WITHIN = ("state_dict", "model_state_dict")
-"""Where files with more than a state_dict usually have it."""
+STATE_DICT_KEYS = ("state_dict", "model_state_dict")
+"""Where files with more than a state_dict usually keep it."""
 
 
 def prepare(model: nn.Module, recipe: Recipe) -> None:
-    """In place. Raises RecipeError."""
+    """Load initial weights and freeze parameters, as the recipe says.
+
+    Raises RecipeError.
+    """
     if recipe.init is not None:
         load(model, recipe.init)
     names = [n for n, p in model.named_parameters() if p.requires_grad]
@@ -34,62 +37,65 @@ def prepare(model: nn.Module, recipe: Recipe) -> None:
     }
     if frozen and len(frozen) == len(names):
         raise RecipeError(
-            f"Something must be trained, and `freeze` leaves nothing of "
-            f"{listing(names)}. Name fewer of them."
+            f"At least one parameter must be trained, and `freeze` matches all of "
+            f"{listing(names)}. Freeze fewer."
         )
     for name in frozen:
         model.get_parameter(name).requires_grad_(False)
 
 
 def load(model: nn.Module, init: InitRecipe) -> None:
-    """Given weights, in place of those drawn. Raises RecipeError."""
+    """Load initial weights from a file. Raises RecipeError if they do not fit."""
     path, content = pretrained.read(init)
     given = _tensors(path, content)
-    own: dict[str, Tensor] = model.state_dict()
-    names = sorted(own.keys() | given.keys())
+    expected: dict[str, Tensor] = model.state_dict()
+    names = sorted(expected.keys() | given.keys())
     for pattern in init.reinit or ():
         for name in matching(pattern, names, "init.reinit"):
-            own.pop(name, None), given.pop(name, None)
-    _check_fit(own, given, path)
+            expected.pop(name, None)
+            given.pop(name, None)
+    _check_fit(expected, given, path)
     model.load_state_dict(given, strict=False)
 
 
 def _check_fit(
-    own: Mapping[str, Tensor], given: Mapping[str, Tensor], path: Path
+    expected: Mapping[str, Tensor], given: Mapping[str, Tensor], path: Path
 ) -> None:
-    told = replicas.misfit(own, given)
-    if told:
+    """Raise RecipeError unless names and shapes fit the model."""
+    problems = replicas.misfit(expected, given)
+    if problems:
         raise RecipeError(
             f"Initial weights fit the model by name and shape; in {path} are "
-            f"{told}. Parameters to be drawn anew can be named in `init.reinit`, by "
-            "regular expressions."
+            f"{problems}. Parameters to be drawn anew can be named in "
+            "`init.reinit`, by regular expressions."
         )
 
 
 def _tensors(path: Path, content: bytes) -> dict[str, Tensor]:
-    """Nothing in the file is executed."""
+    """Read tensors by name, without executing anything in the file."""
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load(content)
-        found = torch.load(io.BytesIO(content), "cpu", weights_only=True)
+        value = torch.load(io.BytesIO(content), "cpu", weights_only=True)
     except Exception as error:  # the unpickler raises anything on damaged files
         first = re.split(r"[.\n]", str(error))[0]
         raise RecipeError(
             "`init.weights` is a .safetensors file, or a `state_dict` that torch "
             f"has saved; {path} cannot be read as such: {first}."
         ) from None
-    return _state_dict(found, path)
+    return _state_dict(value, path)
 
 
-def _state_dict(found: Any, path: Path) -> dict[str, Tensor]:
-    for key in WITHIN:
-        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
-            found = found[key]
-    if not isinstance(found, Mapping) or not all(
-        isinstance(value, Tensor) for value in found.values()
+def _state_dict(value: Any, path: Path) -> dict[str, Tensor]:
+    """Return the state_dict in a file's value. Raises RecipeError."""
+    for key in STATE_DICT_KEYS:
+        if isinstance(value, Mapping) and isinstance(value.get(key), Mapping):
+            value = value[key]
+    if not isinstance(value, Mapping) or not all(
+        isinstance(tensor, Tensor) for tensor in value.values()
     ):
         raise RecipeError(
             f"`init.weights` holds a `state_dict`: tensors by name; {path} holds "
-            f"something else ({type(found).__name__})."
+            f"something else ({type(value).__name__})."
         )
-    return dict(found)
+    return dict(value)

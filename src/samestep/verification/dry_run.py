@@ -1,4 +1,4 @@
-"""One pass over two samples before the training, on a copy of the model.
+"""A dry run: one pass over two samples before the training, on a copy of the model.
 
 It finds what would fail later with an error that names neither layer nor function.
 """
@@ -33,26 +33,29 @@ HOW_CALLED = (
     " A sample that is a dictionary gives the model keyword arguments, a tuple "
     "positional ones."
 )
-MOST_COMPARED = 8
-"""Samples whose losses are looked at, to tell a mean from a sum."""
+MAX_COMPARED = 8
+"""Samples whose losses are compared, to tell a mean from a sum."""
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What only a pass can show."""
+    """What only a pass through the model can show."""
 
-    still: frozenset[str] = frozenset()
+    constant_buffers: frozenset[str] = frozenset()
     """Buffers that a forward pass in training does not change."""
     metrics: tuple[Metric, ...] = ()
-    """What the loss function measures, if it is the user's own."""
+    """The metrics of the loss function, if it is the user's own."""
     unused: tuple[str, ...] = ()
     """Trained parameters that had no gradient."""
 
 
-def rehearse(
+def run(
     recipe: Recipe, data: Dataset, model: nn.Module, loss: Callable[..., Any] | None
 ) -> Findings:
-    """Raises OwnCodeError; the model stays as it is."""
+    """Run one pass in training and one in evaluation; the model stays unchanged.
+
+    `loss` is None for a built-in loss. Raises RecipeError, OwnCodeError.
+    """
     _check_task(recipe, data)
     train = data.splits["train"]
     samples = torch.arange(min(2, len(train)))
@@ -75,13 +78,13 @@ def rehearse(
         torch.autograd.backward(total)
     check_gradients(twin, who)
     unused = tuple(_without_gradient(twin))
-    still = still_buffers(twin, before, who)
+    constant = constant_buffers(twin, before, who)
     if any(len(data.splits.get(name, ())) for name in ("validation", "test")):
         _evaluate(twin.eval(), objective, inputs, targets, who, blamed)
     if loss is not None:
         with dtypes.default(dtype):
             _check_reduction(objective, (inputs, targets, outputs), train, blamed)
-    return Findings(still, objective.metrics or (), unused)
+    return Findings(constant, objective.metrics or (), unused)
 
 
 def _evaluate(
@@ -92,7 +95,7 @@ def _evaluate(
     who: str,
     blamed: str,
 ) -> None:
-    """The same samples in evaluation mode. Raises OwnCodeError."""
+    """Run the same samples in evaluation mode. Raises OwnCodeError."""
     dtype = next(twin.parameters()).dtype
     with torch.no_grad(), dtypes.default(dtype):
         with _naming_layers(twin, f"{who} in evaluation mode", inputs):
@@ -102,7 +105,7 @@ def _evaluate(
 
 
 def check_family(recipe: ModelRecipe, data: Dataset) -> None:
-    """Raises RecipeError if a built-in family does not take such samples."""
+    """Raise RecipeError if a built-in family does not take such samples."""
     takes_tokens = recipe.family in ("rnn", "transformer")
     takes_images = recipe.family in ("cnn", "resnet", "rnn", "vit")
     if recipe.family in ("mlp", "custom"):
@@ -112,17 +115,20 @@ def check_family(recipe: ModelRecipe, data: Dataset) -> None:
     if takes_images and data.task != "next-token" and len(data.input_shape) == 3:
         _check_size(recipe, data)
         return
-    wanted = "images [channels, height, width]" * takes_images
-    wanted += " or " * (takes_images and takes_tokens) + "tokens [t]" * takes_tokens
+    accepted = []
+    if takes_images:
+        accepted.append("images [channels, height, width]")
+    if takes_tokens:
+        accepted.append("tokens [t]")
     raise RecipeError(
-        f"The family `{recipe.family}` takes {wanted}; a sample of these data, for "
-        f"{data.task}, is {list(data.input_shape)}. Use another `model.family`, such "
-        "as `mlp`."
+        f"The family `{recipe.family}` takes {' or '.join(accepted)}; a sample of "
+        f"these data, for {data.task}, is {list(data.input_shape)}. Use another "
+        "`model.family`, such as `mlp`."
     )
 
 
 def _check_size(recipe: ModelRecipe, data: Dataset) -> None:
-    """Raises RecipeError where an image is smaller than what a layer looks at."""
+    """Raise RecipeError if images are smaller than a kernel or a patch."""
     left = min(data.input_shape[1:])
     least = recipe.patch if isinstance(recipe, VitModel) else 1
     for kernel in recipe.kernels if isinstance(recipe, CnnModel) else ():
@@ -136,18 +142,18 @@ def _check_size(recipe: ModelRecipe, data: Dataset) -> None:
 
 
 def _check_task(recipe: Recipe, data: Dataset) -> None:
-    """Raises RecipeError if the loss is that of other tasks."""
+    """Raise RecipeError if the loss is for another task."""
     wanted = "squared-error" if data.task == "regression" else "cross-entropy"
     if recipe.loss.name not in (wanted, "custom"):
         raise RecipeError(
-            f"The loss of {data.task}, which these data are for by their targets, is "
+            f"By their targets, these data are for {data.task}, whose loss is "
             f"`{wanted}` or your own; the recipe has `{recipe.loss.name}`. Use "
-            f"`--loss {wanted}`, or say `data.task`."
+            f"`--loss {wanted}`, or set `data.task`."
         )
 
 
 def check_norms(recipe: Recipe, data: Dataset, plan: Plan, model: nn.Module) -> None:
-    """Raises RecipeError if BatchNorm would get one value per channel."""
+    """Raise RecipeError if BatchNorm would get one value per channel."""
     if not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
         return
     steps = {0, plan.steps_per_epoch - 1}
@@ -172,60 +178,64 @@ def check_norms(recipe: Recipe, data: Dataset, plan: Plan, model: nn.Module) -> 
 
 @contextlib.contextmanager
 def _naming_layers(model: nn.Module, who: str, inputs: Nested) -> Iterator[None]:
-    """An exception inside is told with the innermost layer and what it received."""
-    inside: list[str] = []
+    """Name the innermost layer and what it received in exceptions inside."""
+    active: list[str] = []
 
     def enter(name: str, layer: nn.Module, given: tuple[Any, ...]) -> None:
         shapes = [list(each.shape) for each in given if isinstance(each, Tensor)]
         kind = str(layer) if not list(layer.children()) else type(layer).__name__
         received = " and ".join(map(str, shapes)) or "no tensor"
-        inside.append(f"layer `{name}`, {kind}, which received {received}")
+        active.append(f"layer `{name}`, {kind}, which received {received}")
 
     for name, layer in model.named_modules():
         if name:
             layer.register_forward_pre_hook(
                 lambda layer, given, name=name: enter(name, layer, given)
             )
-            layer.register_forward_hook(lambda *_: inside.pop() and None)
+            layer.register_forward_hook(lambda *_: active.pop() and None)
     try:
         yield
     except Exception as error:
-        where = f" in {inside[-1]}" if inside else ""
-        how = HOW_CALLED if _is_call(error, inside, inputs) else ""
+        layer_name = f" in {active[-1]}" if active else ""
+        hint = HOW_CALLED if _is_call(error, active, inputs) else ""
         raise OwnCodeError(
             f"{references.capital(who)} fails on training samples of shape "
-            f"{pytree.describe(inputs)}{where}: {type(error).__name__}: {error}."
-            f"{how}"
+            f"{pytree.describe(inputs)}{layer_name}: {type(error).__name__}: {error}."
+            f"{hint}"
         ) from error
 
 
-def _is_call(error: Exception, inside: list[str], inputs: Nested) -> bool:
-    """Whether several inputs, perhaps, do not fit the model's parameters."""
+def _is_call(error: Exception, active: list[str], inputs: Nested) -> bool:
+    """Return whether several inputs may not fit the parameters of `forward`."""
     several = not isinstance(inputs, Tensor)
-    return several and not inside and isinstance(error, TypeError)
+    return several and not active and isinstance(error, TypeError)
 
 
 def _check_outputs(outputs: Any, targets: Tensor, data: Dataset, who: str) -> None:
-    wanted = [*targets.shape]
+    """Raise OwnCodeError if a built-in loss cannot take the outputs."""
+    expected = [*targets.shape]
     if data.task != "regression":
-        wanted.append(data.outputs)
-    found = list(outputs.shape) if isinstance(outputs, Tensor) else None
-    if found == wanted:
+        expected.append(data.outputs)
+    shape = list(outputs.shape) if isinstance(outputs, Tensor) else None
+    if shape == expected:
         return
-    what = f"{found}" if found is not None else f"an object {type(outputs).__name__}"
+    returned = (
+        f"{shape}" if shape is not None else f"an object {type(outputs).__name__}"
+    )
     hint = ""
-    if data.task != "regression" and found and found[:-1] == wanted[:-1]:
+    if data.task != "regression" and shape and shape[:-1] == expected[:-1]:
         hint = (
             f" The data have {data.outputs} classes or tokens, counted from the labels;"
-            " if there are more, say `data.outputs`."
+            " if there are more, set `data.outputs`."
         )
     raise OwnCodeError(
         f"For {data.task}, the outputs for targets {list(targets.shape)} have the "
-        f"shape {wanted}; {who} returned {what}.{hint}"
+        f"shape {expected}; {who} returned {returned}.{hint}"
     )
 
 
 def _check_loss(loss: Tensor, who: str) -> None:
+    """Raise OwnCodeError if the loss depends on no parameter."""
     if not loss.requires_grad:
         raise OwnCodeError(
             f"A loss must depend on the parameters, and that of {who} has no gradient: "
@@ -236,12 +246,12 @@ def _check_loss(loss: Tensor, who: str) -> None:
 def _check_reduction(
     objective: Objective, first: tuple[Any, Any, Any], train: Split, who: str
 ) -> None:
-    """Raises OwnCodeError for a mean over samples; leaves the model in evaluation.
+    """Raise OwnCodeError for a mean over samples; leave the model in evaluation.
 
     Pairs of samples are tried until one decides.
     """
     objective.model.eval()
-    later = range(2, min(MOST_COMPARED, len(train)) - 1, 2)
+    later = range(2, min(MAX_COMPARED, len(train)) - 1, 2)
     pairs = (train.gather(torch.arange(sample, sample + 2)) for sample in later)
     inputs, targets, outputs = first
     losses = [_loss_of(objective, inputs, targets, outputs)]
@@ -259,27 +269,27 @@ def _check_reduction(
 def _loss_of(
     objective: Objective, inputs: Any, targets: Any, outputs: Any = None
 ) -> Callable[[list[int]], float]:
-    """The loss of some rows of a batch.
+    """Return a function that gives the loss of some rows of a batch.
 
-    By these rows of its outputs; if the outputs have no rows, or there are none, by
-    what the model, in evaluation, makes of these samples alone.
+    It takes these rows of the outputs; if the outputs have no rows, or there are none,
+    it computes them from the rows of the inputs, in evaluation.
     """
     are_rows = outputs is not None and loss_reduction.has_rows(outputs, len(targets))
 
     def loss(rows: list[int]) -> float:
         seeding.seed(0)
         if are_rows:
-            made = loss_reduction.pick(outputs, rows)
+            selected = loss_reduction.pick(outputs, rows)
         else:
-            made = pytree.call(objective.model, loss_reduction.pick(inputs, rows))
-        total, _ = objective.measure(made, loss_reduction.pick(targets, rows))
+            selected = pytree.call(objective.model, loss_reduction.pick(inputs, rows))
+        total, _ = objective.measure(selected, loss_reduction.pick(targets, rows))
         return total.item()
 
     return loss
 
 
 def check_gradients(model: nn.Module, who: str) -> None:
-    """Raises OwnCodeError where no trained parameter has one."""
+    """Raise OwnCodeError if no trained parameter has a gradient."""
     if all(p.grad is None for p in model.parameters() if p.requires_grad):
         raise OwnCodeError(
             f"A backward pass must reach the parameters that are trained; of {who}, "
@@ -288,21 +298,25 @@ def check_gradients(model: nn.Module, who: str) -> None:
 
 
 def _without_gradient(model: nn.Module) -> Iterator[str]:
+    """Yield the names of trained parameters without a gradient."""
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and parameter.grad is None:
             yield name
 
 
-def still_buffers(
+def constant_buffers(
     model: nn.Module, before: dict[str, Tensor], who: str
 ) -> frozenset[str]:
-    """The buffers that did not change. OwnCodeError for others that may not."""
+    """Return the names of the buffers that a pass has not changed since `before`.
+
+    Raises OwnCodeError for buffers that it has changed and must not.
+    """
     state = model.state_dict(keep_vars=True)
     dtype = next(p.dtype for p in model.parameters() if p.requires_grad)
-    still = set()
+    constant = set()
     for name, buffer in model.named_buffers():
         if torch.equal(buffer, before[name]):
-            still.add(name)
+            constant.add(name)
             continue
         counts = can_count(name, buffer) and (
             name.endswith(COUNTER) or int(buffer - before[name]) == 1
@@ -316,4 +330,4 @@ def still_buffers(
             f"`{name}` of {who} is {buffer.dtype}"
             + ("." if name in state else ", and not persistent.")
         )
-    return frozenset(still)
+    return frozenset(constant)

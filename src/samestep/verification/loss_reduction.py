@@ -1,9 +1,9 @@
-"""Whether a loss function takes the mean where it must take the sum over its samples.
+"""Detect a loss function that takes the mean over its samples instead of the sum.
 
-One sample is compared with itself taken twice: a sum doubles, and a mean stays, also
-one that weighs samples by their class or by their valid targets. That it is a mean, and
-no maximum or the like, shows with two samples: the loss of both says how they weigh,
-and that of the first twice and the second once must follow from it.
+A sample is compared with a batch of that sample twice: a sum doubles, a mean stays,
+even one that weighs samples by their class or by their valid targets. Two samples tell
+a mean from a maximum or the like: their joint loss gives their weights, and the loss of
+the first one twice and the second one once must follow from these.
 
 All other losses are accepted: those that depend on the batch (contrastive), that draw
 (dropout), that fail on one sample, and those that are zero or NaN on these samples.
@@ -19,13 +19,13 @@ from torch import Tensor
 
 Rows = list[int]
 Verdict = Literal["mean", "other", "alike", "unknown"]
-"""`alike`: both samples have the same loss, and taking one twice changes nothing."""
+"""`alike`: both samples have the same loss, and repeating one changes nothing."""
 TOLERANCE = 1e-4
 """Relative: above the rounding of long float32 sums, far below what a sum changes."""
 
 
 def has_rows(value: Any, size: int) -> bool:
-    """Whether all tensors in it have one row for each sample of a batch."""
+    """Return whether all tensors in a value have one row for each sample of a batch."""
     if isinstance(value, Mapping):
         return all(has_rows(part, size) for part in value.values())
     if isinstance(value, tuple | list):
@@ -36,12 +36,13 @@ def has_rows(value: Any, size: int) -> bool:
 
 
 def pick(value: Any, rows: Rows) -> Any:
-    """These rows of all tensors, in tuples and dictionaries, too."""
+    """Select rows of all tensors in a value, in tuples and dictionaries, too."""
     if isinstance(value, Mapping):
-        found: Any = copy.copy(value)
+        # A copy keeps the type, such as a library's own kind of dictionary.
+        selected: Any = copy.copy(value)
         for key, part in value.items():
-            found[key] = pick(part, rows)
-        return found
+            selected[key] = pick(part, rows)
+        return selected
     if isinstance(value, tuple | list):
         parts = [pick(part, rows) for part in value]
         return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
@@ -49,7 +50,7 @@ def pick(value: Any, rows: Rows) -> Any:
 
 
 def judge(loss: Callable[[Rows], float]) -> Verdict:
-    """Of the loss of rows 0 and 1, in any order and number."""
+    """Judge a loss from its values for rows 0 and 1, in any order and number."""
     first, second = loss([0]), loss([1])
     twice = loss([0, 0]), loss([1, 1])
     if not all(map(math.isfinite, (first, second, *twice))):
@@ -63,15 +64,16 @@ def judge(loss: Callable[[Rows], float]) -> Verdict:
     both, uneven = loss([0, 1]), loss([0, 0, 1])
     if _is_close(both, first) or _is_close(both, second):
         return "other"
-    weight = (both - first) / (second - both)  # of the second, that of the first is 1
+    # If it is a mean: the weight of the second sample, where the first one has 1.
+    weight = (both - first) / (second - both)
     is_predicted = _is_close(uneven, (2 * first + weight * second) / (2 + weight))
     return "mean" if weight > 0 and is_predicted else "other"
 
 
 def is_mean(losses: Iterable[Callable[[Rows], float]]) -> bool:
-    """From the verdicts on several pairs of samples, until one decides.
+    """Return whether a loss is a mean: judge pairs of samples until one decides.
 
-    Where all losses are alike (a last layer of zeros), it is a mean.
+    If all losses are alike (a last layer of zeros), it is a mean.
     """
     seen: set[Verdict] = set()
     for loss in losses:

@@ -1,13 +1,15 @@
-"""The probe: does own code compute the same when it is computed again, elsewhere?
+"""The probe: check that user code gives the same result when it runs again, elsewhere.
 
 At the start of a training and at the end of each epoch every worker computes one more
-micro-batch, outside of the training, and so does a process that takes no other part in
-it: the witness. From the same weights they must find the same bits. They do not if the
-model, the loss or the data remember earlier calls (the witness has made few, and begins
-with another micro-batch, for what the first call makes and later ones use) or depend on
-the process. Then a worker that is replaced, or another number of them, would change
-the result, and nothing else would notice: over shared memory there is one copy of the
-weights, which cannot differ from itself.
+micro-batch, outside of the training. So does the witness, a process that takes no other
+part in it. From the same weights all must get the same bits. They do not if the model,
+the loss or the data remember earlier calls or depend on the process. The witness has
+made few calls, and begins with another micro-batch, since a first call may create what
+later ones use.
+
+Such code would give another result after a restart or with another number of workers,
+and nothing else would notice: over shared memory there is one copy of the weights,
+which cannot differ from itself.
 
 The workers compare at once. The witness answers later, and the training waits for it
 only at its end.
@@ -44,10 +46,10 @@ T = TypeVar("T")
 Digests = dict[str, str]
 """SHA-256 of the samples, the loss, the gradients and the buffers."""
 MICRO_BATCH = 0
-"""Of the global batch: the first is never empty."""
+"""The micro-batch that is computed again: the first is never empty."""
 POLL_SECONDS = 0.05
 CAUSE = (
-    "Own code remembers earlier calls (an attribute, a cache, a counter, its own "
+    "Your own code remembers earlier calls (an attribute, a cache, a counter, its own "
     "generator) or depends on its process (its rank or id, the time, the environment), "
     "so another number of workers, or a restart, would change the result."
 )
@@ -60,7 +62,7 @@ REMEDY = (
 
 @dataclass(frozen=True)
 class Replay:
-    """Computes micro-batches outside of the training, with the training's own parts."""
+    """Computes micro-batches outside of the training, with the training's parts."""
 
     draw: Callable[[int, int], Drawn]
     objective: Objective
@@ -69,7 +71,9 @@ class Replay:
     device: Device
 
     def digest(self, step: int) -> Digests:
-        """Forward and backward pass of one micro-batch; all tensors stay as they are.
+        """Digest the forward and backward pass of one micro-batch.
+
+        All tensors are left as they were.
 
         `step` counts from 0 over all epochs, and may be that after the last one.
         """
@@ -88,9 +92,9 @@ class Replay:
         self.flat.restore_buffers()
         if _sha256(self.flat.parameters) != before:
             raise NotReproducible(
-                "Parameters change in the optimizer's step only, or workers would "
-                "compute with different ones; a pass through the model changed some. "
-                "Compute with a changed copy instead."
+                "Only the optimizer may change parameters, or workers would compute "
+                "with different ones; a pass through the model changed some. Compute "
+                "with a changed copy instead."
             )
         return {
             "the samples": samples,
@@ -107,7 +111,7 @@ class Witness:
     connection: Connection
     pid: int
     fd: int
-    """Memory for weights and buffers."""
+    """Descriptor of the memory for weights and buffers."""
 
     @classmethod
     def start(
@@ -165,7 +169,7 @@ def _serve(
 
 
 def _bound(replay: Replay) -> Replay:
-    """With parameters that begin where those of a worker do, at a cache line."""
+    """Align the parameters as in a worker: the alignment of a product decides bits."""
     flat = replay.flat
     flat.bind(flat.parameters[0].new_zeros(flat.size), write=True)
     return replay
@@ -181,32 +185,34 @@ def _replay(replay: Replay, fd: int, request: ReplayRequest) -> Digests:
         for parameter, value in zip(flat.parameters, flat.views(values), strict=True):
             parameter.copy_(value)
     flat.set_buffers(values[flat.size :], request.counts)
-    replay.digest(request.step + 1)  # whatever a first call leaves, comes from this
+    # What a first call leaves behind comes from another micro-batch than the one asked
+    # for, so that it differs from what a worker has.
+    replay.digest(request.step + 1)
     return replay.digest(request.step)
 
 
 @dataclass
 class Probe:
-    """One worker's part."""
+    """One worker's part of the probe."""
 
     replay: Replay
     exchange: Merger
     parameters: Tensor
-    """[size]: all weights."""
+    """All weights [size]."""
     rank: int
     heartbeat: Heartbeat
     warn: Callable[[str], None]
     witness: Witness | None = None
-    """Of the first worker, until it has failed."""
+    """The witness of the first worker, until it fails."""
     patience: float = 60.0
     """Seconds that the end of the training waits for the witness."""
     _asked: tuple[int, Digests] | None = None
-    """What the witness has not answered yet: the step, and this worker's digests."""
+    """The open question to the witness: the step, and this worker's digests."""
     _waiting: tuple[int, Digests] | None = None
-    """The same of the newest probe, while the witness computes an earlier one."""
+    """The newest question, while the witness computes an earlier one."""
 
     def run(self, step: int) -> None:
-        """All workers, between two steps. Raises NotReproducible."""
+        """All workers, between two steps: probe. Raises NotReproducible."""
         self.heartbeat.beat()
         digests = self.replay.digest(step)
         self.heartbeat.at_barrier()
@@ -216,7 +222,7 @@ class Probe:
         self._ask()
 
     def poll(self, seconds: float = 0.0) -> None:
-        """The first worker: look at the witness's answer. Raises NotReproducible."""
+        """Check the answer of the witness, if it has come. Raises NotReproducible."""
         if self._asked is None:
             return
         answer = self._guarded(lambda witness: witness.answer(seconds))
@@ -234,7 +240,7 @@ class Probe:
             )
 
     def finish(self) -> None:
-        """All workers, at the end: wait for the witness. Raises NotReproducible."""
+        """All workers, at the end: wait for the last answer. Raises NotReproducible."""
         end = time.monotonic() + self.patience
         while self._asked is not None and time.monotonic() < end:
             self.heartbeat.beat()
@@ -244,7 +250,7 @@ class Probe:
             self._give_up(f"it has not answered for {self.patience:.0f} s")
 
     def _ask(self) -> None:
-        """The witness, unless it still computes: then an epoch may go without it."""
+        """Ask the witness, unless it still computes: then it may miss an epoch."""
         if self.witness is None or self._asked is not None or self._waiting is None:
             return
         self._asked, self._waiting = self._waiting, None
@@ -252,7 +258,8 @@ class Probe:
         self._guarded(lambda w: w.ask(step, self.replay.flat, self.parameters))
 
     def _compare(self, step: int, digests: Digests) -> None:
-        """48 bits of each digest fit exactly into a float64."""
+        """All workers: compare the digests. Raises NotReproducible."""
+        # 48 bits of each digest fit exactly into a float64.
         cells = torch.zeros(self.exchange.workers, len(digests), dtype=torch.float64)
         cells[self.rank] = torch.tensor([int(d[:12], 16) for d in digests.values()])
         self.exchange.merge(cells)
@@ -290,6 +297,7 @@ def _tensors(inputs: Nested, targets: Nested | Mixed) -> list[Tensor]:
 
 
 def _sha256(tensors: Iterable[Tensor]) -> str:
+    """Return the SHA-256 of the values of all tensors."""
     digest = hashlib.sha256()
     for tensor in tensors:
         flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)

@@ -1,4 +1,4 @@
-"""Weights on disk, and the proof that all workers hold the same."""
+"""Weights on disk, and the check that all workers hold the same."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,37 +16,39 @@ from samestep.system import untrusted_files
 
 
 OWN_CAUSE = (
-    "With code of your own, state that is hidden from samestep is likely (a counter, a "
-    "cache, a generator), or code that depends on the rank: `samestep check` looks for "
-    "it."
+    "In your own code, state that is hidden from samestep is likely (a counter, a "
+    "cache, a generator), or a dependence on the rank: `samestep check` looks for both."
 )
 BUILT_IN_CAUSE = (
-    "The built-in code gives every worker the same, so a library that differs or a "
-    "fault of memory or processor is likely; `samestep doctor --peer` compares two."
+    "The built-in code gives every worker the same, so different libraries or a "
+    "fault of memory or processor is likely; `samestep doctor --peer` compares "
+    "machines."
 )
 
 
 def agreed(model: nn.Module, rank: int, exchange: Merger, is_own: bool) -> str:
-    """All workers: the fingerprint. Raises ReplicasDiffer, on all, if it is not one.
+    """All workers: return the fingerprint of the weights, which must be the same.
 
-    `is_own` says whether the training has code of the user's.
+    `is_own` is whether the training has user code. Raises ReplicasDiffer, on all
+    workers, if the fingerprints differ.
     """
     sha256 = fingerprint(model.state_dict())
+    # One byte of the digest in each float64 cell, so that merging is exact.
     every = torch.zeros(exchange.workers, 32, dtype=torch.float64)
     every[rank] = torch.tensor(list(bytes.fromhex(sha256)), dtype=torch.float64)
-    found = [bytes(map(int, row)).hex() for row in exchange.merge(every).tolist()]
-    for worker, other in enumerate(found):
-        if other != found[0]:
+    digests = [bytes(map(int, row)).hex() for row in exchange.merge(every).tolist()]
+    for worker, other in enumerate(digests):
+        if other != digests[0]:
             raise ReplicasDiffer(
                 f"All workers must hold the same weights; worker 0 has "
-                f"{found[0][:16]}, worker {worker} has {other[:16]}. "
+                f"{digests[0][:16]}, worker {worker} has {other[:16]}. "
                 + (OWN_CAUSE if is_own else BUILT_IN_CAUSE)
             )
     return sha256
 
 
 def load(path: Path) -> dict[str, Tensor]:
-    """The tensors of a model file. Raises RunError."""
+    """Read the tensors of a model file. Raises RunError."""
     try:
         untrusted_files.check_regular(path)
         return safetensors.torch.load_file(path)
@@ -55,28 +57,31 @@ def load(path: Path) -> dict[str, Tensor]:
 
 
 def fill(model: nn.Module, path: Path) -> None:
-    """The weights of a model file, in place. Raises RunError."""
-    found = load(path)
-    if wrong := misfit(model.state_dict(), found):
+    """Load the weights of a model file into a model. Raises RunError."""
+    weights = load(path)
+    wrong = misfit(model.state_dict(), weights)
+    if wrong:
         raise RunError(
             f"The weights of a model file are those of its recipe; in {path} are "
             f"{wrong}. It is damaged, or was changed."
         )
-    model.load_state_dict(found)
+    model.load_state_dict(weights)
 
 
-def misfit(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
-    """What of given weights is not of the model, in words; empty if all fits."""
+def misfit(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
+    """Describe in words which given weights do not fit the model; empty if all do."""
     shapes = [
-        f"{name} {list(given[name].shape)} instead of {list(own[name].shape)}"
-        for name in own
-        if name in given and given[name].shape != own[name].shape
+        f"{name} {list(given[name].shape)} instead of {list(expected[name].shape)}"
+        for name in expected
+        if name in given and given[name].shape != expected[name].shape
     ]
     wrong = {
-        "missing": [name for name in own if name not in given],
-        "unknown to the model": [name for name in sorted(given) if name not in own],
+        "missing": [name for name in expected if name not in given],
+        "unknown to the model": [
+            name for name in sorted(given) if name not in expected
+        ],
         "of other shapes": shapes,
     }
     return "; ".join(
-        f"{what}: {listing(names)}" for what, names in wrong.items() if names
+        f"{problem}: {listing(names)}" for problem, names in wrong.items() if names
     )

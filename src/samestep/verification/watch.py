@@ -1,13 +1,13 @@
-"""What a pass through the user's model must leave as it is, watched in every pass.
+"""The check, in every pass, that the user's model changes nothing that it must not.
 
 A pass may change the buffers that are averaged over micro-batches (`state.flat`), in
 place. Anything else that it changes (a frozen parameter, a buffer of another kind, a
 parameter that is trained) is neither reset, averaged nor saved, so the result would
 depend on which worker computed which micro-batches.
 
-To look whether a tensor is the same object, in the same memory, of the same version
-takes 0.2 us; its content is only read where one of them has changed. Writes through
-`.data` into the same memory are not seen: the probe (`verification.probe`) finds them.
+Comparing a tensor's identity, address and version takes 0.2 us; its content is only
+read if one of these has changed. Writes through `.data` into the same memory go
+unnoticed here: the probe (`verification.probe`) finds them.
 """
 
 import hashlib
@@ -24,23 +24,23 @@ from samestep.state.flat import Flat
 
 @dataclass
 class _Watched:
-    """One parameter or buffer, as it was."""
+    """A parameter or buffer, and its state when it was last noted."""
 
     name: str
     owner: dict[str, Any]
-    """The module's parameters or buffers, by their own names."""
+    """The module's own dictionary of parameters or buffers."""
     key: str
     may_write: bool
     """Whether a pass may write into it."""
     is_constant: bool
-    """Whether its content stays: between two steps, too."""
+    """Whether its content stays the same, between two steps, too."""
     tensor: Tensor | None = None
     version: int = -1
     address: int = 0
     sha256: bytes = b""
 
     def note(self) -> None:
-        """Take the tensor as it is now for what it must stay."""
+        """Record the tensor as it is now."""
         tensor = self.owner.get(self.key)
         if self._is_untouched(tensor):
             return
@@ -51,7 +51,7 @@ class _Watched:
             self.sha256 = _content(tensor)
 
     def is_same(self) -> bool:
-        """Whether nothing has touched it, or its content has stayed at least."""
+        """Return whether it is untouched, or at least its content is the same."""
         tensor = self.owner.get(self.key)
         if self._is_untouched(tensor):
             return True
@@ -69,28 +69,32 @@ class _Watched:
 
 
 class MutationCheck:
-    """Watches the tensors of one model."""
+    """The check of one model."""
 
     def __init__(self, model: nn.Module, flat: Flat, who: str) -> None:
-        """Watch from now on; `flat` knows what a pass may change, `who` the model."""
+        """Record all tensors; `flat` knows what a pass may change.
+
+        `who` names the model in messages.
+        """
         self._who, self._flat = who, flat
         self._watched = list(_watched(model, flat))
         self.note()
 
     def note(self) -> None:
-        """Take everything as it is now, as between two steps of a user's own loop."""
-        for each in self._watched:
-            each.note()
+        """Record all tensors as they are now, as between two steps of `Loop`."""
+        for tensor in self._watched:
+            tensor.note()
 
     def check(self, passes: int = 1) -> None:
-        """After a pass, or after none. Raises NotReproducible."""
-        for each in self._watched:
-            if not each.is_same():
-                raise NotReproducible(_message(each, self._who))
+        """Check all tensors after so many passes. Raises NotReproducible."""
+        for tensor in self._watched:
+            if not tensor.is_same():
+                raise NotReproducible(_message(tensor, self._who))
         self._flat.check_counts(passes)
 
 
 def _watched(model: nn.Module, flat: Flat) -> Iterable[_Watched]:
+    """Yield all parameters and buffers of a model."""
     trained = {id(p) for p in flat.parameters}
     moving = {id(b) for b in flat.moving}
     for prefix, module in model.named_modules():
@@ -102,29 +106,30 @@ def _watched(model: nn.Module, flat: Flat) -> Iterable[_Watched]:
                 yield _Watched(name, owner, key, is_moving, is_constant)
 
 
-def _message(each: _Watched, who: str) -> str:
-    if each.may_write:
+def _message(watched: _Watched, who: str) -> str:
+    if watched.may_write:
         return (
             "A buffer is changed in place, so that it can be averaged over "
-            f"micro-batches; a pass through {who} replaced `{each.name}` by another "
-            f"tensor. Use `self.{each.key}.copy_(...)`."
+            f"micro-batches; a pass through {who} replaced `{watched.name}` by another "
+            f"tensor. Use `self.{watched.key}.copy_(...)`."
         )
-    if not each.is_constant:
+    if not watched.is_constant:
         return (
-            "Parameters change in the optimizer's step only, or workers would compute "
-            f"with different ones; a pass through {who} changed `{each.name}`. Compute "
+            "Only the optimizer may change parameters, or workers would compute with "
+            f"different ones; a pass through {who} changed `{watched.name}`. Compute "
             "with a changed copy instead."
         )
-    kind = "frozen parameter" if isinstance(each.tensor, nn.Parameter) else "buffer"
+    kind = "frozen parameter" if isinstance(watched.tensor, nn.Parameter) else "buffer"
     return (
-        "What a pass changes must be a persistent buffer of the parameters' type which "
-        "the first pass changes, too, so that it is averaged over micro-batches and "
-        f"kept in checkpoints; a pass through {who} changed the {kind} `{each.name}`. "
-        "Make it such a buffer (`register_buffer`), or leave it as it is."
+        "A pass may only change persistent buffers of the parameters' type, and those "
+        "from the first pass on, so that they are averaged over micro-batches and kept "
+        f"in checkpoints; a pass through {who} changed the {kind} `{watched.name}`. "
+        "Make it such a buffer (`register_buffer`), or leave it unchanged."
     )
 
 
 def _content(tensor: Tensor | None) -> bytes:
+    """Return a SHA-256 of the values; empty without a tensor."""
     if tensor is None:
         return b""
     plain = tensor.detach().cpu().contiguous().reshape(-1)
