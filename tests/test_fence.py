@@ -63,7 +63,7 @@ CLAIM = """
 import sys
 from pathlib import Path
 from samestep.errors import OutputError
-from samestep.fence import Fence
+from samestep.output.fence import Fence
 
 print("ready", flush=True)
 sys.stdin.readline()

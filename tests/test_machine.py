@@ -81,8 +81,8 @@ MEGABYTE = 1 << 20
 IN_CGROUP = """
 import os, sys
 from pathlib import Path
-from samestep import machine, memory
 from samestep.errors import PlacementError
+from samestep.system import machine, shared_memory
 
 (Path(sys.argv[1]) / "cgroup.procs").write_text(str(os.getpid()))
 used = b"x" * (150 << 20)
@@ -91,7 +91,7 @@ with open(sys.argv[2], "rb") as file:  # 100 MB of cache, which can be reclaimed
         pass
 print(machine.available_memory())
 try:
-    memory.reserve(memory.create(), 280 << 20, "This", "Use less.")
+    shared_memory.reserve(shared_memory.create(), 280 << 20, "This", "Use less.")
 except PlacementError as error:
     print(error)
 """

@@ -112,7 +112,7 @@ ORPHAN = """
 import os, subprocess, sys, time
 child = '''
 import time
-from samestep.elastic.watcher import Watcher
+from samestep.elastic.watchdog import Watcher
 watcher = Watcher(ending_seconds=0.2)
 watcher.start()
 watcher.ending.acquire()

@@ -160,7 +160,7 @@ def test_the_supervisor_imports_no_torch_for_events_and_others_may_import_tensor
     tmp_path: Path,
 ) -> None:
     code = (
-        "import sys; from samestep import tensorboard; tensorboard._library()\n"
+        "import sys; from samestep.output import tensorboard; tensorboard._library()\n"
         "assert 'torch' not in sys.modules and 'tensorboardX' not in sys.modules\n"
         "sys.modules['torch'] = None  # saves time\n"
         "import tensorboardX; tensorboardX.SummaryWriter('events').close()\n"
