@@ -104,7 +104,10 @@ def test_a_run_of_an_earlier_version_goes_on_with_a_warning(
 def test_threads_are_counted_and_not_believed(
     variables: dict[str, str], says: str
 ) -> None:
-    code = "import torch; from samestep.verification import threads; torch.set_num_threads(2)\n"
+    code = (
+        "import torch; from samestep.verification import threads\n"
+        "torch.set_num_threads(2)\n"
+    )
     ended = subprocess.run(
         [sys.executable, "-c", code + "threads.check(2)"],
         env={**os.environ, **variables},
