@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 import pytest
-from conftest import Train, small_recipe
+from conftest import Own, Train, small_recipe
 
 from samestep import NonFiniteLoss, Placement, Run, WorkerFailed
 from samestep.messages import wire
@@ -281,6 +281,18 @@ def test_workers_write_nothing_into_their_logs_when_all_is_well(train: Train) ->
 def test_the_fork_server_has_one_thread(server: ForkServer, train: Train) -> None:
     train(small_recipe(), 1)
     assert psutil.Process(server._process.pid).num_threads() == 1
+
+
+def test_a_worker_imports_no_symbolic_algebra(own: Own, train: Train) -> None:
+    """It would make each start of a worker twice as long."""
+    train(
+        own(
+            "import sys\n"
+            "def loss(outputs, targets):\n"
+            "    assert 'sympy' not in sys.modules\n"
+            "    return functional.cross_entropy(outputs, targets, reduction='none')\n"
+        )
+    )
 
 
 def test_events_are_ordered_by_a_monotonic_time(train: Train) -> None:
