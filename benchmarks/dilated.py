@@ -25,7 +25,7 @@ import cleanup
 from quota import Quota
 
 from samestep.config.recipe import Recipe
-from samestep.data.sources import mnist
+from samestep.data.sources import source_of
 from samestep.scaling.fit import fit, observations
 from samestep.scaling.grid import Settings, grid
 from samestep.scaling.measure import measure
@@ -91,7 +91,7 @@ def measured(options: argparse.Namespace) -> Study:
         rounds=options.rounds,
         seconds_per_run=options.seconds,
     )
-    mnist.prepare()
+    source_of(recipe.data).prepare()
     points = grid(settings, recipe.micro_batches)
     brakes = Brakes()
     with (

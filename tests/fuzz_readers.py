@@ -23,7 +23,7 @@ from samestep import Placement, Recipe, Run, models, report
 from samestep.api import sample
 from samestep.config.training import InitRecipe
 from samestep.data import dataset
-from samestep.data.sources import prepare
+from samestep.data.sources import checksums, source_of
 from samestep.doctor import check_link, check_peer, observe, peer_client, peer_server
 from samestep.doctor.peer_protocol import Connection, ProtocolError
 from samestep.elastic import node_state
@@ -231,8 +231,8 @@ def data(make: Callable[[Path], dict[str, Any]]) -> Callable[[Path], Read]:
         recipe = data_samples.recipe_of(make(topology / "data")).data
 
         def read() -> None:
-            prepare.prepare(recipe)
-            prepare.checksums(prepare.describe(recipe))
+            source_of(recipe).prepare()
+            checksums(source_of(recipe).describe())
             for split in dataset.load(recipe).splits.values():
                 split.gather(torch.arange(min(3, len(split))))
 

@@ -22,7 +22,8 @@ from report_samples import write_run
 import samestep
 from samestep import Recipe, Run
 from samestep.config.training import InitRecipe
-from samestep.data.sources import idx, npy, prepare
+from samestep.data.sources import source_of
+from samestep.data.sources.idx import IdxFile
 from samestep.elastic import node_state
 from samestep.errors import SamestepError
 from samestep.output.fence import Fence
@@ -183,7 +184,7 @@ def a_device(path: Path) -> None:
 
 def described(recipe: Recipe) -> object:
     """What the supervisor does with data."""
-    return prepare.prepare(recipe.data), prepare.describe(recipe.data)
+    return source_of(recipe.data).prepare(), source_of(recipe.data).describe()
 
 
 DATA: dict[str, Callable[[Path], dict[str, Any]]] = {
@@ -229,7 +230,7 @@ def test_an_array_that_claims_more_than_the_disk_holds_is_not_unpacked(
     monkeypatch.setenv("SAMESTEP_CACHE", str(tmp_path / "cache"))
     recipe = small_recipe().changed({"data": DATA["npz"](tmp_path / "a.npz")})
     with pytest.raises(samestep.DataError, match="room for 1 bytes; these have"):
-        prepare.prepare(recipe.data)
+        source_of(recipe.data).prepare()
     assert not list((tmp_path / "cache").iterdir())
 
 
@@ -242,7 +243,7 @@ def test_an_array_whose_shape_is_not_of_numbers_is_refused(tmp_path: Path) -> No
     path.write_bytes(content[:8] + length + content[10:])
     recipe = small_recipe().changed({"data": DATA["npy"](path)})
     with pytest.raises(samestep.DataError, match=r"its shape is \(True, 4\)"):
-        npy.load(recipe.data)  # type: ignore[arg-type]
+        source_of(recipe.data).arrays()  # type: ignore[attr-defined]
 
 
 def test_a_table_whose_names_are_no_text_is_refused(tmp_path: Path) -> None:
@@ -266,7 +267,7 @@ def test_an_archive_that_leads_behind_its_end_is_refused(
     monkeypatch.setenv("SAMESTEP_CACHE", "/proc/nowhere")
     recipe = small_recipe().changed({"data": DATA["npz"](path)})
     with pytest.raises(samestep.DataError, match=r"is damaged|is not an"):
-        npy.load(recipe.data)  # type: ignore[arg-type]
+        source_of(recipe.data).arrays()  # type: ignore[attr-defined]
 
 
 def test_a_packed_file_that_is_longer_than_its_header_says_is_not_unpacked(
@@ -276,7 +277,7 @@ def test_a_packed_file_that_is_longer_than_its_header_says_is_not_unpacked(
     path = tmp_path / "train-labels-idx1-ubyte.gz"
     path.write_bytes(gzip.compress(header + bytes(10 << 20)))
     with pytest.raises(samestep.DataError, match="is damaged: its header says"):
-        idx._array(path, 1)
+        IdxFile(path).array(1)
 
 
 def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:

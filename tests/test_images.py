@@ -17,8 +17,8 @@ from PIL import Image
 
 from samestep.config.data import ImageData
 from samestep.data import dataset
+from samestep.data.sources import checksums, source_of
 from samestep.data.sources import image_folder as source
-from samestep.data.sources import prepare
 from samestep.errors import DataError, RecipeError
 from samestep.system import cache
 
@@ -45,13 +45,13 @@ def section(folder: Path, **fields: Any) -> ImageData:
 
 
 def test_images_come_in_the_order_of_their_paths(folder: Path) -> None:
-    pair = source.load(section(folder, channels=1))["train"]
+    pair = source.ImageSource(section(folder, channels=1)).arrays()["train"]
     assert pair.inputs.shape == (60, 1, SIDE, SIDE)
     assert pair.targets.tolist() == [0] * 20 + [1] * 20 + [2] * 20
     (folder / "row-0" / "a").mkdir()
     (folder / "row-0" / "000.png").rename(folder / "row-0" / "a" / "z.png")
     (folder / "row-0" / ".hidden").touch()
-    moved = source.load(section(folder, channels=1))["train"]
+    moved = source.ImageSource(section(folder, channels=1)).arrays()["train"]
     assert np.array_equal(moved.inputs[19], pair.inputs[0])
     assert np.array_equal(moved.inputs[:19], pair.inputs[1:20])
 
@@ -66,7 +66,7 @@ def test_an_image_is_turned_upright_scaled_and_cut(tmp_path: Path) -> None:
         exif = Image.Exif()
         exif[0x0112] = 6
         image.save(tmp_path / "data" / name / "x.png", exif=exif)
-    found = source.load(ImageData(path=str(tmp_path / "data"), size=10))
+    found = source.ImageSource(ImageData(path=str(tmp_path / "data"), size=10)).arrays()
     red, green, _ = found["train"].inputs[0]
     assert (red[:4] == 255).all()
     assert (red[6:] == 0).all()
@@ -75,12 +75,12 @@ def test_an_image_is_turned_upright_scaled_and_cut(tmp_path: Path) -> None:
 
 def test_a_change_in_the_folder_is_noticed(folder: Path, own_cache: Path) -> None:
     recipe = section(folder)
-    before = prepare.describe(recipe)
+    before = source_of(recipe).describe()
     file = folder / "row-1" / "001.png"
     Image.new("RGB", (9, 9)).save(file)
     os.utime(file, (1, 1))
-    after = prepare.describe(recipe)
-    assert prepare.checksums(before) != prepare.checksums(after)
+    after = source_of(recipe).describe()
+    assert checksums(before) != checksums(after)
 
 
 def spoil(folder: Path) -> None:
@@ -137,22 +137,22 @@ def test_skip_bad_is_for_images() -> None:
 def test_a_class_without_images_is_named(folder: Path) -> None:
     (folder / "row-9").mkdir()
     with pytest.raises(DataError, match="row-9 has none"):
-        prepare.prepare(section(folder))
+        source_of(section(folder)).prepare()
     (folder / "row-9" / "x.png").write_text("no image")
     with pytest.raises(DataError, match=r"none in .*row-9 can be read"):
-        prepare.prepare(section(folder, skip_bad=True))
+        source_of(section(folder, skip_bad=True)).prepare()
 
 
 def test_a_folder_needs_classes_and_to_be_there(folder: Path) -> None:
     with pytest.raises(DataError, match=r"at least 2; .* has 0"):
-        prepare.prepare(section(folder / "row-1"))
+        source_of(section(folder / "row-1")).prepare()
     with pytest.raises(DataError, match="is not a folder"):
-        prepare.prepare(section(folder / "nowhere"))
+        source_of(section(folder / "nowhere")).prepare()
     other = folder.with_name("other")
     images(other)
     (other / "row-0").rename(other / "row-8")
     with pytest.raises(DataError, match="do not agree on row-0"):
-        prepare.prepare(section(folder, test_path=str(other)))
+        source_of(section(folder, test_path=str(other))).prepare()
 
 
 def test_a_folder_of_its_own_is_the_test(folder: Path, tmp_path: Path) -> None:
@@ -176,4 +176,4 @@ def test_without_pillow_the_command_to_install_it_is_named(
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(DataError, match=r"pip install 'samestep\[data\]'"):
-        prepare.prepare(section(folder))
+        source_of(section(folder)).prepare()

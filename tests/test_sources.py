@@ -30,7 +30,7 @@ import samestep
 from samestep import Recipe
 from samestep.config.recipe import _SECTIONS
 from samestep.data import dataset
-from samestep.data.sources import prepare
+from samestep.data.sources import checksums, source_of
 from samestep.errors import CheckpointError, DataError, RecipeError, UsageError
 from samestep.output.console import SilentView
 from samestep.supervisor.forkserver_client import ForkServer
@@ -74,9 +74,9 @@ def test_the_splits_of_a_source_share_no_sample(tmp_path: Path, source: str) -> 
 @pytest.mark.parametrize("source", SOURCES)
 def test_a_source_states_names_sizes_and_checksums(tmp_path: Path, source: str) -> None:
     section = SOURCES[source](tmp_path / "data")
-    described = json.loads(json.dumps(prepare.describe(recipe_of(section).data)))
+    described = json.loads(json.dumps(source_of(recipe_of(section).data).describe()))
     assert described["source"] == section["source"]
-    found = prepare.checksums(described)
+    found = checksums(described)
     assert found
     assert all(len(sha256) == 64 for sha256 in found.values())
     parts = (described.get("files") or described["splits"]).values()
@@ -88,15 +88,15 @@ def test_what_is_unpacked_is_unpacked_once_and_made_again_if_damaged(
     tmp_path: Path, own_cache: Path, source: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = recipe_of(SOURCES[source](tmp_path / "data")).data
-    assert prepare.prepare(recipe) is None
+    assert source_of(recipe).prepare() is None
     files = {path: path.read_bytes() for path in own_cache.iterdir()}
     before = dataset.load(recipe).splits["train"].gather(torch.arange(9))
     next(iter(files)).write_bytes(b"x" * 99)
-    assert prepare.prepare(recipe) is None
+    assert source_of(recipe).prepare() is None
     assert {path: path.read_bytes() for path in own_cache.iterdir()} == files
     (tmp_path / "file").touch()
     monkeypatch.setenv(cache.VARIABLE, str(tmp_path / "file" / "below"))
-    notice = prepare.prepare(recipe)
+    notice = source_of(recipe).prepare()
     assert notice
     assert cache.VARIABLE in notice
     again = dataset.load(recipe).splits["train"].gather(torch.arange(9))
@@ -273,9 +273,9 @@ def test_what_is_wrong_with_data_is_said_with_its_name(
 
 
 def prepare_and_load(recipe: Recipe) -> None:
-    prepare.prepare(recipe.data)
+    source_of(recipe.data).prepare()
     dataset.load(recipe.data, None, recipe.seed)
-    prepare.describe(recipe.data)
+    source_of(recipe.data).describe()
 
 
 def test_an_error_of_a_worker_says_what_is_wrong(train: Train, tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def test_missing_values_are_the_training_mean_or_no_word(tmp_path: Path) -> None
     first = names.index("colour")
     assert rows[5, first : first + 3].tolist() == [0, 0, 0]
     assert rows[:90].tolist() == rows[90:].tolist()
-    assert tables.describe(recipe)["missing"] == 4
+    assert tables.TableSource(recipe).describe()["missing"] == 4
 
 
 def changed(**changes: Any) -> dict[str, list[Any]]:

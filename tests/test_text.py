@@ -68,7 +68,7 @@ def test_windows_are_disjoint_and_give_back_the_text(
     whole = path.read_text(encoding="utf-8")  # with universal newlines
     if len(whole) < 4 * context:
         return
-    found = text.load(TextData(path=str(path), context=context))
+    found = text.read(TextData(path=str(path), context=context))
     assert found.written(found.tokens) == whole
     ranges = [found.windows[name] for name in ("train", "validation", "test")]
     assert ranges[0][0] == 0
@@ -93,7 +93,7 @@ def test_lines_are_padded_and_give_back_every_line(
     except DataError:
         assert sum(len(line) // context + 1 for line in lines) < 3
         return
-    found = text.load(TextData(path=str(path), context=context, lines=True))
+    found = text.read(TextData(path=str(path), context=context, lines=True))
     read = ""
     for split in data.splits.values():
         inputs, targets = split.gather(torch.arange(len(split)))
@@ -127,7 +127,7 @@ def test_lines_have_one_fingerprint_at_any_placement(
 
 
 def test_the_baselines_are_what_simple_methods_reach(book: Path) -> None:
-    found = text.load(TextData(path=str(book), context=20))
+    found = text.read(TextData(path=str(book), context=20))
     bits = text.baselines(found)
     assert bits["gzip"] < bits["unigram"] < math.log2(len(found.vocabulary))
 
@@ -135,7 +135,7 @@ def test_the_baselines_are_what_simple_methods_reach(book: Path) -> None:
 def test_a_folder_is_read_in_the_order_of_paths(tmp_path: Path) -> None:
     for name, content in (("b.py", "two" * 90), ("a.py", "one" * 90), ("c.md", "no")):
         (tmp_path / name).write_text(content)
-    found = text.load(TextData(path=str(tmp_path), context=8))
+    found = text.read(TextData(path=str(tmp_path), context=8))
     whole = found.written(found.tokens)
     assert whole == "one" * 90 + "two" * 90
 
@@ -149,9 +149,9 @@ def test_text_that_cannot_be_used_is_refused_with_a_reason(tmp_path: Path) -> No
         ("missing.txt", "cannot be read"),
     ):
         with pytest.raises(DataError, match=words):
-            text.load(TextData(path=str(tmp_path / name)))
+            text.read(TextData(path=str(tmp_path / name)))
     with pytest.raises(DataError, match="No file"):
-        text.load(TextData(path=str(tmp_path), pattern="*.html"))
+        text.read(TextData(path=str(tmp_path), pattern="*.html"))
 
 
 @pytest.mark.parametrize("family", MODELS)

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -102,7 +103,7 @@ class Task:
 
 def mlp(recipe: MlpModel) -> nn.Module:
     """[b, 784] -> logits [b, 10]."""
-    widths = (mnist.NUM_PIXELS, *recipe.hidden, mnist.NUM_CLASSES)
+    widths = (math.prod(mnist.SHAPE), *recipe.hidden, mnist.NUM_CLASSES)
     return nn.Sequential(*linears(widths, recipe.dropout))
 
 

@@ -10,7 +10,7 @@ from samestep.config.recipe import Recipe
 from samestep.core.plan import derive_seed
 from samestep.data import dataset
 from samestep.data.dataset import Dataset
-from samestep.data.sources import prepare
+from samestep.data.sources import source_of
 from samestep.errors import OwnCodeError, RunError, SamestepError
 from samestep.output.run import RunResult
 from samestep.state import dtypes
@@ -52,7 +52,7 @@ def _built(run: RunResult, recipe: Recipe, own: UserCode) -> nn.Module:
 def load_data(run: RunResult, given: Any = None) -> Dataset:
     """As `load_model`, for the data. Raises DataError too."""
     recipe, own = _with(run, "data", given)
-    prepare.prepare(recipe.data)
+    source_of(recipe.data).prepare()
     with seeding.kept():
         return dataset.of_recipe(recipe, own)
 

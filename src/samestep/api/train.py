@@ -16,7 +16,8 @@ from samestep.api.run import Run
 from samestep.config import bf16
 from samestep.config.placement import Placement
 from samestep.config.recipe import Recipe
-from samestep.data.sources import prepare
+from samestep.data.sources import checksums as data_checksums
+from samestep.data.sources import source_of
 from samestep.errors import PlacementError, RunError, did_you_mean, warn_old_name
 from samestep.messages.job import EvaluationJob
 from samestep.messages.training import Evaluated, Message
@@ -105,7 +106,7 @@ def train(
         check_trusted(recipe, names)
         recipe = pretrained.resolved(recipe)
         placement, why = placement.resolve(recipe.micro_batches, running.gpus)
-        notice = prepare.prepare(recipe.data)
+        notice = source_of(recipe.data).prepare()
         with (
             RunWriter.create(recipe, placement, started) as writer,
             shown_on_stderr(),
@@ -160,7 +161,7 @@ def resume(
         check_trusted(start.recipe, names)
         pretrained.resolved(start.recipe)
         placement, why = placement.resolve(start.recipe.micro_batches, running.gpus)
-        notice = prepare.prepare(start.recipe.data)
+        notice = source_of(start.recipe.data).prepare()
         with (
             RunWriter.reopen(path, start.recipe, placement, started) as writer,
             shown_on_stderr(),
@@ -212,7 +213,7 @@ def evaluate(
         resolved, _ = _placed(placement, placed).resolve(None, running.gpus)
         recipe = recipe_of(read_recipe(model_file), names, {})
         check_trusted(recipe, names)
-        prepare.prepare(recipe.data)
+        source_of(recipe.data).prepare()
         run_workers(
             running,
             EvaluationJob(
@@ -251,7 +252,7 @@ def check_exactness(
         resolved = recipe_of(recipe, names, changed)
         check_trusted(resolved, names)
         resolved = pretrained.resolved(resolved)
-        prepare.prepare(resolved.data)
+        source_of(resolved.data).prepare()
         return check.check(resolved, running, given)
 
 
@@ -262,8 +263,8 @@ def _server(server: ForkServer | None) -> AbstractContextManager[ForkServer]:
 
 def described(recipe: Recipe) -> tuple[dict[str, Any], dict[str, str]]:
     """The data for the run's record, and what must be the same to go on."""
-    described, code = prepare.describe(recipe.data), checksums(recipe)
-    conditions = prepare.checksums(described) | bf16.conditions(recipe)
+    described, code = source_of(recipe.data).describe(), checksums(recipe)
+    conditions = data_checksums(described) | bf16.conditions(recipe)
     return described | code, code | conditions
 
 

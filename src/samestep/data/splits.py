@@ -1,13 +1,16 @@
-"""One data set, divided into splits."""
+"""The splits of a data set: samples by number, and what can be made of one."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
-from samestep.config.data import Divided
+from samestep.config.data import PADDING, Divided, Task
+from samestep.data import pytree
 from samestep.data.pytree import Nested
+from samestep.data.targets import DataInfo
 from samestep.errors import DataError
 
 
@@ -17,8 +20,15 @@ class Split(Protocol):
     def __len__(self) -> int: ...
 
     def gather(self, indices: Tensor) -> tuple[Nested, Tensor]:
-        """int64 [b] -> inputs [b, ...] and targets [b, ...]; a pure function."""
+        """Return the samples int64 [b]: inputs [b, ...] and targets [b, ...].
+
+        A pure function of the indices.
+        """
         ...
+
+
+Samples: TypeAlias = tuple[Mapping[str, Split], DataInfo]
+"""The splits `train`, `validation` and `test`, and what they share."""
 
 
 @dataclass(frozen=True)
@@ -27,19 +37,90 @@ class Part:
 
     whole: Split
     members: Tensor
+    """int64 [n]: their numbers there."""
 
     def __len__(self) -> int:
         return len(self.members)
 
     def gather(self, indices: Tensor) -> tuple[Nested, Tensor]:
-        """int64 [b] -> inputs [b, ...] and targets [b, ...]."""
+        """Return samples as `Split.gather` does."""
         return self.whole.gather(self.members[indices])
+
+
+@dataclass(frozen=True)
+class First:
+    """The first samples of another split."""
+
+    split: Split
+    size: int
+
+    def __len__(self) -> int:
+        return self.size
+
+    def gather(self, indices: Tensor) -> tuple[Nested, Tensor]:
+        """Return samples as `Split.gather` does."""
+        return self.split.gather(indices)
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A split whose floats, and all values to predict, become those of one type."""
+
+    split: Split
+    task: Task
+    dtype: torch.dtype
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def gather(self, indices: Tensor) -> tuple[Nested, Tensor]:
+        """Return samples as `Split.gather` does."""
+        inputs, targets = self.split.gather(indices)
+        inputs = pytree.apply(self._convert, inputs)
+        if self.task == "regression":
+            targets = targets.to(self.dtype)
+        return inputs, targets
+
+    def _convert(self, values: Tensor) -> Tensor:
+        return values.to(self.dtype) if values.is_floating_point() else values
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Windows of a text, each to predict from it the window one character later."""
+
+    tokens: Tensor
+    """int32 [n], of the whole text."""
+    starts: Tensor
+    """int64 [windows]"""
+    lengths: Tensor
+    """int64 [windows]: how many targets each of them has."""
+    context: int
+    is_padded: bool
+    """Whether some windows are shorter than `context`."""
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def gather(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Return windows int64 [b, context] and targets of the same shape.
+
+        Behind the end of a window inputs are 0, the first character of the vocabulary.
+        """
+        places = self.starts[indices].unsqueeze(1) + torch.arange(self.context + 1)
+        if not self.is_padded:
+            windows = self.tokens[places].long()
+            return windows[:, :-1], windows[:, 1:]
+        windows = self.tokens[places.clamp(max=len(self.tokens) - 1)].long()
+        is_behind = torch.arange(self.context) >= self.lengths[indices].unsqueeze(1)
+        inputs, targets = windows[:, :-1], windows[:, 1:]
+        return inputs.masked_fill(is_behind, 0), targets.masked_fill(is_behind, PADDING)
 
 
 def divide(
     size: int, recipe: Divided, who: str, held_out: tuple[str, ...]
 ) -> dict[str, Tensor]:
-    """The sample numbers of `train` and of what is held out, each in their order.
+    """Divide samples in `train` and what is held out; return their sorted numbers.
 
     In an order drawn from `split_seed`, the test comes first, then the validation.
     Raises DataError.

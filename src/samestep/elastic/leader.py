@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from samestep import report
 from samestep.api import train
 from samestep.config.recipe import Recipe
+from samestep.data.sources import source_of
 from samestep.elastic import consensus, state_transfer
 from samestep.elastic.attempt import Generation
 from samestep.elastic.consensus import Agreement, NodeStatus
@@ -33,7 +34,6 @@ from samestep.supervisor.session import Session
 from samestep.system import barrier, machine, network_interfaces, shared_memory
 from samestep.system.heartbeat import Heartbeat
 from samestep.system.terminal import echo
-from samestep.training.worker import MAY_TAKE_LONG
 
 
 LOCK_SECONDS = 30.0
@@ -234,7 +234,7 @@ def _introduce(
 
 
 def _would_prefetch(prepared: Prepared) -> bool:
-    slow = isinstance(prepared.recipe.data, MAY_TAKE_LONG)
+    slow = source_of(prepared.recipe.data).may_be_slow
     return slow and prepared.placement.prefetch == "auto"
 
 

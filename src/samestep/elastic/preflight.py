@@ -11,7 +11,7 @@ from typing import Any
 from samestep.api import train
 from samestep.config.placement import Placement
 from samestep.config.recipe import Recipe
-from samestep.data.sources import prepare
+from samestep.data.sources import source_of
 from samestep.elastic import consensus, node_state
 from samestep.elastic.consensus import NodeStatus
 from samestep.elastic.gathering import Meeting
@@ -119,7 +119,7 @@ class Comparison:
         _check_directory(request.run, recipe, request.recipe is None)
         where = request.placement.model_copy(update={"workers": topology.workers})
         placement, _ = where.resolve(recipe.micro_batches, device.gpus)
-        notice = prepare.prepare(recipe.data)
+        notice = source_of(recipe.data).prepare()
         described, checksums = train.described(recipe)
         build = device.build() | checksums
         if placement.device != "cpu":

@@ -97,13 +97,12 @@ def worst_pictures(result: Result) -> list[Picture]:
         return []
     try:
         recipe = MnistData.model_validate(result.recipe.get("data"))
-        images = mnist.load(recipe)["test"].images
+        images = mnist.MnistSource(recipe).arrays()["test"].inputs
     except (ValidationError, SamestepError):
         return []
-    side = int(mnist.NUM_PIXELS**0.5)
     return [
         Picture(
-            _png(images[worst.index].tobytes(), side),
+            _png(images[worst.index].tobytes(), mnist.SHAPE[-1]),
             f"{worst.target} taken for {worst.predicted}",
             f"loss {number(worst.loss, '.2f')}, test image {worst.index:,}",
         )

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from samestep.config.recipe import Recipe
-from samestep.data.sources import prepare
+from samestep.data.sources import source_of
 from samestep.report import try_to_write
 from samestep.scaling.analysis import analyse
 from samestep.scaling.grid import Settings, grid
@@ -29,8 +29,8 @@ def scale(
     UsageError before anything is started, TrainingError after, and Interrupted after a
     signal.
     """
-    prepare.prepare(recipe.data)
-    environment = machine.describe() | {"data": prepare.describe(recipe.data)}
+    source_of(recipe.data).prepare()
+    environment = machine.describe() | {"data": source_of(recipe.data).describe()}
     path = out or _default_path(recipe)
     points = grid(settings, recipe.micro_batches)
     with open_study(path, recipe, environment, settings, points) as study:

@@ -24,10 +24,10 @@ from torch._C._distributed_c10d import Store
 from torch.distributed import DistError
 
 from samestep.config import bf16
-from samestep.config.data import CustomData, ImageData, NpyData
 from samestep.config.recipe import Recipe
 from samestep.core.topology import Topology
 from samestep.data.prefetch import Helper, MicroBatches
+from samestep.data.sources import source_of
 from samestep.errors import (
     OwnCodeError,
     PeerLost,
@@ -73,9 +73,6 @@ from samestep.verification.probe import Replay, Witness
 
 # From glibc's malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-
-MAY_TAKE_LONG = (CustomData, ImageData, NpyData)
-"""Data drawn by user code, or larger than the memory."""
 
 # Gloo's messages when a connection ends during an operation.
 PEER_LOST = re.compile(
@@ -229,7 +226,7 @@ def _helper(
     """Fork the helper process, for data that may take long to draw."""
     if not isinstance(job, TrainingJob) or not job.setup.prefetch:
         return None
-    if not isinstance(recipe.data, MAY_TAKE_LONG):
+    if not source_of(recipe.data).may_be_slow:
         return None
     unused = [fd for name, fd in fds.items() if name != "objects"]
     has_own_code = bool(names(recipe))

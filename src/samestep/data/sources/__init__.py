@@ -1,4 +1,88 @@
-"""One module for each source of data, and what the supervisor does with them.
+"""One module for each source of data; `source_of` finds the one of a recipe.
 
+Supervisors import these modules, too: those with torch are imported in `load`.
 Imports `data` and below.
 """
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+from samestep.config import data
+from samestep.config.data import DataRecipe
+from samestep.data.sources.custom import CustomSource
+from samestep.data.sources.idx import IdxSource
+from samestep.data.sources.image_folder import ImageSource
+from samestep.data.sources.mnist import MnistSource
+from samestep.data.sources.npy import NpySource, NpzSource
+from samestep.data.sources.tables import TableSource
+from samestep.data.sources.text import TextSource
+
+
+if TYPE_CHECKING:
+    from samestep.data.splits import Samples
+    from samestep.data.targets import Labels
+    from samestep.user_code.references import UserCode
+
+
+class Source(Protocol):
+    """The data of one recipe."""
+
+    @property
+    def may_be_slow(self) -> bool:
+        """Whether drawing samples may take longer than copying them in memory.
+
+        A worker then forks a process that can draw them ahead of time.
+        """
+        ...
+
+    def prepare(self) -> str | None:
+        """Fill the cache, in the supervisor, before any worker starts.
+
+        Returns a notice for the user. Raises DataError.
+        """
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """Return name, sizes and checksums, for the run's record. Raises DataError."""
+        ...
+
+    def load(self, user_code: "UserCode", labels: "Labels") -> "Samples":
+        """Return the splits and what they share, in a worker.
+
+        Raises DataError, OwnCodeError.
+        """
+        ...
+
+
+def source_of(recipe: DataRecipe) -> Source:
+    """Return the source that a recipe names."""
+    match recipe:
+        case data.MnistData():
+            return MnistSource(recipe)
+        case data.TextData():
+            return TextSource(recipe)
+        case data.CustomData():
+            return CustomSource(recipe)
+        case data.IdxData() | data.FashionData():
+            return IdxSource(recipe)
+        case data.NpzData():
+            return NpzSource(recipe)
+        case data.NpyData():
+            return NpySource(recipe)
+        case data.ImageData():
+            return ImageSource(recipe)
+        case data.TableData():
+            return TableSource(recipe)
+
+
+def checksums(described: Mapping[str, Any]) -> dict[str, str]:
+    """Return the SHA-256 of each file or folder that is not part of the package.
+
+    A run is resumed only with the same.
+    """
+    if described["source"] == "mnist":
+        return {}
+    parts = {**described.get("files", {}), **described.get("splits", {})}
+    if "sha256" in described:
+        parts[described["path"]] = described
+    return {f"data {name}": str(part["sha256"]) for name, part in parts.items()}

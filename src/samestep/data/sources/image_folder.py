@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from samestep.config.data import ImageData
-from samestep.data.sources.npy import Pair
+from samestep.data.sources.arrays import ArraySource, Pair
 from samestep.errors import DataError
 from samestep.system import cache
 
@@ -44,54 +45,64 @@ class Folder:
     """Paths below it, and the numbers of their classes."""
 
 
-def load(recipe: ImageData) -> dict[str, Pair]:
-    """`train`, and `test` if it is there. Raises DataError."""
-    found = {}
-    for split, folder in _folders(recipe).items():
-        about, content = _decoded(recipe, folder)
-        shape = (len(about["labels"]), recipe.channels, recipe.size, recipe.size)
-        labels = np.array(about["labels"], np.int64)
-        found[split] = Pair(content.reshape(shape), labels, str(folder.path))
-    return found
+@dataclass(frozen=True)
+class ImageSource(ArraySource):
+    """See `samestep.data.sources.Source`."""
 
+    recipe: ImageData
+    may_be_slow = True  # the images may be larger than the memory
 
-def prepare(recipe: ImageData) -> str | None:
-    """Decodes what is not in the cache. Returns a notice. Raises DataError."""
-    notices = []
-    for folder in _folders(recipe).values():
-        fill = _decoding(recipe, folder)
-        notices.append(cache.prepare(_key(recipe, folder), fill))
-        if skipped := _decoded(recipe, folder)[0]["skipped"]:
-            count = f"{len(skipped)} of {len(folder.files)} images"
-            notices.append(f"{count} in {folder.path} are left out: {_named(skipped)}")
-    return "; ".join(filter(None, notices)) or None
+    def prepare(self) -> str | None:
+        """Decode what is not in the cache. Returns a notice. Raises DataError."""
+        notices = []
+        for folder in _folders(self.recipe).values():
+            fill = _decoding(self.recipe, folder)
+            notices.append(cache.prepare(_key(self.recipe, folder), fill))
+            if skipped := _decoded(self.recipe, folder)[0]["skipped"]:
+                notices.append(
+                    f"{len(skipped)} of {len(folder.files)} images in {folder.path} "
+                    f"are left out: {_listed(skipped)}"
+                )
+        return "; ".join(filter(None, notices)) or None
 
-
-def describe(recipe: ImageData) -> dict[str, Any]:
-    """Names, sizes, checksums, and what was left out."""
-    splits, skipped = {}, 0
-    for split, folder in _folders(recipe).items():
-        about, _ = _decoded(recipe, folder)
-        skipped += len(about["skipped"])
-        splits[split] = {
-            "path": str(folder.path),
-            "images": len(about["labels"]),
-            "bytes": about["bytes"],
-            "sha256": about["sha256"],
-            "skipped": about["skipped"],
+    def describe(self) -> dict[str, Any]:
+        """Return names, sizes, checksums, and what was left out. Raises DataError."""
+        folders = _folders(self.recipe)
+        splits, skipped = {}, 0
+        for split, folder in folders.items():
+            summary, _ = _decoded(self.recipe, folder)
+            skipped += len(summary["skipped"])
+            splits[split] = {
+                "path": str(folder.path),
+                "images": len(summary["labels"]),
+                "bytes": summary["bytes"],
+                "sha256": summary["sha256"],
+                "skipped": summary["skipped"],
+            }
+        return {
+            "source": "images",
+            "classes": folders["train"].classes,
+            "splits": splits,
+            "pillow": _pillow().__version__,
+            "skipped": skipped,
         }
-    classes = _folders(recipe)["train"].classes
-    return {
-        "source": "images",
-        "classes": classes,
-        "splits": splits,
-        "pillow": _pillow().__version__,
-        "skipped": skipped,
-    }
+
+    def arrays(self) -> Mapping[str, Pair]:
+        """Map images uint8 [n, channels, size, size] and labels int64 [n].
+
+        Raises DataError.
+        """
+        size, pairs = self.recipe.size, {}
+        for split, folder in _folders(self.recipe).items():
+            summary, content = _decoded(self.recipe, folder)
+            labels = np.array(summary["labels"], np.int64)
+            images = content.reshape(len(labels), self.recipe.channels, size, size)
+            pairs[split] = Pair(images, labels, str(folder.path))
+        return pairs
 
 
 def _pillow() -> "ModuleType":
-    """Raises DataError."""
+    """Import Pillow. Raises DataError if it is not installed."""
     try:
         import PIL
     except ImportError:
@@ -149,7 +160,7 @@ def _key(recipe: ImageData, folder: Folder) -> str:
 
 
 def _decoded(recipe: ImageData, folder: Folder) -> tuple[dict[str, Any], cache.Bytes]:
-    """What the JSON says, and the bytes of all images."""
+    """Return what the JSON says, and the bytes of all images."""
     content = cache.read(_key(recipe, folder), _decoding(recipe, folder))
     length = int.from_bytes(content[-LENGTH_BYTES:].tobytes(), "little")
     end = len(content) - LENGTH_BYTES - length
@@ -165,7 +176,7 @@ def _decoding(recipe: ImageData, folder: Folder) -> cache.Fill:
 
 
 def _decode(recipe: ImageData, folder: Folder, sink: cache.Sink) -> dict[str, Any]:
-    """Writes the pixels; returns what is known of the files. Raises DataError."""
+    """Write the pixels; return what the JSON says of the files. Raises DataError."""
     digest, size, labels = hashlib.sha256(), 0, list[int]()
     skipped: list[tuple[str, str]] = []
     for name, number in folder.files:
@@ -182,9 +193,12 @@ def _decode(recipe: ImageData, folder: Folder, sink: cache.Sink) -> dict[str, An
         labels.append(number)
         size += len(content)
     _check(recipe, folder, skipped, labels)
-    sha256 = digest.hexdigest()
-    about = {"labels": labels, "skipped": skipped, "bytes": size}
-    return {**about, "sha256": sha256}
+    return {
+        "labels": labels,
+        "skipped": skipped,
+        "bytes": size,
+        "sha256": digest.hexdigest(),
+    }
 
 
 def _check(
@@ -193,7 +207,7 @@ def _check(
     if skipped and not recipe.skip_bad:
         raise DataError(
             f"Every file in a folder of images must be one; {len(skipped)} of "
-            f"{len(folder.files)} in {folder.path} cannot be read: {_named(skipped)}. "
+            f"{len(folder.files)} in {folder.path} cannot be read: {_listed(skipped)}. "
             "Remove them, or go on without them: `--skip-bad`."
         )
     for empty in sorted(set(range(len(folder.classes))) - set(labels)):
@@ -203,14 +217,14 @@ def _check(
         )
 
 
-def _named(skipped: list[Any]) -> str:
+def _listed(skipped: list[Any]) -> str:
     names = [f"{name} ({why})" for name, why in skipped[:MOST_NAMES]]
     more = len(skipped) - len(names)
     return ", ".join(names) + (f" and {more} more" if more else "")
 
 
 def _pixels(content: bytes, recipe: ImageData) -> bytes:
-    """[channels, size, size], upright, scaled, without what overlaps."""
+    """Return [channels, size, size]: upright, scaled, cropped to a square."""
     from PIL import Image, ImageOps
 
     with Image.open(io.BytesIO(content)) as image:

@@ -3,7 +3,7 @@
 import io
 import math
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,16 +11,20 @@ from typing import IO, Any
 
 import numpy as np
 from numpy.lib import format as npy
-from numpy.typing import NDArray
 
 from samestep.config.data import NpyData, NpzData
+from samestep.data.sources.arrays import (
+    SPLITS,
+    Array,
+    ArraySource,
+    Pair,
+    describe_files,
+    mapped,
+)
 from samestep.errors import DataError, did_you_mean
 from samestep.system import cache, untrusted_files
 
 
-Array = NDArray[Any]
-
-SPLITS = ("train", "validation", "test")
 KEYS = {split: (f"x_{split}", f"y_{split}") for split in SPLITS}
 LOCAL_HEADER = 30
 """Bytes of the fixed part of a ZIP member's own header (APPNOTE.TXT, 4.3.7)."""
@@ -29,126 +33,92 @@ MOST_HEADER = 1 << 16
 
 
 @dataclass(frozen=True)
-class Pair:
-    """Inputs [n, ...] and targets [n, ...] of one split; `who` names them."""
+class NpySource(ArraySource):
+    """See `samestep.data.sources.Source`."""
 
-    inputs: Array
-    targets: Array
-    who: str
+    recipe: NpyData
+    may_be_slow = True  # the files may be larger than the memory
 
+    def describe(self) -> dict[str, Any]:
+        """Return name, size and SHA-256 of each file. Raises DataError."""
+        recipe = self.recipe
+        files = [recipe.inputs, recipe.targets, recipe.test_inputs, recipe.test_targets]
+        return describe_files(recipe.source, [file for file in files if file])
 
-def load(recipe: NpyData | NpzData) -> dict[str, Pair]:
-    """`train` and what else is given. Raises DataError."""
-    found = _npy(recipe) if isinstance(recipe, NpyData) else _npz(recipe)
-    return {split: checked(pair) for split, pair in found.items()}
-
-
-def prepare(recipe: NpyData | NpzData) -> str | None:
-    """Unpacks what is compressed. Returns a notice. Raises DataError."""
-    if isinstance(recipe, NpyData):
-        return None
-    with _zip(Path(recipe.path)) as file:
-        packed = [m for m in file.infolist() if m.compress_type != zipfile.ZIP_STORED]
-    path = Path(recipe.path)
-    notices = [
-        cache.prepare(_key(path, m), _unpacking(path, m), m.file_size) for m in packed
-    ]
-    return next(filter(None, notices), None)
+    def arrays(self) -> Mapping[str, Pair]:
+        """Map `train`, and `test` if it is given. Raises DataError."""
+        recipe = self.recipe
+        pairs = {"train": _pair(recipe.inputs, recipe.targets)}
+        if recipe.test_inputs and recipe.test_targets:
+            pairs["test"] = _pair(recipe.test_inputs, recipe.test_targets)
+        return pairs
 
 
-def describe(recipe: NpyData | NpzData) -> dict[str, Any]:
-    """Name, size and SHA-256 of each file. Raises DataError."""
-    if isinstance(recipe, NpzData):
-        return describe_files(recipe.source, [recipe.path])
-    names = (
-        *(recipe.inputs, recipe.targets),
-        *(recipe.test_inputs, recipe.test_targets),
+@dataclass(frozen=True)
+class NpzSource(ArraySource):
+    """See `samestep.data.sources.Source`."""
+
+    recipe: NpzData
+
+    def prepare(self) -> str | None:
+        """Unpack what is compressed into the cache. Returns a notice."""
+        path = Path(self.recipe.path)
+        with _zip(path) as file:
+            packed = [
+                m for m in file.infolist() if m.compress_type != zipfile.ZIP_STORED
+            ]
+        notices = [
+            cache.prepare(_key(path, m), _unpacking(path, m), m.file_size)
+            for m in packed
+        ]
+        return next(filter(None, notices), None)
+
+    def describe(self) -> dict[str, Any]:
+        """Return name, size and SHA-256 of the file. Raises DataError."""
+        return describe_files(self.recipe.source, [self.recipe.path])
+
+    def arrays(self) -> Mapping[str, Pair]:
+        """Map `train` and the other splits in the file. Raises DataError."""
+        path = Path(self.recipe.path)
+        with _zip(path) as file:
+            members = {m.filename.removesuffix(".npy"): m for m in file.infolist()}
+            arrays = {name: _member(path, file, m) for name, m in members.items()}
+        _check_names(list(arrays), path)
+        return {
+            split: Pair(arrays[x], arrays[y], f"{path}, split `{split}`")
+            for split, (x, y) in KEYS.items()
+            if x in arrays
+        }
+
+
+def _check_names(names: list[str], path: Path) -> None:
+    """Raise DataError unless the arrays of an .npz file are pairs."""
+    known = [key for keys in KEYS.values() for key in keys]
+    rule = (
+        "The arrays of an .npz file are pairs: x_train, y_train and perhaps "
+        f"{', '.join(known[2:])}"
     )
-    return describe_files(recipe.source, [name for name in names if name])
-
-
-def describe_files(source: str, names: list[str]) -> dict[str, Any]:
-    """The same for the files of any source. Raises DataError."""
-    found = {}
     for name in names:
-        try:
-            sha256 = cache.sha256_of(Path(name))
-            found[name] = {"bytes": Path(name).stat().st_size, "sha256": sha256}
-        except OSError as error:
-            raise DataError(f"{name} cannot be read: {error.strerror}.") from None
-    return {"source": source, "files": found}
+        if name not in known:
+            hint = did_you_mean(name, known)
+            raise DataError(f"{rule}; {path} has `{name}`.{hint}")
+        other = name.translate(str.maketrans("xy", "yx"))
+        if other not in names:
+            raise DataError(f"{rule}; {path} has `{name}` without `{other}`.")
+    if "x_train" not in names:
+        raise DataError(f"{path} must have x_train and y_train; it has {names}.")
 
 
-def checked(pair: Pair) -> Pair:
-    """Raises DataError unless both are numbers and there are as many of each."""
-    for what, array in (("inputs", pair.inputs), ("targets", pair.targets)):
-        if array.dtype.kind not in "biuf":
-            raise DataError(
-                f"Arrays hold integers or floats; the {what} of {pair.who} are "
-                f"{array.dtype}."
-            )
-    shapes = list(pair.inputs.shape), list(pair.targets.shape)
-    if not all(shapes) or shapes[0][0] != shapes[1][0]:
-        raise DataError(
-            "There must be as many targets as inputs; those of "
-            f"{pair.who} have the shapes {shapes[1]} and {shapes[0]}."
-        )
-    return pair
-
-
-def _npy(recipe: NpyData) -> dict[str, Pair]:
-    train = Pair(_mapped(recipe.inputs), _mapped(recipe.targets), recipe.inputs)
-    if recipe.test_inputs is None or recipe.test_targets is None:
-        return {"train": train}
-    inputs, targets = _mapped(recipe.test_inputs), _mapped(recipe.test_targets)
-    return {"train": train, "test": Pair(inputs, targets, recipe.test_inputs)}
+def _pair(inputs: str, targets: str) -> Pair:
+    return Pair(_mapped(inputs), _mapped(targets), inputs)
 
 
 def _mapped(name: str) -> Array:
-    """Read-only: a private copy-on-write map could not be larger than the memory."""
+    """Map the array of an .npy file. Raises DataError."""
     try:
         return _parsed(mapped(Path(name)))
     except ValueError as error:
         raise DataError(f"{name} is not an .npy file of numbers: {error}.") from None
-
-
-def mapped(path: Path) -> cache.Bytes:
-    """The bytes of a file. Raises DataError."""
-    try:
-        untrusted_files.check_regular(path)
-        if path.stat().st_size == 0:  # which cannot be mapped
-            return np.empty(0, np.uint8)
-        return np.asarray(np.memmap(path, np.uint8, "r"))
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}.") from None
-
-
-def _npz(recipe: NpzData) -> dict[str, Pair]:
-    path = Path(recipe.path)
-    with _zip(path) as file:
-        members = {m.filename.removesuffix(".npy"): m for m in file.infolist()}
-        arrays = {name: _member(path, file, m) for name, m in members.items()}
-    pairs = {
-        split: Pair(arrays[x], arrays[y], f"{path}, split `{split}`")
-        for split, (x, y) in KEYS.items()
-        if x in arrays and y in arrays
-    }
-    known = [key for keys in KEYS.values() for key in keys]
-    for name in arrays:
-        other = name.translate(str.maketrans("xy", "yx"))
-        if name not in known or other not in arrays:
-            raise DataError(
-                f"The arrays of an .npz file are pairs: x_train, y_train and perhaps "
-                f"{', '.join(known[2:])}; {path} has `{name}`"
-                + (
-                    f".{did_you_mean(name, known)}"
-                    if name not in known
-                    else f" without `{other}`."
-                )
-            )
-    if "train" not in pairs:
-        raise DataError(f"{path} must have x_train and y_train; it has {list(arrays)}.")
-    return pairs
 
 
 def _zip(path: Path) -> zipfile.ZipFile:
@@ -164,8 +134,10 @@ def _zip(path: Path) -> zipfile.ZipFile:
 
 
 def _member(path: Path, file: zipfile.ZipFile, member: zipfile.ZipInfo) -> Array:
-    """One array: mapped in place, or from the cache if it is compressed."""
+    """Map one array in place, or from the cache if it is compressed."""
     if member.compress_type == zipfile.ZIP_STORED:
+        # zipfile gives no position of the content: it comes after the member's own
+        # header, whose length is not the one in the ZIP's directory.
         whole = mapped(path)
         header = whole[member.header_offset :][:LOCAL_HEADER].tobytes()
         lengths = np.frombuffer(header[26:].ljust(4, b"\0"), "<u2")
@@ -182,7 +154,10 @@ def _member(path: Path, file: zipfile.ZipFile, member: zipfile.ZipInfo) -> Array
 
 
 def _parsed(content: cache.Bytes) -> Array:
-    """The array of an .npy file's content, on the same memory. Raises ValueError."""
+    """Return the array of an .npy file's content, on the same memory.
+
+    Raises ValueError.
+    """
     stream = io.BytesIO(content[:MOST_HEADER].tobytes())
     shape, is_fortran, dtype = _header(stream)
     size = math.prod(shape) * dtype.itemsize
@@ -193,7 +168,7 @@ def _parsed(content: cache.Bytes) -> Array:
 
 
 def _header(stream: io.BytesIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Shape, order and type. Raises ValueError."""
+    """Read shape, whether in Fortran's order, and type. Raises ValueError."""
     read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
     version = npy.read_magic(stream)
     if version not in read:
@@ -212,7 +187,7 @@ def _header(stream: io.BytesIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
 
 
 def _key(path: Path, member: zipfile.ZipInfo) -> str:
-    """Sizes and checksums as the ZIP's directory has them, so nothing is read."""
+    """Identify the content by what the ZIP's directory has, so nothing is read."""
     stat = path.stat()
     return (
         f"npz-{stat.st_size:x}-{stat.st_mtime_ns:x}-{member.CRC:08x}-"
@@ -238,7 +213,7 @@ def _piece(content: IO[bytes], path: Path) -> bytes:
 
 @contextmanager
 def _blaming(path: Path) -> Iterator[None]:
-    """A damaged or encrypted ZIP file raises almost anything: DataError."""
+    """Turn any exception into DataError: damaged ZIP files raise almost anything."""
     try:
         yield
     except Exception as error:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from samestep.config.data import Divided, NpyData, NpzData, TableData, Task
-from samestep.data.sources import tables
-from samestep.data.sources.npy import SPLITS, Array, Pair
-from samestep.data.splits import Part, Split, divide
+from samestep.data.sources.arrays import SPLITS, Array, Pair
+from samestep.data.sources.tables import Table
+from samestep.data.splits import Part, Samples, Split, divide
 from samestep.data.targets import (
     ALL_LABELS,
     DataInfo,
@@ -20,7 +20,6 @@ from samestep.data.targets import (
     task_of,
 )
 from samestep.errors import DataError
-from samestep.state import dtypes
 
 
 MOST_MEASURED = 10_000
@@ -63,8 +62,10 @@ class Rows:
 
 def build(
     recipe: Divided, pairs: Mapping[str, Pair], labels: Labels = ALL_LABELS
-) -> tuple[dict[str, Split], DataInfo]:
-    """Splits of arrays. Raises DataError, OwnCodeError."""
+) -> Samples:
+    """Return splits of arrays and what they share. Raises DataError, OwnCodeError."""
+    for pair in pairs.values():
+        _check_numbers(pair)
     train = pairs["train"]
     if len(train.targets) == 0:
         raise DataError(f"{train.who} has no training samples.")
@@ -84,34 +85,31 @@ def build(
         normal = _normal(rows["train"], members["train"])
         rows = {split: replace(each, normal=normal) for split, each in rows.items()}
     per_sample = targets[0].numel() if task == "next-token" else 1
-    facts = DataInfo(tuple(inputs.shape[1:]), outputs, task, per_sample)
-    return _splits(rows, members), facts
+    info = DataInfo(tuple(inputs.shape[1:]), outputs, task, per_sample)
+    return _splits(rows, members), info
 
 
-def build_table(
-    recipe: TableData, dtype: torch.dtype
-) -> tuple[dict[str, Split], DataInfo]:
-    """Splits of a table, its numbers of this type. Raises DataError."""
-    table = tables.read(recipe)
+def build_table(recipe: TableData, table: Table) -> Samples:
+    """Return splits of a table and what they share. Raises DataError."""
     held_out = ("validation",) if recipe.test_path else ("validation", "test")
     members = divide(table.num_first, recipe, recipe.path, held_out)
     if recipe.test_path:
         members["test"] = torch.arange(table.num_first, len(table))
-    inputs = table.inputs(members["train"].numpy()).astype(dtypes.NAMES[dtype])
+    inputs = table.inputs(members["train"].numpy())
     task: Task = "regression" if table.is_regression else "classification"
     rows = Rows(inputs, table.targets(), task)
-    facts = DataInfo((inputs.shape[1],), len(table.classes) or 1, task, 1)
-    return {split: Part(rows, members[split]) for split in SPLITS}, facts
+    info = DataInfo((inputs.shape[1],), len(table.classes) or 1, task, 1)
+    return {split: Part(rows, members[split]) for split in SPLITS}, info
 
 
 def _splits(
     rows: Mapping[str, Rows], members: Mapping[str, Tensor]
 ) -> dict[str, Split]:
-    found: dict[str, Split] = {"train": Part(rows["train"], members["train"])}
-    for split in ("validation", "test"):
-        part = Part(rows["train"], members[split])
-        found[split] = rows.get(split, part)
-    return found
+    splits: dict[str, Split] = {}
+    for split in SPLITS:
+        is_given = split in rows and split != "train"
+        splits[split] = rows[split] if is_given else Part(rows["train"], members[split])
+    return splits
 
 
 def _tensor(array: Array) -> Tensor:
@@ -136,6 +134,21 @@ def _valid(targets: Array, labels: Labels) -> Array:
     if labels.ignored is None:
         return np.asarray(targets)
     return np.asarray(targets[targets != labels.ignored])
+
+
+def _check_numbers(pair: Pair) -> None:
+    for what, array in (("inputs", pair.inputs), ("targets", pair.targets)):
+        if array.dtype.kind not in "biuf":
+            raise DataError(
+                f"Arrays hold integers or floats; the {what} of {pair.who} are "
+                f"{array.dtype}."
+            )
+    shapes = list(pair.inputs.shape), list(pair.targets.shape)
+    if not all(shapes) or shapes[0][0] != shapes[1][0]:
+        raise DataError(
+            "There must be as many targets as inputs; those of "
+            f"{pair.who} have the shapes {shapes[1]} and {shapes[0]}."
+        )
 
 
 def _check(pair: Pair, train: Pair, task: Task, outputs: int, labels: Labels) -> None:

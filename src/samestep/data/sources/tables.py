@@ -13,13 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from samestep.config.data import TableData
-from samestep.data.sources.npy import Array, describe_files
+from samestep.data.sources.arrays import Array, describe_files
 from samestep.errors import DataError, did_you_mean
 from samestep.system.untrusted_files import check_regular
 
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from samestep.data.splits import Samples
+    from samestep.data.targets import Labels
+    from samestep.user_code.references import UserCode
+
 
 MOST_WORDS = 1000
 """Different words in one column."""
@@ -78,8 +83,37 @@ class Table:
         return np.stack(columns, axis=1)
 
 
+@dataclass(frozen=True)
+class TableSource:
+    """See `samestep.data.sources.Source`."""
+
+    recipe: TableData
+    may_be_slow = False
+
+    def prepare(self) -> str | None:
+        """Do nothing: every worker reads the table itself."""
+        return None
+
+    def describe(self) -> dict[str, Any]:
+        """Return sizes, checksums, and what the columns are. Raises DataError."""
+        recipe, table = self.recipe, read(self.recipe)
+        files = [name for name in (recipe.path, recipe.test_path) if name]
+        return describe_files("table", files) | {
+            "rows": len(table),
+            "columns": [c.name for c in table.features],
+            "missing": int(sum(c.is_missing.sum() for c in table.features)),
+            "classes": table.classes,
+        }
+
+    def load(self, user_code: "UserCode", labels: "Labels") -> "Samples":
+        """Return the splits and what they share. Raises DataError."""
+        from samestep.data.sources import rows
+
+        return rows.build_table(self.recipe, read(self.recipe))
+
+
 def read(recipe: TableData) -> Table:
-    """Raises DataError."""
+    """Read the table, and that of the test if there is one. Raises DataError."""
     files = [Path(name) for name in (recipe.path, recipe.test_path) if name]
     tables = [_file(path) for path in files]
     names = tables[0].column_names
@@ -103,18 +137,6 @@ def read(recipe: TableData) -> Table:
     return Table(
         list(columns.values()), target, is_regression, tables[0].num_rows, classes
     )
-
-
-def describe(recipe: TableData) -> dict[str, Any]:
-    """Names, sizes, checksums, and what the columns are. Raises DataError."""
-    table = read(recipe)
-    files = [name for name in (recipe.path, recipe.test_path) if name]
-    return describe_files("table", files) | {
-        "rows": len(table),
-        "columns": [c.name for c in table.features],
-        "missing": int(sum(c.is_missing.sum() for c in table.features)),
-        "classes": table.classes,
-    }
 
 
 def _file(path: Path) -> "pa.Table":

@@ -11,7 +11,7 @@ import math
 import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,12 @@ from numpy.typing import NDArray
 from samestep.config.data import TextData
 from samestep.errors import DataError
 from samestep.system.untrusted_files import read_text
+
+
+if TYPE_CHECKING:
+    from samestep.data.splits import Samples
+    from samestep.data.targets import Labels
+    from samestep.user_code.references import UserCode
 
 
 @dataclass(frozen=True)
@@ -48,9 +54,57 @@ class Text:
         return codes[tokens].tobytes().decode("utf-32-le")
 
 
-def load(recipe: TextData) -> Text:
-    """Raises DataError where a file is missing, not UTF-8, or the text too short."""
-    written = _joined(_read(recipe), recipe.lines)
+@dataclass(frozen=True)
+class TextSource:
+    """See `samestep.data.sources.Source`."""
+
+    recipe: TextData
+    may_be_slow = False
+
+    def prepare(self) -> str | None:
+        """Do nothing: every worker reads the text itself."""
+        return None
+
+    def describe(self) -> dict[str, Any]:
+        """Return size, checksum, vocabulary, and what simple methods reach in the test.
+
+        Raises DataError.
+        """
+        text = read(self.recipe)
+        whole = text.written(text.tokens)
+        return {
+            "source": "text",
+            "path": self.recipe.path,
+            "characters": len(whole),
+            "sha256": hashlib.sha256(whole.encode()).hexdigest(),
+            "vocabulary": text.vocabulary,
+            "baselines": baselines(text),
+        }
+
+    def load(self, user_code: "UserCode", labels: "Labels") -> "Samples":
+        """Return windows of the text. Raises DataError."""
+        import torch
+
+        from samestep.data.splits import Windows
+        from samestep.data.targets import DataInfo
+
+        text, context = read(self.recipe), self.recipe.context
+        tokens = torch.from_numpy(text.tokens)
+        splits = {}
+        for name, (first, end) in text.windows.items():
+            starts = torch.from_numpy(text.starts[first:end])
+            lengths = torch.from_numpy(text.lengths[first:end])
+            splits[name] = Windows(tokens, starts, lengths, context, self.recipe.lines)
+        outputs = len(text.vocabulary)
+        return splits, DataInfo((context,), outputs, "next-token", context)
+
+
+def read(recipe: TextData) -> Text:
+    """Read the text as numbers.
+
+    Raises DataError where a file is missing or not UTF-8, or the text too short.
+    """
+    written = _joined(_read_files(recipe), recipe.lines)
     codes = np.frombuffer(written.encode("utf-32-le"), np.uint32)
     known, tokens = np.unique(codes, return_inverse=True)
     starts, lengths = _cut(codes, recipe)
@@ -99,20 +153,6 @@ def _cut(
     return starts, np.minimum(context, np.repeat(end, pieces) - starts)
 
 
-def describe(recipe: TextData) -> dict[str, Any]:
-    """Size, checksum, vocabulary, and how well simple methods do on the test split."""
-    text = load(recipe)
-    whole = text.written(text.tokens)
-    return {
-        "source": "text",
-        "path": recipe.path,
-        "characters": len(whole),
-        "sha256": hashlib.sha256(whole.encode()).hexdigest(),
-        "vocabulary": text.vocabulary,
-        "baselines": baselines(text),
-    }
-
-
 def baselines(text: Text) -> dict[str, float]:
     """Bits per character of the test split.
 
@@ -126,7 +166,7 @@ def baselines(text: Text) -> dict[str, float]:
     return {"unigram": float(bits[test].mean()), "gzip": packed / len(test)}
 
 
-def _read(recipe: TextData) -> list[str]:
+def _read_files(recipe: TextData) -> list[str]:
     path = _python() if recipe.path == "python" else Path(recipe.path)
     texts = []
     for file in _files(path, recipe.pattern):

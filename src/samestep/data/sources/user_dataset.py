@@ -13,6 +13,7 @@ from torch import Tensor
 from samestep.config.data import CustomData, Task
 from samestep.data import pytree
 from samestep.data.pytree import Nested
+from samestep.data.sources.arrays import SPLITS
 from samestep.data.sources.samples import (
     TARGETS,
     describe,
@@ -33,9 +34,6 @@ from samestep.data.targets import (
 )
 from samestep.errors import OwnCodeError, did_you_mean
 from samestep.user_code.references import GIVEN, UserCode, blaming, title
-
-
-SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)

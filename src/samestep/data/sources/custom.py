@@ -1,0 +1,34 @@
+"""Data of the user's own: the side of the supervisor, which does not run their code."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from samestep.config.data import CustomData
+
+
+if TYPE_CHECKING:
+    from samestep.data.splits import Samples
+    from samestep.data.targets import Labels
+    from samestep.user_code.references import UserCode
+
+
+@dataclass(frozen=True)
+class CustomSource:
+    """See `samestep.data.sources.Source`."""
+
+    recipe: CustomData
+    may_be_slow = True
+
+    def prepare(self) -> str | None:
+        """Do nothing: only workers run the user's code."""
+        return None
+
+    def describe(self) -> dict[str, Any]:
+        """Return the function's name."""
+        return {"source": "custom", "load": self.recipe.load}
+
+    def load(self, user_code: "UserCode", labels: "Labels") -> "Samples":
+        """Call the function. Raises OwnCodeError, DataError."""
+        from samestep.data.sources import user_dataset
+
+        return user_dataset.load(self.recipe, user_code, labels)
