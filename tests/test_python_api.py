@@ -136,8 +136,8 @@ def test_a_loss_is_a_function_and_a_built_in_model_takes_own_data(go: Go) -> Non
 
 
 def test_large_arrays_lie_in_memory_once(go: Go) -> None:
-    parcel = transport.pack((np.zeros((1000, 1000), np.float32), samples()[1]), "data")
-    code, *arrays = parcel.parts
+    packed = transport.pack((np.zeros((1000, 1000), np.float32), samples()[1]), "data")
+    code, *arrays = packed.parts
     assert code.raw().nbytes < 2_000
     assert [array.raw().nbytes for array in arrays] == [4_000_000, 720]
 
@@ -154,6 +154,12 @@ def test_what_is_given_has_the_same_identity_wherever_it_is_defined() -> None:
     assert transport.identity(once) != transport.identity(define("", 2))
     one, other = torch.zeros(3), torch.tensor([0.0, 0.0, 1.0])
     assert transport.identity(one) == transport.identity(one.clone())
+    assert transport.identity(one) != transport.identity(other)
+
+
+def test_a_checksum_in_the_code_belongs_to_its_identity() -> None:
+    one, other = (lambda: "0" * 32), (lambda: "1" * 32)
+    assert one.__code__.co_consts != other.__code__.co_consts
     assert transport.identity(one) != transport.identity(other)
 
 

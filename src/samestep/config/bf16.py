@@ -1,6 +1,7 @@
-"""bf16: products in bfloat16 where the processor has instructions for them; no torch.
+"""Support of processors for `precision = "bf16"`; no torch.
 
-Weights, gradients, the loss and the optimizer stay float32.
+Products are then computed in bfloat16. Weights, gradients, the loss and the optimizer
+stay float32.
 """
 
 from samestep.config.recipe import Recipe

@@ -1,4 +1,4 @@
-"""The section of a recipe that says where the samples come from; see docs/data.md."""
+"""The section `[data]` of a recipe: where the samples come from; see docs/data.md."""
 
 from typing import Annotated, Literal, Self
 
@@ -8,7 +8,7 @@ from samestep.config.model import Arguments, Count, Dotted, Fraction, Section, k
 
 
 PADDING = -100
-"""The target that stands for none, as in torch and in Hugging Face's libraries."""
+"""The target of padding, as in PyTorch and in Hugging Face's libraries."""
 Task = Literal["classification", "next-token", "regression"]
 
 
@@ -16,14 +16,14 @@ class Augment(Section):
     """Random changes of training samples; each depends on seed, epoch and sample."""
 
     shift: Annotated[int, Field(ge=0)] = 0
-    """Moves an image by up to so many pixels, each way; zeros move in."""
+    """Move an image by up to this many pixels in each direction; zeros fill the gap."""
     crop: Annotated[int, Field(ge=0)] = 0
-    """Cuts the image out of itself with so many pixels mirrored around it."""
+    """Pad an image by this many mirrored pixels on each side, then crop at random."""
     flip: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Probability that left and right are exchanged."""
+    """Probability of a horizontal flip."""
     mixup: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Mixes each sample with another of its micro-batch, in shares from
-    Beta(mixup, mixup); 0: none."""
+    """Mix each sample with another of its micro-batch, in shares from
+    Beta(mixup, mixup); 0: off."""
 
 
 class _Source(Section):
@@ -37,13 +37,13 @@ class MnistData(_Source):
 
     source: Literal["mnist"] = "mnist"
     train_samples: Count | None = None
-    """Train on only the first so many images; all by default."""
+    """Train on this many images, the first ones; by default on all."""
     validation: Annotated[int, Field(ge=0, lt=60_000)] = 5_000
-    """How many of the last training images are held out for validation."""
+    """Training images, the last ones, that are held out for validation."""
 
 
 class TextData(Section):
-    """The characters of a text, to predict each from those before it."""
+    """The characters of a text; each is predicted from those before it."""
 
     source: Literal["text"] = "text"
     path: str
@@ -53,49 +53,49 @@ class TextData(Section):
     context: Count = 128
     """Characters of a sample."""
     lines: bool = False
-    """Every line is a sample, padded to `context`, and a longer one several; instead of
-    windows of the whole text."""
+    """Make every line a sample, padded to `context` (a longer line several), instead of
+    cutting the whole text into windows."""
     held_out: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
-    """The share at the end that is the test split; the same before it: validation."""
+    """Share at the end of the text for the test; as much before it for validation."""
 
-    unsaid = frozenset({"lines"})
+    omit_if_default = frozenset({"lines"})
 
 
 class Divided(_Source):
-    """A source of which shares are held out."""
+    """A source without given splits, of which shares are held out."""
 
     validation: Fraction = 0.1
-    """Share of the training samples held out for validation, if none are given."""
+    """Share of the samples held out for validation, if the source has none."""
     test: Fraction = 0.1
-    """The same for the test."""
+    """Share of the samples held out for the test, if the source has none."""
     split_seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    """Draws these: not the seed of the recipe, so that all seeds share one test."""
+    """Seed of this division: not the recipe's, so that all seeds share one test."""
 
 
 class _Arrays(Divided):
     task: Task | None = None
-    """By default what the targets look like."""
+    """By default inferred from the targets."""
     outputs: Count | None = None
-    """Classes or different tokens; by default the largest in `train`, plus one."""
+    """Number of classes or of tokens; by default the largest in `train`, plus one."""
 
 
 class CustomData(_Arrays):
-    """Samples of your own: what a function returns; see docs/own-code.md."""
+    """Your own samples, which a function returns; see docs/own-code.md."""
 
     source: Literal["custom"] = "custom"
     load: Dotted
-    """`module:function`; or `sha256:...`, which only a Python caller can give."""
+    """`module:function`; or `sha256:...` for an object given in Python."""
     arguments: Arguments = Field(default_factory=dict)
-    """Passed to the function by name."""
+    """Keyword arguments for the function."""
 
 
 class IdxData(Divided):
-    """A directory with the four files of MNIST and its likes, perhaps packed (.gz)."""
+    """A directory with the four files of MNIST and its likes, perhaps gzipped."""
 
     source: Literal["idx"] = "idx"
     path: str
-    """With train-images-idx3-ubyte, train-labels-idx1-ubyte, and for the test the same
-    with t10k."""
+    """The directory: train-images-idx3-ubyte, train-labels-idx1-ubyte, and for the test
+    the same with t10k."""
 
 
 class FashionData(Divided):
@@ -103,7 +103,7 @@ class FashionData(Divided):
 
     source: Literal["fashion-mnist"] = "fashion-mnist"
     path: str | None = None
-    """Where its four files are; by default where Debian's package puts them."""
+    """Directory of its four files; by default that of Debian's package."""
 
 
 class NpzData(_Arrays):
@@ -113,7 +113,7 @@ class NpzData(_Arrays):
     path: str
     """The file."""
     channels_last: bool = False
-    """Images are [n, height, width, channels]."""
+    """Whether images are [n, height, width, channels]."""
 
 
 class NpyData(_Arrays):
@@ -121,15 +121,15 @@ class NpyData(_Arrays):
 
     source: Literal["npy"] = "npy"
     inputs: str
-    """[n, ...]: of the training samples, or of all."""
+    """File of the inputs [n, ...] of the training samples, or of all."""
     targets: str
-    """[n] or [n, ...]"""
+    """File of the targets [n] or [n, ...]."""
     test_inputs: str | None = None
-    """The same of the test; both or none."""
+    """File of the test's inputs; needs `test_targets`."""
     test_targets: str | None = None
-    """The same of the test."""
+    """File of the test's targets; needs `test_inputs`."""
     channels_last: bool = False
-    """Images are [n, height, width, channels]."""
+    """Whether images are [n, height, width, channels]."""
 
     @model_validator(mode="after")
     def _test_is_a_pair(self) -> Self:
@@ -143,33 +143,33 @@ class ImageData(Divided):
 
     source: Literal["images"] = "images"
     path: str
-    """The folder; the names of the folders in it, sorted, are the classes."""
+    """The folder; its subfolders, sorted by name, are the classes."""
     test_path: str | None = None
-    """A folder like that for the test."""
+    """A folder of the same kind for the test."""
     size: Count = 32
-    """Width and height: images are scaled, and what then overlaps is cut off."""
+    """Width and height: images are scaled and cropped to a square."""
     channels: Literal[1, 3] = 3
-    """Grey or RGB."""
+    """1: greyscale, 3: RGB."""
     skip_bad: bool = False
-    """Go on without images that cannot be read; they are counted in the result."""
+    """Skip images that cannot be read; their number is in the result."""
 
 
 class TableData(Divided):
-    """A table, CSV or Parquet, of which one column is to be predicted."""
+    """A table, CSV or Parquet, of which one column is predicted."""
 
     source: Literal["table"] = "table"
     path: str
-    """A file that ends with .csv or .parquet."""
+    """A .csv or .parquet file."""
     test_path: str | None = None
-    """A table like that for the test."""
+    """A table of the same kind for the test."""
     target: str
     """The column to predict."""
     ignore: tuple[str, ...] = Field((), strict=False)
     """Columns to leave out."""
     task: Literal["classification", "regression"] | None = None
-    """By default regression if the target has fractions, else classification."""
+    """By default regression if the target is a column of floats."""
     missing: Literal["error", "mean"] = "error"
-    """What stands for a missing value: nothing, or the training samples' mean."""
+    """Refuse missing values, or replace them by the training samples' mean."""
 
 
 DataRecipe = Annotated[

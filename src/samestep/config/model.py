@@ -1,7 +1,6 @@
-"""The sections of a recipe that are the model and the loss.
+"""The sections `[model]` and `[loss]` of a recipe, and what all sections share.
 
 A field that does not belong to the chosen kind of section is an error, never ignored.
-See also data_sections.py, optimizer_sections.py and training_sections.py.
 """
 
 from collections.abc import Callable
@@ -25,17 +24,22 @@ Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Dotted = Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")]
-"""Code of the user's own: `module:function`."""
+"""User code: `module:function`."""
 Arguments = dict[str, JsonValue]
 
 
 def kind(tag: str, default: str) -> Callable[[Any], str]:
-    """Which kind a section is, if it does not say so."""
-    return lambda given: str(
-        given.get(tag, default)
-        if isinstance(given, dict)
-        else getattr(given, tag, default)
-    )
+    """Return a function for pydantic that finds the kind of a section by its `tag`.
+
+    pydantic's own `discriminator=tag` knows no default for sections without one.
+    """
+
+    def kind_of(section: Any) -> str:
+        if isinstance(section, dict):
+            return str(section.get(tag, default))
+        return str(getattr(section, tag, default))
+
+    return kind_of
 
 
 class Section(BaseModel):
@@ -49,36 +53,36 @@ class Section(BaseModel):
         use_attribute_docstrings=True,
     )
 
-    unsaid: ClassVar[frozenset[str]] = frozenset()
-    """Fields that are left out at their defaults: recipes from before them keep their
-    digests."""
+    omit_if_default: ClassVar[frozenset[str]] = frozenset()
+    """Later fields, left out where they have their defaults: so older recipes keep
+    their digests."""
 
     @model_serializer(mode="wrap")
-    def _without_unsaid(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _serialize(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         fields: dict[str, Any] = handler(self)
         known = type(self).model_fields
-        for name in self.unsaid & fields.keys():
+        for name in self.omit_if_default & fields.keys():
             if getattr(self, name) == known[name].default:
                 del fields[name]
         return fields
 
 
 class CustomModel(Section):
-    """A network of your own: what a function returns; see docs/own-code.md."""
+    """Your own network, which a function returns; see docs/own-code.md."""
 
     family: Literal["custom"] = "custom"
     build: Dotted
-    """`module:function`; or `sha256:...`, which only a Python caller can give."""
+    """`module:function`; or `sha256:...` for an object given in Python."""
     arguments: Arguments = {}
-    """Passed to the function by name."""
+    """Keyword arguments for the function."""
 
 
 class CustomLoss(Section):
-    """A loss of your own: a function of outputs and targets."""
+    """Your own loss: a function of outputs and targets."""
 
     name: Literal["custom"] = "custom"
     function: Dotted
-    """`module:function`; or `sha256:...`, which only a Python caller can give."""
+    """`module:function`; or `sha256:...` for an object given in Python."""
 
 
 class MlpModel(Section):
@@ -98,13 +102,13 @@ class CnnModel(Section):
 
     family: Literal["cnn"] = "cnn"
     channels: tuple[Count, ...] = Field((24, 32), strict=False, min_length=1)
-    """Of each convolution; each is followed by a max-pooling over 2 x 2."""
+    """Output channels of each convolution; a 2 x 2 max-pooling follows each."""
     kernels: tuple[Count, ...] = Field((5, 3), strict=False)
-    """Their sizes."""
+    """Kernel size of each convolution."""
     hidden: tuple[Count, ...] = Field((256,), strict=False)
     """Widths of the fully connected hidden layers."""
     dropout: Fraction = 0.0
-    """Probability that an activation of these is dropped in training."""
+    """Probability that an activation of these layers is dropped in training."""
     norm: Literal["none", "batch"] = "none"
     """Normalisation after each pooling."""
 
@@ -123,9 +127,9 @@ class ResnetModel(Section):
 
     family: Literal["resnet"] = "resnet"
     channels: tuple[Count, ...] = Field((16, 32, 64), strict=False, min_length=1)
-    """Of each stage; every stage but the first halves height and width."""
+    """Channels of each stage; every stage but the first halves height and width."""
     blocks: Count = 1
-    """Of each stage, two convolutions each."""
+    """Blocks of each stage, of two convolutions each."""
 
 
 class RnnModel(Section):
@@ -133,11 +137,11 @@ class RnnModel(Section):
 
     family: Literal["rnn"] = "rnn"
     cell: Literal["lstm", "gru"] = "lstm"
-    """Hochreiter and Schmidhuber 1997, or Cho et al. 2014."""
+    """LSTM (Hochreiter and Schmidhuber 1997) or GRU (Cho et al. 2014)."""
     hidden: Count = 128
     """Width of the state."""
     layers: Count = 1
-    """Recurrent layers, each over the states of the one before."""
+    """Recurrent layers, stacked."""
 
 
 def _heads_share_the_width(model: Any) -> Any:
@@ -154,44 +158,44 @@ class VitModel(Section):
 
     family: Literal["vit"] = "vit"
     patch: Count = 7
-    """Side of a square patch; what is left at the margins is not seen."""
+    """Side of a square patch; pixels that fill no patch are ignored."""
     width: Count = 64
-    """Values of a token."""
+    """Size of a token's embedding."""
     depth: Count = 4
-    """Blocks."""
+    """Number of transformer blocks."""
     heads: Count = 4
-    """Of attention, which share the width."""
+    """Attention heads, which share the width."""
     dropout: Fraction = 0.0
-    """Probability that a value is dropped before it is added to its token."""
+    """Dropout probability before each residual connection."""
 
     _heads = model_validator(mode="after")(_heads_share_the_width)
 
 
 class TransformerModel(Section):
-    """A decoder: transformer blocks whose tokens see only those before them."""
+    """A decoder-only transformer, with causal attention."""
 
     family: Literal["transformer"] = "transformer"
     width: Count = 128
-    """Values of a token."""
+    """Size of a token's embedding."""
     depth: Count = 3
-    """Blocks."""
+    """Number of transformer blocks."""
     heads: Count = 4
-    """Of attention, which share the width."""
+    """Attention heads, which share the width."""
     dropout: Fraction = 0.0
-    """Probability that a value is dropped before it is added to its token."""
+    """Dropout probability before each residual connection."""
 
     _heads = model_validator(mode="after")(_heads_share_the_width)
 
 
 class CrossEntropy(Section):
-    """Of classes, or of the next token."""
+    """Cross-entropy of classes, or of the next token."""
 
     name: Literal["cross-entropy"] = "cross-entropy"
     label_smoothing: Fraction = 0.0
-    """Share of the target spread evenly over all classes."""
+    """Share of the target that is spread evenly over all classes."""
     ignore_index: int | None = None
-    """Targets of this number, such as -100 for padding, count neither in the loss nor
-    in what it is divided by."""
+    """Targets with this value, such as -100 for padding, count neither in the loss nor
+    in the number that it is divided by."""
 
 
 class SquaredError(Section):

@@ -1,4 +1,4 @@
-"""The sections of a recipe that say how the weights change: optimizer and schedule."""
+"""The sections `[optimizer]` and `[schedule]` of a recipe."""
 
 import re
 from typing import Annotated, Literal, Self
@@ -21,31 +21,31 @@ Pattern = Annotated[str, Field(min_length=1), AfterValidator(_compiles)]
 
 
 class ParameterGroup(Section):
-    """Parameters that are updated differently from the others."""
+    """Parameters with their own learning rate or weight decay: a param group."""
 
     match: Pattern
-    """Regular expression searched in the names; the first group that matches counts."""
+    """Regular expression, searched in the names; the first group that matches wins."""
     lr_factor: Positive = 1.0
-    """Times the learning rate; to keep them as they are, `freeze` them."""
+    """Factor of the learning rate; to train them not at all, `freeze` them."""
     weight_decay: NonNegative | None = None
-    """Instead of the optimizer's."""
+    """Replaces the optimizer's `weight_decay`."""
 
 
 class _OptimizerSection(Section):
     lr: Positive
-    """Learning rate at factor 1 of the schedule."""
+    """Learning rate, which the schedule multiplies."""
     weight_decay: NonNegative = 0.0
     """L2 penalty added to the gradient; for adamw, decoupled decay."""
     max_grad_norm: Positive | None = None
     """Scale the gradient down to this global L2 norm if it is larger."""
     decay_norms_and_biases: bool = True
-    """Whether `weight_decay` holds for parameters of one dimension, too."""
+    """Whether `weight_decay` applies to parameters of one dimension, too."""
     groups: Annotated[tuple[ParameterGroup, ...], Field(min_length=1)] | None = Field(
         None, strict=False
     )
-    """Parameters with other learning rates or decays: `[[optimizer.groups]]`."""
+    """Param groups, `[[optimizer.groups]]`."""
 
-    unsaid = frozenset({"decay_norms_and_biases"})
+    omit_if_default = frozenset({"decay_norms_and_biases"})
 
 
 class SgdRecipe(_OptimizerSection):
@@ -55,7 +55,7 @@ class SgdRecipe(_OptimizerSection):
     momentum: Fraction = 0.0
     """Decay rate of the running sum of gradients."""
     nesterov: bool = False
-    """Whether the momentum looks one step ahead (Nesterov 1983)."""
+    """Whether to use Nesterov momentum (Nesterov 1983)."""
 
     @model_validator(mode="after")
     def _nesterov_needs_momentum(self) -> Self:
@@ -88,44 +88,44 @@ class MuonRecipe(_AdamSection):
 
     name: Literal["muon"] = "muon"
     adamw_lr: Positive = 0.001
-    """Learning rate of AdamW at factor 1 of the schedule; `lr` is that of Muon."""
+    """Learning rate of AdamW, which the schedule multiplies; `lr` is that of Muon."""
     momentum: Fraction = 0.95
-    """Of the matrices; `betas` and `eps` are those of AdamW."""
+    """Momentum of Muon; `betas` and `eps` are those of AdamW."""
     nesterov: bool = True
-    """Whether the momentum looks one step ahead."""
+    """Whether Muon uses Nesterov momentum."""
     ns_steps: Annotated[int, Field(ge=1, lt=100)] = 5
-    """Newton-Schulz iterations that make an update orthogonal."""
+    """Newton-Schulz iterations that orthogonalize an update."""
     adjust_lr: Literal["original", "match_rms_adamw"] = "original"
     """How the learning rate depends on a matrix's shape: see `samestep.optim.muon`."""
     matrices: Annotated[tuple[Pattern, ...], Field(min_length=1)] | None = Field(
         None, strict=False
     )
-    """Regular expressions: which ones are for Muon, if not the usual hidden ones."""
+    """Regular expressions: matrices for Muon; by default the hidden ones."""
 
 
 class _ScheduleSection(Section):
     warmup_epochs: NonNegative = 0.0
-    """The learning rate rises linearly from zero during so many epochs."""
+    """Epochs in which the learning rate first rises linearly from zero."""
 
 
 class ConstantLR(_ScheduleSection):
-    """The same learning rate throughout."""
+    """A constant learning rate."""
 
     name: Literal["constant"] = "constant"
 
 
 class StepLR(_ScheduleSection):
-    """Multiplied by `factor` after every `every_epochs` epochs."""
+    """A learning rate that is multiplied by `factor` every `every_epochs` epochs."""
 
     name: Literal["step"] = "step"
     every_epochs: Count
-    """Between two changes."""
+    """Epochs between two changes."""
     factor: Positive
-    """Of the learning rate."""
+    """Factor of each change."""
 
 
 class CosineLR(_ScheduleSection):
-    """Down to the share `final` along half a cosine."""
+    """A learning rate that falls along half a cosine to `final` times `lr`."""
 
     name: Literal["cosine"] = "cosine"
     final: NonNegative = 0.0
@@ -133,13 +133,13 @@ class CosineLR(_ScheduleSection):
 
 
 class OneCycleLR(_ScheduleSection):
-    """Up from the share `start`, then down to the share `final`."""
+    """A learning rate that rises from `start` to `lr`, then falls to `final`."""
 
     name: Literal["one-cycle"] = "one-cycle"
     rise: Fraction = 0.3
-    """The share of all steps in which the learning rate rises."""
+    """Share of all steps in which the learning rate rises."""
     start: NonNegative = 0.04
-    """Share of `lr` in the beginning."""
+    """Share of `lr` at the beginning."""
     final: NonNegative = 0.0001
     """Share of `lr` at the end."""
 

@@ -1,4 +1,4 @@
-"""The placement: everything about a training that must not change its result."""
+"""The placement: everything about a training that does not change its result."""
 
 import os
 import sys
@@ -20,50 +20,49 @@ RENAMED = {"evict_slower_than": "drop_stragglers_below"}
 
 
 class Placement(BaseModel):
-    """Where and with what a recipe is trained."""
+    """Where and how a recipe is trained: changes the time, never the result."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True
     )
 
     workers: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    """Processes that compute gradients; auto: the physical cores that may be used."""
+    """Processes that compute gradients; auto: one for each usable physical core."""
     device: Literal["cpu", "auto", "cuda"] = "cpu"
-    """What the workers compute on; auto: GPUs if there are any. A GPU has other bits
-    than a CPU, as another type of CPU has: so it is only used if asked for."""
+    """What the workers compute on; auto: GPUs if there are any. A GPU gives other bits
+    than a CPU, so it is only used on request."""
     exchange: Literal["auto", "shared", "gloo", "nccl"] = "auto"
     """How the workers' partial gradients become one sum; auto: shared if possible, nccl
     between GPUs."""
     hang_timeout: Annotated[float, Field(gt=0)] = 60.0
-    """Seconds after which a worker that others wait for counts as hung; they count from
-    the first step on."""
+    """Seconds after which a worker that others wait for counts as hung, from the first
+    step on."""
     start_timeout: Annotated[float, Field(gt=0)] = 1800.0
-    """The same for each part of what comes before the first step: to load the data, to
-    build the model, to compile it. A worker that is stopped by a signal is noticed
+    """Seconds for each part of the work before the first step: to load the data, to
+    build the model, to compile it. A worker that is stopped by a signal counts as hung
     after `hang_timeout` there, too."""
     balance: Literal["auto", "off", "random"] | Counts = "auto"
-    """Who owns how many micro-batches: by measured speed (auto), evenly (off), as given
-    for each worker, or another ownership at every step (random: to show that it does
-    not matter)."""
+    """How micro-batches are divided: by measured speed (auto), evenly (off), in given
+    numbers for each worker, or differently at every step (random: for tests)."""
     drop_stragglers_below: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Go on without a worker that is slower than this share of the others' median."""
+    """Drop a worker that is slower than this fraction of the others' median speed."""
     min_workers: Annotated[int, Field(ge=1)] | None = None
     """After a failure, go on with as few as this if the machine has lost cores or
     memory; by default never with fewer."""
     max_restarts: Annotated[int, Field(ge=0)] = 3
-    """How often to start again without getting further in between."""
+    """Restarts in a row without any progress in between."""
     checkpoint_seconds: Annotated[float, Field(ge=0)] = 30.0
-    """Between two checkpoints on disk, besides those at the end of an epoch."""
+    """Seconds between checkpoints on disk, besides those at the end of an epoch."""
     snapshot_seconds: Annotated[float, Field(ge=0)] = 0.5
-    """Between two snapshots in memory; 0: none, and no checkpoint but the last."""
+    """Seconds between snapshots in memory; 0: none, and only a final checkpoint."""
     prefetch: Literal["auto", "off"] = "auto"
-    """Whether each worker gets a helper that draws its samples ahead of time, if that
+    """Whether a process for each worker draws its samples ahead of time, if drawing
     takes more than a tenth of a step."""
     probe: bool = True
-    """Whether trainings with own code are probed: at the start and after each epoch,
-    one micro-batch is computed again, by every worker and by another process."""
+    """Whether to check that user code is reproducible: at the start and after each
+    epoch, every worker and another process compute one micro-batch again."""
     profile: Annotated[int, Field(ge=0, le=1000)] = 0
-    """Steps of which every phase of every worker is written to trace.json."""
+    """Steps whose phases, for every worker, are written to trace.json."""
     tensorboard: bool | None = None
     """Write TensorBoard events into the run directory; None: if tensorboardX is
     installed."""
@@ -81,16 +80,16 @@ class Placement(BaseModel):
 
     @property
     def num_workers(self) -> int:
-        """Of a resolved placement."""
+        """The number of workers of a resolved placement."""
         assert isinstance(self.workers, int)
         return self.workers
 
     def resolve(
         self, micro_batches: int | None, gpus: Callable[[], Gpus] = Gpus
     ) -> tuple["Placement", str]:
-        """Every `auto` replaced by what was chosen, and the reason in words.
+        """Return the placement with a choice for every `auto`, and the reason in words.
 
-        At most `micro_batches` workers can share them; None: any number will do.
+        At most `micro_batches` workers can share the work; None: there is no limit.
         `gpus` is only called if a GPU may be used. Raises PlacementError.
         """
         most = micro_batches or sys.maxsize
@@ -125,17 +124,17 @@ class Placement(BaseModel):
         return is_installed if self.tensorboard is None else self.tensorboard
 
     def _resolve_device(self, gpus: Callable[[], Gpus]) -> tuple[str, int, str]:
-        """The device, how many workers it has room for, and what limits them."""
-        found = Gpus() if self.device == "cpu" else gpus()
-        if self.device == "cuda" and not found.names:
+        """Return the device, its number of workers, and what limits that number."""
+        available = Gpus() if self.device == "cpu" else gpus()
+        if self.device == "cuda" and not available.names:
             raise PlacementError(
-                f"`--device cuda` needs a GPU that PyTorch can use: {found.why}. "
+                f"`--device cuda` needs a GPU that PyTorch can use: {available.why}. "
                 "Install a driver and PyTorch with CUDA, or use `--device cpu`."
             )
-        if not found.names:
+        if not available.names:
             return "cpu", *machine.usable_cores()
-        _check_gpus(found.names, self.workers)
-        return "cuda", len(found.names), "the GPUs that PyTorch sees"
+        _check_gpus(available.names, self.workers)
+        return "cuda", len(available.names), "the GPUs that PyTorch sees"
 
     def _resolve_exchange(self, device: str) -> tuple[str, str]:
         if device == "cuda":

@@ -39,51 +39,51 @@ from samestep.system import untrusted_files
 Precision = Literal["float32", "bf16", "float64"]
 BUILT_IN = resources.files("samestep") / "recipes"
 MOST_BYTES = 1 << 20
-"""Of a recipe."""
+"""Size of a recipe file."""
 MOST_SHOWN = 200
-"""Letters of a value in a message."""
+"""Characters of a value in a message."""
 
 
 class Recipe(Section):
-    """Two trainings with equal recipes end with equal bits."""
+    """Everything that determines the result: equal recipes give equal bits."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
-    """Appears in paths: letters, digits, dots, dashes and underscores."""
+    """Used in paths: letters, digits, dots, dashes and underscores."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    """Of initial weights, order, dropout and augmentation."""
+    """Seed of the initial weights, the order of samples, dropout and augmentation."""
     epochs: Count
     """Passes over the training samples."""
     global_batch: Count
-    """Samples of one optimizer step, whatever the number of workers."""
+    """Samples of one optimizer step, at any number of workers."""
     micro_batches: Count
-    """Pieces of a global batch; at most so many workers can share the work."""
+    """Micro-batches of a global batch; at most this many workers can share them."""
     evaluation_batch: Count = 250
-    """Samples evaluated at once."""
+    """Samples that are evaluated at once."""
     threads: Count = 1
-    """Intra-op threads of each worker: they change the bits."""
+    """Intra-op threads of each worker; another number gives other bits."""
     precision: Precision = "float32"
-    """`float64`: of everything; `bf16`: of products, where the processor has it."""
+    """`float64`: of everything; `bf16`: of products, if the processor supports it."""
     compile: bool = False
-    """Use torch.compile in training; needs a C++ compiler, and other bits result."""
+    """Use torch.compile in training; needs a C++ compiler and gives other bits."""
     compression: Literal["none", "bf16", "fp16"] = "none"
-    """The type that partial gradients are rounded to, to exchange half the bytes."""
+    """Round partial gradients to this type, to exchange half as many bytes."""
     data: DataRecipe = MnistData()
     model: ModelRecipe = MlpModel()
     loss: LossRecipe = CrossEntropy()
     optimizer: OptimizerRecipe
     schedule: ScheduleRecipe = ConstantLR()
     init: InitRecipe | None = None
-    """Begin with given weights instead of random ones."""
+    """Start from given weights instead of random ones."""
     freeze: Annotated[tuple[Pattern, ...], Field(min_length=1)] | None = Field(
         None, strict=False
     )
-    """Regular expressions: parameters in whose names one is found are not trained."""
+    """Regular expressions, searched in the names: parameters that are not trained."""
     ema: EmaRecipe | None = None
-    """Evaluate and keep a moving average of the weights."""
+    """Evaluate and save a moving average of the weights."""
     early_stopping: EarlyStoppingRecipe | None = None
-    """End early once the validation stops improving."""
+    """End the training once the validation stops improving."""
 
-    unsaid = frozenset({"compile", "compression"})
+    omit_if_default = frozenset({"compile", "compression"})
 
     @model_validator(mode="after")
     def _stopping_needs_validation(self) -> Self:
@@ -145,11 +145,11 @@ class Recipe(Section):
         return self
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values; fields that are not set are left out."""
+        """Return the fields as JSON values; those that are not set are left out."""
         return self.model_dump(mode="json", exclude_none=True)
 
     def to_toml(self) -> str:
-        """Every field that counts: `load` gives back an equal recipe."""
+        """Return all fields as TOML, of which `load` makes an equal recipe."""
         return tomli_w.dumps(self.to_dict())
 
     @property
@@ -164,10 +164,10 @@ class Recipe(Section):
         return hashlib.sha256(text.encode()).hexdigest()
 
     def changed(self, overrides: Mapping[str, Any]) -> "Recipe":
-        """Other values for some fields, by dotted name. Raises RecipeError.
+        """Return a recipe with other values for some fields, by dotted name.
 
-        Another kind of a section, such as `optimizer.name`, takes over those of its
-        values that it knows as well.
+        A section of another kind, as by `optimizer.name`, keeps the values of fields
+        that both kinds have. Raises RecipeError.
         """
         overrides = rename(overrides, warn=True)
         return Recipe.from_dict(_overridden(self.to_dict(), overrides))
@@ -218,7 +218,7 @@ class Recipe(Section):
 
 
 def built_in_recipes() -> list[str]:
-    """The names of the recipes in the package, sorted."""
+    """Return the names of the recipes in the package, sorted."""
     return sorted(
         entry.name.removesuffix(".toml")
         for entry in BUILT_IN.iterdir()
@@ -227,7 +227,10 @@ def built_in_recipes() -> list[str]:
 
 
 def parse_override(text: str) -> tuple[str, Any]:
-    """`a.b=value`, the value as in TOML; a word that is no TOML value is a string."""
+    """Split `a.b=value`; the value is TOML, or a string if it is not valid TOML.
+
+    Raises RecipeError.
+    """
     dotted, equals, value = text.partition("=")
     if not equals or not dotted.strip():
         raise RecipeError(
@@ -259,7 +262,7 @@ def _read(name_or_path: str | Path) -> tuple[str, str]:
 
 
 def _overridden(fields: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """In place; `overrides` by dotted name."""
+    """Override fields by dotted name, in place, and return them."""
     for section, tag in _TAGS.items():
         kind = overrides.get(f"{section}.{tag}")
         if isinstance(fields.get(section), dict) and kind in _SECTIONS[section]:
@@ -269,12 +272,12 @@ def _overridden(fields: dict[str, Any], overrides: Mapping[str, Any]) -> dict[st
     return fields
 
 
-def _of_kind(given: dict[str, Any], section: str, kind: str) -> dict[str, Any]:
-    """What a section of another kind takes over: values that mean the same there."""
+def _of_kind(values: dict[str, Any], section: str, kind: str) -> dict[str, Any]:
+    """Return the values of a section that mean the same in another kind of it."""
     options, tag = _SECTIONS[section], _TAGS[section]
-    old = given.get(tag, next(iter(options)))
+    old = values.get(tag, next(iter(options)))
     if old == kind or old not in options:
-        return given
+        return values
     before, after = options[old].model_fields, options[kind].model_fields
 
     def stays(name: str, value: Any) -> bool:
@@ -282,9 +285,10 @@ def _of_kind(given: dict[str, Any], section: str, kind: str) -> dict[str, Any]:
             return False
         one, other = before[name], after[name]
         is_same = (one.annotation, one.metadata) == (other.annotation, other.metadata)
+        # A default gives way to the default of the other kind.
         return is_same and value != one.get_default(call_default_factory=True)
 
-    return {name: value for name, value in given.items() if stays(name, value)}
+    return {name: value for name, value in values.items() if stays(name, value)}
 
 
 def _override(fields: dict[str, Any], dotted: str, value: Any) -> None:
@@ -327,25 +331,26 @@ def _shown(value: Any) -> str:
 
 
 def _explain_kind(section: str, detail: dict[str, Any]) -> str:
-    """A section of a kind that does not exist, or that is not said."""
-    tag, kinds = (
-        _TAGS[section],
-        [kind for kind in _SECTIONS[section] if kind != "custom"],
-    )
-    own = ""
+    """Explain that the kind of a section is missing or unknown."""
+    tag = _TAGS[section]
+    kinds = [kind for kind in _SECTIONS[section] if kind != "custom"]
+    custom = ""
     if "custom" in _SECTIONS[section]:
-        own = f"; or name your own, `--{section} module:function`"
+        custom = f"; or name your own, `--{section} module:function`"
+    name, options = f"`{section}.{tag}`", f"one of {', '.join(kinds)}{custom}"
     received = detail.get("ctx", {}).get("tag")
     if received is None:
-        return f"`{section}.{tag}` is missing; it is one of {', '.join(kinds)}{own}."
-    return (
-        f"`{section}.{tag}` is one of {', '.join(kinds)}{own}; received `{received}`."
-        f"{did_you_mean(str(received), kinds)}"
-    )
+        return f"{name} is missing; it is {options}."
+    hint = did_you_mean(str(received), kinds)
+    return f"{name} is {options}; received `{received}`.{hint}"
 
 
 def _fields_at(location: tuple[str | int, ...]) -> tuple[list[str], list[str]]:
-    """The dotted path without the union's tags, and the fields beside its last name."""
+    """Return pydantic's location of an error as a path in the recipe.
+
+    Returns also the known fields where the path ends. pydantic puts the tags of unions
+    into the location, which are no fields.
+    """
     path: list[str] = []
     known: list[str] = list(Recipe.model_fields)
     options: dict[str, type[Section]] = {}
@@ -364,7 +369,7 @@ def _fields_at(location: tuple[str | int, ...]) -> tuple[list[str], list[str]]:
 
 
 def _tagged(tag: str, union: Any) -> dict[str, type[Section]]:
-    """The kinds of a section by the value of their tag."""
+    """Return the kinds of a section by the value of their tag."""
     options = [union]
     while any(get_args(option) for option in options):
         options = [part for option in options for part in get_args(option) or [option]]
@@ -379,7 +384,7 @@ _TAGS = {
     "optimizer": "name",
     "schedule": "name",
 }
-"""The field that says of which kind a section is."""
+"""The field of each section that names its kind."""
 _SECTIONS: dict[str, dict[str, type[Section]]] = {
     "data": _tagged(_TAGS["data"], DataRecipe),
     "model": _tagged(_TAGS["model"], ModelRecipe),

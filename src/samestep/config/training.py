@@ -1,7 +1,4 @@
-"""The optional sections of a recipe: what surrounds the plain training.
-
-None of them is there unless it is written.
-"""
+"""The optional sections of a recipe: `[init]`, `[ema]` and `[early_stopping]`."""
 
 from typing import Annotated, Literal
 
@@ -19,20 +16,20 @@ class EmaRecipe(Section):
     """
 
     decay: Annotated[float, Field(gt=0, lt=1)] = 0.999
-    """It looks back about 1 / (1 - decay) steps."""
+    """Averages over about 1 / (1 - decay) steps."""
 
 
 class InitRecipe(Section):
-    """The weights before the first step, from a file; their names and shapes fit."""
+    """Initial weights from a file, with the names and shapes of the model's."""
 
     weights: Annotated[str, Field(min_length=1)]
-    """`.safetensors`, a `state_dict` in `.pt` or `.pth`, or a run's directory."""
+    """A `.safetensors` file, a `state_dict` in `.pt` or `.pth`, or a run directory."""
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
-    """Of the file, which decides the result; added when the training starts."""
+    """SHA-256 of the file, since it decides the result; added when training starts."""
     reinit: Annotated[tuple[Pattern, ...], Field(min_length=1)] | None = Field(
         None, strict=False
     )
-    """Regular expressions: what matches is not taken from the file, such as a head."""
+    """Regular expressions: parameters to initialize at random, such as a new head."""
 
 
 Measured = Literal[
@@ -41,16 +38,16 @@ Measured = Literal[
 
 
 class EarlyStoppingRecipe(Section):
-    """Early stopping: an end before `epochs` once the validation stops improving.
+    """Ends the training before `epochs` once the validation stops improving.
 
-    The schedule stays laid out over all `epochs`.
+    The learning-rate schedule still spans all `epochs`.
     """
 
     patience: Count = 3
-    """Epochs in a row without an improvement after which the training ends."""
+    """Epochs in a row without an improvement after which training ends."""
     metric: Measured = "validation_loss"
-    """What is to improve: an accuracy upwards, all else downwards."""
+    """The metric to watch: an accuracy should rise, the others fall."""
     min_delta: NonNegative = 0.0
-    """A smaller improvement counts as none."""
+    """Smaller improvements do not count."""
     restore_best: bool = True
-    """Whether the result are the weights of the best epoch rather than the last."""
+    """Whether the result has the weights of the best epoch, not of the last."""

@@ -64,7 +64,7 @@ from samestep.training.build import (
 )
 from samestep.training.components import load_data, load_replay
 from samestep.training.progress import own_metrics
-from samestep.user_code.imports import own_frames
+from samestep.user_code.imports import user_frames
 from samestep.user_code.references import UserCode, names
 from samestep.user_code.transport import Received
 from samestep.verification import threads
@@ -368,7 +368,7 @@ def failure(error: BaseException) -> Failed:
     # These two say what went wrong, so only the user's part of the traceback helps.
     is_explained = isinstance(error, OwnCodeError) or type(error) is TrainingError
     cause = error.__cause__ if is_explained else error
-    own = own_frames(cause) if cause is not None else ""
+    own = user_frames(cause) if cause is not None else ""
     text = own or "".join(traceback.format_exception(error))
     message = str(error) or type(error).__name__
     if isinstance(error, SamestepError):

@@ -1,4 +1,7 @@
-"""What a caller asks for: a recipe, a placement, and objects for the workers."""
+"""Arguments of `samestep train` and `samestep.train`: from them a recipe is made.
+
+Objects that a Python caller gives are packed for the workers.
+"""
 
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -15,36 +18,37 @@ from samestep.user_code.references import NOTHING, Given
 
 
 Part = str | Callable[..., Any] | object
-"""`"module:function"`, a function or class, or what it would return."""
+"""`"module:function"`, a function or class, or the object that it would return."""
 
+# The field that says `custom`, and the one that names the user's function.
 SECTIONS = {
     "model": ("family", "build"),
     "data": ("source", "load"),
     "loss": ("name", "function"),
 }
 RECIPE_OPTIONS = ("epochs", "global_batch", "micro_batches", "seed")
-"""Fields of a recipe that have an option of their own."""
-OWN_DEFAULTS: dict[str, Any] = {
+"""Fields of a recipe that have a command-line option, besides `--set`."""
+USER_CODE_DEFAULTS: dict[str, Any] = {
     "name": "own",
     "epochs": 3,
     "global_batch": 64,
     "micro_batches": 8,
     "optimizer": {"name": "adam", "lr": 0.001},
 }
-"""A recipe for own code when none is named."""
+"""The recipe of user code where none is named."""
 
 
-def named(parts: Mapping[str, str | None]) -> dict[str, Any]:
-    """`model`, `data`, `loss` -> sections of a recipe.
+def sections_of(parts: Mapping[str, str | None]) -> dict[str, Any]:
+    """Return the sections `model`, `data` and `loss` of a recipe, from their names.
 
-    Each is `module:function`, or a kind that is built in, such as `squared-error`.
+    A name is `module:function`, or a built-in kind such as `squared-error`.
     """
     sections = {}
     for part, name in parts.items():
         tag, key = SECTIONS[part]
         if name is not None:
-            is_own = ":" in name
-            sections[part] = {tag: "custom", key: name} if is_own else {tag: name}
+            is_custom = ":" in name
+            sections[part] = {tag: "custom", key: name} if is_custom else {tag: name}
     return sections
 
 
@@ -53,52 +57,55 @@ def recipe_of(
     parts: Mapping[str, str | None],
     fields: Mapping[str, Any],
 ) -> Recipe:
-    """A recipe with own parts and other fields by their (dotted) names.
+    """Return a recipe with other parts, and with other fields by their dotted names.
 
-    Without a base: the default recipe, or with own parts, the defaults for these.
+    Without a base it is the default recipe, or that for user code if there are parts.
     Raises RecipeError.
     """
-    sections = named(parts)
+    sections = sections_of(parts)
     if base is None and sections:
-        base = Recipe.from_dict(OWN_DEFAULTS)
+        base = Recipe.from_dict(USER_CODE_DEFAULTS)
     if not isinstance(base, Recipe):
-        return Recipe.load(base or "mnist-mlp", _kept({}, sections) | dict(fields))
+        return Recipe.load(base or "mnist-mlp", sections | dict(fields))
     if not sections and not fields:
         return base
-    return base.changed(_kept(base.to_dict(), sections) | dict(fields))
+    return base.changed(_with_arguments(base.to_dict(), sections) | dict(fields))
 
 
 def requested(
     recipe: str | None, options: dict[str, Any]
 ) -> tuple[Recipe, dict[str, str]]:
-    """The recipe and the own code of `samestep train`; takes its options out.
+    """Return the recipe of `samestep train`, and the parts that options have named.
 
-    Raises RecipeError.
+    Removes these options from `options`; those of the placement are left. Raises
+    RecipeError.
     """
     fields = {name: options.pop(name) for name in RECIPE_OPTIONS}
     fields["data.skip_bad"] = options.pop("skip_bad") or None
     overrides = dict(map(parse_override, options.pop("assignments")))
     overrides |= {name: v for name, v in fields.items() if v is not None}
-    named = {part: options.pop(part) for part in SECTIONS}
-    parts = {part: name for part, name in named.items() if name is not None}
+    given = {part: options.pop(part) for part in SECTIONS}
+    parts = {part: name for part, name in given.items() if name is not None}
     return recipe_of(recipe, parts, overrides), parts
 
 
-def _kept(before: Mapping[str, Any], sections: Mapping[str, Any]) -> dict[str, Any]:
-    """A part that is named again keeps its arguments."""
-    kept = {}
+def _with_arguments(
+    before: Mapping[str, Any], sections: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the sections with the arguments that a part of the same kind had."""
+    result = {}
     for part, section in sections.items():
         tag = SECTIONS[part][0]
         old = before.get(part, {})
-        kept[part] = {**old, **section} if old.get(tag) == section[tag] else section
-    return kept
+        result[part] = {**old, **section} if old.get(tag) == section[tag] else section
+    return result
 
 
 @contextmanager
 def packed(parts: Mapping[str, Part | None]) -> Iterator[tuple[dict[str, str], Given]]:
-    """Names for all parts, and the objects among them on their way to the workers.
+    """Give all parts names, and pack the objects among them for the workers.
 
-    Raises OwnCodeError.
+    The memory of the objects is released when the context ends. Raises OwnCodeError.
     """
     names = {part: each for part, each in parts.items() if isinstance(each, str)}
     objects = {
@@ -111,9 +118,9 @@ def packed(parts: Mapping[str, Part | None]) -> Iterator[tuple[dict[str, str], G
         return
     from samestep.user_code import transport
 
-    parcels = {part: transport.pack(each, part) for part, each in objects.items()}
-    names |= {part: parcel.name for part, parcel in parcels.items()}
-    fd, index = transport.fill(list(parcels.values()))
+    packed = {part: transport.pack(each, part) for part, each in objects.items()}
+    names |= {part: each.name for part, each in packed.items()}
+    fd, index = transport.fill(list(packed.values()))
     try:
         extents = {name: [list(each) for each in index[name]] for name in index}
         yield names, Given(extents, {"objects": fd})
@@ -122,9 +129,10 @@ def packed(parts: Mapping[str, Part | None]) -> Iterator[tuple[dict[str, str], G
 
 
 def split_fields(fields: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Keywords -> fields of the recipe and fields of the placement. Raises RecipeError.
+    """Divide keyword arguments in fields of the recipe and fields of the placement.
 
-    `lr` is short for `optimizer.lr`; two underscores stand for a dot.
+    `lr` is short for `optimizer.lr`; two underscores stand for a dot. Raises
+    RecipeError for a name that neither has.
     """
     placed_names = Placement.model_fields.keys() | RENAMED
     placed = {k: v for k, v in fields.items() if k in placed_names}
@@ -144,5 +152,8 @@ def split_fields(fields: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, A
 
 
 def check_trusted(recipe: Recipe, names: Mapping[str, str]) -> None:
-    """Before anything starts: is the code that the recipe names there, and trusted?"""
+    """Raise unless the code that the recipe names exists and may be run.
+
+    Raises OwnCodeError, UsageError; see `references.check_origin`.
+    """
     references.check_origin(references.names(recipe), names, set(names.values()))

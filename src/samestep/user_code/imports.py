@@ -1,4 +1,4 @@
-"""The user's own code, named `module:function`: where it is, and how it is imported."""
+"""Finds and imports user code that is named `module:function`."""
 
 import contextlib
 import hashlib
@@ -18,12 +18,14 @@ from samestep.errors import UsageError, did_you_mean
 
 
 HERE = str(Path(__file__).parents[1])
+"""The directory of samestep's own code."""
 
 
 def load(name: str, role: str) -> Callable[..., Any]:
-    """The callable that `module:function` names; importing it runs the module's code.
+    """Return the callable that `module:function` names.
 
-    `role` says in messages what it is for, such as `tracker`. Raises UsageError.
+    Importing it runs the module's code. `role`, such as `tracker`, is what messages
+    call it. Raises UsageError.
     """
     module_name, _, function = name.partition(":")
     if not module_name or not function:
@@ -33,72 +35,75 @@ def load(name: str, role: str) -> Callable[..., Any]:
             f"`{example}` in mine.py; received `{name}`."
         )
     module = _import(module_name, role)
-    found: Any = module
+    value: Any = module
     for part in function.split("."):
-        found = getattr(found, part, None)
-    if not callable(found):
+        value = getattr(value, part, None)
+    if not callable(value):
         known = [key for key, value in vars(module).items() if callable(value)]
         raise UsageError(
             f"A {role} must be callable, and `{module_name}` ({module.__file__}) has "
             f"no function `{function}`.{did_you_mean(function, known)}"
         )
-    loaded: Callable[..., Any] = found
+    loaded: Callable[..., Any] = value
     return loaded
 
 
 def search_path() -> list[str]:
-    """Where modules are looked for; the current directory last.
+    """Return the directories where modules are looked for.
 
-    So no file there takes the place of a library.
+    The current directory comes last, so that no file there replaces a library.
     """
     here = os.getcwd()  # noqa: PTH109  as in sys.path
     return [*(each for each in sys.path if each not in ("", here)), here]
 
 
 def source_of(name: str, role: str) -> Path:
-    """The file of the module in `module:function`; no code runs. Raises UsageError."""
-    places: Sequence[str] = search_path()
-    so_far: list[str] = []
-    found = None
+    """Return the file of the module in `module:function`, without running any code.
+
+    `importlib.util.find_spec` would import the packages around it. Raises UsageError.
+    """
+    directories: Sequence[str] = search_path()
+    parents: list[str] = []
+    spec = None
     for part in name.partition(":")[0].split("."):
-        so_far.append(part)
-        found = PathFinder.find_spec(".".join(so_far), places)
-        if found is None:
-            raise _missing(".".join(so_far), role, places)
-        places = list(found.submodule_search_locations or ())
-    if found is None or not found.origin:
+        parents.append(part)
+        spec = PathFinder.find_spec(".".join(parents), directories)
+        if spec is None:
+            raise _missing(".".join(parents), role, directories)
+        directories = list(spec.submodule_search_locations or ())
+    if spec is None or not spec.origin:
         raise UsageError(f"The module of the {role} `{name}` has no file.")
-    return Path(found.origin)
+    return Path(spec.origin)
 
 
 def checksum_of(name: str, role: str) -> str:
-    """SHA-256 of the file that the function is in. Raises UsageError."""
+    """Return the SHA-256 of the file that the function is in. Raises UsageError."""
     return hashlib.sha256(source_of(name, role).read_bytes()).hexdigest()
 
 
 def is_near(path: Path) -> bool:
-    """Whether a file is the user's: below the current directory, not installed."""
-    below = path.resolve().is_relative_to(Path.cwd())
-    return below and "site-packages" not in path.parts
+    """Return whether a file is below the current directory and not installed there."""
+    is_below = path.resolve().is_relative_to(Path.cwd())
+    return is_below and "site-packages" not in path.parts
 
 
 @contextlib.contextmanager
-def on_path(places: Sequence[str]) -> Iterator[None]:
-    """What is not on Python's path yet is, last, inside this context."""
-    added = [place for place in places if place not in sys.path]
+def on_path(directories: Sequence[str]) -> Iterator[None]:
+    """Append directories to Python's path, unless they are there, in this context."""
+    added = [each for each in directories if each not in sys.path]
     sys.path.extend(added)
     try:
         yield
     finally:
-        for place in added:
+        for directory in added:
             with contextlib.suppress(ValueError):
-                sys.path.remove(place)
+                sys.path.remove(directory)
 
 
-def own_frames(error: BaseException) -> str:
-    """The traceback without the frames of samestep and of installed libraries.
+def user_frames(error: BaseException) -> str:
+    """Return the traceback without the frames of samestep and of installed libraries.
 
-    Empty if none is left.
+    It is empty if no frame is left.
     """
     libraries = [HERE, *(sysconfig.get_path(n) for n in ("stdlib", "purelib"))]
     kept = [
@@ -118,11 +123,10 @@ def own_frames(error: BaseException) -> str:
 
 
 def explain(error: BaseException) -> str:
-    """`KeyError: 'loss' (mine.py, line 12)`: where it was raised in others' code."""
+    """Return `KeyError: 'loss' (mine.py, line 12)`: the last frame of user code."""
     text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    ours = (__file__, str(Path(HERE) / "tracking.py"))
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if frame.filename not in ours and "importlib" not in frame.filename:
+        if not frame.filename.startswith(HERE) and "importlib" not in frame.filename:
             return f"{text} ({Path(frame.filename).name}, line {frame.lineno})"
     return text
 

@@ -1,6 +1,7 @@
-"""What a recipe names of the user's own, and where a worker gets it; without torch.
+"""References of a recipe to user code, and how a worker resolves them; no torch.
 
-A name is `module:function`, or `sha256:...` for an object that a Python caller gave.
+A reference is `module:function`, or `sha256:...` for an object that a Python caller has
+given.
 """
 
 import contextlib
@@ -17,12 +18,12 @@ from samestep.user_code import imports
 
 
 GIVEN = "sha256:"
-"""So begins the name that a recipe has for an object of a Python caller."""
+"""Begins the name of an object that a Python caller has given."""
 
 
 @dataclass(frozen=True)
 class Given:
-    """Objects that a Python caller gave, where workers find them."""
+    """Objects that a Python caller has given, packed for the workers."""
 
     extents: dict[str, list[list[int]]] = field(default_factory=dict)
     """The first byte and the length of the parts of each object."""
@@ -34,19 +35,19 @@ NOTHING = Given()
 
 
 def names(recipe: Recipe) -> dict[str, str]:
-    """`model`, `data` and `loss`, as far as they are the user's own."""
-    found = {}
+    """Return the references for `model`, `data` and `loss` that are user code."""
+    references = {}
     if isinstance(recipe.model, CustomModel):
-        found["model"] = recipe.model.build
+        references["model"] = recipe.model.build
     if isinstance(recipe.data, CustomData):
-        found["data"] = recipe.data.load
+        references["data"] = recipe.data.load
     if isinstance(recipe.loss, CustomLoss):
-        found["loss"] = recipe.loss.function
-    return found
+        references["loss"] = recipe.loss.function
+    return references
 
 
 def checksums(recipe: Recipe) -> dict[str, str]:
-    """SHA-256 of each module's file, for the conditions under which a run goes on.
+    """Return the SHA-256 of each module's file; a run is resumed only with the same.
 
     Raises UsageError where there is no such module.
     """
@@ -58,18 +59,19 @@ def checksums(recipe: Recipe) -> dict[str, str]:
 
 
 def role(part: str) -> str:
-    """`model function`: how messages call it."""
+    """Return what messages call a part, such as `build function`."""
     return {"model": "build", "data": "load", "loss": "loss"}[part] + " function"
 
 
 def check_origin(
     parts: Mapping[str, str], named: Mapping[str, str], given: Container[str]
 ) -> None:
-    """Before anything runs: may this code be called, and is it there?
+    """Raise unless the user code of a recipe exists and may be called.
 
-    `parts` are names in a recipe, `named` those that the caller has said; what only a
-    file says must be the user's own files: a recipe or a model file from elsewhere
-    could otherwise call any function of any library. Raises OwnCodeError, UsageError.
+    `parts` are the references in a recipe, `named` those that the caller has typed, and
+    `given` the objects of the caller. References that only a file contains must be to
+    files below the current directory: a recipe or a model file from elsewhere could
+    otherwise call any function of any library. Raises OwnCodeError, UsageError.
     """
     for part, name in parts.items():
         if name.startswith(GIVEN):
@@ -99,14 +101,14 @@ class Lookup(Protocol):
 
 @dataclass(frozen=True)
 class UserCode:
-    """In a worker: the functions and objects that a recipe names."""
+    """Resolves references in a worker."""
 
     places: Sequence[str] = ()
-    """Where modules are looked for besides the worker's own path."""
+    """Directories of modules besides those of the worker's own path."""
     given: Lookup = field(default_factory=dict[str, Any])
 
     def find(self, name: str, part: str) -> Any:
-        """The function or object. Raises UsageError."""
+        """Return the function or object. Raises UsageError."""
         with imports.on_path(self.places):
             if not name.startswith(GIVEN):
                 return imports.load(name, role(part))
@@ -122,9 +124,9 @@ class UserCode:
         offered: Mapping[str, Any],
         arguments: Mapping[str, Any],
     ) -> Any:
-        """What the function returns for its arguments and what it takes of `offered`.
+        """Call the function with `arguments`, and those of `offered` that it takes.
 
-        Raises OwnCodeError, also for an exception of the function's.
+        Raises OwnCodeError, also for an exception of the function.
         """
         function = self.find(name, part)
         taken = _bind(function, title(name, part), offered, arguments)
@@ -132,22 +134,22 @@ class UserCode:
             return function(**taken)
 
 
-def find_loss(recipe: Recipe, own: UserCode) -> Callable[..., Any] | None:
-    """The loss function if it is the user's own. Raises UsageError."""
+def find_loss(recipe: Recipe, user_code: UserCode) -> Callable[..., Any] | None:
+    """Return the loss function if it is user code. Raises UsageError."""
     if not isinstance(recipe.loss, CustomLoss):
         return None
-    found: Callable[..., Any] = own.find(recipe.loss.function, "loss")
-    return found
+    loss: Callable[..., Any] = user_code.find(recipe.loss.function, "loss")
+    return loss
 
 
 def title(name: str, part: str) -> str:
-    """How a message names it: `mine:build`, or `model=...`."""
+    """Return what messages call a reference: `mine:build`, or `model=...`."""
     return f"`{name}`" if not name.startswith(GIVEN) else f"`{part}=...`"
 
 
 @contextlib.contextmanager
 def blaming(who: str) -> Iterator[None]:
-    """Exceptions inside are the user's: OwnCodeError says whose."""
+    """Turn exceptions inside into OwnCodeError, with the name of the user code."""
     try:
         yield
     except UsageError:
@@ -194,5 +196,5 @@ def _bind(
 
 
 def capital(text: str) -> str:
-    """For the beginning of a sentence."""
+    """Return the text with a capital letter, to begin a sentence."""
     return text[0].upper() + text[1:]

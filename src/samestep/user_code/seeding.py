@@ -1,7 +1,8 @@
-"""The random generators that people's code draws from, seeded together.
+"""Seeds the random generators that user code may draw from.
 
-Drawing from them is exact as long as every draw follows a seed that is a function of
-the recipe: of the data, the model, a micro-batch or a batch to evaluate.
+Results stay reproducible as long as every draw follows a seed that depends on the
+recipe alone: one for loading data, for building the model, for each micro-batch and for
+each batch of an evaluation.
 """
 
 import contextlib
@@ -15,7 +16,8 @@ import torch
 def seed(number: int) -> None:
     """Seed torch's, Python's and numpy's default generators.
 
-    Takes about 10 us; built-in code draws from torch's alone.
+    Takes about 10 us, so it is left out where only built-in code runs, which draws from
+    torch's alone.
     """
     torch.default_generator.manual_seed(number)
     random.seed(number)
@@ -24,7 +26,7 @@ def seed(number: int) -> None:
 
 @contextlib.contextmanager
 def kept() -> Iterator[None]:
-    """Give the generators back their states when the context ends."""
+    """Restore the states of the generators when the context ends."""
     state = torch.get_rng_state(), random.getstate(), np.random.get_state()
     try:
         yield

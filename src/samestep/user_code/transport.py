@@ -1,9 +1,9 @@
-"""Objects that a Python caller gives to `samestep.train`, on their way to the workers.
+"""Sends objects that a Python caller gives to `samestep.train` to the workers.
 
-The only place that unpickles. What it reads is memory without a name that the
-supervisor of the same training filled, and that its workers inherit as a descriptor:
-never a file, a checkpoint or a run directory. The memory holds, for each object, its
-pickle and then its arrays; every worker maps it, so arrays are there once:
+This is the only module that unpickles. It reads anonymous memory that the supervisor of
+the same training has filled and whose descriptor the workers inherit, never a file, a
+checkpoint or a run directory. The memory holds, for each object, its pickle and then
+its arrays. Every worker maps it, so arrays are in memory once:
 
     [ pickle | array | array | ... ][ pickle | array | ... ]
 """
@@ -13,7 +13,6 @@ import io
 import mmap
 import os
 import pickle
-import re
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -28,13 +27,11 @@ from samestep.system.shared_memory import pages
 from samestep.user_code.references import GIVEN
 
 
-TRACKER_ID = re.compile(rb"\x8c [0-9a-f]{32}")
-"""Cloudpickle gives classes random ones; a pickled string of 32 characters."""
-
 HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
-"""Of a tensor: what is called with its gradient."""
+"""A tensor's hooks: functions that are called with its gradient."""
 
 PLACES = ("__file__", "__firstlineno__")
+"""Attributes that say where in a file a function or a class is."""
 
 Extent = tuple[int, int]
 """First byte and length."""
@@ -42,15 +39,19 @@ Extent = tuple[int, int]
 
 @dataclass(frozen=True)
 class PackedObject:
-    """One object, ready to go; `name` identifies it in the recipe."""
+    """A pickled object."""
 
     name: str
+    """`sha256:...`, which stands for it in the recipe."""
     parts: list[pickle.PickleBuffer]
     """Its pickle and its arrays."""
 
 
 def pack(value: object, role: str) -> PackedObject:
-    """Functions and classes of the main module go by value. Raises OwnCodeError."""
+    """Pickle an object, functions and classes of the main module by value.
+
+    Raises OwnCodeError.
+    """
     buffers: list[pickle.PickleBuffer] = []
     stream = io.BytesIO()
     try:
@@ -66,16 +67,23 @@ def pack(value: object, role: str) -> PackedObject:
 
 
 def identity(value: object) -> str:
-    """SHA-256 of the code and the data, wherever the code stands in its file."""
+    """Return the SHA-256 of the code and the data, wherever the code is in its file."""
     digest, stream = hashlib.sha256(), io.BytesIO()
-    _Identity(stream, lambda buffer: digest.update(buffer.raw())).dump(value)
-    digest.update(TRACKER_ID.sub(b"", stream.getvalue()))
+    pickler = _IdentityPickler(stream, lambda buffer: digest.update(buffer.raw()))
+    pickler.dump(value)
+    content = stream.getvalue()
+    for tracker_id in pickler.tracker_ids:
+        content = content.replace(_pickled(tracker_id), b"")
+    digest.update(content)
     return digest.hexdigest()
 
 
-def fill(parcels: list[PackedObject]) -> tuple[int, dict[str, list[Extent]]]:
-    """The descriptor of memory with all parcels, and where their parts are."""
-    sizes = [part.raw().nbytes for parcel in parcels for part in parcel.parts]
+def fill(objects: list[PackedObject]) -> tuple[int, dict[str, list[Extent]]]:
+    """Copy objects into memory for the workers.
+
+    Returns its descriptor, and where the parts of each object are.
+    """
+    sizes = [part.raw().nbytes for packed in objects for part in packed.parts]
     starts = list(accumulate(map(pages, sizes), initial=0))
     fd = shared_memory.create()
     remedy = "Give a function that loads the data instead."
@@ -83,25 +91,28 @@ def fill(parcels: list[PackedObject]) -> tuple[int, dict[str, list[Extent]]]:
         fd, max(1, starts[-1]), "The data given", remedy
     ) as area:
         index, position = {}, 0
-        for parcel in parcels:
-            index[parcel.name] = list[Extent]()
-            for part in parcel.parts:
+        for packed in objects:
+            index[packed.name] = list[Extent]()
+            for part in packed.parts:
                 first, size = starts[position], sizes[position]
                 area[first : first + size] = part.raw()
-                index[parcel.name].append((first, size))
+                index[packed.name].append((first, size))
                 position += 1
     return fd, index
 
 
 def unpack(fd: int, extents: list[Extent]) -> Any:
-    """In a worker: the object; its arrays are the memory, until somebody writes."""
+    """Unpickle an object in a worker; its arrays are views of the memory.
+
+    A worker that writes to them gets copies of the pages of its own.
+    """
     area = memoryview(mmap.mmap(fd, os.fstat(fd).st_size, access=mmap.ACCESS_COPY))
     code, *buffers = (area[first : first + size] for first, size in extents)
     return pickle.loads(code, buffers=buffers)  # noqa: S301
 
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
-    """Tensors go as arrays, beside the pickle."""
+    """Keeps arrays, and tensors as arrays, out of the pickle."""
 
     def __init__(
         self, stream: io.BytesIO, keep: Callable[[pickle.PickleBuffer], Any]
@@ -120,25 +131,48 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         return super().reducer_override(value)
 
 
-class _Identity(_Pickler):
-    """Without the places of functions: file names and lines."""
+class _IdentityPickler(_Pickler):
+    """Leaves out where functions and classes are: file names and lines."""
+
+    def __init__(
+        self, stream: io.BytesIO, keep: Callable[[pickle.PickleBuffer], Any]
+    ) -> None:
+        super().__init__(stream, keep)
+        self.tracker_ids: list[str] = []
+        """Random names that cloudpickle gives to classes."""
 
     def reducer_override(self, value: Any) -> Any:
         if isinstance(value, types.CodeType):
-            fields = (
-                *(value.co_argcount, value.co_posonlyargcount, value.co_kwonlyargcount),
-                *(value.co_flags, value.co_code, value.co_consts, value.co_names),
-                *(value.co_varnames, value.co_freevars, value.co_cellvars),
-            )
-            return tuple, (list(fields),)
+            fields = [
+                value.co_argcount,
+                value.co_posonlyargcount,
+                value.co_kwonlyargcount,
+                value.co_flags,
+                value.co_code,
+                value.co_consts,
+                value.co_names,
+                value.co_varnames,
+                value.co_freevars,
+                value.co_cellvars,
+            ]
+            return tuple, (fields,)
         reduced = super().reducer_override(value)
+        if isinstance(value, type) and isinstance(reduced, tuple) and len(reduced) == 6:
+            # The last but one argument of cloudpickle's `_make_skeleton_class` or
+            # `_make_skeleton_enum`.
+            self.tracker_ids.append(reduced[1][-2])
         if isinstance(value, types.FunctionType | type) and isinstance(reduced, tuple):
             return _without_place(reduced)
         return reduced
 
 
+def _pickled(tracker_id: str) -> bytes:
+    """Return a string of less than 256 bytes as it is in a pickle."""
+    return pickle.SHORT_BINUNICODE + bytes([len(tracker_id)]) + tracker_id.encode()
+
+
 def _without_place(reduced: Any) -> Any:
-    """Drops `__file__` and line numbers from the dictionaries of a reduced object."""
+    """Drop `__file__` and line numbers from the dictionaries of a reduced object."""
     if isinstance(reduced, tuple):
         return tuple(map(_without_place, reduced))
     if isinstance(reduced, dict):
@@ -147,7 +181,10 @@ def _without_place(reduced: Any) -> Any:
 
 
 def _reduce_tensor(value: Any) -> Any:
-    """None for what numpy cannot hold. Raises ValueError if that has hooks."""
+    """Reduce a tensor to an array; return None if numpy has no such type.
+
+    Raises ValueError if that has hooks.
+    """
     hooks = [list((getattr(value, name) or {}).values()) for name in HOOKS]
     plain = value.detach()
     try:
@@ -163,7 +200,7 @@ def _reduce_tensor(value: Any) -> Any:
 
 
 def restore_tensor(array: Any, is_parameter: bool, requires_grad: bool) -> Any:
-    """A tensor or a parameter on the memory of `array`."""
+    """Return a tensor or a parameter on the memory of `array`."""
     import torch
 
     tensor = torch.from_numpy(array)
@@ -173,7 +210,7 @@ def restore_tensor(array: Any, is_parameter: bool, requires_grad: bool) -> Any:
 
 
 def restore_hooks(tensor: Any, hooks: list[list[Callable[..., Any]]]) -> None:
-    """Registers what `register_hook` and its like had, in their order."""
+    """Register hooks: those before and those after the gradient is accumulated."""
     before, after = hooks
     for hook in before:
         tensor.register_hook(hook)
@@ -183,9 +220,10 @@ def restore_hooks(tensor: Any, hooks: list[list[Callable[..., Any]]]) -> None:
 
 @dataclass(frozen=True)
 class Received:
-    """In a worker: the objects that came with the job."""
+    """The objects that came with a worker's job, by name."""
 
     fd: int | None
+    """Of the memory that `fill` has filled."""
     index: Mapping[str, list[Extent]]
 
     def __contains__(self, name: object) -> bool:
