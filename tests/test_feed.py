@@ -125,9 +125,9 @@ class Source(MicroBatches):
 
 
 @pytest.fixture
-def fed() -> "tuple[Prefetcher, Source, prefetch.Helper]":
+def fed() -> "tuple[Prefetcher, Source, prefetch.HelperProcess]":
     source = Source()
-    helper = prefetch.Helper.start(Source, [])
+    helper = prefetch.HelperProcess.start(Source, [])
     found = Prefetcher(source, helper, lambda: None)
     found.observe(1, 2.0, 3.0)
     return found, source, helper
@@ -145,7 +145,7 @@ def check(drawn: prefetch.Drawn, step: int, index: int) -> None:
 
 
 def test_the_helper_draws_all_but_the_first_and_after_a_change_of_owner(
-    fed: "tuple[Prefetcher, Source, prefetch.Helper]",
+    fed: "tuple[Prefetcher, Source, prefetch.HelperProcess]",
 ) -> None:
     found, source, _ = fed
     for step, owned in ((0, (1, 3)), (1, (1, 3)), (2, (0, 2)), (3, (0, 2))):
@@ -155,7 +155,7 @@ def test_the_helper_draws_all_but_the_first_and_after_a_change_of_owner(
 
 
 def test_a_micro_batch_that_is_drawn_twice_leaves_the_same_generators(
-    fed: "tuple[Prefetcher, Source, prefetch.Helper]",
+    fed: "tuple[Prefetcher, Source, prefetch.HelperProcess]",
 ) -> None:
     found, source, _ = fed
     for step, owned in ((0, (1, 2)), (1, (0, 2))):  # (1, 1) is asked for before (1, 0)
@@ -165,7 +165,7 @@ def test_a_micro_batch_that_is_drawn_twice_leaves_the_same_generators(
 
 
 def test_a_helper_that_was_killed_is_missed_by_nobody(
-    fed: "tuple[Prefetcher, Source, prefetch.Helper]",
+    fed: "tuple[Prefetcher, Source, prefetch.HelperProcess]",
 ) -> None:
     found, source, helper = fed
     check(found.draw(0, 0, (0, 2)), 0, 0)
@@ -184,7 +184,7 @@ def test_only_slow_data_are_drawn_ahead(
     micro_batches: int, data_seconds: float, seconds: float, expected: bool
 ) -> None:
     told: list[bool] = []
-    helper = prefetch.Helper.start(Source, [])
+    helper = prefetch.HelperProcess.start(Source, [])
     found = Prefetcher(Source(), helper, lambda: told.append(True))
     found.observe(micro_batches, data_seconds, seconds)
     assert bool(told) == expected

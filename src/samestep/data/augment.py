@@ -1,8 +1,8 @@
 """Random changes of training samples, the same wherever they are computed.
 
-What a sample undergoes depends on the recipe's seed, the epoch and the number of the
-sample alone: neither on its micro-batch nor on the worker. (The partner with which it
-is mixed is of its micro-batch, which the recipe fixes.)
+How a sample is changed depends only on the recipe's seed, the epoch and the number of
+the sample, not on the worker. (Mixup also takes another sample of the micro-batch,
+which the recipe fixes.)
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from samestep.errors import RecipeError
 Numbers = NDArray[np.uint64]
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-"""Of SplitMix64 (Steele, Lea and Flood 2014), like the constants in `_mix`."""
+"""From SplitMix64 (Steele, Lea and Flood 2014), like the constants in `_mix`."""
 
 
 @dataclass(frozen=True)
@@ -34,31 +34,34 @@ class Mixed:
     second: Tensor
     """int64 [b]"""
     share: Tensor
-    """Of the inputs' type [b], at least 1/2"""
+    """[b], at least 1/2, of the inputs' dtype"""
 
     def __len__(self) -> int:
         return len(self.first)
 
     @property
     def parts(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The three tensors."""
+        """All three tensors."""
         return self.first, self.second, self.share
 
     def to(self, device: torch.device) -> "Mixed":
-        """The same, there."""
+        """Return the targets on a device."""
         return Mixed(*(part.to(device) for part in self.parts))
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What the section `[data.augment]` asks for."""
+    """The changes of the section `[data.augment]`."""
 
     section: Augment
     seed: int
 
     @classmethod
     def of(cls, section: Augment, seed: int, sample: Nested) -> "Augmentation":
-        """For inputs like `sample` [1, ...]. Raises RecipeError."""
+        """Return the changes, checked for inputs like `sample` [1, ...].
+
+        Raises RecipeError.
+        """
         if not isinstance(sample, Tensor):
             raise RecipeError(
                 "Augmentation takes one input per sample; those of these data have "
@@ -84,7 +87,7 @@ class Augmentation:
     def apply(
         self, inputs: Tensor, targets: Tensor, samples: Tensor, epoch: int
     ) -> tuple[Tensor, Tensor | Mixed]:
-        """Inputs [b, ...], floats, and targets of the samples int64 [b]."""
+        """Change floats [b, ...] and targets of the samples int64 [b], for an epoch."""
         section, key = self.section, derive_seed(self.seed, "augment", epoch)
         if len(samples) == 0:
             return inputs, targets
@@ -107,34 +110,34 @@ NONE = Augmentation(Augment(), 0)
 
 
 class Draws:
-    """Random numbers for some samples: each call gives every sample one more."""
+    """Random numbers for samples [b]: each call draws the next one for all of them."""
 
     def __init__(self, key: np.uint64, samples: Numbers) -> None:
         self._states = _mix(_mix(samples) ^ key)
 
     def numbers(self) -> Numbers:
-        """uint64 [b]"""
+        """Draw uint64 [b]."""
         self._states = self._states + GOLDEN
         return _mix(self._states)
 
     def uniform(self) -> NDArray[np.float64]:
-        """float64 [b] in [0, 1): multiples of 2**-53."""
+        """Draw float64 [b] in [0, 1), multiples of 2**-53."""
         return (self.numbers() >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
     def below(self, end: int) -> Tensor:
-        """int64 [b] from 0 to `end` - 1."""
+        """Draw int64 [b] from 0 to `end` - 1."""
         return torch.from_numpy((self.uniform() * end).astype(np.int64))
 
 
 def _mix(numbers: Numbers) -> Numbers:
-    """The finisher of SplitMix64, modulo 2**64."""
+    """Hash uint64 [b] by the last step of SplitMix64, modulo 2**64."""
     numbers = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     numbers = (numbers ^ (numbers >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return numbers ^ (numbers >> np.uint64(31))
 
 
 def _windows(padded: Tensor, draws: Draws, margin: int, like: Tensor) -> Tensor:
-    """A window of the original size at a drawn place of each padded image."""
+    """Cut a window of the original size out of each padded image, at a drawn place."""
     size, channels, height, width = like.shape
     top, left = draws.below(2 * margin + 1), draws.below(2 * margin + 1)
     rows = (top.view(-1, 1) + torch.arange(height)).view(size, 1, height, 1)
@@ -146,10 +149,10 @@ def _windows(padded: Tensor, draws: Draws, margin: int, like: Tensor) -> Tensor:
 def _mixed(
     inputs: Tensor, targets: Tensor, draws: Draws, alpha: float
 ) -> tuple[Tensor, Mixed]:
-    """Mixup (Zhang et al. 2018): with the next sample of the micro-batch.
+    """Mix each sample with the next of the micro-batch: mixup (Zhang et al. 2018).
 
-    The larger share is the sample's own; so what is right stays well defined. The order
-    of the samples is random, and so is the neighbour.
+    Each sample has the larger share of its own mixture, so that accuracy stays well
+    defined. The order of the samples is random, and so is the neighbour.
     """
     share = torch.tensor(_beta(draws, alpha), dtype=inputs.dtype)
     wide = share.view(-1, *[1] * (inputs.dim() - 1))
@@ -158,10 +161,10 @@ def _mixed(
 
 
 def _beta(draws: Draws, alpha: float) -> list[float]:
-    """For each sample max(x, 1 - x), x from Beta(alpha, alpha), 0 < alpha <= 1.
+    """Draw x from Beta(alpha, alpha), 0 < alpha <= 1; return max(x, 1 - x) [b].
 
-    By rejection (Joehnk 1964): at least half of the tries succeed. Powers are taken one
-    by one: vectorised, their last bit may depend on the place in the vector.
+    By rejection (Joehnk 1964): at least half of the tries succeed. Powers are computed
+    one by one: vectorized, their last bit may depend on the place in the vector.
     """
     shares: dict[int, float] = {}
     size, power = 0, 1 / alpha

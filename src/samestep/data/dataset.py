@@ -1,4 +1,4 @@
-"""A data source as the workers see it: tensors, gathered by index."""
+"""A loaded data source: tensors, gathered by the numbers of samples."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -38,48 +38,48 @@ class Dataset:
     task: Task = "classification"
     targets_per_sample: int = 1
     own_metrics: tuple[Metric, ...] = ()
-    """What a loss function of the user's own measures; COUNTED: also a built-in one."""
+    """Metrics of the user's loss function; COUNTED: also of a built-in one."""
     augmentation: Augmentation = NONE
-    """Of training samples, in training only."""
+    """Changes of training samples, in training only."""
 
     def draw(self, samples: Tensor, epoch: int) -> tuple[Nested, Tensor | Mixed]:
-        """A micro-batch to train on: int64 [b] -> inputs [b, ...] and targets.
+        """Return inputs [b, ...] and targets of the samples int64 [b], to train on.
 
-        A pure function, but for what a data set of the user's own draws from torch's
-        default generator. `epoch` counts from 0.
+        `epoch` counts from 0. A pure function, except that the user's data sets may
+        draw from torch's default generator.
         """
         inputs, targets = self.splits["train"].gather(samples)
         return self.augmentation.apply(inputs, targets, samples, epoch)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Of one sample, for a built-in model. RecipeError if there are several."""
+        """The shape of a sample's only input. Raises RecipeError if it has several."""
         shape: tuple[int, ...] = self.inputs
         if isinstance(shape, tuple) and all(isinstance(size, int) for size in shape):
             return shape
         raise RecipeError(
             "A built-in family takes one input; a sample of these data has several, "
-            f"{self.inputs}. Give a model of your own."
+            f"{self.inputs}. Use your own model."
         )
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
-        """What is measured besides the loss."""
+        """Metrics besides the loss."""
         return all_metrics(self.own_metrics, self.task)
 
     @property
     def tokens_per_sample(self) -> int | None:
-        """Targets of each sample, if they are tokens."""
+        """The number of targets of a sample, if they are tokens."""
         return self.targets_per_sample if self.task == "next-token" else None
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What a model is built for."""
+        """The properties that a model is built for, as stored in result.json."""
         return {"inputs": self.inputs, "outputs": self.outputs, "task": self.task}
 
     @classmethod
     def from_facts(cls, facts: Mapping[str, Any]) -> "Dataset":
-        """To build a model again, without samples."""
+        """Return a data set without samples, to build its model again."""
         return cls(
             splits={},
             inputs=shapes_from_json(facts["inputs"]),
@@ -88,7 +88,7 @@ class Dataset:
         )
 
     def first(self, samples: int) -> "Dataset":
-        """With at most so many samples in each split."""
+        """Return the data set with at most this many samples in each split."""
         parts: dict[str, Split] = {
             name: First(split, min(samples, len(split)))
             for name, split in self.splits.items()

@@ -1,11 +1,11 @@
-"""Micro-batches to train on: drawn by the worker, or ahead of time by its helper.
+"""Draws micro-batches: in the worker, or ahead of time in a helper process.
 
-A helper is a process that the worker forks before it loads anything. It loads the data
-itself, so the two share no open file, no cache and no generator. While the worker
-computes one micro-batch, the helper draws the next, and sends with it the state of the
-generators that the drawing has left, from which the model goes on to draw. So who has
-drawn a micro-batch changes no bit. A helper that fails is not asked again: the worker
-then draws for itself, and meets the same error with its own traceback.
+The worker forks its helper before it loads anything. The helper loads the data itself,
+so the two share no open file, cache or random generator. While the worker computes one
+micro-batch, the helper draws the next and sends it, with the states of the generators
+after drawing, from which the model draws next. So it makes no difference to the bits
+which process has drawn a micro-batch. After a failure of the helper the worker draws
+for itself, and raises the same error with its own traceback.
 """
 
 import json
@@ -33,27 +33,28 @@ from samestep.user_code import seeding
 
 
 LEAST_SHARE = 0.1
-"""Of the time of a step, that drawing takes before a helper does it."""
+"""Share of the time of a step that drawing must take before the helper is used."""
 LEAST_SECONDS = 1e-3
-"""The same for one micro-batch: to hand it over takes a few tenths of that."""
+"""Seconds that drawing a micro-batch must take; sending it takes a few tenths of it."""
 REQUEST = struct.Struct("<qq")
 
 Drawn = tuple[Nested, Tensor | Mixed]
 
 
 class MicroBatches:
-    """All micro-batches of a training."""
+    """The micro-batches of a training, by step and index."""
 
-    def __init__(self, data: Dataset, plan: Plan, has_own_code: bool = False) -> None:
-        """Seed Python's and numpy's generators too where there is own code."""
+    def __init__(self, data: Dataset, plan: Plan, has_user_code: bool = False) -> None:
+        """With user code, Python's and numpy's generators are seeded, too."""
         self._data, self._plan = data, plan
-        self._has_own_code = has_own_code
+        self._has_user_code = has_user_code
         self._epoch, self._order = -1, torch.empty(0)
 
     def draw(self, step: int, index: int) -> Drawn:
-        """Inputs [b, ...] and targets; steps count from 0 over all epochs.
+        """Draw a micro-batch, inputs [b, ...] and targets.
 
-        Seeds the generators, from which the model then draws.
+        Steps count from 0 over all epochs. Seeds the generators, from which the model
+        draws next.
         """
         plan = self._plan
         epoch, step_in_epoch = divmod(step, plan.steps_per_epoch)
@@ -61,7 +62,7 @@ class MicroBatches:
             self._epoch, self._order = epoch, plan.order(epoch)
         samples = plan.micro_batch(self._order, step_in_epoch, index)
         seed = derive_seed(plan.seed, "step", step, index)
-        if self._has_own_code:
+        if self._has_user_code:
             seeding.seed(seed)
         else:
             torch.default_generator.manual_seed(seed)
@@ -69,48 +70,53 @@ class MicroBatches:
 
 
 @dataclass
-class Helper:
-    """The worker's end of the connection to its helper."""
+class HelperProcess:
+    """The worker's end of the connection to its helper process."""
 
     connection: Connection
     pid: int
 
     @classmethod
-    def start(cls, load: Callable[[], MicroBatches], unused: Iterable[int]) -> "Helper":
-        """Fork the helper; see `child.fork`."""
+    def start(
+        cls, load: Callable[[], MicroBatches], unused: Iterable[int]
+    ) -> "HelperProcess":
+        """Fork the helper; see `child_process.fork`."""
         return cls(*child_process.fork(lambda ours: _serve(ours, load), unused))
 
     def request(self, step: int, index: int) -> None:
-        """One at a time. Raises OSError if the helper has ended."""
+        """Ask for one micro-batch, at most one at a time.
+
+        Raises OSError if the helper has ended.
+        """
         self.connection.send_bytes(REQUEST.pack(step, index))
 
     def receive(self) -> Drawn | None:
-        """What was asked for last; sets the generators. None if that has failed.
+        """Return the micro-batch and set the generators; None if drawing has failed.
 
-        The supervisor ends a worker that waits too long, as for any slow data. Raises
-        EOFError, OSError if the helper has ended.
+        There is no timeout: the supervisor ends a worker whose data are too slow.
+        Raises EOFError, OSError if the helper has ended.
         """
         content = self.connection.recv_bytes()
         return _unpacked(content) if content else None
 
 
 class Prefetcher:
-    """Where a worker gets its micro-batches from."""
+    """A worker's source of micro-batches: its own, or that of its helper."""
 
     def __init__(
         self,
         source: MicroBatches,
-        helper: Helper | None,
+        helper: HelperProcess | None,
         report: Callable[[], None],
     ) -> None:
-        """`report` is called when the helper begins."""
+        """`report` is called once, when the helper is first used."""
         self._source, self._helper, self._report = source, helper, report
         self._helps = False
         self._ahead: tuple[int, int] | None = None
-        """What the helper was asked for."""
+        """The micro-batch that the helper was asked for."""
 
     def draw(self, step: int, index: int, owned: tuple[int, int]) -> Drawn:
-        """One of the worker's `owned` micro-batches of a step."""
+        """Draw one of the worker's `owned` micro-batches of a step, in their order."""
         drawn = self._received(step, index) if self._helps else None
         if drawn is None:
             drawn = self._source.draw(step, index)
@@ -132,7 +138,10 @@ class Prefetcher:
         return drawn or self._source.draw(step, index)
 
     def observe(self, micro_batches: int, data_seconds: float, seconds: float) -> None:
-        """What the worker's last micro-batches took, drawing alone and in all."""
+        """Decide about the helper by the time that the last micro-batches took.
+
+        `data_seconds` is that of drawing alone, `seconds` that of the whole step.
+        """
         if self._helper is None or self._helps:
             return
         least = max(LEAST_SHARE * seconds, LEAST_SECONDS * micro_batches)
@@ -149,7 +158,10 @@ class Prefetcher:
             self._give_up()
 
     def _received(self, step: int, index: int) -> Drawn | None:
-        """None if the helper has another one, as ownership changed, or has failed."""
+        """Return the helper's micro-batch.
+
+        None if it is another one, after a change of ownership, or if the helper failed.
+        """
         asked, self._ahead = self._ahead, None
         if asked is None:
             return None
@@ -167,7 +179,7 @@ class Prefetcher:
 
 
 def _serve(connection: Connection, load: Callable[[], MicroBatches]) -> None:
-    """The helper: draws what it is asked for until the worker has ended."""
+    """Draw what the worker asks for until it has ended: the helper's main loop."""
     source, before = None, _other_generators()
     while True:
         try:
@@ -176,10 +188,11 @@ def _serve(connection: Connection, load: Callable[[], MicroBatches]) -> None:
             return
         try:
             source = source or load()
-            # Or a micro-batch drawn twice would seem to leave them alone.
+            # `_packed` leaves out states that drawing has not changed, which it sees by
+            # comparing with `before`.
             _set_other_generators(before)
             content = _packed(source.draw(step, index), before)
-        except Exception:  # the worker will meet it too, and tell
+        except Exception:  # the worker draws for itself and raises it, too
             content = b""
         connection.send_bytes(content)
 
@@ -193,11 +206,11 @@ def _packed(drawn: Drawn, before: dict[str, Any]) -> bytes:
     tensors = {
         "generator": torch.default_generator.get_state(),
         "words": _encoded({"others": others, "inputs": structure}),
-        **{
-            f"input{number}": of for number, (_, of) in enumerate(pytree.leaves(inputs))
-        },
-        **{f"targets{number}": part for number, part in enumerate(parts)},
     }
+    for number, (_, values) in enumerate(pytree.leaves(inputs)):
+        tensors[f"input{number}"] = values
+    for number, part in enumerate(parts):
+        tensors[f"targets{number}"] = part
     return safetensors.numpy.save({n: t.numpy() for n, t in tensors.items()})
 
 
@@ -224,7 +237,7 @@ def _numbered(tensors: Mapping[str, Tensor], name: str) -> Iterator[Tensor]:
 
 
 def _other_generators() -> dict[str, Any]:
-    """Python's and numpy's, as JSON values."""
+    """Return the states of Python's and numpy's generators as JSON values."""
     numbers = np.random.get_state(legacy=False)
     key = numbers["state"]["key"].tolist()
     state = {**numbers["state"], "key": key}

@@ -62,19 +62,19 @@ def shapes(inputs: Nested) -> Any:
     return apply(lambda tensor: tuple(tensor.shape[1:]), inputs)
 
 
-def shapes_from_json(found: Any) -> Any:
+def shapes_from_json(shape: Any) -> Any:
     """Return what `shapes` had returned before it went through JSON."""
-    if isinstance(found, dict):
-        return {key: shapes_from_json(each) for key, each in found.items()}
-    if isinstance(found, list | tuple):
-        return tuple(shapes_from_json(each) for each in found)
-    return found
+    if isinstance(shape, dict):
+        return {key: shapes_from_json(each) for key, each in shape.items()}
+    if isinstance(shape, list | tuple):
+        return tuple(shapes_from_json(each) for each in shape)
+    return shape
 
 
 def describe(inputs: Nested) -> str:
     """Return shapes and types for a message: `[2, 5] (torch.float32)`."""
-    told = [
-        f"{name}{' ' * bool(name)}{list(tensor.shape)} ({tensor.dtype})"
+    parts = [
+        f"{name} {list(tensor.shape)} ({tensor.dtype})".lstrip()
         for name, tensor in leaves(inputs)
     ]
-    return ", ".join(told)
+    return ", ".join(parts)

@@ -1,4 +1,4 @@
-"""What all splits of a data set share, and what is found from their targets."""
+"""Checks of targets, and what is inferred from them."""
 
 from dataclasses import dataclass
 
@@ -13,35 +13,35 @@ from samestep.errors import DataError, OwnCodeError
 
 @dataclass(frozen=True)
 class Labels:
-    """Which integer targets the loss takes."""
+    """The integer targets that a loss accepts."""
 
     are_checked: bool = True
-    """Not for a loss of the user's own, which knows what it takes."""
+    """Whether labels out of range are refused: not for the user's own loss function."""
     ignored: int | None = None
-    """One that does not count."""
+    """A label that does not count in the loss."""
 
     @classmethod
     def of(cls, loss: LossRecipe) -> "Labels":
-        """Those that a recipe's loss takes."""
+        """Return the labels that a recipe's loss accepts."""
         return cls(
             not isinstance(loss, CustomLoss),
             loss.ignore_index if isinstance(loss, CrossEntropy) else None,
         )
 
     def count(self, targets: Tensor) -> Tensor:
-        """Whether each of the targets counts, of their shape."""
+        """Return for each target whether it counts in the loss, as booleans."""
         if self.ignored is None:
             return torch.ones_like(targets, dtype=torch.bool)
         return targets != self.ignored
 
 
 ALL_LABELS = Labels()
-"""Checked, and all of them count."""
+"""They are checked, and all of them count."""
 
 
 @dataclass(frozen=True)
 class DataInfo:
-    """What all splits share."""
+    """The properties that all splits of a data set share."""
 
     inputs: Shape
     outputs: int
@@ -51,7 +51,7 @@ class DataInfo:
 
 
 def task_of(targets: Tensor, who: str) -> Task:
-    """Of the targets of one sample, [1, ...]. Raises OwnCodeError."""
+    """Infer the task from the targets of one sample [1, ...]. Raises OwnCodeError."""
     if targets.is_floating_point():
         return "regression"
     if targets.dim() == 1:
@@ -66,7 +66,7 @@ def task_of(targets: Tensor, who: str) -> Task:
 
 
 def shaped(targets: Tensor, task: Task) -> Tensor:
-    """[b, ...] -> what the task's loss takes, numbers to predict of any type."""
+    """Return targets [b, ...] in the shape and type that the task's loss takes."""
     if task == "regression":
         return targets.reshape(len(targets), -1) if targets.dim() < 2 else targets
     targets = targets.long()
@@ -81,7 +81,10 @@ def check_labels(
     indices: Tensor,
     labels: Labels = ALL_LABELS,
 ) -> None:
-    """Raises DataError for a label out of range."""
+    """Raise DataError for a label out of range.
+
+    `indices` int64 [b] are the numbers of the samples in the split `who`.
+    """
     if task == "regression" or outputs is None or not labels.are_checked:
         return
     is_wrong = (targets < 0) | (targets >= outputs)
@@ -89,16 +92,16 @@ def check_labels(
     if len(wrong):
         first = wrong[0].tolist()
         label = int(targets[tuple(first)])
-        hint = f" If it marks what is not to count, say `loss.ignore_index = {label}`."
+        is_marker = labels.ignored is None and label < 0
+        hint = f" If such targets do not count, set `loss.ignore_index = {label}`."
         raise DataError(
             f"Labels are from 0 to {outputs - 1}, by `data.outputs` or by the largest "
             f"in `train`; sample {int(indices[first[0]])} of {who} has {label}."
-            + hint
-            * (labels.ignored is None and label < 0)
+            f"{hint if is_marker else ''}"
         )
 
 
 def narrow(values: Tensor) -> Tensor:
-    """Integers -> int64; but uint8, booleans and floats stay."""
+    """Convert integers to int64, except for uint8; floats and booleans stay."""
     stays = values.is_floating_point() or values.dtype in (torch.uint8, torch.bool)
     return values if stays else values.long()

@@ -14,7 +14,7 @@ from samestep.core.metric import num_cells
 from samestep.core.ownership import Share, contiguous, shares
 from samestep.core.topology import Topology
 from samestep.data import dataset
-from samestep.data.prefetch import Helper, MicroBatches, Prefetcher
+from samestep.data.prefetch import HelperProcess, MicroBatches, Prefetcher
 from samestep.errors import RunError
 from samestep.exchange import Exchange
 from samestep.messages.training import (
@@ -114,7 +114,7 @@ class Memory:
 class Assistants:
     """Processes that were forked for this worker before it loaded anything."""
 
-    helper: Helper | None = None
+    helper: HelperProcess | None = None
     """Draws micro-batches ahead of time, where that can take long."""
     witness: Witness | None = None
     """Computes micro-batches again, for the probe."""
@@ -274,7 +274,7 @@ def _samples(
     recipe: Recipe,
     context: WorkerContext,
     components: Components,
-    helper: Helper | None,
+    helper: HelperProcess | None,
 ) -> Samples:
     data, plan = components.data, components.plan
     message = Prefetching(worker=context.topology.rank)

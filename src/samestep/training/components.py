@@ -126,7 +126,7 @@ def load_replay(
     Raises as `load_and_build` does.
     """
     components = load_and_build(recipe, user_code, most_steps, device)
-    source = MicroBatches(components.data, components.plan, has_own_code=True)
+    source = MicroBatches(components.data, components.plan, has_user_code=True)
     return components.replay(recipe, source.draw, device)
 
 

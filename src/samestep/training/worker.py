@@ -26,7 +26,7 @@ from torch.distributed import DistError
 from samestep.config import bf16
 from samestep.config.recipe import Recipe
 from samestep.core.topology import Topology
-from samestep.data.prefetch import Helper, MicroBatches
+from samestep.data.prefetch import HelperProcess, MicroBatches
 from samestep.data.sources import source_of
 from samestep.errors import (
     OwnCodeError,
@@ -222,16 +222,16 @@ def _user_code(setup: Setup, objects: int | None) -> UserCode:
 
 def _helper(
     recipe: Recipe, job: Job, user_code: UserCode, fds: dict[str, int]
-) -> Helper | None:
+) -> HelperProcess | None:
     """Fork the helper process, for data that may take long to draw."""
     if not isinstance(job, TrainingJob) or not job.setup.prefetch:
         return None
     if not source_of(recipe.data).may_be_slow:
         return None
     unused = [fd for name, fd in fds.items() if name != "objects"]
-    has_own_code = bool(names(recipe))
-    return Helper.start(
-        lambda: MicroBatches(*load_data(recipe, user_code), has_own_code), unused
+    has_user_code = bool(names(recipe))
+    return HelperProcess.start(
+        lambda: MicroBatches(*load_data(recipe, user_code), has_user_code), unused
     )
 
 

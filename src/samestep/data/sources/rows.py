@@ -1,4 +1,4 @@
-"""Samples as rows of arrays that may be mapped from files, checked and divided."""
+"""Splits whose samples are rows of arrays, which may be mapped from files."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -23,7 +23,7 @@ from samestep.errors import DataError
 
 
 MOST_MEASURED = 10_000
-"""Training samples, evenly spaced, by whose bytes all are normalised."""
+"""At most this many training samples, evenly spaced, determine the normalization."""
 MEASURED_AT_ONCE = 500
 LEAST_DEVIATION = 1e-3
 CHECKED_AT_ONCE = 100_000
@@ -38,13 +38,13 @@ class Rows:
     task: Task
     channels_last: bool = False
     normal: tuple[Tensor, Tensor] | None = None
-    """Of bytes: a factor and what is subtracted then, float32, for each channel."""
+    """For bytes: a factor, and what is then subtracted, float32, for each channel."""
 
     def __len__(self) -> int:
         return len(self.targets)
 
     def gather(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """int64 [b] -> inputs [b, ...] and targets [b, ...]; a pure function."""
+        """Return samples as `Split.gather` does."""
         rows = indices.numpy()
         inputs = _tensor(self.inputs[rows])
         if inputs.dim() == 3:
@@ -69,15 +69,19 @@ def build(
     train = pairs["train"]
     if len(train.targets) == 0:
         raise DataError(f"{train.who} has no training samples.")
-    said = recipe if isinstance(recipe, NpyData | NpzData) else None
-    task = (said and said.task) or task_of(_tensor(train.targets[:1]), train.who)
-    outputs = (said and said.outputs) or _outputs(train, task, labels)
-    last = said is not None and said.channels_last
+    options = recipe if isinstance(recipe, NpyData | NpzData) else None
+    task = (options and options.task) or task_of(_tensor(train.targets[:1]), train.who)
+    outputs = (options and options.outputs) or _outputs(train, task, labels)
+    last = options is not None and options.channels_last
     rows = {s: Rows(p.inputs, p.targets, task, last) for s, p in pairs.items()}
     inputs, targets = rows["train"].gather(torch.zeros(1, dtype=torch.int64))
     for pair in pairs.values():
         _check(pair, train, task, outputs, labels)
-    if task == "classification" and labels.are_checked and not (said and said.outputs):
+    if (
+        task == "classification"
+        and labels.are_checked
+        and not (options and options.outputs)
+    ):
         _check_classes(train, outputs, labels)
     held_out = tuple(name for name in SPLITS if name not in pairs)
     members = divide(len(train.targets), recipe, train.who, held_out)
@@ -113,7 +117,7 @@ def _splits(
 
 
 def _tensor(array: Array) -> Tensor:
-    """A copy in the machine's own byte order, of a type that torch has."""
+    """Copy an array to a tensor, in native byte order and a type that torch has."""
     floats = np.float64 if array.dtype.itemsize > 4 else np.float32
     kinds = {"f": floats, "i": np.int64, "u": np.int64, "b": np.int64}
     kind = np.uint8 if array.dtype == np.uint8 else kinds[array.dtype.kind]
@@ -130,7 +134,7 @@ def _outputs(train: Pair, task: Task, labels: Labels) -> int:
 
 
 def _valid(targets: Array, labels: Labels) -> Array:
-    """Those that count; a copy only if there may be others."""
+    """Return the targets that count, without a copy if all do."""
     if labels.ignored is None:
         return np.asarray(targets)
     return np.asarray(targets[targets != labels.ignored])
@@ -152,13 +156,13 @@ def _check_numbers(pair: Pair) -> None:
 
 
 def _check(pair: Pair, train: Pair, task: Task, outputs: int, labels: Labels) -> None:
-    """Shapes and targets of one split."""
+    """Raise DataError unless a split has the shapes and types of `train`."""
     for what in ("inputs", "targets"):
-        own, of_train = getattr(pair, what).shape[1:], getattr(train, what).shape[1:]
-        if own != of_train:
+        shape, expected = getattr(pair, what).shape[1:], getattr(train, what).shape[1:]
+        if shape != expected:
             raise DataError(
                 f"All splits have {what} of one shape; those of {train.who} have "
-                f"{list(of_train)}, those of {pair.who} {list(own)}."
+                f"{list(expected)}, those of {pair.who} {list(shape)}."
             )
     if (pair.inputs.dtype == np.uint8) != (train.inputs.dtype == np.uint8):
         raise DataError(
@@ -189,15 +193,15 @@ def _check_classes(train: Pair, outputs: int, labels: Labels) -> None:
             f"Every class from 0 to the largest label, {outputs - 1}, has training "
             f"samples; {train.who} has none of class "
             f"{', '.join(map(str, empty[:8].tolist()))}. Number the classes without "
-            f"gaps, or say `data.outputs = {outputs}` if arrays have them on purpose."
+            f"gaps, or set `data.outputs = {outputs}` if the gaps are on purpose."
         )
 
 
 def _normal(rows: Rows, members: Tensor) -> tuple[Tensor, Tensor]:
-    """So that the training bytes have mean 0 and deviation 1: of images, by channel.
+    """Return factor and offset that give training bytes mean 0 and deviation 1.
 
-    From exact counts of the 256 values, whatever the order. What is constant is only
-    shifted.
+    For images they are by channel. They are computed from exact counts of the 256
+    values, so no order of additions changes them. A constant channel is only shifted.
     """
     chosen = members[:: max(1, -(-len(members) // MOST_MEASURED))]
     counts: Tensor | int = 0

@@ -1,4 +1,4 @@
-"""Samples of the user's own data: taken apart, turned into tensors, stacked."""
+"""Turns samples of user data sets into tensors, and stacks them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,14 +15,14 @@ from samestep.errors import OwnCodeError
 TARGETS = ("label", "labels", "target", "targets", "y")
 """Keys of the target in samples that are dictionaries."""
 NUMBERS = "biuf"
-"""Kinds of numpy's types that become tensors."""
+"""Kinds of numpy dtypes that become tensors."""
 
 
 def pair(sample: Any, who: str) -> tuple[Any, Any]:
     """Return the input and the target of one sample. Raises OwnCodeError.
 
-    Of a dictionary, as Hugging Face's data sets have them, everything but the target
-    is the input: a dictionary, unless it is one value.
+    In a dictionary, as from Hugging Face's data sets, everything but the target is the
+    input: a dictionary again, unless it is one value.
     """
     if isinstance(sample, Mapping):
         target = next((key for key in TARGETS if key in sample), None)
@@ -54,16 +54,17 @@ def tensors(value: Any, who: str) -> Nested:
                 "Inputs in a dictionary have names, which become the model's keyword "
                 f"arguments; those of {who} have the keys {list(value)}."
             )
-        return {key: tensors(of, f"`{key}` of {who}") for key, of in value.items()}
+        return {key: tensors(each, f"`{key}` of {who}") for key, each in value.items()}
     if isinstance(value, tuple) and any(map(_is_whole, value)):
         return tuple(
-            tensors(of, f"input {number} of {who}") for number, of in enumerate(value)
+            tensors(each, f"input {number} of {who}")
+            for number, each in enumerate(value)
         )
     return tensor(value, who)
 
 
 def _is_whole(value: Any) -> bool:
-    """Whether it is an input of its own rather than a number or a row of one."""
+    """Return whether a value is a whole input, not a number or a row of one."""
     return isinstance(value, Tensor | np.ndarray | Mapping) or hasattr(
         value, "getbands"
     )
@@ -78,7 +79,7 @@ def tensor(value: Any, who: str) -> Tensor:
     if hasattr(value, "getbands"):
         return _picture(value)
     try:
-        # As an array first: a list of arrays is slow otherwise, and images have one.
+        # Through numpy: torch is slow with lists of arrays, and takes no images.
         array = value if isinstance(value, np.ndarray) else np.array(value)
     except ValueError as error:
         raise OwnCodeError(
@@ -88,7 +89,7 @@ def tensor(value: Any, who: str) -> Tensor:
         raise _complex(who, array.dtype)
     if array.dtype.kind not in NUMBERS:
         raise OwnCodeError(
-            f"Samples are numbers, in tensors or arrays; {who} has {_said(value)}. "
+            f"Samples are numbers, in tensors or arrays; {who} has {_quoted(value)}. "
             "Encode it, or leave it out."
         )
     is_ours = not isinstance(value, np.ndarray) or value.flags.writeable
@@ -96,7 +97,7 @@ def tensor(value: Any, who: str) -> Tensor:
 
 
 def stack(values: Sequence[Any], indices: Sequence[int], who: str) -> Any:
-    """Stack what `tensors` made of samples: [b, ...] for each. Raises OwnCodeError."""
+    """Stack the results of `tensors` for samples to [b, ...]. Raises OwnCodeError."""
     first = values[0]
     for value, index in zip(values, indices, strict=True):
         if _form(value) != _form(first):
@@ -140,19 +141,19 @@ def _complex(who: str, kind: Any) -> OwnCodeError:
 
 
 def _picture(image: Any) -> Tensor:
-    """One of Pillow -> [channels, height, width]; bytes become floats from 0 to 1."""
+    """Convert a Pillow image to [channels, height, width]; bytes become 0..1."""
     pixels = torch.from_numpy(np.array(image))
     planes = pixels.view(*pixels.shape[:2], -1).movedim(-1, 0)
     return planes / 255 if planes.dtype == torch.uint8 else planes
 
 
-def _said(value: Any) -> str:
+def _quoted(value: Any) -> str:
     is_short = isinstance(value, str | bytes) or value is None
     return f"{value!r}"[:60] if is_short else describe(value)
 
 
 def describe(value: Any) -> str:
-    """Return what a message calls it: its type, its shape or what it is a list of."""
+    """Return how a message describes a value: type and shape, or type of elements."""
     shape = getattr(value, "shape", None)
     kind = type(value).__name__
     if shape is not None:

@@ -1,4 +1,4 @@
-"""Tables, CSV or Parquet, of which one column is to be predicted.
+"""Tables, CSV or Parquet, of which one column is predicted.
 
 Numbers are standardised with the mean and the standard deviation of the training
 samples; words become one column for each different word, in sorted order (one-hot).
@@ -40,24 +40,24 @@ class Column:
 
     name: str
     values: Array
-    """float64 [n], where nan is a missing value; or str [n], where "" is one."""
+    """float64 [n], NaN where a value is missing; or str [n], "" where one is."""
     is_missing: NDArray[np.bool_]
 
     @property
     def is_number(self) -> bool:
-        """Else: words."""
+        """Whether the values are numbers, not words."""
         return self.values.dtype.kind == "f"
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table; the samples of a second file, for the test, come last."""
+    """A table; the rows of the test's file come last."""
 
     features: list[Column]
     target: Column
     is_regression: bool
     num_first: int
-    """Rows of the first file."""
+    """The number of rows of the first file."""
     classes: list[str] = field(default_factory=list)
     """Sorted: numbers by value, words by code point."""
 
@@ -65,7 +65,7 @@ class Table:
         return len(self.target.values)
 
     def targets(self) -> Array:
-        """float64 [n] to predict, or int64 [n] classes."""
+        """Return float64 [n] values, or int64 [n] classes."""
         if self.is_regression:
             return self.target.values
         numbers = {name: number for number, name in enumerate(self.classes)}
@@ -73,7 +73,7 @@ class Table:
         return np.array([numbers[name] for name in names], np.int64)
 
     def inputs(self, train: NDArray[np.int64]) -> NDArray[np.float64]:
-        """[n, features], by the statistics of the samples `train`."""
+        """Return inputs [n, features], standardized by the samples `train`."""
         columns: list[Array] = []
         for column in self.features:
             if column.is_number:
@@ -164,14 +164,14 @@ def _file(path: Path) -> "pa.Table":
 def _csv(path: Path) -> "pa.Table":
     from pyarrow import csv
 
-    # Words may be empty; whether that is a missing value, is for us to say.
+    # An empty word is a missing value, as in columns of numbers.
     convert = csv.ConvertOptions(strings_can_be_null=True)
     options = csv.ReadOptions(use_threads=False)
     return csv.read_csv(path, options, convert_options=convert)
 
 
 def _parquet(path: Path) -> "pa.Table":
-    """Without `read_table`, whose imports take a second."""
+    """Read a Parquet file; `read_table` would do, but its imports take a second."""
     from pyarrow import parquet
 
     with parquet.ParquetFile(path) as file:
@@ -210,14 +210,14 @@ def _column(
             raise DataError(
                 f"Every value must be there, and column `{name}` lacks "
                 f"{int(missing.sum())} of {len(values)}. Fill them, leave the column "
-                f'out with `data.ignore`, or say `data.missing = "mean"`.'
+                f'out with `data.ignore`, or set `data.missing = "mean"`.'
             )
         _check_feature(column)
     return column
 
 
 def _values(name: str, table: "pa.Table", path: Path) -> Array:
-    """float64 with nan, or str with "" where nothing is."""
+    """Return float64 [n] with NaN, or str [n] with "", for missing values."""
     from pyarrow import types
 
     column = table[name]
@@ -256,7 +256,7 @@ def _check_feature(column: Column) -> None:
 
 
 def _is_regression(recipe: TableData, target: Column, table: "pa.Table") -> bool:
-    """Whole numbers are classes, unless the recipe says otherwise."""
+    """Return whether to predict a quantity; by default whole numbers are classes."""
     from pyarrow import types
 
     is_float = target.is_number and types.is_floating(table[target.name].type)
@@ -268,7 +268,7 @@ def _is_regression(recipe: TableData, target: Column, table: "pa.Table") -> bool
 
 
 def _classes(target: Column, num_first: int) -> list[str]:
-    """Of the first file. Raises DataError for another one in the second."""
+    """Return the first file's classes. Raises DataError if the second has others."""
     first, second = target.values[:num_first], target.values[num_first:]
     known = [_class_name(value) for value in np.unique(first).tolist()]
     if len(known) < 2:
@@ -278,7 +278,7 @@ def _classes(target: Column, num_first: int) -> list[str]:
     if len(known) > MOST_WORDS:
         raise DataError(
             f"`{target.name}` has {len(known):,} different values, too many for "
-            'classes. If it is a quantity, say `data.task = "regression"`.'
+            'classes. If it is a quantity, set `data.task = "regression"`.'
         )
     for value in map(_class_name, np.unique(second).tolist()):
         if value not in known:
@@ -303,6 +303,6 @@ def _standardised(column: Column, train: NDArray[np.int64]) -> Array:
 
 
 def _one_hot(column: Column) -> list[Array]:
-    """A missing word is none of them."""
+    """Return a column for each word; a missing word is 0 in all of them."""
     words = np.unique(column.values[~column.is_missing])
     return [(column.values == word).astype(np.float64) for word in words]

@@ -43,13 +43,13 @@ class Text:
     """How many targets each of them has."""
 
     def of_split(self, name: str) -> NDArray[np.int32]:
-        """All of its characters, one after the other."""
+        """Return all characters of a split, in order."""
         first, end = self.windows[name]
         after = self.starts[end - 1] + self.lengths[end - 1] + 1
         return self.tokens[self.starts[first] : after]
 
     def written(self, tokens: NDArray[np.int32]) -> str:
-        """Numbers as characters again."""
+        """Return tokens as text again."""
         codes = np.array([ord(character) for character in self.vocabulary], "<u4")
         return codes[tokens].tobytes().decode("utf-32-le")
 
@@ -127,7 +127,7 @@ def read(recipe: TextData) -> Text:
 
 
 def _joined(texts: list[str], has_lines: bool) -> str:
-    """Where lines count, each begins after a line break and ends with one."""
+    """Join files; with lines, each line begins after a line break and ends with one."""
     if not has_lines:
         return "".join(texts)
     return "\n".join(["", *(text.removesuffix("\n") for text in texts), ""])
@@ -136,9 +136,9 @@ def _joined(texts: list[str], has_lines: bool) -> str:
 def _cut(
     codes: NDArray[np.uint32], recipe: TextData
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Where each window begins, and how many targets it has.
+    """Return where each window begins, and how many targets it has.
 
-    Of a line, the first character and the line break at its end are targets, too.
+    The first character of a line and the line break at its end are targets, too.
     """
     context = recipe.context
     if not recipe.lines:
@@ -154,10 +154,10 @@ def _cut(
 
 
 def baselines(text: Text) -> dict[str, float]:
-    """Bits per character of the test split.
+    """Return the bits per character that simple methods need for the test split.
 
-    `unigram`: by the characters' frequencies in the training split (Shannon 1948), each
-    counted once more than it occurs; `gzip`: of the test split alone, at level 9.
+    `unigram`: the characters' frequencies in the training split (Shannon 1948), each
+    plus one; `gzip`: the test split alone, at level 9.
     """
     train, test = text.of_split("train"), text.of_split("test")
     counts = np.bincount(train, minlength=len(text.vocabulary)) + 1
@@ -197,5 +197,5 @@ def _files(path: Path, pattern: str) -> list[Path]:
 
 
 def _python() -> Path:
-    """Where the sources of Python's standard library are."""
+    """Return the directory of Python's standard library."""
     return Path(sysconfig.get_paths()["stdlib"])

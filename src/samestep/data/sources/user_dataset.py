@@ -1,4 +1,4 @@
-"""Data of the user's own: tensors, arrays, or data sets with a length and an index."""
+"""User data: tensors, arrays, or data sets with `__len__` and `__getitem__`."""
 
 import json
 import random
@@ -47,7 +47,7 @@ class Arrays:
         return len(self.targets)
 
     def gather(self, indices: Tensor) -> tuple[Nested, Tensor]:
-        """int64 [b] -> inputs [b, ...] and targets [b, ...]."""
+        """Return samples as `Split.gather` does."""
         picked = self.inputs, self.targets
         inputs, targets = pytree.apply(
             lambda values: narrow(values.index_select(0, indices)), picked
@@ -57,7 +57,7 @@ class Arrays:
 
 @dataclass(frozen=True)
 class Indexed:
-    """An object with `len(...)` and `[index]`, which gives a sample."""
+    """An object with `__len__` and `__getitem__`, which returns a sample."""
 
     source: Any
     who: str
@@ -70,10 +70,10 @@ class Indexed:
         return len(self.source)
 
     def gather(self, indices: Tensor) -> tuple[Nested, Tensor]:
-        """int64 [b] -> inputs [b, ...] and targets [b, ...].
+        """Return inputs [b, ...] and targets [b, ...] of the samples int64 [b].
 
-        What samples draw from Python's and numpy's generators then depends, like what
-        they draw from torch's, on the micro-batch alone. Raises OwnCodeError.
+        Seeds Python's and numpy's generators from torch's, so that random draws depend
+        on the micro-batch alone. Raises OwnCodeError.
         """
         if len(indices) == 0:  # a micro-batch of a short last batch
             return torch.empty(0), torch.empty(0, dtype=torch.int64)
@@ -111,7 +111,7 @@ class Indexed:
 
     @property
     def collate(self) -> Callable[[list[Any]], Any] | None:
-        """Makes a batch of samples, if the data set has its own way, `collate_fn`."""
+        """The data set's `collate_fn`, which makes a batch of samples, or None."""
         return getattr(self.source, "collate_fn", None)
 
 
@@ -119,46 +119,48 @@ Samples = Arrays | Indexed
 
 
 def load(
-    recipe: CustomData, own: UserCode, labels: Labels = ALL_LABELS
+    recipe: CustomData, user_code: UserCode, labels: Labels = ALL_LABELS
 ) -> tuple[dict[str, Samples | Part], DataInfo]:
-    """The splits and what they share. Raises OwnCodeError, DataError."""
+    """Return the splits and what they share. Raises OwnCodeError, DataError."""
     who = title(recipe.load, "data")
-    found = own.find(recipe.load, "data") if recipe.load.startswith(GIVEN) else None
-    if found is None or isinstance(found, type) or _is_function(found):
-        found = own.call(recipe.load, "data", {}, recipe.arguments)
-    if isinstance(found, Mapping):
-        splits = _of_mapping(found, who)
+    data = None
+    if recipe.load.startswith(GIVEN):
+        data = user_code.find(recipe.load, "data")
+    if data is None or isinstance(data, type) or _is_function(data):
+        data = user_code.call(recipe.load, "data", {}, recipe.arguments)
+    if isinstance(data, Mapping):
+        splits = _given_splits(data, who)
     else:
-        splits = {"train": _samples(found, who, is_train=True)}
-    facts = _facts(splits["train"], recipe, who, labels)
+        splits = {"train": _samples(data, who, is_train=True)}
+    info = _infer(splits["train"], recipe, who, labels)
     padded = any(isinstance(s, Indexed) and s.collate for s in splits.values())
     checked = {
-        name: _conforming(samples, facts, f"{who}, split `{name}`", padded)
+        name: _conforming(samples, info, f"{who}, split `{name}`", padded)
         for name, samples in splits.items()
     }
-    if isinstance(found, Mapping):
+    if isinstance(data, Mapping):
         none = torch.zeros(0, dtype=torch.int64)
         empty = Part(checked["train"], none)
-        return {name: checked.get(name, empty) for name in SPLITS}, facts
-    return dict(_divided(checked["train"], recipe, who)), facts
+        return {name: checked.get(name, empty) for name in SPLITS}, info
+    return dict(_divided(checked["train"], recipe, who)), info
 
 
-def _is_function(found: Any) -> bool:
-    return callable(found) and not hasattr(found, "__getitem__")
+def _is_function(value: Any) -> bool:
+    return callable(value) and not hasattr(value, "__getitem__")
 
 
-def _of_mapping(found: Mapping[Any, Any], who: str) -> dict[str, Samples]:
-    for name in found:
+def _given_splits(data: Mapping[Any, Any], who: str) -> dict[str, Samples]:
+    for name in data:
         if name not in SPLITS:
             raise OwnCodeError(
                 f"The splits of {who} are `train`, `validation` and `test`; it has "
                 f"`{name}`.{did_you_mean(str(name), SPLITS)}"
             )
-    if "train" not in found:
-        raise OwnCodeError(f"{who} must have a split `train`; it has {list(found)}.")
+    if "train" not in data:
+        raise OwnCodeError(f"{who} must have a split `train`; it has {list(data)}.")
     return {
         name: _samples(value, f"{who}, split `{name}`", name == "train")
-        for name, value in found.items()
+        for name, value in data.items()
     }
 
 
@@ -208,7 +210,8 @@ def _only(targets: Nested, who: str) -> Tensor:
     )
 
 
-def _facts(train: Samples, recipe: CustomData, who: str, labels: Labels) -> DataInfo:
+def _infer(train: Samples, recipe: CustomData, who: str, labels: Labels) -> DataInfo:
+    """Infer from the training samples what all splits share."""
     inputs, targets = train.gather(torch.zeros(1, dtype=torch.int64))
     task = recipe.task or task_of(targets, who)
     targets = shaped(targets, task)
@@ -221,7 +224,7 @@ def _facts(train: Samples, recipe: CustomData, who: str, labels: Labels) -> Data
 
 
 def _largest(train: Samples, task: Task, who: str, labels: Labels) -> int:
-    """The largest label or token of the training samples."""
+    """Return the largest label or token of the training samples."""
     if isinstance(train, Arrays):
         values = [train.targets[labels.count(train.targets)]]
         if task == "next-token" and isinstance(train.inputs, Tensor):
@@ -240,12 +243,12 @@ def _largest(train: Samples, task: Task, who: str, labels: Labels) -> int:
 
 
 def _maximum(values: list[Tensor]) -> int:
-    """At least 0."""
+    """Return the largest of all values, at least 0."""
     return max(int(some.max()) for some in (*values, torch.zeros(1)) if len(some))
 
 
 def _names(source: Any) -> Any:
-    """Of the classes, as Hugging Face's `datasets` have them; None if they are not."""
+    """Return the names of the classes if it is a data set of Hugging Face's."""
     features = getattr(source, "features", None)
     if not isinstance(features, Mapping):
         return None
@@ -253,40 +256,39 @@ def _names(source: Any) -> Any:
     return getattr(label, "names", None)
 
 
-def _conforming(
-    samples: Samples, facts: DataInfo, who: str, is_padded: bool
-) -> Samples:
-    """Checked against the facts, as far as that takes no pass over a data set.
+def _conforming(samples: Samples, info: DataInfo, who: str, is_padded: bool) -> Samples:
+    """Return samples that conform to `info`; data sets check each batch later.
 
-    `is_padded` says that a `collate_fn` may give each batch a length of its own.
+    With `is_padded`, a `collate_fn` may give each batch a length of its own. Raises
+    OwnCodeError, DataError.
     """
     if len(samples) == 0:
         return samples
     inputs, _ = samples.gather(torch.zeros(1, dtype=torch.int64))
-    found = pytree.shapes(inputs)
-    if found != facts.inputs and not is_padded:
+    shapes = pytree.shapes(inputs)
+    if shapes != info.inputs and not is_padded:
         raise OwnCodeError(
             f"All inputs have one shape, and those of `train` have "
-            f"{json.dumps(facts.inputs)}; the first of {who} has {json.dumps(found)}."
+            f"{json.dumps(info.inputs)}; the first of {who} has {json.dumps(shapes)}."
         )
     if isinstance(samples, Indexed):
         return replace(
             samples,
             who=who,
-            task=facts.task,
-            outputs=facts.outputs,
-            labels=facts.labels,
+            task=info.task,
+            outputs=info.outputs,
+            labels=info.labels,
         )
-    targets = shaped(samples.targets, facts.task)
-    where = who, torch.arange(len(targets)), facts.labels
-    check_labels(targets, facts.task, facts.outputs, *where)
+    targets = shaped(samples.targets, info.task)
+    where = who, torch.arange(len(targets)), info.labels
+    check_labels(targets, info.task, info.outputs, *where)
     return Arrays(samples.inputs, targets)
 
 
 def _divided(
     samples: Samples, recipe: CustomData, who: str
 ) -> dict[str, Samples | Part]:
-    """One data set in three: the test first, then validation, in a drawn order."""
+    """Divide one data set into three splits; see `divide`."""
     members = divide(len(samples), recipe, who, ("validation", "test"))
     held_out = samples
     if isinstance(samples, Indexed):
