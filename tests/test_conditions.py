@@ -89,7 +89,7 @@ def test_a_run_of_an_earlier_version_goes_on_with_a_warning(
         run = train(own("", schedule=CONSTANT))
     said = go_on(run, server)
     (warning,) = [text for text in said if "earlier version" in text]
-    assert "did not keep: processor, libc, python, environment, samples." in warning
+    assert "did not store: processor, libc, python, environment, samples." in warning
     assert results(samestep.Run.open(run.path)) == results(long)
 
 

@@ -46,7 +46,8 @@ from samestep.messages.training import (
     Traced,
 )
 from samestep.output.console import SilentView, sentence
-from samestep.output.run_writer import EVENTS, RunWriter
+from samestep.output.events import EVENTS
+from samestep.output.run_writer import RunWriter
 from samestep.state.layout import Layout
 from samestep.state.snapshot import State
 from samestep.supervisor import hangs

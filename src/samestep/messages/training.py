@@ -1,8 +1,8 @@
 """What happens in a training: reported by a worker or by the supervisor.
 
 A worker's reports go over its socket to the supervisor. Together with the supervisor's
-own they go to the session, which keeps the run: `output.run_writer` decides which of
-them become events, `output.console` which are shown.
+own they go to the session, which keeps the run: `output.events` decides which of them
+become events, `output.console` which are shown.
 """
 
 from dataclasses import dataclass, field

@@ -21,31 +21,16 @@ from samestep.config.recipe import Recipe
 from samestep.core.span import Span
 from samestep.errors import OutputError, RunError, SamestepError
 from samestep.messages.training import (
-    CaughtUp,
-    CheckpointFailed,
-    CheckpointWritten,
     EpochRecord,
-    Evicted,
-    FaultInjected,
-    GenerationFailed,
     Message,
-    NoTargets,
-    Prefetching,
-    Rebalanced,
     Restarted,
-    SlowStart,
     SnapshotSaved,
-    Started,
     StepRecord,
-    Stopped,
-    StragglerFound,
     Traced,
-    UnusedParameters,
     WorkersStarted,
-    WorkerWarning,
 )
 from samestep.messages.wire import JsonObject, as_record
-from samestep.output import trace
+from samestep.output import events, trace
 from samestep.output.fence import FILE, TAKEN, Fence
 from samestep.output.logs import take_log
 from samestep.output.run import MODEL_FILE, RunResult
@@ -53,26 +38,6 @@ from samestep.output.schema import Result
 from samestep.system import atomic_files, machine, untrusted_files
 
 
-EVENTS: dict[type, str] = {
-    CaughtUp: "caught up",
-    CheckpointFailed: "checkpoint failed",
-    CheckpointWritten: "checkpoint",
-    Evicted: "evicted",
-    FaultInjected: "fault",
-    GenerationFailed: "failed",
-    NoTargets: "no targets",
-    Prefetching: "prefetching",
-    Rebalanced: "rebalanced",
-    Restarted: "restart",
-    SlowStart: "slow start",
-    Started: "training",
-    Stopped: "stopped",
-    StragglerFound: "hindered",
-    UnusedParameters: "unused",
-    WorkersStarted: "workers started",
-    WorkerWarning: "warning",
-}
-"""Messages that become a line of events.jsonl, and its `event`."""
 LOCK_FILE = ".lock"
 RECORDS = {
     *(
@@ -278,10 +243,9 @@ class RunWriter:
                 self._traces = {}
             case Traced(worker=worker, spans=spans):
                 self._add_trace(worker, spans)
-        if type(message) in EVENTS:
-            fields = as_record(message)
-            fields.pop("layout", None)  # of `Started`: long, and in every checkpoint
-            self.event(EVENTS[type(message)], **fields)
+        event = events.event_of(message)
+        if event is not None:
+            self.event(event.name, **event.fields)
 
     def _add_metrics(self, kind: str, record: JsonObject) -> None:
         at = time.monotonic() - self.started

@@ -1,4 +1,4 @@
-"""Where a run goes on: its newest valid checkpoint, if the conditions are the same."""
+"""Find the checkpoint from which a run continues, and check its conditions."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -23,7 +23,7 @@ ENDLESS = ("constant", "step")
 
 @dataclass(frozen=True)
 class Start:
-    """What `resume` begins with."""
+    """The state of a run with which `resume` begins."""
 
     run: Path
     recipe: Recipe
@@ -43,15 +43,15 @@ class Start:
 
     @property
     def headline(self) -> str:
-        """Where it goes on, in words."""
+        """A line for the user: where the run continues."""
         if self.checkpoint is None:
             return f"{self.run} has no usable checkpoint: it starts from the beginning"
         return f"going on after step {self.step}"
 
     def check(self, build: Mapping[str, str]) -> list[str]:
-        """Raises CheckpointError if the result could have other bits.
+        """Compare the conditions with those of the checkpoint; return warnings.
 
-        Returns warnings.
+        Raises CheckpointError if the result could have other bits.
         """
         if self.checkpoint is None:
             return []
@@ -62,22 +62,25 @@ class Start:
 
     @property
     def kept(self) -> dict[str, str]:
-        """The conditions that only the workers can compare."""
+        """The checkpoint's conditions that only workers can compare."""
         return kept_for_workers(
             self.checkpoint.manifest.build if self.checkpoint else {}
         )
 
 
 Conditions = tuple[Recipe, Mapping[str, str]]
-"""What decides bits: the recipe and everything else."""
+"""Everything that decides bits: the recipe, and the rest by name."""
 
 
 def check_conditions(then: Conditions, now: Conditions) -> list[str]:
-    """Raises CheckpointError if the result could have other bits; returns warnings."""
+    """Compare two sets of conditions, and return warnings.
+
+    Raises CheckpointError if the result could have other bits.
+    """
     differences = list(_differences(then, now))
     if differences:
         raise CheckpointError(
-            "A run goes on only under the conditions of its checkpoint, or the "
+            "A run continues only under the conditions of its checkpoint, or the "
             f"result would have other bits. Different are: {'; '.join(differences)}"
             ". Restore them, or pass `--allow-different-numerics`."
         )
@@ -85,19 +88,19 @@ def check_conditions(then: Conditions, now: Conditions) -> list[str]:
     if not unknown:
         return []
     return [
-        "The checkpoint was written by an earlier version, which did not keep: "
-        f"{', '.join(unknown)}. If one of them was another then, the result has other "
+        "The checkpoint was written by an earlier version, which did not store: "
+        f"{', '.join(unknown)}. If one of them has changed since, the result has other "
         "bits."
     ]
 
 
 def kept_for_workers(build: Mapping[str, str]) -> dict[str, str]:
-    """Those of a build that only the workers can compare."""
+    """Return the conditions in `build` that only workers can compare."""
     return {name: build[name] for name in FOUND_BY_WORKERS if name in build}
 
 
 def _unknown(build: Mapping[str, str], recipe: Recipe) -> Iterator[str]:
-    """What checkpoints have kept only since a later version."""
+    """Yield the names of conditions that the version of a checkpoint did not store."""
     by_workers = FOUND_BY_WORKERS if isinstance(recipe.data, CustomData) else ()
     yield from (name for name in (*of_machine(), *by_workers) if name not in build)
 
@@ -105,33 +108,34 @@ def _unknown(build: Mapping[str, str], recipe: Recipe) -> Iterator[str]:
 def find_start(
     run: Path, epochs: int | None, parts: Mapping[str, str] | None = None
 ) -> Start:
-    """`parts` name the user's own model, data or loss again.
+    """Find the newest valid checkpoint of a run, to train to `epochs` epochs.
 
-    Raises RunError, RecipeError, CheckpointError.
+    `parts` are the names of the user's own model, data or loss, where they were given
+    again. Raises RunError, RecipeError, CheckpointError.
     """
     untrusted_files.check_parts(run)
     if not (run / "recipe.toml").is_file():
         raise RunError(f"{run} is not a run directory: it has no recipe.toml.")
     recipe = Recipe.load(run / "recipe.toml", warn=False)
     recipe = recipe_of(recipe, parts or {}, {})
-    warnings, found = [], None
+    warnings, newest = [], None
     for _, candidate in checkpoint.newest_valid(checkpoint.directory_of(run)):
         if isinstance(candidate, Checkpoint):
-            found = candidate
+            newest = candidate
         else:
             warnings.append(f"{candidate} It is skipped.")
-    complete = len(found.manifest.epochs) if found else 0
+    complete = len(newest.manifest.epochs) if newest else 0
     recipe = _extended(recipe, run, epochs, complete)
     if is_finished(run) and epochs is None:
         raise RunError(
             f"{run} is finished: there is nothing to resume. Use `--epochs N` to train "
             f"for more than its {recipe.epochs} epochs."
         )
-    return Start(run, recipe, found, warnings)
+    return Start(run, recipe, newest, warnings)
 
 
 def is_finished(run: Path) -> bool:
-    """Whether its result.json says so."""
+    """Return whether the run has a result.json with the status `finished`."""
     try:
         return RunResult.open(run).status == "finished"
     except RunError:
@@ -139,14 +143,14 @@ def is_finished(run: Path) -> bool:
 
 
 def _extended(recipe: Recipe, run: Path, epochs: int | None, complete: int) -> Recipe:
-    """The recipe with another number of epochs, where that keeps the earlier steps."""
+    """Return the recipe with `epochs`. Raises RunError if past steps would change."""
     if epochs is None or epochs == recipe.epochs:
         return recipe
     if recipe.schedule.name not in ENDLESS:
         raise RunError(
             f"The number of epochs of {run} is fixed, since its schedule "
             f"`{recipe.schedule.name}` spans all {recipe.epochs} of them: with "
-            f"{epochs} the learning rates so far would have been others. Train a new "
+            f"{epochs}, earlier steps would have had other learning rates. Train a new "
             "run."
         )
     if epochs < max(complete, 1):
@@ -158,24 +162,30 @@ def _extended(recipe: Recipe, run: Path, epochs: int | None, complete: int) -> R
 
 
 def _differences(then: Conditions, now: Conditions) -> Iterator[str]:
-    saved, recipe = then[0], now[0]
-    before, after = flatten(saved.to_dict()), flatten(recipe.to_dict())
-    for ignored in ("name", *(["epochs"] if recipe.schedule.name in ENDLESS else [])):
-        before.pop(ignored), after.pop(ignored)
-    cpu = {"device": "cpu"}  # not named in a build
-    machines: list[JsonObject] = [cpu | dict(build) for build in (then[1], now[1])]
-    for name in (*of_machine(), *FOUND_BY_WORKERS):
-        if not all(name in build for build in machines):  # not known, or not yet
-            machines[0].pop(name, None), machines[1].pop(name, None)
-    pairs = [("recipe ", before, after), ("", machines[0], machines[1])]
-    for prefix, old, new in pairs:
-        for key in sorted(old.keys() | new.keys()):
-            if old.get(key) != new.get(key):
-                yield f"{prefix}{key}: {old.get(key)} then, {new.get(key)} now"
+    ignored = {"name"} | ({"epochs"} if now[0].schedule.name in ENDLESS else set())
+    recipes = flatten(then[0].to_dict()), flatten(now[0].to_dict())
+    yield from _changes("recipe ", *recipes, ignored)
+    cpu = {"device": "cpu"}  # a build names only GPUs
+    before, after = cpu | dict(then[1]), cpu | dict(now[1])
+    # Older checkpoints lack some conditions, and workers will add theirs later.
+    unknown = {
+        name
+        for name in (*of_machine(), *FOUND_BY_WORKERS)
+        if name not in before or name not in after
+    }
+    yield from _changes("", before, after, unknown)
+
+
+def _changes(
+    prefix: str, old: Mapping[str, Any], new: Mapping[str, Any], ignored: set[str]
+) -> Iterator[str]:
+    for key in sorted((old.keys() | new.keys()) - ignored):
+        if old.get(key) != new.get(key):
+            yield f"{prefix}{key}: {old.get(key)} then, {new.get(key)} now"
 
 
 def flatten(fields: Mapping[str, Any], prefix: str = "") -> JsonObject:
-    """`{"a": {"b": 1}}` -> `{"a.b": 1}`."""
+    """Return nested fields by their dotted names: `{"a": {"b": 1}}` -> `{"a.b": 1}`."""
     flat: JsonObject = {}
     for key, value in fields.items():
         if isinstance(value, Mapping):
