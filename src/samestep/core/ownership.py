@@ -34,6 +34,11 @@ def contiguous(counts: Sequence[int]) -> list[Share]:
     return list(pairwise(accumulate(counts, initial=0)))
 
 
+def lengths(owned: Sequence[Share]) -> list[int]:
+    """Return how many micro-batches each worker owns; the inverse of `contiguous`."""
+    return [end - first for first, end in owned]
+
+
 def makespan(owned: Sequence[Share], speeds: Sequence[float]) -> float:
     """Return the seconds of the slowest worker.
 

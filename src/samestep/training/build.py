@@ -2,20 +2,16 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-
-from torch import nn
 
 from samestep.config.recipe import Recipe
 from samestep.core.balancer import Balancer
 from samestep.core.metric import num_cells
 from samestep.core.ownership import Share, contiguous, shares
 from samestep.core.topology import Topology
-from samestep.data import dataset
 from samestep.data.prefetch import HelperProcess, MicroBatches, Prefetcher
-from samestep.errors import RunError
 from samestep.exchange import Exchange
 from samestep.messages.training import (
     Prefetching,
@@ -25,7 +21,6 @@ from samestep.messages.training import (
 )
 from samestep.models import compiling
 from samestep.models.device import Device
-from samestep.models.objective import built_in
 from samestep.optim.averaging import WeightAverages
 from samestep.optim.optimizer import SliceOptimizer
 from samestep.optim.param_groups import slices
@@ -34,14 +29,17 @@ from samestep.state.flat import Flat
 from samestep.state.snapshot import Snapshots
 from samestep.system.fault_injection import Faults
 from samestep.system.heartbeat import (
-    BUILDING,
     COMPILING,
-    LOADING,
     MEETING,
     Heartbeat,
 )
 from samestep.training.cadence import Cadence
-from samestep.training.components import Components, Loss, load_and_build, new_model
+from samestep.training.components import (
+    Components,
+    TrainedModel,
+    load_and_build,
+    load_trained,
+)
 from samestep.training.evaluate import Evaluator
 from samestep.training.metrics import MetricsBuffer
 from samestep.training.monitor import StepMonitor
@@ -55,8 +53,8 @@ from samestep.training.trainer import (
     Trainer,
     steps_per_report,
 )
-from samestep.user_code.references import UserCode, find_loss, names, title
-from samestep.verification import dry_run, replicas, startup
+from samestep.user_code.references import UserCode, names, title
+from samestep.verification import startup
 from samestep.verification.probe import Probe, Witness
 from samestep.verification.watch import MutationCheck
 
@@ -95,7 +93,7 @@ class TrainSettings:
     patience: float = 60.0
     """Seconds that the end of the training waits for the witness, besides what loading
     and building took."""
-    most_steps: int | None = None
+    max_steps: int | None = None
     """Full global batches of an epoch, to try a recipe out; None: all."""
     samples: str = ""
     """The checksum of samples that the run began with; empty: not known."""
@@ -134,7 +132,7 @@ def build_trainer(
     topology, heartbeat, start = context.topology, context.heartbeat, time.monotonic()
     assistants = assistants or Assistants()
     components = load_and_build(
-        recipe, context.user_code, settings.most_steps, context.device, heartbeat.enter
+        recipe, context.user_code, settings.max_steps, context.device, heartbeat.enter
     )
     seconds = time.monotonic() - start
     if topology.is_leader and memory.constants is not None:
@@ -148,7 +146,7 @@ def build_trainer(
     samples = _samples(recipe, context, components, assistants.helper)
     probe = None
     if settings.probe and names(recipe):
-        # The witness loads and builds, too, perhaps at a third of the speed.
+        # The witness must load and build, too, beside workers that already compute.
         patience, witness = settings.patience + 3 * seconds, assistants.witness
         probe = _probe(
             recipe, context, components, samples, exchange, witness, patience
@@ -160,14 +158,7 @@ def build_trainer(
         samples=samples,
         replica=replica,
         ownership=_ownership(settings, topology.rank, balancer, exchange),
-        evaluator=_evaluator(
-            recipe,
-            context,
-            components.data,
-            components.model,
-            components.loss,
-            exchange,
-        ),
+        evaluator=_evaluator(recipe, context, components, exchange),
         probe=probe,
         monitor=_monitor(recipe, context, settings.profile, components, exchange),
         cadence=Cadence(heartbeat, settings.snapshot_seconds),
@@ -190,24 +181,14 @@ def build_evaluator(
 
     Raises DataError, OwnCodeError, RunError.
     """
-    heartbeat, user_code = context.heartbeat, context.user_code
-    heartbeat.enter(LOADING)
-    data = dataset.of_recipe(recipe, user_code)
-    if len(data.splits[split]) == 0:
-        raise RunError(f"The recipe {recipe.name} holds out no {split} samples.")
-    heartbeat.enter(BUILDING)
-    model = new_model(recipe, data, user_code)
-    replicas.fill(model, model_file)
-    loss = find_loss(recipe, user_code)
-    metrics = built_in(recipe.loss)
-    if names(recipe):
-        metrics = dry_run.run(recipe, data, model, loss).metrics
-    data = replace(data, own_metrics=metrics)
-    model = context.device.move(model)
+    heartbeat = context.heartbeat
+    trained = load_trained(
+        recipe, context.user_code, split, model_file, context.device, heartbeat.enter
+    )
     heartbeat.enter(MEETING)
     workers = context.topology.workers
-    exchange = context.connect(Flat(model), shares(workers, workers))
-    return _evaluator(recipe, context, data, model, loss, exchange)
+    exchange = context.connect(Flat(trained.model), shares(workers, workers))
+    return _evaluator(recipe, context, trained, exchange)
 
 
 def _check_startup(
@@ -286,20 +267,18 @@ def _samples(
 def _evaluator(
     recipe: Recipe,
     context: WorkerContext,
-    data: dataset.Dataset,
-    model: nn.Module,
-    loss: Loss | None,
+    parts: Components | TrainedModel,
     exchange: Exchange,
 ) -> Evaluator:
     return Evaluator(
-        model,
+        parts.model,
         recipe,
-        data,
+        parts.data,
         context.topology.rank,
         exchange,
         context.heartbeat,
         context.device,
-        loss,
+        parts.loss,
     )
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -12,7 +13,7 @@ from samestep.config.recipe import Recipe
 from samestep.core.plan import Plan, derive_seed
 from samestep.data import dataset
 from samestep.data.prefetch import Drawn, MicroBatches
-from samestep.errors import RecipeError
+from samestep.errors import RecipeError, RunError
 from samestep.models.device import Device
 from samestep.models.objective import Objective, built_in
 from samestep.optim import averaging
@@ -24,7 +25,7 @@ from samestep.system.heartbeat import BUILDING, LOADING
 from samestep.training import init_weights
 from samestep.user_code import seeding
 from samestep.user_code.references import UserCode, find_loss, names
-from samestep.verification import dry_run
+from samestep.verification import dry_run, replicas
 from samestep.verification.dry_run import Findings
 from samestep.verification.probe import Replay
 
@@ -63,10 +64,20 @@ class Components:
         return Replay(draw, self.objective(recipe), self.flat, recipe.seed, device)
 
 
+@dataclass(frozen=True)
+class TrainedModel:
+    """A trained model and the data to evaluate it on."""
+
+    data: dataset.Dataset
+    model: nn.Module
+    loss: Loss | None
+    """The loss function if it is the user's own."""
+
+
 def load_and_build(
     recipe: Recipe,
     user_code: UserCode,
-    most_steps: int | None,
+    max_steps: int | None,
     device: Device,
     enter: Callable[[int], None] = lambda _: None,
 ) -> Components:
@@ -75,7 +86,7 @@ def load_and_build(
     Raises DataError, RecipeError, OwnCodeError.
     """
     enter(LOADING)
-    data, plan = load_data(recipe, user_code, most_steps)
+    data, plan = load_data(recipe, user_code, max_steps)
     enter(BUILDING)
     dry_run.check_family(recipe.model, data)
     model = new_model(recipe, data, user_code)
@@ -90,19 +101,46 @@ def load_and_build(
     return Components(data, plan, model, loss, flat, findings.unused)
 
 
+def load_trained(
+    recipe: Recipe,
+    user_code: UserCode,
+    split: str,
+    model_file: Path,
+    device: Device,
+    enter: Callable[[int], None] = lambda _: None,
+) -> TrainedModel:
+    """Load the data and the weights of a model file, to evaluate them on a split.
+
+    Raises DataError, OwnCodeError, RunError.
+    """
+    enter(LOADING)
+    data = dataset.of_recipe(recipe, user_code)
+    if len(data.splits[split]) == 0:
+        raise RunError(f"The recipe {recipe.name} holds out no {split} samples.")
+    enter(BUILDING)
+    model = new_model(recipe, data, user_code)
+    replicas.fill(model, model_file)
+    loss = find_loss(recipe, user_code)
+    metrics = built_in(recipe.loss)
+    if names(recipe):
+        metrics = dry_run.run(recipe, data, model, loss).metrics
+    data = replace(data, own_metrics=metrics)
+    return TrainedModel(data, device.move(model), loss)
+
+
 def load_data(
-    recipe: Recipe, user_code: UserCode, most_steps: int | None = None
+    recipe: Recipe, user_code: UserCode, max_steps: int | None = None
 ) -> tuple[dataset.Dataset, Plan]:
     """Load the samples, and plan which of them make up which step.
 
-    Loads at most `most_steps` full global batches, and the last one if it is short; as
+    Loads at most `max_steps` full global batches, and the last one if it is short; as
     many samples at most of the other splits. Raises DataError, OwnCodeError.
     """
     data = dataset.of_recipe(recipe, user_code)
     size = len(data.splits["train"])
-    if most_steps is not None:
+    if max_steps is not None:
         batch = recipe.global_batch
-        size = min(size, most_steps * batch + size % batch)
+        size = min(size, max_steps * batch + size % batch)
         data = data.first(size)
     plan = Plan(size, recipe.global_batch, recipe.micro_batches, recipe.seed)
     return data, plan
@@ -119,13 +157,13 @@ def new_model(recipe: Recipe, data: dataset.Dataset, user_code: UserCode) -> nn.
 
 
 def load_replay(
-    recipe: Recipe, user_code: UserCode, most_steps: int | None, device: Device
+    recipe: Recipe, user_code: UserCode, max_steps: int | None, device: Device
 ) -> Replay:
     """Load and build what it takes to compute a micro-batch again.
 
     Raises as `load_and_build` does.
     """
-    components = load_and_build(recipe, user_code, most_steps, device)
+    components = load_and_build(recipe, user_code, max_steps, device)
     source = MicroBatches(components.data, components.plan, has_user_code=True)
     return components.replay(recipe, source.draw, device)
 

@@ -64,14 +64,14 @@ class Until(Cadence):
     """The cadence of a training that ends once `over` returns true on any worker."""
 
     over: Callable[[], bool] = lambda: False
-    most_steps: int = 1 << 30
+    max_steps: int = 1 << 30
     """Steps between two calls of `over`, at most."""
 
     def decide(self, steps: int, epoch_ends: bool) -> Decision:
         """Decide as `Cadence` does, and to stop if it is over."""
         decision = super().decide(steps, epoch_ends)
         stop = decision.stop or self.over()
-        return replace(decision, stop=stop, steps=min(decision.steps, self.most_steps))
+        return replace(decision, stop=stop, steps=min(decision.steps, self.max_steps))
 
 
 @dataclass
@@ -135,13 +135,13 @@ def train_until(
     trainer: Trainer,
     times: StepTimes,
     over: Callable[[], bool],
-    most_steps: int = 1 << 30,
+    max_steps: int = 1 << 30,
 ) -> Lap:
     """All workers of a group: train until `over`, for at least one step.
 
     At the end of the recipe the training starts over.
     """
-    trainer.cadence = Until(times, 0.0, over=over, most_steps=most_steps)
+    trainer.cadence = Until(times, 0.0, over=over, max_steps=max_steps)
     progress, plan = trainer.progress, trainer.samples.plan
     stopwatch = trainer.monitor.stopwatch
     stopwatch.take_epoch()

@@ -15,8 +15,7 @@ from torch import Tensor
 from samestep.config.model import CustomLoss
 from samestep.core.balancer import Change
 from samestep.core.metric import COUNTED
-from samestep.core.ownership import contiguous
-from samestep.core.speeds import StepWindow
+from samestep.core.ownership import lengths
 from samestep.messages.training import (
     EpochRecord,
     Evicted,
@@ -29,7 +28,7 @@ from samestep.messages.training import (
     StragglerFound,
 )
 from samestep.messages.wire import JsonObject
-from samestep.optim import gradient as gradients
+from samestep.optim import gradients
 from samestep.state import dtypes
 from samestep.state.fingerprint import fingerprint
 from samestep.training.cadence import Decision
@@ -144,8 +143,7 @@ def train_step(trainer: Trainer, step: int) -> None:
     factor, sizes = _rescale(trainer, gradient, step)
     # Those without samples leave the buffers unchanged, and count as no update.
     flat.advance_buffers(buffers, recipe.micro_batches, samples.num_updates(step))
-    if exchange.watch.active:
-        _estimate_noise(trainer, gradient, factor, sizes)
+    _observe_noise(trainer, gradient, factor, sizes)
     if recipe.optimizer.max_grad_norm is not None:
         gradients.clip(gradient, recipe.optimizer.max_grad_norm, exchange)
     monitor.end_exchange()
@@ -177,11 +175,16 @@ def _rescale(
     return factor, weights
 
 
-def _estimate_noise(
+def _observe_noise(
     trainer: Trainer, gradient: Tensor, factor: float, sizes: list[float]
 ) -> None:
-    """All workers: add an observation of the gradient noise scale."""
+    """All workers, in some steps: observe the gradient noise scale.
+
+    Comes after the rescaling, which `factor` tells it, and before the clipping.
+    """
     exchange = trainer.replica.exchange
+    if not exchange.watch.active:
+        return
     estimate = gradients.estimate_noise(gradient, factor, sizes, exchange)
     if estimate is not None:
         trainer.progress.noise.add(*estimate)
@@ -196,7 +199,7 @@ def sync_metrics(trainer: Trainer, epoch: int, steps_in_epoch: int) -> Decision:
     progress, monitor = trainer.progress, trainer.monitor
     ends = steps_in_epoch == trainer.samples.plan.steps_per_epoch
     steps = monitor.metrics.num_steps
-    decision = _with_ownership(trainer, trainer.cadence.decide(steps, ends))
+    decision = trainer.ownership.decide(trainer.cadence.decide(steps, ends))
     phases = monitor.take_phases()
     first, end = trainer.ownership.micro_batches
     drawing = phases[PHASES.index("data")]
@@ -214,48 +217,24 @@ def sync_metrics(trainer: Trainer, epoch: int, steps_in_epoch: int) -> Decision:
     return decision
 
 
-def _with_ownership(trainer: Trainer, decision: Decision) -> Decision:
-    """Return the decision with what this worker's balancer proposes.
-
-    Only that of rank 0 counts, after the merge.
-    """
-    balancer = trainer.ownership.balancer
-    change = balancer.proposal
-    counts = tuple(end - first for first, end in change.after) if change else ()
-    return replace(decision, leaving=balancer.straggler_to_drop, counts=counts)
-
-
 def _rebalance(trainer: Trainer, steps: int, times: Times, decision: Decision) -> None:
     """All workers: observe the speeds, and change ownership if rank 0 decided so."""
-    if trainer.ownership.is_random:
+    ownership, step = trainer.ownership, trainer.progress.step
+    if ownership.is_random:
         return
-    balancer = trainer.ownership.balancer
-    seconds = dict(zip(PHASES, times.seconds.T, strict=True))
-    compute = seconds["data"] + seconds["forward"] + seconds["backward"]
-    balancer.observe(
-        StepWindow(
-            steps,
-            times.seconds[0].sum().item(),
-            compute.tolist(),
-            seconds["data"].tolist(),
-            seconds["wait"].tolist(),
-            seconds["optimizer"].tolist(),
-        )
-    )
-    step, straggler = trainer.progress.step, balancer.straggler
+    straggler = ownership.observe(steps, times)
     if straggler is not None:
         trainer.report(StragglerFound(step=step, **vars(straggler)))
     if decision.counts:
-        change = balancer.adopt(contiguous(decision.counts))
-        trainer.ownership.assign(change.after)
+        change = ownership.adopt(decision.counts)
         trainer.report(_rebalanced(step, change))
 
 
 def _rebalanced(step: int, change: Change) -> Rebalanced:
     return Rebalanced(
         step=step,
-        before=[end - first for first, end in change.before],
-        after=[end - first for first, end in change.after],
+        before=lengths(change.before),
+        after=lengths(change.after),
         speeds_before=change.speeds_before,
         speeds=change.speeds,
         gain=change.gain,
@@ -341,7 +320,7 @@ def _report_steps(trainer: Trainer, epoch: int) -> None:
     lr = trainer.learning_rate(progress.step - 1)
     times = trainer.monitor.stopwatch.take_logged()
     record = step_record(progress, epoch, lr, times, trainer.samples.data)
-    shares = [end - first for first, end in balancer.owned]
+    shares = lengths(balancer.owned)
     trainer.report(replace(record, speeds=balancer.speeds, shares=shares))
     progress.logged = MetricSums()
 

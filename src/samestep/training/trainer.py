@@ -3,17 +3,19 @@
 `training.build` puts them together, `training.train` runs them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from samestep.config.recipe import Recipe
-from samestep.core.balancer import Balancer, random_ownership
+from samestep.core.balancer import Balancer, Change, random_ownership
 from samestep.core.lr_schedule import learning_rate
-from samestep.core.ownership import Share
+from samestep.core.ownership import Share, contiguous, lengths
 from samestep.core.plan import Plan, derive_seed
+from samestep.core.speeds import StepWindow
+from samestep.core.straggler import Straggler
 from samestep.core.topology import Topology
 from samestep.data.augment import Mixed
 from samestep.data.dataset import Dataset
@@ -26,10 +28,11 @@ from samestep.optim.averaging import WeightAverages
 from samestep.optim.optimizer import SliceOptimizer
 from samestep.state.flat import Flat
 from samestep.state.snapshot import Snapshots
-from samestep.training.cadence import Cadence
+from samestep.training.cadence import Cadence, Decision
 from samestep.training.evaluate import Evaluator
 from samestep.training.monitor import StepMonitor
 from samestep.training.progress import Progress
+from samestep.training.timing import PHASES, Times
 from samestep.verification.probe import Probe
 
 
@@ -63,8 +66,8 @@ class Samples:
     ) -> tuple[Nested, Tensor | Mixed]:
         """Return inputs [b, ...] and targets of one of the worker's micro-batches.
 
-        Seeds all generators for this micro-batch, whoever computes it: first the
-        device's here, then the CPU's where the samples are drawn.
+        Seeds all generators for this micro-batch, on whichever worker: the device's
+        here, the CPU's where the samples are drawn.
         """
         self.device.seed(derive_seed(self.plan.seed, "step", step, index))
         return self.device.to_device(*self.prefetcher.draw(step, index, owned))
@@ -100,6 +103,36 @@ class Ownership:
         """All workers, between two steps: take over these shares of micro-batches."""
         self.micro_batches = shares[self.rank]
         self.exchange.assign(shares)
+
+    def decide(self, decision: Decision) -> Decision:
+        """Return the decision with what this worker's balancer proposes.
+
+        Every worker proposes; only that of rank 0 counts, after the merge.
+        """
+        change, straggler = self.balancer.proposal, self.balancer.straggler_to_drop
+        counts = tuple(lengths(change.after)) if change else ()
+        return replace(decision, leaving=straggler, counts=counts)
+
+    def observe(self, steps: int, times: Times) -> Straggler | None:
+        """Take the times of all workers in some steps; return a new straggler."""
+        seconds = dict(zip(PHASES, times.seconds.T, strict=True))
+        compute = seconds["data"] + seconds["forward"] + seconds["backward"]
+        window = StepWindow(
+            steps,
+            times.seconds[0].sum().item(),
+            compute.tolist(),
+            seconds["data"].tolist(),
+            seconds["wait"].tolist(),
+            seconds["optimizer"].tolist(),
+        )
+        self.balancer.observe(window)
+        return self.balancer.straggler
+
+    def adopt(self, counts: Sequence[int]) -> Change:
+        """All workers, between two steps: adopt the ownership of rank 0's decision."""
+        change = self.balancer.adopt(contiguous(counts))
+        self.assign(change.after)
+        return change
 
     def shuffle(self, step: int) -> None:
         """All workers: change ownership at random, if that was asked for."""

@@ -1,4 +1,4 @@
-"""One worker: a process that takes part in a job, whoever started it.
+"""One worker: a process that takes part in a job, however it was started.
 
 Its rank comes from torchrun's environment variables (`core.topology`). It receives its
 job from the supervisor over a socket, and sends its reports back (`samestep.messages`).
@@ -192,7 +192,7 @@ def _train(
     context.faults.at("start", job.step)
     settings = replace(
         _settings(job.setup),
-        most_steps=job.max_steps,
+        max_steps=job.max_steps,
         samples=job.conditions.get("samples", ""),
     )
     memory = Memory(fds["snapshots"], fds.get("constants"))
