@@ -89,7 +89,8 @@ def fault(
         "step": step,
         "rank": rank,
     }
-    return asdict(TypeAdapter(fault_injection.Fault).validate_python(fields))
+    checked = TypeAdapter(fault_injection.Fault).validate_json(json.dumps(fields))
+    return asdict(checked)
 
 
 @pytest.fixture
