@@ -21,6 +21,7 @@ from samestep.data.sources import source_of
 from samestep.errors import PlacementError, RunError, did_you_mean, warn_old_name
 from samestep.messages.job import EvaluationJob
 from samestep.messages.training import Evaluated, Message
+from samestep.messages.wire import JsonObject
 from samestep.output.console import View, make_view
 from samestep.output.logs import temporary_logs
 from samestep.output.run import read_recipe
@@ -261,7 +262,7 @@ def _server(server: ForkServer | None) -> AbstractContextManager[ForkServer]:
     return ForkServer() if server is None else nullcontext(server)
 
 
-def described(recipe: Recipe) -> tuple[dict[str, Any], dict[str, str]]:
+def described(recipe: Recipe) -> tuple[JsonObject, dict[str, str]]:
     """The data for the run's record, and what must be the same to go on."""
     described, code = source_of(recipe.data).describe(), checksums(recipe)
     conditions = data_checksums(described) | bf16.conditions(recipe)

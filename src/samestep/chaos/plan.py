@@ -3,7 +3,6 @@
 import random
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from samestep.state import checkpoint
 
@@ -36,7 +35,7 @@ class Injection:
     downtime: float | None = None
     """Seconds from the injection until the workers computed again."""
 
-    def to_fault(self, workers: int) -> dict[str, Any]:
+    def to_fault(self, workers: int) -> dict[str, str | int]:
         """Return the fields of a `fault_injection.Fault`; ranks wrap at `workers`."""
         return {
             "number": self.number,

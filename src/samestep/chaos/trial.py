@@ -16,12 +16,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import psutil
 
 from samestep.chaos.plan import Injection, flip_a_bit
 from samestep.errors import TrainingError
+from samestep.messages.wire import JsonObject
 from samestep.state import checkpoint
 from samestep.system import fault_injection
 
@@ -32,7 +32,7 @@ POLL_SECONDS = 0.01
 DEADLINE = 300.0
 """Seconds that a disturbed training may take beyond what is expected."""
 
-Event = dict[str, Any]
+Event = JsonObject
 
 
 @dataclass

@@ -22,11 +22,13 @@ from typing import Annotated, Any, Final, Literal
 
 import numpy as np
 import safetensors.numpy
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
 
 from samestep.config.recipe import Recipe
 from samestep.errors import CheckpointError
+from samestep.messages.wire import JsonObject
 from samestep.state.layout import AVERAGE, BEST, Floats, Layout
 from samestep.state.snapshot import State
 from samestep.system import atomic_files, untrusted_files
@@ -95,9 +97,9 @@ class Manifest(_Section):
     epoch: Count
     """Complete epochs."""
     progress: ProgressEntry
-    epochs: list[dict[str, Any]]
+    epochs: list[JsonObject]
     """The records of the complete epochs, as in result.json."""
-    recipe: dict[str, Any]
+    recipe: JsonObject
     recipe_digest: Sha256
     build: dict[str, str]
     """`torch` and `instruction_set`: what decides bits besides the recipe."""
@@ -131,7 +133,7 @@ def path_of(directory: Path, step: int) -> Path:
 
 def model_bytes(state: State, layout: Layout, recipe: Recipe) -> bytes:
     """A file for `samestep evaluate`: safetensors with the recipe as metadata."""
-    tensors: dict[str, Any] = dict(layout.parameter_views(state.parameters))
+    tensors: dict[str, NDArray[Any]] = dict(layout.parameter_views(state.parameters))
     tensors |= layout.buffer_views(state.tail[: layout.tail])
     counts = state.progress["counts"]
     tensors |= {
@@ -167,7 +169,7 @@ def write(
     layout: Layout,
     recipe: Recipe,
     build: Mapping[str, str],
-    epochs: list[dict[str, Any]],
+    epochs: list[JsonObject],
 ) -> Path:
     """A new checkpoint, or nothing: raises OSError."""
     contents = {
@@ -277,7 +279,7 @@ def digest_of(fields: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _tensors(file: Path, entry: FileEntry) -> dict[str, Any]:
+def _tensors(file: Path, entry: FileEntry) -> dict[str, NDArray[Any]]:
     if file.is_symlink():
         raise _damaged(file, "it is a symbolic link")
     size = file.stat().st_size
@@ -287,7 +289,7 @@ def _tensors(file: Path, entry: FileEntry) -> dict[str, Any]:
     if hashlib.sha256(content).hexdigest() != entry.sha256:
         raise _damaged(file, "its SHA-256 is not the one in the manifest")
     try:
-        tensors: dict[str, Any] = safetensors.numpy.load(content)
+        tensors: dict[str, NDArray[Any]] = safetensors.numpy.load(content)
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise _damaged(file, f"it is not a safetensors file: {error}") from None
     return tensors

@@ -9,13 +9,14 @@ The optimizer's states have the layout of the parameters. Padding is zero.
 import math
 from collections.abc import Iterator
 from itertools import accumulate, pairwise
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from samestep.core.ownership import pieces
+from samestep.messages.wire import JsonObject
 
 
 ALIGNMENT = 16
@@ -119,7 +120,7 @@ class Layout(BaseModel):
         for entry, start in zip(self.buffers, starts, strict=False):
             yield entry.name, tail[start : start + entry.numel].reshape(entry.shape)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """Plain JSON values."""
         return self.model_dump(mode="json")
 

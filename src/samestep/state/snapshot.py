@@ -14,11 +14,11 @@ import json
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from samestep.messages.wire import JsonObject
 from samestep.state.frozen import Arrays
 from samestep.state.layout import Floats, Layout
 from samestep.system import shared_memory
@@ -34,7 +34,7 @@ NOTHING = 0
 class State:
     """A training between two steps: nothing else decides how it goes on."""
 
-    progress: dict[str, Any]
+    progress: JsonObject
     """Plain JSON values; `step` is the number of steps taken, over all epochs."""
     parameters: Floats
     states: Floats
@@ -88,7 +88,7 @@ class Snapshots:
         parameters: Floats,
         states: Sequence[Floats],
         step: int,
-        rest: tuple[Floats, dict[str, Any]] | None,
+        rest: tuple[Floats, JsonObject] | None,
     ) -> int:
         """One worker's part: its slices; rank 0 adds tail and progress (`rest`).
 

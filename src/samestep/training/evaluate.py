@@ -31,6 +31,27 @@ MAX_WORST = 12
 
 
 @dataclass(frozen=True)
+class InspectedSample:
+    """The answer of a classifier for one sample."""
+
+    index: int
+    """The sample's place in its split."""
+    target: int
+    predicted: int
+    loss: float
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """How a classifier answers for the single samples of a split."""
+
+    confusion: list[list[int]]
+    """Counts by [true class][answer]."""
+    worst: list[InspectedSample]
+    """The samples with the highest losses, the highest first."""
+
+
+@dataclass(frozen=True)
 class Evaluator:
     """Measure a model on the splits of its data; all workers take part.
 
@@ -83,12 +104,8 @@ class Evaluator:
         return MetricSums(total, measured, len(split) * self.data.targets_per_sample)
 
     @torch.no_grad()  # not in inference mode: a model may ask for gradients
-    def inspect(self, name: str) -> dict[str, Any]:
-        """All workers: list how a classifier answers for single samples of a split.
-
-        Returns `confusion`, counts by [true class][answer], and `worst`, the samples
-        with the highest losses.
-        """
+    def inspect(self, name: str) -> Inspection:
+        """All workers: list how a classifier answers for single samples of a split."""
         split, classes = self.data.splits[name], self.data.outputs
         ignored = ignored_label(self.recipe.loss)
         device = self.device.target
@@ -143,21 +160,17 @@ def evaluating(model: Module) -> Iterator[None]:
             module.training = mode
 
 
-def _summarise(cells: Tensor, classes: int, ignored: int) -> dict[str, Any]:
+def _summarise(cells: Tensor, classes: int, ignored: int) -> Inspection:
     """Summarise cells [3, n], float64: target, answer and loss of each sample."""
     (numbers,) = (cells[0] != ignored).nonzero(as_tuple=True)
     targets, answers = cells[:2, numbers].long()
     losses = cells[2, numbers]
     counts = torch.bincount(targets * classes + answers, minlength=classes**2)
-    fields = {"target": targets, "predicted": answers, "loss": losses}
     worst = losses.argsort(descending=True, stable=True)[:MAX_WORST]
-    return {
-        "confusion": counts.view(classes, -1).tolist(),
-        "worst": [
-            {
-                "index": int(numbers[i]),
-                **{name: values[i].item() for name, values in fields.items()},
-            }
-            for i in worst.tolist()
-        ],
-    }
+    samples = [
+        InspectedSample(
+            int(numbers[i]), int(targets[i]), int(answers[i]), losses[i].item()
+        )
+        for i in worst.tolist()
+    ]
+    return Inspection(counts.view(classes, -1).tolist(), samples)

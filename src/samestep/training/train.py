@@ -7,7 +7,7 @@ plan -> own micro-batches -> forward and backward of each -> partial gradients
 """
 
 import resource
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import torch
 from torch import Tensor
@@ -295,7 +295,7 @@ def _inspect(trainer: Trainer, split: str) -> JsonObject:
     if isinstance(trainer.recipe.loss, CustomLoss):  # its outputs may be no logits
         return {}
     details = trainer.evaluator.inspect(split)
-    return {f"{split}_{key}": value for key, value in details.items()}
+    return {f"{split}_{key}": value for key, value in asdict(details).items()}
 
 
 def _report_start(trainer: Trainer) -> None:
