@@ -1,6 +1,8 @@
 """Old names of recipe fields: they work with a warning, and old runs can be read."""
 
 import json
+import subprocess
+import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -101,6 +103,15 @@ def test_a_rename_changes_no_digest() -> None:
     fields = {"optimizer.max_grad_norm": 0.05, "early_stopping": {"patience": 9}}
     digest = Recipe.load("mnist-mlp", fields).digest
     assert digest == "04df4615e840939c187beba96a9d8a894d668eaec2346c5e918db1dcbf03c2e7"
+
+
+def test_the_command_line_shows_an_old_name_in_one_line() -> None:
+    command = [sys.executable, "-m", "samestep", "scale", "--set", "stop.patience=0"]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == 2
+    warning, error = ended.stderr.splitlines()
+    assert warning.startswith("warning: `stop.patience` is now `early_stopping.pat")
+    assert "`early_stopping.patience`: input should be" in error
 
 
 def as_written_before(run: Path) -> None:
