@@ -80,7 +80,7 @@ def test_a_recipe_with_few_micro_batches_takes_few_gpus() -> None:
         (
             {"device": "cuda", "workers": 5},
             FOUR,
-            r"5 workers need as many, and there are 4. Use `--workers 4`",
+            r"there are 5 workers and 4 GPUs. Use `--workers 4`",
         ),
         (
             {"device": "cuda", "exchange": "shared"},

@@ -169,9 +169,9 @@ def _check_balance(placement: Placement, workers: int, most: int) -> None:
     given = ",".join(map(str, balance))
     if len(balance) != workers or sum(balance) != most:
         raise PlacementError(
-            f"A fixed balance has the micro-batches of each worker: {workers} numbers "
-            f"that add up to {most}; received `{given}`. Use "
-            "`--balance auto` to have them chosen."
+            f"A fixed balance gives each worker's number of micro-batches: {workers} "
+            f"numbers that add up to {most}; received `{given}`. Change them, or use "
+            "`--balance auto`."
         )
     if placement.drop_stragglers_below or placement.min_workers not in (None, workers):
         raise PlacementError(
@@ -184,14 +184,14 @@ def _check_balance(placement: Placement, workers: int, most: int) -> None:
 def _check_gpus(names: Sequence[str], workers: int | str) -> None:
     if len(set(names)) > 1:
         raise PlacementError(
-            "GPUs of one training are of one type, since another has other bits; found "
-            f"{'; '.join(sorted(set(names)))}. Choose with CUDA_VISIBLE_DEVICES."
+            "The GPUs of a training must be of one type, since others give other bits; "
+            f"these are {'; '.join(sorted(set(names)))}. Choose with "
+            "CUDA_VISIBLE_DEVICES."
         )
     if isinstance(workers, int) and workers > len(names):
         raise PlacementError(
-            f"Every worker has a GPU of its own: {workers} workers need as many, and "
-            f"there are {len(names)}. Use `--workers {len(names)}`; the result is the "
-            "same."
+            f"Each worker needs a GPU: there are {workers} workers and {len(names)} "
+            f"GPUs. Use `--workers {len(names)}`; the result is the same."
         )
 
 

@@ -45,7 +45,7 @@ class MicroBatches:
     """The micro-batches of a training, by step and index."""
 
     def __init__(self, data: Dataset, plan: Plan, has_user_code: bool = False) -> None:
-        """With user code, Python's and numpy's generators are seeded, too."""
+        """Seed Python's and numpy's generators, too, if `has_user_code`."""
         self._data, self._plan = data, plan
         self._has_user_code = has_user_code
         self._epoch, self._order = -1, torch.empty(0)
@@ -109,7 +109,7 @@ class Prefetcher:
         helper: HelperProcess | None,
         report: Callable[[], None],
     ) -> None:
-        """`report` is called once, when the helper is first used."""
+        """Call `report` once, when the helper is first used."""
         self._source, self._helper, self._report = source, helper, report
         self._helps = False
         self._ahead: tuple[int, int] | None = None
