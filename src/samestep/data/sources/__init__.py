@@ -5,7 +5,7 @@ Imports `data` and below.
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 from samestep.config import data
 from samestep.config.data import DataRecipe
@@ -14,44 +14,9 @@ from samestep.data.sources.idx import IdxSource
 from samestep.data.sources.image_folder import ImageSource
 from samestep.data.sources.mnist import MnistSource
 from samestep.data.sources.npy import NpySource, NpzSource
+from samestep.data.sources.source import Source
 from samestep.data.sources.tables import TableSource
 from samestep.data.sources.text import TextSource
-
-
-if TYPE_CHECKING:
-    from samestep.data.splits import Samples
-    from samestep.data.targets import Labels
-    from samestep.user_code.references import UserCode
-
-
-class Source(Protocol):
-    """The data of one recipe."""
-
-    @property
-    def may_be_slow(self) -> bool:
-        """Whether drawing samples may take longer than copying them in memory.
-
-        A worker then forks a process that can draw them ahead of time.
-        """
-        ...
-
-    def prepare(self) -> str | None:
-        """Fill the cache, in the supervisor, before any worker starts.
-
-        Returns a notice for the user. Raises DataError.
-        """
-        ...
-
-    def describe(self) -> dict[str, Any]:
-        """Return name, sizes and checksums, for the run's record. Raises DataError."""
-        ...
-
-    def load(self, user_code: "UserCode", labels: "Labels") -> "Samples":
-        """Return the splits and what they share, in a worker.
-
-        Raises DataError, OwnCodeError.
-        """
-        ...
 
 
 def source_of(recipe: DataRecipe) -> Source:

@@ -1,5 +1,6 @@
 """What sources of arrays share; no torch, which only the workers import."""
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,14 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from samestep.config.data import Divided
+from samestep.data.sources.source import Source
 from samestep.errors import DataError
 from samestep.system import cache, untrusted_files
+from samestep.user_code.references import UserCode
 
 
 if TYPE_CHECKING:
     from samestep.data.splits import Samples
     from samestep.data.targets import Labels
-    from samestep.user_code.references import UserCode
 
 Array = NDArray[Any]
 
@@ -33,21 +35,16 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class ArraySource:
-    """A source that gives arrays; see `samestep.data.sources.Source`."""
+class ArraySource(Source):
+    """A source of arrays, which `arrays` returns."""
 
     recipe: Divided
-    may_be_slow = False
 
-    def prepare(self) -> str | None:
-        """Do nothing: mapped files need no preparation."""
-        return None
-
+    @abstractmethod
     def arrays(self) -> Mapping[str, Pair]:
         """Return `train` and the other splits that are given. Raises DataError."""
-        raise NotImplementedError
 
-    def load(self, user_code: "UserCode", labels: "Labels") -> "Samples":
+    def load(self, user_code: UserCode, labels: "Labels") -> "Samples":
         """Return the splits and what they share. Raises DataError."""
         from samestep.data.sources import rows
 

@@ -4,30 +4,27 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from samestep.config.data import CustomData
+from samestep.data.sources.source import Source
+from samestep.user_code.references import UserCode
 
 
 if TYPE_CHECKING:
     from samestep.data.splits import Samples
     from samestep.data.targets import Labels
-    from samestep.user_code.references import UserCode
 
 
 @dataclass(frozen=True)
-class CustomSource:
-    """See `samestep.data.sources.Source`."""
+class CustomSource(Source):
+    """See `Source`."""
 
     recipe: CustomData
     may_be_slow = True
-
-    def prepare(self) -> str | None:
-        """Do nothing: only workers run the user's code."""
-        return None
 
     def describe(self) -> dict[str, Any]:
         """Return the function's name."""
         return {"source": "custom", "load": self.recipe.load}
 
-    def load(self, user_code: "UserCode", labels: "Labels") -> "Samples":
+    def load(self, user_code: UserCode, labels: "Labels") -> "Samples":
         """Call the function. Raises OwnCodeError, DataError."""
         from samestep.data.sources import user_dataset
 

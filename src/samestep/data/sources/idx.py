@@ -148,7 +148,7 @@ Files = Mapping[str, tuple[IdxFile, IdxFile]]
 
 @dataclass(frozen=True)
 class IdxSource(ArraySource):
-    """See `samestep.data.sources.Source`."""
+    """See `Source`."""
 
     recipe: IdxData | FashionData
 

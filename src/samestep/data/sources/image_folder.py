@@ -47,7 +47,7 @@ class Folder:
 
 @dataclass(frozen=True)
 class ImageSource(ArraySource):
-    """See `samestep.data.sources.Source`."""
+    """See `Source`."""
 
     recipe: ImageData
     may_be_slow = True  # the images may be larger than the memory

@@ -13,13 +13,14 @@ from samestep.config.data import MnistData
 from samestep.data.sources import idx
 from samestep.data.sources.arrays import Pair
 from samestep.data.sources.idx import IdxFile
+from samestep.data.sources.source import Source
 from samestep.errors import DataError
+from samestep.user_code.references import UserCode
 
 
 if TYPE_CHECKING:
     from samestep.data.splits import Samples
     from samestep.data.targets import Labels
-    from samestep.user_code.references import UserCode
 
 FOLDER = Path(__file__).parents[1] / "files"
 CONTENT = {
@@ -49,11 +50,10 @@ MEAN, STD = 0.1307, 0.3081
 
 
 @dataclass(frozen=True)
-class MnistSource:
-    """See `samestep.data.sources.Source`."""
+class MnistSource(Source):
+    """See `Source`."""
 
     recipe: MnistData
-    may_be_slow = False
 
     def prepare(self) -> str | None:
         """Unpack the files into the cache. Returns a notice. Raises DataError."""
@@ -64,7 +64,7 @@ class MnistSource:
         described = {n: {"bytes": b, "sha256": s} for n, (b, s) in CONTENT.items()}
         return {"source": "mnist", "files": described}
 
-    def load(self, user_code: "UserCode", labels: "Labels") -> "Samples":
+    def load(self, user_code: UserCode, labels: "Labels") -> "Samples":
         """Return the splits and what they share. Raises DataError."""
         import torch
 

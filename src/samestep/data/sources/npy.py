@@ -34,7 +34,7 @@ MOST_HEADER = 1 << 16
 
 @dataclass(frozen=True)
 class NpySource(ArraySource):
-    """See `samestep.data.sources.Source`."""
+    """See `Source`."""
 
     recipe: NpyData
     may_be_slow = True  # the files may be larger than the memory
@@ -56,7 +56,7 @@ class NpySource(ArraySource):
 
 @dataclass(frozen=True)
 class NpzSource(ArraySource):
-    """See `samestep.data.sources.Source`."""
+    """See `Source`."""
 
     recipe: NpzData
 

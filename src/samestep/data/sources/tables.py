@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 
 from samestep.config.data import TableData
 from samestep.data.sources.arrays import Array, describe_files
+from samestep.data.sources.source import Source
 from samestep.errors import DataError, did_you_mean
 from samestep.system.untrusted_files import check_regular
+from samestep.user_code.references import UserCode
 
 
 if TYPE_CHECKING:
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
 
     from samestep.data.splits import Samples
     from samestep.data.targets import Labels
-    from samestep.user_code.references import UserCode
 
 
 MOST_WORDS = 1000
@@ -84,15 +85,10 @@ class Table:
 
 
 @dataclass(frozen=True)
-class TableSource:
-    """See `samestep.data.sources.Source`."""
+class TableSource(Source):
+    """See `Source`."""
 
     recipe: TableData
-    may_be_slow = False
-
-    def prepare(self) -> str | None:
-        """Do nothing: every worker reads the table itself."""
-        return None
 
     def describe(self) -> dict[str, Any]:
         """Return sizes, checksums, and what the columns are. Raises DataError."""
@@ -105,7 +101,7 @@ class TableSource:
             "classes": table.classes,
         }
 
-    def load(self, user_code: "UserCode", labels: "Labels") -> "Samples":
+    def load(self, user_code: UserCode, labels: "Labels") -> "Samples":
         """Return the splits and what they share. Raises DataError."""
         from samestep.data.sources import rows
 

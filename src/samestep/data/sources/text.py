@@ -17,14 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from samestep.config.data import TextData
+from samestep.data.sources.source import Source
 from samestep.errors import DataError
 from samestep.system.untrusted_files import read_text
+from samestep.user_code.references import UserCode
 
 
 if TYPE_CHECKING:
     from samestep.data.splits import Samples
     from samestep.data.targets import Labels
-    from samestep.user_code.references import UserCode
 
 
 @dataclass(frozen=True)
@@ -55,15 +56,10 @@ class Text:
 
 
 @dataclass(frozen=True)
-class TextSource:
-    """See `samestep.data.sources.Source`."""
+class TextSource(Source):
+    """See `Source`."""
 
     recipe: TextData
-    may_be_slow = False
-
-    def prepare(self) -> str | None:
-        """Do nothing: every worker reads the text itself."""
-        return None
 
     def describe(self) -> dict[str, Any]:
         """Return size, checksum, vocabulary, and what simple methods reach in the test.
@@ -81,7 +77,7 @@ class TextSource:
             "baselines": baselines(text),
         }
 
-    def load(self, user_code: "UserCode", labels: "Labels") -> "Samples":
+    def load(self, user_code: UserCode, labels: "Labels") -> "Samples":
         """Return windows of the text. Raises DataError."""
         import torch
 
