@@ -28,7 +28,7 @@ from test_exactness import results
 
 import samestep
 from samestep import Recipe
-from samestep.config.recipe import _SECTIONS
+from samestep.config.sections import KINDS
 from samestep.data import dataset
 from samestep.data.sources import checksums, source_of
 from samestep.errors import CheckpointError, DataError, RecipeError, UsageError
@@ -178,7 +178,7 @@ def test_the_guide_has_a_recipe_for_every_source() -> None:
     (common,) = (tomllib.loads(b) for b in blocks if b.startswith("epochs"))
     sections = [tomllib.loads(b) for b in blocks if not b.startswith("epochs")]
     recipes = [Recipe.from_dict({"name": "x", **common, **s}) for s in sections]
-    assert {recipe.data.source for recipe in recipes} == set(_SECTIONS["data"])
+    assert {recipe.data.source for recipe in recipes} == set(KINDS["data"])
 
 
 Files = Callable[[Path], dict[str, Any]]

@@ -10,12 +10,13 @@ import tomllib
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
 import tomli_w
 from pydantic import Field, ValidationError, model_validator
 
-from samestep.config.data import PADDING, Augment, DataRecipe, MnistData, TextData
+from samestep.config.data import PADDING, DataRecipe, MnistData, TextData
+from samestep.config.explain import explain
 from samestep.config.model import (
     Count,
     CrossEntropy,
@@ -31,6 +32,7 @@ from samestep.config.optimizer import (
     ScheduleRecipe,
 )
 from samestep.config.renames import OLD_NAMES, rename
+from samestep.config.sections import override
 from samestep.config.training import EarlyStoppingRecipe, EmaRecipe, InitRecipe
 from samestep.errors import RecipeError, did_you_mean
 from samestep.system import untrusted_files
@@ -40,8 +42,6 @@ Precision = Literal["float32", "bf16", "float64"]
 BUILT_IN = resources.files("samestep") / "recipes"
 MOST_BYTES = 1 << 20
 """Size of a recipe file."""
-MOST_SHOWN = 200
-"""Characters of a value in a message."""
 
 
 class Recipe(Section):
@@ -170,7 +170,7 @@ class Recipe(Section):
         that both kinds have. Raises RecipeError.
         """
         overrides = rename(overrides, warn=True)
-        return Recipe.from_dict(_overridden(self.to_dict(), overrides))
+        return Recipe.from_dict(override(self.to_dict(), overrides))
 
     @classmethod
     def from_dict(
@@ -190,7 +190,7 @@ class Recipe(Section):
             untrusted_files.check_depth(fields)
             return cls.model_validate(fields)
         except ValidationError as error:
-            raise RecipeError(_explain(error, origin)) from None
+            raise RecipeError(explain(error, origin, cls.model_fields)) from None
         except ValueError as error:
             raise RecipeError(f"{origin} cannot be used: {error}.") from None
 
@@ -214,7 +214,7 @@ class Recipe(Section):
         fields.setdefault("name", Path(name_or_path).stem)
         fields = rename(fields, warn=warn)
         overrides = rename(overrides or {}, warn=warn)
-        return cls.from_dict(_overridden(fields, overrides), origin)
+        return cls.from_dict(override(fields, overrides), origin)
 
 
 def built_in_recipes() -> list[str]:
@@ -259,139 +259,3 @@ def _read(name_or_path: str | Path) -> tuple[str, str]:
             ) from None
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
         raise RecipeError(f"Recipe {path} cannot be read: {reason}.") from None
-
-
-def _overridden(fields: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Override fields by dotted name, in place, and return them."""
-    for section, tag in _TAGS.items():
-        kind = overrides.get(f"{section}.{tag}")
-        if isinstance(fields.get(section), dict) and kind in _SECTIONS[section]:
-            fields[section] = _of_kind(fields[section], section, str(kind))
-    for dotted, value in overrides.items():
-        _override(fields, dotted, value)
-    return fields
-
-
-def _of_kind(values: dict[str, Any], section: str, kind: str) -> dict[str, Any]:
-    """Return the values of a section that mean the same in another kind of it."""
-    options, tag = _SECTIONS[section], _TAGS[section]
-    old = values.get(tag, next(iter(options)))
-    if old == kind or old not in options:
-        return values
-    before, after = options[old].model_fields, options[kind].model_fields
-
-    def stays(name: str, value: Any) -> bool:
-        if name not in before or name not in after:
-            return False
-        one, other = before[name], after[name]
-        is_same = (one.annotation, one.metadata) == (other.annotation, other.metadata)
-        # A default gives way to the default of the other kind.
-        return is_same and value != one.get_default(call_default_factory=True)
-
-    return {name: value for name, value in values.items() if stays(name, value)}
-
-
-def _override(fields: dict[str, Any], dotted: str, value: Any) -> None:
-    *sections, last = dotted.split(".")
-    for section in sections:
-        fields = fields.setdefault(section, {})
-        if not isinstance(fields, dict):
-            raise RecipeError(f"`{dotted}`: `{section}` is a value, not a section.")
-    fields[last] = value
-
-
-def _explain(error: ValidationError, origin: str) -> str:
-    first, *others = (_explain_field(dict(detail)) for detail in error.errors())
-    return " ".join([f"{origin}: {first}", *(f[0].upper() + f[1:] for f in others)])
-
-
-def _explain_field(detail: dict[str, Any]) -> str:
-    section, known = _fields_at(detail["loc"])
-    dotted = ".".join(section)
-    if detail["type"] == "extra_forbidden":
-        hint = did_you_mean(section[-1], known, ".".join(section[:-1]))
-        return f"there is no field `{dotted}`.{hint}"
-    if detail["type"] == "missing":
-        return f"`{dotted}` is missing."
-    if detail["type"].startswith("union_tag"):
-        return _explain_kind(section[0], detail)
-    message = detail["msg"].removeprefix("Value error, ")
-    if detail["type"] == "value_error":
-        return f"{message}."
-    expected = message[0].lower() + message[1:]
-    return f"`{dotted}`: {expected}; received `{_shown(detail['input'])}`."
-
-
-def _shown(value: Any) -> str:
-    try:
-        text = repr(value)
-    except ValueError:  # a whole number of more than 4,300 digits
-        return "a very long number"
-    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
-
-
-def _explain_kind(section: str, detail: dict[str, Any]) -> str:
-    """Explain that the kind of a section is missing or unknown."""
-    tag = _TAGS[section]
-    kinds = [kind for kind in _SECTIONS[section] if kind != "custom"]
-    custom = ""
-    if "custom" in _SECTIONS[section]:
-        custom = f"; or name your own, `--{section} module:function`"
-    name, options = f"`{section}.{tag}`", f"one of {', '.join(kinds)}{custom}"
-    received = detail.get("ctx", {}).get("tag")
-    if received is None:
-        return f"{name} is missing; it is {options}."
-    hint = did_you_mean(str(received), kinds)
-    return f"{name} is {options}; received `{received}`.{hint}"
-
-
-def _fields_at(location: tuple[str | int, ...]) -> tuple[list[str], list[str]]:
-    """Return pydantic's location of an error as a path in the recipe.
-
-    Returns also the known fields where the path ends. pydantic puts the tags of unions
-    into the location, which are no fields.
-    """
-    path: list[str] = []
-    known: list[str] = list(Recipe.model_fields)
-    options: dict[str, type[Section]] = {}
-    for step in map(str, location):
-        if step in options:
-            known, options = list(options[step].model_fields), {}
-            continue
-        path.append(step)
-        if len(path) == 2 and step == "augment":
-            known = list(Augment.model_fields)
-        if len(path) == 1 and step in _SECTIONS:
-            options = _SECTIONS[step]
-            if len(options) == 1:
-                known, options = list(next(iter(options.values())).model_fields), {}
-    return path, known
-
-
-def _tagged(tag: str, union: Any) -> dict[str, type[Section]]:
-    """Return the kinds of a section by the value of their tag."""
-    options = [union]
-    while any(get_args(option) for option in options):
-        options = [part for option in options for part in get_args(option) or [option]]
-    kinds = [k for k in options if isinstance(k, type) and issubclass(k, Section)]
-    return {kind.model_fields[tag].default: kind for kind in kinds}
-
-
-_TAGS = {
-    "data": "source",
-    "model": "family",
-    "loss": "name",
-    "optimizer": "name",
-    "schedule": "name",
-}
-"""The field of each section that names its kind."""
-_SECTIONS: dict[str, dict[str, type[Section]]] = {
-    "data": _tagged(_TAGS["data"], DataRecipe),
-    "model": _tagged(_TAGS["model"], ModelRecipe),
-    "loss": _tagged(_TAGS["loss"], LossRecipe),
-    "optimizer": _tagged(_TAGS["optimizer"], OptimizerRecipe),
-    "schedule": _tagged(_TAGS["schedule"], ScheduleRecipe),
-    "ema": {"": EmaRecipe},
-    "init": {"": InitRecipe},
-    "early_stopping": {"": EarlyStoppingRecipe},
-}

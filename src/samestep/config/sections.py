@@ -1,0 +1,79 @@
+"""The kinds of each section of a recipe, and overrides of their fields."""
+
+from collections.abc import Mapping
+from typing import Any, get_args
+
+from samestep.config.data import DataRecipe
+from samestep.config.model import LossRecipe, ModelRecipe, Section
+from samestep.config.optimizer import OptimizerRecipe, ScheduleRecipe
+from samestep.config.training import EarlyStoppingRecipe, EmaRecipe, InitRecipe
+from samestep.errors import RecipeError
+
+
+def _tagged(tag: str, union: Any) -> dict[str, type[Section]]:
+    """Return the kinds of a section by the value of their tag."""
+    options = [union]
+    while any(get_args(option) for option in options):
+        options = [part for option in options for part in get_args(option) or [option]]
+    kinds = [k for k in options if isinstance(k, type) and issubclass(k, Section)]
+    return {kind.model_fields[tag].default: kind for kind in kinds}
+
+
+TAGS = {
+    "data": "source",
+    "model": "family",
+    "loss": "name",
+    "optimizer": "name",
+    "schedule": "name",
+}
+"""The field of each section that names its kind."""
+KINDS: dict[str, dict[str, type[Section]]] = {
+    "data": _tagged(TAGS["data"], DataRecipe),
+    "model": _tagged(TAGS["model"], ModelRecipe),
+    "loss": _tagged(TAGS["loss"], LossRecipe),
+    "optimizer": _tagged(TAGS["optimizer"], OptimizerRecipe),
+    "schedule": _tagged(TAGS["schedule"], ScheduleRecipe),
+    "ema": {"": EmaRecipe},
+    "init": {"": InitRecipe},
+    "early_stopping": {"": EarlyStoppingRecipe},
+}
+"""The kinds of each section by their tag; sections of one kind have no tag."""
+
+
+def override(fields: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Override fields by dotted name, in place, and return them."""
+    for section, tag in TAGS.items():
+        kind = overrides.get(f"{section}.{tag}")
+        if isinstance(fields.get(section), dict) and kind in KINDS[section]:
+            fields[section] = _of_kind(fields[section], section, str(kind))
+    for dotted, value in overrides.items():
+        _override(fields, dotted, value)
+    return fields
+
+
+def _of_kind(values: dict[str, Any], section: str, kind: str) -> dict[str, Any]:
+    """Return the values of a section that mean the same in another kind of it."""
+    options, tag = KINDS[section], TAGS[section]
+    old = values.get(tag, next(iter(options)))
+    if old == kind or old not in options:
+        return values
+    before, after = options[old].model_fields, options[kind].model_fields
+
+    def stays(name: str, value: Any) -> bool:
+        if name not in before or name not in after:
+            return False
+        one, other = before[name], after[name]
+        is_same = (one.annotation, one.metadata) == (other.annotation, other.metadata)
+        # A default gives way to the default of the other kind.
+        return is_same and value != one.get_default(call_default_factory=True)
+
+    return {name: value for name, value in values.items() if stays(name, value)}
+
+
+def _override(fields: dict[str, Any], dotted: str, value: Any) -> None:
+    *sections, last = dotted.split(".")
+    for section in sections:
+        fields = fields.setdefault(section, {})
+        if not isinstance(fields, dict):
+            raise RecipeError(f"`{dotted}`: `{section}` is a value, not a section.")
+    fields[last] = value
