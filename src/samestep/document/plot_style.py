@@ -134,7 +134,7 @@ def svg(plot: Figure, name: str) -> str:
     root = re.compile(r'^.*<svg[^>]*(viewBox="[^"]*")[^>]*>', re.DOTALL)
     text = root.sub(r"<svg \1>", text)
     # Groups are called alike in all figures; the other ids are salted with `name`.
-    text = re.sub(r'<g id="[^"]*">', "<g>", text).replace("'DejaVu Sans'", "inherit")
+    text = re.sub(r'<g id="[^"]*"', "<g", text).replace("'DejaVu Sans'", "inherit")
     return re.sub(
         r"#[0-9a-f]{6}", lambda colour: _VARIABLES.get(colour[0], colour[0]), text
     )
