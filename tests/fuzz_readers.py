@@ -301,7 +301,7 @@ def doctors_questions(topology: Path) -> Read:
 
     def read() -> None:
         with _talk(path.read_bytes()[: 60 << 10]) as wire:
-            peer_server.Session(wire, lambda: own).run()
+            peer_server.answer(wire, lambda: own)
 
     return read
 

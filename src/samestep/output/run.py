@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from samestep.config.recipe import Recipe
 from samestep.errors import RunError
-from samestep.output.schema import Result
+from samestep.output.schema import Result, first_error
 from samestep.system import untrusted_files
 
 
@@ -45,7 +45,9 @@ class RunResult:
                 f"`samestep resume {path}` goes on with it."
             ) from None
         except ValidationError as error:
-            raise RunError(f"{path}/result.json is damaged: {_first(error)}.") from None
+            raise RunError(
+                f"{path}/result.json is damaged: {first_error(error)}."
+            ) from None
         except (OSError, ValueError) as error:
             raise RunError(f"{path}/result.json cannot be read: {error}.") from None
 
@@ -104,13 +106,6 @@ def _measured(run: RunResult) -> dict[str, Any]:
     if run.result.get("weights_sha256"):
         found["weights"] = f"sha256 {run.weights_sha256}"
     return found
-
-
-def _first(error: ValidationError) -> str:
-    """The place of the first fault, and what it is."""
-    first = error.errors()[0]
-    where = ".".join(map(str, first["loc"])) or "its content"
-    return f"{where}: {first['msg'][0].lower()}{first['msg'][1:]}"
 
 
 def first_difference(a: RunResult, b: RunResult) -> str | None:

@@ -8,7 +8,14 @@ lack has a default. A number that is null in a file was not finite.
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+)
 
 from samestep.config.renames import rename
 
@@ -40,6 +47,13 @@ def measured(record: Record, name: str) -> float | None:
     value = getattr(record, name, None)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return value if is_number else None
+
+
+def first_error(error: ValidationError) -> str:
+    """Return the place of the first wrong field, and what is wrong with it."""
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"])) or "its content"
+    return f"{where}: {first['msg'][0].lower()}{first['msg'][1:]}"
 
 
 class Timed(Record):

@@ -10,7 +10,15 @@ from pydantic import ValidationError
 
 from samestep.document.formatting import plural
 from samestep.errors import RunError
-from samestep.output.schema import Epoch, Event, Record, Result, Scaling, Step
+from samestep.output.schema import (
+    Epoch,
+    Event,
+    Record,
+    Result,
+    Scaling,
+    Step,
+    first_error,
+)
 from samestep.system.untrusted_files import (
     check_depth,
     check_parts,
@@ -179,10 +187,7 @@ def _parse(kind: type[R], content: Any, file: Path, remedy: str) -> R:
     try:
         return kind.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "its content"
-        message = first["msg"][0].lower() + first["msg"][1:]
-        raise RunError(f"{file} is damaged: {where}: {message}. {remedy}") from None
+        raise RunError(f"{file} is damaged: {first_error(error)}. {remedy}") from None
 
 
 def _read_environment(path: Path) -> Json:

@@ -154,7 +154,7 @@ def _predictions(study: Study, cores: int, forecaster: Forecaster) -> list[Field
     settings, micro_batches = study.settings, study.recipe.micro_batches
     counts = machine_counts(settings.workers, cores, micro_batches)
     predictions = [
-        forecaster.machine(count, batch, micro_batches)
+        forecaster.predict(count, batch, micro_batches)
         for batch in settings.global_batches
         for count in counts
     ]
@@ -166,7 +166,7 @@ def _predictions(study: Study, cores: int, forecaster: Forecaster) -> list[Field
         per_node = best_per_node(rates, cores)
         most = min(settings.nodes_up_to, batch // per_node)
         predictions += [
-            forecaster.nodes(nodes, per_node, batch, micro_batches, network)
+            forecaster.predict(per_node, batch, micro_batches, nodes, network)
             for nodes in range(1, most + 1)
         ]
     return predictions

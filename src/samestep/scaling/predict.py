@@ -4,13 +4,13 @@ A band is the bootstrap's 95% interval, widened on both sides by the model's own
 where it can be checked: the largest error on a measured point, or on the held-out one.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
 from samestep.scaling.intervals import band
-from samestep.scaling.step_model import Model, Network
+from samestep.scaling.step_model import NO_NETWORK, Model, Network
 
 
 @dataclass(frozen=True)
@@ -26,45 +26,30 @@ class Forecaster:
     critical_batch: float | None
     """Samples; from the gradient noise scale."""
 
-    def machine(self, workers: int, batch: int, micro_batches: int) -> dict[str, Any]:
-        """Predict `workers` on this machine."""
-
-        def rate(model: Model) -> float:
-            return batch / model.step(workers, batch, micro_batches)
-
-        return self._prediction("machine", workers, 1, batch, micro_batches, rate)
-
-    def nodes(
+    def predict(
         self,
-        nodes: int,
-        per_node: int,
-        batch: int,
-        micro_batches: int,
-        network: Network,
-    ) -> dict[str, Any]:
-        """Predict `nodes` like this machine with `per_node` workers each."""
-        enough = even_micro_batches(micro_batches, nodes * per_node)
-
-        def rate(model: Model) -> float:
-            return batch / model.step(per_node, batch, enough, nodes, network)
-
-        return self._prediction("nodes", nodes * per_node, nodes, batch, enough, rate)
-
-    def _prediction(
-        self,
-        where: str,
         workers: int,
-        nodes: int,
         batch: int,
         micro_batches: int,
-        rate_of: Callable[[Model], float],
+        nodes: int = 1,
+        network: Network | None = None,
     ) -> dict[str, Any]:
+        """Predict `workers` on this machine, or with `network` on each of `nodes`."""
+        together = nodes * workers
+        if network:
+            micro_batches = even_micro_batches(micro_batches, together)
+
+        between = network or NO_NETWORK
+
+        def rate_of(model: Model) -> float:
+            return batch / model.step(workers, batch, micro_batches, nodes, between)
+
         rate = rate_of(self.model)
         low, high = band(rate, [rate, *map(rate_of, self.resampled)])
         speedup = rate / self.base_rates[batch]
         return {
-            "where": where,
-            "workers": workers,
+            "where": "nodes" if network else "machine",
+            "workers": together,
             "nodes": nodes,
             "global_batch": batch,
             "micro_batches": micro_batches,
@@ -72,7 +57,7 @@ class Forecaster:
             "low": low / (1 + self.margin),
             "high": high * (1 + self.margin),
             "speedup": speedup,
-            "efficiency": speedup / workers,
+            "efficiency": speedup / together,
             "relative_time_to_loss": self._time_to_loss(batch, rate),
         }
 

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from samestep.config.recipe import Recipe
 from samestep.errors import OutputError, RunError
+from samestep.output.schema import first_error
 from samestep.scaling.grid import MEASURING, Kind, Point, Settings
 from samestep.system import atomic_files
 from samestep.system.untrusted_files import check_parts, open_to_append, read_bytes
@@ -184,11 +185,9 @@ def read(path: Path) -> _Document:
     except (OSError, UnicodeDecodeError) as error:
         raise RunError(f"{path} cannot be read: {error}.") from None
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
         raise RunError(
-            f"{path} is damaged: {where}: {first['msg'].lower()}. Remove the directory "
-            "or choose another `--out`."
+            f"{path} is damaged: {first_error(error)}. Remove the directory or choose "
+            "another `--out`."
         ) from None
     if document.version != VERSION:
         raise RunError(
