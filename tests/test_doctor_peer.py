@@ -32,16 +32,16 @@ observe_once = partial(observe, port=0)
 
 
 @pytest.fixture
-def said() -> list[str]:
-    """What the server tells."""
+def log() -> list[str]:
+    """The lines that the server logs."""
     return []
 
 
 @pytest.fixture
-def port(said: list[str]) -> Iterator[int]:
-    """Of a doctor that serves on the loopback interface."""
+def port(log: list[str]) -> Iterator[int]:
+    """The port of a doctor that serves on the loopback interface."""
     with listen("127.0.0.1") as listener:
-        arguments = listener, DEADLINE, observe_once, said.append
+        arguments = listener, DEADLINE, observe_once, log.append
         serving = threading.Thread(target=_serve_until_closed, args=arguments)
         serving.start()
         yield listener.getsockname()[1]
@@ -69,7 +69,7 @@ def is_alive(port: int) -> bool:
         return len(asking.receive(8)) == 8
 
 
-def test_a_link_is_measured_both_ways(port: int, said: list[str]) -> None:
+def test_a_link_is_measured_both_ways(port: int, log: list[str]) -> None:
     link = probe("127.0.0.1", port)
     assert (link.outcome, link.broke) == ("reached", "")
     assert (link.to_peer_port, link.from_peer_port) == ("reached", "reached")
@@ -83,7 +83,7 @@ def test_a_link_is_measured_both_ways(port: int, said: list[str]) -> None:
     # The same clock: what is measured must not differ by more than it says.
     assert link.clock_offset_seconds is not None
     assert abs(link.clock_offset_seconds) <= link.clock_error_seconds
-    assert said == ["127.0.0.1 asks"]
+    assert log == ["127.0.0.1 asks"]
 
 
 @given(st.binary(max_size=200))
@@ -111,13 +111,13 @@ MESSAGES = [
 
 @pytest.mark.parametrize("message", MESSAGES, ids=json.dumps)
 def test_a_question_out_of_bounds_ends_the_session(
-    port: int, said: list[str], message: dict[str, Any]
+    port: int, log: list[str], message: dict[str, Any]
 ) -> None:
     with peer_protocol.connect("127.0.0.1", port) as connection:
         Connection(connection).send_message(message)
         assert connection.recv(1) == b""
     assert is_alive(port)
-    assert "must be" in said[1] or "unknown question" in said[1]
+    assert "must be" in log[1] or "unknown question" in log[1]
 
 
 @pytest.mark.parametrize(
@@ -132,21 +132,21 @@ def test_a_question_out_of_bounds_ends_the_session(
     ids=["too long", "too deep", "too large a number", "no object", "no text"],
 )
 def test_what_is_no_message_ends_the_session(
-    port: int, said: list[str], raw: bytes
+    port: int, log: list[str], raw: bytes
 ) -> None:
     with peer_protocol.connect("127.0.0.1", port) as connection:
         connection.sendall(raw)
         assert connection.recv(1) == b""
     assert is_alive(port)
-    assert said[1].startswith("127.0.0.1: a message")
+    assert log[1].startswith("127.0.0.1: a message")
 
 
 @pytest.mark.usefixtures("short_waits")
-def test_who_says_nothing_is_left(port: int, said: list[str]) -> None:
+def test_who_says_nothing_is_left(port: int, log: list[str]) -> None:
     with peer_protocol.connect("127.0.0.1", port) as silent:
         assert silent.recv(1) == b""
         assert is_alive(port)
-    assert said[1] == "127.0.0.1: timed out"
+    assert log[1] == "127.0.0.1: timed out"
 
 
 def test_a_session_has_an_end(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,7 +156,7 @@ def test_a_session_has_an_end(port: int, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def answers(listener: socket.socket, reply: bytes, waiting: threading.Event) -> None:
-    """Somebody who is no doctor."""
+    """Reply like a program that is not a doctor."""
     connection, _ = listener.accept()
     with connection:
         connection.sendall(reply)
@@ -234,7 +234,7 @@ def test_the_command_serves_on_loopback_and_is_asked(reserved: str) -> None:
         assert {one.laddr.ip for one in connections} == {"127.0.0.1"}
         ended = samestep("doctor", "--peer", f"127.0.0.1:{reserved}", "--json")
         serving.terminate()
-        serving.communicate(timeout=DEADLINE)  # it still says that it was terminated
+        serving.communicate(timeout=DEADLINE)  # it still prints that it was terminated
     assert serving.returncode == 143
     content = json.loads(ended.stdout)
     assert content["link"]["broke"] == ""
@@ -266,7 +266,7 @@ def hosts() -> Iterator[tuple[Host, Host]]:
 
 
 def ask(asking: Host, peer: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """What the doctor on a host says, and the levels that are not ok by subject."""
+    """Return the doctor's answer, and the levels that are not ok by subject."""
     command = [*DOCTOR, "--peer", peer, "--json"]
     process = asking.start(command, stdout=subprocess.PIPE, text=True)
     content = json.loads(process.communicate(timeout=DEADLINE)[0])
@@ -278,7 +278,7 @@ def ask(asking: Host, peer: str) -> tuple[dict[str, Any], dict[str, str]]:
 
 @contextmanager
 def dropped(host: Host, *which: str) -> Iterator[None]:
-    """Answers from these ports find no way out of the host: nobody hears of them."""
+    """Drop packets from these ports on their way out of the host."""
     rule = ("ipproto", "tcp", *which)
     host.namespaces.call("ip", "rule", "add", *rule)
     yield
@@ -287,7 +287,7 @@ def dropped(host: Host, *which: str) -> Iterator[None]:
 
 @contextmanager
 def narrow(receiving: Host, sending: Host) -> Iterator[None]:
-    """The one takes packets of at most 1,000 bytes, and says that it takes 1,500."""
+    """Let a host accept packets of at most 1,000 bytes, but announce 1,500."""
     tool = receiving.namespaces.call
     route = ("ip", "route", "change", "10.0.0.0/24", "dev", "eth0")
     tool("ip", "link", "set", "eth0", "mtu", "1000")

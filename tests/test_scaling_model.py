@@ -273,5 +273,5 @@ def test_two_worker_counts_say_what_they_cannot_tell() -> None:
     text = " ".join(found["advice"])
     assert found["held_out"] is None
     assert "Nothing could be held out" in text
-    assert "cannot be told apart" in text
+    assert "cannot be separated" in text
     assert "this machine has 2 cores" in text

@@ -79,14 +79,14 @@ def installed(host: HostObservation) -> Finding:
 def extras(host: HostObservation) -> Finding:
     """Check which extras are not installed."""
     missing = [f"{name}: {', '.join(some)}" for name, some in host.missing.items()]
-    wanted = f"samestep[{','.join(host.missing)}]"
+    package = f"samestep[{','.join(host.missing)}]"
     return judge(
         "extras",
         not missing,
         f"not installed: {'; '.join(missing)}" if missing else "all are installed",
         "Trainings work without them: report is for plots and Word, tensorboard for "
         "its events, data for images and tables, export for ONNX.",
-        f"pip install {shlex.quote(wanted)}",
+        f"pip install {shlex.quote(package)}",
     )
 
 

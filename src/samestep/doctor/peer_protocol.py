@@ -37,6 +37,7 @@ class Connection:
         """Start the session's time."""
         self.socket = connection
         self._end = time.monotonic() + SESSION_SECONDS
+        # Nagle's algorithm would delay small messages, and so the measured round trips.
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     @property

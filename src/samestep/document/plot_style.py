@@ -105,7 +105,7 @@ DPI = 200
 def style() -> Iterator[None]:
     """Apply this style inside the block, whatever the user's own is."""
     with mpl.rc_context():
-        mpl.rcdefaults()
+        mpl.rcdefaults()  # a matplotlibrc must not change the report
         mpl.rcParams.update(_STYLE)
         yield
 

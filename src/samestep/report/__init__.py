@@ -32,7 +32,7 @@ def write(
     UsageError if a library is missing.
     """
     _check_libraries(docx)
-    from samestep.report import render
+    from samestep.report import render  # imports matplotlib, which takes a second
 
     return render.write(Path(path), out, docx=docx, png=png)
 
@@ -64,8 +64,8 @@ def compare(
 
 
 def _check_libraries(docx: bool) -> None:
-    wanted = LIBRARIES | (FOR_WORD if docx else {})
-    missing = [name for module, name in wanted.items() if find_spec(module) is None]
+    needed = LIBRARIES | (FOR_WORD if docx else {})
+    missing = [name for module, name in needed.items() if find_spec(module) is None]
     if missing:
         raise UsageError(
             f"A report needs {' and '.join(missing)}, which cannot be imported here. "

@@ -60,7 +60,7 @@ def is_scaling(path: Path) -> bool:
 
 
 def read_scaling(path: Path) -> ScalingFile:
-    """Read a scaling.json, given as a file or its directory. Raises RunError."""
+    """Read a scaling.json or the one in a directory. Raises RunError."""
     file = path if path.is_file() else path / SCALING_FILE
     if file != path:
         check_parts(path)
@@ -77,7 +77,7 @@ def read_run(path: Path) -> RunFiles:
     steps = [record for record in records if isinstance(record, Step)]
     epochs = [record for record in records if isinstance(record, Epoch)]
     file = path / "result.json"
-    if file.exists():
+    if file.exists():  # it is written last: without it the run is not over
         remedy = f"`samestep resume {path}` writes it again from a checkpoint."
         result = _parse(Result, _load(file, remedy), file, remedy)
         notices = _verdict(result)

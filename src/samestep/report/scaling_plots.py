@@ -16,7 +16,7 @@ from samestep.report.time_plots import total
 
 MARKERS = "osD^vP"
 MOST_BATCHES = 6
-"""Lines in one figure; more cannot be told apart."""
+"""Lines in one figure; more cannot be distinguished."""
 Series = list[tuple[str, list[Point]]]
 
 

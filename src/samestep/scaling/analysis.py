@@ -82,6 +82,7 @@ def _modelled(study: Study, cores: int, noise: Fields | None) -> Fields:
         fit(observations(study.runs, chosen), exchange, cores, n)
         for chosen in draws(rounds, RESAMPLES)
     ]
+    # Each resample refits all parameters, so that their errors stay correlated.
     misfits = [abs(error) for error in errors(model, seen)]
     held_out = hold_out(seen, exchange, cores, n)
     forecaster = Forecaster(
@@ -134,7 +135,7 @@ def not_told_apart(study: Study) -> list[str]:
     if len(study.settings.workers) == 2:
         sentences.append(
             "With one worker count above 1, the exchange's latency and its other cost "
-            "cannot be told apart; they share the time evenly."
+            "cannot be separated; they share the time evenly."
         )
     has_calibration = any(point.kind == "calibration" for point in study.runs)
     if not has_calibration and len(study.settings.global_batches) == 1:

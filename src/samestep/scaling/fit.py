@@ -116,6 +116,7 @@ def _fit_compute(seen: Sequence[Observation], model: Model) -> dict[str, float]:
     from scipy.optimize import minimize_scalar
 
     cores, rho = model.cores, model.parameters["rho"] * model.gradient_bytes
+    # Beyond the cores, workers take turns, which hides what kappa describes.
     usable = [o for o in seen if o.together <= cores or o.point.kind == "limit"]
     crowd = np.array([model.crowd(o.together) for o in usable])
     others = np.array([min(o.together, cores) - 1 for o in usable])
@@ -215,6 +216,7 @@ def _micro_batch(o: Observation) -> float:
 def _solve(
     terms: Floats, seen: Sequence[Observation], seconds: Sequence[float]
 ) -> list[float]:
+    # Errors count relative to the step, so that slow points do not dominate.
     weights = 1 / np.array([o.step for o in seen])
     solution, _ = nonnegative(terms, np.array(seconds), weights)
     return [float(value) for value in solution]

@@ -25,6 +25,7 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
     if not values:
         raise ValueError("no values")
     array = np.asarray(values)
+    # A fixed seed: the same measurements give the same report.
     drawn = np.random.default_rng(0).integers(len(array), size=(RESAMPLES, len(array)))
     low, high = np.percentile(np.median(array[drawn], axis=1), INTERVAL)
     return float(np.median(array)), float(low), float(high)
@@ -46,23 +47,14 @@ def base_of(point: Point) -> Point | None:
     return Point("strong", 1, point.global_batch, point.micro_batches)
 
 
-def limit_of(point: Point) -> Point | None:
-    """Return the independent trainings that a point is compared with."""
-    base = base_of(point)
-    if base is None or point.workers == 1:
-        return None
-    return Point("limit", point.workers, base.global_batch, base.micro_batches)
-
-
-def ratios(runs: Runs, point: Point | None, base: Point | None) -> list[float]:
+def ratios(runs: Runs, point: Point, base: Point | None) -> list[float]:
     """Return the speed of `point` relative to `base`, in each round that has both."""
-    if point is None or base is None:
-        return []
-    of_base = {run.round: run.samples_per_second for run in runs.get(base, ())}
+    base_runs = runs.get(base, ()) if base else ()
+    rates = {run.round: run.samples_per_second for run in base_runs}
     return [
-        run.samples_per_second / of_base[run.round]
+        run.samples_per_second / rates[run.round]
         for run in runs.get(point, ())
-        if run.round in of_base
+        if run.round in rates
     ]
 
 
@@ -99,9 +91,10 @@ def _point(runs: Runs, point: Point) -> dict[str, Any]:
 
 def _speedups(runs: Runs, point: Point) -> dict[str, float | None]:
     speedup = low = high = limit = None
-    if speedups := ratios(runs, point, base_of(point)):
+    base = base_of(point)
+    if speedups := ratios(runs, point, base):
         speedup, low, high = interval(speedups)
-    if limits := _limit_ratios(runs, point):
+    if limits := _limit_ratios(runs, point, base):
         limit = statistics.median(limits)
     return {
         "speedup": speedup,
@@ -113,12 +106,15 @@ def _speedups(runs: Runs, point: Point) -> dict[str, float | None]:
     }
 
 
-def _limit_ratios(runs: Runs, point: Point) -> list[float]:
-    if point.workers == 1 and point.kind != "calibration":
+def _limit_ratios(runs: Runs, point: Point, base: Point | None) -> list[float]:
+    """Return the speed-ups of as many independent trainings, round by round."""
+    if base is None:
+        return []
+    if point.workers == 1:
         return [1.0]
-    limit = limit_of(point)
-    base = base_of(limit) if limit else None
-    return ratios(runs, limit, base)
+    batch, micro_batches = base.global_batch, base.micro_batches
+    limit = Point("limit", point.workers, batch, micro_batches)
+    return ratios(runs, limit, Point("strong", 1, batch, micro_batches))
 
 
 def draws(rounds: Sequence[int], count: int, seed: int = 0) -> list[list[int]]:

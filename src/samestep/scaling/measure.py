@@ -109,6 +109,7 @@ def cell_setup(recipe: Recipe, point: Point, exchange: str) -> Setup:
             "micro_batches": point.micro_batches,
         }
     )
+    # Rebalancing and snapshots would disturb what is measured.
     placement = Placement.model_validate(
         {
             "workers": point.workers,

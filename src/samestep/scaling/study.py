@@ -138,6 +138,7 @@ def open_study(
     """
     study = Study(path, recipe, environment, settings, 0, {p: [] for p in points})
     _make(path)
+    # Locked until the end: two commands must not measure on the same cores.
     with _locked(path):
         if (path / FILE).exists():
             _resume(study, read(path / FILE))
