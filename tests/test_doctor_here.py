@@ -92,11 +92,11 @@ def test_what_cannot_be_examined_is_a_usage_error(
     assert message in ended.stderr
 
 
-def test_a_taken_port_is_told() -> None:
+def test_a_port_in_use_is_reported() -> None:
     with listen("127.0.0.1") as listener:
         port = listener.getsockname()[1]
         ended = samestep("doctor", "--port", str(port), "--interface", "127.0.0.1")
-        assert f"port {port} is taken" in ended.stdout
+        assert f"port {port} is in use" in ended.stdout
         ended = samestep("doctor", "--serve", "--port", str(port))
         assert ended.returncode == 2
         assert f"must listen on 127.0.0.1 port {port}" in ended.stderr
