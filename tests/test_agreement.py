@@ -58,7 +58,8 @@ def test_states_of_one_step_that_differ_are_an_error() -> None:
     told = facts(-1, 5, 5)
     told[2] = replace(told[2], checksum=1)
     with pytest.raises(
-        ReplicasDiffer, match="after step 5; its checksum is 00000000 on host-1, 000000"
+        ReplicasDiffer,
+        match="after step 5; the checksums are 00000000 on host-1, 000000",
     ):
         agree(told)
 

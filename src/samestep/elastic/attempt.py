@@ -1,4 +1,4 @@
-"""The training in this process, which torchrun has started and nobody supervises."""
+"""One attempt of a training, in a process that torchrun has started."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,11 +25,11 @@ from samestep.training import worker
 
 
 LOST = (PeerLost, WorkerLate)
-"""Others are gone or late: this machine has done nothing wrong, and can go on."""
+"""Errors of others: this machine can continue once torchrun has re-formed the group."""
 
 
 class InProcessChannel:
-    """The channel of a worker that nobody supervises but torchrun."""
+    """The channel of a worker whose leader is in the same process, or that has none."""
 
     def __init__(
         self, job: TrainingJob, listen: Callable[[Message], None] = lambda _: None
@@ -38,7 +38,7 @@ class InProcessChannel:
         self._listen = listen
 
     def watch(self) -> None:
-        """`samestep.elastic.watchdog` does."""
+        """Do nothing: `elastic/watchdog.py` watches the parent process."""
 
     def send(self, message: Message) -> None:
         """Pass a message on; only the leader's process does something with it."""
@@ -52,10 +52,10 @@ def train_here(
     heartbeat: Heartbeat,
     watcher: Watcher,
 ) -> bool:
-    """All workers: the training; whether it was finished rather than stopped.
+    """All workers: train; return whether it was finished rather than stopped.
 
-    Raises SamestepError, or Interrupted if others were lost. From then on the main
-    thread ends the process, not the watcher.
+    Raises SamestepError, or Interrupted if others were lost. Afterwards the main thread
+    ends the process, not the watchdog.
     """
     rank = meeting.topology.rank
     watcher.ask = heartbeat.request_stop
@@ -75,19 +75,19 @@ def train_here(
 
 @dataclass
 class Generation:
-    """The training in this process, as a session sees it."""
+    """The training in this process, as a `Session` sees it."""
 
     meeting: Meeting
     watcher: Watcher
     job: TrainingJob
     fds: dict[str, int]
     conditions: Mapping[str, str]
-    """What decides bits besides the recipe."""
+    """Everything that decides bits besides the recipe."""
     about: Callable[[Layout, Started], StateInfo]
     """Makes the description of snapshots from the layout and the message `Started`."""
-    shelf: SnapshotDirectory
+    directory: SnapshotDirectory
     held: Held | None
-    """From where it goes on."""
+    """The state to continue from."""
     listen: Callable[[Message], None] = lambda _: None
     offer: Callable[[Callable[[], State | None], Layout, int], None] = lambda *_: None
     layout: Layout | None = None
@@ -96,7 +96,7 @@ class Generation:
 
     @property
     def stop(self) -> Stop:
-        """The wish to stop."""
+        """The request to stop, if there was one."""
         return self.watcher.stop
 
     @property
@@ -105,11 +105,11 @@ class Generation:
         return self._snapshots.newest() if self._snapshots else None
 
     def build(self) -> dict[str, str]:
-        """What decides bits besides the recipe."""
+        """Return everything that decides bits besides the recipe."""
         return dict(self.conditions)
 
     def run(self) -> State | None:
-        """Until it is finished or was asked to stop; the newest state."""
+        """Train until the end or a request to stop; return the newest state."""
         heartbeat = Heartbeat(self.fds["board"], self.meeting.topology.local_rank)
         rank = self.meeting.topology.rank
         channel = InProcessChannel(self.job, self._receive)
@@ -147,4 +147,4 @@ class Generation:
         workers = self.meeting.topology.local_workers
         self._snapshots = Snapshots(self.fds["snapshots"], layout, workers, kept)
         self.layout = layout
-        self.shelf.describe(self.about(layout, message))
+        self.directory.describe(self.about(layout, message))

@@ -1,8 +1,8 @@
-"""What a leader tells the other workers of its machine, over a Unix socket.
+"""How a leader briefs the other workers of its machine, over a Unix socket.
 
-It hands over descriptors and environment variables, so it does not go through the
-store, which does not authenticate its clients. The socket has no file, only a name in
-the network namespace of the machine; both ends make sure that the other is a process of
+The briefing has file descriptors and environment variables, so it does not go through
+the store, which does not authenticate its clients. The socket has no file, only a name
+in the network namespace of the machine; each end checks that the other is a process of
 the same user.
 """
 
@@ -17,7 +17,7 @@ from samestep.messages.job import Briefing
 
 
 LOOK_SECONDS = 0.1
-"""How long to wait for a connection between two looks at the world."""
+"""Seconds to wait for a connection before `pause` is called."""
 ANSWER_SECONDS = 60.0
 MOST_DESCRIPTORS = 16
 LENGTH = struct.Struct("<q")
@@ -32,7 +32,10 @@ def give(
     receivers: int,
     pause: Callable[[], None],
 ) -> None:
-    """A leader, to so many workers; `pause` may raise, as when it is told to stop."""
+    """Send a message and descriptors to `receivers` workers of this machine.
+
+    `pause` is called while none connects; it may raise, which ends the wait.
+    """
     content = wire.encode(message)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(_address(name))
@@ -53,7 +56,7 @@ def give(
 
 
 def take(name: str, pause: Callable[[], None]) -> tuple[Briefing, dict[str, int]]:
-    """The others: the message and the descriptors, as soon as the leader gives them.
+    """Return the leader's message and descriptors, as soon as it sends them.
 
     Raises PeerLost.
     """
@@ -65,7 +68,9 @@ def take(name: str, pause: Callable[[], None]) -> tuple[Briefing, dict[str, int]
                 pause()
                 continue
             if not _is_of_same_user(connection):
-                raise PeerLost("Another program answers in the place of the leader.")
+                raise PeerLost(
+                    "A program of another user answers instead of the leader."
+                )
             connection.settimeout(ANSWER_SECONDS)
             return _received(connection)
 

@@ -1,7 +1,7 @@
-"""What the nodes of a generation tell each other before they start, and conclude.
+"""The decision that all nodes of a generation reach before they start.
 
-Every node's leader tells the same facts to all and draws the same conclusions from
-them: no messages are needed after that.
+Every leader publishes its node's status, reads all others, and applies the same pure
+functions to them. Equal inputs give equal decisions, so no vote has to be taken.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,122 +13,129 @@ from samestep.errors import PlacementError, ReplicasDiffer, SamestepError
 
 @dataclass(frozen=True)
 class NodeStatus:
-    """What one node says of itself."""
+    """The status that one node publishes to all others."""
 
     host: str
     workers: int = 0
     conditions: Mapping[str, str] = field(default_factory=dict)
-    """Whatever decides bits: recipe, data, own code, samestep, torch, processor."""
+    """All that decides bits: recipe, data, user code, samestep, torch, processor."""
     generation: int = 0
-    """The newest that its run directory knows."""
+    """The newest generation recorded in its run directory."""
     step: int = -1
-    """Of the newest state that it holds; -1: none."""
+    """The step of its newest state; -1 if it has none."""
     checksum: int = 0
-    """Of that state."""
+    """The checksum of that state."""
     sees: Sequence[int] = ()
-    """The nodes that share its run directory, and itself."""
+    """The nodes that share its run directory, itself included."""
     interface: str = ""
-    """What it is to use; empty: nothing was said."""
+    """The network interface given on the command line; empty if none was."""
     address: str = ""
-    """Of this interface."""
+    """The address of that interface."""
     interfaces: str = ""
-    """Those that it has, in words."""
+    """All interfaces of the node, as text for an error message."""
     error: str = ""
-    """Why it cannot take part."""
+    """The reason why it cannot take part; empty if it can."""
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Self:
-        """The inverse of `to_dict`."""
+        """Return the status that `to_dict` described."""
         return cls(**fields)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return the fields as plain JSON values."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """What all nodes conclude."""
+    """The decision of all nodes."""
 
     generation: int
     step: int
-    """From which they go on; 0: from the beginning."""
+    """The step to continue from; 0 is the beginning."""
     donor: int
-    """The node that gives its state to those who have an older one or none."""
+    """The node that sends its state to the receivers."""
     receivers: list[int]
+    """The nodes whose state is older, or missing."""
 
 
-def agree(facts: Sequence[NodeStatus]) -> Agreement:
-    """Raises PlacementError, ReplicasDiffer, alike on all nodes."""
-    _check_errors(facts)
-    _check_conditions(facts)
-    _check_interfaces(facts)
-    step = max(fact.step for fact in facts)
-    holders = [node for node, fact in enumerate(facts) if fact.step == step]
-    _check_states(facts, holders)
-    behind = [node for node in range(len(facts)) if node not in holders]
+def agree(nodes: Sequence[NodeStatus]) -> Agreement:
+    """Return the decision that follows from the status of all nodes.
+
+    Raises PlacementError or ReplicasDiffer, the same on every node.
+    """
+    _check_errors(nodes)
+    _check_conditions(nodes)
+    _check_interfaces(nodes)
+    step = max(node.step for node in nodes)
+    holders = [number for number, node in enumerate(nodes) if node.step == step]
+    _check_states(nodes, holders)
+    behind = [number for number in range(len(nodes)) if number not in holders]
     return Agreement(
-        generation=max(fact.generation for fact in facts) + 1,
+        generation=max(node.generation for node in nodes) + 1,
         step=max(step, 0),
         donor=holders[0],
         receivers=behind,
     )
 
 
-def is_writer(facts: Sequence[NodeStatus], node: int) -> bool:
-    """Whether no lower node sees the same run directory."""
-    return node == min(facts[node].sees)
+def is_writer(nodes: Sequence[NodeStatus], number: int) -> bool:
+    """Return whether a node is the first of those that share its run directory."""
+    return number == min(nodes[number].sees)
 
 
-def _check_errors(facts: Sequence[NodeStatus]) -> None:
-    errors = [f"{fact.host}: {fact.error}" for fact in facts if fact.error]
+def _check_errors(nodes: Sequence[NodeStatus]) -> None:
+    errors = [f"{node.host}: {node.error}" for node in nodes if node.error]
     if errors:
-        raise PlacementError(f"Not all machines can take part. {' '.join(errors)}")
+        raise PlacementError(f"Some machines cannot take part. {' '.join(errors)}")
 
 
-def _check_conditions(facts: Sequence[NodeStatus]) -> None:
-    names = sorted({name for fact in facts for name in fact.conditions})
+def _check_conditions(nodes: Sequence[NodeStatus]) -> None:
+    names = sorted({name for node in nodes for name in node.conditions})
     differences = []
     for name in names:
         hosts: dict[str, list[str]] = {}
-        for fact in facts:
-            value = fact.conditions.get(name, "nothing")
-            hosts.setdefault(value, []).append(fact.host)
+        for node in nodes:
+            value = node.conditions.get(name, "nothing")
+            hosts.setdefault(value, []).append(node.host)
         if len(hosts) > 1:
-            told = (f"{value} on {', '.join(some)}" for value, some in hosts.items())
-            differences.append(f"{name}: {' and '.join(told)}")
+            values = (f"{value} on {', '.join(some)}" for value, some in hosts.items())
+            differences.append(f"{name}: {' and '.join(values)}")
     if differences:
         raise PlacementError(
-            "All machines of a training must have the same of whatever decides its "
-            f"bits. They differ in {'; '.join(differences)}. Make them equal."
+            "All machines must agree on everything that affects the result. They "
+            f"differ in {'; '.join(differences)}. Make these equal."
         )
 
 
-def _check_interfaces(facts: Sequence[NodeStatus]) -> None:
-    silent = {fact.host: fact.interfaces for fact in facts if not fact.interface}
-    if silent and len({fact.host for fact in facts}) > 1:
-        told = "; ".join(f"{host} has {some}" for host, some in silent.items())
+def _check_interfaces(nodes: Sequence[NodeStatus]) -> None:
+    missing = {node.host: node.interfaces for node in nodes if not node.interface}
+    if missing and len({node.host for node in nodes}) > 1:
+        choices = "; ".join(f"{host} has {some}" for host, some in missing.items())
         raise PlacementError(
-            "Several machines need to know the network between them, and nothing was "
-            "said. Use `--interface` with a name, an address or a network such as "
-            f"10.0.0.0/24: {told}."
+            "With several machines, the network between them must be named, and "
+            "`--interface` was not given. Use a name, an address or a network such "
+            f"as 10.0.0.0/24: {choices}."
         )
 
 
-def _check_states(facts: Sequence[NodeStatus], holders: Sequence[int]) -> None:
-    """Any state of a recipe after a step has the same bits, wherever it is."""
-    checksums = {facts[node].checksum for node in holders}
+def _check_states(nodes: Sequence[NodeStatus], holders: Sequence[int]) -> None:
+    """Check that all states of the newest step have the same bits."""
+    checksums = {nodes[number].checksum for number in holders}
     if len(checksums) > 1:
-        told = ", ".join(f"{facts[n].checksum:08x} on {facts[n].host}" for n in holders)
+        listed = ", ".join(
+            f"{nodes[number].checksum:08x} on {nodes[number].host}"
+            for number in holders
+        )
         raise ReplicasDiffer(
             "All machines must hold the same state after step "
-            f"{facts[holders[0]].step}; its checksum is {told}. Own code that depends "
-            "on the rank or on hidden state is likely (`samestep check` looks for it), "
-            "or else a machine computes wrongly: find out which with `samestep train` "
-            "on each alone."
+            f"{nodes[holders[0]].step}; the checksums are {listed}. The usual cause is "
+            "code of your own that depends on the rank or on hidden state (`samestep "
+            "check` looks for it). Otherwise a machine computes wrongly: find out "
+            "which by running `samestep train` on each alone."
         )
 
 
 def refusal(error: SamestepError, host: str) -> NodeStatus:
-    """What a node says that cannot take part."""
+    """Return the status of a node that cannot take part."""
     return NodeStatus(host, error=str(error))

@@ -1,4 +1,4 @@
-"""The workers of one generation and what they tell each other in their store."""
+"""How the workers of one generation meet and exchange values through their store."""
 
 import contextlib
 import json
@@ -18,38 +18,40 @@ from samestep.verification.probe import Witness
 
 
 PREPARE_SECONDS = 3600.0
-"""Deadline for every machine to have its data checked and its state received; when one
-dies, torchrun ends the others much earlier."""
+"""Deadline for every machine to check its data and receive its state; if one dies,
+torchrun ends the others much earlier."""
 PART_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
 class Meeting:
-    """One worker's access to what this generation says."""
+    """One worker's access to its generation's store."""
 
     topology: Topology
     store: Store
-    """Fresh: nobody else has ever used its prefix."""
+    """A store whose prefix no earlier generation has used."""
     pause: Callable[[], None]
-    """Between two looks; may raise, as when this worker is told to stop."""
+    """Called between two polls; may raise, for example when this worker is to stop."""
     name: str = ""
-    """Of the generation."""
+    """The name of the generation."""
     witness: Witness | None = None
-    """Of the first worker, if the training is probed."""
+    """The process that computes again for the probe; only rank 0 has one."""
 
     @classmethod
     def join(
         cls, topology: Topology, pause: Callable[[], None], witness: Witness | None
     ) -> "Meeting":
-        """All workers. Raises PeerLost, OSError, torch's DistError."""
+        """All workers: agree on a fresh store. Raises PeerLost, OSError, DistError."""
         shared = _open_store(topology)
         prefix = Roster(shared, topology.rank, topology.workers, pause=pause).agree()
         return cls(topology, PrefixStore(prefix, shared), pause, prefix, witness)
 
-    def tell(self, topic: str, value: Any) -> list[Any]:
-        """All leaders: everybody's plain JSON value, by node. Raises PeerLost."""
+    def all_gather(self, topic: str, value: Any) -> list[Any]:
+        """All leaders: return the JSON value of each node. Raises PeerLost."""
         self.store.set(f"{topic}/{self.topology.node}", json.dumps(value))
-        return [self._hear(f"{topic}/{node}") for node in range(self.topology.nodes)]
+        return [
+            self._wait_for(f"{topic}/{node}") for node in range(self.topology.nodes)
+        ]
 
     def brief(
         self,
@@ -70,22 +72,22 @@ class Meeting:
 
     @property
     def _socket(self) -> str:
-        """Its name: of this job, node and generation, as several may be on a host."""
+        """The socket's name: job, node and generation, as a host may have several."""
         topology = self.topology
         return f"{topology.address}:{topology.port}/{topology.node}/{self.name}"
 
     def part(self) -> None:
-        """All leaders, after an error that all of them have found.
+        """All leaders: leave after an error that all of them have seen.
 
-        Rank 0 may serve the store: it stays until the others have read what they need.
+        Rank 0 may serve the store, so it stays until the others have read it.
         """
         topology = self.topology
         if topology.rank != 0:
             self.store.set(f"parted/{topology.node}", "")
             return
         keys = [f"parted/{node}" for node in range(1, topology.nodes)]
-        with contextlib.suppress(PeerLost):  # they have left in another way
-            missing = "the others' farewell"
+        with contextlib.suppress(PeerLost):  # some have ended without this message
+            missing = "the end of the others"
             wait(
                 lambda: self.store.check(keys),
                 self.pause,
@@ -94,10 +96,10 @@ class Meeting:
             )
 
     def workers_store(self) -> Store:
-        """For the exchange."""
+        """Return the store in which the workers set up their exchange."""
         return PrefixStore("exchange", self.store)
 
-    def _hear(self, key: str) -> Any:
+    def _wait_for(self, key: str) -> Any:
         wait(
             lambda: self.store.check([key]),
             self.pause,
@@ -108,7 +110,7 @@ class Meeting:
 
 
 def _open_store(topology: Topology) -> Store:
-    """torchrun says whether it serves one; if not, rank 0 does."""
+    """Connect to torchrun's store, or to one that rank 0 serves."""
     where = topology.address, topology.port, START_SECONDS
     is_served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     if topology.rank == 0 and not is_served:

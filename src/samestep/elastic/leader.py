@@ -1,8 +1,8 @@
-"""The first worker of a machine under torchrun: it keeps the run there.
+"""The first worker of a machine under torchrun, which keeps the run there.
 
-It takes part in the training like all others. Besides, it compares notes with the other
-leaders before, prepares what the workers of its machine share, and writes the run: its
-own copy, or, where machines see the same directory, the first of them for all.
+It trains like all others. Before, it compares its machine with those of the other
+leaders and prepares the memory that the workers of its machine share. It also writes
+the run; where several machines share a run directory, the first of them does.
 """
 
 import os
@@ -37,12 +37,12 @@ from samestep.system.terminal import echo
 
 
 LOCK_SECONDS = 30.0
-"""How long whoever wrote the run before may take to end, after it has noticed."""
+"""Seconds that an earlier writer of the run has to end, once it has noticed."""
 
 
 @dataclass
 class Leader:
-    """One leader, in the order of its methods."""
+    """One leader; its methods stand in the order in which they are called."""
 
     request: Request
     meeting: Meeting
@@ -50,26 +50,26 @@ class Leader:
     started: float
 
     def lead(self) -> None:
-        """Raises SamestepError, and Interrupted when it was stopped."""
+        """Run the leader. Raises SamestepError, and Interrupted if it was stopped."""
         comparison = Comparison(self.request, self.meeting)
         try:
-            prepared, facts = comparison.compare(comparison.recipe())
-            agreed = consensus.agree(facts)
+            prepared, nodes = comparison.compare(comparison.recipe())
+            agreed = consensus.agree(nodes)
         except SamestepError:
             self.meeting.part()
             raise
         assert prepared is not None
-        variables = self._variables(facts)
+        variables = self._variables(nodes)
         os.environ.update(variables)
         held = self._catch_up(agreed, prepared.held)
-        shelf = SnapshotDirectory.create(
-            self.request.run, self._shelf_name(facts), agreed.generation
+        snapshots = SnapshotDirectory.create(
+            self.request.run, self._directory_name(nodes), agreed.generation
         )
-        generation = self._share(prepared, agreed.step, held, variables, shelf)
+        generation = self._share(prepared, agreed.step, held, variables, snapshots)
         node = self.meeting.topology.node
-        if consensus.is_writer(facts, node):
-            self._keep(prepared, facts, agreed, generation)
-            shelf.remove_all()
+        if consensus.is_writer(nodes, node):
+            self._keep(prepared, nodes, agreed, generation)
+            snapshots.remove_all()
         else:
             generation.run()
             if not generation.is_finished:
@@ -77,13 +77,16 @@ class Leader:
                     "stopped with the others", self.watcher.stop.exit_code
                 )
 
-    def _variables(self, facts: Sequence[NodeStatus]) -> dict[str, str]:
-        """Where Gloo and NCCL listen. Without an answer all are on one machine."""
-        name = facts[self.meeting.topology.node].interface or machine.loopback()
+    def _variables(self, nodes: Sequence[NodeStatus]) -> dict[str, str]:
+        """Return the variables that tell Gloo and NCCL on which interface to listen.
+
+        If none was named, all workers are on one machine.
+        """
+        name = nodes[self.meeting.topology.node].interface or machine.loopback()
         return {network_interfaces.GLOO_VARIABLE: name, "NCCL_SOCKET_IFNAME": name}
 
     def _catch_up(self, agreed: Agreement, own: Held | None) -> Held | None:
-        """All leaders: the newest state that any of them has."""
+        """All leaders: return the newest state that any of them has."""
         topology = self.meeting.topology
         if agreed.step == 0 or not agreed.receivers:
             return own
@@ -98,12 +101,12 @@ class Leader:
             return courier.receive(agreed.donor)
         return own
 
-    def _shelf_name(self, facts: Sequence[NodeStatus]) -> str:
-        """The host; with a number where several nodes of one share a directory."""
-        own = facts[self.meeting.topology.node]
-        same = [node for node in own.sees if facts[node].host == own.host]
+    def _directory_name(self, nodes: Sequence[NodeStatus]) -> str:
+        """Return the host, numbered if several nodes of a host share the run."""
+        status = nodes[self.meeting.topology.node]
+        same = [node for node in status.sees if nodes[node].host == status.host]
         index = same.index(self.meeting.topology.node)
-        return own.host if index == 0 else f"{own.host}-{index + 1}"
+        return status.host if index == 0 else f"{status.host}-{index + 1}"
 
     def _share(
         self,
@@ -111,22 +114,20 @@ class Leader:
         step: int,
         state: Held | None,
         variables: dict[str, str],
-        shelf: SnapshotDirectory,
+        snapshots: SnapshotDirectory,
     ) -> Generation:
-        """What the workers of this machine need, told to them."""
+        """Create what the workers of this machine share, and brief them."""
         topology, placement = self.meeting.topology, prepared.placement
         fds = {
-            "snapshots": shelf.open(),
+            "snapshots": snapshots.open(),
             "constants": shared_memory.create(),
             "board": Heartbeat.create(topology.local_workers),
         }
         if placement.exchange == "shared":
             fds["memory"] = barrier.create(topology.local_workers)
         if state is not None:
-            memory_of = Snapshots(
-                fds["snapshots"], state.layout, topology.local_workers
-            )
-            memory_of.fill(state.state)
+            workers = topology.local_workers
+            Snapshots(fds["snapshots"], state.layout, workers).fill(state.state)
         job = _job(prepared, topology.local_workers, step)
         if state is not None and not self.request.allow_different_numerics:
             job = replace(job, conditions=kept_for_workers(state.build))
@@ -144,18 +145,18 @@ class Leader:
                 workers=topology.local_workers,
                 steps_per_epoch=started.steps_per_epoch,
             ),
-            shelf=shelf,
+            directory=snapshots,
             held=state,
         )
 
     def _keep(
         self,
         prepared: Prepared,
-        facts: Sequence[NodeStatus],
+        nodes: Sequence[NodeStatus],
         agreed: Agreement,
         generation: Generation,
     ) -> None:
-        """Trains, and writes the run."""
+        """Train, and write the run."""
         topology, request, recipe = self.meeting.topology, self.request, prepared.recipe
         trackers = [load(name) for name in request.trackers if topology.rank == 0]
         with ExitStack() as stack:
@@ -171,8 +172,8 @@ class Leader:
             )
             view = stack.enter_context(_view(recipe, topology.rank))
             stack.enter_context(train.tracking(writer, view, trackers))
-            _introduce(view, prepared, facts, agreed, topology.port)
-            _begin(writer, prepared, facts, agreed, generation.held, topology.node)
+            _introduce(view, prepared, nodes, agreed, topology.port)
+            _begin(writer, prepared, nodes, agreed, generation.held, topology.node)
             is_behind = topology.node in agreed.receivers and agreed.step > 0
             session = Session(writer, view, prepared.checksums, is_behind)
             generation.listen, generation.offer = session.listen, session.offer
@@ -185,7 +186,7 @@ class Leader:
 
 
 def lead(request: Request, meeting: Meeting, watcher: Watcher, started: float) -> None:
-    """Brings this machine up to date, trains, and keeps the run."""
+    """Bring this machine up to date, train, and keep the run."""
     Leader(request, meeting, watcher, started).lead()
 
 
@@ -210,22 +211,23 @@ def _view(recipe: Recipe, rank: int) -> View:
 def _introduce(
     view: View,
     prepared: Prepared,
-    facts: Sequence[NodeStatus],
+    nodes: Sequence[NodeStatus],
     agreed: Agreement,
     port: int,
 ) -> None:
-    crew = ", ".join(f"{fact.host}: {fact.workers}" for fact in facts)
-    machines = "1 machine" if len(facts) == 1 else f"{len(facts)} machines"
+    """Show who takes part, and the warnings."""
+    hosts = ", ".join(f"{node.host}: {node.workers}" for node in nodes)
+    machines = "1 machine" if len(nodes) == 1 else f"{len(nodes)} machines"
     view.note(
-        f"{prepared.recipe.name}: {sum(fact.workers for fact in facts)} workers on "
-        f"{machines} ({crew}), exchange {prepared.placement.exchange}"
+        f"{prepared.recipe.name}: {sum(node.workers for node in nodes)} workers on "
+        f"{machines} ({hosts}), exchange {prepared.placement.exchange}"
     )
-    if len({fact.host for fact in facts}) > 1:
-        view.warn(network_interfaces.warning(facts[0].address, [port]))
+    if len({node.host for node in nodes}) > 1:
+        view.warn(network_interfaces.warning(nodes[0].address, [port]))
     if _would_prefetch(prepared):
         view.note(
-            "note: Under torchrun samples are not drawn ahead of time, whatever "
-            "`--prefetch` says; the result is the same."
+            "note: Under torchrun, `--prefetch auto` has no effect: samples are not "
+            "drawn ahead of time. The result is the same."
         )
     for warning in prepared.warnings:
         view.warn(warning)
@@ -241,12 +243,12 @@ def _would_prefetch(prepared: Prepared) -> bool:
 def _begin(
     writer: RunWriter,
     prepared: Prepared,
-    facts: Sequence[NodeStatus],
+    nodes: Sequence[NodeStatus],
     agreed: Agreement,
     state: Held | None,
     node: int,
 ) -> None:
-    """The files before the first step."""
+    """Write the files of a run as they are before the first step."""
     is_received = node in agreed.receivers and state is not None
     writer.rewind(
         agreed.step,
@@ -261,7 +263,7 @@ def _begin(
         number=agreed.generation,
         step=agreed.step,
         node=node,
-        machines=[{"host": fact.host, "workers": fact.workers} for fact in facts],
+        machines=[{"host": one.host, "workers": one.workers} for one in nodes],
         donor=agreed.donor if agreed.receivers and agreed.step else None,
         receivers=agreed.receivers if agreed.step else [],
     )

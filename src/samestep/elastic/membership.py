@@ -9,8 +9,8 @@ and the agents' store keeps what earlier workers wrote. So they agree on a name:
     worker r    acknowledges every roster that has its own nonce
     rank 0      says go when all have acknowledged the roster that is published
 
-A nonce of an earlier worker is acknowledged by nobody, and is overwritten by the worker
-that has this rank now. The name is the hash of the roster: nobody else has ever had it.
+A nonce of an earlier worker is never acknowledged; the worker that has this rank now
+overwrites it. The name is the hash of the roster, so no earlier generation had it.
 """
 
 import hashlib
@@ -27,11 +27,11 @@ from samestep.errors import PeerLost
 ROOT = "samestep"
 POLL_SECONDS = 0.02
 START_SECONDS = 120.0
-"""Deadline for all workers of a generation to be there."""
+"""Deadline for all workers of a generation to arrive."""
 
 
 class KeyStore(Protocol):
-    """What is used of `torch.distributed.Store`."""
+    """The part of `torch.distributed.Store` that is used here."""
 
     def set(self, key: str, value: str, /) -> None: ...
 
@@ -48,42 +48,42 @@ class Roster:
     rank: int
     workers: int
     pause: Callable[[], None] = lambda: time.sleep(POLL_SECONDS)
-    """Between two looks; may raise, as when this worker is told to stop."""
+    """Called between two polls; may raise, for example when this worker is to stop."""
     seconds: float = START_SECONDS
     _nonce: str = field(default_factory=lambda: secrets.token_hex(8))
     _acknowledged: str = ""
 
     def agree(self) -> str:
-        """All workers: the prefix of the generation's keys. Raises PeerLost."""
+        """All workers: return the prefix of the generation's keys. Raises PeerLost."""
         wait(self.look, self.pause, self._missing, self.seconds)
         return self.name
 
     @property
     def name(self) -> str:
-        """Of the generation, once `look` has found that all agree."""
+        """The generation's name, valid once `look` has returned True."""
         return f"{ROOT}/{self._acknowledged}"
 
     def look(self) -> bool:
-        """One look at the store, and an answer; whether all agree."""
+        """Poll the store once and answer; return whether all workers agree."""
         self._claim()
         if self.rank == 0:
             self._publish()
         return self._is_go()
 
     def _claim(self) -> None:
-        """An earlier worker of this rank may write late: then write again."""
+        """Write the nonce, again if a late earlier worker of this rank overwrote it."""
         if self._read(f"nonce/{self.rank}") != self._nonce:
             self.store.set(f"{ROOT}/nonce/{self.rank}", self._nonce)
 
     def _publish(self) -> None:
-        """Rank 0: the roster, if it is complete and has changed."""
+        """Rank 0: publish the roster if it is complete and has changed."""
         nonces = [self._read(f"nonce/{rank}") for rank in range(self.workers)]
         roster = json.dumps(nonces)
         if None not in nonces and roster != self._read("roster"):
             self.store.set(f"{ROOT}/roster", roster)
 
     def _is_go(self) -> bool:
-        """Whether all have acknowledged the roster that this worker has."""
+        """Acknowledge the roster; return whether rank 0 has said go."""
         roster = self._read("roster")
         nonces = json.loads(roster) if roster else []
         if len(nonces) != self.workers or nonces[self.rank] != self._nonce:
@@ -114,13 +114,13 @@ def wait(
     missing: Callable[[], str],
     seconds: float = START_SECONDS,
 ) -> None:
-    """Raises PeerLost, which says what is missing, after `seconds`."""
+    """Poll until `is_there` returns True; after `seconds` raise PeerLost."""
     end = time.monotonic() + seconds
     while not is_there():
         if time.monotonic() > end:
             raise PeerLost(
-                "All workers of a generation must be there and tell what they have "
-                f"within {seconds:.0f} s; missing: {missing()}. Are all machines up, "
-                "and do they reach each other?"
+                f"All workers must arrive within {seconds:.0f} s; missing: "
+                f"{missing()}. "
+                "Check that all machines are up and can reach each other."
             )
         pause()

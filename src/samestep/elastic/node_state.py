@@ -1,11 +1,11 @@
-"""What a node holds of a training: its newest snapshot, or else its newest checkpoint.
+"""The newest state of a training on one node: a snapshot, or else a checkpoint.
 
     state/<host>/<generation>/memory       the two slots of `Snapshots`
-                              about.json   what one needs to read them
+                              about.json   their layout and conditions
 
 The workers of a node map the file, so its pages outlive them, however they end, and the
-next ones go on from there. One generation's directory is removed when the next has a
-snapshot of its own.
+next generation continues from it. The directory of a generation is removed when the
+next one has a snapshot.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ from samestep.training.progress import Progress
 DIRECTORY, MEMORY, ABOUT = "state", "memory", "about.json"
 METRICS = "metrics.jsonl"
 OF_TIME = ("seconds", "phases")
-"""Of the progress; every machine measures its own."""
+"""Fields of the progress that every machine measures for itself."""
 
 
 class StateInfo(BaseModel):
@@ -46,7 +46,7 @@ class StateInfo(BaseModel):
 
     recipe: dict[str, Any]
     build: dict[str, str]
-    """What decides bits besides the recipe."""
+    """Everything that decides bits besides the recipe."""
     layout: Layout
     workers: Annotated[int, Field(ge=1, le=1 << 16)]
     steps_per_epoch: Count
@@ -54,20 +54,20 @@ class StateInfo(BaseModel):
 
 @dataclass(frozen=True)
 class Held:
-    """A state, the conditions under which it came about, and its record."""
+    """A state, the conditions under which it was computed, and the record so far."""
 
     state: State
     layout: Layout
     recipe: Recipe
     build: dict[str, str]
     epochs: list[dict[str, Any]]
-    """Of the complete epochs."""
+    """The records of the complete epochs."""
     metrics: str
     """The lines of metrics.jsonl."""
 
     @property
     def checksum(self) -> int:
-        """CRC-32 of all that the next steps depend on: not of what time was spent."""
+        """CRC-32 of everything that the next steps depend on; times are left out."""
         checksum = 0
         for row in (self.state.parameters, *self.state.states):
             for _, view in self.layout.parameter_views(row):
@@ -79,22 +79,22 @@ class Held:
 
 
 def newest(run: Path) -> Held | None:
-    """The newest state in a run directory; None: it has none.
+    """Return the newest state in a run directory, or None.
 
     Raises RunError, OSError.
     """
     if run.exists():
         untrusted_files.check_parts(run)
-    found = [*_snapshots(run), *_checkpoints(run)]
-    return max(found, key=lambda held: held.state.step, default=None)
+    states = [*_snapshots(run), *_checkpoints(run)]
+    return max(states, key=lambda held: held.state.step, default=None)
 
 
 def _checkpoints(run: Path) -> Iterator[Held]:
-    for _, found in checkpoint.newest_valid(checkpoint.directory_of(run)):
-        if isinstance(found, Checkpoint):
-            manifest = found.manifest
+    for _, read in checkpoint.newest_valid(checkpoint.directory_of(run)):
+        if isinstance(read, Checkpoint):
+            manifest = read.manifest
             yield Held(
-                found.state,
+                read.state,
                 manifest.layout,
                 Recipe.from_dict(manifest.recipe, warn=False),
                 manifest.build,
@@ -104,7 +104,7 @@ def _checkpoints(run: Path) -> Iterator[Held]:
 
 
 def _snapshots(run: Path) -> Iterator[Held]:
-    """Those whose record is complete: lines may be lost that the disk did not take."""
+    """Yield snapshots whose record is complete: a full disk may have lost lines."""
     metrics = _metrics(run)
     epochs = epochs_in(metrics)
     for file in (run / DIRECTORY).glob(f"*/*/{ABOUT}"):
@@ -122,7 +122,7 @@ def _read(memory: Path, about: StateInfo) -> State | None:
     fd = os.open(memory, os.O_RDWR)
     try:
         if os.fstat(fd).st_size < num_bytes(about.layout, about.workers):
-            return None  # or it would be made as large as is claimed
+            return None  # mapping it would extend the file to the size it claims
         state = Snapshots(fd, about.layout, about.workers).newest()
     finally:
         os.close(fd)
@@ -132,7 +132,7 @@ def _read(memory: Path, about: StateInfo) -> State | None:
 
 
 def _as_floats(value: Any) -> Any:
-    """Files turn a whole number into an int, or keep it a float."""
+    """Return all numbers as floats: JSON may turn a whole float into an int."""
     if isinstance(value, dict):
         return {name: _as_floats(each) for name, each in value.items()}
     if isinstance(value, list | tuple):
@@ -141,7 +141,7 @@ def _as_floats(value: Any) -> Any:
 
 
 def _metrics(run: Path) -> str:
-    """Up to the first line that is damaged: what follows has lost its epoch."""
+    """Return the lines before the first damaged one: later ones lack their epoch."""
     return "".join(takewhile(_is_record, whole_lines(run / METRICS)))
 
 
@@ -153,7 +153,7 @@ def _is_record(line: str) -> bool:
 
 
 def epochs_in(metrics: str) -> list[dict[str, Any]]:
-    """The epochs' records, as in result.json."""
+    """Return the records of the epochs, as in result.json."""
     epochs = []
     for line in metrics.splitlines():
         record = json.loads(line)
@@ -165,15 +165,16 @@ def epochs_in(metrics: str) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class SnapshotDirectory:
-    """Where one generation of a node keeps its snapshots."""
+    """The directory in which one generation of a node keeps its snapshots."""
 
     path: Path
 
     @classmethod
     def create(cls, run: Path, host: str, generation: int) -> "SnapshotDirectory":
-        """Raises OSError."""
+        """Create the directory of one generation. Raises OSError."""
         path = run / DIRECTORY / host / str(generation)
-        shutil.rmtree(path, ignore_errors=True)  # of one that ended before it began
+        # A generation of this number may have ended before its first snapshot.
+        shutil.rmtree(path, ignore_errors=True)
         path.mkdir(parents=True)
         return cls(path)
 
@@ -183,16 +184,16 @@ class SnapshotDirectory:
         return self.path / MEMORY
 
     def open(self) -> int:
-        """The descriptor of the memory. Raises OSError."""
+        """Open the memory; return its descriptor. Raises OSError."""
         return os.open(self.memory, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     def describe(self, about: StateInfo) -> None:
-        """From now on its snapshots can be found; older ones go. Raises OSError."""
+        """Make the snapshots readable, and remove older generations. Raises OSError."""
         atomic_files.write(self.path / ABOUT, about.model_dump_json().encode())
         for other in self.path.parent.iterdir():
             if other != self.path:
                 shutil.rmtree(other, ignore_errors=True)
 
     def remove_all(self) -> None:
-        """The run is finished, and its last state is a checkpoint."""
+        """Remove all snapshots, once the last state of the run is on disk."""
         shutil.rmtree(self.path.parent.parent, ignore_errors=True)

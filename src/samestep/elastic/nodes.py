@@ -1,7 +1,7 @@
-"""`samestep train --nodes`: this machine's part of a training on several.
+"""`samestep train --nodes`: run this machine's part of a training on several.
 
-It prints the torchrun command that everybody could type as well, runs it, and turns its
-end into an exit code. It does not import torch.
+Prints the torchrun command, which a user could type as well, runs it, and translates
+its end into an exit code. Does not import torch.
 """
 
 import json
@@ -37,40 +37,39 @@ from samestep.system.signals import EXIT_CODES, Stop, stop_on_signals
 
 POLL_SECONDS = 0.2
 LAST_CALL_SECONDS = 5
-"""How long to wait for more machines when there are enough; torchrun's default is 30,
-and so long everybody stands still after the loss of one."""
+"""Seconds to wait for more machines once there are enough. After the loss of a machine
+all others stand still for so long; torchrun's default is 30."""
 SHUTDOWN_SECONDS = 15
-"""After which a worker that does not end is killed; torchrun's default is 30. One that
-is stopped by a signal never ends; others take 5 and the time to write a checkpoint, of
-which an earlier one is there."""
+"""Seconds until a worker that does not end is killed; torchrun's default is 30. Workers
+take 5 s and the time to write a checkpoint; a stopped process (SIGSTOP) never ends."""
 RDZV_ID = "samestep"
-"""The job's name unless `--rdzv-id` says another: one endpoint is for one job."""
+"""The job's name unless `--rdzv-id` is given: an endpoint serves one job."""
 JOB = "SAMESTEP_JOB"
-"""The variable by which torchrun is told the recipe; other recipes may not join."""
+"""The environment variable with the recipe; the rendezvous refuses other recipes."""
 REFUSED = "refused"
-"""Stands for an exit code in torchrun's error file: it has not started anything."""
+"""Stands for an exit code in torchrun's error file: no worker was started."""
 SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
-"""What torchrun passes on to the workers."""
+"""The signals that torchrun passes on to the workers."""
 OURS = ("nodes", "rdzv_endpoint", "rdzv_id", "workers", "max_restarts")
-"""Options that become torchrun's."""
+"""Options that become torchrun's own."""
 
 
 @dataclass(frozen=True)
 class Nodes:
-    """What torchrun is asked for."""
+    """The options of torchrun."""
 
     nodes: str
-    """How many machines, `N` or `MIN:MAX`."""
+    """Number of machines: `N` or `MIN:MAX`."""
     endpoint: str
-    """Where the machines meet: one of them, and a port of it."""
+    """HOST:PORT of the machine where all meet."""
     interface: str
     workers: int
-    """On this machine."""
+    """Workers on this machine."""
     max_restarts: int
     rdzv_id: str = RDZV_ID
 
     def command(self, arguments: Sequence[str]) -> list[str]:
-        """For this machine; `arguments` are the worker's. Raises PlacementError."""
+        """Return the torchrun command for this machine. Raises PlacementError."""
         wait = ["--rdzv-conf", f"last_call_timeout={LAST_CALL_SECONDS}"]
         return [
             *(sys.executable, "-m", "torch.distributed.run"),
@@ -86,15 +85,16 @@ class Nodes:
 
 
 def run(path: Path | None, recipe: Recipe | None) -> None:
-    """The current command, on this machine and others, until torchrun has ended.
+    """Run the current command under torchrun, until it ends.
 
     `recipe` is None if it is that of the run. Raises UsageError, TrainingError,
-    Interrupted; what torchrun says stands above.
+    Interrupted; the output of torchrun is above the error.
     """
     context = click.get_current_context()
     if path is None:
         raise UsageError(
-            "All starts on all machines use one directory: name it with `--out`."
+            "All machines, and all their restarts, use one directory: name it with "
+            "`--out`."
         )
     if context.info_name == "train" and is_finished(path):
         raise RunError(f"{path} is finished. Choose another directory with `--out`.")
@@ -112,13 +112,13 @@ def run(path: Path | None, recipe: Recipe | None) -> None:
     with tempfile.TemporaryDirectory(prefix="samestep-") as directory:
         error_file = Path(directory) / "error.json"
         variables = {
-            # Or torchrun warns; the recipe decides anyway.
+            # Avoids a warning of torchrun; the recipe sets the threads.
             "OMP_NUM_THREADS": "1",
-            # Or every connection from an address without a name is worth a line.
+            # Torch would print a line for every peer address without a host name.
             "TORCH_CPP_LOG_LEVEL": "ERROR",
             **os.environ,
             JOB: job_of(recipe),
-            # A worker would else start itself again to fix it.
+            # Otherwise every worker would have to start itself again to set it.
             "PYTHONHASHSEED": "0",
             "TORCHELASTIC_ERROR_FILE": str(error_file),
         }
@@ -128,7 +128,7 @@ def run(path: Path | None, recipe: Recipe | None) -> None:
 
 
 def check_endpoint(endpoint: str) -> None:
-    """Raises PlacementError where no machine can ever be."""
+    """Check the form of HOST:PORT and that the host is known. Raises PlacementError."""
     host, _, port = endpoint.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
         raise PlacementError(
@@ -139,20 +139,20 @@ def check_endpoint(endpoint: str) -> None:
         socket.getaddrinfo(host.strip("[]"), int(port))
     except OSError as error:
         raise PlacementError(
-            f"The host of an endpoint is one of the machines; `{host}` is not known "
-            f"here: {error.strerror}. Use its address, or add its name to /etc/hosts."
+            f"The host of an endpoint is one of the machines; `{host}` cannot be "
+            f"resolved: {error.strerror}. Use its address, or add its name to /etc/hosts."
         ) from None
 
 
 def job_of(recipe: Recipe | None) -> str:
-    """What all machines must ask for, as JSON; empty: not known here."""
+    """Return the recipe as JSON, to compare between machines; empty if unknown here."""
     fields = flatten(recipe.to_dict()) if recipe else {}
     fields.pop("init.weights", None)  # a path, whose SHA-256 is compared later
     return json.dumps(fields, sort_keys=True) if fields else ""
 
 
 def arguments_of(context: click.Context, without: Sequence[str] = OURS) -> list[str]:
-    """What was given to a command, as it could be typed again."""
+    """Return the words of the current command line, without some options."""
     words = [str(context.info_name)]
     for parameter in context.command.params:
         name = str(parameter.name)
@@ -177,12 +177,12 @@ def _option(option: click.Option, value: Any) -> list[str]:
 
 
 def most(nodes: str) -> int:
-    """Of `N` or `MIN:MAX`."""
+    """Return MAX of `MIN:MAX`, or N of `N`."""
     return int(nodes.rpartition(":")[2])
 
 
 def auto_workers(micro_batches: int | None, most_nodes: int) -> int:
-    """One per core, if all machines together have micro-batches for so many."""
+    """Return one worker per core, if there are micro-batches for so many."""
     cores = machine.usable_cores()[0]
     if micro_batches is None:
         return cores
@@ -190,16 +190,16 @@ def auto_workers(micro_batches: int | None, most_nodes: int) -> int:
 
 
 def _run(command: Sequence[str], variables: dict[str, str], stop: Stop) -> int:
-    """A session of its own: a signal reaches torchrun once, from here."""
+    """Run torchrun in a session of its own, so that it gets each signal once."""
     process = subprocess.Popen(  # noqa: S603
         command, env=variables, start_new_session=True
     )
-    told = False
+    is_signalled = False
     try:
         while process.poll() is None:
-            if stop.number is not None and not told:
+            if stop.number is not None and not is_signalled:
                 process.send_signal(stop.number)
-                told = True
+                is_signalled = True
             try:
                 process.wait(POLL_SECONDS)
             except subprocess.TimeoutExpired:
@@ -212,9 +212,9 @@ def _run(command: Sequence[str], variables: dict[str, str], stop: Stop) -> int:
 
 
 def _read(error_file: Path) -> tuple[str, Any]:
-    """The first failure of all: what it said, and its exit code if it was a worker's.
+    """Return the message of the first failure, and a worker's exit code if it had one.
 
-    torchrun writes this file, see torch.distributed.elastic.multiprocessing.errors.
+    torchrun writes this file: torch.distributed.elastic.multiprocessing.errors.
     """
     try:
         message = json.loads(error_file.read_text())["message"]
@@ -224,19 +224,19 @@ def _read(error_file: Path) -> tuple[str, Any]:
 
 
 def _judge(code: int, stop: Stop, failure: tuple[str, Any], run: Path) -> None:
-    """Raises what fits the end of torchrun."""
-    said, worker_code = failure
+    """Raise the error that explains how torchrun ended, if it failed."""
+    text, worker_code = failure
     if code == 0:
         return
     if worker_code == REFUSED:
-        raise PlacementError(said)
+        raise PlacementError(text)
     steps = checkpoint.steps(checkpoint.directory_of(run))
     resume = f"go on with `samestep resume {run}`, or start this command again"
     if stop.number is not None:
         raise Interrupted(f"stopped; {resume}", stop.exit_code)
-    is_lost = said and worker_code is None  # torchrun's own: the others are gone
+    is_lost = text and worker_code is None  # torchrun's own: the others are gone
     if worker_code in EXIT_CODES.values() or (is_lost and steps):
-        raise Interrupted(f"{said}; {resume}", worker_code or 75)
+        raise Interrupted(f"{text}; {resume}", worker_code or 75)
     if worker_code == PlacementError.exit_code:
         raise PlacementError("A worker refused to start; its reason is above.")
     raise TrainingError(f"torchrun ended with exit code {code}; the reason is above.")

@@ -1,4 +1,4 @@
-"""What a machine finds out about itself before a training, and compares with others."""
+"""The checks of each machine before a training, and their comparison with others."""
 
 import os
 import secrets
@@ -36,13 +36,13 @@ PRESENCE = ".node-"
 
 @dataclass(frozen=True)
 class Request:
-    """What the command line asks for, the same on all machines."""
+    """The request of the command line, the same on all machines."""
 
     run: Path
     recipe: Recipe | None
-    """None: that of the run, which is to go on."""
+    """None: the recipe of the run, which is resumed."""
     parts: Mapping[str, str]
-    """Own code that was named."""
+    """User code named on the command line: part -> `module:function`."""
     placement: Placement
     interface: str | None
     trackers: Sequence[str] = ()
@@ -53,64 +53,64 @@ class Request:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a leader has found on its machine."""
+    """The results of a leader's checks on its machine."""
 
     recipe: Recipe
     placement: Placement
     notice: str | None
     described: Mapping[str, Any]
-    """The data."""
+    """The data, as recorded in the run."""
     checksums: Mapping[str, str]
-    """Of data and of own code."""
+    """Checksums of data and of user code."""
     build: Mapping[str, str]
-    """Those, and what else decides bits: `conditions.py`."""
+    """The checksums and everything else that decides bits: `system/conditions.py`."""
     interface: Interface
-    """Between the machines; empty: nothing was said."""
+    """The network between the machines; empty if none was named."""
     held: Held | None
     warnings: list[str]
 
 
 @dataclass
 class Comparison:
-    """One leader's part; all leaders make the same calls, in this order."""
+    """One leader's part; all leaders make the same calls in the same order."""
 
     request: Request
     meeting: Meeting
     token: str = field(default_factory=lambda: f"{PRESENCE}{secrets.token_hex(8)}")
 
     def recipe(self) -> Recipe:
-        """The one that was asked for, or that of the run on a machine that has it."""
+        """Return the requested recipe, or that of the run on a machine that has it."""
         request = self.request
         if request.recipe is not None:
             return request.recipe
-        own, error = None, ""
+        recipe, error = None, ""
         if (request.run / "recipe.toml").exists():
             try:
-                own = find_start(request.run, request.epochs, request.parts).recipe
+                recipe = find_start(request.run, request.epochs, request.parts).recipe
             except SamestepError as failed:
                 error = str(failed)
-        said = {"recipe": own.to_dict() if own else None, "error": error}
-        told = self.meeting.tell("recipe", said)
-        errors = [one["error"] for one in told if one["error"]]
-        found = [one["recipe"] for one in told if one["recipe"]]
-        if errors or not found:
+        answer = {"recipe": recipe.to_dict() if recipe else None, "error": error}
+        answers = self.meeting.all_gather("recipe", answer)
+        errors = [one["error"] for one in answers if one["error"]]
+        recipes = [one["recipe"] for one in answers if one["recipe"]]
+        if errors or not recipes:
             raise RunError(
                 " ".join(errors) or f"None of the machines has a run {request.run}."
             )
-        return own or Recipe.from_dict(found[0])
+        return recipe or Recipe.from_dict(recipes[0])
 
     def compare(self, recipe: Recipe) -> tuple[Prepared | None, list[NodeStatus]]:
-        """What was found here, unless its facts are an error, and everybody's facts."""
+        """Return the results of this machine, None after an error, and all statuses."""
         host, prepared = socket.gethostname(), None
         try:
             prepared = self._prepare(recipe)
         except SamestepError as error:
-            own = consensus.refusal(error, host)
+            status = consensus.refusal(error, host)
             self._sees(is_fine=False)
         else:
-            own = self._facts(prepared, host, self._sees(is_fine=True))
-        told = self.meeting.tell("facts", own.to_dict())
-        return prepared, [NodeStatus.from_dict(fields) for fields in told]
+            status = self._status(prepared, host, self._sees(is_fine=True))
+        statuses = self.meeting.all_gather("status", status.to_dict())
+        return prepared, [NodeStatus.from_dict(fields) for fields in statuses]
 
     def _prepare(self, recipe: Recipe) -> Prepared:
         request, topology = self.request, self.meeting.topology
@@ -124,9 +124,9 @@ class Comparison:
         build = device.build() | checksums
         if placement.device != "cpu":
             build["device"] = f"{placement.device}: {device.gpus().title}"
-        found, warnings = node_state.newest(request.run), list[str]()
-        if found is not None and not request.allow_different_numerics:
-            then = found.recipe, found.build
+        held, warnings = node_state.newest(request.run), list[str]()
+        if held is not None and not request.allow_different_numerics:
+            then = held.recipe, held.build
             warnings = check_conditions(then, (recipe, build))
         named = request.interface or os.environ.get(network_interfaces.GLOO_VARIABLE)
         interface = network_interfaces.resolve(named) if named else Interface("", "")
@@ -138,21 +138,21 @@ class Comparison:
             checksums,
             build,
             interface,
-            found,
+            held,
             warnings,
         )
 
     def _sees(self, is_fine: bool) -> list[int]:
-        """The nodes whose run directory is this one."""
+        """Return the nodes that share this run directory: each leaves a file there."""
         directory = self.request.run / node_state.DIRECTORY
         if is_fine:
             directory.mkdir(parents=True, exist_ok=True)
             (directory / self.token).touch()
-        tokens = self.meeting.tell("token", self.token if is_fine else "")
+        tokens = self.meeting.all_gather("token", self.token if is_fine else "")
         return [n for n, t in enumerate(tokens) if t and (directory / t).exists()]
 
-    def _facts(self, prepared: Prepared, host: str, sees: list[int]) -> NodeStatus:
-        found = prepared.held
+    def _status(self, prepared: Prepared, host: str, sees: list[int]) -> NodeStatus:
+        held = prepared.held
         fields = flatten(prepared.recipe.to_dict())
         fields.pop("init.weights", None)  # their SHA-256 is another field
         return NodeStatus(
@@ -164,8 +164,8 @@ class Comparison:
                 "samestep": machine.checksum_of_sources(),
             },
             generation=fence.number_in(self.request.run),
-            step=found.state.step if found else -1,
-            checksum=found.checksum if found else 0,
+            step=held.state.step if held else -1,
+            checksum=held.checksum if held else 0,
             sees=sees,
             interface=prepared.interface.name,
             address=prepared.interface.address,
@@ -174,7 +174,7 @@ class Comparison:
 
 
 def _check_directory(run: Path, recipe: Recipe, is_resumed: bool) -> None:
-    """Raises RunError if this job may not write there."""
+    """Raise RunError if this job may not write to the directory."""
     file = run / "recipe.toml"
     if not file.exists():
         ours = {node_state.DIRECTORY, fence.FILE, ".lock"}
@@ -190,6 +190,6 @@ def _check_directory(run: Path, recipe: Recipe, is_resumed: bool) -> None:
         raise RunError(f"{run} is finished. Choose another directory with `--out`.")
     if not is_resumed and Recipe.load(file, warn=False).digest != recipe.digest:
         raise RunError(
-            f"A run goes on under its own recipe, and {run} has another one. Choose "
+            f"A run continues under its own recipe, and {run} has another one. Choose "
             "another directory with `--out`."
         )

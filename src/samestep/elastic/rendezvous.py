@@ -1,12 +1,11 @@
 """A rendezvous of torchrun whose store listens on one address only.
 
-torchrun's own backend, c10d, lets its store listen on all addresses of the machine; who
-reaches it can run code there. `--rdzv-backend samestep` is the same rendezvous over a
-store that listens where the others look for it, at the endpoint, and nowhere else.
+The store of torchrun's own backend, c10d, listens on all addresses of the machine, and
+anybody who can connect to it can run code there. `--rdzv-backend samestep` is the same
+rendezvous over a store that listens at the endpoint and nowhere else.
 
-It also makes rank 0 serve the store of the workers (`samestep.elastic`), likewise:
-torchrun's would listen everywhere, and after the machine that serves it has left, some
-agents still look for it there.
+It also makes rank 0 serve the store of the workers, for the same reason; and after the
+machine that serves torchrun's has left, some agents would still look for it there.
 """
 
 import json
@@ -45,40 +44,39 @@ from samestep.system.log import logger, shown_on_stderr
 EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104  refused
 NO_SHARED_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
 READ_SECONDS = 60
-"""Deadline for an answer of the store, unless `--rdzv-conf read_timeout=...`."""
+"""Deadline of the store's operations; `--rdzv-conf read_timeout=...` changes it."""
 JOIN_SECONDS = 600
-"""Deadline for all machines to be there, unless `--rdzv-conf join_timeout=...`."""
+"""Deadline for all machines to arrive; `--rdzv-conf join_timeout=...` changes it."""
 FIRST_SECONDS, AGAIN_SECONDS = 3.0, 30.0
-"""When to say for whom this machine waits."""
+"""Seconds until the first and between further notes on what this machine awaits."""
 LOOK_SECONDS = 0.5
 
 
 class Backend(C10dRendezvousBackend):
-    """Under a name of its own, which torchrun compares with the one asked for."""
+    """The c10d backend under the name that torchrun was asked for."""
 
     @property
     def name(self) -> str:
-        """What `--rdzv-backend` says."""
+        """The value of `--rdzv-backend`."""
         return "samestep"
 
 
 class Rendezvous(DynamicRendezvousHandler):
-    """torchrun's, which says for whom it waits, and ends in one sentence."""
+    """torchrun's rendezvous, with notes while it waits and a one-sentence error."""
 
     where: str = ""
-    """What meets where, in words."""
+    """The job and its endpoint, for messages."""
 
     def next_rendezvous(self) -> RendezvousInfo:
-        """Returns when all machines are there."""
+        """Return when all machines have arrived."""
         try:
             with self._announced():
                 return super().next_rendezvous()
         except RendezvousTimeoutError:
             refuse(
-                "All machines must meet in time, and fewer than "
-                f"{self._settings.min_nodes} have come, {self.where}. Give the same "
-                "command on all of them; `samestep doctor --peer HOST` tells whether "
-                "they reach each other."
+                f"Fewer than {self._settings.min_nodes} machines have arrived in time, "
+                f"{self.where}. Run the same command on all of them; `samestep doctor "
+                "--peer HOST` shows whether they can reach each other."
             )
 
     @contextmanager
@@ -104,12 +102,12 @@ class Rendezvous(DynamicRendezvousHandler):
 
 
 def handler() -> Callable[[RendezvousParameters], RendezvousHandler]:
-    """What torchrun calls to learn how `--rdzv-backend samestep` is made."""
+    """Return the factory of `--rdzv-backend samestep`; torchrun's entry point."""
     return create
 
 
 def create(parameters: RendezvousParameters) -> RendezvousHandler:
-    """One agent's part; ends the process if the endpoint cannot be one."""
+    """Join the rendezvous as one agent; exit if the endpoint cannot be used."""
     os.environ[NO_SHARED_STORE] = "1"
     host, port = parse_rendezvous_endpoint(parameters.endpoint, DEFAULT_PORT)
     served = _store(host, port, parameters)
@@ -136,12 +134,12 @@ def create(parameters: RendezvousParameters) -> RendezvousHandler:
 
 
 def _number(parameters: RendezvousParameters, name: str, default: int) -> int:
-    """Of `--rdzv-conf`; the defaults are torchrun's."""
+    """Return a value of `--rdzv-conf`, or torchrun's default."""
     return parameters.get_as_int(name, default) or default
 
 
 def _store(host: str, port: int, parameters: RendezvousParameters) -> TCPStore:
-    """Served here if this is the place and nobody does yet."""
+    """Serve the store if this is its machine and it is not served yet; else connect."""
     if host in EVERYWHERE:
         refuse(
             f"The endpoint is an address of one machine, not {host}: the store would "
@@ -158,42 +156,42 @@ def _store(host: str, port: int, parameters: RendezvousParameters) -> TCPStore:
         return served
     except tcp_store.NoStoreError:
         refuse(
-            "The machines meet in a store at the endpoint, and what answers at "
-            f"{host}:{port} is another program. Choose a free port."
+            "The machines meet in a store at the endpoint, and another program "
+            f"answers at {host}:{port}. Choose a free port."
         )
     except (OSError, OverflowError) as error:
         refuse(
             f"The machines meet in a store at the endpoint, and {host}:{port} cannot "
-            f"be one: {error}. Use the address of one of them and a port from 1 to "
+            f"be used: {error}. Use the address of one of them and a port from 1 to "
             "65535."
         )
 
 
 def _await_endpoint(host: str, port: int, seconds: float) -> None:
     begin = time.monotonic()
-    told = begin + FIRST_SECONDS
+    next_note = begin + FIRST_SECONDS
     while not tcp_store.is_there(host, port):
         now = time.monotonic()
         if now > begin + seconds:
             refuse(
-                f"The machine of the endpoint must be there within {seconds:.0f} s, "
-                f"and nothing answers at {host}:{port}. Give the same command there, "
-                "too; `samestep doctor --peer HOST` tells whether it is reached."
+                f"The machine of the endpoint must answer within {seconds:.0f} s, and "
+                f"nothing answers at {host}:{port}. Run the same command there, too; "
+                "`samestep doctor --peer HOST` shows whether it can be reached."
             )
-        if now > told:
-            told = now + AGAIN_SECONDS
+        if now > next_note:
+            next_note = now + AGAIN_SECONDS
             say(f"waiting for the machine of the endpoint, {host}:{port}")
         time.sleep(LOOK_SECONDS)
 
 
 def _check_job(served: TCPStore, run_id: str, where: str) -> None:
-    """Other recipes must not join: all machines would end, also those that train."""
+    """Refuse another recipe: all machines would stop, also those that train."""
     own = os.environ.get(JOB, "")
     if not own:
         return
-    found = served.compare_set(f"samestep/job/{run_id}", "", own).decode()
-    if found != own:
-        there, here = json.loads(found), json.loads(own)
+    first = served.compare_set(f"samestep/job/{run_id}", "", own).decode()
+    if first != own:
+        there, here = json.loads(first), json.loads(own)
         differing = [
             f"{name}: {there.get(name)} there and {here.get(name)} here"
             for name in sorted({*there, *here})
@@ -201,8 +199,8 @@ def _check_job(served: TCPStore, run_id: str, where: str) -> None:
         ]
         refuse(
             f"All machines of a job train one recipe, and that of {where}, "
-            f"differs in {'; '.join(differing)}. Give the same command, or another "
-            "port or `--rdzv-id` to another job."
+            f"differs in {'; '.join(differing)}. Run the same command, or use another "
+            "port or `--rdzv-id` for another job."
         )
 
 
@@ -213,7 +211,7 @@ def say(text: str) -> None:
 
 
 def refuse(text: str) -> NoReturn:
-    """Ends torchrun with one sentence, which `samestep train --nodes` shows, if any."""
+    """End torchrun with one sentence, which `samestep train --nodes` shows."""
     file = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if file:
         message = {"message": text, "errorCode": REFUSED}

@@ -1,4 +1,4 @@
-"""A state goes from a node that has it to those that lack it, over Gloo.
+"""Sends a state from the node that has it to those that lack it, over Gloo.
 
     lengths of the parts    head, JSON    parameters    states    tail    metrics.jsonl
 
@@ -27,19 +27,19 @@ PARTS = 5
 
 
 class Courier:
-    """The leaders of all nodes."""
+    """A process group of the leaders of all nodes."""
 
     def __init__(self, store: Store, node: int, nodes: int, seconds: float) -> None:
-        """All leaders; `store` is fresh. Raises PeerLost."""
+        """All leaders: connect through `store`, which must be fresh."""
         self._node = node
         timeout = timedelta(seconds=seconds)
-        # Its stub lacks what it has of every backend.
+        # `Any`: torch's stub of this class lacks `send` and `recv`.
         self._group: Any = ProcessGroupGloo(
             PrefixStore("transfer", store), node, nodes, timeout
         )
 
     def send(self, held: Held, nodes: Sequence[int]) -> None:
-        """The donor. Raises torch's RuntimeError when a receiver is lost."""
+        """Send a state to `nodes`. Raises RuntimeError if a receiver is lost."""
         parts = _pack(held)
         lengths = torch.tensor([len(part) for part in parts])
         for node in nodes:
@@ -49,7 +49,7 @@ class Courier:
                     self._group.send([part], node, 0).wait()
 
     def receive(self, node: int) -> Held:
-        """From the donor. Raises PeerLost, or torch's RuntimeError when it is lost."""
+        """Receive a state from `node`. Raises PeerLost, or RuntimeError of torch."""
         lengths = torch.empty(PARTS, dtype=torch.int64)
         self._group.recv([lengths], node, 0).wait()
         parts = []
@@ -86,8 +86,8 @@ def _unpack(parts: Sequence[Tensor]) -> Held:
     body = parts[1:]
     if _sha256(body) != head["sha256"]:
         raise PeerLost(
-            "A state must arrive as it was sent, and its SHA-256 is another. The "
-            "network or a memory changes bits; start again."
+            "A state must arrive as it was sent, and its SHA-256 differs: the network "
+            "or a memory has changed bits. Start again."
         )
     layout = Layout.model_validate(head["layout"])
     vectors = [part.numpy().view(layout.dtype) for part in body[:3]]

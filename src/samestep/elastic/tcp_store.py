@@ -1,7 +1,7 @@
 """The store in which processes find each other, on one address only.
 
-Wherever PyTorch opens one itself, it listens on all addresses of the machine. It has no
-authentication, so who reaches it can do what the processes that use it can do.
+The stores that PyTorch opens itself listen on all addresses of the machine. A store has
+no authentication: anybody who can connect can do what its users can do.
 """
 
 import errno
@@ -13,15 +13,15 @@ from torch._C._distributed_c10d import TCPStore
 
 
 ANSWER_SECONDS = 10.0
-"""Deadline for a machine that is there to answer: a store does so in milliseconds."""
+"""Deadline for an answer of a machine that is up; a store takes milliseconds."""
 ELSEWHERE = (errno.EADDRINUSE, errno.EADDRNOTAVAIL)
-"""Another process serves it already, or another machine."""
+"""Another process serves the store already, or the address is another machine's."""
 
 
 def serve(host: str, port: int, seconds: float) -> TCPStore:
-    """Listens where the others look for it. Raises OSError.
+    """Serve a store at one address. Raises OSError.
 
-    `seconds` is the deadline for an answer, here and below.
+    `seconds` is the deadline of every operation on the store.
     """
     family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     with socket.create_server(address[:2], family=family) as listener:
@@ -36,17 +36,20 @@ def serve(host: str, port: int, seconds: float) -> TCPStore:
 
 
 def connect(host: str, port: int, seconds: float) -> TCPStore:
-    """As soon as somebody serves it. Raises torch's DistNetworkError."""
+    """Connect to a store, once one is served. Raises torch's DistNetworkError."""
     timeout = timedelta(seconds=seconds)
     return TCPStore(host, port, timeout=timeout, wait_for_workers=False)
 
 
 class NoStoreError(Exception):
-    """Something answers there that is not a store."""
+    """The program that answers is not a store."""
 
 
 def serve_here(host: str, port: int, seconds: float) -> TCPStore | None:
-    """None: this is not the place, or somebody here does already. Raises OSError."""
+    """Serve a store if `host` is this machine and it has none; else return None.
+
+    Raises OSError.
+    """
     try:
         return serve(host, port, seconds)
     except OSError as error:
@@ -56,7 +59,7 @@ def serve_here(host: str, port: int, seconds: float) -> TCPStore | None:
 
 
 def is_there(host: str, port: int) -> bool:
-    """Whether somebody listens at an address that exists."""
+    """Return whether the address accepts connections."""
     try:
         with socket.create_connection((host, port), ANSWER_SECONDS):
             return True
@@ -65,14 +68,14 @@ def is_there(host: str, port: int) -> bool:
 
 
 def connect_to_store(host: str, port: int, seconds: float) -> TCPStore:
-    """To somebody who listens. Raises NoStoreError."""
-    found: list[TCPStore] = []
-    # A thread, since torch waits for ever for the greeting of what is not a store.
+    """Connect to an address that accepts connections. Raises NoStoreError."""
+    stores: list[TCPStore] = []
+    # In a thread: torch would wait for ever for a program that is not a store.
     thread = threading.Thread(
-        target=lambda: found.append(connect(host, port, seconds)), daemon=True
+        target=lambda: stores.append(connect(host, port, seconds)), daemon=True
     )
     thread.start()
     thread.join(ANSWER_SECONDS)
-    if not found:
+    if not stores:
         raise NoStoreError
-    return found[0]
+    return stores[0]

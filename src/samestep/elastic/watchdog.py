@@ -1,9 +1,9 @@
-"""A thread of each worker that acts while the training waits for somebody.
+"""A thread of each worker that reacts while the main thread waits in a collective.
 
-torchrun ends its workers with SIGTERM, also to start them again with other members.
-Python's handlers only run between two instructions of the main thread, which may wait
-in a collective; the wake-up descriptor tells this thread at once. And if torchrun
-itself is killed, its workers have another parent.
+torchrun ends its workers with SIGTERM, also to restart them with other members. Python
+runs signal handlers only between two instructions of the main thread; the wake-up
+descriptor reaches this thread at once. It also notices when torchrun itself is killed:
+the parent process changes.
 """
 
 import os
@@ -19,24 +19,24 @@ from samestep.system.signals import EXIT_CODES, Stop
 
 
 POLL_SECONDS = 0.5
-"""How often to look for the parent."""
+"""Seconds between two checks of the parent process."""
 STOP_SECONDS = 5.0
-"""Deadline for the training to stop by itself; torchrun kills after 30 s."""
+"""Deadline for the training to stop in order; torchrun kills after 30 s."""
 ENDING_SECONDS = 60.0
-"""Deadline for a main thread that is ending the process, as with a last checkpoint on a
-disk that hangs: without it, a worker that nobody else ends would live for ever."""
+"""Deadline for a main thread that is ending the process. Without it, an orphaned worker
+whose last checkpoint goes to a disk that hangs would live for ever."""
 ORPHANED = 1
 """The exit code of a worker whose parent is gone."""
 
 
 @dataclass
 class Watcher:
-    """Ends this process when it must end, with what can be saved."""
+    """Ends this process when it has to, after saving what can be saved."""
 
     ask: Callable[[], None] = lambda: None
-    """Asks for an orderly stop at the next point."""
+    """Requests an orderly stop at the next sync of metrics."""
     save: Callable[[], None] = lambda: None
-    """What is left to do when that does not come."""
+    """Called before the process ends without an orderly stop."""
     stop: Stop = field(default_factory=Stop)
     ending: threading.Lock = field(default_factory=threading.Lock)
     """Held by the thread that ends the process."""
@@ -46,7 +46,7 @@ class Watcher:
     _news: threading.Event = field(default_factory=threading.Event)
 
     def start(self) -> None:
-        """The main thread. Signals are only noticed here from now on."""
+        """Start the thread, from the main thread. From now on it handles all signals."""
         self._arrived, wakeup = socket.socketpair()
         wakeup.setblocking(False)
         signal.set_wakeup_fd(wakeup.detach(), warn_on_full_buffer=False)
@@ -55,7 +55,7 @@ class Watcher:
         threading.Thread(target=self._watch, name="watcher", daemon=True).start()
 
     def wait_for_signal(self, seconds: float) -> bool:
-        """Whether one has come, or comes within this time."""
+        """Return whether a signal has arrived or arrives within `seconds`."""
         return self._news.wait(seconds)
 
     def _watch(self) -> None:
@@ -74,7 +74,7 @@ class Watcher:
                 self._end(self.stop.exit_code)
 
     def _end(self, code: int) -> None:
-        """If the main thread is already at it, it gets some time to finish."""
+        """Exit, but give a main thread that is already ending the process some time."""
         is_ours = self.ending.acquire(timeout=self.ending_seconds)
         try:
             if is_ours:

@@ -1,7 +1,7 @@
 """One worker that torchrun has started: `python -m samestep.worker train|resume ...`.
 
 torchrun starts the same command on every machine, once per worker, and again after a
-failure or when a machine joins. Each time the workers
+failure or when a machine joins. Each time, the workers
 
     1. find each other (`samestep.elastic.membership`)
     2. compare what decides bits, and which states they hold
@@ -9,7 +9,7 @@ failure or when a machine joins. Each time the workers
     3. give the newest state to the machines that lack it (`elastic.state_transfer`)
     4. train; the first worker of each machine, its leader, keeps the run there
 
-so every machine has everything, and any that is left can go on.
+so every machine has everything, and any of them can go on alone.
 """
 
 import faulthandler
@@ -36,18 +36,19 @@ from samestep.verification.probe import Witness
 
 STARTED = time.monotonic()
 LINGER_SECONDS = 2.0
-"""Who has lost the others waits so long for torchrun: if it is about to start the
-workers again anyway, as when another machine's failed, this one's end is no failure."""
+"""A worker that has lost the others waits so long for a signal of torchrun. If torchrun
+is restarting all workers anyway, since another one failed, this one has not failed."""
 
 
 def take_part(request: Request) -> None:
-    """One worker of one generation, from its start to its end.
+    """Run one worker of one generation, from its start to its end.
 
-    Raises SamestepError, and Interrupted when it was stopped or has lost the others.
+    Raises SamestepError, and Interrupted if it was stopped or has lost the others.
     """
     faulthandler.register(signal.SIGUSR2, all_threads=True)
     topology = Topology.from_environment()
-    # To be forked while there is one thread, before it is known whether it is needed.
+    # A fork is safe only while there is one thread, so the witness is forked before
+    # it is known whether the training is probed.
     witness = Witness.start(build_replay, ()) if topology.rank == 0 else None
     watcher = Watcher()
     watcher.start()
@@ -61,7 +62,7 @@ def take_part(request: Request) -> None:
 
 
 def _check(request: Request) -> None:
-    """Raises PlacementError."""
+    """Refuse options that need samestep's supervisor. Raises PlacementError."""
     placement = request.placement
     if placement.workers != "auto":
         raise PlacementError(
@@ -78,7 +79,7 @@ def _check(request: Request) -> None:
 
 
 def _follow(meeting: Meeting, watcher: Watcher) -> None:
-    """A worker whose leader keeps the run."""
+    """Train under the leader of this machine, which keeps the run."""
     briefing, fds = meeting.briefing()
     os.environ.update(briefing.environment)
     heartbeat = Heartbeat(fds["board"], meeting.topology.local_rank)
@@ -95,7 +96,7 @@ def _pause(watcher: Watcher) -> None:
 
 @contextmanager
 def _recorded() -> Iterator[None]:
-    """torchrun shows the first failure of all workers from their error files."""
+    """Write an exception to the error file of which torchrun shows the first."""
     handler = get_error_handler()
     handler.initialize()
     try:
@@ -107,7 +108,7 @@ def _recorded() -> Iterator[None]:
 
 @contextmanager
 def _lingering(watcher: Watcher) -> Iterator[None]:
-    """Ends by the signal that torchrun may be about to send."""
+    """After the loss of a peer, wait for the signal that torchrun may send."""
     try:
         yield
     except (Interrupted, PeerLost, DistError) as error:
