@@ -60,7 +60,7 @@ def test_an_endpoint_where_another_program_answers_is_refused(tmp_path: Path) ->
         ended = nodes(f"127.0.0.1:{port}", tmp_path)
     assert ended.returncode == 2, ended.stderr
     said = " ".join(ended.stderr.split())
-    assert f"what answers at 127.0.0.1:{port} is another program" in said
+    assert f"another program answers at 127.0.0.1:{port}" in said
     assert "Traceback" not in ended.stderr
 
 

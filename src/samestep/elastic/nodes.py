@@ -140,7 +140,8 @@ def check_endpoint(endpoint: str) -> None:
     except OSError as error:
         raise PlacementError(
             f"The host of an endpoint is one of the machines; `{host}` cannot be "
-            f"resolved: {error.strerror}. Use its address, or add its name to /etc/hosts."
+            f"resolved: {error.strerror}. Use its address, or add its name to "
+            "/etc/hosts."
         ) from None
 
 

@@ -46,7 +46,7 @@ class Watcher:
     _news: threading.Event = field(default_factory=threading.Event)
 
     def start(self) -> None:
-        """Start the thread, from the main thread. From now on it handles all signals."""
+        """Start the thread, from the main thread; from now on it handles signals."""
         self._arrived, wakeup = socket.socketpair()
         wakeup.setblocking(False)
         signal.set_wakeup_fd(wakeup.detach(), warn_on_full_buffer=False)
