@@ -1,6 +1,7 @@
 """What samestep reports can be redirected, silenced, and is on stderr by default."""
 
 import logging
+from pathlib import Path
 
 import pytest
 from conftest import small_recipe
@@ -16,9 +17,11 @@ from samestep.supervisor.forkserver_client import ForkServer
 from samestep.system.log import logger, shown_on_stderr
 
 
-@pytest.fixture
-def unconfigured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No handler is reached: pytest's own are at the root."""
+def hide_handlers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep records from pytest's own handlers, as if logging were not configured.
+
+    Only within a test: before it, pytest adds handlers to loggers like this one.
+    """
     monkeypatch.setattr(logger, "propagate", False)
 
 
@@ -26,31 +29,33 @@ def test_a_python_caller_receives_records(
     server: ForkServer,
     caplog: pytest.LogCaptureFixture,
     capfd: pytest.CaptureFixture[str],
-    tmp_path: object,
+    tmp_path: Path,
 ) -> None:
     caplog.set_level(logging.INFO, "samestep")
-    train(small_recipe(), workers=1, out=f"{tmp_path}/a", server=server)
+    train(small_recipe(), workers=1, out=tmp_path / "a", server=server)
     assert any(text.startswith("epoch 1/1  train loss") for text in caplog.messages)
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.usefixtures("unconfigured")
 def test_a_python_caller_can_silence_it(
     server: ForkServer,
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
-    tmp_path: object,
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(logger, "level", logging.ERROR)
-    logger.manager._clear_cache()  # type: ignore[attr-defined]
-    train(small_recipe(), workers=1, out=f"{tmp_path}/a", server=server)
+    hide_handlers(monkeypatch)
+    logger.setLevel(logging.ERROR)
+    try:
+        train(small_recipe(), workers=1, out=tmp_path / "a", server=server)
+    finally:
+        logger.setLevel(logging.NOTSET)
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.usefixtures("unconfigured")
 def test_records_are_on_stderr_where_logging_is_not_configured(
-    capsys: pytest.CaptureFixture[str],
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    hide_handlers(monkeypatch)
     with shown_on_stderr(), shown_on_stderr():
         view = PlainView(small_recipe())
         view.note("a line")

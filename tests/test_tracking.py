@@ -111,7 +111,7 @@ def test_a_tracker_from_the_current_directory_hears_of_a_signal(
 
 
 def fail_after_the_start(followed: Tracking) -> None:
-    followed.tell({"type": "started"})
+    followed.send({"type": "started"})
     raise samestep.OutputError("The disk is full.")
 
 
@@ -196,7 +196,7 @@ def test_a_tracker_that_stays_behind_is_switched_off_before_it_fills_the_memory(
     told: list[str] = []
     follower = Follower(seen.append, told.append)
     for _ in range(9):
-        follower.tell(RECORD)
+        follower.send(RECORD)
     assert len(told) == 1
     assert "is 3 records behind" in told[0]
     follower.start()

@@ -292,7 +292,7 @@ def tracking(writer: RunWriter, view: View, trackers: Iterable[Tracker]) -> Trac
     if writer.placement.tensorboard:
         trackers = [TensorBoard(writer.path / "tensorboard"), *trackers]
     tracking = Tracking(trackers, view.warn)
-    writer.tell = tracking.tell
+    writer.on_record = tracking.send
     return tracking
 
 

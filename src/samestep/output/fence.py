@@ -1,10 +1,10 @@
-"""The number of the generation that may write a run.
+"""The fence of a run: only the generation with the highest number may write it.
 
 Several machines may see one run directory, and a process that was cut off or stopped
-may wake up when others have gone on: a lock of the file system does not stop it
-everywhere. So whoever begins to write puts a higher number into the directory, and
-everybody looks at it before each write. A number is taken by a file of its name that
-only one process can make, also where locks do not hold.
+may wake up after others have taken over. File locks do not stop it on every file
+system. So a new writer puts a higher number into the directory, and every writer checks
+the number before each write. A number is claimed by creating a file of its name
+exclusively, which works without locks.
 """
 
 import contextlib
@@ -21,13 +21,13 @@ from samestep.system import atomic_files, machine, untrusted_files
 
 FILE = "generation"
 MOST = 1 << 53
-"""Of its number: what is beyond is none of ours."""
+"""Larger numbers are not samestep's."""
 TAKEN = ".generation-"
-"""So begin the names of the files that stand for numbers."""
+"""The beginning of the names of files that claim a number."""
 
 
 def number_in(run: Path) -> int:
-    """The newest number in a run directory; 0: none yet. Raises OSError."""
+    """Return the newest number in a run directory; 0: none yet. Raises OSError."""
     number = _read(run).get("number", 0)
     return max(
         number if isinstance(number, int) and number < MOST else 0, *_taken(run), 0
@@ -42,35 +42,35 @@ def _taken(run: Path) -> list[int]:
 
 
 def writer_of(run: Path) -> str:
-    """Who wrote a run last, as `machine.name_of_process` says it. Raises OSError."""
+    """Return the `machine.name_of_process` of the last writer. Raises OSError."""
     return str(_read(run).get("writer", ""))
 
 
 def _read(run: Path) -> dict[str, Any]:
     try:
-        found = untrusted_files.parse_json(untrusted_files.read_bytes(run / FILE))
+        content = untrusted_files.parse_json(untrusted_files.read_bytes(run / FILE))
     except (FileNotFoundError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 @dataclass(frozen=True)
 class Fence:
-    """The right to write a run, as long as nobody has a higher number."""
+    """The right to write a run, as long as no other process has a higher number."""
 
     run: Path
     number: int
 
     @classmethod
     def claim(cls, run: Path, number: int | None = None, writer: str = "") -> "Fence":
-        """From now on only this generation writes; by default the next number.
+        """Claim a number, by default the next one, and let only this generation write.
 
-        Raises OutputError if a higher one is there already, OSError.
+        Raises OutputError if there is a higher number already, and OSError.
         """
         fence = cls(run, _take(run) if number is None else number)
         fence.check()
-        who = writer or machine.name_of_process(os.getpid())
-        content = {"number": fence.number, "writer": who}
+        writer = writer or machine.name_of_process(os.getpid())
+        content = {"number": fence.number, "writer": writer}
         atomic_files.write(run / FILE, json.dumps(content).encode() + b"\n")
         for older in _taken(run):
             if older < fence.number:
@@ -79,21 +79,21 @@ class Fence:
 
     @property
     def holds(self) -> bool:
-        """Whether nobody has begun to write since. Raises OSError."""
+        """Whether no other process has begun to write since. Raises OSError."""
         return number_in(self.run) <= self.number
 
     def check(self) -> None:
-        """Raises OutputError, OSError."""
+        """Raise OutputError if another process may write instead; OSError."""
         if not self.holds:
             raise OutputError(
                 f"Only the newest generation of workers writes {self.run}: by now that "
                 f"is {number_in(self.run)}, and this is {self.number}. It was cut off "
-                "or stopped for so long that others have gone on; it ends here."
+                "or stopped for so long that others have taken over; it ends here."
             )
 
 
 def _take(run: Path) -> int:
-    """The next number, which nobody else has then. Raises OSError."""
+    """Claim the next free number. Raises OSError."""
     for number in itertools.count(number_in(run) + 1):
         with contextlib.suppress(FileExistsError):
             os.close(os.open(run / f"{TAKEN}{number}", os.O_CREAT | os.O_EXCL, 0o644))

@@ -1,4 +1,4 @@
-"""What workers print, where the directory of their logs does not stay."""
+"""Workers' logs in commands that keep no run directory."""
 
 import tempfile
 from collections.abc import Iterator
@@ -9,12 +9,15 @@ from samestep.errors import SamestepError
 
 
 MOST_BYTES = 20_000
-"""Of the end of a log, that an error keeps."""
+"""An error keeps so much of the end of a log."""
 
 
 @contextmanager
 def temporary_logs() -> Iterator[Path]:
-    """A directory for logs, below $TMPDIR; a failing worker's goes into its error."""
+    """Yield a directory for logs, below $TMPDIR.
+
+    A SamestepError takes the failing worker's log with it, see `take_log`.
+    """
     with tempfile.TemporaryDirectory(prefix="samestep-") as directory:
         try:
             yield Path(directory)
@@ -24,7 +27,7 @@ def temporary_logs() -> Iterator[Path]:
 
 
 def take_log(error: SamestepError) -> None:
-    """The end of a worker's log becomes the error's `output`: the file will be gone."""
+    """Copy the end of a worker's log into the error, before the file is deleted."""
     details = dict(error.details)
     log = details.pop("log", None)
     if log is not None and Path(log).is_file():

@@ -1,4 +1,4 @@
-"""The run directory: one training and everything about it, to be read."""
+"""Reads a run directory: one training and everything about it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ MODEL_FILE = "model.safetensors"
 
 @dataclass(frozen=True)
 class RunResult:
-    """A finished or failed training. Raises RunError where the directory is not one."""
+    """A finished or failed training."""
 
     path: Path
     result: Mapping[str, Any]
@@ -28,7 +28,7 @@ class RunResult:
 
     @classmethod
     def open(cls, path: str | Path) -> Self:
-        """Reads result.json. Raises RunError."""
+        """Read a run directory. Raises RunError if it is none, or has no result."""
         path = Path(path)
         untrusted_files.check_parts(path)
         if not (path / "recipe.toml").is_file():
@@ -42,7 +42,7 @@ class RunResult:
         except FileNotFoundError:
             raise RunError(
                 f"{path} has no result.json: it is still being trained, or was killed; "
-                f"`samestep resume {path}` goes on with it."
+                f"`samestep resume {path}` continues it."
             ) from None
         except ValidationError as error:
             raise RunError(
@@ -72,11 +72,11 @@ class RunResult:
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """One record per epoch: `pandas.DataFrame(run.history)` is a table of them."""
+        """One record per epoch; `pandas.DataFrame(run.history)` is a table of them."""
         return list(self.result.get("epochs", []))
 
     def _repr_html_(self) -> str:
-        """A small table, for notebooks."""
+        """Return a small HTML table, which notebooks show."""
         rows = {"run": self.path, "status": self.status, **_measured(self)}
         cells = "".join(
             f"<tr><th style='text-align:left'>{escape(str(name))}</th>"
@@ -92,9 +92,9 @@ class RunResult:
 
 
 def _measured(run: RunResult) -> dict[str, Any]:
-    """What a person wants to know of a result."""
+    """Return the figures for the table in notebooks."""
     records = {"test": run.result, "validation": (run.history or [{}])[-1]}
-    found = {
+    figures = {
         f"{split} {key.removeprefix(f'{split}_').replace('_', ' ')}": f"{value:.4f}"
         for split, record in records.items()
         for key, value in record.items()
@@ -102,14 +102,14 @@ def _measured(run: RunResult) -> dict[str, Any]:
     }
     seconds = run.result.get("train_seconds")
     if seconds is not None:
-        found["training"] = f"{seconds:.2f} s, {len(run.history)} epochs"
+        figures["training"] = f"{seconds:.2f} s, {len(run.history)} epochs"
     if run.result.get("weights_sha256"):
-        found["weights"] = f"sha256 {run.weights_sha256}"
-    return found
+        figures["weights"] = f"sha256 {run.weights_sha256}"
+    return figures
 
 
 def first_difference(a: RunResult, b: RunResult) -> str | None:
-    """What differs first between two runs' weights, in words; None if nothing does.
+    """Say what differs first between the weights of two runs; None: nothing.
 
     Raises RunError if one of them has no final weights.
     """

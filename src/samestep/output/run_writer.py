@@ -1,10 +1,10 @@
-"""Writes a run while it is trained; the supervisor alone does, or one worker.
+"""Writes the run directory during a training.
 
-A disk that is full, read-only or failing does not end a training: lines wait in memory
-until they can be written, and a person is told.
+Only the supervisor writes, or under torchrun the first worker of a machine. A disk that
+is full, read-only or failing does not end a training: lines wait in memory until they
+can be written, after a warning.
 """
 
-import fcntl
 import json
 import os
 import shutil
@@ -35,28 +35,30 @@ from samestep.output.fence import FILE, TAKEN, Fence
 from samestep.output.logs import take_log
 from samestep.output.run import MODEL_FILE, RunResult
 from samestep.output.schema import Result
-from samestep.system import atomic_files, machine, untrusted_files
+from samestep.system import atomic_files, file_lock, machine, untrusted_files
 
 
 LOCK_FILE = ".lock"
 RECORDS = {
-    *(
-        "recipe.toml",
-        "environment.json",
-        "metrics.jsonl",
-        "events.jsonl",
-        "result.json",
-    ),
-    *(LOCK_FILE, FILE, f"{TAKEN}1", "logs", "tensorboard"),
+    "recipe.toml",
+    "environment.json",
+    "metrics.jsonl",
+    "events.jsonl",
+    "result.json",
+    "logs",
+    "tensorboard",
+    LOCK_FILE,
+    FILE,
+    f"{TAKEN}1",
 }
-"""All that a start leaves which does not get to its first step."""
+"""The files of a training that ended before its first step."""
 PATIENCE_SECONDS = 15.0
-"""How long to wait, at the end of a training, for a disk that cannot be written."""
+"""At the end of a training, writing the weights is tried for so long."""
 
 
 @dataclass
 class Lines:
-    """A file of JSON lines, appended to by any thread."""
+    """A file of JSON lines; any thread may append."""
 
     path: Path
     fence: Fence
@@ -66,13 +68,15 @@ class Lines:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def any(self) -> bool:
-        """Whether there are lines, on the disk or not yet."""
-        return bool(self._waiting) or (
-            self.path.exists() and self.path.stat().st_size > 0
-        )
+        """Return whether there are lines, on the disk or in memory."""
+        on_disk = self.path.exists() and self.path.stat().st_size > 0
+        return on_disk or bool(self._waiting)
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Now, or as soon as the disk allows it. Raises OutputError, see Fence."""
+        """Append a record now, or with a later one once the disk works again.
+
+        Raises OutputError if another process may write the run instead.
+        """
         with self._lock:
             self._waiting += json.dumps(record) + "\n"
             self._write()
@@ -97,7 +101,7 @@ class Lines:
 
 @dataclass
 class RunWriter:
-    """One run directory, locked against other writers until it is left."""
+    """One run directory, locked against other writers until the context ends."""
 
     path: Path
     recipe: Recipe
@@ -105,9 +109,9 @@ class RunWriter:
     started: float
     """time.monotonic() when the command began."""
     warn: Callable[[str], None] = lambda _: None
-    """Shows a person what the disk does not allow."""
-    tell: Callable[[Mapping[str, Any]], None] = lambda _: None
-    """Gets the records of metrics.jsonl, and before and after them one more."""
+    """Shows a warning about the disk."""
+    on_record: Callable[[Mapping[str, Any]], None] = lambda _: None
+    """Gets the records of metrics.jsonl, and one more before and after them."""
     step: int = 0
     """Optimizer steps taken before the command began."""
     epochs: list[JsonObject] = field(default_factory=list)
@@ -118,13 +122,12 @@ class RunWriter:
     """Seconds in which rank 0 saved snapshots instead of training."""
     _traces: dict[int, list[Span]] = field(default_factory=dict)
     _facts: JsonObject = field(default_factory=dict)
-    """What simple methods reach on the test split, and how many samples were left out,
-    if that is known."""
+    """The baselines of the test split and the number of skipped samples, if known."""
     _lock: int = -1
 
     @classmethod
     def create(cls, recipe: Recipe, placement: Placement, started: float) -> Self:
-        """A new directory. Raises RunError if it exists or cannot be made."""
+        """Make a new directory. Raises RunError if it exists or cannot be made."""
         path = _new_directory(placement.out, recipe.name)
         return cls(path, recipe, placement, started, is_new=True)._begin()
 
@@ -138,20 +141,20 @@ class RunWriter:
         generation: tuple[int | None, str] = (None, ""),
         patience: float = 0.0,
     ) -> Self:
-        """To go on with a run. Raises RunError if another process writes it.
+        """Open a run to continue it. Raises RunError if another process writes it.
 
-        `generation` is the number and the writer for the fence. Whoever writes the run
-        now may take `patience` seconds to end.
+        `generation` is the number and the writer's name for the fence. Waits up to
+        `patience` seconds for a process that writes the run now.
         """
         writer = cls(path, recipe, placement, started)
         return writer._begin(*generation, patience)
 
     def _begin(
-        self, number: int | None = None, who: str = "", patience: float = 0.0
+        self, number: int | None = None, writer: str = "", patience: float = 0.0
     ) -> Self:
         untrusted_files.check_parts(self.path)
         self._lock = _lock(self.path, patience)
-        self.fence = _claim(self.path, number, who)
+        self.fence = _claim(self.path, number, writer)
         self._metrics, self._events = (
             Lines(self.path / name, self.fence, lambda text: self.warn(text))
             for name in ("metrics.jsonl", "events.jsonl")
@@ -159,14 +162,14 @@ class RunWriter:
         return self
 
     def __enter__(self) -> Self:
-        """Locked since `create` or `reopen`."""
+        """Return self, which `create` or `reopen` has locked."""
         return self
 
     def __exit__(self, _: object, error: BaseException | None, *rest: object) -> None:
-        """Another process may write the run from now on.
+        """Unlock the run.
 
-        A new directory goes if nothing came of it, so that the same one can be used
-        once a mistake is mended.
+        A new directory is removed if the training ended before its first step, so that
+        its name can be used again once the mistake is corrected.
         """
         if error is not None and self._is_void(error):
             if isinstance(error, SamestepError):
@@ -175,13 +178,13 @@ class RunWriter:
         os.close(self._lock)
 
     def _is_void(self, error: BaseException) -> bool:
-        """Whether a new run has ended in its first step or before."""
+        """Return whether a new run has ended in its first step or before."""
         has_begun = getattr(error, "details", {}).get("step") or self._metrics.any()
-        found = {path.name for path in self.path.iterdir()}
-        return self.is_new and not has_begun and found <= RECORDS
+        names = {path.name for path in self.path.iterdir()}
+        return self.is_new and not has_begun and names <= RECORDS
 
     def start(self, name: str, data: Mapping[str, Any], device: str = "cpu") -> None:
-        """What is known before the first step. Raises OutputError."""
+        """Write what is known before the first step. Raises OutputError."""
         self._write("recipe.toml", self.recipe.to_toml().encode())
         self._facts = {k: data[k] for k in ("baselines", "skipped") if k in data}
         environment = machine.describe() | {"device": device, "data": data}
@@ -197,12 +200,14 @@ class RunWriter:
             monotonic=self.started,
         )
         run = str(self.path)
-        self.tell({"type": "started", **self._fields, "run": run, "step": self.step})
+        self.on_record(
+            {"type": "started", **self._fields, "run": run, "step": self.step}
+        )
 
     def rewind(
         self, step: int, epochs: list[JsonObject], metrics: str | None = None
     ) -> None:
-        """Drops the metrics of steps that will be taken again. Raises OutputError.
+        """Drop the metrics of steps that will be repeated. Raises OutputError.
 
         `metrics` are the lines of another machine, which has the newer state.
         """
@@ -221,7 +226,7 @@ class RunWriter:
         return self.path / "logs"
 
     def event(self, name: str, **fields: Any) -> None:
-        """One line in events.jsonl, with seconds since the command began."""
+        """Append to events.jsonl, with the seconds since the command began."""
         seconds = time.monotonic() - self.started
         self._events.append({"seconds": seconds, "event": name, **fields})
 
@@ -251,7 +256,7 @@ class RunWriter:
         at = time.monotonic() - self.started
         line = {"type": kind, **record, "at": at}
         self._metrics.append(line)
-        self.tell(line)
+        self.on_record(line)
 
     def _add_trace(self, worker: int, spans: list[Span]) -> None:
         """Write the trace of all workers so far: the parts of some may never come."""
@@ -262,7 +267,7 @@ class RunWriter:
             self.warn(str(error))
 
     def write_model(self, content: bytes) -> None:
-        """The final weights, as soon as the disk allows it. Raises OutputError."""
+        """Write the final weights, as soon as the disk works. Raises OutputError."""
         end = time.monotonic() + PATIENCE_SECONDS
         warned = False
         while True:
@@ -281,7 +286,7 @@ class RunWriter:
                 return
 
     def close(self, status: str, **fields: Any) -> RunResult:
-        """Writes result.json, atomically and last. Raises OutputError."""
+        """Write result.json, atomically and last. Raises OutputError."""
         self.event(status)
         result = {
             **self._fields,
@@ -299,7 +304,7 @@ class RunWriter:
         self._write("result.json", text.encode())
         # After the write: a mistake in the schema must not cost a training its result.
         Result.model_validate_json(text)
-        self.tell({"type": status, **result})
+        self.on_record({"type": status, **result})
         return RunResult(self.path, result)
 
     @property
@@ -318,7 +323,10 @@ class RunWriter:
 
 
 def whole_lines(path: Path) -> list[str]:
-    """Of a text file, without a last line that a kill has cut. Raises RunError."""
+    """Return a file's lines, without a last one that a kill has cut.
+
+    Raises RunError.
+    """
     try:
         lines = untrusted_files.read_text(path, "replace").splitlines(True)
     except FileNotFoundError:
@@ -339,43 +347,36 @@ def _is_kept(line: str, step: int, epochs: list[JsonObject]) -> bool:
 
 
 def _lock(path: Path, patience: float) -> int:
-    """Held until this process ends, however it ends. Raises RunError, OutputError."""
+    """Lock a run until the returned descriptor is closed.
+
+    Raises RunError if another process writes the run, OutputError if files cannot be
+    made.
+    """
     try:
-        fd = untrusted_files.open_to_append(path / LOCK_FILE, path)
+        fd = file_lock.acquire(path / LOCK_FILE, patience)
     except OSError as error:
         raise _unwritable(path / LOCK_FILE, error) from None
-    end = time.monotonic() + patience
-    while not _is_locked(fd):
-        if time.monotonic() < end:
-            time.sleep(0.05)
-            continue
-        os.close(fd)
+    if fd is None:
         raise RunError(
             f"Only one process may write a run, and another one is training {path}. "
             "Wait for its end, or end it."
-        ) from None
+        )
     return fd
 
 
-def _is_locked(fd: int) -> bool:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
-
-
-def _claim(path: Path, number: int | None, who: str) -> Fence:
-    """Raises OutputError."""
+def _claim(path: Path, number: int | None, writer: str) -> Fence:
+    """Make the directory of logs, and the fence. Raises OutputError."""
     try:
         (path / "logs").mkdir(exist_ok=True)
-        return Fence.claim(path, number, who)
+        return Fence.claim(path, number, writer)
     except OSError as error:
         raise _unwritable(path, error) from None
 
 
 def _unwritable(path: Path, error: OSError) -> OutputError:
-    return OutputError(f"{path} cannot be written: {error.strerror}. Mend this first.")
+    return OutputError(
+        f"{path} cannot be written: {error.strerror}. Make it writable first."
+    )
 
 
 def _new_directory(chosen: Path | None, name: str) -> Path:
@@ -400,5 +401,5 @@ def _new_directory(chosen: Path | None, name: str) -> Path:
 
 
 def _numbered(path: Path) -> list[Path]:
-    """For runs of one recipe that start in the same second."""
+    """Return further names, for runs of a recipe that start in the same second."""
     return [path.with_name(f"{path.name}-{number}") for number in range(2, 100)]

@@ -1,4 +1,4 @@
-"""What the command line says of a finished run."""
+"""The summary of a finished run that the command line prints."""
 
 import math
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from samestep.output.run import RunResult
 
 
 def summary(run: RunResult) -> str:
-    """Scores, times, what balancing gained, the fingerprint and the directory."""
+    """Return scores, times, gains by balancing, the fingerprint and the directory."""
     result, last = run.result, run.history[-1]
     lines = [
         f"{split:<12}{scores(record, f'{split}_', '  ')}"
@@ -33,7 +33,7 @@ def summary(run: RunResult) -> str:
 
 
 def _text_line(run: RunResult) -> list[str]:
-    """How a model of text compares with simple methods."""
+    """Compare a model of text with simple methods, in bits per character."""
     baselines = run.result.get("baselines")
     if baselines is None:
         return []
@@ -42,21 +42,21 @@ def _text_line(run: RunResult) -> list[str]:
     return [f"test        {bits:.3f} bits per character ({others})"]
 
 
-def _balance_lines(found: Mapping[str, Any]) -> list[str]:
-    """What balancing gained, if it was worth a word."""
+def _balance_lines(balance: Mapping[str, Any]) -> list[str]:
+    """Say what balancing gained, if some worker was slow for a second or more."""
     lines = []
-    for rank, lag in found.get("lag", {}).items():
+    for rank, lag in balance.get("lag", {}).items():
         if lag["seconds"] >= 1:
             lines.append(
                 f"balance     worker {rank} ran at {lag['speed']:.2f} of the fastest's "
                 f"speed for {lag['seconds']:.0f} s"
             )
-    if lines and found["saved"] > 0.01:
-        lines.append(f"            balancing saved {found['saved']:.0%} of the time")
-    if lines and "enough_micro_batches" in found:
+    if lines and balance["saved"] > 0.01:
+        lines.append(f"            balancing saved {balance['saved']:.0%} of the time")
+    if lines and "enough_micro_batches" in balance:
         lines.append(
             "            too few micro-batches for this: "
-            f"{found['efficiency']:.0%} of the possible speed; "
-            f"{found['enough_micro_batches']} would do (and give another result)"
+            f"{balance['efficiency']:.0%} of the possible speed; "
+            f"{balance['enough_micro_batches']} would do (and give another result)"
         )
     return lines

@@ -1,9 +1,8 @@
-"""TensorBoard events of a run, written by a tracker like any other.
+"""Writes TensorBoard events of a run, as a tracker.
 
-The x axis is the step. A record of metrics.jsonl becomes one event, written whole and
-at once, so the events end where metrics.jsonl ends, however the process does. A resumed
-run begins another file, which first tells TensorBoard to forget the steps that are
-taken again.
+The x axis is the step. Each record of metrics.jsonl becomes one event, which is written
+completely and at once, so the events end where metrics.jsonl ends. A resumed run begins
+another file, which first tells TensorBoard to forget the steps that are repeated.
 """
 
 import contextlib
@@ -30,15 +29,17 @@ class TensorBoard:
     """A tracker that writes event files into a directory."""
 
     def __init__(self, directory: Path) -> None:
-        """The directory is made with the first event."""
+        """Prepare a tracker; the directory is made with the first event."""
         self._directory = directory
         self._step = 0
         self._waiting = b""
-        with contextlib.suppress(Exception):  # which the first record meets again
-            _library()  # now: no other tracker can be in the middle of importing it
+        # Now, while no other tracker can be in the middle of importing it. An error
+        # comes again with the first record, which reports it.
+        with contextlib.suppress(Exception):
+            _library()
 
     def __call__(self, record: Record) -> None:
-        """A disk that fails for a while costs nothing. Raises OSError at the end."""
+        """Write a record. A failing disk is tried again; raises OSError at the end."""
         kind = record["type"]
         if kind == "started":
             self._begin(record)
@@ -46,7 +47,7 @@ class TensorBoard:
             steps = record["step"] - self._step
             self._step = record["step"]
             self._add_scalars(step_scalars(record, steps))
-        elif kind == "epoch":  # its last step has been told
+        elif kind == "epoch":  # after the record of its last step
             self._add_scalars(split_scalars(record, "validation"))
         else:
             self._add_scalars(split_scalars(record, "test"))
@@ -58,8 +59,8 @@ class TensorBoard:
         self._file = self._directory / f"events.out.tfevents.{time.time():.6f}.samestep"
         self._step = record["step"]
         self._add(0, file_version="brain.Event:2")
-        again = {"status": "START"}
-        self._add(self._step + 1, session_log=again)  # forget this step and later ones
+        # TensorBoard then forgets this step and later ones.
+        self._add(self._step + 1, session_log={"status": "START"})
         recipe = Recipe.from_dict(record["recipe"]).to_toml()
         self._add(self._step, summary={"value": [_text("recipe", recipe)]})
 
@@ -68,10 +69,10 @@ class TensorBoard:
         if values:
             self._add(self._step, summary={"value": values})
 
-    def _add(self, step: int, **what: Any) -> None:
-        event = self._pb.Event(wall_time=time.time(), step=step, **what)
+    def _add(self, step: int, **fields: Any) -> None:
+        event = self._pb.Event(wall_time=time.time(), step=step, **fields)
         self._waiting += self._framed(event.SerializeToString())
-        with contextlib.suppress(OSError):  # of which metrics.jsonl tells a person
+        with contextlib.suppress(OSError):  # the run's own files lead to a warning
             self._flush()
 
     def _flush(self) -> None:
@@ -80,24 +81,24 @@ class TensorBoard:
             self._waiting = b""
 
     def _framed(self, data: bytes) -> bytes:
-        """A TFRecord: uint64 length, its checksum, the data, its checksum."""
+        """Return a TFRecord: uint64 length, its checksum, the data, its checksum."""
         length = struct.pack("<Q", len(data))
         return length + self._checksum(length) + data + self._checksum(data)
 
     def _checksum(self, data: bytes) -> bytes:
-        """CRC-32C, rotated and shifted as the format has it."""
+        """Return the CRC-32C, rotated and shifted as the TFRecord format asks."""
         crc = self._crc(data)
         return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
 
 
 MEANS = ("loss", "accuracy", "absolute_error")
-"""Of the targets since the last record; which there are depends on the task."""
+"""Means over the targets since the last record, as far as the task has them."""
 
 
 def step_scalars(record: Record, steps: int) -> dict[str, float]:
-    """By tag; phases in seconds per step, as the mean over workers.
+    """Return scalars by tag; phases are in seconds per step, as mean over workers.
 
-    `steps` are those since the record before.
+    `steps` is the number of steps since the record before.
     """
     workers, names = record["workers"], (*MEANS, *record.get("own_metrics", ()))
     scalars: dict[str, float | None] = {
@@ -116,7 +117,7 @@ def step_scalars(record: Record, steps: int) -> dict[str, float]:
 
 
 def split_scalars(record: Record, split: str) -> dict[str, float]:
-    """`validation_loss` becomes `validation/loss`, and so on."""
+    """Return the scalars of a split; `validation_loss` becomes `validation/loss`."""
     return {
         f"{split}/{key.removeprefix(f'{split}_')}": value
         for key, value in record.items()
@@ -125,7 +126,7 @@ def split_scalars(record: Record, split: str) -> dict[str, float]:
 
 
 def _text(tag: str, text: str) -> dict[str, Any]:
-    """Verbatim, in the Markdown that TensorBoard shows: indented by four spaces."""
+    """Return a text as a block of code, which Markdown indents by four spaces."""
     code = "".join(f"    {line}\n" for line in text.splitlines())
     return {
         "tag": tag,
@@ -136,7 +137,7 @@ def _text(tag: str, text: str) -> dict[str, Any]:
 
 @functools.cache
 def _library() -> tuple[Any, Callable[[bytes], int]]:
-    """The messages and the checksum that tensorboardX brings."""
+    """Import the messages and the checksum of tensorboardX."""
     with _without_init(LIBRARY):
         events = importlib.import_module(f"{LIBRARY}.proto.event_pb2")
         crc = importlib.import_module(f"{LIBRARY}.crc32c")
@@ -145,10 +146,11 @@ def _library() -> tuple[Any, Callable[[bytes], int]]:
 
 @contextlib.contextmanager
 def _without_init(name: str) -> Iterator[None]:
-    """Parts of a package can be imported without the package's own first lines.
+    """Allow to import parts of a package without running its `__init__`.
 
-    Those of tensorboardX import torch: 1.4 s and 186 MB, of which the supervisor needs
-    nothing, instead of 12 ms and 1 MB.
+    That of tensorboardX imports torch, which the supervisor must not: it would cost
+    1.4 s and 186 MB instead of 12 ms and 1 MB. Python looks into sys.modules for the
+    package, so an empty one stands there meanwhile.
     """
     if name in sys.modules:
         yield

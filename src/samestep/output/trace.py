@@ -1,4 +1,4 @@
-"""A trace of some steps of all workers on one clock, for Perfetto or chrome://tracing.
+"""A trace of some steps of all workers, for Perfetto or chrome://tracing.
 
 The format is Chrome's Trace Event Format, complete events ("X"); times in microseconds.
 """
@@ -13,8 +13,8 @@ FILE = "trace.json"
 
 
 def chrome(workers: Mapping[int, Sequence[Span]]) -> dict[str, Any]:
-    """The content of trace.json, from the spans of each worker."""
-    workers = _tell_waiting(workers)
+    """Return the content of trace.json for the spans of each worker."""
+    workers = _split_waiting(workers)
     starts = [span.start for spans in workers.values() for span in spans]
     zero = min(starts, default=0.0)
     names = [
@@ -43,29 +43,24 @@ def chrome(workers: Mapping[int, Sequence[Span]]) -> dict[str, Any]:
     return {"traceEvents": names + events, "displayTimeUnit": "ms"}
 
 
-def _tell_waiting(workers: Mapping[int, Sequence[Span]]) -> dict[int, list[Span]]:
-    """Splits each step's first exchange where its last worker arrives."""
+def _split_waiting(workers: Mapping[int, Sequence[Span]]) -> dict[int, list[Span]]:
+    """Split each step's first exchange where its last worker arrives."""
     last: dict[int, float] = {}
     for spans in workers.values():
         for step, span in _arrivals(spans).items():
             last[step] = max(last.get(step, span.start), span.start)
-    found = {}
+    result: dict[int, list[Span]] = {}
     for rank, spans in workers.items():
         first = _arrivals(spans)
-        found[rank] = [
-            part
-            for span in spans
-            for part in (
-                _split(span, last[span.step])
-                if span is first.get(span.step)
-                else [span]
-            )
-        ]
-    return found
+        result[rank] = []
+        for span in spans:
+            is_first = span is first.get(span.step)
+            result[rank] += _split(span, last[span.step]) if is_first else [span]
+    return result
 
 
 def _arrivals(spans: Sequence[Span]) -> dict[int, Span]:
-    """The first exchange of each step."""
+    """Return the first exchange of each step."""
     return {s.step: s for s in reversed(spans) if s.phase == "exchange"}
 
 

@@ -1,4 +1,4 @@
-"""Hands every record of a run to trackers, which can neither slow it down nor end it.
+"""Calls trackers with every record of a run; they can neither slow it down nor end it.
 
 A tracker is a callable. It receives the records of metrics.jsonl one at a time, before
 them `{"type": "started", "recipe", "placement", "run", "step"}`, and after them the
@@ -20,9 +20,9 @@ Record = dict[str, Any]
 Tracker = Callable[[Record], object]
 
 FINISH_SECONDS = 30.0
-"""How long trackers may take for what still waits when the training has ended."""
+"""Time for trackers to finish after the end of the training."""
 HURRY_SECONDS = 5.0
-"""The same after a signal, when somebody is waiting or about to kill."""
+"""The same after a signal, since a second one or a kill may follow."""
 MOST_WAITING = 10_000
 """Records of about 2 kB each: more would be a memory leak, not a queue."""
 
@@ -33,7 +33,7 @@ class Tracking:
     def __init__(
         self, trackers: Iterable[Tracker], warn: Callable[[str], None]
     ) -> None:
-        """`warn` shows a person one sentence; it is called from several threads."""
+        """Make a thread for each tracker; `warn` is called from several threads."""
         self._followers = [Follower(tracker, warn) for tracker in trackers]
         self._expects_end = False
 
@@ -48,9 +48,9 @@ class Tracking:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Every tracker that was told of the start is told of an end."""
+        """Send an end to every tracker that got a start, and wait for them all."""
         if self._expects_end:
-            self.tell({"type": "failed", "error": str(error)})
+            self.send({"type": "failed", "error": str(error)})
         is_calm = error is None or isinstance(error, Exception)
         seconds = FINISH_SECONDS if is_calm else HURRY_SECONDS
         for follower in self._followers:
@@ -59,23 +59,23 @@ class Tracking:
         for follower in self._followers:
             follower.await_finish(end, seconds)
 
-    def tell(self, record: Mapping[str, Any]) -> None:
-        """Returns at once; what trackers do to their copy nobody else sees."""
+    def send(self, record: Mapping[str, Any]) -> None:
+        """Queue a copy of the record for every tracker; return at once."""
         self._expects_end = record["type"] in ("started", "step", "epoch")
         for follower in self._followers:
-            follower.tell(record)
+            follower.send(record)
 
 
 class Follower:
-    """One tracker in a thread of its own, so that none waits for another's network."""
+    """One tracker and its own thread, so that none waits for another's network."""
 
     def __init__(self, tracker: Tracker, warn: Callable[[str], None]) -> None:
-        """Nothing is called before `start`."""
+        """Prepare the thread; `start` starts it."""
         self._tracker, self._warn = tracker, warn
         self._name = _name(tracker)
         self._is_on = True
-        # Without a bound, since a full queue would have to drop records or block the
-        # only reader of the workers' messages; `tell` gives up on the tracker instead.
+        # Without a bound: a full queue would have to drop records or block the only
+        # reader of the workers' messages. `send` gives up on the tracker instead.
         self._waiting: SimpleQueue[Record | None] = SimpleQueue()
         # A daemon: a tracker that hangs must not keep the process alive.
         self._thread = threading.Thread(
@@ -83,39 +83,38 @@ class Follower:
         )
 
     def start(self) -> None:
-        """Begins to call the tracker."""
+        """Start to call the tracker."""
         self._thread.start()
 
-    def tell(self, record: Mapping[str, Any]) -> None:
-        """One more record, unless the tracker is switched off."""
+    def send(self, record: Mapping[str, Any]) -> None:
+        """Queue a copy of the record, unless the tracker is switched off."""
         if self._is_on and self._waiting.qsize() >= MOST_WAITING:
             self._switch_off(f"is {MOST_WAITING:,} records behind")
         if self._is_on:
             self._waiting.put(copy.deepcopy(dict(record)))
 
     def ask_to_finish(self) -> None:
-        """No record follows."""
+        """Mark the end: no record follows."""
         self._waiting.put(None)
 
     def await_finish(self, end: float, seconds: float) -> None:
-        """Until `end` by time.monotonic(), `seconds` after it was asked to."""
+        """Wait until `end` by time.monotonic(), `seconds` after `ask_to_finish`."""
         self._thread.join(max(0.0, end - time.monotonic()))
         if self._thread.is_alive():
-            left = self._waiting.qsize()  # with the None, without the one at work
-            self._switch_off(
-                f"has not taken its last {left} record{'s' * (left != 1)} within "
-                f"{seconds:g} s"
-            )
+            # The queue holds the None of `ask_to_finish`, but not the record at work.
+            left = self._waiting.qsize()
+            records = "1 record" if left == 1 else f"{left} records"
+            self._switch_off(f"has not taken its last {records} within {seconds:g} s")
 
     def _work(self) -> None:
         while (record := self._waiting.get()) is not None and self._is_on:
             try:
                 self._tracker(record)
-            except BaseException as error:  # SystemExit, too, is none of our business
+            except BaseException as error:  # even SystemExit ends only the tracker
                 self._switch_off(f"failed: {imports.explain(error)}")
 
     def _switch_off(self, why: str) -> None:
-        """Says why, once: by then nobody may be there any more to be told."""
+        """Warn of the reason, once."""
         if self._is_on:
             self._is_on = False
             self._warn(
@@ -125,7 +124,7 @@ class Follower:
 
 
 def load(name: str) -> Tracker:
-    """The callable that `module:function` names; importing it runs the module's code.
+    """Import the callable that `module:function` names, which runs the module's code.
 
     The module may be in the current directory, which is on the path for this import
     only. Raises UsageError.

@@ -1,7 +1,6 @@
 """scaling.json and scaling.csv, written whole after every measurement."""
 
 import csv
-import fcntl
 import io
 import json
 import os
@@ -18,8 +17,8 @@ from samestep.config.recipe import Recipe
 from samestep.errors import OutputError, RunError
 from samestep.output.schema import first_error
 from samestep.scaling.grid import MEASURING, Kind, Point, Settings
-from samestep.system import atomic_files
-from samestep.system.untrusted_files import check_parts, open_to_append, read_bytes
+from samestep.system import atomic_files, file_lock
+from samestep.system.untrusted_files import check_parts, read_bytes
 
 
 VERSION = 1
@@ -168,15 +167,16 @@ def _make(path: Path) -> None:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    with os.fdopen(open_to_append(path / LOCK_FILE, path), "wb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise RunError(
-                f"Another process is measuring into {path}. Wait for it, or choose "
-                "another `--out`."
-            ) from None
+    fd = file_lock.acquire(path / LOCK_FILE)
+    if fd is None:
+        raise RunError(
+            f"Another process is measuring into {path}. Wait for it, or choose "
+            "another `--out`."
+        )
+    try:
         yield
+    finally:
+        os.close(fd)
 
 
 def read(path: Path) -> _Document:
