@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 import pytest
-from conftest import Own, Train
+from conftest import Own, Train, small_recipe
 from own_samples import EVERYTHING
 from processes import reserved_port
 
@@ -300,3 +300,12 @@ def test_a_stop_leaves_a_checkpoint_from_which_one_machine_goes_on(
     hurry()
     run = resume(b.out, workers=2, view=SilentView())
     assert first_difference(run, train(recipe)) is None
+
+
+def test_a_fixed_balance_changes_no_bit_under_torchrun(
+    start: Start, train: Train
+) -> None:
+    """The leader gets its job without a socket, and must own what the others think."""
+    recipe = small_recipe()
+    machines = [start(recipe, name, 1, "--balance", "5,1") for name in "ab"]
+    assert_same(train(recipe), *machines)
