@@ -153,7 +153,7 @@ def model_file(topology: Path) -> Read:
 
     def read() -> None:
         read_recipe(path)
-        replicas.fill(_network(), path)
+        replicas.load_into(_network(), path)
 
     return read
 

@@ -52,7 +52,7 @@ def test_replicas_that_differ_are_not_blamed_on_memory_where_code_is_likelier(
     is_own: bool, says: str, not_said: str
 ) -> None:
     with pytest.raises(ReplicasDiffer, match=says) as caught:
-        replicas.agreed(nn.Linear(1, 1), 0, AnotherHasOther(), is_own)
+        replicas.common_fingerprint(nn.Linear(1, 1), 0, AnotherHasOther(), is_own)
     assert "worker 1 has 0000000000000000" in str(caught.value)
     assert not_said not in str(caught.value)
 

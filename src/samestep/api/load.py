@@ -32,7 +32,7 @@ def load_model(run: RunResult, given: Any = None) -> nn.Module:
     recipe, own = _with(run, "model", given)
     with seeding.kept():
         model = _built(run, recipe, own)
-    replicas.fill(model, run.model_file)
+    replicas.load_into(model, run.model_file)
     return model.eval()
 
 

@@ -166,7 +166,9 @@ class Loop:
 
     def fingerprint(self) -> str:
         """All workers: SHA-256 of the weights. ReplicasDiffer if there is not one."""
-        return replicas.agreed(self._model, self.rank, self._group, is_own=True)
+        return replicas.common_fingerprint(
+            self._model, self.rank, self._group, is_own=True
+        )
 
     def print(self, *values: object) -> None:
         """On rank 0 only; all workers compute what is printed."""

@@ -1,4 +1,4 @@
-"""The update of a slice of the parameters; averages of weights.
+"""From a summed gradient to new parameters: clipping, optimizers, weight averages.
 
 Imports `exchange` and below.
 """

@@ -1,4 +1,5 @@
-"""The loop and its parts. Read `train.py` first; `worker.py` is the process.
+"""The training loop and its parts. Read `train.py` first.
 
-Imports `verification` and below.
+`trainer.py` has the parts of a worker, `build.py` puts them together, `worker.py` is
+the process. Imports `verification` and below.
 """

@@ -202,10 +202,10 @@ def _check_startup(
 
     Returns the conditions that the run keeps, for a later resume.
     """
-    check = startup.Check(recipe, rank, exchange)
-    samples = check.data(components.data)
-    startup.check_kept(settings.samples, samples)
-    check.model(components.model)
+    check = startup.StartupCheck(recipe, rank, exchange)
+    samples = check.check_data(components.data)
+    startup.check_resumed(settings.samples, samples)
+    check.check_model(components.model)
     return startup.conditions(recipe, samples)
 
 

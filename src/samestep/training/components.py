@@ -119,7 +119,7 @@ def load_trained(
         raise RunError(f"The recipe {recipe.name} holds out no {split} samples.")
     enter(BUILDING)
     model = new_model(recipe, data, user_code)
-    replicas.fill(model, model_file)
+    replicas.load_into(model, model_file)
     loss = find_loss(recipe, user_code)
     metrics = built_in(recipe.loss)
     if names(recipe):

@@ -62,7 +62,7 @@ def _check_fit(
     expected: Mapping[str, Tensor], given: Mapping[str, Tensor], path: Path
 ) -> None:
     """Raise RecipeError unless names and shapes fit the model."""
-    problems = replicas.misfit(expected, given)
+    problems = replicas.describe_mismatch(expected, given)
     if problems:
         raise RecipeError(
             f"Initial weights fit the model by name and shape; in {path} are "

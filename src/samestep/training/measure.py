@@ -60,7 +60,7 @@ class Gate:
 
 
 @dataclass
-class Until(Cadence):
+class TimedCadence(Cadence):
     """The cadence of a training that ends once `over` returns true on any worker."""
 
     over: Callable[[], bool] = lambda: False
@@ -75,7 +75,7 @@ class Until(Cadence):
 
 
 @dataclass
-class Lap:
+class Measurement:
     """What one worker measured in some steps."""
 
     steps: int = 0
@@ -101,10 +101,10 @@ def measure(
     """All workers of a group: warm up, then train for `job.seconds` and report."""
     trainer.report = lambda _: None
     report(Ready())
-    train_until(trainer, times, after(job.warm_up))
-    lap = train_until(trainer, times, after(job.seconds))
+    train_until(trainer, times, seconds_passed(job.warm_up))
+    measurement = train_until(trainer, times, seconds_passed(job.seconds))
     if trainer.topology.is_leader:
-        report(_measured(trainer, lap))
+        report(_measured(trainer, measurement))
 
 
 def measure_alone(
@@ -122,13 +122,13 @@ def measure_alone(
     trainer.report = lambda _: None
     report(Ready())
     patience = job.setup.hang_timeout
-    train_until(trainer, times, after(job.warm_up))
+    train_until(trainer, times, seconds_passed(job.warm_up))
     gate.reach(WARM)
-    train_until(trainer, times, when(lambda: gate.all_at(WARM), patience), 1)
-    lap = train_until(trainer, times, after(job.seconds))
+    train_until(trainer, times, eventually(lambda: gate.all_at(WARM), patience), 1)
+    measurement = train_until(trainer, times, seconds_passed(job.seconds))
     gate.reach(DONE)
-    train_until(trainer, times, when(lambda: gate.all_at(DONE), patience), 1)
-    report(_measured(trainer, lap))
+    train_until(trainer, times, eventually(lambda: gate.all_at(DONE), patience), 1)
+    report(_measured(trainer, measurement))
 
 
 def train_until(
@@ -136,16 +136,16 @@ def train_until(
     times: StepTimes,
     over: Callable[[], bool],
     max_steps: int = 1 << 30,
-) -> Lap:
+) -> Measurement:
     """All workers of a group: train until `over`, for at least one step.
 
     At the end of the recipe the training starts over.
     """
-    trainer.cadence = Until(times, 0.0, over=over, max_steps=max_steps)
+    trainer.cadence = TimedCadence(times, 0.0, over=over, max_steps=max_steps)
     progress, plan = trainer.progress, trainer.samples.plan
     stopwatch = trainer.monitor.stopwatch
     stopwatch.take_epoch()
-    lap, stop = Lap(), False
+    measurement, stop = Measurement(), False
     per_sample = trainer.samples.data.targets_per_sample
     while not stop:
         progress.step %= trainer.recipe.epochs * plan.steps_per_epoch
@@ -154,25 +154,25 @@ def train_until(
         times.began.clear()
         decision, record = train_epoch(trainer)
         stop = decision.stop
-        lap.steps += progress.step - first
-        lap.seconds += progress.seconds - seconds
-        lap.samples += (progress.epoch.targets - targets) // per_sample
-        lap.step_seconds += [b - a for a, b in pairwise(times.began)]
+        measurement.steps += progress.step - first
+        measurement.seconds += progress.seconds - seconds
+        measurement.samples += (progress.epoch.targets - targets) // per_sample
+        measurement.step_seconds += [b - a for a, b in pairwise(times.began)]
         if record:
-            lap.add_phases(record.times.workers)
+            measurement.add_phases(record.times.workers)
             progress.begin_epoch()
     rest = stopwatch.take_epoch().seconds
-    lap.add_phases([by_phase(row) for row in rest])
-    return lap
+    measurement.add_phases([by_phase(row) for row in rest])
+    return measurement
 
 
-def after(seconds: float) -> Callable[[], bool]:
+def seconds_passed(seconds: float) -> Callable[[], bool]:
     """Return a function that tells whether `seconds` have passed since this call."""
     end = time.monotonic() + seconds
     return lambda: time.monotonic() >= end
 
 
-def when(condition: Callable[[], bool], patience: float) -> Callable[[], bool]:
+def eventually(condition: Callable[[], bool], patience: float) -> Callable[[], bool]:
     """Return a function that calls `condition`, for at most `patience` seconds.
 
     Later it raises WorkerLate while the condition does not hold.
@@ -192,15 +192,15 @@ def when(condition: Callable[[], bool], patience: float) -> Callable[[], bool]:
     return check
 
 
-def _measured(trainer: Trainer, lap: Lap) -> Measured:
+def _measured(trainer: Trainer, measurement: Measurement) -> Measured:
     exchange, flat = trainer.replica.exchange, trainer.replica.flat
-    times = lap.step_seconds
+    times = measurement.step_seconds
     return Measured(
-        steps=lap.steps,
-        samples=lap.samples,
-        seconds=lap.seconds,
+        steps=measurement.steps,
+        samples=measurement.samples,
+        seconds=measurement.seconds,
         step_seconds_sd=statistics.stdev(times) if len(times) > 1 else 0.0,
-        workers=lap.workers,
+        workers=measurement.workers,
         bytes_per_step=exchange.bytes_per_step,
         gradient_bytes=flat.dtype.itemsize * flat.size,
         add_seconds=adding_seconds(flat.size, flat.dtype),

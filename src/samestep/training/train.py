@@ -250,7 +250,7 @@ def _close_epoch(trainer: Trainer, record: EpochRecord) -> None:
         metrics = _evaluate(trainer, "validation")
         if stop and stopping.observe(stop, metrics[stop.metric], record.epoch):
             replica.averages.keep_best(stopping)
-        sha256 = replicas.agreed(
+        sha256 = replicas.common_fingerprint(
             replica.model,
             trainer.topology.rank,
             replica.exchange,

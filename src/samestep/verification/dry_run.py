@@ -61,46 +61,55 @@ def run(
     samples = torch.arange(min(2, len(train)))
     seeding.seed(0)
     inputs, targets = train.gather(samples)
-    twin = copy.deepcopy(model)
-    before = {name: buffer.clone() for name, buffer in twin.named_buffers()}
-    names = references.names(recipe)
-    who = references.title(names["model"], "model") if "model" in names else "the model"
+    copied = copy.deepcopy(model)
+    before = {name: buffer.clone() for name, buffer in copied.named_buffers()}
+    model_name, loss_name = _names(recipe)
     dtype = dtypes.of(recipe.precision)
-    with _naming_layers(twin, who, inputs), dtypes.default(dtype):
-        outputs = pytree.call(twin, inputs)
+    with _naming_layers(copied, model_name, inputs), dtypes.default(dtype):
+        outputs = pytree.call(copied, inputs)
     if loss is None:
-        _check_outputs(outputs, targets, data, who)
-    objective = Objective(twin, recipe.loss, loss)
-    blamed = references.title(names["loss"], "loss") if "loss" in names else who
-    with references.blaming(blamed), dtypes.default(dtype):
+        _check_outputs(outputs, targets, data, model_name)
+    objective = Objective(copied, recipe.loss, loss)
+    with references.blaming(loss_name), dtypes.default(dtype):
         total, _ = objective.measure(outputs, targets)
-        _check_loss(total, blamed)
+        _check_loss(total, loss_name)
         torch.autograd.backward(total)
-    check_gradients(twin, who)
-    unused = tuple(_without_gradient(twin))
-    constant = constant_buffers(twin, before, who)
+    check_gradients(copied, model_name)
+    unused = tuple(_without_gradient(copied))
+    constant = constant_buffers(copied, before, model_name)
     if any(len(data.splits.get(name, ())) for name in ("validation", "test")):
-        _evaluate(twin.eval(), objective, inputs, targets, who, blamed)
+        _evaluate(copied.eval(), objective, inputs, targets, model_name, loss_name)
     if loss is not None:
         with dtypes.default(dtype):
-            _check_reduction(objective, (inputs, targets, outputs), train, blamed)
+            _check_reduction(objective, (inputs, targets, outputs), train, loss_name)
     return Findings(constant, objective.metrics or (), unused)
 
 
+def _names(recipe: Recipe) -> tuple[str, str]:
+    """Return the names of the model and the loss in messages."""
+    names = references.names(recipe)
+    model_name = loss_name = "the model"
+    if "model" in names:
+        model_name = loss_name = references.title(names["model"], "model")
+    if "loss" in names:
+        loss_name = references.title(names["loss"], "loss")
+    return model_name, loss_name
+
+
 def _evaluate(
-    twin: nn.Module,
+    copied: nn.Module,
     objective: Objective,
     inputs: Nested,
     targets: Tensor,
-    who: str,
-    blamed: str,
+    model_name: str,
+    loss_name: str,
 ) -> None:
     """Run the same samples in evaluation mode. Raises OwnCodeError."""
-    dtype = next(twin.parameters()).dtype
+    dtype = next(copied.parameters()).dtype
     with torch.no_grad(), dtypes.default(dtype):
-        with _naming_layers(twin, f"{who} in evaluation mode", inputs):
-            outputs = pytree.call(twin, inputs)
-        with references.blaming(f"{blamed} in evaluation"):
+        with _naming_layers(copied, f"{model_name} in evaluation mode", inputs):
+            outputs = pytree.call(copied, inputs)
+        with references.blaming(f"{loss_name} in evaluation"):
             objective.measure(outputs, targets)
 
 
@@ -177,7 +186,7 @@ def check_norms(recipe: Recipe, data: Dataset, plan: Plan, model: nn.Module) -> 
 
 
 @contextlib.contextmanager
-def _naming_layers(model: nn.Module, who: str, inputs: Nested) -> Iterator[None]:
+def _naming_layers(model: nn.Module, model_name: str, inputs: Nested) -> Iterator[None]:
     """Name the innermost layer and what it received in exceptions inside."""
     active: list[str] = []
 
@@ -199,7 +208,7 @@ def _naming_layers(model: nn.Module, who: str, inputs: Nested) -> Iterator[None]
         layer_name = f" in {active[-1]}" if active else ""
         hint = HOW_CALLED if _is_call(error, active, inputs) else ""
         raise OwnCodeError(
-            f"{references.capital(who)} fails on training samples of shape "
+            f"{references.capital(model_name)} fails on training samples of shape "
             f"{pytree.describe(inputs)}{layer_name}: {type(error).__name__}: {error}."
             f"{hint}"
         ) from error
@@ -211,7 +220,9 @@ def _is_call(error: Exception, active: list[str], inputs: Nested) -> bool:
     return several and not active and isinstance(error, TypeError)
 
 
-def _check_outputs(outputs: Any, targets: Tensor, data: Dataset, who: str) -> None:
+def _check_outputs(
+    outputs: Any, targets: Tensor, data: Dataset, model_name: str
+) -> None:
     """Raise OwnCodeError if a built-in loss cannot take the outputs."""
     expected = [*targets.shape]
     if data.task != "regression":
@@ -230,21 +241,21 @@ def _check_outputs(outputs: Any, targets: Tensor, data: Dataset, who: str) -> No
         )
     raise OwnCodeError(
         f"For {data.task}, the outputs for targets {list(targets.shape)} have the "
-        f"shape {expected}; {who} returned {returned}.{hint}"
+        f"shape {expected}; {model_name} returned {returned}.{hint}"
     )
 
 
-def _check_loss(loss: Tensor, who: str) -> None:
+def _check_loss(loss: Tensor, loss_name: str) -> None:
     """Raise OwnCodeError if the loss depends on no parameter."""
     if not loss.requires_grad:
         raise OwnCodeError(
-            f"A loss must depend on the parameters, and that of {who} has no gradient: "
-            "is something detached, or turned into a number?"
+            f"A loss must depend on the parameters, and that of {loss_name} has no "
+            "gradient: is something detached, or turned into a number?"
         )
 
 
 def _check_reduction(
-    objective: Objective, first: tuple[Any, Any, Any], train: Split, who: str
+    objective: Objective, first: tuple[Any, Any, Any], train: Split, loss_name: str
 ) -> None:
     """Raise OwnCodeError for a mean over samples; leave the model in evaluation.
 
@@ -260,7 +271,7 @@ def _check_reduction(
     ):
         raise OwnCodeError(
             "A loss function returns the sum over its samples, which is divided by the "
-            f"size of the whole global batch; {who} returns their mean. Use "
+            f"size of the whole global batch; {loss_name} returns their mean. Use "
             '`reduction="sum"`, or multiply by `len(targets)`. To divide by a count of '
             "your own, such as that of valid targets, return `(sum, count)`."
         )
@@ -288,12 +299,13 @@ def _loss_of(
     return loss
 
 
-def check_gradients(model: nn.Module, who: str) -> None:
+def check_gradients(model: nn.Module, model_name: str) -> None:
     """Raise OwnCodeError if no trained parameter has a gradient."""
     if all(p.grad is None for p in model.parameters() if p.requires_grad):
         raise OwnCodeError(
-            f"A backward pass must reach the parameters that are trained; of {who}, "
-            "none has a gradient. Call `backward` on a loss that depends on them."
+            "A backward pass must reach the parameters that are trained; of "
+            f"{model_name}, none has a gradient. Call `backward` on a loss that depends "
+            "on them."
         )
 
 
@@ -305,7 +317,7 @@ def _without_gradient(model: nn.Module) -> Iterator[str]:
 
 
 def constant_buffers(
-    model: nn.Module, before: dict[str, Tensor], who: str
+    model: nn.Module, before: dict[str, Tensor], model_name: str
 ) -> frozenset[str]:
     """Return the names of the buffers that a pass has not changed since `before`.
 
@@ -327,7 +339,7 @@ def constant_buffers(
             f"What a forward pass changes must be a persistent {dtypes.NAMES[dtype]} "
             "buffer, like the parameters, so that it can be averaged over "
             "micro-batches, or an integer that grows by 1 in each pass; "
-            f"`{name}` of {who} is {buffer.dtype}"
+            f"`{name}` of {model_name} is {buffer.dtype}"
             + ("." if name in state else ", and not persistent.")
         )
     return frozenset(constant)

@@ -26,7 +26,9 @@ BUILT_IN_CAUSE = (
 )
 
 
-def agreed(model: nn.Module, rank: int, exchange: Merger, is_own: bool) -> str:
+def common_fingerprint(
+    model: nn.Module, rank: int, exchange: Merger, is_own: bool
+) -> str:
     """All workers: return the fingerprint of the weights, which must be the same.
 
     `is_own` is whether the training has user code. Raises ReplicasDiffer, on all
@@ -56,10 +58,10 @@ def load(path: Path) -> dict[str, Tensor]:
         raise RunError(f"{path} is not a readable model file: {error}.") from None
 
 
-def fill(model: nn.Module, path: Path) -> None:
+def load_into(model: nn.Module, path: Path) -> None:
     """Load the weights of a model file into a model. Raises RunError."""
     weights = load(path)
-    wrong = misfit(model.state_dict(), weights)
+    wrong = describe_mismatch(model.state_dict(), weights)
     if wrong:
         raise RunError(
             f"The weights of a model file are those of its recipe; in {path} are "
@@ -68,7 +70,9 @@ def fill(model: nn.Module, path: Path) -> None:
     model.load_state_dict(weights)
 
 
-def misfit(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
+def describe_mismatch(
+    expected: Mapping[str, Tensor], given: Mapping[str, Tensor]
+) -> str:
     """Describe in words which given weights do not fit the model; empty if all do."""
     shapes = [
         f"{name} {list(given[name].shape)} instead of {list(expected[name].shape)}"

@@ -39,14 +39,14 @@ SPLIT_NAMES = {"train": "training", "validation": "validation", "test": "test"}
 
 
 @dataclass(frozen=True)
-class Check:
+class StartupCheck:
     """One worker's part of the check; all workers make the same calls."""
 
     recipe: Recipe
     rank: int
     exchange: Merger
 
-    def data(self, data: Dataset) -> str:
+    def check_data(self, data: Dataset) -> str:
         """All workers: compare the data; return a SHA-256 of lengths and drawn samples.
 
         Draws 15 samples. Raises OwnCodeError or DataError, on all workers, if the data
@@ -76,7 +76,7 @@ class Check:
         text = " ".join([*map(str, sizes), *samples])
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def model(self, model: nn.Module) -> None:
+    def check_model(self, model: nn.Module) -> None:
         """All workers: compare the names and values of parameters and buffers.
 
         Costs a SHA-256 over the model, as every epoch does. Raises OwnCodeError or
@@ -144,7 +144,7 @@ def conditions(recipe: Recipe, samples: str) -> dict[str, str]:
     return {"samples": samples} if isinstance(recipe.data, CustomData) else {}
 
 
-def check_kept(kept: str, samples: str) -> None:
+def check_resumed(kept: str, samples: str) -> None:
     """Raise CheckpointError if the samples are not those that the run began with.
 
     `kept` is their checksum when the run began, empty if that is not known.
