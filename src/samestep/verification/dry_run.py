@@ -304,8 +304,8 @@ def check_gradients(model: nn.Module, model_name: str) -> None:
     if all(p.grad is None for p in model.parameters() if p.requires_grad):
         raise OwnCodeError(
             "A backward pass must reach the parameters that are trained; of "
-            f"{model_name}, none has a gradient. Call `backward` on a loss that depends "
-            "on them."
+            f"{model_name}, none has a gradient. Call `backward` on a loss that "
+            "depends on them."
         )
 
 
