@@ -144,7 +144,7 @@ def test_in_float64_onnx_has_the_accuracy_or_says_what_cannot_be_run(
 
 def test_nothing_is_overwritten_and_formats_are_known(mlp: Run, tmp_path: Path) -> None:
     (tmp_path / "mine.pt").write_text("precious")
-    with pytest.raises(RunError, match="is there already, and is kept"):
+    with pytest.raises(RunError, match="exists already and is not overwritten"):
         mlp.export("state_dict", tmp_path / "mine.pt")
     assert (tmp_path / "mine.pt").read_text() == "precious"
     with pytest.raises(RunError, match="Did you mean `onnx`"):

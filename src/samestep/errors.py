@@ -35,8 +35,8 @@ class SamestepError(Exception):
 
     exit_code: ClassVar[int] = 1
     details: Mapping[str, Any] = {}
-    """For an error of a worker: its `rank`, its `traceback` and its `log`, or `output`,
-    what was in a log that is no longer there."""
+    """For an error of a worker: its `rank`, its `traceback`, and the path of its `log`
+    or, if that was temporary, the log's `output`."""
 
 
 class UsageError(SamestepError, ValueError):
@@ -50,15 +50,15 @@ class RecipeError(UsageError):
 
 
 class PlacementError(UsageError):
-    """The workers, the exchange or the output cannot be had as asked for."""
+    """The requested workers, exchange or output directory are not possible."""
 
 
 class RunError(UsageError):
-    """A run directory is missing, foreign, unfinished, or already there."""
+    """A run directory is missing, is not a run, is unfinished, or exists already."""
 
 
 class CheckpointError(UsageError):
-    """A checkpoint is damaged, or was made under other conditions."""
+    """A checkpoint is damaged, or was written under other conditions."""
 
 
 class DataError(UsageError):
@@ -66,15 +66,15 @@ class DataError(UsageError):
 
 
 class OwnCodeError(UsageError):
-    """A model, data or loss function of the user's does not do what it must."""
+    """The user's model, data or loss function does not follow its contract."""
 
 
 class TrainingError(SamestepError):
-    """Training started and could not be finished."""
+    """A training started and could not be finished."""
 
 
 class WorkerFailed(TrainingError):
-    """A worker died, or raised an exception of the user's or of a library's."""
+    """A worker died, or raised an exception of user code or of a library."""
 
 
 class NonFiniteLoss(TrainingError):
@@ -90,11 +90,11 @@ class ReplicasDiffer(TrainingError):
 
 
 class NotReproducible(TrainingError):
-    """Own code computes otherwise when it computes the same micro-batch again."""
+    """User code gives another result for the same micro-batch the second time."""
 
 
 class PeerLost(TrainingError):
-    """Another worker went away in the middle of an exchange."""
+    """Another worker disappeared during an exchange."""
 
 
 class WorkerLate(TrainingError):
@@ -106,11 +106,11 @@ class OutputError(TrainingError):
 
 
 class ExportError(SamestepError):
-    """A model has no form in another format, or predicts otherwise there."""
+    """A model cannot be written in a format, or predicts differently when read back."""
 
 
 class OldNameWarning(FutureWarning):
-    """A field or an option is given by a name that the next release will not know."""
+    """A field or option was given by its old name, which the next release drops."""
 
 
 def warn_old_name(old: str, new: str, stacklevel: int = 3) -> None:
@@ -120,10 +120,14 @@ def warn_old_name(old: str, new: str, stacklevel: int = 3) -> None:
 
 
 class Interrupted(BaseException):
-    """A signal ended the training; like KeyboardInterrupt, not to be swallowed."""
+    """A signal ended the training.
+
+    Like KeyboardInterrupt it is not an Exception, so that `except Exception` lets it
+    pass.
+    """
 
     def __init__(self, message: str, exit_code: int) -> None:
-        """`exit_code` is that of a process which stops because of the signal."""
+        """Keep the message and the exit code for a process that ends by the signal."""
         super().__init__(message)
         self.exit_code = exit_code
 
@@ -140,17 +144,17 @@ SYNONYMS = {
     "num_layers": "depth",
     "random_state": "seed",
 }
-"""How other libraries call what has a name here."""
+"""Names in other libraries -> the name here."""
 
 
 def did_you_mean(word: str, known: Iterable[str], section: str = "") -> str:
-    """`" Did you mean `x`?"` for the nearest known word, or the empty string.
+    """Return `" Did you mean `x`?"` for the nearest known word, or the empty string.
 
-    The known words are fields of `section`, if that is given.
+    With a `section`, the known words are its fields.
     """
     words = list(known)
     near = [SYNONYMS[word]] if SYNONYMS.get(word) in words else []
     near += difflib.get_close_matches(word, words, n=1)
-    return (
-        f" Did you mean `{'.'.join(filter(None, (section, near[0])))}`?" if near else ""
-    )
+    if not near:
+        return ""
+    return f" Did you mean `{f'{section}.' if section else ''}{near[0]}`?"

@@ -1,8 +1,8 @@
-"""`samestep check`: does this recipe keep the promise? And if not, why not?
+"""`samestep check`: checks that a recipe gives the same bits at any placement.
 
 Two short epochs with the recipe's own global batches, at 1, 2 and 3 workers, over both
-exchanges, with ownership at random and in another process, must end with the same
-fingerprints. Each of these trainings watches and probes own code, as all trainings do
+exchanges, with random ownership and in another process, must end with the same
+fingerprints. Each of these trainings watches and probes user code, as all trainings do
 (`samestep.verification.watch`, `samestep.verification.probe`).
 """
 
@@ -26,23 +26,24 @@ from samestep.user_code.references import NOTHING, Given
 
 
 EPOCHS = 2
-"""The second begins after an evaluation, with whatever that has left behind."""
+"""The second begins after an evaluation, which may have changed the model's state."""
 LEAST_STEPS = 4
 LEAST_PASSES = 64
-"""Micro-batches of all trials together with one worker: enough to fill small caches."""
+"""Fewest micro-batches per trial: user code with a small cache must overflow it."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One placement."""
+    """One placement to train at."""
 
     workers: int
     exchange: str = "shared"
     balance: str = "off"
     is_elsewhere: bool = False
-    """Whether in a process that has been started anew."""
+    """Whether its workers come from another fork server."""
 
     def __str__(self) -> str:
+        """Return the placement in words."""
         count = "1 worker" if self.workers == 1 else f"{self.workers} workers"
         at_random = ", ownership at random" if self.balance == "random" else ""
         elsewhere = ", in a new process" if self.is_elsewhere else ""
@@ -58,16 +59,16 @@ TRIALS = (
 
 @dataclass
 class Outcome:
-    """What came out of a trial."""
+    """The outcome of a trial."""
 
     trial: Trial
     sha256: list[str] = field(default_factory=list)
-    """Of the weights, after each epoch."""
+    """The fingerprint of the weights after each epoch."""
     reason: str = ""
-    """Why it ended early, if it did."""
+    """The reason if it ended early."""
 
     def __str__(self) -> str:
-        """Return one line for a person."""
+        """Return one line: the placement and the fingerprint."""
         return f"{self.trial}: {self.sha256[-1][:16] if self._has_ended else 'stopped'}"
 
     @property
@@ -77,11 +78,11 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the trials show."""
+    """The outcomes of all trials, and the conclusion."""
 
     outcomes: list[Outcome]
     reasons: list[str]
-    """What breaks exactness, most telling first."""
+    """The causes of different bits, the most specific first."""
 
     @property
     def is_exact(self) -> bool:
@@ -90,9 +91,9 @@ class Verdict:
 
 
 def check(recipe: Recipe, server: ForkServer, given: Given = NOTHING) -> Verdict:
-    """Train a little at every placement. Raises what a training raises."""
+    """Train a few steps at every placement. Raises like a training."""
     recipe = recipe.changed({"epochs": EPOCHS})
-    with ForkServer() as elsewhere:  # it imports torch meanwhile
+    with ForkServer() as elsewhere:  # imports torch during the first trials
         outcomes = [
             _run(recipe, trial, elsewhere if trial.is_elsewhere else server, given)
             for trial in TRIALS

@@ -1,6 +1,6 @@
-"""A trained model as a file for other programs, proven to predict the same.
+"""Writes a trained model for other programs, and checks that it predicts the same.
 
-| format | what reads it |
+| format | read by |
 |---|---|
 | safetensors | `safetensors.torch.load_file` |
 | state_dict | torch, with `weights_only=True` |
@@ -33,23 +33,23 @@ from samestep.state import dtypes
 
 SUFFIXES = {"safetensors": ".safetensors", "state_dict": ".pt", "onnx": ".onnx"}
 MOST_SAMPLES = 256
-"""Of the test split, whose predictions are compared."""
+"""The number of test samples whose predictions are compared."""
 TOLERANCE = 1e-4
-"""Of an ONNX model's outputs, relative to the largest, or to 1 if that is smaller."""
+"""For the outputs of ONNX models, relative to the largest, or to 1 if that is less."""
 ONLY_FATAL = 4
-"""What onnxruntime prints itself; errors are raised besides."""
+"""The log level of onnxruntime; it raises errors anyway."""
 LIBRARIES = ("onnx", "onnxscript", "onnxruntime")
 
 
 @dataclass(frozen=True)
 class Exported:
-    """A file, and how it was checked."""
+    """An exported file, and the outcome of its check."""
 
     path: Path
     samples: int
-    """Whose predictions were compared."""
+    """The number of samples whose predictions were compared."""
     difference: float
-    """The largest between any two outputs; 0 means the same bits."""
+    """The largest difference of an output; 0: the same bits."""
 
 
 def export(
@@ -59,16 +59,18 @@ def export(
     model: Any = None,
     data: Any = None,
 ) -> Exported:
-    """Writes the final weights; by default beside the run's own model file.
+    """Write the final weights, by default into the run directory.
 
-    `model` and `data` are what `samestep.train` was given as such. Raises RunError
-    where the file exists or the run has no final weights, and ExportError, after which
-    no file is left, where the model cannot be written so or predicts otherwise.
+    `model` and `data` are the objects that `samestep.train` was given, if any. Raises
+    RunError if the file exists or the run has no final weights. Raises ExportError, and
+    leaves no file, if the format cannot hold the model or it predicts differently.
     """
     suffix = _suffix(form)
     out = out or run.path / f"exported{suffix}"
     if out.exists():
-        raise RunError(f"{out} is there already, and is kept: name another file.")
+        raise RunError(
+            f"{out} exists already and is not overwritten: choose another file."
+        )
     trained = load.load_model(run, model)
     inputs, size = _samples(run, data)
     expected = _predict(trained, inputs)
@@ -79,9 +81,10 @@ def export(
     except OSError as error:
         raise ExportError(f"{out} cannot be written: {error.strerror}.") from None
     try:
-        found = _read_and_predict(form, out, load.load_model(run, model), inputs)
+        fresh = load.load_model(run, model)
+        outputs = _read_and_predict(form, out, fresh, inputs)
         limit = TOLERANCE if form == "onnx" else 0.0
-        difference = compare(expected, found, limit, out)
+        difference = compare(expected, outputs, limit, out)
     except BaseException:
         out.unlink()
         raise
@@ -89,19 +92,24 @@ def export(
 
 
 def compare(
-    expected: Sequence[Tensor], found: Sequence[Tensor], limit: float, path: Path
+    expected: Sequence[Tensor], outputs: Sequence[Tensor], limit: float, path: Path
 ) -> float:
-    """The largest difference. Raises ExportError if it exceeds the limit."""
-    shapes = [[list(each.shape) for each in outputs] for outputs in (expected, found)]
-    if shapes[0] != shapes[1]:
+    """Return the largest difference of an output.
+
+    Raises ExportError if it exceeds `limit` times the largest expected output, or times
+    1 if that is less, or if shapes differ.
+    """
+    wanted = [list(tensor.shape) for tensor in expected]
+    shapes = [list(tensor.shape) for tensor in outputs]
+    if shapes != wanted:
         raise ExportError(
             f"An exported model must predict the same; {path} gave outputs of the "
-            f"shapes {shapes[1]} instead of {shapes[0]}, and was deleted."
+            f"shapes {shapes} instead of {wanted}, and was deleted."
         )
-    pairs = list(zip(expected, found, strict=True))
+    pairs = list(zip(expected, outputs, strict=True))
     worst = max((a.double() - b.double()).abs().max().item() for a, b in pairs)
     scale = max(1.0, *(each.abs().max().item() for each in expected))
-    if not worst <= limit * scale:  # nor if it is NaN
+    if not worst <= limit * scale:  # not `>`, which is false for NaN
         raise ExportError(
             f"An exported model must predict the same; outputs of {path} differed by "
             f"up to {worst:.2g} (allowed: {limit * scale:.2g}), and it was deleted."
@@ -126,7 +134,7 @@ def _suffix(form: str) -> str:
 
 
 def _samples(run: RunResult, data: Any) -> tuple[Nested, int]:
-    """Inputs of the first samples of the first split that has some; how many."""
+    """Return inputs from the first split that has samples, and their number."""
     splits = load.load_data(run, data).splits
     split = next(s for s in map(splits.get, ("test", "validation", "train")) if s)
     size = min(MOST_SAMPLES, len(split))
@@ -172,7 +180,7 @@ def _onnx(model: nn.Module, inputs: Nested) -> bytes:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter warns of its own deprecations and of libraries it does not need."""
+    """Silence the exporter, which warns of deprecations in its own code."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -187,7 +195,7 @@ def _quiet() -> Iterator[None]:
 def _read_and_predict(
     form: str, path: Path, fresh: nn.Module, inputs: Nested
 ) -> list[Tensor]:
-    """What somebody gets who has only the file and, but for ONNX, the network."""
+    """Predict with the file alone, and for other formats than ONNX a fresh network."""
     if form == "onnx":
         return _run_onnx(path, inputs)
     readers: dict[str, Callable[[Path], dict[str, Tensor]]] = {
@@ -202,7 +210,7 @@ def _read_and_predict(
 
 
 def _named(inputs: Nested) -> dict[str, Tensor]:
-    """By the names that ONNX's inputs have: a dictionary's own, or by number."""
+    """Return the inputs by their names in ONNX: keys of a dictionary, or numbered."""
     if isinstance(inputs, Tensor):
         return {"inputs": inputs}
     if isinstance(inputs, dict) and all(isinstance(i, Tensor) for i in inputs.values()):
@@ -220,20 +228,21 @@ def _run_onnx(path: Path, inputs: Nested) -> list[Tensor]:
         session = onnxruntime.InferenceSession(
             path, options, providers=["CPUExecutionProvider"]
         )
-        taken = {each.name for each in session.get_inputs()}  # not those without effect
+        # The exporter leaves out inputs without effect.
+        taken = {each.name for each in session.get_inputs()}
         given = {n: each.numpy() for n, each in _named(inputs).items() if n in taken}
-        found = session.run(None, given)
-    except Exception as error:  # it has no common base of its own
+        arrays = session.run(None, given)
+    except Exception as error:  # onnxruntime's exceptions have no common base
         raise ExportError(
             "An exported model must predict the same, and onnxruntime cannot run this "
             f"one, which was deleted: {str(error).splitlines()[0]}. It lacks most "
             "layers in float64. Use another format."
         ) from error
-    return [torch.from_numpy(array) for array in found]
+    return [torch.from_numpy(array) for array in arrays]
 
 
 def _predict(model: nn.Module, inputs: Nested) -> list[Tensor]:
-    # Not in inference mode: a model may ask for gradients.
+    # Not inference_mode: a model may compute gradients in its forward pass.
     with torch.no_grad(), dtypes.default(_dtype(model)):
         outputs = pytree.call(model, inputs)
     return [each for each in tree_leaves(outputs) if isinstance(each, Tensor)]

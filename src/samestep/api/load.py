@@ -1,4 +1,4 @@
-"""The network and the data of a run, in this process."""
+"""Loads the network and the data of a run into this process."""
 
 import copy
 from typing import Any
@@ -22,13 +22,13 @@ from samestep.verification import replicas
 
 
 def load_model(run: RunResult, given: Any = None) -> nn.Module:
-    """With the final weights, in evaluation mode.
+    """Return the network with the final weights, in evaluation mode.
 
-    `given` is a name, or what `samestep.train` was given as model; not needed for a
-    built-in one, nor for a function that can be imported. Raises RunError,
+    `given` is the name or object that `samestep.train` was given as model; it is not
+    needed for a built-in model or an importable function. Raises RunError,
     OwnCodeError.
     """
-    run.weights_sha256  # noqa: B018  raises where there are no final weights
+    run.require_weights()
     recipe, own = _with(run, "model", given)
     with seeding.kept():
         model = _built(run, recipe, own)
@@ -37,7 +37,7 @@ def load_model(run: RunResult, given: Any = None) -> nn.Module:
 
 
 def _built(run: RunResult, recipe: Recipe, own: UserCode) -> nn.Module:
-    """Raises RunError where the files of the run ask for what cannot be built."""
+    """Build the model. Raises RunError if the run's files make that impossible."""
     facts = run.result.get("data")
     try:
         data = Dataset.from_facts(facts) if facts else dataset.of_recipe(recipe)
@@ -50,7 +50,7 @@ def _built(run: RunResult, recipe: Recipe, own: UserCode) -> nn.Module:
 
 
 def load_data(run: RunResult, given: Any = None) -> Dataset:
-    """As `load_model`, for the data. Raises DataError too."""
+    """Return the data, as `load_model` does the model. Also raises DataError."""
     recipe, own = _with(run, "data", given)
     source_of(recipe.data).prepare()
     with seeding.kept():
@@ -58,7 +58,7 @@ def load_data(run: RunResult, given: Any = None) -> Dataset:
 
 
 def _with(run: RunResult, part: str, given: Any) -> tuple[Recipe, UserCode]:
-    """The recipe with the part that is given, and where to find it."""
+    """Return the recipe with the given part, and the user code that it needs."""
     recipe, objects = run.recipe, dict[str, Any]()
     if isinstance(given, str):
         recipe = recipe_of(recipe, {part: given}, {})

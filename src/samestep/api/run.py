@@ -1,4 +1,4 @@
-"""A run as Python callers see it: its record, its model and its report."""
+"""A run for Python callers: its result, its model and its report."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,13 +11,13 @@ if TYPE_CHECKING:
 
 
 class Run(RunResult):
-    """A finished or failed training. Raises RunError where the directory is not one."""
+    """A finished or failed training."""
 
     def load_model(self, model: Any = None) -> "nn.Module":
-        """The network with the final weights, in evaluation mode.
+        """Return the network with the final weights, in evaluation mode.
 
-        `model` is what `samestep.train` was given as such, if that was an object.
-        Raises RunError, OwnCodeError.
+        If `samestep.train` was given an object as `model`, give it again. Raises
+        RunError, OwnCodeError.
         """
         from samestep.api.load import load_model
 
@@ -31,18 +31,18 @@ class Run(RunResult):
         model: Any = None,
         data: Any = None,
     ) -> Path:
-        """Writes the model as `safetensors`, `state_dict` or `onnx`; the file's path.
+        """Write the model as `safetensors`, `state_dict` or `onnx`; return the path.
 
-        The file is read back and must predict the same on up to 256 test samples.
-        `model` and `data` are what `samestep.train` was given as such, if those were
-        objects. Raises RunError where the file exists already, ExportError.
+        The file is read back and must predict the same on up to 256 test samples. If
+        `samestep.train` was given objects as `model` or `data`, give them again. Raises
+        RunError if the file exists already, and ExportError.
         """
         from samestep.api.export import export
 
         return export(self, form, Path(out) if out else None, model, data).path
 
     def report(self) -> Path:
-        """Writes report.html and its plots into the run directory; the file's path."""
+        """Write report.html into the run directory; return its path."""
         from samestep.report import write
 
         return write(self.path)

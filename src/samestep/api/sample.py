@@ -1,4 +1,4 @@
-"""Text from a trained model, character by character."""
+"""Generates text with a trained model, character by character."""
 
 from pathlib import Path
 
@@ -15,17 +15,17 @@ from samestep.system import untrusted_files
 def sample(
     run: RunResult, prompt: str, length: int, temperature: float, seed: int
 ) -> str:
-    """The prompt and `length` characters more; temperature 0 takes the likeliest.
+    """Return the prompt, continued by `length` characters.
 
-    The softmax's logits are divided by the temperature. Raises RunError where the run
-    has no final weights or was not trained on text, or the prompt has a character that
-    the text had not.
+    The logits are divided by the temperature before the softmax; temperature 0 takes
+    the likeliest character. Raises RunError if the run has no final weights or was not
+    trained on text, or the prompt has a character that the text did not have.
     """
     data = run.recipe.data
     if not isinstance(data, TextData):
         raise RunError(
-            "Only a model of text can write, one whose `data.source` is `text`; that "
-            f"of {run.path} is `{data.source}`."
+            "Only a model trained on text (`data.source` is `text`) can generate some; "
+            f"that of {run.path} is `{data.source}`."
         )
     model = load_model(run)
     known = vocabulary(run.path / "environment.json")
@@ -44,17 +44,15 @@ def sample(
 
 
 def vocabulary(environment: Path) -> str:
-    """The characters that the model knows, as the data had them. Raises RunError."""
+    """Return the characters that the model knows, in order. Raises RunError."""
     try:
-        found = untrusted_files.parse_json(untrusted_files.read_bytes(environment))[
-            "data"
-        ]["vocabulary"]
+        content = untrusted_files.parse_json(untrusted_files.read_bytes(environment))
+        return str(content["data"]["vocabulary"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(
-            f"{environment} says which characters the model knows, and it cannot be "
+            f"{environment} holds the characters that the model knows, and cannot be "
             f"read: {error}."
         ) from None
-    return str(found)
 
 
 def _check_outputs(model: nn.Module, known: str, run: Path) -> None:
@@ -62,16 +60,17 @@ def _check_outputs(model: nn.Module, known: str, run: Path) -> None:
         outputs = model(torch.zeros(1, 1, dtype=torch.int64)).shape[-1]
     if outputs != len(known):
         raise RunError(
-            f"A model of text has one output for each character; that of {run} has "
-            f"{outputs} for {len(known)} characters, so environment.json is of another."
+            f"A model of text has one output per character; that of {run} has "
+            f"{outputs} for the {len(known)} characters in environment.json, which "
+            "belongs to another run. Restore the original."
         )
 
 
 def _numbers(prompt: str, vocabulary: str) -> list[int]:
-    strange = sorted(set(prompt) - set(vocabulary))
-    if strange or not prompt:
+    unknown = sorted(set(prompt) - set(vocabulary))
+    if unknown or not prompt:
         raise RunError(
             "A prompt consists of characters that occur in the text trained on; "
-            f"received {', '.join(map(repr, strange)) or 'none'}."
+            f"received {', '.join(map(repr, unknown)) or 'none'}."
         )
     return [vocabulary.index(character) for character in prompt]

@@ -2,8 +2,8 @@
 
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,12 +52,12 @@ class Evaluation:
     """Weights measured on one split."""
 
     means: Mapping[str, float]
-    """`loss` and `accuracy` (for regression `absolute_error`), or your own metrics."""
+    """`loss`, and `accuracy`, `absolute_error` (regression) or your own metrics."""
     targets: int
-    """Samples, or the tokens to predict."""
+    """The number of samples, or of tokens to predict."""
     weights_sha256: str
     own_metrics: Sequence[str] = ()
-    """What a loss function of your own measured."""
+    """The names of the metrics of your own loss function."""
 
     @property
     def loss(self) -> float:
@@ -90,11 +90,15 @@ def train(
     sets, defined anywhere, also in a notebook. `fields` are further fields of the
     recipe (`epochs=3`, `optimizer__lr=0.1`, or `lr` for short) and of the placement
     (`workers=2`). Each of `trackers`, a callable or its name `"module:function"`, gets
-    the records of metrics.jsonl (docs/tracking.md). Progress goes to stderr unless
-    `view` is a `SilentView` of `samestep.output.console`. A `server` that is already
-    running saves the two seconds of importing torch; `started` is the time.monotonic()
-    from which `wall_seconds` counts. Raises a UsageError before anything is started, a
-    TrainingError after, and Interrupted after a signal; no process is left."""
+    the records of metrics.jsonl (docs/tracking.md). Progress and warnings go to the
+    logger `samestep`, which prints on stderr unless logging is configured; on a
+    terminal there is also a live table. A `SilentView` of `samestep.output.console` as
+    `view` turns off both. A `server` that is already running saves the two seconds of
+    importing torch; `started` is the time.monotonic() from which `wall_seconds` counts.
+
+    Raises a UsageError before anything is started, a TrainingError after, and
+    Interrupted after a signal. No process is left.
+    """
     started = time.monotonic() if started is None else started
     changed, placed = split_fields(fields)
     placement = _placed(placement, placed)
@@ -110,9 +114,7 @@ def train(
         notice = source_of(recipe.data).prepare()
         with (
             RunWriter.create(recipe, placement, started) as writer,
-            shown_on_stderr(),
-            view or make_view(recipe) as shown,
-            tracking(writer, shown, trackers),
+            _observed(writer, view, trackers) as shown,
         ):
             shown.note(_headline(recipe, why))
             facts, conditions = described(recipe)
@@ -165,11 +167,10 @@ def resume(
         notice = source_of(start.recipe.data).prepare()
         with (
             RunWriter.reopen(path, start.recipe, placement, started) as writer,
-            shown_on_stderr(),
-            view or make_view(start.recipe) as shown,
-            tracking(writer, shown, trackers),
+            _observed(writer, view, trackers) as shown,
         ):
-            start = find_start(path, epochs, names)  # nobody else writes any more
+            # Again: another process may have written before the lock was held.
+            start = find_start(path, epochs, names)
             facts, conditions = described(start.recipe)
             most = placement.max_restarts
             build = build_of(running, placement.device, most) | conditions
@@ -182,8 +183,7 @@ def resume(
             writer.start("resumed", facts, running.device(placement.device))
             session = Session(writer, shown, conditions)
             kept = {} if allow_different_numerics else start.kept
-            found = start.checkpoint, kept
-            record = supervise(session, running, given, notice, *found)
+            record = supervise(session, running, given, notice, start.checkpoint, kept)
             return Run(record.path, record.result)
 
 
@@ -200,9 +200,9 @@ def evaluate(
 ) -> Evaluation:
     """Measure the weights of a run or of a model file; exact at any number of workers.
 
-    What was given to `train` as an object is given again as `model`, `data` or `loss`.
-    `placed` are fields of the placement (`workers=2`). Raises RunError where there are
-    no weights.
+    Objects that were given to `train` as `model`, `data` or `loss` must be given again.
+    `placed` are fields of the placement (`workers=2`). Raises RunError if there are no
+    weights.
     """
     model_file = _model_file(run_or_model)
     reports: list[Message] = []
@@ -241,9 +241,9 @@ def check_exactness(
     server: ForkServer | None = None,
     **fields: Any,
 ) -> Verdict:
-    """Does a recipe, and the own code in it, keep the promise? Takes a few steps.
+    """Check with a few steps that a recipe gives the same bits at any placement.
 
-    The arguments are those of `train`. Raises like it.
+    Takes the arguments of `train`, and raises like it.
     """
     changed, _ = split_fields(fields)
     with (
@@ -258,28 +258,32 @@ def check_exactness(
 
 
 def _server(server: ForkServer | None) -> AbstractContextManager[ForkServer]:
-    """The one that runs, which goes on running, or one for this call."""
+    """Return the given server, which keeps running, or one for this call."""
     return ForkServer() if server is None else nullcontext(server)
 
 
 def described(recipe: Recipe) -> tuple[JsonObject, dict[str, str]]:
-    """The data for the run's record, and what must be the same to go on."""
-    described, code = source_of(recipe.data).describe(), checksums(recipe)
-    conditions = data_checksums(described) | bf16.conditions(recipe)
-    return described | code, code | conditions
+    """Return the facts on data and code for the run's record, and what a resume needs.
+
+    The latter are the conditions that must be the same to continue the run.
+    """
+    facts, code = source_of(recipe.data).describe(), checksums(recipe)
+    conditions = data_checksums(facts) | bf16.conditions(recipe)
+    return facts | code, code | conditions
 
 
 def _placed(placement: Placement | None, fields: Mapping[str, Any]) -> Placement:
-    """Raises PlacementError."""
+    """Return the placement with these fields. Raises PlacementError."""
     before = placement.model_dump() if placement else {}
     try:
         return Placement.model_validate({**before, **fields})
     except ValidationError as error:
         first = error.errors()[0]
         name, known = str(first["loc"][0]), list(Placement.model_fields)
+        hint = "" if name in known else did_you_mean(name, known)
         raise PlacementError(
             f"`{name}`: {first['msg'][0].lower()}{first['msg'][1:]}; received "
-            f"`{first['input']!r}`.{'' if name in known else did_you_mean(name, known)}"
+            f"`{first['input']!r}`.{hint}"
         ) from None
 
 
@@ -287,8 +291,21 @@ def _loaded(trackers: Iterable[Tracker | str]) -> list[Tracker]:
     return [load(each) if isinstance(each, str) else each for each in trackers]
 
 
+@contextmanager
+def _observed(
+    writer: RunWriter, view: View | None, trackers: Iterable[Tracker]
+) -> Iterator[View]:
+    """Show a training and call its trackers; yield the view."""
+    with (
+        shown_on_stderr(),
+        view or make_view(writer.recipe) as shown,
+        tracking(writer, shown, trackers),
+    ):
+        yield shown
+
+
 def tracking(writer: RunWriter, view: View, trackers: Iterable[Tracker]) -> Tracking:
-    """Whatever follows a run while it is written."""
+    """Attach the trackers, and TensorBoard's, to the run's writer; return them."""
     if writer.placement.tensorboard:
         trackers = [TensorBoard(writer.path / "tensorboard"), *trackers]
     tracking = Tracking(trackers, view.warn)
@@ -307,7 +324,7 @@ def _model_file(run_or_model: Run | str | Path) -> Path:
     path = Path(run_or_model)
     if path.is_dir():
         run = Run.open(path)
-        run.weights_sha256  # noqa: B018  raises where the run has no final weights
+        run.require_weights()
         return run.model_file
     if not path.exists():
         raise RunError(f"There is no run directory or model file {path}.")

@@ -61,13 +61,17 @@ class RunResult:
         """`finished`, `failed` or `interrupted`."""
         return str(self.result["status"])
 
-    @property
-    def weights_sha256(self) -> str:
-        """The fingerprint of the final weights. Raises RunError if there are none."""
+    def require_weights(self) -> None:
+        """Raise RunError if the training has not ended with final weights."""
         if not self.result.get("weights_sha256"):
             raise RunError(
                 f"{self.path} has no final weights: its status is {self.status}."
             )
+
+    @property
+    def weights_sha256(self) -> str:
+        """The fingerprint of the final weights. Raises RunError if there are none."""
+        self.require_weights()
         return str(self.result["weights_sha256"])
 
     @property
