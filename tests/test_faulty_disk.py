@@ -17,7 +17,7 @@ import samestep
 from samestep import Placement, Recipe, Run
 from samestep.output.console import SilentView
 from samestep.output.fence import Fence
-from samestep.output.run_writer import Lines
+from samestep.output.json_lines import JsonLines
 from samestep.state import checkpoint
 from samestep.supervisor.forkserver_client import ForkServer
 from samestep.system import fault_injection
@@ -128,7 +128,7 @@ def test_lines_wait_for_a_full_disk_and_none_is_cut(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[str] = []
-    lines = Lines(tmp_path / "lines.jsonl", Fence(tmp_path, 1), told.append)
+    lines = JsonLines(tmp_path / "lines.jsonl", Fence(tmp_path, 1), told.append)
     flag = tmp_path / "full"
     monkeypatch.setenv(fault_injection.DISK_FULL, str(flag))
     for number in range(9):

@@ -69,6 +69,6 @@ def _with(run: RunResult, part: str, given: Any) -> tuple[Recipe, UserCode]:
             )
         objects = {names(recipe)[part]: copy.deepcopy(given)}
     if part in names(recipe):
-        said = {part: given} if isinstance(given, str) else {}
-        check_origin({part: names(recipe)[part]}, said, objects)
+        trusted = {part: given} if isinstance(given, str) else {}
+        check_origin({part: names(recipe)[part]}, trusted, objects)
     return recipe, UserCode(search_path(), objects)

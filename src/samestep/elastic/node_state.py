@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from samestep.config.model import Count
 from samestep.config.recipe import Recipe
 from samestep.errors import SamestepError
-from samestep.output.run_writer import whole_lines
+from samestep.output.json_lines import whole_lines
 from samestep.state import checkpoint
 from samestep.state.checkpoint import Checkpoint, ProgressEntry
 from samestep.state.layout import Layout

@@ -8,7 +8,6 @@ can be written, after a warning.
 import json
 import os
 import shutil
-import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -32,6 +31,7 @@ from samestep.messages.training import (
 from samestep.messages.wire import JsonObject, as_record
 from samestep.output import events, trace
 from samestep.output.fence import FILE, TAKEN, Fence
+from samestep.output.json_lines import JsonLines, whole_lines
 from samestep.output.logs import take_log
 from samestep.output.run import MODEL_FILE, RunResult
 from samestep.output.schema import Result
@@ -54,49 +54,6 @@ RECORDS = {
 """The files of a training that ended before its first step."""
 PATIENCE_SECONDS = 15.0
 """At the end of a training, writing the weights is tried for so long."""
-
-
-@dataclass
-class Lines:
-    """A file of JSON lines; any thread may append."""
-
-    path: Path
-    fence: Fence
-    warn: Callable[[str], None]
-    _waiting: str = ""
-    _failing: bool = False
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def any(self) -> bool:
-        """Return whether there are lines, on the disk or in memory."""
-        on_disk = self.path.exists() and self.path.stat().st_size > 0
-        return on_disk or bool(self._waiting)
-
-    def append(self, record: Mapping[str, Any]) -> None:
-        """Append a record now, or with a later one once the disk works again.
-
-        Raises OutputError if another process may write the run instead.
-        """
-        with self._lock:
-            self._waiting += json.dumps(record) + "\n"
-            self._write()
-
-    def _write(self) -> None:
-        try:
-            self.fence.check()
-            atomic_files.append(self.path, self._waiting.encode())
-        except OSError as error:
-            if not self._failing:
-                self.warn(
-                    f"{self.path} cannot be written: {error.strerror}. The training "
-                    "goes on; the lines wait in memory."
-                )
-            self._failing = True
-        else:
-            self._waiting = ""
-            if self._failing:
-                self.warn(f"{self.path} can be written again; no line was lost.")
-            self._failing = False
 
 
 @dataclass
@@ -156,7 +113,7 @@ class RunWriter:
         self._lock = _lock(self.path, patience)
         self.fence = _claim(self.path, number, writer)
         self._metrics, self._events = (
-            Lines(self.path / name, self.fence, lambda text: self.warn(text))
+            JsonLines(self.path / name, self.fence, lambda text: self.warn(text))
             for name in ("metrics.jsonl", "events.jsonl")
         )
         return self
@@ -320,20 +277,6 @@ class RunWriter:
             raise OutputError(
                 f"{self.path / name} cannot be written: {error.strerror}."
             ) from None
-
-
-def whole_lines(path: Path) -> list[str]:
-    """Return a file's lines, without a last one that a kill has cut.
-
-    Raises RunError.
-    """
-    try:
-        lines = untrusted_files.read_text(path, "replace").splitlines(True)
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise RunError(f"{path} cannot be read: {error.strerror}.") from None
-    return [line for line in lines if line.endswith("\n")]
 
 
 def _is_kept(line: str, step: int, epochs: list[JsonObject]) -> bool:

@@ -104,10 +104,11 @@ class Barrier:
         first_rank: int = 0,
         start_seconds: float = 0.0,
     ) -> None:
-        """`shared` is a map of an object made by `create`.
+        """Use `shared`, a map of the memory that `create` made.
 
-        Among the workers of all machines, those of this one begin at `first_rank`.
-        The first waits may take `start_seconds` if that is longer than the timeout.
+        The rank of this machine's first worker among those of all machines is
+        `first_rank`, for error messages. The first waits may take `start_seconds` if
+        that is longer than the timeout.
         """
         self._start_seconds = max(start_seconds, timeout_seconds)
         self._first_rank = first_rank
