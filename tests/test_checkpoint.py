@@ -23,7 +23,7 @@ from samestep.state import checkpoint
 from samestep.state.checkpoint import Checkpoint
 from samestep.state.layout import Entry, Layout
 from samestep.state.snapshot import State
-from samestep.supervisor.checkpoint_writer import Keeper
+from samestep.supervisor.checkpoint_writer import CheckpointWriter
 
 
 LAYOUT = Layout(
@@ -261,15 +261,17 @@ def test_symbolic_links_are_refused(tmp_path: Path) -> None:
 Report = CheckpointWritten | CheckpointFailed
 
 
-def keeper_of(run: Path, report: Callable[[Report], None] = lambda _: None) -> Keeper:
-    return Keeper(run, RECIPE, BUILD, report, Fence(run, 1))
+def checkpoints_of(
+    run: Path, report: Callable[[Report], None] = lambda _: None
+) -> CheckpointWriter:
+    return CheckpointWriter(run, RECIPE, BUILD, report, Fence(run, 1))
 
 
 def keep(run: Path, losses: list[float | None]) -> tuple[list[int], list[Report]]:
     """One checkpoint after each epoch with these validation losses."""
     reports: list[Report] = []
     directory = checkpoint.directory_of(run)
-    with keeper_of(run, reports.append) as kept:
+    with checkpoints_of(run, reports.append) as kept:
         for index in range(len(losses)):
             epochs: list[dict[str, Any]] = [
                 {"epoch": e + 1} | ({"validation_loss": loss} if loss else {})
@@ -295,29 +297,29 @@ def test_a_damaged_checkpoint_does_not_count_as_one_that_is_kept(
         write(directory, step)
     damaged = directory / "step-2" / checkpoint.MODEL
     damaged.write_bytes(damaged.read_bytes()[:-1])
-    with keeper_of(tmp_path) as keeper:
-        assert keeper.write(state_of(3), LAYOUT, [])
+    with checkpoints_of(tmp_path) as writer:
+        assert writer.write(state_of(3), LAYOUT, [])
     assert checkpoint.steps(directory) == [1, 2, 3]  # 1 is the second valid one
 
 
 def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
     directory = checkpoint.directory_of(tmp_path)
     (directory / ".step-7.123.tmp").mkdir(parents=True)
-    with keeper_of(tmp_path):
+    with checkpoints_of(tmp_path):
         assert not list(directory.iterdir())
 
 
 def test_a_failing_disk_leaves_the_checkpoint_before(tmp_path: Path) -> None:
     directory = checkpoint.directory_of(tmp_path)
     reports: list[Report] = []
-    with keeper_of(tmp_path, reports.append) as keeper:
-        assert keeper.write(state_of(1), LAYOUT, [])
+    with checkpoints_of(tmp_path, reports.append) as writer:
+        assert writer.write(state_of(1), LAYOUT, [])
         directory.rename(tmp_path / "away")
         directory.write_text("not a directory")
-        assert not keeper.write(state_of(2), LAYOUT, [])
+        assert not writer.write(state_of(2), LAYOUT, [])
         directory.unlink()
         (tmp_path / "away").rename(directory)
-        assert keeper.write(state_of(3), LAYOUT, [])
+        assert writer.write(state_of(3), LAYOUT, [])
     kinds = [CheckpointWritten, CheckpointFailed, CheckpointWritten]
     assert [type(report) for report in reports] == kinds
     assert reports[1].step == 2
@@ -350,15 +352,15 @@ def test_no_error_ends_the_writing_of_checkpoints(
 
     monkeypatch.setattr(checkpoint, "write", write)
     monkeypatch.setattr("samestep.supervisor.checkpoint_writer.WRITING_SHARE", 1e9)
-    with keeper_of(tmp_path, report) as keeper:
+    with checkpoints_of(tmp_path, report) as writer:
         for _ in range(3):
             happened.clear()
-            keeper.offer(read, LAYOUT, [], 3)
+            writer.offer(read, LAYOUT, [], 3)
             assert happened.wait(30)
     failed = [each for each in reports if isinstance(each, CheckpointFailed)]
     assert [each.error for each in failed] == ["MemoryError", "full"]
     assert isinstance(reports[2], CheckpointWritten)
-    assert keeper.newest() == 3
+    assert writer.newest() == 3
 
 
 def test_files_are_written_for_their_owner_as_the_umask_says(tmp_path: Path) -> None:

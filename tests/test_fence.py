@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from conftest import small_recipe
-from test_checkpoint import LAYOUT, keeper_of, state_of
+from test_checkpoint import LAYOUT, checkpoints_of, state_of
 
 from samestep import Placement
 from samestep.errors import OutputError
@@ -45,10 +45,10 @@ def test_an_old_generation_cannot_write(tmp_path: Path) -> None:
 
 def test_an_old_generation_writes_no_checkpoint(tmp_path: Path) -> None:
     told: list[Any] = []
-    with keeper_of(tmp_path, told.append) as keeper:
-        assert keeper.write(state_of(1), LAYOUT, [])
+    with checkpoints_of(tmp_path, told.append) as checkpoints:
+        assert checkpoints.write(state_of(1), LAYOUT, [])
         Fence.claim(tmp_path, 2)
-        assert not keeper.write(state_of(2), LAYOUT, [])
+        assert not checkpoints.write(state_of(2), LAYOUT, [])
     assert checkpoint.steps(checkpoint.directory_of(tmp_path)) == [1]
 
 

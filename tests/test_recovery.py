@@ -10,7 +10,7 @@ from test_exactness import results
 
 from samestep import Run, WorkerFailed
 from samestep.errors import NonFiniteLoss, SamestepError, WorkerLate
-from samestep.supervisor.recovery import Budget, next_workers
+from samestep.supervisor.recovery import RestartBudget, next_workers
 
 
 RECIPE = small_recipe(epochs=3, model__norm="batch", optimizer__max_grad_norm=1.0)
@@ -155,7 +155,7 @@ def error_at(
 
 
 def test_a_budget_is_for_failures_without_progress() -> None:
-    budget = Budget(most=2)
+    budget = RestartBudget(most=2)
     for step in (5, 5, 6, 6, 7):
         budget.spend(error_at(step, code=-9))
     budget.spend(error_at(7, code=-9))
@@ -164,7 +164,7 @@ def test_a_budget_is_for_failures_without_progress() -> None:
 
 
 def test_a_segmentation_fault_at_the_same_step_twice_is_the_users() -> None:
-    budget = Budget(most=9)
+    budget = RestartBudget(most=9)
     budget.spend(error_at(5, code=-11))
     with pytest.raises(WorkerFailed, match="failed so at step 6 twice in a row"):
         budget.spend(error_at(5, code=-11))
@@ -173,7 +173,7 @@ def test_a_segmentation_fault_at_the_same_step_twice_is_the_users() -> None:
 def test_errors_that_are_no_accident_are_final() -> None:
     error: SamestepError = NonFiniteLoss("nan")
     with pytest.raises(NonFiniteLoss):
-        Budget(most=9).spend(error)
+        RestartBudget(most=9).spend(error)
 
 
 def test_fewer_workers_only_if_allowed_and_needed() -> None:

@@ -51,7 +51,7 @@ from samestep.output.run_writer import RunWriter
 from samestep.state.layout import Layout
 from samestep.state.snapshot import State
 from samestep.supervisor import hangs
-from samestep.supervisor.hangs import Watch
+from samestep.supervisor.hangs import HangDetector
 from samestep.supervisor.job import CROWDED_SPIN_SECONDS, SPIN_SECONDS, make_setup
 from samestep.supervisor.launch import exception
 from samestep.supervisor.recovery import Recovery, build_of, check_same, of_step
@@ -111,13 +111,13 @@ class Board:
         self.workers = [Heartbeat(self.fd, rank) for rank in (0, 1)]
         self.now = 0.0
         monkeypatch.setattr(time, "monotonic", lambda: self.now)
-        self.watch = Watch(
+        self.detector = HangDetector(
             Heartbeat(self.fd), 10.0, 100.0, lambda rank: rank == stopped
         )
 
     def late_after(self, seconds: float) -> list[int]:
         self.now += seconds
-        return self.watch.late()
+        return self.detector.late()
 
     def take_a_step(self) -> None:
         for worker in self.workers:
@@ -149,7 +149,7 @@ def test_the_worker_that_is_furthest_behind_is_late(board_of: BoardOf) -> None:
     assert board.late_after(1.0) == []
     assert board.late_after(9.9) == []
     assert board.late_after(0.2) == [1]
-    assert "within 10.0 s; late: worker 1." in board.watch.complaint("1")
+    assert "within 10.0 s; late: worker 1." in board.detector.complaint("1")
 
 
 def test_a_worker_may_take_five_times_the_longest_pause_so_far(
@@ -169,14 +169,14 @@ def test_a_start_has_a_timeout_of_its_own(board_of: BoardOf) -> None:
     board.workers[0].enter(MEETING)
     board.workers[1].enter(LOADING)
     assert board.late_after(0.0) == []
-    assert board.watch.slow_start() is None
+    assert board.detector.slow_start() is None
     assert board.late_after(11.0) == []
-    slow = board.watch.slow_start()
+    slow = board.detector.slow_start()
     assert slow is not None
     assert (slow.phase, slow.seconds, slow.patience) == ("loading the data", 11, 100)
-    assert board.watch.slow_start() is None  # once per phase
+    assert board.detector.slow_start() is None  # once per phase
     assert board.late_after(90.0) == [1]
-    assert "has been loading the data for longer" in board.watch.complaint("1")
+    assert "has been loading the data for longer" in board.detector.complaint("1")
 
 
 def test_a_worker_that_is_stopped_while_it_starts_is_late_earlier(
@@ -185,7 +185,7 @@ def test_a_worker_that_is_stopped_while_it_starts_is_late_earlier(
     board = board_of(stopped=0)
     assert board.late_after(0.0) == []
     assert board.late_after(11.0) == [0]
-    assert "within 10.0 s" in board.watch.complaint("0 (stopped by a signal)")
+    assert "within 10.0 s" in board.detector.complaint("0 (stopped by a signal)")
 
 
 def test_a_stopped_process_is_recognised() -> None:

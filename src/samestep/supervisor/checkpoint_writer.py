@@ -46,7 +46,7 @@ class Offer:
 
 
 @dataclass
-class Keeper:
+class CheckpointWriter:
     """The checkpoints of one run. Leaving it writes the state that still waits."""
 
     run: Path
@@ -64,7 +64,7 @@ class Keeper:
     _thread: threading.Thread | None = None
     _verified: set[int] = field(default_factory=set)
 
-    def __enter__(self) -> "Keeper":
+    def __enter__(self) -> "CheckpointWriter":
         directory = checkpoint.directory_of(self.run)
         for leftover in directory.glob(".step-*.tmp"):
             shutil.rmtree(leftover, ignore_errors=True)

@@ -20,8 +20,8 @@ STACK_BYTES = 20_000
 
 
 @dataclass
-class Watch:
-    """Watches the heartbeat: a slow worker changes it, one that hangs does not.
+class HangDetector:
+    """Finds hanging workers by their heartbeats, which slow ones still change.
 
     Before their first step, workers load data, build and compile. Only their phase
     changes then, and each phase has a timeout of its own.
@@ -73,7 +73,7 @@ class Watch:
     def complaint(self, workers: str) -> str:
         """Return the error message for workers that are late.
 
-        Equal failures have equal messages: `Budget` compares them.
+        Equal failures have equal messages: `RestartBudget` compares them.
         """
         if self._is_starting and self.seconds >= self.start_seconds:
             return (

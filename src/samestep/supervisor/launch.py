@@ -22,7 +22,7 @@ from samestep.messages import wire
 from samestep.messages.job import Job, Setup
 from samestep.messages.training import Failed, Message, WorkersStarted
 from samestep.supervisor.forkserver_client import END_SECONDS, ForkServer
-from samestep.supervisor.hangs import Watch, is_stopped, where_it_hangs
+from samestep.supervisor.hangs import HangDetector, is_stopped, where_it_hangs
 from samestep.system import cache, machine
 from samestep.system.heartbeat import STEP, Heartbeat
 from samestep.system.resources import resources
@@ -51,7 +51,7 @@ class Worker:
     pidfd: int | None
     """Names this process even when its parent is gone and its id is used again."""
     buffer: bytes = b""
-    is_silent: bool = False
+    is_closed: bool = False
     """Whether it has closed its end of the socket, as code in it may do."""
     exit_code: int | None = None
     failure: Failed | None = None
@@ -59,7 +59,7 @@ class Worker:
     def receive(self) -> list[Message]:
         """Return the messages that have arrived. Raises WorkerFailed if one is damaged.
 
-        Sets `is_silent` at the end of the socket.
+        Sets `is_closed` at the end of the socket.
         """
         with contextlib.suppress(BlockingIOError):
             try:
@@ -67,7 +67,7 @@ class Worker:
                     self.buffer += data
             except ConnectionResetError:
                 pass
-            self.is_silent = True
+            self.is_closed = True
         *lines, self.buffer = self.buffer.split(b"\n")
         return [wire.decode(line, Message) for line in lines]
 
@@ -108,13 +108,13 @@ def run_workers(
         fds, port = stack.enter_context(resources(job.setup.exchange, workers))
         heartbeat = Heartbeat(fds["board"])
         inherited = {**fds, **(memories or {})}
-        crew = _start(server, job, workers, logs, inherited, port)
-    supervision = _Supervision(server, crew, heartbeat, job.setup, listen, stop)
+        group = _start(server, job, workers, logs, inherited, port)
+    supervision = _Supervision(server, group, heartbeat, job.setup, listen, stop)
     try:
-        listen(WorkersStarted(pids=[worker.pid for worker in crew]))
+        listen(WorkersStarted(pids=[worker.pid for worker in group]))
         supervision.run()
     finally:
-        _end(server, crew)
+        _end(server, group)
         supervision.receive_rest()
 
 
@@ -127,7 +127,7 @@ def _start(
     port: int,
 ) -> list[Worker]:
     preload, line = PRELOAD[job.setup.exchange], wire.encode(job)
-    crew: list[Worker] = []
+    group: list[Worker] = []
     try:
         for rank in range(workers):
             ours, theirs = socket.socketpair()
@@ -142,15 +142,15 @@ def _start(
                 except BaseException:
                     ours.close()
                     raise
-            crew.append(Worker(rank, pid, ours, log, _pidfd(pid)))
+            group.append(Worker(rank, pid, ours, log, _pidfd(pid)))
             ours.sendall(line)
             ours.setblocking(False)
     except BaseException:
-        _end(server, crew)
-        for worker in crew:
+        _end(server, group)
+        for worker in group:
             worker.control.close()
         raise
-    return crew
+    return group
 
 
 def _environment(rank: int, workers: int, port: int) -> dict[str, str]:
@@ -180,7 +180,7 @@ class _Supervision:
     """Watches the workers of one generation until their end."""
 
     server: ForkServer
-    crew: list[Worker]
+    group: list[Worker]
     heartbeat: Heartbeat
     setup: Setup
     listen: Callable[[Message], None]
@@ -193,7 +193,7 @@ class _Supervision:
 
         Raises the exception of the first worker that failed.
         """
-        watch = Watch(
+        detector = HangDetector(
             self.heartbeat,
             self.setup.hang_timeout,
             self.setup.start_timeout,
@@ -201,28 +201,28 @@ class _Supervision:
         )
         with selectors.DefaultSelector() as selector:
             selector.register(self.server, selectors.EVENT_READ)
-            for worker in self.crew:
+            for worker in self.group:
                 selector.register(worker.control, selectors.EVENT_READ, worker)
-            while any(worker.exit_code is None for worker in self.crew):
+            while any(worker.exit_code is None for worker in self.group):
                 for key, _ in selector.select(POLL_SECONDS):
                     if key.data is not None:
                         self._pass_on(key.data)
-                        if key.data.is_silent:  # it would be readable for ever
+                        if key.data.is_closed:  # it would be readable for ever
                             selector.unregister(key.data.control)
                 self._reap(selector)
-                if _first_cause(self.crew) or time.monotonic() > self._deadline:
+                if _first_cause(self.group) or time.monotonic() > self._deadline:
                     break
-                if any(worker.failure for worker in self.crew):
+                if any(worker.failure for worker in self.group):
                     self._expire(GRACE_SECONDS)
                 elif self.stop.number is not None and not self.heartbeat.stop:
                     self.heartbeat.request_stop()
                     self._expire(STOP_SECONDS)
-                elif late := watch.late():
-                    self._blame(late, watch)
-                elif slow_start := watch.slow_start():
+                elif late := detector.late():
+                    self._blame(late, detector)
+                elif slow_start := detector.slow_start():
                     self.listen(slow_start)
-        failed = _first_cause(self.crew) or next(
-            (w for w in self.crew if w.failure), None
+        failed = _first_cause(self.group) or next(
+            (w for w in self.group if w.failure), None
         )
         if failed:
             raise self._exception(failed)
@@ -233,10 +233,10 @@ class _Supervision:
         A snapshot among that may be newer than the failure.
         """
         try:
-            for worker in self.crew:
+            for worker in self.group:
                 self._pass_on(worker)
         finally:
-            for worker in self.crew:
+            for worker in self.group:
                 worker.control.close()
 
     def _expire(self, seconds: float) -> None:
@@ -251,7 +251,7 @@ class _Supervision:
 
     def _reap(self, selector: selectors.BaseSelector) -> None:
         for pid, code in self.server.exits():
-            worker = next((w for w in self.crew if w.pid == pid), None)
+            worker = next((w for w in self.group if w.pid == pid), None)
             if worker is None:  # of an earlier generation, killed long ago
                 continue
             self._pass_on(worker)  # its failure may still be in the socket
@@ -263,19 +263,19 @@ class _Supervision:
                 worker.failure = Failed(error="WorkerFailed", message=how, code=code)
 
     def _is_stopped(self, rank: int) -> bool:
-        return is_stopped(self.crew[rank].pid)
+        return is_stopped(self.group[rank].pid)
 
-    def _blame(self, late: list[int], watch: Watch) -> None:
+    def _blame(self, late: list[int], detector: HangDetector) -> None:
         """Record as a failure that workers hang, and where."""
         titles, stacks = [], ""
-        suspects = [self.crew[rank] for rank in late]
+        suspects = [self.group[rank] for rank in late]
         # A worker that was stopped inside an exchange has come as far as those that
         # wait for it there, so the heartbeat alone does not tell them apart.
         for worker in [w for w in suspects if is_stopped(w.pid)] or suspects:
             stacks += where_it_hangs(self.server, worker.pid, worker.log)
             suffix = " (stopped by a signal)" if is_stopped(worker.pid) else ""
             titles.append(f"{worker.rank}{suffix}")
-        message = watch.complaint(", ".join(titles))
+        message = detector.complaint(", ".join(titles))
         worker.failure = Failed(error="WorkerLate", message=message, traceback=stacks)
 
     def _exception(self, worker: Worker) -> SamestepError:
@@ -309,9 +309,9 @@ def exception(failure: Failed, rank: int) -> SamestepError:
     return error
 
 
-def _end(server: ForkServer, crew: list[Worker]) -> None:
+def _end(server: ForkServer, group: list[Worker]) -> None:
     """Kill the workers that are left and wait until they have been reaped."""
-    left = {worker.pid for worker in crew if worker.exit_code is None}
+    left = {worker.pid for worker in group if worker.exit_code is None}
     deadline = time.monotonic() + END_SECONDS
     try:
         for pid in left:
@@ -319,10 +319,10 @@ def _end(server: ForkServer, crew: list[Worker]) -> None:
         while left and time.monotonic() < deadline:
             left -= {pid for pid, _ in server.exits(seconds=0.1)}
     except WorkerFailed:  # the server has ended, and cannot kill them any more
-        for worker in crew:
+        for worker in group:
             worker.kill()
     finally:
-        for worker in crew:
+        for worker in group:
             worker.forget()
 
 
@@ -334,6 +334,6 @@ def _pidfd(pid: int) -> int | None:
     return None
 
 
-def _first_cause(crew: list[Worker]) -> Worker | None:
+def _first_cause(group: list[Worker]) -> Worker | None:
     """Return a worker that failed for another reason than that it lost a peer."""
-    return next((w for w in crew if w.failure and w.failure.error != "PeerLost"), None)
+    return next((w for w in group if w.failure and w.failure.error != "PeerLost"), None)

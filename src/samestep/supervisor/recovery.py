@@ -49,7 +49,7 @@ FROM_OUTSIDE = (-9, -15, -19)
 
 
 @dataclass
-class Budget:
+class RestartBudget:
     """The number of restarts that a training may take without getting further."""
 
     most: int
@@ -102,7 +102,7 @@ def build_of(
     report: Callable[[SamestepError], None] = lambda _: None,
 ) -> dict[str, str]:
     """Return `ForkServer.build`; try again if the server ends. Raises WorkerFailed."""
-    budget = Budget(most_restarts)
+    budget = RestartBudget(most_restarts)
     while True:
         try:
             return server.build(device)
@@ -159,7 +159,7 @@ class Recovery:
         Raises the error of the last generation if another one would be of no use.
         """
         crowded = self.workers > machine.usable_cores()[0]
-        budget = Budget(self.most_restarts)
+        budget = RestartBudget(self.most_restarts)
         while True:
             try:
                 self._run_generation()
@@ -287,7 +287,7 @@ class Recovery:
         after = time.monotonic() - failed
         self.listen(CaughtUp(step=last_step, after=after))
 
-    def _spend(self, budget: Budget, error: SamestepError) -> None:
+    def _spend(self, budget: RestartBudget, error: SamestepError) -> None:
         """Raise the error itself if another try would be of no use."""
         try:
             budget.spend(error)

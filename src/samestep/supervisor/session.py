@@ -24,7 +24,7 @@ from samestep.state import checkpoint
 from samestep.state.checkpoint import Checkpoint
 from samestep.state.layout import Layout
 from samestep.state.snapshot import State
-from samestep.supervisor.checkpoint_writer import Keeper
+from samestep.supervisor.checkpoint_writer import CheckpointWriter
 from samestep.supervisor.forkserver_client import ForkServer
 from samestep.supervisor.job import make_setup
 from samestep.supervisor.recovery import Recovery
@@ -67,7 +67,7 @@ class Session:
     _final: Finished | None = None
     _steps_per_epoch: int = 1
     _next_checkpoint: float = 0.0
-    _keeper: Keeper = field(init=False)
+    _checkpoints: CheckpointWriter = field(init=False)
 
     def run(self, training: Training, notice: str | None) -> RunResult:
         """Train, and write result.json however that ends.
@@ -95,11 +95,11 @@ class Session:
 
     def _train(self, training: Training) -> None:
         writer, build = self.writer, training.build() | dict(self.checksums)
-        self._keeper = Keeper(
+        self._checkpoints = CheckpointWriter(
             writer.path, writer.recipe, build, self._report, writer.fence
         )
         try:
-            with self._keeper:
+            with self._checkpoints:
                 try:
                     state = training.run()
                     if self._final:
@@ -139,7 +139,7 @@ class Session:
         `run` does not return any more.
         """
         self._keep_last(training)
-        self._keeper.finish()
+        self._checkpoints.finish()
         self.writer.close("interrupted")
 
     def _keep_last(self, training: Training) -> None:
@@ -147,7 +147,7 @@ class Session:
         state, layout = training.state, training.layout
         if state is not None and layout is not None:
             epochs = self._epochs_at(state.step)
-            self._keeper.offer(lambda: state, layout, epochs, state.step)
+            self._checkpoints.offer(lambda: state, layout, epochs, state.step)
 
     def listen(self, message: Message) -> None:
         """Receive a message of rank 0 or of the recovery; each step and epoch once."""
@@ -155,7 +155,7 @@ class Session:
         self.view.receive(message)
         match message:
             case Started(conditions=conditions, steps_per_epoch=steps):
-                self._keeper.build = {**self._keeper.build, **conditions}
+                self._checkpoints.build = {**self._checkpoints.build, **conditions}
                 self._steps_per_epoch = steps
             case EpochRecord(epoch=epoch, validation_metrics=metrics):
                 self._check_loss("validation", metrics.get("validation_loss"), epoch)
@@ -181,7 +181,7 @@ class Session:
         if step % self._steps_per_epoch == 0 or now >= self._next_checkpoint:
             seconds = self.writer.placement.checkpoint_seconds
             self._next_checkpoint = now + seconds
-            self._keeper.offer(read, layout, self._epochs_at(step), step)
+            self._checkpoints.offer(read, layout, self._epochs_at(step), step)
 
     def _epochs_at(self, step: int) -> list[JsonObject]:
         return self.writer.epochs[: step // self._steps_per_epoch]
@@ -195,9 +195,9 @@ class Session:
         """Return where the training stopped, and whether that is on disk."""
         if state is None:
             return "stopped before the first snapshot"
-        if state.step == self._keeper.newest():
+        if state.step == self._checkpoints.newest():
             return f"stopped after step {state.step}"
-        why = self._keeper.failure or "not all workers had saved it"
+        why = self._checkpoints.failure or "not all workers had saved it"
         return f"stopped after step {state.step}, which is not on disk ({why})"
 
     def _ended(self, how: str, training: Training) -> BaseException:
@@ -206,14 +206,14 @@ class Session:
         Schedulers run `resume` after the exit codes of Interrupted, and would do so for
         ever if nothing was ever saved.
         """
-        if self._keeper.newest() is None:
+        if self._checkpoints.newest() is None:
             return OutputError(f"{how}. {self._remedy}")
         remedy = self._remedy[0].lower() + self._remedy[1:].rstrip(".")
         return Interrupted(f"{how}; {remedy}", training.stop.exit_code)
 
     @property
     def _remedy(self) -> str:
-        newest = self._keeper.newest()
+        newest = self._checkpoints.newest()
         if newest is None:
             return "Nothing was saved, so there is nothing to go on with: train again."
         return f"Go on with `samestep resume {self.writer.path}`, from step {newest}."

@@ -87,7 +87,7 @@ class Channel(Protocol):
     job: Job
 
     def watch(self) -> None:
-        """From now on, end this process when the other one has ended."""
+        """Start to watch the other process; end this one when that has ended."""
 
     def send(self, message: Message) -> None:
         """Report to the supervisor."""
@@ -103,7 +103,7 @@ class ControlSocket:
             self.job: Job = wire.decode(lines.readline(), Job)
 
     def watch(self) -> None:
-        """From now on, end this process when the supervisor has ended."""
+        """Start to watch the supervisor; end this process when it has ended."""
         threading.Thread(target=self._end_with_supervisor, daemon=True).start()
 
     def send(self, message: Message) -> None:
