@@ -129,11 +129,12 @@ def test_recipes_lists_and_prints_what_can_be_trained(tmp_path: Path) -> None:
     assert again.stdout == printed.read_text()
 
 
-def test_help_shows_examples_and_does_not_import_torch() -> None:
+def test_help_shows_examples_and_imports_nothing_slow() -> None:
     shown = samestep("train", "--help")
     assert "samestep train --set optimizer.lr=0.003" in shown.stdout
-    code = "import sys, samestep.cli.main; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    code = "import sys, samestep.cli.main; print(*sys.modules)"
+    modules = subprocess.check_output([sys.executable, "-c", code], text=True).split()
+    assert not {"torch", "numpy", "pydantic", "rich", "psutil"}.intersection(modules)
 
 
 def test_no_color_is_honoured_and_nothing_is_read_from_a_terminal(

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from samestep.config.recipe import Recipe
     from samestep.loop.loop import Loop
 
-# Imported on first use: pydantic would cost `samestep --help` 0.3 s, and torch seconds.
+# Imported on first use, since pydantic would slow `samestep --help`, and torch more.
 _LAZY = {
     "Evaluation": "samestep.api.train",
     "Loop": "samestep.loop.loop",

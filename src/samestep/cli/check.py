@@ -6,7 +6,6 @@ from typing import Any
 import click
 
 from samestep.cli.options import recipe_options, set_option, user_code_options
-from samestep.supervisor.forkserver_client import ForkServer
 from samestep.system.terminal import echo
 
 
@@ -27,6 +26,8 @@ def check(recipe: str | None, **options: Any) -> None:
       samestep check --model mine:build --data mine:load
       samestep check mine.toml
     """
+    from samestep.supervisor.forkserver_client import ForkServer
+
     with ForkServer() as server:
         from samestep.api import train
         from samestep.user_code.arguments import requested

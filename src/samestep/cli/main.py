@@ -23,7 +23,6 @@ from samestep.cli.options import (
 )
 from samestep.cli.report import report
 from samestep.cli.scale import scale
-from samestep.supervisor.forkserver_client import ForkServer
 from samestep.system.terminal import echo
 
 
@@ -85,6 +84,8 @@ def train(
         asked, _ = requested(recipe, dict(options))
         machines.run(options["out"], asked)
         return
+    from samestep.supervisor.forkserver_client import ForkServer
+
     with ForkServer() as server:  # imports torch in another process meanwhile
         from samestep.api import train
         from samestep.config.placement import Placement
@@ -136,6 +137,8 @@ def resume(
 
         machines.run(run, None)
         return
+    from samestep.supervisor.forkserver_client import ForkServer
+
     with ForkServer() as server:
         from samestep.api import train
         from samestep.config.placement import Placement
@@ -182,6 +185,8 @@ def evaluate(
       samestep evaluate runs/mnist-mlp-20260101T000000Z
       samestep evaluate model.safetensors --split validation --workers 2
     """
+    from samestep.supervisor.forkserver_client import ForkServer
+
     with ForkServer() as server:
         from samestep.api import train
         from samestep.config.placement import Placement
