@@ -1,4 +1,4 @@
-"""Old names of recipe fields: they work with a warning, and old runs can be read."""
+"""Old names of fields, flags and keywords: they work with a warning."""
 
 import json
 import subprocess
@@ -12,8 +12,11 @@ import pytest
 import safetensors.numpy
 import tomli_w
 from conftest import Train, small_recipe
+from test_cli import samestep
 
-from samestep import Recipe, RecipeError, Run, evaluate, resume
+from samestep import Placement, Recipe, RecipeError, Run, RunError, evaluate, resume
+from samestep.cli import main
+from samestep.cli.renamed_flags import RENAMED, with_new_names
 from samestep.config.renames import NEW_NAMES, OLD_NAMES, new_name, rename
 from samestep.errors import OldNameWarning
 from samestep.output.console import SilentView
@@ -152,3 +155,46 @@ def test_an_old_run_is_read_evaluated_and_resumed_without_a_warning(
         view = SilentView()
         again = resume(old, epochs=2, view=view, server=server)
     assert again.weights_sha256 == longer.weights_sha256
+
+
+def test_old_flags_are_replaced_with_one_warning_each() -> None:
+    old = ["train", "--endpoint", "h:1", "--evict-slower-than=0.1"]
+    new = ["train", "--rdzv-endpoint", "h:1", "--drop-stragglers-below=0.1"]
+    with pytest.warns(OldNameWarning) as caught:
+        assert with_new_names(old) == new
+    assert len(caught) == 2
+    assert "`--endpoint` is now `--rdzv-endpoint`" in str(caught[0].message)
+
+
+def test_every_new_flag_is_an_option_and_no_old_one_is() -> None:
+    commands = main.cli.commands["train"], main.cli.commands["resume"]
+    flags = {flag for command in commands for p in command.params for flag in p.opts}
+    assert flags >= set(RENAMED.values())
+    assert not flags & set(RENAMED)
+
+
+def test_an_old_keyword_of_a_placement_works_with_a_warning() -> None:
+    with pytest.warns(OldNameWarning, match="is now `drop_stragglers_below`"):
+        placement = Placement.model_validate({"evict_slower_than": 0.5})
+    assert placement.drop_stragglers_below == 0.5
+
+
+def test_the_command_line_warns_of_an_old_flag_in_one_line() -> None:
+    ended = samestep("compare", "--endpoint", "h:1")
+    first, *rest = ended.stderr.splitlines()
+    assert first == (
+        "warning: `--endpoint` is now `--rdzv-endpoint`; the old name goes with the "
+        "next release."
+    )
+    assert "No such option" in rest[-1]
+
+
+def test_an_old_keyword_of_resume_works_with_a_warning(
+    server: ForkServer, tmp_path: Path
+) -> None:
+    old: dict[str, Any] = {"accept_other_bits": True}
+    with (
+        pytest.warns(OldNameWarning, match="is now `allow_different_numerics`"),
+        pytest.raises(RunError, match="not a run directory"),
+    ):
+        resume(tmp_path, server=server, **old)
