@@ -12,7 +12,8 @@ from own_samples import LOSS, METRICS
 import samestep
 from samestep import Run
 from samestep.core.metric import Metric
-from samestep.output.console import SilentView, epoch_line
+from samestep.output.console import SilentView
+from samestep.output.sentences import epoch_line
 from samestep.output.tensorboard import step_scalars
 from samestep.supervisor.forkserver_client import ForkServer
 from samestep.training.metrics import MetricSums

@@ -45,9 +45,10 @@ from samestep.messages.training import (
     TimeUse,
     Traced,
 )
-from samestep.output.console import SilentView, sentence
+from samestep.output.console import SilentView
 from samestep.output.events import EVENTS
 from samestep.output.run_writer import RunWriter
+from samestep.output.sentences import sentence
 from samestep.state.layout import Layout
 from samestep.state.snapshot import State
 from samestep.supervisor import hangs

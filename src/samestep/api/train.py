@@ -1,6 +1,5 @@
 """The Python API: train, resume and evaluate, from a script or the command line."""
 
-import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -219,7 +218,7 @@ def evaluate(
             running,
             EvaluationJob(
                 setup=make_setup(recipe, resolved, given),
-                model_file=os.path.abspath(model_file),  # noqa: PTH100
+                model_file=str(model_file.absolute()),
                 split=split,
             ),
             resolved.num_workers,

@@ -190,7 +190,7 @@ def evaluate(
     with ForkServer() as server:
         from samestep.api import train
         from samestep.config.placement import Placement
-        from samestep.output.console import scores
+        from samestep.output.sentences import scores
 
         evaluation = train.evaluate(
             run_or_model,

@@ -2,7 +2,7 @@
 
 A worker's reports go over its socket to the supervisor. Together with the supervisor's
 own they go to the session, which keeps the run: `output.events` decides which of them
-become events, `output.console` which are shown.
+become events, `output.sentences` which are shown.
 """
 
 from dataclasses import dataclass, field

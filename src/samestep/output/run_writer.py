@@ -112,6 +112,7 @@ class RunWriter:
         untrusted_files.check_parts(self.path)
         self._lock = _lock(self.path, patience)
         self.fence = _claim(self.path, number, writer)
+        # A lambda, since `warn` is set later, by the session.
         self._metrics, self._events = (
             JsonLines(self.path / name, self.fence, lambda text: self.warn(text))
             for name in ("metrics.jsonl", "events.jsonl")

@@ -4,8 +4,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from samestep.output.console import scores
 from samestep.output.run import RunResult
+from samestep.output.sentences import scores
 
 
 def summary(run: RunResult) -> str:
