@@ -14,8 +14,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from pydantic import ConfigDict, TypeAdapter
-
 
 POINTS = ("start", "forward", "exchange", "update", "snapshot")
 """While a worker starts, before a forward pass, before its gradients are summed,
@@ -28,7 +26,7 @@ SCHEDULE, DISK_FULL = "SAMESTEP_FAULTS", "SAMESTEP_DISK_FULL"
 class Fault:
     """A fault of one worker, the first time that it is at `point` from `step` on."""
 
-    __pydantic_config__: ClassVar = ConfigDict(extra="forbid", strict=True)
+    __pydantic_config__: ClassVar = {"extra": "forbid", "strict": True}
 
     number: int
     kind: Literal["kill", "stop", "exception", "loop"]
@@ -46,6 +44,9 @@ def from_environment() -> list[Fault]:
     path = os.environ.get(SCHEDULE)
     if not path:
         return []
+    # Here, since it takes 0.1 s to import, and the command line's help needs no faults.
+    from pydantic import TypeAdapter
+
     return TypeAdapter(list[Fault]).validate_json(Path(path).read_bytes())
 
 
