@@ -25,11 +25,13 @@ counter = itertools.count()
 
 
 def pytest_configure() -> None:
-    """Let the programs that tests start receive the signals that tests send.
+    """Prepare what the programs that tests start inherit.
 
-    `nohup` ignores SIGHUP and a shell's `&` SIGINT, which programs inherit. A handler
-    ignores them as well, and is not inherited.
+    They receive the signals that tests send: `nohup` ignores SIGHUP and a shell's `&`
+    SIGINT, which programs inherit; a handler ignores them as well, and is not
+    inherited. Threads that wait for others of theirs leave the core to other tests.
     """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for number in (signal.SIGHUP, signal.SIGINT):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, lambda *_: None)
@@ -38,6 +40,17 @@ def pytest_configure() -> None:
 def pytest_xdist_auto_num_workers() -> int:
     """Return the processes of `-n auto`: most tests wait for others half the time."""
     return len(os.sched_getaffinity(0)) * 3 // 2
+
+
+LONGEST = (
+    *("test_hosts", "test_elastic", "test_examples", "test_docs", "test_benchmarks"),
+    *("test_exchange", "test_chaos", "test_faulty_disk", "test_loop", "test_meeting"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest tests, so that no process waits for one in the end."""
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
 
 
 @pytest.fixture(scope="session")

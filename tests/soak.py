@@ -1,9 +1,10 @@
-"""One worker of the soak test: `python soak.py RANK WORKERS FD STEPS SEED`.
+"""The workers of the soak test: `python soak.py WORKERS FD STEPS SEED`.
 
 Every step exchanges gradients that everyone can compute, and checks their sum and
-the parameters. Random delays hit random workers. Prints the number of steps.
+the parameters. Random delays hit random workers. Each prints the number of steps.
 """
 
+import multiprocessing
 import random
 import sys
 import time
@@ -65,8 +66,22 @@ def main(rank: int, workers: int, fd: int, steps: int, seed: int) -> None:
         exchange.all_gather_parameters()
         expected -= 0.01 * total
         assert exchange.parameters.equal(expected), f"wrong parameters at step {step}"
-    print(steps)
+    print(steps, flush=True)
+
+
+def fork(workers: int, *arguments: int) -> None:
+    """Run all workers, which share one import of torch; raise if one fails."""
+    context = multiprocessing.get_context("fork")
+    crew = [
+        context.Process(target=main, args=(rank, workers, *arguments))
+        for rank in range(workers)
+    ]
+    for worker in crew:
+        worker.start()
+    for worker in crew:
+        worker.join()
+    assert all(worker.exitcode == 0 for worker in crew)
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    fork(*map(int, sys.argv[1:]))

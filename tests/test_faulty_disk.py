@@ -24,7 +24,8 @@ from samestep.system import fault_injection
 
 
 NAMESPACE = ["unshare", "--mount", "--propagation", "private"]
-OPTIONS = {"epochs": 15, "model.hidden": [16]}
+EPOCHS = 8
+OPTIONS = {"epochs": EPOCHS, "model.hidden": [16]}
 
 
 def can_mount() -> bool:
@@ -36,7 +37,7 @@ def can_mount() -> bool:
 def training_on(disk: Path, copy: Path) -> Iterator[subprocess.Popen[str]]:
     """A training on a disk of its own of 3 MB; its run is copied when it ends."""
     disk.mkdir()
-    options = ["--epochs", "15", "--set", "model.hidden=[16]", "--workers", "2"]
+    options = ["--epochs", str(EPOCHS), "--set", "model.hidden=[16]", "--workers", "2"]
     train = [
         sys.executable,
         "-m",
@@ -112,9 +113,9 @@ def test_a_disk_that_fails_for_a_while_costs_nothing(
     assert "metrics.jsonl can be written again; no line was lost" in shown
     lines = (copy / "metrics.jsonl").read_text().splitlines()
     steps = [r["step"] for r in map(json.loads, lines) if r["type"] == "step"]
-    expected = [215 * e + s for e in range(15) for s in (*range(10, 220, 10), 215)]
+    expected = [215 * e + s for e in range(EPOCHS) for s in (*range(10, 220, 10), 215)]
     assert steps == [step for step in expected if step % 215 != 5 or step < 10]
-    assert checkpoint.steps(checkpoint.directory_of(copy))[-1] == 15 * 215
+    assert checkpoint.steps(checkpoint.directory_of(copy))[-1] == EPOCHS * 215
 
     recipe, placement = (
         Recipe.load("mnist-mlp", OPTIONS),

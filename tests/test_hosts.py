@@ -32,7 +32,7 @@ LOOPBACK = ("0100007F", "00000000000000000000000001000000")
 PORT = 29400
 RECIPE: dict[str, Any] = {
     "name": "own",
-    "epochs": 120,
+    "epochs": 60,
     "global_batch": 24,
     "micro_batches": 6,
     "optimizer": {"name": "adam", "lr": 0.01},
@@ -68,7 +68,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, server: ForkServer) -> Run:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(directory)
         hurry()
-        slow = SLOW.replace("0.01", "0.08").format(hurry=directory / "hurry")
+        slow = SLOW.format(hurry=directory / "hurry", seconds=0.16)
         Path("mine_hosts.py").write_text(HEAD + EVERYTHING + slow)
         recipe = Recipe.from_dict(RECIPE)
         where = Placement(workers=1, out=directory / "run")
