@@ -11,21 +11,19 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from conftest import Own, Train
+from test_elastic import SLOW, hurry
 from test_launch import DEADLINE, long_training, trains, wait_until
 
-import samestep
-from samestep import Placement, Recipe, Run
-from samestep.output.console import SilentView
+from samestep import Run
 from samestep.output.fence import Fence
 from samestep.output.json_lines import JsonLines
 from samestep.state import checkpoint
-from samestep.supervisor.forkserver_client import ForkServer
 from samestep.system import fault_injection
 
 
 NAMESPACE = ["unshare", "--mount", "--propagation", "private"]
-EPOCHS = 8
-OPTIONS = {"epochs": EPOCHS, "model.hidden": [16]}
+EPOCHS = 40
 
 
 def can_mount() -> bool:
@@ -34,19 +32,13 @@ def can_mount() -> bool:
 
 
 @contextmanager
-def training_on(disk: Path, copy: Path) -> Iterator[subprocess.Popen[str]]:
+def training_on(
+    disk: Path, copy: Path, recipe: Path
+) -> Iterator[subprocess.Popen[str]]:
     """A training on a disk of its own of 3 MB; its run is copied when it ends."""
     disk.mkdir()
-    options = ["--epochs", str(EPOCHS), "--set", "model.hidden=[16]", "--workers", "2"]
-    train = [
-        sys.executable,
-        "-m",
-        "samestep",
-        "train",
-        "--out",
-        f"{disk}/run",
-        *options,
-    ]
+    command = [sys.executable, "-m", "samestep", "train", str(recipe)]
+    train = [*command, "--out", f"{disk}/run", "--workers", "2"]
     script = (
         f'mount -t tmpfs -o size=3m tmpfs {disk} && "$@" --checkpoint-seconds 0.01; '
         f"code=$?; cp -r {disk}/run {copy}; exit $code"
@@ -91,10 +83,12 @@ def run_inside(process: subprocess.Popen[str], script: str) -> None:
     [("full", "No space left on device"), ("read-only", "Read-only file system")],
 )
 def test_a_disk_that_fails_for_a_while_costs_nothing(
-    tmp_path: Path, server: ForkServer, how: str, reason: str
+    tmp_path: Path, own: Own, train: Train, how: str, reason: str
 ) -> None:
-    disk, copy = tmp_path / "disk", tmp_path / "copy"
-    with training_on(disk, copy) as process:
+    disk, copy, file = (tmp_path / name for name in ("disk", "copy", "recipe.toml"))
+    recipe = own(SLOW.format(hurry=tmp_path / "hurry", seconds=0.1), epochs=EPOCHS)
+    file.write_text(recipe.to_toml())
+    with training_on(disk, copy, file) as process:
         run = Path(f"/proc/{process.pid}/root{disk}/run")
         wait_until(lambda: trains(run) or process.poll() is not None)
         wait_until(lambda: checkpoint.steps(checkpoint.directory_of(run)) != [])
@@ -107,22 +101,16 @@ def test_a_disk_that_fails_for_a_while_costs_nothing(
             shown += line
         assert checkpoint.steps(checkpoint.directory_of(run))  # the one before stays
         mend_disk(how, process, disk)
+        hurry()
         shown += process.communicate(timeout=DEADLINE)[1]
         assert process.returncode == 0, shown
     assert f"cannot be written: {reason}. The training goes on" in shown
     assert "metrics.jsonl can be written again; no line was lost" in shown
     lines = (copy / "metrics.jsonl").read_text().splitlines()
     steps = [r["step"] for r in map(json.loads, lines) if r["type"] == "step"]
-    expected = [215 * e + s for e in range(EPOCHS) for s in (*range(10, 220, 10), 215)]
-    assert steps == [step for step in expected if step % 215 != 5 or step < 10]
-    assert checkpoint.steps(checkpoint.directory_of(copy))[-1] == EPOCHS * 215
-
-    recipe, placement = (
-        Recipe.load("mnist-mlp", OPTIONS),
-        Placement(out=tmp_path / "ok"),
-    )
-    whole = samestep.train(recipe, placement, view=SilentView(), server=server)
-    assert Run.open(copy).weights_sha256 == whole.weights_sha256
+    assert steps == list(range(3, 3 * EPOCHS + 1, 3))
+    assert checkpoint.steps(checkpoint.directory_of(copy))[-1] == 3 * EPOCHS
+    assert Run.open(copy).weights_sha256 == train(recipe).weights_sha256
 
 
 def test_lines_wait_for_a_full_disk_and_none_is_cut(
