@@ -16,7 +16,7 @@ import torch
 from conftest import Own, Train, fault
 from torch import nn
 
-from samestep.api.train import check_exactness
+from samestep.api.check import check_exactness
 from samestep.core.topology import Topology
 from samestep.errors import SamestepError, UsageError
 from samestep.exchange.shared import SharedExchange

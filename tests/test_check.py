@@ -4,7 +4,7 @@ import pytest
 from conftest import Own
 from own_samples import EVERYTHING
 
-from samestep.api.train import check_exactness
+from samestep.api.check import check_exactness
 from samestep.supervisor.forkserver_client import ForkServer
 
 

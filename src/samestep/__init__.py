@@ -33,20 +33,21 @@ from samestep.errors import (
 
 
 if TYPE_CHECKING:
+    from samestep.api.evaluate import Evaluation, evaluate
     from samestep.api.run import Run
-    from samestep.api.train import Evaluation, evaluate, resume, train
+    from samestep.api.train import resume, train
     from samestep.config.placement import Placement
     from samestep.config.recipe import Recipe
     from samestep.loop.loop import Loop
 
 # Imported on first use, since pydantic would slow `samestep --help`, and torch more.
 _LAZY = {
-    "Evaluation": "samestep.api.train",
+    "Evaluation": "samestep.api.evaluate",
     "Loop": "samestep.loop.loop",
     "Placement": "samestep.config.placement",
     "Recipe": "samestep.config.recipe",
     "Run": "samestep.api.run",
-    "evaluate": "samestep.api.train",
+    "evaluate": "samestep.api.evaluate",
     "resume": "samestep.api.train",
     "train": "samestep.api.train",
 }

@@ -10,18 +10,29 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 from samestep.config.placement import Placement
 from samestep.config.recipe import Recipe
+from samestep.data.sources import source_of
 from samestep.errors import NotReproducible, ReplicasDiffer
 from samestep.messages.job import TrainingJob
 from samestep.messages.training import EpochRecord, Message
 from samestep.output.logs import temporary_logs
-from samestep.supervisor.forkserver_client import ForkServer
+from samestep.state import pretrained
+from samestep.supervisor.forkserver_client import ForkServer, given_or_new
 from samestep.supervisor.job import make_setup
 from samestep.supervisor.launch import run_workers
 from samestep.system import shared_memory
 from samestep.system.signals import Stop
+from samestep.user_code.arguments import (
+    Part,
+    check_trusted,
+    packed,
+    recipe_of,
+    split_fields,
+)
 from samestep.user_code.references import NOTHING, Given
 
 
@@ -88,6 +99,31 @@ class Verdict:
     def is_exact(self) -> bool:
         """Whether all trials agree and none was stopped."""
         return not self.reasons
+
+
+def check_exactness(
+    recipe: Recipe | str | Path | None = None,
+    *,
+    model: Part | None = None,
+    data: Part | None = None,
+    loss: Part | None = None,
+    server: ForkServer | None = None,
+    **fields: Any,
+) -> Verdict:
+    """Check with a few steps that a recipe gives the same bits at any placement.
+
+    Takes the arguments of `train`, and raises like it.
+    """
+    changed, _ = split_fields(fields)
+    with (
+        given_or_new(server) as running,
+        packed({"model": model, "data": data, "loss": loss}) as (names, given),
+    ):
+        resolved = recipe_of(recipe, names, changed)
+        check_trusted(resolved, names)
+        resolved = pretrained.resolved(resolved)
+        source_of(resolved.data).prepare()
+        return check(resolved, running, given)
 
 
 def check(recipe: Recipe, server: ForkServer, given: Given = NOTHING) -> Verdict:

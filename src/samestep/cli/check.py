@@ -29,11 +29,11 @@ def check(recipe: str | None, **options: Any) -> None:
     from samestep.supervisor.forkserver_client import ForkServer
 
     with ForkServer() as server:
-        from samestep.api import train
+        from samestep.api.check import check_exactness
         from samestep.user_code.arguments import requested
 
         asked, parts = requested(recipe, options)
-        verdict = train.check_exactness(asked, **parts, server=server)
+        verdict = check_exactness(asked, **parts, server=server)
         for outcome in verdict.outcomes:
             echo(str(outcome))
         for reason in verdict.reasons:

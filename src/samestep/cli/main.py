@@ -188,11 +188,11 @@ def evaluate(
     from samestep.supervisor.forkserver_client import ForkServer
 
     with ForkServer() as server:
-        from samestep.api import train
+        from samestep.api import evaluate
         from samestep.config.placement import Placement
         from samestep.output.sentences import scores
 
-        evaluation = train.evaluate(
+        evaluation = evaluate.evaluate(
             run_or_model,
             Placement.model_validate({"workers": workers, "device": device}),
             split=split,

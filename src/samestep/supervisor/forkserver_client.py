@@ -223,3 +223,10 @@ def _has_fileno(stream: TextIO) -> bool:
     with contextlib.suppress(AttributeError, OSError, ValueError):
         return os.fstat(stream.fileno()) is not None
     return False
+
+
+def given_or_new(
+    server: ForkServer | None,
+) -> contextlib.AbstractContextManager[ForkServer]:
+    """Return the given server, which keeps running, or one for this call."""
+    return ForkServer() if server is None else contextlib.nullcontext(server)

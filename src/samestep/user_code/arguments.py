@@ -9,10 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from samestep.config.placement import RENAMED, Placement
 from samestep.config.recipe import Recipe, parse_override
 from samestep.config.renames import new_name
-from samestep.errors import RecipeError, did_you_mean
+from samestep.errors import PlacementError, RecipeError, did_you_mean
 from samestep.user_code import references
 from samestep.user_code.references import NOTHING, Given
 
@@ -70,6 +72,21 @@ def recipe_of(
     if not sections and not fields:
         return base
     return base.changed(_with_arguments(base.to_dict(), sections) | dict(fields))
+
+
+def placement_of(placement: Placement | None, fields: Mapping[str, Any]) -> Placement:
+    """Return the placement with these fields. Raises PlacementError."""
+    before = placement.model_dump() if placement else {}
+    try:
+        return Placement.model_validate({**before, **fields})
+    except ValidationError as error:
+        first = error.errors()[0]
+        name, known = str(first["loc"][0]), list(Placement.model_fields)
+        hint = "" if name in known else did_you_mean(name, known)
+        raise PlacementError(
+            f"`{name}`: {first['msg'][0].lower()}{first['msg'][1:]}; received "
+            f"`{first['input']!r}`.{hint}"
+        ) from None
 
 
 def requested(
