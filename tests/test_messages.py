@@ -2,9 +2,13 @@
 
 import json
 import math
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -24,6 +28,7 @@ from samestep.messages.training import (
     TimeUse,
     Traced,
 )
+from samestep.supervisor.launch import Worker
 
 
 UNIONS = (Message, Job, Request, Answer)
@@ -166,6 +171,37 @@ def test_a_record_has_open_fields_beside_the_others_and_no_empty_ones() -> None:
     assert "own_metrics" not in wire.as_record(
         EpochRecord(**{**vars(record), "own_metrics": None})
     )
+
+
+@contextmanager
+def worker_and_socket() -> Iterator[tuple[Worker, socket.socket]]:
+    """The supervisor's view of a worker, and the worker's end of the socket."""
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    with ours, theirs:
+        yield Worker(0, 1, ours, Path("log"), None), theirs
+
+
+def test_the_supervisor_puts_lines_together_from_their_parts() -> None:
+    messages = [Stopped(step=1), Stopped(step=2)]
+    lines = b"".join(map(wire.encode, messages))
+    with worker_and_socket() as (worker, theirs):
+        theirs.sendall(lines[:50])
+        assert worker.receive() == messages[:1]
+        assert worker.receive() == []
+        theirs.sendall(lines[50:])
+        assert worker.receive() == messages[1:]
+        assert not worker.is_closed
+        theirs.close()
+        assert worker.receive() == []
+        assert worker.is_closed
+
+
+def test_a_worker_that_sends_no_message_has_failed() -> None:
+    with worker_and_socket() as (worker, theirs):
+        theirs.sendall(b"printed by user code\n")
+        with pytest.raises(WorkerFailed, match="received b'printed by user code'"):
+            worker.receive()
 
 
 def test_names_of_messages_are_unique() -> None:
