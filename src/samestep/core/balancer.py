@@ -181,6 +181,7 @@ class Balancer:
 
     def adopt(self, after: list[Share]) -> Change:
         """All workers, between two steps: adopt the ownership that rank 0 proposed."""
+        # Rank 0's proposal carries its gain and cause; other workers may have another.
         own, self.proposal = self.proposal, None
         change = own if own and own.after == after else self._change(after)
         self._confirmations = Confirmations()

@@ -52,6 +52,7 @@ class StragglerDetector:
             slowest, self.micro_batches, speeds, updates
         )
         spent = map(sum, zip(window.compute, window.updating, strict=True))
+        # All workers wait for the one that computes and updates longest.
         decay = math.exp(-window.seconds / MEMORY)
         self._spent = decay * self._spent + max(spent)
         self._needed = decay * self._needed + window.steps * without

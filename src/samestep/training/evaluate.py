@@ -75,6 +75,7 @@ class Evaluator:
         The sums of its batches are added in the order of the canonical tree. Raises
         DataError if the loss counts targets and none counts.
         """
+        # Label smoothing belongs to training; without it losses are comparable.
         loss, split = self.recipe.loss, self.data.splits[name]
         if isinstance(loss, CrossEntropy):
             loss = CrossEntropy(ignore_index=loss.ignore_index)

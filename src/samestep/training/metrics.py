@@ -150,6 +150,7 @@ class MetricsBuffer:
         times = separate_waiting(self._phases.clone(), self._arrived[:rows])
         merged = Decision.from_cells(self._decisions[0].tolist())
         merged = replace(merged, stop=bool(self._decisions[:, cadence.STOP].any()))
+        # Cells of other workers must be zero before the next merge adds them.
         self._all.zero_()
         self._sizes.clear()
         return sums, times, merged

@@ -52,6 +52,7 @@ def train(trainer: Trainer) -> bool:
         decision, record = train_epoch(trainer)
         if record:
             _close_epoch(trainer, record)
+        # A worker that is too slow need not leave after the last step.
         last = is_over(trainer)
         leaves = decision.leaving is not None
         if decision.save or decision.stop or last or leaves:
@@ -91,6 +92,7 @@ def train_epoch(trainer: Trainer) -> tuple[Decision, EpochRecord | None]:
     for step in range(start, num_steps):
         train_step(trainer, progress.step)
         progress.step += 1
+        # Not after every step: each merge makes all workers wait for the slowest.
         if step + 1 not in (sync_at, num_steps) and not _is_logged(trainer, step + 1):
             continue
         decision = sync_metrics(trainer, epoch, step + 1)
@@ -102,7 +104,7 @@ def train_epoch(trainer: Trainer) -> tuple[Decision, EpochRecord | None]:
                 break
             if decision.save:
                 _save(trainer)
-    if progress.step % num_steps:
+    if progress.step % num_steps:  # stopped within the epoch
         return decision, None
     times = trainer.monitor.stopwatch.take_epoch()
     faults_per_step = (_minor_faults() - faults) / (num_steps - start)
@@ -141,7 +143,7 @@ def train_step(trainer: Trainer, step: int) -> None:
     monitor.begin_exchange()
     gradient, buffers = exchange.sum()  # in the order of the canonical tree
     factor, sizes = _rescale(trainer, gradient, step)
-    # Those without samples leave the buffers unchanged, and count as no update.
+    # Micro-batches without samples leave the buffers unchanged: they are no update.
     flat.advance_buffers(buffers, recipe.micro_batches, samples.num_updates(step))
     _observe_noise(trainer, gradient, factor, sizes)
     if recipe.optimizer.max_grad_norm is not None:
