@@ -158,7 +158,7 @@ def write_run(path: Path, *, ended: bool = True, **fields: Any) -> Path:
     path.mkdir(parents=True, exist_ok=True)
     content = result(**fields)
     steps = [step(n, 1 + (n - 1) // 215) for n in range(5, 646, 5)]
-    epochs = [{"type": "epoch", "at": 2.4} | found for found in content["epochs"]]
+    epochs = [{"type": "epoch", "at": 2.4} | record for record in content["epochs"]]
     write_lines(path / "metrics.jsonl", steps + epochs)
     write_lines(path / "events.jsonl", EVENTS)
     (path / "environment.json").write_text(json.dumps(ENVIRONMENT))

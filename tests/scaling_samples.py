@@ -35,7 +35,7 @@ def true_model(exchange: str = "shared", cores: int = 8, **changed: float) -> Mo
 
 
 def imagined(model: Model, point: Point, round_: int, noise: float) -> Measurement:
-    """What a machine that follows the model exactly would show."""
+    """Return the measurement of a machine that follows the model exactly."""
     trained_by = 1 if point.kind == "limit" else point.workers
     done = work(trained_by, point.global_batch, point.micro_batches)
     each = model.compute(done, point.workers)

@@ -1,4 +1,4 @@
-"""Judgements on made-up machines; what is observed on this one is in the end."""
+"""Checks of made-up machines and links."""
 
 import shlex
 from typing import Any
@@ -147,13 +147,13 @@ def test_a_healthy_machine_is_ok_throughout() -> None:
         ({"gpus": 2}, "warning", "GPUs", "pytorch.org"),
     ],
 )
-def test_what_is_wrong_is_found_with_the_command_that_mends_it(
+def test_a_fault_is_reported_with_the_command_that_fixes_it(
     changes: dict[str, Any], level: str, subject: str, mend: str
 ) -> None:
-    found = {finding.subject: finding for finding in bad(check(made_up(**changes)))}
-    assert found[subject].level == level
-    assert found[subject].why
-    assert mend in found[subject].mend
+    findings = {finding.subject: finding for finding in bad(check(made_up(**changes)))}
+    assert findings[subject].level == level
+    assert findings[subject].why
+    assert mend in findings[subject].mend
 
 
 @pytest.mark.parametrize(
@@ -168,11 +168,11 @@ def test_what_is_wrong_is_found_with_the_command_that_mends_it(
         {"instruction_set": ""},
     ],
 )
-def test_what_does_no_harm_is_ok(changes: dict[str, Any]) -> None:
+def test_harmless_differences_are_ok(changes: dict[str, Any]) -> None:
     assert bad(check(made_up(**changes))) == []
 
 
-def test_an_address_that_gloo_would_not_take_is_told() -> None:
+def test_an_address_that_gloo_would_not_take_is_reported() -> None:
     assert bad(check(made_up(), chosen="10.0.0.2")) == []
     (finding,) = bad(check(made_up(), chosen="10.0.0.3"))
     assert finding.seen == "10.0.0.2: the first address of eth0, not 10.0.0.3"
@@ -214,18 +214,18 @@ def test_differences_between_machines_are_listed_by_host(
 ) -> None:
     own = made_up()
     assert bad(check_peer.compare(own, made_up(host="b"))) == []
-    (found,) = bad(check_peer.compare(own, made_up(**{"host": "b", **changes})))
-    assert (found.level, found.subject) == (level, subject)
-    assert "a" in found.seen
-    assert subject == "hosts" or "b: " in found.seen
-    assert found.mend
+    (finding,) = bad(check_peer.compare(own, made_up(**{"host": "b", **changes})))
+    assert (finding.level, finding.subject) == (level, subject)
+    assert "a" in finding.seen
+    assert subject == "hosts" or "b: " in finding.seen
+    assert finding.mend
 
 
 def test_the_lesser_instruction_set_is_what_both_can_use() -> None:
-    (found,) = bad(
+    (finding,) = bad(
         check_peer.compare(made_up(), made_up(host="b", instruction_set="AVX2"))
     )
-    assert found.mend == "export ATEN_CPU_CAPABILITY=avx2"
+    assert finding.mend == "export ATEN_CPU_CAPABILITY=avx2"
 
 
 GOOD_LINK: dict[str, Any] = {
@@ -268,9 +268,9 @@ def test_symptoms_of_a_link_lead_to_their_cause(
     changes: dict[str, Any], level: str, subject: str, says: str
 ) -> None:
     assert bad(check_link.check(Link(**GOOD_LINK))) == []
-    (found,) = bad(check_link.check(Link(**{**GOOD_LINK, **changes})))
-    assert (found.level, found.subject) == (level, subject)
-    assert says in found.mend
+    (finding,) = bad(check_link.check(Link(**{**GOOD_LINK, **changes})))
+    assert (finding.level, finding.subject) == (level, subject)
+    assert says in finding.mend
 
 
 @pytest.mark.parametrize("rate", [1e4, 117e6, 1.25e9, 4e10])
@@ -290,7 +290,7 @@ def test_the_flags_for_scale_mean_what_was_measured(
 
 
 @pytest.mark.parametrize(
-    ("said", "meant"),
+    ("written", "peer"),
     [
         ("b", ("b", 7)),
         ("b:80", ("b", 80)),
@@ -301,9 +301,9 @@ def test_the_flags_for_scale_mean_what_was_measured(
     ],
 )
 def test_a_peer_is_a_host_with_or_without_a_port(
-    said: str, meant: tuple[str, int]
+    written: str, peer: tuple[str, int]
 ) -> None:
-    assert parse_peer(said, 7) == meant
+    assert parse_peer(written, 7) == peer
 
 
 @pytest.mark.parametrize("address", ["10.0.0.2", "fd00::2", "fe80::2%eth0"])
@@ -311,10 +311,10 @@ def test_the_doctor_that_serves_says_how_to_ask_it(address: str) -> None:
     assert parse_peer(peer_name(address, 80), 7) == (address, 80)
 
 
-@pytest.mark.parametrize("said", ["", ":80", "b:", "b:0", "b:65536", "b:x"])
-def test_what_is_no_peer_is_refused(said: str) -> None:
+@pytest.mark.parametrize("written", ["", ":80", "b:", "b:0", "b:65536", "b:x"])
+def test_text_that_names_no_peer_is_refused(written: str) -> None:
     with pytest.raises(PlacementError, match="A peer is HOST or HOST:PORT"):
-        parse_peer(said, 7)
+        parse_peer(written, 7)
 
 
 @pytest.mark.parametrize(
@@ -330,8 +330,8 @@ def test_what_is_no_peer_is_refused(said: str) -> None:
 def test_the_line_of_the_hosts_file_that_traps_gloo_is_found(
     hosts: str, line: str
 ) -> None:
-    found = observe.trapping_line(hosts, "box")
-    assert found.startswith(line) if line else found == ""
+    result = observe.trapping_line(hosts, "box")
+    assert result.startswith(line) if line else result == ""
 
 
 def test_missing_packages_are_listed_by_extra() -> None:

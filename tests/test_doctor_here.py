@@ -41,12 +41,12 @@ def test_what_is_said_of_torch_without_it_is_what_torch_says(
     name = network_interfaces.all_interfaces()[-1].name
     command = [sys.executable, "-c", TORCHS_OWN, name]
     torchs = json.loads(subprocess.check_output(command, timeout=120))
-    found = observe.observe()
+    host = observe.observe()
     named = network_interfaces.gloo_choice({"GLOO_SOCKET_IFNAME": name})
-    assert torchs["addresses"] == [[found.gloo_address], [named.address]]
-    assert torchs["torch"] == found.libraries["torch"]
-    assert torchs["cuda"] == found.cuda
-    assert found.instruction_set in (torchs["instruction_set"], "")
+    assert torchs["addresses"] == [[host.gloo_address], [named.address]]
+    assert torchs["torch"] == host.libraries["torch"]
+    assert torchs["cuda"] == host.cuda
+    assert host.instruction_set in (torchs["instruction_set"], "")
 
 
 def test_the_doctor_examines_this_machine_without_importing_torch(

@@ -142,7 +142,7 @@ def test_what_is_no_message_ends_the_session(
 
 
 @pytest.mark.usefixtures("short_waits")
-def test_who_says_nothing_is_left(port: int, log: list[str]) -> None:
+def test_a_silent_client_is_dropped(port: int, log: list[str]) -> None:
     with peer_protocol.connect("127.0.0.1", port) as silent:
         assert silent.recv(1) == b""
         assert is_alive(port)
@@ -174,7 +174,9 @@ def answers(listener: socket.socket, reply: bytes, waiting: threading.Event) -> 
     ids=["silent", "nan", "http", "short"],
 )
 @pytest.mark.usefixtures("short_waits")
-def test_who_is_no_doctor_is_told_apart(reply: bytes, broke: str) -> None:
+def test_another_program_than_the_doctor_is_recognized(
+    reply: bytes, broke: str
+) -> None:
     waiting = threading.Event()
     with listen("127.0.0.1") as listener:
         other = threading.Thread(target=answers, args=(listener, reply, waiting))
@@ -204,13 +206,13 @@ def test_facts_of_a_peer_are_checked(change: dict[str, Any]) -> None:
         HostObservation.model_validate({**observe_once().model_dump(), **change})
 
 
-def test_a_port_where_nobody_listens_refuses() -> None:
+def test_a_port_without_a_listener_refuses() -> None:
     with reserved_port() as number:
         link = probe("127.0.0.1", number)
     assert link == Link(peer="127.0.0.1", port=number, outcome="refused")
 
 
-def test_a_name_without_an_address_is_told() -> None:
+def test_a_name_without_an_address_is_reported() -> None:
     assert probe("no-such-host.invalid", 29400).outcome == "unknown name"
 
 
@@ -270,10 +272,10 @@ def ask(asking: Host, peer: str) -> tuple[dict[str, Any], dict[str, str]]:
     command = [*DOCTOR, "--peer", peer, "--json"]
     process = asking.start(command, stdout=subprocess.PIPE, text=True)
     content = json.loads(process.communicate(timeout=DEADLINE)[0])
-    levels = {found["subject"]: found["level"] for found in content["findings"]}
-    found = {one: level for one, level in levels.items() if level != "ok"}
-    assert process.returncode == int("problem" in found.values())
-    return content, found
+    levels = {finding["subject"]: finding["level"] for finding in content["findings"]}
+    bad = {one: level for one, level in levels.items() if level != "ok"}
+    assert process.returncode == int("problem" in bad.values())
+    return content, bad
 
 
 @contextmanager
@@ -304,8 +306,8 @@ def narrow(receiving: Host, sending: Host) -> Iterator[None]:
 def test_between_hosts_bandwidth_clock_and_names_are_found(
     hosts: tuple[Host, Host],
 ) -> None:
-    content, found = ask(hosts[0], "h2")
-    assert not {"connection", "port there", "port back", "clocks"} & found.keys()
+    content, bad = ask(hosts[0], "h2")
+    assert not {"connection", "port there", "port back", "clocks"} & bad.keys()
     assert hosts[1].listeners() == {("0200000A", 29400)}
     link = content["link"]
     for way in ("to_peer", "from_peer"):
@@ -320,7 +322,7 @@ def test_between_hosts_bandwidth_clock_and_names_are_found(
 
 @needs_hosts
 @pytest.mark.xdist_group("doctor")
-def test_a_port_that_drops_is_told_from_one_that_refuses(
+def test_a_port_that_drops_is_distinguished_from_one_that_refuses(
     hosts: tuple[Host, Host],
 ) -> None:
     with dropped(hosts[1], "sport", "29400", "blackhole"):
@@ -338,10 +340,10 @@ def test_a_firewall_that_only_knows_the_rendezvous_is_found(
     first, last = ephemeral_ports()
     chosen = f"{first}-{last}"
     with dropped(hosts[1], "sport", chosen, "dport", chosen, "unreachable"):
-        content, found = ask(hosts[0], "h2")
+        content, bad = ask(hosts[0], "h2")
     assert content["link"]["to_peer_port"] == "timeout"
     assert content["link"]["from_peer_port"] == "unreachable"
-    assert found["port there"] == found["port back"] == "problem"
+    assert bad["port there"] == bad["port back"] == "problem"
 
 
 @needs_hosts
@@ -349,6 +351,6 @@ def test_a_firewall_that_only_knows_the_rendezvous_is_found(
 def test_a_way_that_loses_large_packets_is_found(hosts: tuple[Host, Host]) -> None:
     asking, asked = hosts
     with narrow(asking, asked):
-        content, found = ask(asking, "h2")
+        content, bad = ask(asking, "h2")
     assert content["link"]["broke"] == "facts: timeout"
-    assert found["large messages"] == "problem"
+    assert bad["large messages"] == "problem"

@@ -1,4 +1,4 @@
-"""What the pages, documents and pictures of reports contain, and how they look."""
+"""The content and look of reports: pages, Word documents and figures."""
 
 import io
 import math
@@ -50,10 +50,10 @@ class Page(HTMLParser):
         self._inside = ""
 
     def attributes(self, name: str) -> list[str]:
-        return [found[name] or "" for _, found in self.elements if name in found]
+        return [attrs[name] or "" for _, attrs in self.elements if name in attrs]
 
     def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [found for name, found in self.elements if name == tag]
+        return [attrs for name, attrs in self.elements if name == tag]
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def page(request: pytest.FixtureRequest, pages: dict[str, Page]) -> Page:
     return pages[request.param]
 
 
-def test_a_page_is_one_file_that_asks_nobody_for_anything(page: Page) -> None:
+def test_a_page_is_one_file_that_loads_nothing_else(page: Page) -> None:
     linked = page.attributes("src") + page.attributes("href")
     linked += page.attributes("xlink:href")
     assert all(link.startswith(("data:image/png;base64,", "#")) for link in linked)
@@ -93,7 +93,7 @@ def test_a_page_forbids_itself_scripts_and_addresses(page: Page) -> None:
     ]
     assert not page.all("script")
     handlers = [
-        name for _, found in page.elements for name in found if name.startswith("on")
+        name for _, attrs in page.elements for name in attrs if name.startswith("on")
     ]
     assert not handlers
 
@@ -109,17 +109,17 @@ def test_ids_are_unique_and_references_lead_somewhere(page: Page) -> None:
 
 
 def test_a_reader_who_cannot_see_gets_everything_in_words(page: Page) -> None:
-    drawings = [found for _, found in page.elements if found.get("role") == "img"]
+    drawings = [attrs for _, attrs in page.elements if attrs.get("role") == "img"]
     assert len(drawings) == len(page.all("svg")) > 0
-    assert all(len(found["aria-label"] or "") > 30 for found in drawings)
-    assert all(len(found["alt"] or "") > 10 for found in page.all("img"))
-    assert all(found.get("scope") in ("col", "row") for found in page.all("th"))
+    assert all(len(attrs["aria-label"] or "") > 30 for attrs in drawings)
+    assert all(len(attrs["alt"] or "") > 10 for attrs in page.all("img"))
+    assert all(attrs.get("scope") in ("col", "row") for attrs in page.all("th"))
     assert len(page.all("caption")) == len(page.all("table"))
     assert page.all("html") == [{"lang": "en"}]
 
 
 def luminance(colour: str) -> float:
-    """Of #rrggbb, as WCAG 2 defines it."""
+    """Return the luminance of #rrggbb, as WCAG 2 defines it."""
     shares = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
     linear = [
         s / 12.92 if s <= 0.04045 else ((s + 0.055) / 1.055) ** 2.4 for s in shares
@@ -280,7 +280,7 @@ def test_the_command_prints_the_paths_of_what_it_wrote(tmp_path: Path) -> None:
     assert "2 runs compared" in compared.read_text()
 
 
-def test_nothing_of_it_is_imported_before_it_is_needed() -> None:
+def test_the_libraries_of_reports_are_imported_only_when_needed() -> None:
     code = (
         "import sys, samestep, samestep.api.train; assert 'samestep.report' not in "
         "sys.modules; import samestep.cli.main; "
@@ -299,7 +299,7 @@ def test_a_missing_library_is_named_with_what_installs_it(
 
 
 def numbers() -> Iterator[tuple[str, str]]:
-    """What is written, and what must be."""
+    """Yield (formatted text, expected text)."""
     nan = float("nan")
     yield formatting.seconds(85e-6), "85.0 µs"
     yield formatting.seconds(0.0123), "12.3 ms"

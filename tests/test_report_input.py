@@ -23,7 +23,7 @@ def assert_harmless(path: Path) -> Page:
     """Nothing of HOSTILE is markup, and all of it can be read."""
     page = Page(path)
     assert SHOWN in page.text
-    assert not [found for found in page.all("img") if "onerror" in found]
+    assert not [image for image in page.all("img") if "onerror" in image]
     assert not page.all("script")
     assert len(page.all("title")) == 1
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f\u202a-\u202e]", page.source)

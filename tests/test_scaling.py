@@ -266,10 +266,10 @@ def test_a_damaged_file_is_named(tmp_path: Path, damage: Any) -> None:
 
 
 def test_trainings_at_the_same_time_add_up() -> None:
-    found = measure.combine(3, [fake_report(10), fake_report(20)])
-    assert found.samples_per_second == 1920
-    assert found.steps == 15
-    assert len(found.workers) == 2
+    measurement = measure.combine(3, [fake_report(10), fake_report(20)])
+    assert measurement.samples_per_second == 1920
+    assert measurement.steps == 15
+    assert len(measurement.workers) == 2
 
 
 # On real workers
@@ -299,16 +299,16 @@ def test_the_command_measures_predicts_and_writes(tmp_path: Path) -> None:
     assert ended.returncode == 0, ended.stderr
     assert "2 workers: " in ended.stdout
     assert "\x1b" not in ended.stdout + ended.stderr
-    found = json.loads((out / "scaling.json").read_text())
-    assert found["status"] == "finished"
-    kinds = Counter(point["kind"] for point in found["points"])
+    content = json.loads((out / "scaling.json").read_text())
+    assert content["status"] == "finished"
+    kinds = Counter(point["kind"] for point in content["points"])
     assert kinds == {"strong": 2, "limit": 1, "weak": 2}
-    for point in found["points"]:
+    for point in content["points"]:
         assert [run["round"] for run in point["runs"]] == [1, 2]
         assert all(len(run["workers"]) == point["workers"] for run in point["runs"])
         assert point["samples_per_second"] > 0
-    assert found["model"]["parameters"]
-    assert any(line["nodes"] == 4 for line in found["predictions"])
+    assert content["model"]["parameters"]
+    assert any(line["nodes"] == 4 for line in content["predictions"])
     rows = list(csv.DictReader((out / "scaling.csv").read_text().splitlines()))
     assert len(rows) == 5
     assert float(rows[0]["samples_per_second"]) > 0
@@ -324,8 +324,8 @@ def test_gloo_is_measured_too(tmp_path: Path, server: ForkServer) -> None:
     recipe = small_recipe()
     fields: dict[str, Any] = {"exchange": "gloo", "rounds": 2, "seconds": 0.05}
     wanted = from_options(recipe, 2, **fields)
-    path, found = scale.scale(recipe, wanted, server, Listed(), tmp_path / "scale")
-    assert {point["exchange"] for point in found["points"]} == {"gloo"}
+    path, analysis = scale.scale(recipe, wanted, server, Listed(), tmp_path / "scale")
+    assert {point["exchange"] for point in analysis["points"]} == {"gloo"}
     assert read(path / "scaling.json").environment["machine"] == describe()["machine"]
 
 

@@ -1,4 +1,4 @@
-"""What `samestep scale` makes of measurements: fits, predictions, advice."""
+"""The analysis of `samestep scale`: fits, predictions, advice."""
 
 import json
 import math
@@ -105,37 +105,37 @@ def test_unaligned_nodes_send_each_of_their_partial_sums() -> None:
 
 def test_known_parameters_are_found_again() -> None:
     study = imagined_study(true_model(), global_batches=(240, 960))
-    found = fit(observations(study.runs), "shared", 8, GRADIENT_BYTES)
+    model = fit(observations(study.runs), "shared", 8, GRADIENT_BYTES)
     used = {name: value for name, value in TRUE.items() if name not in ("tau", "q")}
     for name, value in used.items():
-        assert found.parameters[name] == pytest.approx(value, rel=0.05), name
+        assert model.parameters[name] == pytest.approx(value, rel=0.05), name
 
 
 def test_gloo_without_overlap_is_found_again() -> None:
     study = imagined_study(true_model("gloo"), global_batches=(240, 960))
     seen = observations(study.runs)
-    found = fit(seen, "gloo", 8, GRADIENT_BYTES)
+    model = fit(seen, "gloo", 8, GRADIENT_BYTES)
     for o in seen:
         if o.point.kind == "strong":
-            step = found.step(o.together, o.point.global_batch, 24)
+            step = model.step(o.together, o.point.global_batch, 24)
             assert step == pytest.approx(o.step, rel=0.02)
 
 
 def test_unseen_worker_counts_are_predicted_under_noise() -> None:
     truth = true_model()
     study = imagined_study(truth, noise=0.02, rounds=10)
-    found = fit(observations(study.runs), "shared", 8, GRADIENT_BYTES)
+    model = fit(observations(study.runs), "shared", 8, GRADIENT_BYTES)
     for workers in (6, 8):
         expected = truth.step(workers, 240, 24)
-        assert found.step(workers, 240, 24) == pytest.approx(expected, rel=0.05)
+        assert model.step(workers, 240, 24) == pytest.approx(expected, rel=0.05)
 
 
 def test_the_largest_worker_count_is_held_out() -> None:
     study = imagined_study(true_model())
-    found = hold_out(observations(study.runs), "shared", 8, GRADIENT_BYTES)
-    assert found is not None
-    assert found["workers"] == 4
-    assert abs(found["error"]) < 0.01
+    held_out = hold_out(observations(study.runs), "shared", 8, GRADIENT_BYTES)
+    assert held_out is not None
+    assert held_out["workers"] == 4
+    assert abs(held_out["error"]) < 0.01
     two = imagined_study(true_model(), workers=(1, 2))
     assert hold_out(observations(two.runs), "shared", 8, GRADIENT_BYTES) is None
 
@@ -235,25 +235,25 @@ def test_an_analysis_says_everything_in_numbers_and_words() -> None:
     for point, runs in study.runs.items():
         for run in runs:
             run.noise_scale = 500.0 if point.kind == "strong" else None
-    found = analyse(study, cores=8)
-    json.dumps(found, allow_nan=False)
-    assert found["no_fit_because"] is None
-    assert found["model"]["max_error"] < 0.05
-    assert found["noise"]["critical_batch"] == 500.0
-    for line in found["predictions"]:
+    analysis = analyse(study, cores=8)
+    json.dumps(analysis, allow_nan=False)
+    assert analysis["no_fit_because"] is None
+    assert analysis["model"]["max_error"] < 0.05
+    assert analysis["noise"]["critical_batch"] == 500.0
+    for line in analysis["predictions"]:
         assert line["low"] <= line["samples_per_second"] <= line["high"]
         assert line["relative_time_to_loss"] > 0
-    nodes = [line for line in found["predictions"] if line["where"] == "nodes"]
+    nodes = [line for line in analysis["predictions"] if line["where"] == "nodes"]
     assert [line["nodes"] for line in nodes] == list(range(1, 17))
     assert nodes[0]["samples_per_second"] == pytest.approx(
         next(
             line["samples_per_second"]
-            for line in found["predictions"]
+            for line in analysis["predictions"]
             if line["where"] == "machine" and line["workers"] == 4
         ),
         rel=0.01,
     )
-    text = " ".join(found["advice"])
+    text = " ".join(analysis["advice"])
     assert "4 workers: " in text
     assert "A fifth would gain " in text
     assert "Predicted over this network" in text
@@ -261,17 +261,17 @@ def test_an_analysis_says_everything_in_numbers_and_words() -> None:
 
 
 def test_one_worker_count_gives_no_model_but_a_reason() -> None:
-    found = analyse(imagined_study(true_model(), workers=(1,)), cores=2)
-    assert found["model"] is None
-    assert found["predictions"] == []
-    assert "at least one more worker count; measured: 1" in found["no_fit_because"]
-    assert any("No model was fitted" in sentence for sentence in found["advice"])
+    analysis = analyse(imagined_study(true_model(), workers=(1,)), cores=2)
+    assert analysis["model"] is None
+    assert analysis["predictions"] == []
+    assert "at least one more worker count; measured: 1" in analysis["no_fit_because"]
+    assert any("No model was fitted" in sentence for sentence in analysis["advice"])
 
 
 def test_two_worker_counts_say_what_they_cannot_tell() -> None:
-    found = analyse(imagined_study(true_model(cores=2), workers=(1, 2)), cores=2)
-    text = " ".join(found["advice"])
-    assert found["held_out"] is None
+    analysis = analyse(imagined_study(true_model(cores=2), workers=(1, 2)), cores=2)
+    text = " ".join(analysis["advice"])
+    assert analysis["held_out"] is None
     assert "Nothing could be held out" in text
     assert "cannot be separated" in text
     assert "this machine has 2 cores" in text
