@@ -9,6 +9,7 @@ from conftest import Train, small_recipe
 from pydantic import BaseModel, ValidationError
 from report_samples import result
 
+from samestep.models import objective
 from samestep.output.schema import Epoch, Result, Step
 
 
@@ -51,3 +52,9 @@ def test_a_result_of_an_older_version_can_lack_the_newer_fields() -> None:
 def test_a_wrong_field_of_a_result_is_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         Result.model_validate(result(**fields))
+
+
+def test_a_metric_cannot_have_the_name_of_another_field() -> None:
+    tests = [name for name in Result.model_fields if name.startswith("test_")]
+    fields = {*Step.model_fields, *(name.removeprefix("test_") for name in tests)}
+    assert fields - {"accuracy"} <= set(objective.TAKEN)

@@ -27,11 +27,29 @@ from samestep.user_code.references import capital, title
 
 WORD = re.compile(r"[^\W\d]\w{0,99}")
 TAKEN = (
-    *("loss", "type", "epoch", "step", "lr", "samples_per_second", "workers"),
-    *("waited_for", "communication_share", "straggler_share", "bytes_exchanged"),
-    *("noise_scale", "own_metrics", "speeds", "shares", "at"),
+    "loss",
+    "type",
+    "epoch",
+    "step",
+    "lr",
+    "samples_per_second",
+    "workers",
+    "waited_for",
+    "communication_share",
+    "straggler_share",
+    "bytes_exchanged",
+    "network_bytes",
+    "minor_faults_per_step",
+    "noise_scale",
+    "own_metrics",
+    "speeds",
+    "shares",
+    "at",
+    # result.json has test_confusion and test_worst.
+    "confusion",
+    "worst",
 )
-"""Names of other fields of a record."""
+"""Names of the other fields of a record, see `output/schema.py`."""
 
 
 def outputs(model: nn.Module, inputs: Nested, precision: Precision) -> Any:
