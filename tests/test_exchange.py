@@ -148,7 +148,7 @@ def test_the_fused_layer_has_the_gradients_of_its_parts(masked: bool) -> None:
     mask = dropout_masks(0.5, 4, [5], CPU)[0] if masked else None
     found = []
     for sink in (None, lambda _: None):
-        layer.sink = sink
+        layer.gradient_sink = sink
         inputs = torch.randn(4, 7, generator=torch.Generator().manual_seed(1))
         inputs.requires_grad_()
         outputs = layer.activate(inputs, mask)

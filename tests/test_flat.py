@@ -18,7 +18,7 @@ from samestep.config.optimizer import (
 )
 from samestep.optim.optimizer import SliceOptimizer, state_names
 from samestep.optim.param_groups import slices as group_slices
-from samestep.optim.param_groups import wholes
+from samestep.optim.param_groups import unsharded_names
 from samestep.state.flat import Flat, block_norms
 from samestep.state.layout import BLOCK
 
@@ -137,9 +137,9 @@ def test_muon_has_the_bits_of_torch_however_many_workers_share_it(
     model = nn.Sequential(*(nn.Linear(48, 48) for _ in range(3)), nn.Linear(48, 112))
     torchs = copy.deepcopy(model)
     of = dict(torchs.named_parameters())
-    whole = wholes(recipe, {name: p.shape for name, p in of.items()})
+    whole = unsharded_names(recipe, {name: p.shape for name, p in of.items()})
     assert whole == ("1.weight", "2.weight")
-    flat = Flat(model, state_names(recipe), whole=whole)
+    flat = Flat(model, state_names(recipe), unsharded=whole)
     vector, gradient = torch.zeros(2, flat.size)
     states = torch.zeros(2, flat.size)
     flat.bind(vector, write=True)
@@ -179,7 +179,7 @@ def test_muon_has_the_bits_of_torch_however_many_workers_share_it(
 def test_whole_matrices_are_never_cut(widths: list[int], workers: int) -> None:
     model = nn.Sequential(*(nn.Linear(*ends) for ends in pairwise(widths)))
     names = [f"{index}.weight" for index in range(len(widths) - 1)]
-    layout = Flat(model, whole=names).layout
+    layout = Flat(model, unsharded=names).layout
     slices = layout.slices(workers)
     assert [s[0] for s in slices[1:]] == [s[1] for s in slices[:-1]]
     assert (slices[0][0], slices[-1][1]) == (0, layout.size)

@@ -263,6 +263,43 @@ def test_a_step_that_was_given_up_leaves_nothing_behind() -> None:
         assert torch.equal(one, other)
 
 
+def test_gradients_that_the_user_keeps_stay_as_they_are() -> None:
+    """The exchange adds to what it gets, in memory of its own."""
+    model = network()
+    loop = samestep.Loop(model, micro_batches=4, reduction="sum")
+    kept: list[tuple[Tensor, Tensor]] = []
+
+    def keep() -> None:
+        grads = [p.grad for p in model.parameters() if p.grad is not None]
+        kept.extend((grad, grad.clone()) for grad in grads)
+
+    for step in loop.steps(data(), 25, epoch=0):
+        for x, _ in step:
+            model(x).sum().backward()
+            keep()
+        keep()
+    assert len(kept) == 2 * (4 + 1) * 4
+    assert all(torch.equal(now, then) for now, then in kept)
+
+
+def test_weights_with_the_channels_last_are_exchanged(tmp_path: Path) -> None:
+    script = """
+import torch, samestep
+torch.manual_seed(0)
+model = torch.nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+loop = samestep.Loop(model, micro_batches=2)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+for step in loop.steps(torch.randn(8, 3, 8, 8), 4, epoch=0):
+    for x in step:
+        model(x).square().mean().backward()
+    optimizer.step()
+assert model.weight.is_contiguous(memory_format=torch.channels_last)
+loop.print(loop.fingerprint())
+"""
+    alone, two = by_workers(script, tmp_path, 1, 2)
+    assert alone == two
+
+
 def test_any_object_with_a_length_and_an_index_is_data() -> None:
     loop = samestep.Loop(network(), micro_batches=4)
     seen: list[int] = []

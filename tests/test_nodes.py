@@ -22,7 +22,7 @@ from samestep.core.topology import Topology
 from samestep.core.tree import Range
 from samestep.exchange.compression import DTYPES, Compression
 from samestep.exchange.factory import Connection
-from samestep.exchange.hierarchical import Division, NodesExchange
+from samestep.exchange.hierarchical import ExchangePlan, NodesExchange
 from samestep.messages.training import Started, Stopped
 from samestep.state.flat import Flat
 from samestep.state.layout import ALIGNMENT, Layout
@@ -135,19 +135,19 @@ def test_no_element_and_no_micro_batch_is_lost(
 ) -> None:
     shares, sizes = ownership
     length, count = ALIGNMENT * lines, len(sizes)
-    division = Division.of(shares, sizes, length)
-    ends = [0, *(end for _, end in division.pieces)]
-    assert division.pieces == list(pairwise(ends))
+    plan = ExchangePlan.of(shares, sizes, length)
+    ends = [0, *(end for _, end in plan.pieces)]
+    assert plan.pieces == list(pairwise(ends))
     assert ends[-1] == length
     assert all(end % ALIGNMENT == 0 for end in ends)
-    assert len(division.pieces) == count
-    leaves = [leaf for rows in division.rows for row in rows for leaf in range(*row)]
+    assert len(plan.pieces) == count
+    leaves = [leaf for rows in plan.rows for row in rows for leaf in range(*row)]
     assert leaves == list(range(shares[-1][1]))
-    assert [share for local in division.owned for share in local] == shares
-    rows = sum(map(len, division.rows))
-    sent = sum(division.sent(node) for node in range(count))
+    assert [share for local in plan.owned for share in local] == shares
+    rows = sum(map(len, plan.rows))
+    sent = sum(plan.sent(node) for node in range(count))
     assert sent <= (rows + count - 1) * length
-    if all(len(rows) == 1 for rows in division.rows):
+    if all(len(rows) == 1 for rows in plan.rows):
         assert sent == 2 * (count - 1) * length  # what a ring all-reduce sends
 
 

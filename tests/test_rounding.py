@@ -42,23 +42,11 @@ def summed(
     """One worker's steps, with given gradients instead of backward passes."""
     for leaf in range(*owned):
         gradients = flat.views(leaves[leaf])
-        with (
-            exchange.accumulate(leaf)
-            if isinstance(exchange, SharedExchange)
-            else NoTurn()
-        ):
+        with exchange.accumulate(leaf):
             for parameter, gradient in zip(flat.parameters, gradients, strict=True):
                 parameter.grad = gradient.clone()
         exchange.after_backward(leaf)
     return exchange.sum()[0]
-
-
-class NoTurn:
-    """Without DDP, which one worker over gloo only needs for its backward passes."""
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *_: object) -> None: ...
 
 
 @st.composite

@@ -100,6 +100,19 @@ class PeerLost(TrainingError):
 class WorkerLate(TrainingError):
     """A worker made no progress in time."""
 
+    @classmethod
+    def naming(
+        cls, who: str, rule: str, seconds: float, option: str, cause: str = "stuck"
+    ) -> "WorkerLate":
+        """Return the error that names who is late, and the option to raise.
+
+        The rule is what must have happened within so many seconds.
+        """
+        return cls(
+            f"{rule} within {round(seconds, 1):g} s; late: {who}. It is stopped, "
+            f"{cause} or very slow; if it is only slow, increase {option}."
+        )
+
 
 class OutputError(TrainingError):
     """A file of the run could not be written."""

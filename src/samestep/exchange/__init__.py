@@ -9,19 +9,23 @@ from samestep.core.gradient_noise import Watch
 
 
 class Merger(Protocol):
-    """Workers that compare notes."""
+    """What all workers need to compare numbers."""
 
     workers: int
 
     def merge(self, values: Tensor) -> Tensor:
-        """float64 cells that only one worker has filled, from each; in place."""
+        """All workers: fill float64 cells, each from the one worker that has it.
+
+        In place: every cell is zero but on that worker, so that adding is exact.
+        """
 
 
 class Exchange(Merger, Protocol):
     """What the training needs of an exchange; all workers make the same calls.
 
     In every step: `accumulate` and `after_backward` around each own micro-batch, then
-    `sum`, the update of the own slice, `all_gather_parameters`.
+    `sum`, the update of the own slice, `all_gather_parameters`. A step that was given
+    up before `sum`, on all workers, leaves nothing behind.
     """
 
     parameters: Tensor
@@ -29,35 +33,45 @@ class Exchange(Merger, Protocol):
     owned: tuple[int, int]
     """The slice of the vector that this worker updates."""
     states: list[Tensor]
-    """The optimizer's state over that slice, zeroed."""
+    """The optimizer's state over that slice, zero at first."""
     watch: Watch
-    """Is shown the gradient of every own micro-batch, in steps that are watched."""
+    """Gets the gradient of every own micro-batch, in steps that are watched."""
     bytes_per_step: int
     """That all workers together read of each other's memory or receive."""
     network_bytes_per_step: int
     """The part of them that goes from one node to another."""
 
     def assign(self, shares: list[tuple[int, int]]) -> None:
-        """Between two steps: from now on, each worker owns these micro-batches."""
+        """All workers, between two steps: let each own these micro-batches."""
 
     def attach(self, objective: nn.Module, overlap: bool = True) -> nn.Module:
-        """Binds the model to the parameters; returns the module to call.
+        """All workers: bind the model to the parameters; return the module to call.
 
         `overlap` says that every backward pass reaches each parameter once, so that
         gradients may be sent while others are computed.
         """
 
-    def accumulate(self, leaf: int) -> AbstractContextManager[None]:
-        """The context of the forward and backward pass of one micro-batch."""
+    def accumulate(self, micro_batch: int) -> AbstractContextManager[None]:
+        """Return the context of the forward and backward pass of one micro-batch."""
 
-    def after_backward(self, leaf: int) -> None:
-        """After the backward pass."""
+    def after_backward(self, micro_batch: int) -> None:
+        """Take the gradients and buffers that a micro-batch left; `grad` is then None.
+
+        The exchange may add to the tensors that were in `grad`.
+        """
 
     def sum(self) -> tuple[Tensor, Tensor]:
-        """The gradient over the own slice and the sum of the buffers [tail]."""
+        """All workers: sum over all micro-batches, in the order of the tree.
+
+        Returns the gradient over the own slice, and the tail [flat.tail]: the buffers,
+        or whatever else `flat.read_tail` gave. The next step overwrites both.
+        """
 
     def all_gather_parameters(self) -> None:
-        """After the update."""
+        """All workers, after the update: let everyone have all parameters."""
 
     def merge_slices(self, values: Tensor) -> Tensor:
-        """float64 cells, each filled by all workers that update its slice; in place."""
+        """All workers: fill float64 cells, each from those that update its slice.
+
+        In place, as `merge` does; where all update everything, all cells are there.
+        """

@@ -2,9 +2,9 @@
 
 With `compression` in the recipe, the gradient of every micro-batch, and every sum in
 the canonical tree (`samestep.core.tree`), is rounded to the nearest number of that type
-after it was computed in float32. So whatever a worker contributes has 16 bits already,
-and sending it as such changes nothing: the result depends on the tree, not on who
-exchanges what with whom.
+after it was computed in float32. So every partial that is sent has 16 bits already, and
+sending it as such changes nothing: the result depends on the tree, not on which workers
+exchange which partials.
 
 | type | range | relative error |
 |---|---|---|
@@ -25,13 +25,14 @@ DTYPES = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Compression:
-    """To the type that the recipe's `compression` names; None: nothing is rounded."""
+    """Rounds gradients to the type that the recipe's `compression` names."""
 
     dtype: torch.dtype | None = None
+    """None: nothing is rounded."""
 
     @classmethod
     def of(cls, compression: str) -> "Compression":
-        """From the recipe's field."""
+        """Return the compression of the recipe's field."""
         return cls(DTYPES[compression])
 
     @property
@@ -44,18 +45,18 @@ class Compression:
         return self.dtype or dtype
 
     def __call__(self, values: Tensor) -> Tensor:
-        """[...], in place."""
+        """Round values [...] in place, and return them."""
         return values if self.dtype is None else values.copy_(values.to(self.dtype))
 
     def add(self, left: Tensor, right: Tensor) -> Tensor:
-        """The sum of two nodes of the tree, written into `left`."""
+        """Return the rounded sum of two nodes of the tree, written into `left`."""
         return self(left.add_(right))
 
     def check(self, total: Tensor) -> None:
-        """The sum over all micro-batches. Raises NonFiniteGradient.
+        """Raise NonFiniteGradient if the sum over all micro-batches has overflowed.
 
-        What overflows in a node is still infinite, or NaN, in the sum. The range of
-        the other types is that of float32, where the loss tells.
+        A value that overflows in any node is still infinite, or NaN, in the sum. Other
+        types have the range of float32: there, the check of the loss is enough.
         """
         if self.dtype is torch.float16 and not total.isfinite().all():
             raise NonFiniteGradient(

@@ -12,6 +12,7 @@ from samestep.core.tree import Range
 from samestep.errors import WorkerLate
 from samestep.exchange import Exchange
 from samestep.exchange.compression import Compression
+from samestep.exchange.gloo import GlooExchange, join
 from samestep.exchange.hierarchical import NodeGroup, NodesExchange
 from samestep.exchange.shared import SharedExchange
 from samestep.state.flat import Flat
@@ -19,31 +20,30 @@ from samestep.state.flat import Flat
 
 @dataclass(frozen=True)
 class Connection:
-    """Called with a model's vectors and everybody's micro-batches by all workers."""
+    """Makes the exchange; all workers call it with their model's vectors."""
 
     exchange: str
     """`shared` (between nodes over Gloo), `gloo` or `nccl`."""
     topology: Topology
     timeout_seconds: float
-    """Whoever waits longer for a peer gives up."""
+    """How long to wait for a peer before raising WorkerLate."""
     start_seconds: float
     """The same before the first step: others may still load data."""
     spin_seconds: float
     compression: Compression
     memory: int | None
-    """For `shared`: the descriptor of this node's memory, which `barrier.create` made
-    for its workers."""
+    """For `shared`: the descriptor of this node's memory, made by `barrier.create`."""
     store: Callable[[], Store]
-    """The store of this generation of workers, in which they have left nothing yet.
-    It is not called where shared memory is enough."""
+    """Opens the empty store of this generation of workers; not called where shared
+    memory is enough."""
 
     def __call__(self, flat: Flat, shares: list[Range]) -> Exchange:
-        """`shares[r]` is the range of micro-batches of worker `r`, without gaps."""
+        """All workers: make the exchange.
+
+        `shares[r]` is the range of micro-batches of worker `r`, without gaps.
+        """
         if self.exchange == "shared":
             return self._shared(flat, shares)
-        # DDP imports torch._dynamo, 0.9 s: only who needs it pays.
-        from samestep.exchange.gloo import GlooExchange, join
-
         join(self.exchange, self.topology, self.timeout_seconds, self._met())
         return GlooExchange(flat, shares, self.topology, self.compression)
 
@@ -51,20 +51,25 @@ class Connection:
         assert self.memory is not None
         topology, timeout = self.topology, self.timeout_seconds
         if not topology.is_leader and topology.nodes > 1:
-            # The leader knows which node is late: it is to say so first.
+            # The leader knows which node is late: let it raise its error first.
             timeout *= 2
-        where = flat, shares, topology
-        spin, compression = self.spin_seconds, self.compression
         within = SharedExchange(
-            *where, self.memory, spin, timeout, compression, self.start_seconds
+            flat,
+            shares,
+            topology,
+            self.memory,
+            self.spin_seconds,
+            timeout,
+            self.compression,
+            self.start_seconds,
         )
         if topology.nodes == 1:
             return within
         nodes = NodeGroup.meet(topology, self._met(), timeout)
-        return NodesExchange(*where, within, self.memory, nodes)
+        return NodesExchange(flat, shares, topology, within, self.memory, nodes)
 
     def _met(self) -> Store:
-        """All workers: the store, once all of them have come. Raises WorkerLate."""
+        """All workers: wait until all are here; return the store. Raises WorkerLate."""
         store, seconds = self.store(), max(self.start_seconds, self.timeout_seconds)
         keys = [f"built/{rank}" for rank in range(self.topology.workers)]
         store.set(keys[self.topology.rank], "")
@@ -72,16 +77,20 @@ class Connection:
             store.wait(keys, timedelta(seconds=seconds))
         except DistStoreError:
             late = [str(r) for r, key in enumerate(keys) if not store.check([key])]
-            raise WorkerLate(
-                f"Every worker must have loaded its data and built its model within "
-                f"{seconds:g} s; late: worker {', '.join(late)}. If it only needs more "
-                "time, raise `--start-timeout`."
+            raise WorkerLate.naming(
+                f"worker {', '.join(late)}",
+                "Every worker must have loaded its data and built its model",
+                seconds,
+                "`--start-timeout`",
             ) from None
         return store
 
 
 def tcp_store(topology: Topology, listen_fd: int | None, seconds: float) -> Store:
-    """All workers; rank 0 serves it on a listening socket, within so many seconds."""
+    """All workers: open the store, which rank 0 serves on a listening socket.
+
+    Operations on it may take so many seconds.
+    """
     return TCPStore(
         topology.address,
         topology.port,

@@ -11,24 +11,28 @@ of that if the recipe rounds partials to 16 bits (`samestep.exchange.compression
 Every worker holds all parameters and updates all of them.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch._C._distributed_c10d import GradBucket, Store
 from torch.futures import Future
-from torch.nn.parallel import DistributedDataParallel
 
 from samestep.core.gradient_noise import Watch
 from samestep.core.topology import Topology
 from samestep.core.tree import Range
 from samestep.exchange.compression import EXACT, Compression
-from samestep.exchange.tree_gather import Partials
+from samestep.exchange.partials import Add, GatheredPartials, PartialSums
 from samestep.state.flat import Flat
 
+
+if TYPE_CHECKING:
+    from torch.nn.parallel import DistributedDataParallel
 
 BACKENDS = {"gloo": "gloo", "nccl": "cpu:gloo,cuda:nccl"}
 """By the device of what is exchanged: metrics are on the CPU, gradients on the GPU."""
@@ -37,7 +41,7 @@ BACKENDS = {"gloo": "gloo", "nccl": "cpu:gloo,cuda:nccl"}
 def join(
     exchange: str, topology: Topology, timeout_seconds: float, store: Store
 ) -> None:
-    """All workers: the process group."""
+    """All workers: create the process group."""
     dist.init_process_group(
         BACKENDS[exchange],
         store=store,
@@ -57,11 +61,15 @@ class GlooExchange:
         topology: Topology,
         compression: Compression = EXACT,
     ) -> None:
-        """`shares[r]` is the range of micro-batches of worker `r`, without gaps."""
+        """Make room for one vector of the model and its optimizer's states.
+
+        `shares[r]` is the range of micro-batches of worker `r`, without gaps.
+        """
         self.workers, self._rank, self._flat = len(shares), topology.rank, flat
         self._num_crossings = topology.nodes if topology.nodes > 1 else 0
-        self._num_leaves, self._rounding = shares[-1][1], compression
+        self._compression = compression
         self._sent_as = compression.sent_as(flat.dtype)
+        # Every worker holds and updates the whole vector.
         self.parameters = torch.zeros(flat.size, device=flat.device, dtype=flat.dtype)
         self.owned = (0, flat.size)
         self.states = list(
@@ -70,21 +78,24 @@ class GlooExchange:
         self._position = {id(p): i for i, p in enumerate(flat.parameters)}
         self._gradient = torch.zeros_like(self.parameters)
         self._views = flat.views(self._gradient)
-        self.watch = Watch(self._num_leaves, len(flat.parameters))
+        self.watch = Watch(shares[-1][1], len(flat.parameters))
         self._ddp: DistributedDataParallel | None = None
-        self._stack: list[list[Tensor]] = []
         self._memory: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
-        self._pending: list[tuple[Sequence[Tensor], Tensor, dist.Work]] = []
+        self._arrivals: list[Callable[[], None]] = []
+        """What finishes each all-gather that is under way."""
         self.assign(shares)
 
     def assign(self, shares: list[Range]) -> None:
-        """All workers, between two steps: who owns which micro-batches."""
+        """All workers, between two steps: let them own these micro-batches."""
         self._owned = shares[self._rank]
-        flat = self._flat
-        self._tails = Partials(shares, self._rank, flat.device)
-        self._merges, self._rows = self._tails.merges, self._tails.rows
+        flat, num_micro_batches = self._flat, shares[-1][1]
+        self._gathered = GatheredPartials(shares)
+        self._rows = self._gathered.rows
+        self._sums = PartialSums(self._owned, num_micro_batches, self._add)
+        self._tails = PartialSums(self._owned, num_micro_batches, Tensor.add_)
         self._memory.clear()
-        self._is_direct = self._rows == 1 and self._rounding.is_exact
+        # DDP's own bucket is sent, without a copy, where nothing has to go beside it.
+        self._is_direct = self._rows == 1 and self._compression.is_exact
         gradient = sum(p.numel() for p in flat.parameters)
         row = self._sent_as.itemsize * gradient + flat.dtype.itemsize * flat.tail
         # Gloo gathers around a ring: whatever is sent passes every edge but one, and
@@ -94,148 +105,178 @@ class GlooExchange:
         self.network_bytes_per_step = self._num_crossings * passing
 
     def attach(self, objective: nn.Module, overlap: bool = True) -> nn.Module:
-        """All workers: the parameters of rank 0; to overlap, in DDP with our hook.
+        """All workers: take rank 0's parameters; to overlap, wrap the model in DDP.
 
-        DDP waits for every parameter, and takes none twice. So what may skip some, or
-        reach one in several backward passes (as reentrant checkpoints of one layer
-        do), is exchanged when the last backward pass is over.
+        DDP waits for every parameter, and takes none twice. So a model that may skip
+        some, or reach one in several backward passes (as reentrant checkpoints of one
+        layer do), is exchanged when the last backward pass is over.
         """
         self._flat.bind(self.parameters, write=True)
         if not overlap:
             if self.workers > 1:
                 dist.broadcast(self.parameters, src=0)
             return objective
+        # It imports torch._dynamo, 0.9 s: only who overlaps pays.
+        from torch.nn.parallel import DistributedDataParallel
+
         self._ddp = DistributedDataParallel(
             objective, forward_sync_buffers=False, gradient_as_bucket_view=True
         )
         self._ddp.register_comm_hook(self, _launch)
         return self._ddp
 
-    def accumulate(self, leaf: int) -> AbstractContextManager[None]:
-        """The context of a forward and backward pass: the last own one is exchanged."""
-        is_last = self.workers > 1 and leaf == self._owned[1] - 1
+    def accumulate(self, micro_batch: int) -> AbstractContextManager[None]:
+        """Return the context of a forward and backward pass.
+
+        In that of the last own micro-batch DDP calls the hook, which sends.
+        """
+        if micro_batch == self._owned[0]:
+            self._clear()
+        is_last = self.workers > 1 and micro_batch == self._owned[1] - 1
         if self._ddp is None or is_last:
             return nullcontext()
         return self._ddp.no_sync()
 
-    def after_backward(self, leaf: int) -> None:
-        """After the backward pass of `leaf`: takes its gradients up the tree."""
+    def _clear(self) -> None:
+        """Forget the sums of a step that is over, or was given up."""
+        self._sums.values.clear()
+        self._tails.values.clear()
+        self._arrivals.clear()
+
+    def after_backward(self, micro_batch: int) -> None:
+        """Take the gradients of a micro-batch up the tree."""
         if self._flat.tail:
-            self._tails.push(leaf, self._flat.read_buffers())
-        if self._pending:  # the last own leaf went up in the hook
+            self._tails.push(micro_batch, self._flat.read_tail())
+        if self._arrivals:  # the hook has sent those of the last one
             return
-        self._stack.append(self._flat.gradients())
+        gradients = self._flat.gradients()
         if self.watch.active:
-            self.watch.note(leaf, self._stack[-1])
+            self.watch.note(micro_batch, gradients)
         for parameter in self._flat.parameters:
             parameter.grad = None
-        self._round(self._stack[-1])
-        for _ in range(self._merges[leaf]):
-            right = self._stack.pop()
-            torch._foreach_add_(self._stack[-1], right)
-            self._round(self._stack[-1])
+        self._sums.push(micro_batch, self._compress(gradients))
 
-    def _round(self, gradients: list[Tensor]) -> None:
+    def _compress(self, gradients: list[Tensor]) -> list[Tensor]:
         for gradient in gradients:
-            self._rounding(gradient)
+            self._compression(gradient)
+        return gradients
+
+    def _add(self, left: list[Tensor], right: list[Tensor]) -> list[Tensor]:
+        torch._foreach_add_(left, right)
+        return self._compress(left)
 
     def sum(self) -> tuple[Tensor, Tensor]:
-        """All workers: the gradient, and the sum of the tails."""
-        if self._ddp is None and self.workers > 1:
-            self._send_all()
-        elif self._owned[0] == self._owned[1]:
-            self._take_part()
-        for parameters, received, work in self._pending:
-            work.wait()
-            total = self._tails.add_up(
-                received.to(self._flat.dtype), self._rounding.add
-            )
-            offset = 0
-            for parameter in parameters:
-                part = total[offset : offset + parameter.numel()]
-                self._views[self._position[id(parameter)]].copy_(
-                    part.view_as(parameter)
-                )
-                parameter.grad = None
-                offset += parameter.numel()
-        if not self._pending:
-            torch._foreach_copy_(self._views, self._stack[0])
-        tails = torch.empty(0)
-        if self._flat.tail:
-            tails = self._tails.total(self._flat.tail, self._flat.dtype)
-        self._stack.clear()
-        self._pending.clear()
-        self._rounding.check(self._gradient)
-        return self._gradient, tails
+        """All workers: sum the gradients [size] and the tails [tail].
 
-    def _take_part(self) -> None:
-        """A worker without micro-batches: a pass over no samples calls the hook."""
-        assert self._ddp is not None
-        loss, _ = self._ddp(torch.empty(0), torch.empty(0, dtype=torch.int64))
-        loss.backward()
+        Both are overwritten by the next step.
+        """
+        tail = self.parameters.new_empty(self._flat.tail)
+        if self.workers == 1:
+            torch._foreach_copy_(self._views, self._sums.values[0])
+            if self._flat.tail:
+                (tail,) = self._tails.values
+        else:
+            self._gather_rest(tail)
+            for arrive in self._arrivals:
+                arrive()
+            for parameter in self._flat.parameters:
+                parameter.grad = None  # a view of DDP's bucket
+        self._clear()
+        self._compression.check(self._gradient)
+        return self._gradient, tail
+
+    def _gather_rest(self, tail: Tensor) -> None:
+        """All workers: send what has not been sent during the backward pass."""
+        if self._ddp is None:
+            size = sum(p.numel() for p in self._flat.parameters)
+            buffers = self._buffers(0, self._rows, size, self._sent_as)
+            self._gather(self._views, self._sums.values, buffers, self._compression.add)
+        elif self._owned[0] == self._owned[1]:
+            # Without micro-batches: a pass over no samples calls the hook, too.
+            loss, _ = self._ddp(torch.empty(0), torch.empty(0, dtype=torch.int64))
+            loss.backward()
+        if len(tail):
+            buffers = self._buffers(-1, self._rows, len(tail), self._flat.dtype)
+            partials = [[partial] for partial in self._tails.values]
+            self._gather([tail], partials, buffers, Tensor.add_)
+
+    def _arrive(
+        self, work: dist.Work, received: Tensor, targets: Sequence[Tensor], add: Add
+    ) -> None:
+        """Wait for partials [workers * rows, n]; write their sums to the targets."""
+        work.wait()
+        # On this thread: flushing denormal numbers to zero is a mode of a thread.
+        total = self._gathered.add_up(received.to(self._flat.dtype), add)
+        parts = torch.split(total, [target.numel() for target in targets])
+        for target, part in zip(targets, parts, strict=True):
+            target.copy_(part.view_as(target))
 
     def all_gather_parameters(self) -> None:
-        """Every worker has updated its own copy."""
+        """Do nothing: every worker has updated its own copy."""
 
     def merge(self, values: Tensor) -> Tensor:
-        """All workers: float64 cells that only one worker has filled, from each."""
+        """All workers: fill float64 cells, each from the one worker that has it."""
         if self.workers > 1:
             dist.all_reduce(values)
         return values
 
     def merge_slices(self, values: Tensor) -> Tensor:
-        """Every worker has filled all cells."""
+        """Return the values: every worker has filled all cells."""
         return values
 
-    def launch(self, bucket: GradBucket) -> None:
-        """Sends the own partials of a bucket: it holds the last own leaf's gradient."""
-        parameters, last = bucket.parameters(), bucket.gradients()
-        if self._owned[0] == self._owned[1]:
-            self._send(bucket, [])
-            return
-        index = [self._position[id(p)] for p in parameters]
-        if self.watch.active:
-            self.watch.note(self._owned[1] - 1, last, index)
-        self._rounding(bucket.buffer())
-        num_complete = len(self._stack) - self._merges[self._owned[1] - 1]
-        for left in reversed(self._stack[num_complete:]):
-            torch._foreach_add_(last, [left[i] for i in index])
-            self._rounding(bucket.buffer())
-        complete = [[left[i] for i in index] for left in self._stack[:num_complete]]
-        self._send(bucket, complete)
+    def send_bucket(self, bucket: GradBucket) -> None:
+        """Send the own partials of DDP's bucket of gradients of the last micro-batch.
 
-    def _send(self, bucket: GradBucket, complete: list[list[Tensor]]) -> None:
-        """Partials before the one in the bucket, then that one."""
+        The stack of sums stays as it is: each bucket takes other parameters of it.
+        """
+        index = [self._position[id(p)] for p in bucket.parameters()]
+        targets = [self._views[i] for i in index]
+        before: list[list[Tensor]] = []
+        if self._owned[0] < self._owned[1]:
+            before = self._complete(bucket, index)
         buffer = bucket.buffer()
         rows = 0 if self._is_direct else self._rows
-        sent, received = self._buffers(bucket.index(), rows, buffer.numel())
+        sent, received = self._buffers(
+            bucket.index(), rows, buffer.numel(), self._sent_as
+        )
         if self._is_direct:
             sent = buffer.view(1, -1)
         else:
-            sent[len(complete)].copy_(buffer)
-        self._gather(bucket.parameters(), complete, sent, received)
+            sent[len(before)].copy_(buffer)
+        self._gather(targets, before, (sent, received), self._compression.add)
 
-    def _send_all(self) -> None:
-        """All workers, after their backward passes: the own partials."""
-        size = sum(p.numel() for p in self._flat.parameters)
-        sent, received = self._buffers(0, self._rows, size)
-        self._gather(self._flat.parameters, self._stack, sent, received)
+    def _complete(self, bucket: GradBucket, index: list[int]) -> list[list[Tensor]]:
+        """Add to the bucket the sums that its gradients complete; return the others."""
+        last, micro_batch = bucket.gradients(), self._owned[1] - 1
+        if self.watch.active:
+            self.watch.note(micro_batch, last, index)
+        self._compression(bucket.buffer())
+        before, completed = self._sums.before(micro_batch)
+        for left in reversed(completed):
+            torch._foreach_add_(last, [left[i] for i in index])
+            self._compression(bucket.buffer())
+        return [[partial[i] for i in index] for partial in before]
 
     def _gather(
         self,
-        parameters: Sequence[Tensor],
+        targets: Sequence[Tensor],
         partials: list[list[Tensor]],
-        sent: Tensor,
-        received: Tensor,
+        buffers: tuple[Tensor, Tensor],
+        add: Add,
     ) -> None:
-        for row, partial in enumerate(partials):
-            torch.cat([gradient.view(-1) for gradient in partial], out=sent[row])
+        """All workers: begin to gather partials, each one tensor for each target."""
+        sent, received = buffers
+        for row, partial in zip(sent, partials, strict=False):
+            torch.cat([tensor.reshape(-1) for tensor in partial], out=row)
         work = dist.all_gather_single(received.view(-1), sent.view(-1), async_op=True)
-        self._pending.append((parameters, received, work))
+        arrive = functools.partial(self._arrive, work, received, targets, add)
+        self._arrivals.append(arrive)
 
-    def _buffers(self, number: int, rows: int, size: int) -> tuple[Tensor, Tensor]:
-        """[rows, n] to send and [workers * rows, n] to receive, kept for reuse."""
-        key, dtype = (number, size), self._sent_as
+    def _buffers(
+        self, number: int, rows: int, size: int, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        """Return [rows, size] to send and [workers * rows, size] to receive, reused."""
+        key = number, size
         if key not in self._memory:
             like, most = self.parameters, self.workers * self._rows
             sent = like.new_zeros(rows, size, dtype=dtype)
@@ -245,7 +286,7 @@ class GlooExchange:
 
 # DDP compares these annotations with its own types.
 def _launch(state: GlooExchange, bucket: GradBucket) -> Future[Tensor]:
-    state.launch(bucket)
+    state.send_bucket(bucket)
     buffer = bucket.buffer()
     done: Future[Tensor] = Future(devices=[buffer.device] if buffer.is_cuda else [])
     done.set_result(buffer)

@@ -1,8 +1,9 @@
 """The exchange of several machines: shared memory within each, messages between them.
 
 Every node holds all parameters and the optimizer's whole state, once for its workers
-(`shared.py`). Its workers own a contiguous range of micro-batches together; the maximal
-subtrees of the canonical tree inside that range are its rows. In every step:
+(`shared.py`). Its workers own a contiguous range of micro-batches together; the sums of
+the maximal subtrees of the canonical tree inside that range are its rows. "Node" is a
+machine here; a node of the tree is called a subtree. In every step:
 
     1. barrier within the node: all partials of its workers are there
     2. every worker sums them over its slice, up to the rows of the node
@@ -12,18 +13,24 @@ subtrees of the canonical tree inside that range are its rows. In every step:
        order of the tree, and sends the sum to all others
     5. barrier: the gradient is there; every worker updates its slice
 
+To the memory of `shared.py` each node adds, after it:
+
+    rows [most rows, size]   written in 2, each slice by its worker; sent in 4
+    total [size], tails [tail]   written in 4 by the leader, received or added up
+                                 by it; read by all workers after 5
+
 N nodes of one row each send 2 (N - 1) vectors in all, as many as a ring all-reduce:
-that is so where each owns a subtree, as where all own the same power of two of leaves.
-Nodes of k rows send (k + 1) (N - 1). With `compression` in the recipe all these are of
-16 bits. BatchNorm's buffers are never rounded; every leader gets all rows of them.
+that is so where each owns a subtree, as where all own the same power of two of
+micro-batches. Nodes of k rows send (k + 1) (N - 1). With `compression` in the recipe
+all these are of 16 bits. BatchNorm's buffers are never rounded; every leader gets all
+rows of them.
 """
 
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._C._distributed_c10d import Store
 
 from samestep.core import tree
@@ -39,28 +46,30 @@ from samestep.system.shared_memory import pages
 
 
 @dataclass(frozen=True)
-class Division:
-    """Who sends what: an ownership of micro-batches, seen from the nodes."""
+class ExchangePlan:
+    """Which node sends what: an ownership of micro-batches, seen from the nodes."""
 
     owned: list[list[Range]]
     """The micro-batches of each worker of each node."""
     rows: list[list[Range]]
-    """Of each node: the maximal nodes of the tree in what its workers own together."""
+    """For each node, the maximal subtrees in what its workers own together."""
     pieces: list[Range]
     """The part of the vector that each node adds up."""
 
     @classmethod
-    def of(cls, shares: list[Range], sizes: list[int], length: int) -> "Division":
-        """Of a vector of `length` elements; `sizes` are the workers of each node."""
+    def of(cls, shares: list[Range], sizes: list[int], length: int) -> "ExchangePlan":
+        """Plan for a vector of `length` elements; `sizes` are each node's workers."""
         ends = pairwise(accumulate(sizes, initial=0))
         owned = [shares[first:end] for first, end in ends]
         spans = [(local[0][0], local[-1][1]) for local in owned]
         rows = [tree.subtrees(span, shares[-1][1]) for span in spans]
+        # Whole cache lines: the last node's piece ends where the parameters do, and
+        # padding after it is neither sent nor read.
         cuts = [ALIGNMENT * cut for cut in pieces(length // ALIGNMENT, len(sizes))]
         return cls(owned, rows, list(pairwise(cuts)))
 
     def sent(self, node: int) -> int:
-        """Elements of the vector that a node sends in a step: its rows, then sums."""
+        """Return how many elements a node sends in a step: its rows, then sums."""
         first, end = self.pieces[node]
         own, others = end - first, len(self.pieces) - 1
         return len(self.rows[node]) * (self.pieces[-1][1] - own) + others * own
@@ -79,7 +88,7 @@ class NodeGroup:
     def meet(
         cls, topology: Topology, store: Store, timeout_seconds: float
     ) -> "NodeGroup":
-        """All workers: waits, as long as the store does, until all leaders are here."""
+        """All workers: wait, as long as the store does, until all leaders are here."""
         if topology.is_leader:
             store.set(f"workers/{topology.node}", str(topology.local_workers))
         sizes = [int(store.get(f"workers/{node}")) for node in range(topology.nodes)]
@@ -100,16 +109,23 @@ class NodesExchange:
         memory: int,
         nodes: NodeGroup,
     ) -> None:
-        """`within` is the exchange of this node, in the same `memory`.
+        """Make room for the node's rows, in the `memory` of its exchange `within`.
 
         `shares[r]` is the range of micro-batches of worker `r`, without gaps.
         """
         self.workers, self._node = topology.workers, topology.node
-        self._within, self._nodes, self._rounding = within, nodes, within.compression
+        self._within, self._nodes, self._compression = within, nodes, within.compression
         self.parameters, self.owned = within.parameters, within.owned
         self.states, self.watch = within.states, within.watch
+        # Each node has all parameters and all slices: these stay within it.
+        self.attach, self.accumulate = within.attach, within.accumulate
+        self.after_backward, self.merge_slices = (
+            within.after_backward,
+            within.merge_slices,
+        )
+        self.all_gather_parameters = within.all_gather_parameters
         self._size, self._tail, self._dtype = flat.size, flat.tail, flat.dtype
-        self._sent_as = self._rounding.sent_as(flat.dtype)
+        self._sent_as = self._compression.sent_as(flat.dtype)
         self._length = flat.layout.offsets[-1]
 
         most, sent_as = tree.deepest_stack(shares[-1][1]), self._sent_as
@@ -128,71 +144,63 @@ class NodesExchange:
         self.assign(shares)
 
     def assign(self, shares: list[Range]) -> None:
-        """All workers, between two steps: who owns which micro-batches."""
+        """All workers, between two steps: let them own these micro-batches."""
         self._within.assign(shares)
-        sizes, self._num_leaves = self._nodes.sizes, shares[-1][1]
-        self._division = Division.of(shares, sizes, self._length)
-        rows, item = self._division.rows, self._dtype.itemsize
+        sizes, self._num_micro_batches = self._nodes.sizes, shares[-1][1]
+        self._plan = ExchangePlan.of(shares, sizes, self._length)
+        rows, item = self._plan.rows, self._dtype.itemsize
         width = self._sent_as.itemsize
         num_rows = sum(map(len, rows))
-        sent = sum(self._division.sent(node) for node in range(len(sizes)))
+        sent = sum(self._plan.sent(node) for node in range(len(sizes)))
         tails = item * self._tail * (len(sizes) - 1) * num_rows
         self.network_bytes_per_step = width * sent + tails
         # Within a node: as on one machine, and the rows and the sum by the others.
         read = sum(
-            item * vectors_read(local, self._num_leaves)
-            + width * (len(nodes) + 1) * (len(local) - 1) / len(local)
-            for local, nodes in zip(self._division.owned, rows, strict=True)
+            item * vectors_read(local, self._num_micro_batches)
+            + width * (len(subtrees) + 1) * (len(local) - 1) / len(local)
+            for local, subtrees in zip(self._plan.owned, rows, strict=True)
         )
         self.bytes_per_step = self.network_bytes_per_step + round(self._size * read)
 
-    def attach(self, objective: nn.Module, overlap: bool = True) -> nn.Module:
-        """All workers: the parameters become views of those of the node's leader."""
-        return self._within.attach(objective, overlap)
-
-    def accumulate(self, leaf: int) -> AbstractContextManager[None]:
-        """The context of a forward and backward pass."""
-        return self._within.accumulate(leaf)
-
-    def after_backward(self, leaf: int) -> None:
-        """After the backward pass of `leaf`: completes the sums that end with it."""
-        self._within.after_backward(leaf)
-
     def sum(self) -> tuple[Tensor, Tensor]:
-        """All workers: the gradient over the own slice, and the sum of the tails."""
+        """All workers: sum the gradients over the own slice, and the tails [tail].
+
+        Both are overwritten by the next step.
+        """
         self._within.gather()
-        part, nodes = slice(*self.owned), self._division.rows[self._node]
-        for row, node in zip(self._rows, nodes, strict=False):
-            row[part] = self._within.value(node, part, self._rounding)
+        part, subtrees = slice(*self.owned), self._plan.rows[self._node]
+        for row, subtree in zip(self._rows, subtrees, strict=False):
+            row[part] = self._within.value(subtree, part, self._compression)
         self._within.barrier.wait(self._adding)
         if self._nodes.leaders is not None:
-            self._add_up(self._nodes.leaders, nodes)
+            self._add_up(self._nodes.leaders, subtrees)
         self._within.barrier.wait(self._spreading)
         self._sum.copy_(self._total[part])
-        self._rounding.check(self._sum)
+        self._compression.check(self._sum)
         return self._sum, self._tails
 
-    def _add_up(self, leaders: Leaders, nodes: list[Range]) -> None:
-        """All leaders: the rows of all nodes, into the memory of this one.
+    def _add_up(self, leaders: Leaders, subtrees: list[Range]) -> None:
+        """All leaders: sum the rows of all nodes into the memory of this one.
 
         What is to come is announced before anything is sent: an announcement would
         have to wait behind what is on its way, and the link would stand still.
         """
-        tails = torch.empty(len(nodes), self._tail, dtype=self._dtype)
-        for row, node in zip(tails, nodes, strict=True):
+        tails = torch.empty(len(subtrees), self._tail, dtype=self._dtype)
+        for row, subtree in zip(tails, subtrees, strict=True):
             tail = slice(self._size, self._size + self._tail)
-            row.copy_(self._within.value(node, tail, EXACT))
-        everybody = [(0, self._tail)] * len(self._nodes.sizes)
-        swaps = (self._rows, self._division.pieces), (tails, everybody)
+            row.copy_(self._within.value(subtree, tail, EXACT))
+        # Every node adds up all of the tails: they are short, and need no second round.
+        everything = [(0, self._tail)] * len(self._nodes.sizes)
+        swaps = (self._rows, self._plan.pieces), (tails, everything)
         rows_arriving, tails_arriving = [self._expect(leaders, *swap) for swap in swaps]
-        total = [self._total[slice(*piece)] for piece in self._division.pieces]
+        total = [self._total[slice(*piece)] for piece in self._plan.pieces]
         own = total[self._node]
         waits = [leaders.receive([(other, total[other]) for other in leaders.others])]
         for values, parts in swaps:
-            mine = values[: len(nodes)]
+            mine = values[: len(subtrees)]
             pairs = [(o, mine[:, slice(*parts[o])]) for o in leaders.others]
             waits.append(leaders.send([(o, row) for o, rows in pairs for row in rows]))
-        own.copy_(self._reduced(rows_arriving, self._rounding))
+        own.copy_(self._reduced(rows_arriving, self._compression))
         waits.append(leaders.send([(other, own) for other in leaders.others]))
         self._tails.copy_(self._reduced(tails_arriving, EXACT))
         for wait in waits:
@@ -201,18 +209,18 @@ class NodesExchange:
     def _expect(
         self, leaders: Leaders, rows: Tensor, pieces: list[Range]
     ) -> tuple[Wait, dict[Range, Tensor]]:
-        """All leaders: of all nodes' rows, the own piece.
+        """All leaders: receive the own piece of all nodes' rows.
 
-        Returns what waits for them, and where each node of the tree will then be.
+        Returns what waits for them, and where each subtree's sum will then be.
         """
         first, end = pieces[self._node]
-        own = self._division.rows[self._node]
+        own = self._plan.rows[self._node]
         # Copies: sums are written into them, perhaps before the tails have left for a
         # node that owns nothing, from which nothing is to arrive.
         parts = dict(zip(own, rows[: len(own), first:end].clone(), strict=True))
         messages = list[Message]()
         for other in leaders.others:
-            theirs = self._division.rows[other]
+            theirs = self._plan.rows[other]
             room = rows.new_empty(len(theirs), end - first)
             parts |= zip(theirs, room, strict=True)
             messages += [(other, row) for row in room]
@@ -221,25 +229,17 @@ class NodesExchange:
     def _reduced(
         self, arriving: tuple[Wait, dict[Range, Tensor]], compression: Compression
     ) -> Tensor:
-        """Once they are there: nodes of the tree [n] -> its root, [n]."""
+        """Wait for the sums of subtrees [n] and return that of the whole tree, [n]."""
         arrive, parts = arriving
         arrive()
-        values = {node: value.to(self._dtype) for node, value in parts.items()}
-        return tree.reduce(self._num_leaves, values, compression.add)
-
-    def all_gather_parameters(self) -> None:
-        """All workers: after the update; everyone's slice is then up to date."""
-        self._within.all_gather_parameters()
+        values = {subtree: value.to(self._dtype) for subtree, value in parts.items()}
+        return tree.reduce(self._num_micro_batches, values, compression.add)
 
     def merge(self, values: Tensor) -> Tensor:
-        """All workers: float64 cells that only one worker has filled, from each."""
+        """All workers: fill float64 cells, each from the one worker that has it."""
         self._within.merge(values)
         if self._nodes.leaders is None:
-            values.zero_()
+            values.zero_()  # all workers of the node hold its cells now: only one adds
         else:
             self._nodes.leaders.merge(values)
         return self._within.merge(values)
-
-    def merge_slices(self, values: Tensor) -> Tensor:
-        """All workers: cells of which each has filled those of its slice."""
-        return self._within.merge_slices(values)

@@ -1,7 +1,7 @@
 """Messages between the leaders, the first workers of all nodes, over TCP (Gloo).
 
-From one to one, so that a leader knows for whom it waits: what a collective says when
-somebody is late names nobody.
+They go from one leader to one other, so that a leader knows for whom it waits: the
+error of a collective that times out names no peer.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +29,7 @@ class Leaders:
     def __init__(
         self, store: Store, node: int, sizes: Sequence[int], timeout_seconds: float
     ) -> None:
-        """All leaders: connects them. `sizes` are the workers of each node."""
+        """All leaders: connect them. `sizes` are the workers of each node."""
         self.node, self._ends = node, list(accumulate(sizes, initial=0))
         self._timeout_seconds = timeout_seconds
         timeout = timedelta(seconds=timeout_seconds)
@@ -45,15 +45,15 @@ class Leaders:
         return [node for node in range(len(self._ends) - 1) if node != self.node]
 
     def receive(self, messages: Sequence[Message]) -> Wait:
-        """What is to come, in the order in which each other leader sends it to us.
+        """Receive messages, in the order in which each other leader sends them to us.
 
-        Returns what waits until all of it is there. Both raise WorkerLate or PeerLost,
-        which name the node.
+        Returns a function that waits until all of them are here. Both raise WorkerLate
+        or PeerLost, which name the node.
         """
         return self._post(self._recv, messages)
 
     def send(self, messages: Sequence[Message]) -> Wait:
-        """Returns what waits until all of it has left; raises as `receive` does."""
+        """Return what waits until all have left. Raises as `receive` does."""
         return self._post(self._send, messages)
 
     def _post(self, post: Post, messages: Sequence[Message]) -> Wait:
@@ -71,9 +71,9 @@ class Leaders:
         return wait
 
     def merge(self, values: Tensor) -> None:
-        """All leaders: adds up everybody's cells, of which one leader has filled each.
+        """All leaders: fill the cells, of which one leader has each; the rest are zero.
 
-        All of them at once rather than around a ring: they are few.
+        Each sends to all others at once rather than around a ring: cells are few.
         """
         received = [(node, values.new_empty(values.shape)) for node in self.others]
         arrive = self.receive(received)
@@ -93,11 +93,14 @@ class Leaders:
     def _lost(self, node: int, why: str) -> SamestepError:
         first, end = self._ends[node : node + 2]
         ranks = ", ".join(map(str, range(first, end)))
-        name = f"node {node} (worker{'s' if end - first > 1 else ''} {ranks})"
+        workers = "worker" if end - first == 1 else "workers"
+        name = f"node {node} ({workers} {ranks})"
         if "imed out" in why:
-            return WorkerLate(
-                f"Every node must reach the exchange within {self._timeout_seconds:g} "
-                f"s; late: {name}. It is stopped, cut off or very slow; raise "
-                "`--hang-timeout` if it only needs more time."
+            return WorkerLate.naming(
+                name,
+                "Every node must reach the exchange",
+                self._timeout_seconds,
+                "`--hang-timeout`",
+                cause="cut off",
             )
         return PeerLost(f"The connection to {name} ended: {why.splitlines()[0]}")

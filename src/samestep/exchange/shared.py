@@ -4,7 +4,8 @@ All workers of a machine map one memory object. It holds the parameters and the
 optimizer's state, once for all workers, and each worker's partial gradients of its own
 micro-batches:
 
-    parameters [size]   states [k, size]   partials [workers, slots, size + tail]
+    scratch [workers, cells]   parameters [size]   states [k, size]
+    partials [workers, slots, size + tail]
 
     1. a worker's backward passes write its partials, summed up the canonical tree
     2. barrier: all partials are there
@@ -12,13 +13,20 @@ micro-batches:
        the tree, and updates its slice of the parameters
     4. barrier: all slices are updated; the next forward pass reads them
 
+Nothing is locked, since between two barriers each element is written by one worker
+only: in 1 a worker's slots by itself, in 3 each slice of the vectors by its owner.
+Barrier 4 also keeps a slot from being overwritten while another worker still reads it.
+
 The object has no name (memfd): it vanishes with its last process, however that ends,
 and the size of /dev/shm does not limit it. Linux only, since other systems lack memfd
-or process-shared semaphores; elsewhere `auto` chooses gloo and says so. `nodes.py` has
-what several machines do between 2 and 4.
+or process-shared semaphores; elsewhere `auto` chooses gloo and says so. What several
+machines do between 2 and 4 is in `hierarchical.py`.
 """
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +36,7 @@ from samestep.core.gradient_noise import Watch
 from samestep.core.topology import Topology
 from samestep.core.tree import Range
 from samestep.exchange.compression import EXACT, Compression
-from samestep.models.layers import Linear
+from samestep.exchange.partials import PartialSums
 from samestep.state.flat import Flat, dense
 from samestep.system import barrier, shared_memory
 from samestep.system.shared_memory import pages
@@ -38,11 +46,19 @@ SCRATCH = 8192
 """float64 cells for each worker, for `merge`."""
 
 
+@runtime_checkable
+class WritesGradients(Protocol):
+    """A layer whose backward pass can write its gradients to where they are summed."""
+
+    gradient_sink: Callable[[nn.Parameter], Tensor | None] | None
+    """Returns that place, or None to have the gradient in `grad` as usual."""
+
+
 class Pieces:
     """The shared object, given out in pieces that start at page boundaries."""
 
     def __init__(self, fd: int, header_bytes: int, num_bytes: int) -> None:
-        """Makes the object large enough. Raises PlacementError if memory is short."""
+        """Make the object large enough. Raises PlacementError if memory is short."""
         self._used = pages(header_bytes)
         self.map = shared_memory.reserve(
             fd,
@@ -54,11 +70,21 @@ class Pieces:
         self._bytes = torch.frombuffer(self.map, dtype=torch.uint8)
 
     def take(self, *shape: int, dtype: torch.dtype) -> Tensor:
-        """The next piece; zeros in the beginning."""
+        """Return the next piece; it is zero at first."""
         size = torch.Size(shape).numel() * dtype.itemsize
         piece = self._bytes[self._used : self._used + size]
         self._used += pages(size)
         return piece.view(dtype).view(shape)
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """Room for one partial."""
+
+    vector: Tensor
+    """[size + tail + padding]: a gradient, then what it takes along."""
+    views: list[Tensor]
+    """The gradient of each parameter."""
 
 
 class SharedExchange:
@@ -75,15 +101,15 @@ class SharedExchange:
         compression: Compression = EXACT,
         start_seconds: float = 0.0,
     ) -> None:
-        """`shares[r]` is the range of micro-batches of worker `r`, without gaps.
+        """Make room in the memory `fd`, which the workers of this node share.
 
-        The first waits may take `start_seconds`, see `Barrier`. The memory `fd` is that
-        of the workers of this node.
+        `shares[r]` is the range of micro-batches of worker `r`, without gaps. The first
+        waits may take `start_seconds`, see `Barrier`.
         """
-        self.workers, self._here, self._flat = len(shares), topology, flat
-        self._num_leaves, self.compression = shares[-1][1], compression
+        self.workers, self._topology, self._flat = len(shares), topology, flat
+        self._num_micro_batches, self.compression = shares[-1][1], compression
         rank, local_workers = topology.local_rank, topology.local_workers
-        slots = tree.deepest_stack(self._num_leaves)
+        num_slots = tree.deepest_stack(self._num_micro_batches)
         # Slots start at pages: the alignment of a product may decide its bits.
         dtype, item = flat.dtype, flat.dtype.itemsize
         width = pages(item * (flat.size + flat.tail)) // item
@@ -93,81 +119,85 @@ class SharedExchange:
             barrier.header_bytes(local_workers),
             pages(item * flat.size)
             + pages(item * num_states * flat.size)
-            + pages(item * local_workers * slots * width)
+            + pages(item * local_workers * num_slots * width)
             + pages(8 * local_workers * SCRATCH),
         )
         # First, so that workers find it even if their models are not alike.
         self._scratch = shared.take(local_workers, SCRATCH, dtype=torch.float64)
         self.parameters = shared.take(flat.size, dtype=dtype)
         states = shared.take(num_states, flat.size, dtype=dtype)
-        self._slots_of = shared.take(local_workers, slots, width, dtype=dtype)
+        self._all_slots = shared.take(local_workers, num_slots, width, dtype=dtype)
         self.num_bytes = len(shared.map)
 
         self.owned = flat.layout.slices(local_workers)[rank]
         self.states = [state[slice(*self.owned)] for state in states]
+        self._own_slots = [_Slot(v, flat.views(v)) for v in self._all_slots[rank]]
         self.assign(shares)
         self._sum = torch.empty(self.owned[1] - self.owned[0], dtype=dtype)
-        self._slots = list(self._slots_of[rank])
-        self._views = [flat.views(slot) for slot in self._slots]
         self._position = {id(p): i for i, p in enumerate(flat.parameters)}
-        self.watch = Watch(self._num_leaves, len(flat.parameters))
+        self.watch = Watch(self._num_micro_batches, len(flat.parameters))
         self.network_bytes_per_step = 0
-        self._depth, self._merging = 0, False
+        self._merging = False
         self._missing: set[int] = set()
         waits = timeout_seconds, topology.local_ranks[0], start_seconds
         self.barrier = barrier.Barrier(shared.map, rank, local_workers, *waits)
+        # Each place in a step learns for itself how long a wait there takes.
         self._spin_seconds = spin_seconds
         self._summing, self._publishing, self._noting = (
             self.patience() for _ in range(3)
         )
 
     def assign(self, shares: list[Range]) -> None:
-        """All workers, between two steps: who owns which micro-batches."""
-        own, local = shares[self._here.rank], shares[slice(*self._here.local_ranks)]
-        self._merges = {
-            leaf: tree.num_merges(leaf, own, self._num_leaves) for leaf in range(*own)
-        }
+        """All workers, between two steps: let them own these micro-batches."""
+        topology, micro_batches = self._topology, self._num_micro_batches
+        own, local = shares[topology.rank], shares[slice(*topology.local_ranks)]
+        self._first, self._sums = own[0], PartialSums(own, micro_batches, self._add)
         self._partials = {
-            node: self._slots_of[worker, slot]
+            node: self._all_slots[worker, slot]
             for worker, owned in enumerate(local)
-            for slot, node in enumerate(tree.subtrees(owned, self._num_leaves))
+            for slot, node in enumerate(tree.subtrees(owned, micro_batches))
         }
-        vectors = vectors_read(local, self._num_leaves)
+        vectors = vectors_read(local, micro_batches)
         vector = self._flat.dtype.itemsize * self._flat.size
         self.bytes_per_step = round(vector * vectors)
 
     def attach(self, objective: nn.Module, overlap: bool = True) -> nn.Module:
-        """All workers: the parameters become views of the leader's, shared."""
-        self._flat.bind(self.parameters, write=self._here.is_leader)
+        """All workers: make the parameters views of the leader's, which are shared."""
+        self._flat.bind(self.parameters, write=self._topology.is_leader)
         self.barrier.wait(self._publishing)
         for module in objective.modules():
-            if isinstance(module, Linear):
-                module.sink = self._place
+            if isinstance(module, WritesGradients):
+                module.gradient_sink = self._place
         return objective
 
-    def accumulate(self, leaf: int) -> AbstractContextManager[None]:
-        """The context of a forward and backward pass."""
+    def accumulate(self, micro_batch: int) -> AbstractContextManager[None]:
+        """Return the context of a forward and backward pass.
+
+        A pass that completes a sum of two micro-batches adds its gradients to the slot
+        on top; any other writes them into the next slot.
+        """
+        if micro_batch == self._first:  # after a step that is over, or was given up
+            self._sums.values.clear()
         self._missing = set(self._position.values())
-        self._merging = self._merges[leaf] > 0
+        self._merging = self._sums.merges[micro_batch] > 0
         if not self._merging:
-            self._depth += 1
+            self._sums.values.append(self._own_slots[len(self._sums.values)])
         return nullcontext()
 
     def _place(self, parameter: Tensor) -> Tensor | None:
-        """Where a gradient is to be written, unless it is to be added to another."""
+        """Return where a gradient is to be written, None if it is to be added."""
         position = self._position[id(parameter)]
         if self._merging or position not in self._missing:
             return None
         self._missing.remove(position)
-        return self._views[self._depth - 1][position]
+        return self._sums.values[-1].views[position]
 
-    def after_backward(self, leaf: int) -> None:
-        """After the backward pass of `leaf`: completes the sums that end with it."""
+    def after_backward(self, micro_batch: int) -> None:
+        """Take the gradients of a micro-batch up the tree."""
         if self.watch.active and self._merging:
-            self.watch.note(leaf, self._flat.gradients())
-        for own, parameter in zip(
-            self._views[self._depth - 1], self._flat.parameters, strict=True
-        ):
+            self.watch.note(micro_batch, self._flat.gradients())
+        slot = self._sums.values[-1]
+        for own, parameter in zip(slot.views, self._flat.parameters, strict=True):
             if parameter.grad is not None:  # it was not written to its place
                 gradient = dense(parameter.grad)
                 self._take(own, gradient, self._position[id(parameter)])
@@ -176,19 +206,22 @@ class SharedExchange:
                 own.add_(0.0)
         if not self._merging:
             for position in self._missing:  # without a gradient in this pass
-                self._views[self._depth - 1][position].zero_()
+                slot.views[position].zero_()
             if self.watch.active:
-                self.watch.note(leaf, self._views[self._depth - 1])
-        self._take_buffers(self._slots[self._depth - 1])
-        self._round(self._slots[self._depth - 1])
-        for _ in range(self._merges[leaf] - 1):
-            self._depth -= 1
-            self._slots[self._depth - 1].add_(self._slots[self._depth])
-            self._round(self._slots[self._depth - 1])
+                self.watch.note(micro_batch, slot.views)
+        self._take_tail(slot)
+        self._compress(slot)
+        if self._merging:  # its first sum is complete
+            self._sums.merge(self._sums.merges[micro_batch] - 1)
 
-    def _round(self, slot: Tensor) -> None:
-        """The gradient in it; not the buffers."""
-        self.compression(slot[: self._flat.size])
+    def _add(self, left: _Slot, right: _Slot) -> _Slot:
+        left.vector.add_(right.vector)
+        return self._compress(left)
+
+    def _compress(self, slot: _Slot) -> _Slot:
+        """Round the gradient in it; not the tail."""
+        self.compression(slot.vector[: self._flat.size])
+        return slot
 
     def _take(self, own: Tensor, gradient: Tensor, position: int) -> None:
         if self._merging:
@@ -199,29 +232,31 @@ class SharedExchange:
             own.copy_(gradient)
             self._missing.remove(position)
 
-    def _take_buffers(self, slot: Tensor) -> None:
+    def _take_tail(self, slot: _Slot) -> None:
         if self._flat.tail:
-            tail = slice(self._flat.size, self._flat.size + self._flat.tail)
-            own, buffers = slot[tail], self._flat.read_buffers()
-            own.add_(buffers) if self._merging else own.copy_(buffers)
+            own = slot.vector[self._flat.size : self._flat.size + self._flat.tail]
+            tail = self._flat.read_tail()
+            own.add_(tail) if self._merging else own.copy_(tail)
 
     def patience(self) -> barrier.Patience:
-        """For one more place in a step at which the workers wait for each other."""
+        """Return that of one more place in a step at which workers wait."""
         return barrier.Patience(self._spin_seconds)
 
     def gather(self) -> None:
-        """All workers of the node: from now on, the partials of all are there."""
-        self._depth = 0
+        """All workers of the node: wait until the partials of all are there."""
         self.barrier.wait(self._summing)
 
     def sum(self) -> tuple[Tensor, Tensor]:
-        """All workers: the gradient over the own slice, and the sum of the tails."""
+        """All workers: sum the gradients over the own slice, and the tails [tail].
+
+        The gradient is overwritten by the next step.
+        """
         self.gather()
         total = self._total(slice(*self.owned), self._sum, self.compression)
         self.compression.check(total)
-        return total, self._tails()
+        return total, self._tail()
 
-    def _tails(self) -> Tensor:
+    def _tail(self) -> Tensor:
         size, tail = self._flat.size, self._flat.tail
         if tail == 0:
             return torch.empty(0)
@@ -229,7 +264,8 @@ class SharedExchange:
         return self._total(slice(size, size + tail), out, EXACT)
 
     def _total(self, part: slice, out: Tensor, compression: Compression) -> Tensor:
-        root = (0, self._num_leaves)
+        """Return the value of the root, in `out` if this worker does not own it all."""
+        root = (0, self._num_micro_batches)
         if root in self._partials:
             return self._partials[root][part]
         middle = tree.split(root)
@@ -240,9 +276,10 @@ class SharedExchange:
         return compression(torch.add(left, right, out=out))
 
     def value(self, node: Range, part: slice, compression: Compression) -> Tensor:
-        """Of a node of the tree that the workers of this machine own, after `gather`.
+        """Return part of the sum that belongs to a node of the tree, after `gather`.
 
-        Reads only: the partials belong to their workers.
+        The workers of this machine own all of that node. Partials are only read, since
+        all workers read them now.
         """
         if node in self._partials:
             return self._partials[node][part]
@@ -251,28 +288,28 @@ class SharedExchange:
         return compression(left + self.value((middle, node[1]), part, compression))
 
     def all_gather_parameters(self) -> None:
-        """All workers: after the update; everyone's slice is then up to date."""
+        """All workers, after the update: wait until every slice is up to date."""
         self.barrier.wait(self._publishing)
 
     def merge(self, values: Tensor) -> Tensor:
-        """All workers: float64 cells that only one worker has filled, from each."""
+        """All workers: fill float64 cells, each from the one worker that has it."""
         for cells in torch.split(values.view(-1), SCRATCH):
-            self._scratch[self._here.local_rank, : len(cells)] = cells
+            self._scratch[self._topology.local_rank, : len(cells)] = cells
             self.barrier.wait(self._noting)
             torch.sum(self._scratch[:, : len(cells)], dim=0, out=cells)
             self.barrier.wait(self._noting)
         return values
 
     def merge_slices(self, values: Tensor) -> Tensor:
-        """All workers: cells of which each has filled those of its slice."""
-        return self.merge(values) if self._here.local_workers > 1 else values
+        """All workers: fill cells, each from those that update its slice."""
+        return self.merge(values) if self._topology.local_workers > 1 else values
 
 
-def vectors_read(owned: list[Range], num_leaves: int) -> float:
-    """How many vectors' worth the workers of a machine read of each other's memory.
+def vectors_read(owned: list[Range], num_micro_batches: int) -> float:
+    """Return how many vectors the workers of a machine read of each other's memory.
 
     Each reads its slice of the others' partials, and all parameters but its slice.
     """
     others = len(owned) - 1
-    partials = sum(len(tree.subtrees(share, num_leaves)) for share in owned)
+    partials = sum(len(tree.subtrees(share, num_micro_batches)) for share in owned)
     return others / len(owned) * partials + others

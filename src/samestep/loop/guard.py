@@ -1,4 +1,4 @@
-"""Refuses what changes weights between the micro-batches of one step.
+"""Refuses changes of the weights between the micro-batches of one step.
 
 All gradients of a step are taken at the same weights. If these change after one of its
 micro-batches, each worker computes the next ones with other weights than the others.
@@ -24,20 +24,20 @@ CHANGED = (
 
 
 class Guard:
-    """Of one loop."""
+    """Watches the weights of one loop."""
 
     def __init__(self) -> None:
         self._now: WeakSet[Optimizer] = WeakSet()
-        """Optimizers that have made a step within the micro-batch at hand."""
+        """Optimizers that have made a step in the micro-batch at hand."""
         self._before: WeakSet[Optimizer] = WeakSet()
-        """In an earlier one: they carry something from one to the next."""
+        """And in earlier ones: these carry state from one to the next."""
 
     @contextmanager
     def of_step(self, parameters: Sequence[Tensor]) -> Iterator[None]:
-        """Inside are its micro-batches, and the user's code for them.
+        """Watch the optimizers while the user computes the micro-batches of a step.
 
-        An optimizer that only one of them has, for example to attack its inputs, may
-        make steps. Raises OwnCodeError, out of others' `step` too.
+        An optimizer that is made for one micro-batch, for example to attack its inputs,
+        may make steps. The `step` of any other raises OwnCodeError.
         """
         trained = {id(parameter) for parameter in parameters}
 
@@ -56,7 +56,7 @@ class Guard:
 
     @contextmanager
     def of_micro_batch(self, parameters: Sequence[Tensor]) -> Iterator[None]:
-        """Inside is one micro-batch. Raises OwnCodeError at its end."""
+        """Watch the weights in one micro-batch. Raises OwnCodeError at its end."""
         versions = [parameter._version for parameter in parameters]
         yield
         if versions != [parameter._version for parameter in parameters]:

@@ -17,14 +17,17 @@ from torch.utils.data import TensorDataset, default_collate
 
 from samestep.core.ownership import shares
 from samestep.core.plan import Plan, derive_seed
+from samestep.core.topology import Topology
 from samestep.errors import OwnCodeError, PlacementError, ReplicasDiffer
-from samestep.exchange.tree_gather import Partials
+from samestep.exchange import Exchange
+from samestep.exchange.gloo import GlooExchange
+from samestep.loop.changes import LoopFlat
 from samestep.loop.guard import Guard
 from samestep.loop.metrics import Piece, Tally, Value
-from samestep.loop.process_group import Group
+from samestep.loop.process_group import join, place
 from samestep.loop.weighing import Weights
 from samestep.models.user_model import check_parameters, check_types
-from samestep.state.flat import Flat
+from samestep.state.flat import dense
 from samestep.user_code import seeding
 from samestep.verification import replicas
 from samestep.verification.dry_run import check_gradients, constant_buffers
@@ -50,13 +53,14 @@ class Loop:
         threads: int = 1,
         timeout_seconds: float = 600.0,
     ) -> None:
-        """All workers, each with the same weights: seed torch before building them.
+        """All workers: join the others, each with a model of the same weights.
 
-        Every global batch is computed in so many `micro_batches`, whoever computes
-        them; they, the `seed` of order and dropout, and the `threads` of torch are what
-        the result depends on. `reduction` says what the loss is over its samples. A
-        worker that waits for another for `timeout_seconds` fails. Raises
-        PlacementError, OwnCodeError.
+        Seed torch before you build the model. Every global batch is computed in so many
+        `micro_batches`, whichever workers compute them. The result depends on them, on
+        the `seed` of order and dropout, and on the number of torch's `threads`.
+        `reduction` is that of the loss over its samples. A worker that waits for
+        another for longer than `timeout_seconds` fails. Raises PlacementError,
+        OwnCodeError.
         """
         if reduction not in ("mean", "sum"):
             raise OwnCodeError(
@@ -65,26 +69,24 @@ class Loop:
             )
         torch.set_num_threads(threads)
         check_threads(threads)
-        self._group = Group()
-        self.rank, self.workers = self._group.rank, self._group.workers
+        self.rank, self.workers = place()
         if self.workers > micro_batches:
             raise PlacementError(
                 f"{self.workers} workers cannot share {micro_batches} micro-batches: "
                 "each worker computes at least one. Start fewer workers, or raise "
                 "`micro_batches` (this changes the result)."
             )
-        self._group.join(timeout_seconds)
+        join(self.workers, timeout_seconds)
         self._model = model
-        self._flatten()
         self._micro_batches, self._seed = micro_batches, seed
         self._reduction = reduction
-        owned = shares(micro_batches, self.workers)
-        self._owned, self._partials = owned[self.rank], Partials(owned, self.rank)
+        self._shares = shares(micro_batches, self.workers)
+        self._flatten()
         self._is_checked = False
         self._summed = 0
         """Steps whose gradient is complete."""
-        self._tally = Tally(self._group)
-        self._weights, self._guard = Weights(self._group, micro_batches), Guard()
+        self._tally = Tally()
+        self._weights, self._guard = Weights(micro_batches), Guard()
         self._check_start()
 
     def steps(
@@ -94,7 +96,7 @@ class Loop:
         epoch: int,
         collate: Callable[[list[Any]], Any] = default_collate,
     ) -> Iterator[Batches]:
-        """All workers: the optimizer steps of one epoch, counted from 0.
+        """All workers: yield the optimizer steps of one epoch, counted from 0.
 
         `data` has a length and an index, like a map-style data set; its order is drawn
         from the seed and the epoch. Each step is an iterator over this worker's own
@@ -125,19 +127,22 @@ class Loop:
         batch: int,
         collate: Callable[[list[Any]], Any] = default_collate,
     ) -> Batches:
-        """This worker's share of batches, to evaluate: all workers see all samples."""
+        """Yield this worker's share of the batches of `data`, for an evaluation.
+
+        Together the workers see every sample once.
+        """
         size, count = len(data), -(-len(data) // batch)
-        row = self._tally.begin_row()
+        row = self._tally.begin_row(count)
         with seeding.kept():
             for index in range(*shares(count, self.workers)[self.rank]):
                 samples = torch.arange(index * batch, min((index + 1) * batch, size))
                 seeding.seed(derive_seed(self._seed, "share", index))
-                self._tally.piece = Piece(row, count, index, len(samples))
+                self._tally.piece = Piece(row, index, len(samples))
                 yield _fetch(data, samples, collate)
                 self._tally.piece = None
 
     def add(self, **metrics: Value | tuple[Value, Value]) -> None:
-        """For the batch at hand: sums over its samples, or sums and counts.
+        """Note sums over the samples of the batch at hand, or sums and counts.
 
         Raises OwnCodeError outside of a loop over batches.
         """
@@ -145,33 +150,37 @@ class Loop:
             self._tally.add(name, value)
 
     def weigh(self, count: Value) -> None:
-        """For the micro-batch at hand: how many targets its loss is over.
+        """Set how many targets the loss of the micro-batch at hand is over.
 
-        Such as those that are not padding; or the sum of their weights. The gradient is
-        then that of the sum over all targets of the global batch, divided by their
-        count. With `reduction="mean"`, a loss is the mean over these targets, and where
-        there are none it adds nothing, though it may be NaN. Of a step, all
-        micro-batches are weighed or none, each once. Raises OwnCodeError.
+        They are, for example, those that are not padding; or `count` is the sum of
+        their weights. The gradient is then that of the sum over all targets of the
+        global batch, divided by their count. With `reduction="mean"`, a loss is the
+        mean over these targets, and where there are none it adds nothing, though it may
+        be NaN. In a step all micro-batches are weighed, each once, or none. Raises
+        OwnCodeError.
         """
         self._weights.set(float(count))
 
     def mean(self) -> dict[str, float]:
-        """All workers: what was added since the last call, by samples or counts.
+        """All workers: return what was added since the last call, by samples or counts.
 
         Summed in float64 in the order of the canonical tree over the pieces of a step,
         then step by step: the same bits at any number of workers. NaN where a count is
         zero.
         """
-        return self._tally.means()
+        return self._tally.means(self._exchange, self.rank)
 
     def fingerprint(self) -> str:
-        """All workers: SHA-256 of the weights. ReplicasDiffer if there is not one."""
+        """All workers: return the SHA-256 of the weights.
+
+        Raises ReplicasDiffer if not all workers have the same.
+        """
         return replicas.common_fingerprint(
-            self._model, self.rank, self._group, is_own=True
+            self._model, self.rank, self._exchange, is_own=True
         )
 
     def print(self, *values: object) -> None:
-        """On rank 0 only; all workers compute what is printed."""
+        """Print on rank 0 only; all workers compute what is printed."""
         if self.rank == 0:
             print(*values, flush=True)
 
@@ -193,31 +202,40 @@ class Loop:
         data: Sized,
         collate: Callable[[list[Any]], Any],
     ) -> Batches:
-        """All workers: one global batch."""
-        row, number = self._tally.begin_row(), epoch * plan.steps_per_epoch + index
+        """All workers: yield the own micro-batches of one global batch."""
+        row = self._tally.begin_row(plan.micro_batches)
+        number = epoch * plan.steps_per_epoch + index
         flat, size = self._follow_model(), plan.batch_size(index)
-        self._partials.clear()  # of a step that was given up
         self._weights.begin()
         # What the user draws between two steps must not depend on the micro-batches.
         with seeding.kept(), self._guard.of_step(flat.parameters):
-            for m in range(*self._owned):
+            for m in range(*self._shares[self.rank]):
                 samples = plan.micro_batch(order, index, m)
                 flat.restore_buffers()
                 for parameter in flat.parameters:
                     parameter.grad = None
-                if len(samples):
-                    seeding.seed(derive_seed(self._seed, "step", number, m))
-                    self._tally.piece = Piece(row, plan.micro_batches, m, len(samples))
-                    same = self._guard.of_micro_batch(flat.parameters)
-                    with self._weights.of(m), self._checked(), same:
-                        yield _fetch(data, samples, collate)
-                    self._unchanged.check()
-                    self._tally.piece = None
-                self._partials.push(m, self._leaf(m, len(samples), size))
-        self._sum(size)
+                with self._exchange.accumulate(m):
+                    if len(samples):
+                        seeding.seed(derive_seed(self._seed, "step", number, m))
+                        batch = _fetch(data, samples, collate)
+                        yield from self._pass(Piece(row, m, len(samples)), batch, size)
+                flat.is_weighed = m in self._weights
+                self._exchange.after_backward(m)
+        self._sum(size, plan.num_pieces(index))
 
-    def _follow_model(self) -> Flat:
-        """The user may have frozen or converted parameters, or loaded others."""
+    def _pass(self, piece: Piece, batch: Any, global_batch: int) -> Batches:
+        """Yield a micro-batch, then make its gradients ready for the exchange."""
+        m, self._tally.piece = piece.number, piece
+        same = self._guard.of_micro_batch(self._flat.parameters)
+        with self._weights.of(m), self._checked(), same:
+            yield batch
+        self._unchanged.check()
+        self._tally.piece = None
+        check_gradients(self._model, WHO)
+        self._scale_gradients(self._weights.count(m, piece.samples) / global_batch)
+
+    def _follow_model(self) -> LoopFlat:
+        """Return the vectors, after the user may have frozen or replaced parameters."""
         trained = [p for p in self._model.parameters() if p.requires_grad]
         types = {p.dtype for p in trained} - {self._flat.dtype}
         if types or [id(p) for p in trained] != [id(p) for p in self._flat.parameters]:
@@ -236,38 +254,38 @@ class Loop:
             raise OwnCodeError(
                 f"A loop trains on CPUs; the model is on {', '.join(sorted(kinds))}."
             )
-        self._flat = Flat(self._model)
+        self._flat = LoopFlat(self._model)
+        # The model is not attached: parameters keep their own memory, and each worker
+        # updates its own copy of all of them, with any optimizer.
+        self._exchange: Exchange = GlooExchange(
+            self._flat, self._shares, Topology.on_one_node(self.rank, self.workers)
+        )
         self._unchanged = MutationCheck(self._model, self._flat, WHO)
 
-    def _leaf(self, m: int, samples: int, size: int) -> Tensor:
-        """[size + changes + 2]: what a micro-batch adds to the gradient, to buffers,
-        and to the numbers of micro-batches that are weighed and that have samples.
+    def _scale_gradients(self, share: float) -> None:
+        """Replace the gradients by what they add to that of the whole global batch.
+
+        `share` is that of the micro-batch in the mean. These are copies, since the
+        exchange adds to them: a user may keep what is in `grad`.
         """
-        flat = self._flat
-        leaf = torch.zeros(flat.size + flat.num_changes + 2, dtype=flat.dtype)
-        leaf[flat.size : -2] = flat.read_changes()
-        if samples:
-            check_gradients(self._model, WHO)
-            leaf[-2:] = torch.tensor([m in self._weights, True])
-            self._fill(leaf[: flat.size], self._weights.count(m, samples) / size)
-        return leaf
+        for parameter in self._flat.parameters:
+            if parameter.grad is None:
+                continue
+            gradient = dense(parameter.grad.detach())
+            if self._reduction == "sum":
+                parameter.grad = gradient.clone()
+            else:  # the mean over no targets may be NaN
+                parameter.grad = gradient * share if share else None
 
-    def _fill(self, gradient: Tensor, share: float) -> None:
-        """[size], zeros; `share` is that of the micro-batch in the mean of the step."""
-        is_mean = self._reduction == "mean"
-        if is_mean and not share:
-            return  # the mean over no targets may be NaN
-        torch._foreach_copy_(self._flat.views(gradient), self._flat.gradients())
-        if is_mean:
-            gradient.mul_(share)
-
-    def _sum(self, size: int) -> None:
-        """All workers: gradients and buffers of the whole global batch."""
+    def _sum(self, size: int, with_samples: int) -> None:
+        """All workers: set gradients and buffers to those of the global batch."""
         flat = self._flat
-        total = self._partials.total(flat.size + flat.num_changes + 2, flat.dtype)
+        total, tail = self._exchange.sum()
+        # The exchange overwrites its vector in the next step; `grad` is the user's.
         # A copy begins at the same alignment at any number of workers.
-        gradient = total[: flat.size].clone()
-        count = self._weights.total(*map(int, total[-2:].tolist()))
+        gradient = total.clone()
+        num_weighed = int(tail[-1])
+        count = self._weights.total(self._exchange, num_weighed, with_samples)
         if count:
             gradient.mul_((size if self._reduction == "mean" else 1) / count)
         elif count == 0:
@@ -275,7 +293,7 @@ class Loop:
             self._warn_of_no_targets()
         for parameter, view in zip(flat.parameters, flat.views(gradient), strict=True):
             parameter.grad = view
-        flat.apply_changes(total[flat.size : -2], self._micro_batches)
+        flat.advance(tail, self._micro_batches)
         self._summed += 1
 
     def _warn_of_no_targets(self) -> None:
@@ -288,7 +306,7 @@ class Loop:
 
     @contextlib.contextmanager
     def _checked(self) -> Iterator[None]:
-        """The first micro-batch shows which buffers a pass changes."""
+        """Check, in the first micro-batch, which buffers a pass changes."""
         if self._is_checked:
             yield
             return

@@ -1,53 +1,46 @@
-"""Means over samples in a loop of one's own, the same at any number of workers."""
+"""Means over samples in a user's own loop, the same at any number of workers."""
 
-import operator
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-from samestep.core import tree
+from samestep.core.tree_sum import tree_sum
 from samestep.errors import OwnCodeError
-from samestep.loop.process_group import Group
+from samestep.exchange import Merger
+from samestep.loop.process_group import gather
 
 
 Value = Tensor | float
 
 
 class Piece(NamedTuple):
-    """A piece of samples: one of the `pieces` of a row, such as a step."""
+    """A piece of samples: one of those of a row, such as a step."""
 
     row: int
-    pieces: int
     number: int
     samples: int
 
 
-class Note(NamedTuple):
-    """What was measured on one piece."""
-
-    piece: Piece
-    name: str
-    total: float
-    divisor: float
-
-
 class Tally:
-    """Sums and counts of this worker's pieces, until all workers compare them."""
+    """Sums and counts of this worker's pieces, until all workers add them up."""
 
-    def __init__(self, group: Group) -> None:
-        self._group = group
-        self._rows = 0
-        self._notes: list[Note] = []
+    def __init__(self) -> None:
+        self._pieces: list[int] = []
+        """How many pieces each row has."""
+        self._cells: dict[str, dict[tuple[int, int], list[float]]] = {}
+        """For each name, sum and count of each (row, number) of a piece."""
         self.piece: Piece | None = None
-        """Of the piece at hand."""
+        """The piece at hand."""
 
-    def begin_row(self) -> int:
-        """All workers: the number of the next row."""
-        self._rows += 1
-        return self._rows - 1
+    def begin_row(self, pieces: int) -> int:
+        """All workers: return the number of the next row."""
+        self._pieces.append(pieces)
+        return len(self._pieces) - 1
 
     def add(self, name: str, value: Value | tuple[Value, Value]) -> None:
-        """Of the piece at hand: a sum over its samples, or a sum and a count.
+        """Add, for the piece at hand, a sum over its samples, or a sum and a count.
 
         Raises OwnCodeError if there is none.
         """
@@ -56,44 +49,63 @@ class Tally:
                 "`add` notes sums over the samples of one batch: call it in the loop "
                 "over the batches of `steps` or `share`."
             )
-        counted = value if isinstance(value, tuple) else (value, self.piece.samples)
-        total, count = map(_number, counted)
-        self._notes.append(Note(self.piece, name, total, count))
+        row, number, samples = self.piece
+        total, count = value if isinstance(value, tuple) else (value, samples)
+        cells = self._cells.setdefault(name, {}).setdefault((row, number), [0.0, 0.0])
+        cells[0] += _number(total)
+        cells[1] += _number(count)
 
-    def means(self) -> dict[str, float]:
-        """All workers: what was added since the last call, by samples or counts.
+    def means(self, exchange: Merger, rank: int) -> dict[str, float]:
+        """All workers: return what was added since the last call, by samples or counts.
 
         Summed in float64 in the order of the canonical tree over the pieces of a row,
         then row by row. NaN where a count is zero.
         """
-        gathered = self._group.gather(self._notes)
-        self._notes = []
-        notes = [Note(Piece(*at), *rest) for each in gathered for at, *rest in each]
-        notes.sort(key=lambda note: (note.piece.row, note.piece.number))
-        by_name: dict[str, list[Note]] = {}
-        for note in notes:
-            by_name.setdefault(note.name, []).append(note)
-        return {name: _mean(found) for name, found in by_name.items()}
+        first_row, names = self._agree(exchange, rank)
+        if not names:
+            return {}
+        starts = [0, *accumulate(self._pieces[first_row:])]
+        cells = exchange.merge(self._own_cells(names, first_row, starts))
+        totals = torch.zeros(len(names), 2, dtype=torch.float64)
+        for start, end in pairwise(starts):
+            if end > start:  # not a share of no samples
+                totals += tree_sum(cells[:, start:end].transpose(1, 2))
+        self._cells = {}
+        return {
+            name: total / count if count else float("nan")
+            for name, (total, count) in zip(names, totals.tolist(), strict=True)
+        }
 
+    def _agree(self, exchange: Merger, rank: int) -> tuple[int, list[str]]:
+        """All workers: return the first row that anything was added in, and all names.
 
-def _mean(notes: list[Note]) -> float:
-    """Of notes in the order of their rows."""
-    rows: dict[int, list[Note]] = {}
-    for note in notes:
-        rows.setdefault(note.piece.row, []).append(note)
-    total = count = 0.0
-    for row in rows.values():
-        total += _row_sum(row, [note.total for note in row])
-        count += _row_sum(row, [note.divisor for note in row])
-    return total / count if count else float("nan")
+        Names stand in the order in which one worker alone would have met them. Raises
+        OwnCodeError.
+        """
+        mine = [(*next(iter(cells)), name) for name, cells in self._cells.items()]
+        every = gather(exchange, rank, [len(self._pieces), mine])
+        rows = [begun for begun, _ in every]
+        if len(set(rows)) > 1:
+            raise OwnCodeError(
+                "All workers iterate over the same `steps` and `share`s before they "
+                f"call `mean`; they have begun {', '.join(map(str, rows))} of them."
+            )
+        first_notes = sorted(
+            (row, at, i, name)
+            for _, of in every
+            for i, (row, at, name) in enumerate(of)
+        )
+        names = list(dict.fromkeys(name for *_, name in first_notes))
+        return first_notes[0][0] if first_notes else rows[0], names
 
-
-def _row_sum(row: list[Note], values: list[float]) -> float:
-    pieces = row[0].piece.pieces
-    leaves = {(m, m + 1): 0.0 for m in range(pieces)}
-    for note, value in zip(row, values, strict=True):
-        leaves[note.piece.number, note.piece.number + 1] += value
-    return tree.reduce(pieces, leaves, operator.add)
+    def _own_cells(self, names: list[str], first_row: int, starts: list[int]) -> Tensor:
+        """Return sums and counts, [names, pieces of all rows, 2]; zero for others'."""
+        values = [[0.0, 0.0] for _ in range(len(names) * starts[-1])]
+        for index, name in enumerate(names):
+            for (row, number), cell in self._cells.get(name, {}).items():
+                at = starts[row - first_row] + number
+                values[index * starts[-1] + at] = cell
+        return torch.tensor(values, dtype=torch.float64).view(len(names), -1, 2)
 
 
 def _number(value: Value) -> float:

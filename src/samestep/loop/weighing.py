@@ -1,4 +1,4 @@
-"""What the losses of a step are over, in a loop of one's own: samples, or targets."""
+"""The number of targets that a loss is over, in a user's own loop."""
 
 import math
 from collections.abc import Iterator
@@ -8,27 +8,26 @@ import torch
 
 from samestep.core.tree_sum import tree_sum
 from samestep.errors import OwnCodeError
-from samestep.loop.process_group import Group
+from samestep.exchange import Merger
 
 
 class Weights:
-    """The counts of this worker's micro-batches, until all workers compare them."""
+    """The counts of this worker's micro-batches, until all workers add them up."""
 
-    def __init__(self, group: Group, micro_batches: int) -> None:
-        self._group = group
+    def __init__(self, micro_batches: int) -> None:
         self._counts = torch.zeros(micro_batches, dtype=torch.float64)
         self._weighed: set[int] = set()
         self._at: int | None = None
         """The micro-batch at hand."""
 
     def begin(self) -> None:
-        """A step."""
+        """Forget the counts of the last step."""
         self._counts.zero_()
         self._weighed.clear()
 
     @contextmanager
     def of(self, micro_batch: int) -> Iterator[None]:
-        """Inside, a count is that of this micro-batch."""
+        """Take counts inside for those of this micro-batch."""
         self._at = micro_batch
         try:
             yield
@@ -36,7 +35,7 @@ class Weights:
             self._at = None
 
     def set(self, count: float) -> None:
-        """Of the micro-batch at hand. Raises OwnCodeError."""
+        """Set the count of the micro-batch at hand. Raises OwnCodeError."""
         if self._at is None or self._at in self._weighed:
             raise OwnCodeError(
                 "`weigh` says how many targets the loss of one micro-batch is over: "
@@ -54,21 +53,21 @@ class Weights:
         return micro_batch in self._weighed
 
     def count(self, micro_batch: int, samples: int) -> float:
-        """What a loss is over: the count that was set, or the samples."""
+        """Return what a loss is over: the count that was set, or the samples."""
         is_weighed = micro_batch in self._weighed
         return self._counts[micro_batch].item() if is_weighed else samples
 
-    def total(self, weighed: int, micro_batches: int) -> float | None:
-        """All workers: of the whole global batch; None if no micro-batch is weighed.
+    def total(self, exchange: Merger, weighed: int, micro_batches: int) -> float | None:
+        """All workers: return the count of the global batch; None if none was set.
 
-        From how many of the `micro_batches` with samples are `weighed`, of all workers.
-        Raises OwnCodeError, alike on all of them.
+        `weighed` of the `micro_batches` with samples have one, of all workers. Raises
+        OwnCodeError, on all of them, if only some have.
         """
         if weighed == 0:
             return None
         if weighed < micro_batches:
             raise OwnCodeError(
-                "Of a step, all micro-batches are weighed or none; "
+                "In a step all micro-batches are weighed, or none; "
                 f"{weighed} of {micro_batches} were. Call `weigh` in each."
             )
-        return tree_sum(self._group.merge(self._counts.clone())).item()
+        return tree_sum(exchange.merge(self._counts.clone())).item()

@@ -31,9 +31,9 @@ def build(
     own: UserCode | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> nn.Module:
-    """A model for this data, its weights drawn from torch's default generator.
+    """Return a model for this data, its weights drawn from torch's default generator.
 
-    They are drawn in float32, and then of the type `dtype`. `own` finds the user's
+    They are drawn in float32, then converted to `dtype`. `own` finds the user's
     functions. Raises OwnCodeError.
     """
     model = dtypes.converted(_drawn(recipe, data, own or UserCode()), dtype)

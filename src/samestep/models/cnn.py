@@ -44,7 +44,7 @@ class Cnn(nn.Module):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """[b, c, h, w] -> logits [b, classes]."""
+        """Compute logits [b, classes] of images [b, c, h, w]."""
         hidden = self._convolve(images)
         masks: list[Tensor] | list[None] = [None] * len(self._widths)
         if self.training and self._dropout:
@@ -59,7 +59,7 @@ class Cnn(nn.Module):
         return logits
 
     def _convolve(self, images: Tensor) -> Tensor:
-        """[b, c, h, w] -> [b, features]."""
+        """Compute features [b, n] of images [b, c, h, w]."""
         for index, stage in enumerate(self.stages):
             images = functional.max_pool2d(stage(images), 2)
             if self.norms:

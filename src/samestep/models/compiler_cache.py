@@ -1,7 +1,7 @@
 """Where torch's compiler keeps its products, which it loads and runs later.
 
-Its own choice is a directory in the temporary one, under a name that anybody can make
-first, and it makes that as soon as DistributedDataParallel is imported.
+By default that is a directory below the temporary one, under a name that any user of
+the machine can take first; torch makes it when DistributedDataParallel is imported.
 """
 
 import os
@@ -18,9 +18,10 @@ VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 
 @contextmanager
 def own_directory() -> Iterator[None]:
-    """In this process and those that it starts: ours, unless the user has named one.
+    """Use a directory in our cache, in this process and those that it starts.
 
-    Without a writable cache it is temporary, and is removed at the end.
+    One that the user has named stays. Without a writable cache it is temporary, and is
+    removed at the end.
     """
     if VARIABLE in os.environ:
         yield
@@ -39,7 +40,7 @@ def _temporary() -> AbstractContextManager[str]:
 
 
 def _lasting() -> Path | None:
-    """In the cache of this user; None if it cannot be written."""
+    """Return a directory in this user's cache; None if it cannot be written."""
     try:
         path = cache.directory() / "compiled"
         path.mkdir(parents=True, exist_ok=True)

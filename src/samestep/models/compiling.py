@@ -7,7 +7,6 @@ find the products in torch's cache on disk.
 
 import os
 import shutil
-from typing import Any
 
 import torch
 from torch import nn
@@ -21,7 +20,7 @@ from samestep.state.flat import Flat
 
 
 def prepare(objective: Objective, data: Dataset, plan: Plan, flat: Flat) -> None:
-    """Compiles its model for all sizes of micro-batches; the tensors stay as they are.
+    """Compile the model for all sizes of micro-batches; keep its tensors as they are.
 
     Raises RecipeError.
     """
@@ -38,7 +37,7 @@ def prepare(objective: Objective, data: Dataset, plan: Plan, flat: Flat) -> None
 
 
 def compiled(model: nn.Module) -> nn.Module:
-    """The same model to be called. Raises RecipeError."""
+    """Return the model to call; it compiles at its first call. Raises RecipeError."""
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None:
         raise RecipeError(
@@ -54,5 +53,5 @@ def compiled(model: nn.Module) -> nn.Module:
     dynamo.fail_on_recompile_limit_hit = True
     inductor.fallback_random = True  # torch's own generator, as without compiling
     inductor.compile_threads = 1  # no pool of processes in every worker
-    found: Any = torch.compile(model, dynamic=False)
-    return found  # type: ignore[no-any-return]
+    to_call: nn.Module = torch.compile(model, dynamic=False)  # type: ignore[assignment]
+    return to_call

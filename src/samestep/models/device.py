@@ -1,13 +1,14 @@
 """The device that a worker computes on: the CPU, or a GPU of its own.
 
-Untested on a GPU: see docs/gpu.md. The contract is the same, since all that is exact on
-the CPU is so by construction: a micro-batch is computed alone, with random numbers that
-are seeded for it, and sums follow the canonical tree (NCCL only moves the partials, it
-adds nothing). What a GPU needs besides are kernels that give the same bits each time.
-`Device.prepare` asks torch for these; an operation that has none raises an error.
+GPU support is experimental: it has never run on a GPU (docs/gpu.md). The contract
+stays, since what is exact on the CPU is so by construction: a micro-batch is computed
+alone, with random numbers that are seeded for it, and sums follow the canonical tree
+(NCCL only moves the partials, it adds nothing). Besides, a GPU needs kernels that give
+the same bits each time. `Device.prepare` asks torch for these; an operation that has
+none raises an error.
 
-What is drawn, counted and written (samples, initial weights, metrics, snapshots) stays
-on the CPU. No process that forks workers may initialise CUDA: its children could not.
+Samples, initial weights, metrics and snapshots are drawn, counted and written on the
+CPU. No process that forks workers may initialise CUDA: its children could not use it.
 """
 
 import os
@@ -32,9 +33,9 @@ class Device:
 
     @classmethod
     def prepare(cls, kind: str, local_rank: int) -> "Device":
-        """A worker, before it computes anything; `kind` is `cpu` or `cuda`.
+        """Return a worker's device, `cpu` or `cuda`, made ready for exact results.
 
-        Raises PlacementError.
+        Call it before anything is computed. Raises PlacementError.
         """
         if kind == "cpu":
             return cls()
@@ -60,29 +61,29 @@ class Device:
         return self.target.type == "cuda"
 
     def seed(self, seed: int) -> None:
-        """The generator of this device; whoever draws samples seeds the CPU's."""
+        """Seed the generator of a GPU; that of the CPU is seeded with the samples."""
         if self.is_gpu:
             torch.cuda.manual_seed(seed)
 
     def finish(self) -> None:
-        """Waits until everything that was queued is done."""
+        """Wait until everything that was queued is done."""
         if self.is_gpu:
             torch.cuda.synchronize(self.target)
 
     def move(self, model: nn.Module) -> nn.Module:
-        """The same module, with its parameters and buffers here."""
+        """Move a module's parameters and buffers here; return the same module."""
         return model if self.target.type == "cpu" else model.to(self.target)
 
     def to_device(
         self, inputs: Nested, targets: Tensor | Mixed
     ) -> tuple[Nested, Tensor | Mixed]:
-        """A batch, moved here."""
+        """Return a batch, moved here."""
         moved = pytree.apply(lambda tensor: tensor.to(self.target), inputs)
         return moved, targets.to(self.target)
 
 
 def build() -> dict[str, str]:
-    """What decides the bits of the CPU besides the recipe."""
+    """Return what decides bits on the CPU besides the recipe."""
     return {
         "torch": torch.__version__,
         "instruction_set": torch.backends.cpu.get_cpu_capability(),

@@ -10,28 +10,30 @@ from torch.nn import functional
 
 
 Sink = Callable[[nn.Parameter], Tensor | None]
-"""Where the gradient of a parameter is to be written, or None to have it returned."""
+"""Returns where a parameter's gradient is to be written; None: leave it in `grad`."""
 
 
 class Linear(nn.Linear):
     """`nn.Linear` that can write its gradients to where they are exchanged.
 
-    The product itself goes there, without a temporary of the weight's size. Only a pass
-    through the module once per backward may do so: a sink is asked in every backward.
+    The product itself goes there, without a temporary of the weight's size. The
+    exchange sets `gradient_sink`; it returns None for a parameter that this pass has
+    already reached, whose gradient must be added.
     """
 
-    sink: Sink | None = None
+    gradient_sink: Sink | None = None
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """[..., in_features] -> [..., out_features]."""
+        """Map [..., in_features] to [..., out_features]."""
         if not self._has_sink():
             return functional.linear(inputs, self.weight, self.bias)
         return self._apply_with(inputs, activated=False, mask=None)
 
     def activate(self, inputs: Tensor, mask: Tensor | None) -> Tensor:
-        """`relu(self(inputs)) * mask` as one node of the graph.
+        """Compute `relu(self(inputs)) * mask` as one node of autograd's graph.
 
-        Mask [b, out_features]: zeros and one positive value, from `dropout_masks`.
+        The mask [b, out_features] has zeros and one positive value, as those of
+        `dropout_masks` do.
         """
         if not self._has_sink():
             outputs = functional.relu(self(inputs))
@@ -39,13 +41,14 @@ class Linear(nn.Linear):
         return self._apply_with(inputs, activated=True, mask=mask)
 
     def _has_sink(self) -> bool:
-        """Not under autocast: the products are then of another type.
+        """Return whether this pass can write its gradients.
 
-        Nor in compiled code, which returns its gradients.
+        It cannot under autocast, where products are of another type, nor in compiled
+        code, which returns its gradients.
         """
         if torch.compiler.is_compiling():
             return False
-        if self.sink is None or not torch.is_grad_enabled():
+        if self.gradient_sink is None or not torch.is_grad_enabled():
             return False
         return not torch.is_autocast_enabled("cpu")
 
@@ -54,7 +57,7 @@ class Linear(nn.Linear):
     ) -> Tensor:
         rows = inputs if inputs.dim() == 2 else inputs.flatten(0, -2)
         outputs: Tensor = _Linear.apply(  # type: ignore[no-untyped-call]
-            rows, self.weight, self.bias, self.sink, activated, mask
+            rows, self.weight, self.bias, self.gradient_sink, activated, mask
         )
         return outputs if rows is inputs else outputs.view(*inputs.shape[:-1], -1)
 
@@ -109,7 +112,7 @@ class Conv2d(nn.Conv2d):
     """
 
     def forward(self, images: Tensor) -> Tensor:
-        """[b, c, h, w] -> [b, out_channels, h', w'], channels innermost in memory."""
+        """Map [b, c, h, w] to [b, out_channels, h', w'], channels last."""
         # `to` also sets the strides of a single channel, where `contiguous` does not.
         images, weight = (
             tensor.to(memory_format=torch.channels_last)
@@ -122,7 +125,7 @@ class Conv2d(nn.Conv2d):
 def dropout_masks(
     probability: float, batch: int, widths: list[int], device: torch.device
 ) -> list[Tensor]:
-    """Masks [batch, width] with one random byte per element instead of 64 bits.
+    """Draw masks [batch, width] with one random byte per element instead of 64 bits.
 
     The probability is rounded to a multiple of 1/256; what is kept is scaled by the
     inverse of the true probability, so the expectation is exact. The bytes come from

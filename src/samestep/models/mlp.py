@@ -32,7 +32,7 @@ class Mlp(nn.Module):
         )
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """[b, ...] -> logits [b, outputs]."""
+        """Compute logits [b, outputs] of inputs [b, ...]."""
         inputs = inputs.flatten(1)
         masks: list[Tensor] | list[None] = [None] * len(self._widths)
         if self.training and self._dropout:

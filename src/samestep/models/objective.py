@@ -1,4 +1,4 @@
-"""The model together with its loss: what a micro-batch goes through."""
+"""The model together with its loss: the forward pass of a micro-batch."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -53,14 +53,14 @@ TAKEN = (
 
 
 def outputs(model: nn.Module, inputs: Nested, precision: Precision) -> Any:
-    """What the model makes of the inputs; of bf16, float32 if it is a tensor."""
+    """Return the model's outputs; with bf16, converted to float32 if it is a tensor."""
     if precision != "bf16":
         with dtypes.default(dtypes.of(precision)):
             return pytree.call(model, inputs)
     (_, first), *_ = pytree.leaves(inputs)
     with torch.autocast(first.device.type, torch.bfloat16):
-        found = pytree.call(model, inputs)
-    return found.float() if isinstance(found, Tensor) else found
+        results = pytree.call(model, inputs)
+    return results.float() if isinstance(results, Tensor) else results
 
 
 class Objective(nn.Module):
@@ -82,11 +82,12 @@ class Objective(nn.Module):
         precision: Precision = "float32",
         targets_per_sample: int | None = None,
     ) -> None:
-        """`function` is the loss if that is the user's own, `metrics` what it measures.
+        """Combine a model and a loss; `function` is the loss if it is the user's own.
 
-        None: it may measure anything, and what it did is then here. Without any but
-        COUNTED: the usual metric of the outputs. `targets_per_sample` is what a loss
-        that does not count relies on.
+        `metrics` are what the function measures; with None it may measure anything, and
+        the first call sets `self.metrics`. If it measures nothing, or only COUNTED, the
+        usual metric of the outputs is added. A loss that returns no count relies on all
+        samples having `targets_per_sample`.
         """
         super().__init__()
         self._precision, self._per_sample = precision, targets_per_sample
@@ -95,22 +96,22 @@ class Objective(nn.Module):
         self.metrics = built_in(loss) if function is None else metrics
 
     def forward(self, inputs: Nested, targets: Tensor | Mixed) -> tuple[Tensor, Tensor]:
-        """Inputs [b, ...] and targets -> summed loss [], cells of the metrics [c].
+        """Compute the summed loss [] and the cells of the metrics [c] of a micro-batch.
 
-        A micro-batch of no samples has loss 0 and gradient 0 for every parameter, so
-        that its owner takes part in the exchange like everyone else.
+        Inputs are [b, ...]. A micro-batch of no samples has loss 0 and gradient 0 for
+        every parameter, so that its owner takes part in the exchange like all others.
         """
         if len(targets) == 0:
             trained = [p for p in self.model.parameters() if p.requires_grad]
             nothing = torch.stack([(p * 0).sum() for p in trained])
             return nothing.sum(), torch.zeros(num_cells(self.metrics or ()))
         self._check_number(targets)
-        found = outputs(self.model, inputs, self._precision)
+        results = outputs(self.model, inputs, self._precision)
         with dtypes.default(dtypes.of(self._precision)):
-            return self.measure(found, targets)
+            return self.measure(results, targets)
 
     def _check_number(self, targets: Tensor | Mixed) -> None:
-        """Raises OwnCodeError where a loss is divided by another number of targets."""
+        """Raise OwnCodeError if a loss without a count gets more or fewer targets."""
         if self._per_sample is None or isinstance(targets, Mixed):
             return
         if targets[0].numel() != self._per_sample and COUNTED not in (
@@ -124,7 +125,7 @@ class Objective(nn.Module):
             )
 
     def measure(self, outputs: Any, targets: Tensor | Mixed) -> tuple[Tensor, Tensor]:
-        """Outputs and targets -> summed loss [], cells of the metrics [c]."""
+        """Compute the summed loss [] and the cells of the metrics [c] of outputs."""
         if isinstance(targets, Mixed):
             assert isinstance(self._loss, CrossEntropy)
             return _mixed_cross_entropy(outputs, targets, self._loss.label_smoothing)
@@ -142,16 +143,16 @@ class Objective(nn.Module):
                     raise OwnCodeError(f"{who}: {error}") from error.__cause__
 
     def _own(self, outputs: Any, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Raises OwnCodeError."""
+        """Call the user's own loss. Raises OwnCodeError."""
         assert self._function is not None
-        found = self._function(outputs, targets)
-        loss, count, measured = _parts(found)
+        returned = self._function(outputs, targets)
+        loss, count, measured = _parts(returned)
         if not isinstance(loss, Tensor) or loss.shape not in ((), (len(targets),)):
             raise OwnCodeError(
                 "a loss function returns the sum over samples, a tensor [], or their "
                 f"losses [{len(targets)}], alone, with the count that it is divided "
                 "by, with a dictionary of metrics, or with both; received "
-                f"{_describe(found)}."
+                f"{_describe(returned)}."
             )
         metrics = {} if measured is None else read_metrics(measured)
         if count is not None:
@@ -172,31 +173,31 @@ class Objective(nn.Module):
 
 
 def built_in(loss: LossRecipe) -> tuple[Metric, ...]:
-    """What a loss measures besides the usual metric, if it is not the user's own."""
+    """Return what a built-in loss measures besides the usual metric."""
     ignores = isinstance(loss, CrossEntropy) and loss.ignore_index is not None
     return (COUNTED,) if ignores else ()
 
 
 def ignored_label(loss: LossRecipe) -> int:
-    """The target that a built-in loss leaves out."""
-    said = loss.ignore_index if isinstance(loss, CrossEntropy) else None
-    return PADDING if said is None else said  # no other label is negative
+    """Return the target that a built-in loss leaves out."""
+    ignored = loss.ignore_index if isinstance(loss, CrossEntropy) else None
+    return PADDING if ignored is None else ignored  # no other label is negative
 
 
-def _parts(found: Any) -> tuple[Any, Any, Any]:
-    """What a loss function returned -> loss, count, metrics; None where it has none."""
-    match found:
+def _parts(returned: Any) -> tuple[Any, Any, Any]:
+    """Split what a loss function returned into loss, count and metrics, or None."""
+    match returned:
         case tuple((loss, count, measured)):
             return loss, count, measured
         case tuple((loss, Tensor() | float() | int() as count)):
             return loss, count, None
         case tuple((loss, measured)):
             return loss, None, measured
-    return found, None, None
+    return returned, None, None
 
 
 def _count(value: Any) -> Tensor:
-    """What the sum of a loss is divided by, float64 []. Raises OwnCodeError."""
+    """Return what the sum of a loss is divided by, float64 []. Raises OwnCodeError."""
     try:
         count = torch.as_tensor(value).detach().sum().double()
     except (TypeError, ValueError, RuntimeError):
@@ -210,7 +211,10 @@ def _count(value: Any) -> Tensor:
 
 
 def read_metrics(measured: Any) -> dict[Metric, list[Tensor]]:
-    """`{name: sum}` or `{name: (sum, count)}` -> float64 cells []; OwnCodeError."""
+    """Return float64 cells [] of `{name: sum}` or `{name: (sum, count)}`.
+
+    Raises OwnCodeError.
+    """
     if not isinstance(measured, Mapping) or not 0 < len(measured) <= MOST_METRICS:
         raise OwnCodeError(
             f"metrics are a dictionary of 1 to {MOST_METRICS}, each `name: sum` or "
@@ -280,7 +284,10 @@ def _cross_entropy(
 def _mixed_cross_entropy(
     logits: Tensor, targets: Mixed, label_smoothing: float
 ) -> tuple[Tensor, Tensor]:
-    """The loss of both classes by their shares; right is who has the larger share."""
+    """Compute the loss of both classes by their shares, and the right answers.
+
+    An answer is right if it is the class of the larger share.
+    """
     first, second = (
         functional.cross_entropy(
             logits, classes, reduction="none", label_smoothing=label_smoothing
@@ -293,9 +300,9 @@ def _mixed_cross_entropy(
 
 
 def _usual_metric(outputs: Any, targets: Tensor) -> list[Tensor]:
-    """Right answers, or absolute error, whichever the shapes allow; and of how many.
+    """Return right answers or the absolute error, as the shapes allow, and a count.
 
-    A negative class is none that can be right.
+    A negative class cannot be right, and is not counted.
     """
     if isinstance(outputs, Tensor):
         if not targets.is_floating_point() and outputs.shape[:-1] == targets.shape:

@@ -33,7 +33,7 @@ class Block(nn.Module):
             self.shortcut = nn.Sequential(projection, nn.BatchNorm2d(after))
 
     def forward(self, images: Tensor) -> Tensor:
-        """[b, before, h, w] -> [b, after, h / stride, w / stride]."""
+        """Map [b, before, h, w] to [b, after, h / stride, w / stride]."""
         hidden = functional.relu(self.first_norm(self.first(images)))
         hidden = self.second_norm(self.second(hidden))
         return functional.relu(hidden + self.shortcut(images))
@@ -56,14 +56,14 @@ class Resnet(nn.Module):
         self.head = Linear(widths[-1], data.outputs)
 
     def forward(self, images: Tensor) -> Tensor:
-        """[b, c, h, w] -> logits [b, classes]."""
+        """Compute logits [b, classes] of images [b, c, h, w]."""
         hidden = functional.relu(self.norm(self.stem(images)))
         logits: Tensor = self.head(self.stages(hidden).mean(dim=(2, 3)))
         return logits
 
 
 def _conv(before: int, after: int, stride: int) -> Conv2d:
-    """3 x 3, without a bias, since a norm follows."""
+    """Return a 3 x 3 convolution, without a bias, since a norm follows."""
     conv = Conv2d(before, after, 3, stride, padding=1, bias=False)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     return conv

@@ -29,7 +29,8 @@ class Rnn(nn.Module):
         self.head = Linear(recipe.hidden, data.outputs)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """[b, c, h, w] -> logits [b, classes]; int64 [b, t] -> [b, t, tokens]."""
+        """Compute logits [b, classes] of images [b, c, h, w], or [b, t, tokens] of
+        tokens, int64 [b, t]."""
         if self.embed is not None:
             states, _ = self.cells(self.embed(inputs))
         else:

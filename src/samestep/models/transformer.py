@@ -25,7 +25,7 @@ class Block(nn.Module):
         self.expand, self.contract = Linear(width, 4 * width), Linear(4 * width, width)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """[b, t, width] -> [b, t, width]."""
+        """Map [b, t, width] to [b, t, width]."""
         tokens = tokens + self._drop(self._attend(self.first_norm(tokens)))
         hidden = functional.gelu(self.expand(self.second_norm(tokens)))
         return tokens + self._drop(self.contract(hidden))
@@ -74,7 +74,7 @@ class Transformer(nn.Module):
         self.head = Linear(recipe.width, data.outputs)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """int64 [b, t], t at most the context -> logits [b, t, tokens]."""
+        """Compute logits [b, t, tokens] of int64 [b, t]; t is at most the context."""
         hidden = self.embed(tokens) + self.position[: tokens.shape[1]]
         logits: Tensor = self.head(self.norm(self.blocks(hidden)))
         return logits

@@ -1,4 +1,4 @@
-"""A model of the user's own."""
+"""A user's own model: how it is built, and what it must be."""
 
 from typing import Any
 
@@ -19,25 +19,28 @@ TYPE = (
 
 
 def build(recipe: CustomModel, inputs: Shape, outputs: int, own: UserCode) -> nn.Module:
-    """What the function returns, or the module that was given. Raises OwnCodeError."""
+    """Return the module that was given, or what the user's function returns.
+
+    Raises OwnCodeError.
+    """
     who = title(recipe.build, "model")
-    found = own.find(recipe.build, "model")
-    if not isinstance(found, nn.Module):
-        if not callable(found):
-            raise OwnCodeError(f"{who} must be callable; it is {_kind(found)}.")
+    model = own.find(recipe.build, "model")
+    if not isinstance(model, nn.Module):
+        if not callable(model):
+            raise OwnCodeError(f"{who} must be callable; it is {_kind(model)}.")
         offered = {"inputs": inputs, "outputs": outputs}
-        found = own.call(recipe.build, "model", offered, recipe.arguments)
-    if not isinstance(found, nn.Module):
+        model = own.call(recipe.build, "model", offered, recipe.arguments)
+    if not isinstance(model, nn.Module):
         raise OwnCodeError(
-            f"{who} must return a torch.nn.Module; it returned {_kind(found)}."
+            f"{who} must return a torch.nn.Module; it returned {_kind(model)}."
         )
-    check_parameters(found, who)
-    set_modes(found)
-    return found
+    check_parameters(model, who)
+    set_modes(model)
+    return model
 
 
 def set_modes(model: nn.Module) -> None:
-    """Put the model into training mode, but for what `build` left in evaluation mode.
+    """Put the model into training mode, except modules left in evaluation mode.
 
     A model that is in evaluation mode as a whole, as libraries return pretrained ones,
     trains as a whole. `train` is called, since a model may keep parts of itself in
@@ -50,7 +53,7 @@ def set_modes(model: nn.Module) -> None:
 
 
 def check_parameters(model: nn.Module, who: str) -> None:
-    """Raises OwnCodeError unless there is something to train."""
+    """Raise OwnCodeError unless there is something to train."""
     named = dict(model.named_parameters())
     lazy = [n for n, p in named.items() if isinstance(p, UninitializedParameter)]
     if lazy:
@@ -68,7 +71,7 @@ def check_parameters(model: nn.Module, who: str) -> None:
 
 
 def check_types(model: nn.Module, who: str, wanted: torch.dtype, rule: str) -> None:
-    """Raises OwnCodeError, with the rule, unless trained parameters are of one type."""
+    """Raise OwnCodeError, with the rule, unless trained parameters are of one type."""
     others = [
         f"{name} ({parameter.dtype})"
         for name, parameter in model.named_parameters()

@@ -34,7 +34,7 @@ class Vit(nn.Module):
         self.head = Linear(recipe.width, data.outputs)
 
     def forward(self, images: Tensor) -> Tensor:
-        """[b, c, h, w] -> logits [b, classes]."""
+        """Compute logits [b, classes] of images [b, c, h, w]."""
         patches = functional.unfold(images, self._patch, stride=self._patch)
         tokens = self.embed(patches.transpose(1, 2)) + self.position
         logits: Tensor = self.head(self.norm(self.blocks(tokens).mean(dim=1)))

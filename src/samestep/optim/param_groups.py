@@ -84,12 +84,12 @@ def _basic(recipe: OptimizerRecipe, layout: Layout, entry: Entry) -> ParamGroup:
     decay = 0.0 if is_spared else recipe.weight_decay
     if not isinstance(recipe, MuonRecipe):
         return ParamGroup(decay)
-    if entry.name in layout.whole:
+    if entry.name in layout.unsharded:
         return ParamGroup(decay, shape=entry.shape)
     return ParamGroup(decay, recipe.adamw_lr / recipe.lr)
 
 
-def wholes(
+def unsharded_names(
     recipe: OptimizerRecipe, shapes: Mapping[str, Sequence[int]]
 ) -> tuple[str, ...]:
     """Return the names of the matrices that Muon updates, among parameter shapes.

@@ -7,7 +7,7 @@
                             SHA-256 of the other two, and a digest of all this
 
 A checkpoint is written under a temporary name, flushed, and renamed, so one that has
-its name is whole unless something damaged it later. Nothing in it is ever executed:
+its name is complete unless it was damaged later. Nothing in it is ever executed:
 JSON is checked against a schema, tensors against the manifest. No torch is needed.
 """
 
@@ -47,14 +47,14 @@ class _Section(BaseModel):
 
 
 class FileEntry(_Section):
-    """What a file must be."""
+    """Size and digest that a file must have."""
 
     bytes: Count
     sha256: Sha256
 
 
 class SumsEntry(_Section):
-    """`metrics.Sums`."""
+    """The fields of `metrics.Sums`."""
 
     loss: float
     metrics: list[float]
@@ -62,14 +62,14 @@ class SumsEntry(_Section):
 
 
 class NoiseEntry(_Section):
-    """`noise.Noise`."""
+    """The fields of `gradient_noise.Noise`."""
 
     signal: float
     variance: float
 
 
 class StoppingEntry(_Section):
-    """`stopping.Stopping`."""
+    """The fields of `early_stopping.Stopping`."""
 
     best: float | None = None
     best_epoch: Count
@@ -78,7 +78,7 @@ class StoppingEntry(_Section):
 
 
 class ProgressEntry(_Section):
-    """`progress.Progress`."""
+    """The fields of `progress.Progress`."""
 
     step: Count
     epoch: SumsEntry
@@ -102,7 +102,7 @@ class Manifest(_Section):
     recipe: JsonObject
     recipe_digest: Sha256
     build: dict[str, str]
-    """`torch` and `instruction_set`: what decides bits besides the recipe."""
+    """What decides bits besides the recipe, such as `torch` and `instruction_set`."""
     layout: Layout
     files: dict[Literal["model.safetensors", "optimizer.safetensors"], FileEntry]
 
@@ -116,23 +116,23 @@ class Checkpoint:
 
 
 def directory_of(run: Path) -> Path:
-    """Where the checkpoints of a run are."""
+    """Return the directory of a run's checkpoints."""
     return run / "checkpoints"
 
 
 def steps(directory: Path) -> list[int]:
-    """The checkpoints that have their names, oldest first."""
+    """Return the steps of the complete checkpoints, oldest first."""
     names = [path.name for path in directory.glob("step-*")]
     return sorted(int(n[5:]) for n in names if n[5:].isdecimal() and n[5:].isascii())
 
 
 def path_of(directory: Path, step: int) -> Path:
-    """`step-<n>`."""
+    """Return the path of a step's checkpoint, `step-<n>`."""
     return directory / f"step-{step}"
 
 
 def model_bytes(state: State, layout: Layout, recipe: Recipe) -> bytes:
-    """A file for `samestep evaluate`: safetensors with the recipe as metadata."""
+    """Return a file of weights: safetensors with the recipe as metadata."""
     tensors: dict[str, NDArray[Any]] = dict(layout.parameter_views(state.parameters))
     tensors |= layout.buffer_views(state.tail[: layout.tail])
     counts = state.progress["counts"]
@@ -147,9 +147,9 @@ def model_bytes(state: State, layout: Layout, recipe: Recipe) -> bytes:
 
 
 def result_of(state: State, layout: Layout) -> State:
-    """With the weights that a finished training gives.
+    """Return the state with the weights that a finished training gives.
 
-    Those of the best epoch, or their average, or the last ones.
+    They are those of the best epoch, or their average, or the last ones.
     """
     rows = dict(zip(layout.states, state.states, strict=True))
     if BEST in rows:
@@ -171,7 +171,10 @@ def write(
     build: Mapping[str, str],
     epochs: list[JsonObject],
 ) -> Path:
-    """A new checkpoint, or nothing: raises OSError."""
+    """Write a new checkpoint and return its path.
+
+    Raises OSError, and leaves nothing behind.
+    """
     contents = {
         MODEL: model_bytes(state, layout, recipe),
         OPTIMIZER: _optimizer_bytes(state, layout),
@@ -210,7 +213,7 @@ def write(
 
 
 def load(path: Path) -> Checkpoint:
-    """Everything is checked before use. Raises CheckpointError, OSError."""
+    """Return a checkpoint, all of it checked. Raises CheckpointError, OSError."""
     manifest = read_manifest(path)
     layout = manifest.layout
     try:
@@ -241,7 +244,10 @@ def load(path: Path) -> Checkpoint:
 
 
 def _check_size(path: Path, layout: Layout, entries: int, model_bytes: int) -> None:
-    """Before memory is taken for what a manifest claims. Raises CheckpointError."""
+    """Raise CheckpointError if the files cannot hold what the manifest claims.
+
+    A forged one must not make us reserve memory for it.
+    """
     expected = len(layout.states) * len(layout.parameters)
     expected += len(layout.buffers) if BEST in layout.states else 0
     elements = sum(entry.numel for entry in (*layout.parameters, *layout.buffers))
@@ -250,7 +256,7 @@ def _check_size(path: Path, layout: Layout, entries: int, model_bytes: int) -> N
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Raises CheckpointError, OSError."""
+    """Return the manifest of a checkpoint. Raises CheckpointError, OSError."""
     file = path / MANIFEST
     if file.is_symlink() or path.is_symlink():
         raise _damaged(path, "it is a symbolic link")
@@ -274,7 +280,7 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def digest_of(fields: Mapping[str, Any]) -> str:
-    """SHA-256 of the canonical JSON text of a manifest without its `digest`."""
+    """Return the SHA-256 of a manifest's canonical JSON text without its `digest`."""
     text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -296,17 +302,21 @@ def _tensors(file: Path, entry: FileEntry) -> dict[str, NDArray[Any]]:
 
 
 def _fill(
-    wanted: Mapping[str, Floats], found: Mapping[str, Any], others: set[str], file: Path
+    wanted: Mapping[str, Floats],
+    tensors: Mapping[str, Any],
+    counters: set[str],
+    file: Path,
 ) -> None:
-    if found.keys() != wanted.keys() | others:
+    """Copy a file's tensors to the wanted places. Raises CheckpointError."""
+    if tensors.keys() != wanted.keys() | counters:
         raise _damaged(file, "its tensors are not those of the layout")
     for name, view in wanted.items():
-        tensor = found[name]
+        tensor = tensors[name]
         if tensor.shape != view.shape or tensor.dtype != view.dtype:
             raise _damaged(file, f"{name} is {tensor.dtype}{list(tensor.shape)}")
         view[...] = tensor
-    for name in others:
-        if found[name].shape != () or found[name].dtype != np.int64:
+    for name in counters:
+        if tensors[name].shape != () or tensors[name].dtype != np.int64:
             raise _damaged(file, f"{name} is not one int64")
 
 
@@ -335,7 +345,7 @@ def _damaged(path: Path, why: str) -> CheckpointError:
 
 
 def newest_valid(directory: Path) -> Iterator[tuple[int, Checkpoint | str]]:
-    """From the newest on: the step and the checkpoint, or why it cannot be used.
+    """Yield each step and its checkpoint, or why it cannot be used; the newest first.
 
     Ends after the first that can be used.
     """

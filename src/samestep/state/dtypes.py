@@ -21,7 +21,7 @@ def of(precision: Precision) -> torch.dtype:
 
 
 def converted(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Return the same module; for float64 its floating-point tensors become so."""
+    """Return the same module; for float64, convert its floating-point tensors."""
     return model.double() if dtype is torch.float64 else model
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def fingerprint(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 in hexadecimal over the entries of a state_dict in its own order.
+    """Return the SHA-256, in hexadecimal, of a state_dict's entries in its own order.
 
     For each entry, without separators: the name in UTF-8, the dtype's name (`float32`),
     the shape as decimal numbers joined by commas (`512,784`; empty for a scalar), and

@@ -1,8 +1,8 @@
-"""What a training does not change: frozen parameters and buffers that stay.
+"""Frozen parameters and constant buffers, which a training does not change.
 
 They are no part of a snapshot, since every generation of workers builds them again.
-Rank 0 writes them once into memory without a name, from which the supervisor completes
-the files of weights.
+Rank 0 writes them once into nameless memory; the supervisor, which has no torch, takes
+them from there to complete the files of weights.
 """
 
 import os
@@ -20,8 +20,8 @@ Arrays = Mapping[str, NDArray[np.generic]]
 
 
 def write(fd: int, tensors: Mapping[str, Any]) -> None:
-    """Rank 0: torch's tensors by name. Replaces what was there. Raises OwnCodeError."""
-    import safetensors.torch  # and so torch, which the supervisor does without
+    """Write torch's tensors by name, on rank 0. Raises OwnCodeError."""
+    import safetensors.torch  # imports torch, and the supervisor imports this module
 
     for name, tensor in tensors.items():
         if not hasattr(np, str(tensor.dtype).removeprefix("torch.")):
@@ -38,10 +38,10 @@ def write(fd: int, tensors: Mapping[str, Any]) -> None:
 
 
 def read(fd: int) -> Arrays:
-    """The supervisor, after rank 0 has started: arrays by name."""
+    """Return the arrays by name, in the supervisor, once rank 0 has written them."""
     size = os.fstat(fd).st_size
     content = b""
     while len(content) < size:
         content += os.pread(fd, size - len(content), len(content))
-    found: Arrays = safetensors.numpy.load(content) if content else {}
-    return found
+    arrays: Arrays = safetensors.numpy.load(content) if content else {}
+    return arrays

@@ -3,7 +3,8 @@
     vector  [ parameter | padding | parameter | padding | ... ][ buffer | buffer | ... ]
               <-------------- `size`, a multiple of BLOCK ---->  <------ `tail` ------>
 
-The optimizer's states have the layout of the parameters. Padding is zero.
+The optimizer's states have the layout of the parameters. Padding is zero, and stays so:
+its gradient is zero, so elementwise updates of a slice need not know where it lies.
 """
 
 import math
@@ -49,7 +50,13 @@ class Entry(BaseModel):
 class Layout(BaseModel):
     """The tensors of one model and its optimizer, in order."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        validate_by_name=True,
+        serialize_by_alias=True,
+    )
 
     parameters: tuple[Entry, ...] = Field(strict=False)
     buffers: tuple[Entry, ...] = Field((), strict=False)
@@ -60,10 +67,11 @@ class Layout(BaseModel):
     """Names of the optimizer's state vectors, and of others of the same layout."""
     aliases: dict[str, str] = {}
     """Second names of tensors that are tied, and their first."""
-    whole: tuple[str, ...] = Field((), strict=False)
-    """Parameters that one worker updates, all of each."""
+    # Files have had the name `whole` since there was Muon.
+    unsharded: tuple[str, ...] = Field((), strict=False, alias="whole")
+    """Parameters of which one worker updates the whole: Muon's matrices."""
     constants: tuple[str, ...] = Field((), strict=False)
-    """Frozen parameters and buffers that stay: in files, not in the vectors."""
+    """Frozen parameters and buffers that no pass changes: in files, not in vectors."""
     constants_sha256: str = ""
     """Their fingerprint."""
     dtype: Dtype = "float32"
@@ -77,7 +85,8 @@ class Layout(BaseModel):
     @property
     def offsets(self) -> list[int]:
         """Where each parameter begins, and where the last one ends."""
-        alignment = BLOCK if self.whole else ALIGNMENT
+        # A cut beside an unsharded parameter must be one between blocks, too.
+        alignment = BLOCK if self.unsharded else ALIGNMENT
         sizes = (_round_up(entry.numel, alignment) for entry in self.parameters)
         return [0, *accumulate(sizes)]
 
@@ -97,31 +106,34 @@ class Layout(BaseModel):
         return self.tail * (2 if BEST in self.states else 1)
 
     def slices(self, workers: int) -> list[tuple[int, int]]:
-        """The part of the vector that each worker updates."""
-        cuts = [BLOCK * cut for cut in pieces(self.size // BLOCK, workers)]
-        return list(pairwise(map(self._beside_wholes, cuts)))
+        """Return the part `[a, b)` of the vector that each worker updates.
 
-    def _beside_wholes(self, cut: int) -> int:
-        """The nearest place to cut that is not within such a parameter."""
+        Cut at whole blocks, so that the norm of each block is one worker's to compute.
+        """
+        cuts = [BLOCK * cut for cut in pieces(self.size // BLOCK, workers)]
+        return list(pairwise(map(self._align_to_unsharded, cuts)))
+
+    def _align_to_unsharded(self, cut: int) -> int:
+        """Return the nearest cut that is not within an unsharded parameter."""
         ends = pairwise(self.offsets)
         for entry, (first, end) in zip(self.parameters, ends, strict=True):
-            if entry.name in self.whole and first < cut < end:
+            if entry.name in self.unsharded and first < cut < end:
                 return first if cut - first < end - cut else end
         return cut
 
     def parameter_views(self, vector: Floats) -> Iterator[tuple[str, Floats]]:
-        """[size] -> each parameter's name and its part of the vector."""
+        """Yield each parameter's name and its part of a vector [size]."""
         for entry, start in zip(self.parameters, self.offsets, strict=False):
             yield entry.name, vector[start : start + entry.numel].reshape(entry.shape)
 
     def buffer_views(self, tail: Floats) -> Iterator[tuple[str, Floats]]:
-        """[tail] -> each buffer's name and its part."""
+        """Yield each buffer's name and its part of a tail [tail]."""
         starts = accumulate((entry.numel for entry in self.buffers), initial=0)
         for entry, start in zip(self.buffers, starts, strict=False):
             yield entry.name, tail[start : start + entry.numel].reshape(entry.shape)
 
     def to_dict(self) -> JsonObject:
-        """Plain JSON values."""
+        """Return plain JSON values."""
         return self.model_dump(mode="json")
 
 

@@ -1,4 +1,4 @@
-"""The file of weights that a training starts from, found and vouched for; no torch."""
+"""The file of weights that a training starts from, and its SHA-256; no torch."""
 
 import hashlib
 from pathlib import Path
@@ -14,7 +14,10 @@ MOST_BYTES = 1 << 40
 
 
 def resolved(recipe: Recipe) -> Recipe:
-    """With the file's absolute path and its SHA-256. Raises as `read` does."""
+    """Return the recipe with the file's absolute path and SHA-256.
+
+    Raises as `read` does.
+    """
     if recipe.init is None:
         return recipe
     path, content = read(recipe.init)
@@ -23,7 +26,7 @@ def resolved(recipe: Recipe) -> Recipe:
 
 
 def read(init: InitRecipe) -> tuple[Path, bytes]:
-    """The file and its content.
+    """Return the file's path and content.
 
     Raises RecipeError if it cannot be read, or is not the one that the recipe means.
     """
@@ -36,11 +39,11 @@ def read(init: InitRecipe) -> tuple[Path, bytes]:
             "`init.weights` is a file of weights, or the directory of a run that has "
             f"one; {path} cannot be read: {error.strerror}."
         ) from None
-    found = hashlib.sha256(content).hexdigest()
-    if init.sha256 not in (None, found):
+    sha256 = hashlib.sha256(content).hexdigest()
+    if init.sha256 not in (None, sha256):
         raise RecipeError(
             f"The initial weights decide the result: {path} must have the "
-            f"SHA-256 {init.sha256}, and has {found}. Bring back that file, or train "
+            f"SHA-256 {init.sha256}, and has {sha256}. Bring back that file, or train "
             "a new run without `init.sha256`."
         )
     return path, content

@@ -1,13 +1,15 @@
 """A consistent copy of a training in memory, from which it goes on after a failure.
 
 The memory belongs to the supervisor, so it survives the workers. Two slots alternate;
-while one is written, the other is whole:
+while one is written, the other is complete:
 
     slot  [ progress, JSON ][ marks, one per worker ][ parameters ][ states ][ tail ]
+          <---- head, rounded up to whole pages ---->
 
-Each worker copies its slice of the vectors and then marks it with the step and a
-checksum; a slot counts when all marks name the same step and all checksums hold. So no
-order of writes between processes matters, and a worker may die anywhere.
+Each worker clears its mark, copies its slice of the vectors, and then marks it with the
+step and a checksum; a slot counts when all marks name the same step and all checksums
+hold. So no order of writes between processes matters, and a worker may die anywhere.
+The tail, of all buffers, and the progress are rank 0's to write.
 """
 
 import json
@@ -27,7 +29,7 @@ from samestep.system.untrusted_files import parse_json
 
 PROGRESS_BYTES = 1 << 16
 NOTHING = 0
-"""The mark of a slice that is not whole; fresh memory is zero."""
+"""The mark of a slice that is not complete; fresh memory is zero."""
 
 
 @dataclass
@@ -68,7 +70,7 @@ class Snapshots:
         workers: int,
         constants: Arrays | None = None,
     ) -> None:
-        """Makes the memory large enough if it is not. Raises PlacementError."""
+        """Make the memory large enough if it is not. Raises PlacementError."""
         self._constants = constants or {}
         self._slices = layout.slices(workers)
         head = _head_bytes(workers)
@@ -90,9 +92,9 @@ class Snapshots:
         step: int,
         rest: tuple[Floats, JsonObject] | None,
     ) -> int:
-        """One worker's part: its slices; rank 0 adds tail and progress (`rest`).
+        """Save one worker's slices of a step; rank 0 adds tail and progress (`rest`).
 
-        All workers save the same steps. Returns the slot.
+        All workers save the same steps. Returns the index of the slot.
         """
         slot, part = self._slots[self._next], slice(*self._slices[rank])
         slot.marks[rank] = NOTHING
@@ -108,7 +110,7 @@ class Snapshots:
         return written
 
     def fill(self, state: State) -> None:
-        """The supervisor, before the workers start: `state` becomes the newest."""
+        """Make a state the newest: the supervisor does so before the workers start."""
         for rank, (first, end) in enumerate(self._slices):
             self._next = 0
             rest = (state.tail, state.progress) if rank == 0 else None
@@ -116,18 +118,18 @@ class Snapshots:
             self.save(rank, *parts, state.step, rest)
 
     def read(self, index: int) -> State | None:
-        """A copy of a slot; None if it is not whole."""
+        """Return a copy of a slot; None if it is not complete."""
         slot = self._slots[index]
         marks = slot.marks.copy()
         if marks[0, 0] == NOTHING or not (marks[:, 0] == marks[0, 0]).all():
             return None
         progress = slot.progress.copy()
-        held = slot.state
+        # Copies are checked, not the slot: a dying worker may still write there.
         state = State(
             {},
-            held.parameters.copy(),
-            held.states.copy(),
-            held.tail.copy(),
+            slot.state.parameters.copy(),
+            slot.state.states.copy(),
+            slot.state.tail.copy(),
             self._constants,
         )
         for rank, part in enumerate(self._slices):
@@ -137,12 +139,12 @@ class Snapshots:
         return state if state.step + 1 == marks[0, 0] else None
 
     def newest(self) -> State | None:
-        """A copy of the newest whole slot."""
+        """Return a copy of the newest complete slot."""
         states = [state for state in map(self.read, range(2)) if state]
         return max(states, key=lambda state: state.step, default=None)
 
     def follow(self) -> State | None:
-        """A worker that starts: the newest state; it will save to the other slot."""
+        """Return the newest state, when a worker starts; it saves to the other slot."""
         states = [self.read(index) for index in range(2)]
         steps = [state.step if state else -1 for state in states]
         newest = int(np.argmax(steps))
@@ -151,7 +153,7 @@ class Snapshots:
 
 
 def num_bytes(layout: Layout, workers: int) -> int:
-    """Of the memory with both slots."""
+    """Return the size of the memory with both slots."""
     elements = layout.size * (1 + len(layout.states)) + layout.kept_tail
     return 2 * (_head_bytes(workers) + shared_memory.pages(layout.itemsize * elements))
 
@@ -161,21 +163,18 @@ def _head_bytes(workers: int) -> int:
 
 
 def _slot(piece: NDArray[np.uint8], layout: Layout, workers: int, head: int) -> _Slot:
-    size, states = layout.size, len(layout.states)
+    size, num_states = layout.size, len(layout.states)
     floats = piece[head:].view(layout.dtype)
-    parts = np.split(floats, [size, size * (1 + states)])
-    tail = parts[2][: layout.kept_tail]
-    marks = piece[PROGRESS_BYTES : PROGRESS_BYTES + 16 * workers]
-    fresh = marks.view(np.int64).reshape(workers, 2)
-    return _Slot(
-        piece[:PROGRESS_BYTES],
-        fresh,
-        State({}, parts[0], parts[1].reshape(states, size), tail),
+    parameters, states, tail = np.split(floats, [size, size * (1 + num_states)])
+    marks = piece[PROGRESS_BYTES : PROGRESS_BYTES + 16 * workers].view(np.int64)
+    state = State(
+        {}, parameters, states.reshape(num_states, size), tail[: layout.kept_tail]
     )
+    return _Slot(piece[:PROGRESS_BYTES], marks.reshape(workers, 2), state)
 
 
 def _checksum(state: State, progress: NDArray[np.uint8], part: slice, rank: int) -> int:
-    """CRC-32 of one worker's part; rank 0 vouches for tail and progress too."""
+    """Return the CRC-32 of one worker's part; that of rank 0 has tail and progress."""
     checksum = zlib.crc32(state.parameters[part].data)
     for row in state.states:
         checksum = zlib.crc32(row[part].data, checksum)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from samestep.errors import WorkerLate
 from samestep.messages.training import SlowStart
 from samestep.supervisor.forkserver_client import ForkServer
 from samestep.system.heartbeat import BEATS, PHASE, ROUNDS, Heartbeat
@@ -79,14 +80,16 @@ class HangDetector:
             return (
                 f"Each part of a start may take {self.start_seconds:g} s, and worker "
                 f"{workers} has been {self.heartbeat.phase} for longer. It is stuck or "
-                "very slow; if it only needs more time, raise `--start-timeout`."
+                "very slow; if it is only slow, increase `--start-timeout`."
             )
         seconds = self.timeout_seconds if self._is_starting else self.patience
-        return (
-            f"Every worker must make progress within {seconds:.1f} s; late: "
-            f"worker {workers}. It is stopped, stuck or very slow; if it only needs "
-            f"more time, raise `--hang-timeout`, which is {self.timeout_seconds:g} s."
+        late = WorkerLate.naming(
+            f"worker {workers}",
+            "Every worker must make progress",
+            seconds,
+            f"`--hang-timeout`, which is {self.timeout_seconds:g} s",
         )
+        return str(late)
 
     def slow_start(self) -> SlowStart | None:
         """Return a message, once per phase that takes longer than a step may."""

@@ -170,10 +170,11 @@ class Barrier:
             for rank in range(self._workers)
             if not self._waits(rank)
         ]
-        raise WorkerLate(
-            f"Every worker must reach the exchange within {self._most_seconds:g} s; "
-            f"late: worker {', '.join(late)}. It is stopped, stuck or very slow; if it "
-            f"is only slow, increase `{self._flag}`."
+        raise WorkerLate.naming(
+            f"worker {', '.join(late)}",
+            "Every worker must reach the exchange",
+            self._most_seconds,
+            f"`{self._flag}`",
         )
 
     def _waits(self, rank: int) -> bool:

@@ -18,7 +18,7 @@ from samestep.models.device import Device
 from samestep.models.objective import Objective, built_in
 from samestep.optim import averaging
 from samestep.optim.optimizer import state_names
-from samestep.optim.param_groups import wholes
+from samestep.optim.param_groups import unsharded_names
 from samestep.state import dtypes
 from samestep.state.flat import Flat
 from samestep.system.heartbeat import BUILDING, LOADING
@@ -177,11 +177,11 @@ def _dry_run(
     return dry_run.run(recipe, data, model, loss)
 
 
-def _flat(recipe: Recipe, model: nn.Module, still: frozenset[str]) -> Flat:
+def _flat(recipe: Recipe, model: nn.Module, constant: frozenset[str]) -> Flat:
     """Return the vectors of a model. Raises RecipeError."""
     states = (*state_names(recipe.optimizer), *averaging.vectors(recipe))
     shapes = {n: p.shape for n, p in model.named_parameters() if p.requires_grad}
-    return Flat(model, states, still, wholes(recipe.optimizer, shapes))
+    return Flat(model, states, constant, unsharded_names(recipe.optimizer, shapes))
 
 
 def _check_stopping(recipe: Recipe, data: dataset.Dataset) -> None:

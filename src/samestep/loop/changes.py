@@ -1,0 +1,53 @@
+"""The vectors of a model in a user's own loop, where nothing is known of its passes."""
+
+import torch
+from torch import Tensor, nn
+
+from samestep.state.flat import Flat
+
+
+class LoopFlat(Flat):
+    """Vectors whose tail says which buffers the passes have changed.
+
+    In a training, a dry run finds the buffers that passes change. In a loop these may
+    differ from pass to pass: BatchNorm may be in evaluation mode, a branch not taken.
+    So each micro-batch also adds which elements it changed, and by how much it counted:
+
+        tail  [ buffers | changed, 0 or 1 | counts | is weighed, 0 or 1 ]
+    """
+
+    counters_may_rest = True
+    is_weighed = False
+    """Whether `Loop.weigh` was called in the micro-batch at hand. All workers must know
+    of how many; added up here, it takes no exchange of its own."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self.tail = 2 * self.layout.tail + len(self.counts) + 1
+
+    def read_tail(self) -> Tensor:
+        """Return what a micro-batch adds besides its gradient, [tail]."""
+        now, before = self.read_buffers(), self.saved_buffers()
+        counted = [
+            int(counter) - count
+            for counter, count in zip(self._counters, self.counts, strict=True)
+        ]
+        rest = (now != before), torch.tensor([*counted, self.is_weighed])
+        return torch.cat([now, *(part.to(self.dtype) for part in rest)])
+
+    def keep_buffers(self) -> None:
+        """Take the buffers as they are now for those between two steps."""
+        for saved, buffer in zip(self._saved, self._buffers, strict=True):
+            saved.copy_(buffer)
+        self.counts = [int(counter) for counter in self._counters]
+
+    def advance(self, total: Tensor, micro_batches: int) -> None:
+        """Set the buffers from the sum of the tails [tail], after a step.
+
+        What no pass has changed stays as it is, since its mean might be rounded.
+        """
+        size = self.layout.tail
+        sums, changed, counted = total[:size], total[size : 2 * size], total[2 * size :]
+        values = torch.where(changed > 0, sums / micro_batches, self.saved_buffers())
+        more = zip(self.counts, counted[:-1].tolist(), strict=True)
+        self.set_buffers(values, [count + int(added) for count, added in more])
