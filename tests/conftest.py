@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from own_samples import HEAD
 from pydantic import TypeAdapter
@@ -32,14 +33,17 @@ def pytest_configure() -> None:
     inherited. Threads that wait for others of theirs leave the core to other tests.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # An example may take any time on a busy machine.
+    hypothesis.settings.register_profile("samestep", deadline=None)
+    hypothesis.settings.load_profile("samestep")
     for number in (signal.SIGHUP, signal.SIGINT):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, lambda *_: None)
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Return the processes of `-n auto`: most tests wait for others half the time."""
-    return len(os.sched_getaffinity(0)) * 3 // 2
+    """Return the processes of `-n auto`: one more than cores, since tests also wait."""
+    return len(os.sched_getaffinity(0)) + 1
 
 
 LONGEST = (

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Train, small_recipe
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from test_exactness import results
 from torch import Tensor
@@ -32,7 +32,6 @@ def augmented(samples: Tensor, epoch: int = 0, seed: int = 0, **how: Any) -> Ten
     return inputs
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.integers(0, 39), min_size=1, unique=True),
     st.integers(1, 40),

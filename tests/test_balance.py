@@ -40,7 +40,6 @@ def partials(owned: Sequence[Share], micro_batches: int) -> int:
     return sum(len(tree.subtrees(share, micro_batches)) for share in owned)
 
 
-@settings(deadline=None)
 @given(st.integers(1, 64), SPEEDS)
 def test_no_micro_batch_is_lost_or_owned_twice(
     micro_batches: int, speeds: list[float]
@@ -51,7 +50,7 @@ def test_no_micro_batch_is_lost_or_owned_twice(
     assert owned == fastest(micro_batches, speeds)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(1, 8), st.lists(st.floats(0.1, 10), min_size=1, max_size=3))
 def test_it_is_the_best_of_all(micro_batches: int, speeds: list[float]) -> None:
     every = [
@@ -88,7 +87,6 @@ def test_more_micro_batches_reach_more_of_the_possible_speed() -> None:
     assert efficiency(enough // 2, speeds) < 0.95
 
 
-@settings(deadline=None)
 @given(st.integers(1, 40))
 def test_the_stack_of_no_owner_is_deeper_than_said(num_leaves: int) -> None:
     deepest = 0
@@ -153,7 +151,7 @@ def test_a_worker_that_got_nothing_is_tried_again() -> None:
     assert counts(balancer) == [4, 4]
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(0, 2**32), st.integers(2, 5))
 def test_noise_within_the_deadband_moves_nothing(seed: int, workers: int) -> None:
     chance = random.Random(seed)
@@ -163,7 +161,7 @@ def test_noise_within_the_deadband_moves_nothing(seed: int, workers: int) -> Non
         assert observed(balancer, noisy) is None
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(0, 2**32))
 def test_all_workers_adopt_what_rank_0_proposes_whatever_they_found(seed: int) -> None:
     chance = random.Random(seed)

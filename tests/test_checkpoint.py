@@ -107,7 +107,6 @@ def test_its_tensors_have_the_names_of_the_model(tmp_path: Path) -> None:
 
 
 @settings(
-    deadline=None,
     max_examples=500,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )

@@ -87,7 +87,7 @@ def test_a_link_is_measured_both_ways(port: int, log: list[str]) -> None:
 
 
 @given(st.binary(max_size=200))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_server_survives_any_bytes(port: int, garbage: bytes) -> None:
     with peer_protocol.connect("127.0.0.1", port) as connection:
         connection.sendall(garbage)

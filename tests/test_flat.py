@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -191,7 +191,6 @@ def test_whole_matrices_are_never_cut(widths: list[int], workers: int) -> None:
     assert not any(starts[n] < cut < ends[n] for n in names for cut in cuts)
 
 
-@settings(deadline=None)
 @given(st.integers(1, 40), st.integers(0, 2**32))
 def test_the_norm_of_a_block_does_not_depend_on_who_computes_it(
     blocks: int, seed: int

@@ -149,7 +149,7 @@ def layouts(draw: st.DrawFn) -> Layout:
     )
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(layouts())
 def test_a_state_comes_back_from_a_file_and_from_another_machine(
     tmp_path_factory: pytest.TempPathFactory, layout: Layout

@@ -71,7 +71,7 @@ def means(rows: list[int], workers: int, seed: int) -> dict[str, float]:
     return first
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(
     st.lists(st.integers(0, 9), max_size=6), st.integers(2, 4), st.integers(0, 2**30)
 )

@@ -225,7 +225,7 @@ class Cluster:
         return found
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(ownerships(), st.sampled_from(sorted(DTYPES)), st.integers(0, 99))
 def test_the_nodes_sum_is_that_of_the_rounded_tree_and_sends_what_it_says(
     ownership: tuple[list[Range], list[int]], compression: str, seed: int

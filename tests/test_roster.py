@@ -42,7 +42,7 @@ def agree(store: Memory, ranks: list[int], workers: int, order: list[int]) -> li
 orders = st.lists(st.integers(0, 7), max_size=30)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     generations=st.lists(st.tuples(st.integers(1, 5), orders, orders), min_size=2),
 )

@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 from conftest import Train, small_recipe
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from test_exactness import results
 from torch import Tensor, nn
@@ -67,7 +67,6 @@ def gradients(flat: Flat, num_leaves: int, seed: int) -> list[Tensor]:
     return leaves
 
 
-@settings(deadline=None)  # threads wait for each other, on a machine that may be busy
 @given(ownerships(), st.sampled_from(sorted(DTYPES)), st.integers(0, 99))
 def test_the_sum_is_that_of_the_rounded_tree(
     shares: list[Range], compression: str, seed: int

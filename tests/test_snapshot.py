@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from samestep.errors import PlacementError
@@ -79,7 +79,6 @@ def same(one: State | None, other: State) -> bool:
     )
 
 
-@settings(deadline=None)
 @given(LAYOUTS, st.integers(1, 6))
 def test_what_all_workers_saved_is_read_back(layout: Layout, workers: int) -> None:
     with snapshots_of(layout, workers) as (snapshots, fd):
@@ -89,7 +88,6 @@ def test_what_all_workers_saved_is_read_back(layout: Layout, workers: int) -> No
             assert same(Snapshots(fd, layout, workers).newest(), state_of(layout, step))
 
 
-@settings(deadline=None)
 @given(LAYOUTS, st.integers(2, 5), st.data())
 def test_a_worker_that_dies_while_saving_leaves_the_state_before(
     layout: Layout, workers: int, data: st.DataObject
@@ -106,7 +104,6 @@ def test_a_worker_that_dies_while_saving_leaves_the_state_before(
         assert found.step == 2
 
 
-@settings(deadline=None)
 @given(LAYOUTS, st.integers(1, 4), st.integers(1, 4))
 def test_another_number_of_workers_goes_on_from_a_filled_state(
     layout: Layout, before: int, after: int
@@ -123,7 +120,6 @@ def test_another_number_of_workers_goes_on_from_a_filled_state(
         assert same(worker.read(1 - slot), state)  # the one before is untouched
 
 
-@settings(deadline=None)
 @given(st.integers(0, 2**31), st.integers(0, 7))
 def test_a_flipped_bit_is_noticed(position: int, bit: int) -> None:
     layout = Layout(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Train, fault, small_recipe
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from samestep import Recipe, RecipeError, Run
@@ -77,7 +77,6 @@ def test_windows_are_disjoint_and_give_back_the_text(
     assert ranges[-1][1] * context < len(whole)
 
 
-@settings(deadline=None)  # torch's first calls take long
 @given(
     st.lists(st.text(st.sampled_from("abc\n"), max_size=30), min_size=1, max_size=9),
     st.integers(1, 7),
