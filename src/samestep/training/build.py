@@ -135,7 +135,7 @@ def build_trainer(
         recipe, context.user_code, settings.max_steps, context.device, heartbeat.enter
     )
     seconds = time.monotonic() - start
-    # The supervisor adds them to checkpoints, so snapshots need not repeat them.
+    # The supervisor completes files of weights with them; snapshots leave them out.
     if topology.is_leader and memory.constants is not None:
         frozen.write(memory.constants, components.flat.constants)
     balancer = _balancer(recipe, settings, topology.workers)
