@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from samestep.state.flat import Flat
-from samestep.verification.watch import MutationCheck
+from samestep.verification.mutation_check import MutationCheck
 
 
 OFF = {"snapshots": ("--snapshot-seconds", "0"), "probe": ("--no-probe",)}

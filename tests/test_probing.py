@@ -11,7 +11,7 @@ from torch import nn
 
 from samestep.errors import NotReproducible, SamestepError
 from samestep.state.flat import Flat
-from samestep.verification.watch import MutationCheck
+from samestep.verification.mutation_check import MutationCheck
 
 
 MODEL = """

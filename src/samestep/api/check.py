@@ -3,7 +3,7 @@
 Two short epochs with the recipe's own global batches, at 1, 2 and 3 workers, over both
 exchanges, with random ownership and in another process, must end with the same
 fingerprints. Each of these trainings watches and probes user code, as all trainings do
-(`samestep.verification.watch`, `samestep.verification.probe`).
+(`samestep.verification.mutation_check`, `samestep.verification.probe`).
 """
 
 import os

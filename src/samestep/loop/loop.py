@@ -31,8 +31,8 @@ from samestep.state.flat import dense
 from samestep.user_code import seeding
 from samestep.verification import replicas
 from samestep.verification.dry_run import check_gradients, constant_buffers
+from samestep.verification.mutation_check import MutationCheck
 from samestep.verification.threads import check as check_threads
-from samestep.verification.watch import MutationCheck
 
 
 Batches = Iterator[Any]

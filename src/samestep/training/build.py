@@ -55,8 +55,8 @@ from samestep.training.trainer import (
 )
 from samestep.user_code.references import UserCode, names, title
 from samestep.verification import startup
+from samestep.verification.mutation_check import MutationCheck
 from samestep.verification.probe import Probe, Witness
-from samestep.verification.watch import MutationCheck
 
 
 Connect = Callable[[Flat, list[Share]], Exchange]
@@ -90,7 +90,7 @@ class TrainSettings:
     """Steps to trace."""
     probe: bool = False
     """Whether user code is computed again to see that it gives the same result."""
-    patience: float = 60.0
+    witness_timeout: float = 60.0
     """Seconds that the end of the training waits for the witness, besides what loading
     and building took."""
     max_steps: int | None = None
@@ -148,10 +148,8 @@ def build_trainer(
     probe = None
     if settings.probe and names(recipe):
         # The witness must load and build, too, beside workers that already compute.
-        patience, witness = settings.patience + 3 * seconds, assistants.witness
-        probe = _probe(
-            recipe, context, components, samples, exchange, witness, patience
-        )
+        timeout, witness = settings.witness_timeout + 3 * seconds, assistants.witness
+        probe = _probe(recipe, context, components, samples, exchange, witness, timeout)
     trainer = Trainer(
         recipe=recipe,
         topology=topology,
@@ -290,7 +288,7 @@ def _probe(
     samples: Samples,
     exchange: Exchange,
     witness: Witness | None,
-    patience: float,
+    timeout: float,
 ) -> Probe:
     report, rank = context.report, context.topology.rank
     return Probe(
@@ -301,7 +299,7 @@ def _probe(
         context.heartbeat,
         lambda text: report(WorkerWarning(worker=rank, text=text)),
         witness,
-        patience,
+        timeout,
     )
 
 

@@ -121,13 +121,13 @@ def measure_alone(
     """
     trainer.report = lambda _: None
     report(Ready())
-    patience = job.setup.hang_timeout
+    timeout = job.setup.hang_timeout
     train_until(trainer, times, seconds_passed(job.warm_up))
     gate.reach(WARM)
-    train_until(trainer, times, eventually(lambda: gate.all_at(WARM), patience), 1)
+    train_until(trainer, times, eventually(lambda: gate.all_at(WARM), timeout), 1)
     measurement = train_until(trainer, times, seconds_passed(job.seconds))
     gate.reach(DONE)
-    train_until(trainer, times, eventually(lambda: gate.all_at(DONE), patience), 1)
+    train_until(trainer, times, eventually(lambda: gate.all_at(DONE), timeout), 1)
     report(_measured(trainer, measurement))
 
 
@@ -172,19 +172,19 @@ def seconds_passed(seconds: float) -> Callable[[], bool]:
     return lambda: time.monotonic() >= end
 
 
-def eventually(condition: Callable[[], bool], patience: float) -> Callable[[], bool]:
-    """Return a function that calls `condition`, for at most `patience` seconds.
+def eventually(condition: Callable[[], bool], timeout: float) -> Callable[[], bool]:
+    """Return a function that calls `condition`, for at most `timeout` seconds.
 
     Later it raises WorkerLate while the condition does not hold.
     """
-    end = time.monotonic() + patience
+    end = time.monotonic() + timeout
 
     def check() -> bool:
         if condition():
             return True
         if time.monotonic() > end:
             raise WorkerLate(
-                f"Independent workers must keep up with each other within {patience:g} "
+                f"Independent workers must keep up with each other within {timeout:g} "
                 "s; one did not. Is the machine busy with something else?"
             )
         return False

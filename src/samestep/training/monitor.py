@@ -18,7 +18,7 @@ from samestep.training.cadence import Decision
 from samestep.training.metrics import MetricsBuffer, MetricSums
 from samestep.training.progress import Stopwatch
 from samestep.training.timing import Clock, Times
-from samestep.verification.watch import MutationCheck
+from samestep.verification.mutation_check import MutationCheck
 
 
 class StepMonitor:

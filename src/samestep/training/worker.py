@@ -208,7 +208,7 @@ def _settings(setup: Setup) -> TrainSettings:
         drop_stragglers_below=setup.drop_stragglers_below,
         profile=setup.profile,
         probe=setup.probe,
-        patience=setup.hang_timeout,
+        witness_timeout=setup.hang_timeout,
     )
 
 

@@ -204,7 +204,7 @@ class Probe:
     warn: Callable[[str], None]
     witness: Witness | None = None
     """The witness of the first worker, until it fails."""
-    patience: float = 60.0
+    timeout: float = 60.0
     """Seconds that the end of the training waits for the witness."""
     _asked: tuple[int, Digests] | None = None
     """The open question to the witness: the step, and this worker's digests."""
@@ -241,13 +241,13 @@ class Probe:
 
     def finish(self) -> None:
         """All workers, at the end: wait for the last answer. Raises NotReproducible."""
-        end = time.monotonic() + self.patience
+        end = time.monotonic() + self.timeout
         while self._asked is not None and time.monotonic() < end:
             self.heartbeat.beat()
             self.poll(POLL_SECONDS)
             self._ask()  # the weights are still those of the last epoch's end
         if self._asked is not None:
-            self._give_up(f"it has not answered for {self.patience:.0f} s")
+            self._give_up(f"it has not answered for {self.timeout:.0f} s")
 
     def _ask(self) -> None:
         """Ask the witness, unless it still computes: then it may miss an epoch."""
