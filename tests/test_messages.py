@@ -29,6 +29,7 @@ from samestep.messages.training import (
     Traced,
 )
 from samestep.supervisor.launch import Worker
+from samestep.system.json_values import JsonObject
 
 
 UNIONS = (Message, Job, Request, Answer)
@@ -43,7 +44,7 @@ OBJECTS = st.dictionaries(st.text(), JSON, max_size=3)
 
 def strategy_for(kind: type) -> st.SearchStrategy[Any]:
     """Any message of one class; `JsonObject` is a dictionary of anything."""
-    opened = {f.name: OBJECTS for f in fields(kind) if f.type == wire.JsonObject}
+    opened = {f.name: OBJECTS for f in fields(kind) if f.type == JsonObject}
     return st.builds(kind, **opened)
 
 

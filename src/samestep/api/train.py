@@ -13,7 +13,6 @@ from samestep.config.recipe import Recipe
 from samestep.data.sources import checksums as data_checksums
 from samestep.data.sources import source_of
 from samestep.errors import warn_old_name
-from samestep.messages.wire import JsonObject
 from samestep.output.console import View, make_view
 from samestep.output.run_writer import RunWriter
 from samestep.output.tensorboard import TensorBoard
@@ -23,6 +22,7 @@ from samestep.supervisor.forkserver_client import ForkServer, given_or_new
 from samestep.supervisor.recovery import build_of
 from samestep.supervisor.resume import find_start
 from samestep.supervisor.session import Session, supervise
+from samestep.system.json_values import JsonObject
 from samestep.system.log import shown_on_stderr
 from samestep.user_code.arguments import (
     Part,

@@ -21,9 +21,9 @@ import psutil
 
 from samestep.chaos.plan import Injection, flip_a_bit
 from samestep.errors import TrainingError
-from samestep.messages.wire import JsonObject
 from samestep.state import checkpoint
 from samestep.system import fault_injection
+from samestep.system.json_values import JsonObject
 
 
 HANG_SECONDS = 1.0

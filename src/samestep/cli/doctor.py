@@ -2,11 +2,12 @@
 
 import json
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from samestep.errors import PlacementError, UsageError
+from samestep.system.json_values import JsonObject
 from samestep.system.terminal import echo
 
 
@@ -152,7 +153,7 @@ def _json(
 
     from samestep.doctor.check_link import scale_flags
 
-    content: dict[str, Any] = {
+    content: JsonObject = {
         "findings": [asdict(finding) for finding in findings],
         "facts": facts.model_dump(),
         "link": link.model_dump() if link else None,

@@ -9,6 +9,7 @@ from samestep.config.data import Augment
 from samestep.config.model import Section
 from samestep.config.sections import KINDS, TAGS
 from samestep.errors import did_you_mean
+from samestep.system.json_values import JsonObject
 
 
 MOST_SHOWN = 200
@@ -25,7 +26,7 @@ def explain(error: ValidationError, origin: str, fields: Iterable[str]) -> str:
     return " ".join([f"{origin}: {first}", *(f[0].upper() + f[1:] for f in others)])
 
 
-def _explain_field(detail: dict[str, Any], fields: list[str]) -> str:
+def _explain_field(detail: JsonObject, fields: list[str]) -> str:
     section, known = _fields_at(detail["loc"], fields)
     dotted = ".".join(section)
     if detail["type"] == "extra_forbidden":
@@ -50,7 +51,7 @@ def _shown(value: Any) -> str:
     return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
 
 
-def _explain_kind(section: str, detail: dict[str, Any]) -> str:
+def _explain_kind(section: str, detail: JsonObject) -> str:
     """Explain that the kind of a section is missing or unknown."""
     tag = TAGS[section]
     kinds = [kind for kind in KINDS[section] if kind != "custom"]

@@ -18,6 +18,8 @@ from pydantic import (
     model_validator,
 )
 
+from samestep.system.json_values import JsonObject
+
 
 Count = Annotated[int, Field(ge=1, lt=2**63)]
 Positive = Annotated[float, Field(gt=0)]
@@ -58,8 +60,8 @@ class Section(BaseModel):
     their digests."""
 
     @model_serializer(mode="wrap")
-    def _serialize(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        fields: dict[str, Any] = handler(self)
+    def _serialize(self, handler: SerializerFunctionWrapHandler) -> JsonObject:
+        fields: JsonObject = handler(self)
         known = type(self).model_fields
         for name in self.omit_if_default & fields.keys():
             if getattr(self, name) == known[name].default:

@@ -36,6 +36,7 @@ from samestep.config.sections import override
 from samestep.config.training import EarlyStoppingRecipe, EmaRecipe, InitRecipe
 from samestep.errors import RecipeError, did_you_mean
 from samestep.system import untrusted_files
+from samestep.system.json_values import JsonObject
 
 
 Precision = Literal["float32", "bf16", "float64"]
@@ -144,7 +145,7 @@ class Recipe(Section):
             )
         return self
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """Return the fields as JSON values; those that are not set are left out."""
         return self.model_dump(mode="json", exclude_none=True)
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from samestep.errors import RecipeError, warn_old_name
+from samestep.system.json_values import JsonObject
 
 
 NEW_NAMES = {
@@ -34,12 +35,12 @@ def rename(
     *,
     section: str = "",
     warn: bool = False,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Return the fields of a recipe, or of one `section`, under their new names.
 
     Keys may be dotted, as in overrides. Raises RecipeError where a field has both.
     """
-    result: dict[str, Any] = {}
+    result: JsonObject = {}
     given: dict[str, str] = {}
     for key, value in fields.items():
         name = f"{section}.{key}" if section else str(key)

@@ -8,6 +8,7 @@ from samestep.config.model import LossRecipe, ModelRecipe, Section
 from samestep.config.optimizer import OptimizerRecipe, ScheduleRecipe
 from samestep.config.training import EarlyStoppingRecipe, EmaRecipe, InitRecipe
 from samestep.errors import RecipeError
+from samestep.system.json_values import JsonObject
 
 
 def _tagged(tag: str, union: Any) -> dict[str, type[Section]]:
@@ -40,7 +41,7 @@ KINDS: dict[str, dict[str, type[Section]]] = {
 """The kinds of each section by their tag; sections of one kind have no tag."""
 
 
-def override(fields: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+def override(fields: JsonObject, overrides: Mapping[str, Any]) -> JsonObject:
     """Override fields by dotted name, in place, and return them."""
     for section, tag in TAGS.items():
         kind = overrides.get(f"{section}.{tag}")
@@ -51,7 +52,7 @@ def override(fields: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, 
     return fields
 
 
-def _of_kind(values: dict[str, Any], section: str, kind: str) -> dict[str, Any]:
+def _of_kind(values: JsonObject, section: str, kind: str) -> JsonObject:
     """Return the values of a section that mean the same in another kind of it."""
     options, tag = KINDS[section], TAGS[section]
     old = values.get(tag, next(iter(options)))
@@ -70,7 +71,7 @@ def _of_kind(values: dict[str, Any], section: str, kind: str) -> dict[str, Any]:
     return {name: value for name, value in values.items() if stays(name, value)}
 
 
-def _override(fields: dict[str, Any], dotted: str, value: Any) -> None:
+def _override(fields: JsonObject, dotted: str, value: Any) -> None:
     *sections, last = dotted.split(".")
     for section in sections:
         fields = fields.setdefault(section, {})

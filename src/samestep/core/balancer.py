@@ -12,12 +12,12 @@ import random
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from samestep.core import ownership
 from samestep.core.ownership import Share
 from samestep.core.speeds import StepWindow, WorkerSpeed
 from samestep.core.straggler import Straggler, StragglerDetector
+from samestep.system.json_values import JsonObject
 
 
 LEAST_SECONDS = 0.15
@@ -92,12 +92,12 @@ class BalanceRecord:
             lag["seconds"] += seconds
             lag["speed"] += (relative - lag["speed"]) * seconds / lag["seconds"]
 
-    def summary(self, speeds: list[float]) -> dict[str, Any]:
+    def summary(self, speeds: list[float]) -> JsonObject:
         """Return the summary at the last `speeds`; empty if nothing was observed."""
         if not self.seconds:
             return {}
         efficiency = ownership.efficiency(self.micro_batches, speeds)
-        summary: dict[str, Any] = {
+        summary: JsonObject = {
             "saved": self.saved / (self.seconds + self.saved),
             "speeds": speeds,
             "efficiency": efficiency,
@@ -191,7 +191,7 @@ class Balancer:
         self.owned, self._speeds_before = after, change.speeds
         return change
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> JsonObject:
         """Return what balancing gained, and whether more micro-batches would help."""
         return self._record.summary(self.speeds)
 

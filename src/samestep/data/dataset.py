@@ -18,6 +18,7 @@ from samestep.data.splits import Converted, First, Split
 from samestep.data.targets import ALL_LABELS, Labels
 from samestep.errors import RecipeError
 from samestep.state import dtypes
+from samestep.system.json_values import JsonObject
 from samestep.user_code import seeding
 from samestep.user_code.references import UserCode
 
@@ -73,7 +74,7 @@ class Dataset:
         return self.targets_per_sample if self.task == "next-token" else None
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> JsonObject:
         """The properties that a model is built for, as stored in result.json."""
         return {"inputs": self.inputs, "outputs": self.outputs, "task": self.task}
 

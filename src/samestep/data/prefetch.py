@@ -29,6 +29,7 @@ from samestep.data.augment import Mixed
 from samestep.data.dataset import Dataset
 from samestep.data.pytree import Nested
 from samestep.system import child_process
+from samestep.system.json_values import JsonObject
 from samestep.user_code import seeding
 
 
@@ -197,7 +198,7 @@ def _serve(connection: Connection, load: Callable[[], MicroBatches]) -> None:
         connection.send_bytes(content)
 
 
-def _packed(drawn: Drawn, before: dict[str, Any]) -> bytes:
+def _packed(drawn: Drawn, before: JsonObject) -> bytes:
     inputs, targets = drawn
     parts = (targets,) if isinstance(targets, Tensor) else targets.parts
     after = _other_generators()
@@ -236,7 +237,7 @@ def _numbered(tensors: Mapping[str, Tensor], name: str) -> Iterator[Tensor]:
         yield tensors[f"{name}{number}"]
 
 
-def _other_generators() -> dict[str, Any]:
+def _other_generators() -> JsonObject:
     """Return the states of Python's and numpy's generators as JSON values."""
     numbers = np.random.get_state(legacy=False)
     key = numbers["state"]["key"].tolist()
@@ -248,7 +249,7 @@ def _other_generators() -> dict[str, Any]:
     }
 
 
-def _set_other_generators(states: dict[str, Any]) -> None:
+def _set_other_generators(states: JsonObject) -> None:
     if not states:
         return
     version, internal, gauss = states["python"]

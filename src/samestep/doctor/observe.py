@@ -11,13 +11,14 @@ from importlib import metadata
 from importlib.util import find_spec
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import psutil
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from samestep.errors import PlacementError
 from samestep.system import barrier, conditions, machine, network_interfaces
+from samestep.system.json_values import JsonObject
 
 
 RENDEZVOUS_PORT = 29400
@@ -199,7 +200,7 @@ def _is_installed(package: str) -> bool:
     return True
 
 
-def _network(address: str, port: int) -> dict[str, Any]:
+def _network(address: str, port: int) -> JsonObject:
     known, host = network_interfaces.all_interfaces(), socket.gethostname()
     states = psutil.net_if_stats().items()
     off = {name for name, state in states if not state.isup}
@@ -218,7 +219,7 @@ def _network(address: str, port: int) -> dict[str, Any]:
     }
 
 
-def _memory() -> dict[str, Any]:
+def _memory() -> JsonObject:
     overcommit = _read(OVERCOMMIT).strip()
     return {
         "available_bytes": machine.available_memory(),

@@ -6,7 +6,7 @@ import statistics
 import struct
 import time
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -23,6 +23,7 @@ from samestep.doctor.peer_protocol import (
     try_to_connect,
 )
 from samestep.doctor.peer_server import MOST_ECHOES
+from samestep.system.json_values import JsonObject
 
 
 FIRST_BULK_BYTES = 64 << 10
@@ -68,7 +69,7 @@ def probe(peer: str, port: int, source: str = "") -> Link:
 
     Takes about five seconds.
     """
-    fields: dict[str, Any] = {"peer": peer, "port": port, "outcome": "reached"}
+    fields: JsonObject = {"peer": peer, "port": port, "outcome": "reached"}
     try:
         connected = connect(peer, port, source)
     except OSError as error:
@@ -88,7 +89,7 @@ def probe(peer: str, port: int, source: str = "") -> Link:
     return Link(**fields)
 
 
-def _echo(link: Connection) -> dict[str, Any]:
+def _echo(link: Connection) -> JsonObject:
     # As NTP does (RFC 5905, section 8): the fastest round trip has the least error.
     warm_up = _round_trips(link, WARM_UP_ECHOES)
     typical = statistics.median(seconds for seconds, _ in warm_up)
@@ -118,7 +119,7 @@ def _round_trips(link: Connection, times: int) -> list[tuple[float, float]]:
     return trips
 
 
-def _facts(link: Connection) -> dict[str, Any]:
+def _facts(link: Connection) -> JsonObject:
     answer = link.request("facts")
     return {
         "facts": HostObservation.model_validate(answer.get("facts")),
@@ -126,7 +127,7 @@ def _facts(link: Connection) -> dict[str, Any]:
     }
 
 
-def _to_peer(link: Connection) -> dict[str, Any]:
+def _to_peer(link: Connection) -> JsonObject:
     def give(size: int) -> tuple[float, float]:
         link.send_message({"ask": "take", "bytes": size})
         link.send_bulk(size)
@@ -136,7 +137,7 @@ def _to_peer(link: Connection) -> dict[str, Any]:
     return {"to_peer_bytes_per_second": _bandwidth(give)}
 
 
-def _from_peer(link: Connection) -> dict[str, Any]:
+def _from_peer(link: Connection) -> JsonObject:
     def take(size: int) -> tuple[float, float]:
         link.send_message({"ask": "give", "bytes": size})
         return link.receive_bulk(size)
@@ -154,20 +155,20 @@ def _bandwidth(transfer: Callable[[int], tuple[float, float]]) -> float:
         size *= 4
 
 
-def _to_peer_port(link: Connection) -> dict[str, Any]:
+def _to_peer_port(link: Connection) -> JsonObject:
     port = integer(link.request("listen"), "port", 1, 65535)
     outcome = try_to_connect(link.peer_address, port, link.own_address)
     link.receive_message()
     return {"to_peer_port": outcome}
 
 
-def _from_peer_port(link: Connection) -> dict[str, Any]:
+def _from_peer_port(link: Connection) -> JsonObject:
     with listen(link.own_address) as listener:
         answer = link.request("connect", port=listener.getsockname()[1])
     return {"from_peer_port": str(answer.get("outcome"))[:100]}
 
 
-MEASURES: Mapping[str, Callable[[Connection], dict[str, Any]]] = {
+MEASURES: Mapping[str, Callable[[Connection], JsonObject]] = {
     "round trips": _echo,
     "facts": _facts,
     "bandwidth there": _to_peer,

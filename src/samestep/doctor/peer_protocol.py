@@ -12,6 +12,8 @@ import struct
 import time
 from typing import Any
 
+from samestep.system.json_values import JsonObject
+
 
 MOST_MESSAGE_BYTES = 64 << 10
 LEAST_BULK_BYTES, MOST_BULK_BYTES = 4 << 10, 1 << 30
@@ -23,7 +25,7 @@ CHUNK = 256 << 10
 WARM_UP, PIECES = 4, 16
 """A quarter of a transfer is not timed: TCP's window opens, bursts are over."""
 
-Message = dict[str, Any]
+Message = JsonObject
 
 
 class ProtocolError(Exception):

@@ -3,6 +3,8 @@
 import math
 from typing import Any, TypeGuard
 
+from samestep.system.json_values import JsonObject
+
 
 MISSING = "\N{EN DASH}"
 NOT_FINITE = "not finite"
@@ -119,7 +121,7 @@ def setting(value: Any) -> str:
     return number(value, "g") if isinstance(value, float) else str(value)
 
 
-def flat(fields: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+def flat(fields: JsonObject, prefix: str = "") -> list[tuple[str, Any]]:
     """Return nested sections as dotted names, such as `optimizer.lr`."""
     pairs: list[tuple[str, Any]] = []
     for name, value in fields.items():

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 from samestep.errors import PlacementError, ReplicasDiffer, SamestepError
+from samestep.system.json_values import JsonObject
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class NodeStatus:
         """Return the status that `to_dict` described."""
         return cls(**fields)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """Return the fields as plain JSON values."""
         return asdict(self)
 

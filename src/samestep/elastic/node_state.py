@@ -30,6 +30,7 @@ from samestep.state.checkpoint import Checkpoint, ProgressEntry
 from samestep.state.layout import Layout
 from samestep.state.snapshot import Snapshots, State, num_bytes
 from samestep.system import atomic_files, untrusted_files
+from samestep.system.json_values import JsonObject
 from samestep.training.progress import Progress
 
 
@@ -44,7 +45,7 @@ class StateInfo(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    recipe: dict[str, Any]
+    recipe: JsonObject
     build: dict[str, str]
     """Everything that decides bits besides the recipe."""
     layout: Layout
@@ -60,7 +61,7 @@ class Held:
     layout: Layout
     recipe: Recipe
     build: dict[str, str]
-    epochs: list[dict[str, Any]]
+    epochs: list[JsonObject]
     """The records of the complete epochs."""
     metrics: str
     """The lines of metrics.jsonl."""
@@ -152,7 +153,7 @@ def _is_record(line: str) -> bool:
         return False
 
 
-def epochs_in(metrics: str) -> list[dict[str, Any]]:
+def epochs_in(metrics: str) -> list[JsonObject]:
     """Return the records of the epochs, as in result.json."""
     epochs = []
     for line in metrics.splitlines():

@@ -21,6 +21,7 @@ from samestep.elastic.node_state import Held
 from samestep.errors import PeerLost
 from samestep.state.layout import Layout
 from samestep.state.snapshot import State
+from samestep.system.json_values import JsonObject
 
 
 PARTS = 5
@@ -82,7 +83,7 @@ def _pack(held: Held) -> list[Tensor]:
 
 
 def _unpack(parts: Sequence[Tensor]) -> Held:
-    head: dict[str, Any] = json.loads(parts[0].numpy().tobytes())
+    head: JsonObject = json.loads(parts[0].numpy().tobytes())
     body = parts[1:]
     if _sha256(body) != head["sha256"]:
         raise PeerLost(

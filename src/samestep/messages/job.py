@@ -5,8 +5,8 @@ A job is the first line that a worker receives, and the only one.
 
 from dataclasses import dataclass, field
 
-from samestep.messages.wire import JsonObject
 from samestep.system.fault_injection import Fault
+from samestep.system.json_values import JsonObject
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,8 @@ become events, `output.sentences` which are shown.
 from dataclasses import dataclass, field
 
 from samestep.core.span import Span
-from samestep.messages.wire import INLINE, OPTIONAL, JsonObject
+from samestep.messages.wire import INLINE, OPTIONAL
+from samestep.system.json_values import JsonObject
 
 
 # From a worker.

@@ -7,10 +7,8 @@ from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from samestep.errors import WorkerFailed
+from samestep.system.json_values import JsonObject
 
-
-JsonObject = dict[str, Any]
-"""JSON values by name, where the names depend on the recipe, the model or the data."""
 
 INLINE = {"inline": True}
 """Marks a field whose entries stand in a record beside the other fields."""

@@ -22,7 +22,8 @@ from samestep.messages.training import (
     WorkersStarted,
     WorkerWarning,
 )
-from samestep.messages.wire import JsonObject, as_record
+from samestep.messages.wire import as_record
+from samestep.system.json_values import JsonObject
 
 
 EVENTS: dict[type, str] = {

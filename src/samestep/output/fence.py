@@ -13,10 +13,10 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from samestep.errors import OutputError
 from samestep.system import atomic_files, machine, untrusted_files
+from samestep.system.json_values import JsonObject
 
 
 FILE = "generation"
@@ -46,7 +46,7 @@ def writer_of(run: Path) -> str:
     return str(_read(run).get("writer", ""))
 
 
-def _read(run: Path) -> dict[str, Any]:
+def _read(run: Path) -> JsonObject:
     try:
         content = untrusted_files.parse_json(untrusted_files.read_bytes(run / FILE))
     except (FileNotFoundError, ValueError):

@@ -13,6 +13,7 @@ from samestep.config.recipe import Recipe
 from samestep.errors import RunError
 from samestep.output.schema import Result, first_error
 from samestep.system import untrusted_files
+from samestep.system.json_values import JsonObject
 
 
 MODEL_FILE = "model.safetensors"
@@ -75,7 +76,7 @@ class RunResult:
         return str(self.result["weights_sha256"])
 
     @property
-    def history(self) -> list[dict[str, Any]]:
+    def history(self) -> list[JsonObject]:
         """One record per epoch; `pandas.DataFrame(run.history)` is a table of them."""
         return list(self.result.get("epochs", []))
 
@@ -95,7 +96,7 @@ class RunResult:
         return self.path / MODEL_FILE
 
 
-def _measured(run: RunResult) -> dict[str, Any]:
+def _measured(run: RunResult) -> JsonObject:
     """Return the figures for the table in notebooks."""
     records = {"test": run.result, "validation": (run.history or [{}])[-1]}
     figures = {

@@ -28,7 +28,7 @@ from samestep.messages.training import (
     Traced,
     WorkersStarted,
 )
-from samestep.messages.wire import JsonObject, as_record
+from samestep.messages.wire import as_record
 from samestep.output import events, trace
 from samestep.output.fence import FILE, TAKEN, Fence
 from samestep.output.json_lines import JsonLines, whole_lines
@@ -36,6 +36,7 @@ from samestep.output.logs import take_log
 from samestep.output.run import MODEL_FILE, RunResult
 from samestep.output.schema import Result
 from samestep.system import atomic_files, file_lock, machine, untrusted_files
+from samestep.system.json_values import JsonObject
 
 
 LOCK_FILE = ".lock"

@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 from samestep.config.renames import rename
+from samestep.system.json_values import JsonObject
 
 
 Measured = Annotated[
@@ -26,7 +27,7 @@ Measured = Annotated[
 """A measured number: None where it is missing, NaN where it was not finite."""
 Whole = Annotated[int, Field(ge=0, le=2**53)]
 """A count, which a float can hold exactly."""
-StoredRecipe = Annotated[dict[str, Any], AfterValidator(rename)]
+StoredRecipe = Annotated[JsonObject, AfterValidator(rename)]
 """The fields of a recipe, those of an older run under their new names."""
 Phases = dict[str, float]
 """Seconds by phase."""
@@ -149,7 +150,7 @@ class Result(Record):
 
     recipe: StoredRecipe
     """resolved: every default replaced by its value"""
-    placement: dict[str, Any] = {}
+    placement: JsonObject = {}
     """resolved: every `auto` replaced by what was chosen"""
     status: Annotated[str, Field(pattern=r"^[a-z ]{1,40}$")]
     """`finished`, `failed` or `interrupted`"""
@@ -174,7 +175,7 @@ class Result(Record):
     """for text: the bits per character that simple methods need"""
     skipped: Whole = 0
     """for image folders: files that were left out because they could not be read"""
-    data: dict[str, Any] = {}
+    data: JsonObject = {}
     """shapes, number of outputs, task"""
     train_seconds: Measured = None
     """over all epochs, without start-up and evaluation"""
@@ -186,7 +187,7 @@ class Result(Record):
     """generations of workers after the first"""
     noise_scale: float | None = None
     """the gradient noise scale, in samples"""
-    balance: dict[str, Any] = {}
+    balance: JsonObject = {}
     """share of the time that balancing saved, the last speeds, which workers lagged"""
     best_epoch: Whole | None = None
     """with early stopping: the epoch of the weights that were kept"""
@@ -280,9 +281,9 @@ class Scaling(Record):
 
     version: Literal[1]
     recipe: StoredRecipe
-    environment: dict[str, Any] = {}
+    environment: JsonObject = {}
     status: str
-    settings: dict[str, Any] = {}
+    settings: JsonObject = {}
     points: list[Point] = []
     noise: Noise | None = None
     model: Model | None = None

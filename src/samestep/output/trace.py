@@ -4,15 +4,15 @@ The format is Chrome's Trace Event Format, complete events ("X"); times in micro
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from samestep.core.span import Span
+from samestep.system.json_values import JsonObject
 
 
 FILE = "trace.json"
 
 
-def chrome(workers: Mapping[int, Sequence[Span]]) -> dict[str, Any]:
+def chrome(workers: Mapping[int, Sequence[Span]]) -> JsonObject:
     """Return the content of trace.json for the spans of each worker."""
     workers = _split_waiting(workers)
     starts = [span.start for spans in workers.values() for span in spans]

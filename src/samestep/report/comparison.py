@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 from matplotlib.ticker import PercentFormatter
 
@@ -31,6 +30,7 @@ from samestep.output.schema import measured
 from samestep.report import learning_plots
 from samestep.report.learning_plots import Curve
 from samestep.report.load import RunFiles
+from samestep.system.json_values import JsonObject
 from samestep.system.terminal import clean
 
 
@@ -161,7 +161,7 @@ def _differences(runs: Runs) -> list[Block]:
     return [_difference(caption, tuple(runs), part) for caption, part in parts.items()]
 
 
-def _difference(caption: str, names: Row, parts: Sequence[dict[str, Any]]) -> Block:
+def _difference(caption: str, names: Row, parts: Sequence[JsonObject]) -> Block:
     """List the settings that differ between runs."""
     fields = [dict(flat(part)) for part in parts]
     known = dict.fromkeys(name for part in fields for name in part)

@@ -19,6 +19,7 @@ from samestep.output.schema import (
     Step,
     first_error,
 )
+from samestep.system.json_values import JsonObject
 from samestep.system.untrusted_files import (
     check_depth,
     check_parts,
@@ -28,7 +29,7 @@ from samestep.system.untrusted_files import (
 
 
 SCALING_FILE = "scaling.json"
-Json = dict[str, Any]
+Json = JsonObject
 R = TypeVar("R", bound=Record)
 
 

@@ -1,12 +1,11 @@
 """Sentences with numbers, computed from the fields of scaling.json. Pure."""
 
-from typing import Any
-
 from samestep.scaling.grid import Settings
 from samestep.scaling.predict import relative_samples
+from samestep.system.json_values import JsonObject
 
 
-Fields = dict[str, Any]
+Fields = JsonObject
 
 WORTH = 0.05
 """A gain below this is not worth another node."""

@@ -3,7 +3,6 @@
 import statistics
 from collections.abc import Sequence
 from importlib.util import find_spec
-from typing import Any
 
 from samestep.scaling.advice import advise
 from samestep.scaling.fit import Observation, errors, fit, observations, to_fields
@@ -12,11 +11,12 @@ from samestep.scaling.intervals import draws, summarise
 from samestep.scaling.predict import Forecaster, best_per_node, machine_counts
 from samestep.scaling.step_model import EXCHANGE, FORMULA, Network
 from samestep.scaling.study import Study
+from samestep.system.json_values import JsonObject
 
 
 RESAMPLES = 200
 """Fits of the bootstrap."""
-Fields = dict[str, Any]
+Fields = JsonObject
 
 
 def analyse(study: Study, cores: int) -> Fields:

@@ -9,7 +9,6 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import sqrt
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +18,7 @@ from samestep.scaling.intervals import Runs, band
 from samestep.scaling.step_model import MEANING, Model
 from samestep.scaling.study import Measurement
 from samestep.scaling.work_counts import Work, expected_maximum, work
+from samestep.system.json_values import JsonObject
 
 
 Floats = NDArray[np.float64]
@@ -255,7 +255,7 @@ def errors(model: Model, seen: Sequence[Observation]) -> list[float]:
     ]
 
 
-def to_fields(model: Model, resampled: Sequence[Model]) -> list[dict[str, Any]]:
+def to_fields(model: Model, resampled: Sequence[Model]) -> list[JsonObject]:
     """Return the parameters with bootstrap intervals, for scaling.json."""
     fields = []
     for name, (unit, meaning) in MEANING.items():

@@ -6,12 +6,12 @@ interval is the 2.5th to 97.5th percentile of a bootstrap over rounds.
 
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from samestep.scaling.grid import Point
 from samestep.scaling.study import Measurement
+from samestep.system.json_values import JsonObject
 
 
 Runs = Mapping[Point, Sequence[Measurement]]
@@ -66,7 +66,7 @@ def phases(runs: Sequence[Measurement]) -> dict[str, float]:
     }
 
 
-def summarise(runs: Runs, exchange: str) -> list[dict[str, Any]]:
+def summarise(runs: Runs, exchange: str) -> list[JsonObject]:
     """Return the fields of each point in scaling.json, without calibration points."""
     return [
         {**point._asdict(), "exchange": exchange, **_point(runs, point)}
@@ -75,7 +75,7 @@ def summarise(runs: Runs, exchange: str) -> list[dict[str, Any]]:
     ]
 
 
-def _point(runs: Runs, point: Point) -> dict[str, Any]:
+def _point(runs: Runs, point: Point) -> JsonObject:
     own = runs[point]
     rate, low, high = interval([run.samples_per_second for run in own])
     return {

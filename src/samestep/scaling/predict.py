@@ -7,10 +7,10 @@ where it can be checked: the largest error on a measured point, or on the held-o
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
-from typing import Any
 
 from samestep.scaling.intervals import band
 from samestep.scaling.step_model import NO_NETWORK, Model, Network
+from samestep.system.json_values import JsonObject
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Forecaster:
         micro_batches: int,
         nodes: int = 1,
         network: Network | None = None,
-    ) -> dict[str, Any]:
+    ) -> JsonObject:
         """Predict `workers` on this machine, or with `network` on each of `nodes`."""
         together = nodes * workers
         if network:

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -16,6 +15,7 @@ from rich.progress import (
 from rich.table import Table
 
 from samestep.scaling.measure import OnCell
+from samestep.system.json_values import JsonObject
 from samestep.system.log import logger
 
 
@@ -74,7 +74,7 @@ class _Lines:
         logger.info("measured %s of %s%s; now %s", done, total, left, what)
 
 
-def table(points: list[dict[str, Any]]) -> Table:
+def table(points: list[JsonObject]) -> Table:
     """Return the table of all points; intervals are 95%."""
     shown = Table(box=None, pad_edge=False)
     shown.add_column("kind")
@@ -85,7 +85,7 @@ def table(points: list[dict[str, Any]]) -> Table:
     return shown
 
 
-def _cells(point: dict[str, Any]) -> list[str]:
+def _cells(point: JsonObject) -> list[str]:
     phases = point["seconds_by_phase"]
     total = sum(phases.values()) or 1.0
     interval = "-"

@@ -2,7 +2,6 @@
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from samestep.config.recipe import Recipe
 from samestep.data.sources import source_of
@@ -13,6 +12,7 @@ from samestep.scaling.measure import OnCell, measure
 from samestep.scaling.study import open_study, to_csv, write
 from samestep.supervisor.forkserver_client import ForkServer
 from samestep.system import machine
+from samestep.system.json_values import JsonObject
 from samestep.system.signals import stop_on_signals
 
 
@@ -22,7 +22,7 @@ def scale(
     server: ForkServer,
     on_cell: OnCell,
     out: Path | None = None,
-) -> tuple[Path, dict[str, Any]]:
+) -> tuple[Path, JsonObject]:
     """Measure, analyse and write; return the directory and the analysis.
 
     Continues in `out` if it holds an unfinished study with these settings. Raises

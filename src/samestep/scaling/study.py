@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -18,6 +17,7 @@ from samestep.errors import OutputError, RunError
 from samestep.output.schema import first_error
 from samestep.scaling.grid import MEASURING, Kind, Point, Settings
 from samestep.system import atomic_files, file_lock
+from samestep.system.json_values import JsonObject
 from samestep.system.untrusted_files import check_parts, read_bytes
 
 
@@ -60,8 +60,8 @@ class _Measured(BaseModel):
 
 class _Document(BaseModel):
     version: int
-    recipe: dict[str, Any]
-    environment: dict[str, Any]
+    recipe: JsonObject
+    environment: JsonObject
     status: str
     settings: Settings
     gradient_bytes: int
@@ -76,7 +76,7 @@ class Study:
     path: Path
     """The directory."""
     recipe: Recipe
-    environment: dict[str, Any]
+    environment: JsonObject
     settings: Settings
     gradient_bytes: int = 0
     runs: dict[Point, list[Measurement]] = field(default_factory=dict)
@@ -91,10 +91,10 @@ class Study:
         self.runs[point].append(run)
         self.runs[point].sort(key=lambda run: run.round)
 
-    def save(self, analysis: dict[str, Any] | None = None) -> None:
+    def save(self, analysis: JsonObject | None = None) -> None:
         """Write scaling.json, finished if analysed. Raises OutputError."""
         points = [_point_fields(point, runs) for point, runs in self.runs.items()]
-        document: dict[str, Any] = {
+        document: JsonObject = {
             "version": VERSION,
             "recipe": self.recipe.to_dict(),
             "environment": self.environment,
@@ -108,7 +108,7 @@ class Study:
         write(self.path / FILE, json.dumps(document, indent=1) + "\n")
 
 
-def _point_fields(point: Point, runs: list[Measurement]) -> dict[str, Any]:
+def _point_fields(point: Point, runs: list[Measurement]) -> JsonObject:
     return {**point._asdict(), "runs": [run.model_dump() for run in runs]}
 
 
@@ -127,7 +127,7 @@ def write(path: Path, text: str) -> None:
 def open_study(
     path: Path,
     recipe: Recipe,
-    environment: dict[str, Any],
+    environment: JsonObject,
     settings: Settings,
     points: list[Point],
 ) -> Iterator[Study]:
@@ -252,7 +252,7 @@ COLUMNS = (
 )
 
 
-def to_csv(points: list[dict[str, Any]]) -> str:
+def to_csv(points: list[JsonObject]) -> str:
     """Return a line for each point, with the phases in seconds per step."""
     phases = list(points[0]["seconds_by_phase"]) if points else []
     lines = io.StringIO()

@@ -28,10 +28,10 @@ from safetensors import SafetensorError
 
 from samestep.config.recipe import Recipe
 from samestep.errors import CheckpointError
-from samestep.messages.wire import JsonObject
 from samestep.state.layout import AVERAGE, BEST, Floats, Layout
 from samestep.state.snapshot import State
 from samestep.system import atomic_files, untrusted_files
+from samestep.system.json_values import JsonObject
 
 
 MODEL: Final = "model.safetensors"

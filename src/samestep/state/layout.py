@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from samestep.core.ownership import pieces
-from samestep.messages.wire import JsonObject
+from samestep.system.json_values import JsonObject
 
 
 ALIGNMENT = 16

@@ -20,10 +20,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from samestep.messages.wire import JsonObject
 from samestep.state.frozen import Arrays
 from samestep.state.layout import Floats, Layout
 from samestep.system import shared_memory
+from samestep.system.json_values import JsonObject
 from samestep.system.untrusted_files import parse_json
 
 

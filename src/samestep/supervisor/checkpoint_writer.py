@@ -18,11 +18,11 @@ from pathlib import Path
 from samestep.config.recipe import Recipe
 from samestep.errors import CheckpointError, OutputError
 from samestep.messages.training import CheckpointFailed, CheckpointWritten
-from samestep.messages.wire import JsonObject
 from samestep.output.fence import Fence
 from samestep.state import checkpoint
 from samestep.state.layout import Layout
 from samestep.state.snapshot import State
+from samestep.system.json_values import JsonObject
 
 
 WRITING_SHARE = 0.05

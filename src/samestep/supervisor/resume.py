@@ -8,12 +8,12 @@ from typing import Any
 from samestep.config.data import CustomData
 from samestep.config.recipe import Recipe
 from samestep.errors import CheckpointError, RunError
-from samestep.messages.wire import JsonObject
 from samestep.output.run import RunResult
 from samestep.state import checkpoint
 from samestep.state.checkpoint import Checkpoint
 from samestep.system import untrusted_files
 from samestep.system.conditions import FOUND_BY_WORKERS, of_machine
+from samestep.system.json_values import JsonObject
 from samestep.user_code.arguments import recipe_of
 
 

@@ -16,7 +16,7 @@ from samestep.messages.training import (
     Message,
     Started,
 )
-from samestep.messages.wire import JsonObject, as_record
+from samestep.messages.wire import as_record
 from samestep.output.console import View
 from samestep.output.run import RunResult
 from samestep.output.run_writer import RunWriter
@@ -28,6 +28,7 @@ from samestep.supervisor.checkpoint_writer import CheckpointWriter
 from samestep.supervisor.forkserver_client import ForkServer
 from samestep.supervisor.job import make_setup
 from samestep.supervisor.recovery import Recovery
+from samestep.system.json_values import JsonObject
 from samestep.system.signals import Stop, stop_on_signals
 from samestep.user_code.references import Given
 

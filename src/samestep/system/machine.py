@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import psutil
+
+from samestep.system.json_values import JsonObject
 
 
 CGROUPS = Path("/sys/fs/cgroup")
@@ -116,7 +117,7 @@ def available_memory() -> int:
     return min(left)
 
 
-def describe() -> dict[str, Any]:
+def describe() -> JsonObject:
     """Return the part of environment.json that is known without torch."""
     cores, why = usable_cores()
     return {

@@ -9,7 +9,7 @@ from samestep.core.gradient_noise import Noise
 from samestep.core.metric import COUNTED
 from samestep.data.dataset import Dataset
 from samestep.messages.training import EpochRecord, StepRecord
-from samestep.messages.wire import JsonObject
+from samestep.system.json_values import JsonObject
 from samestep.training.metrics import MetricSums
 from samestep.training.timing import PHASES, Times, by_phase
 

@@ -27,10 +27,10 @@ from samestep.messages.training import (
     Stopped,
     StragglerFound,
 )
-from samestep.messages.wire import JsonObject
 from samestep.optim import gradients
 from samestep.state import dtypes
 from samestep.state.fingerprint import fingerprint
+from samestep.system.json_values import JsonObject
 from samestep.training.cadence import Decision
 from samestep.training.metrics import MetricSums
 from samestep.training.progress import epoch_record, own_metrics, step_record

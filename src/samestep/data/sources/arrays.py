@@ -13,6 +13,7 @@ from samestep.config.data import Divided
 from samestep.data.sources.source import Source
 from samestep.errors import DataError
 from samestep.system import cache, untrusted_files
+from samestep.system.json_values import JsonObject
 from samestep.user_code.references import UserCode
 
 
@@ -51,7 +52,7 @@ class ArraySource(Source):
         return rows.build(self.recipe, self.arrays(), labels)
 
 
-def describe_files(source: str, names: list[str]) -> dict[str, Any]:
+def describe_files(source: str, names: list[str]) -> JsonObject:
     """Return size and SHA-256 of each file, for a run's record. Raises DataError."""
     files = {}
     for name in names:

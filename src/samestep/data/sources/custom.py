@@ -1,10 +1,11 @@
 """Data of the user's own: the side of the supervisor, which does not run their code."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from samestep.config.data import CustomData
 from samestep.data.sources.source import Source
+from samestep.system.json_values import JsonObject
 from samestep.user_code.references import UserCode
 
 
@@ -20,7 +21,7 @@ class CustomSource(Source):
     recipe: CustomData
     may_be_slow = True
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> JsonObject:
         """Return the function's name."""
         return {"source": "custom", "load": self.recipe.load}
 

@@ -11,7 +11,6 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -25,6 +24,7 @@ from samestep.data.sources.arrays import (
 )
 from samestep.errors import DataError
 from samestep.system import cache
+from samestep.system.json_values import JsonObject
 
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
@@ -156,7 +156,7 @@ class IdxSource(ArraySource):
         """Unpack compressed files into the cache."""
         return prepare(self.files())
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> JsonObject:
         """Return name, size and SHA-256 of each file. Raises DataError."""
         files = [str(file.path) for pair in self.files().values() for file in pair]
         is_fashion = isinstance(self.recipe, FashionData)

@@ -22,6 +22,7 @@ from samestep.config.data import ImageData
 from samestep.data.sources.arrays import ArraySource, Pair
 from samestep.errors import DataError
 from samestep.system import cache
+from samestep.system.json_values import JsonObject
 
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ class ImageSource(ArraySource):
                 )
         return "; ".join(filter(None, notices)) or None
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> JsonObject:
         """Return names, sizes, checksums, and what was left out. Raises DataError."""
         folders = _folders(self.recipe)
         splits, skipped = {}, 0
@@ -159,7 +160,7 @@ def _key(recipe: ImageData, folder: Folder) -> str:
     return f"images-{digest.hexdigest()[:24]}"
 
 
-def _decoded(recipe: ImageData, folder: Folder) -> tuple[dict[str, Any], cache.Bytes]:
+def _decoded(recipe: ImageData, folder: Folder) -> tuple[JsonObject, cache.Bytes]:
     """Return what the JSON says, and the bytes of all images."""
     content = cache.read(_key(recipe, folder), _decoding(recipe, folder))
     length = int.from_bytes(content[-LENGTH_BYTES:].tobytes(), "little")
@@ -175,7 +176,7 @@ def _decoding(recipe: ImageData, folder: Folder) -> cache.Fill:
     return fill
 
 
-def _decode(recipe: ImageData, folder: Folder, sink: cache.Sink) -> dict[str, Any]:
+def _decode(recipe: ImageData, folder: Folder, sink: cache.Sink) -> JsonObject:
     """Write the pixels; return what the JSON says of the files. Raises DataError."""
     digest, size, labels = hashlib.sha256(), 0, list[int]()
     skipped: list[tuple[str, str]] = []

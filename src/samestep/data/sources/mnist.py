@@ -7,7 +7,7 @@ worker maps what is there, so they are in memory once, however many workers read
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from samestep.config.data import MnistData
 from samestep.data.sources import idx
@@ -15,6 +15,7 @@ from samestep.data.sources.arrays import Pair
 from samestep.data.sources.idx import IdxFile
 from samestep.data.sources.source import Source
 from samestep.errors import DataError
+from samestep.system.json_values import JsonObject
 from samestep.user_code.references import UserCode
 
 
@@ -59,7 +60,7 @@ class MnistSource(Source):
         """Unpack the files into the cache. Returns a notice. Raises DataError."""
         return idx.prepare(files())
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> JsonObject:
         """Return name, size and SHA-256 of each file."""
         described = {n: {"bytes": b, "sha256": s} for n, (b, s) in CONTENT.items()}
         return {"source": "mnist", "files": described}

@@ -23,6 +23,7 @@ from samestep.data.sources.arrays import (
 )
 from samestep.errors import DataError, did_you_mean
 from samestep.system import cache, untrusted_files
+from samestep.system.json_values import JsonObject
 
 
 KEYS = {split: (f"x_{split}", f"y_{split}") for split in SPLITS}
@@ -39,7 +40,7 @@ class NpySource(ArraySource):
     recipe: NpyData
     may_be_slow = True  # the files may be larger than the memory
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> JsonObject:
         """Return name, size and SHA-256 of each file. Raises DataError."""
         recipe = self.recipe
         files = [recipe.inputs, recipe.targets, recipe.test_inputs, recipe.test_targets]
@@ -73,7 +74,7 @@ class NpzSource(ArraySource):
         ]
         return next(filter(None, notices), None)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> JsonObject:
         """Return name, size and SHA-256 of the file. Raises DataError."""
         return describe_files(self.recipe.source, [self.recipe.path])
 

@@ -1,8 +1,9 @@
 """What a source of data does, for the supervisor and for the workers."""
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from samestep.system.json_values import JsonObject
 from samestep.user_code.references import UserCode
 
 
@@ -26,7 +27,7 @@ class Source(ABC):
         return None
 
     @abstractmethod
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> JsonObject:
         """Return name, sizes and checksums, for the run's record. Raises DataError."""
 
     @abstractmethod

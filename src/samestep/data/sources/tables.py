@@ -7,7 +7,7 @@ samples; words become one column for each different word, in sorted order (one-h
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from samestep.config.data import TableData
 from samestep.data.sources.arrays import Array, describe_files
 from samestep.data.sources.source import Source
 from samestep.errors import DataError, did_you_mean
+from samestep.system.json_values import JsonObject
 from samestep.system.untrusted_files import check_regular
 from samestep.user_code.references import UserCode
 
@@ -90,7 +91,7 @@ class TableSource(Source):
 
     recipe: TableData
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> JsonObject:
         """Return sizes, checksums, and what the columns are. Raises DataError."""
         recipe, table = self.recipe, read(self.recipe)
         files = [name for name in (recipe.path, recipe.test_path) if name]

@@ -11,7 +11,7 @@ import math
 import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from samestep.config.data import TextData
 from samestep.data.sources.source import Source
 from samestep.errors import DataError
+from samestep.system.json_values import JsonObject
 from samestep.system.untrusted_files import read_text
 from samestep.user_code.references import UserCode
 
@@ -61,7 +62,7 @@ class TextSource(Source):
 
     recipe: TextData
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> JsonObject:
         """Return size, checksum, vocabulary, and what simple methods reach in the test.
 
         Raises DataError.
