@@ -1,4 +1,4 @@
-"""The decision who computes what: pure, optimal, deaf to noise."""
+"""Who computes which micro-batches: optimal, stable under noise, no bit changed."""
 
 import itertools
 import json
@@ -88,7 +88,7 @@ def test_more_micro_batches_reach_more_of_the_possible_speed() -> None:
 
 
 @given(st.integers(1, 40))
-def test_the_stack_of_no_owner_is_deeper_than_said(num_leaves: int) -> None:
+def test_no_owner_needs_a_deeper_stack_than_computed(num_leaves: int) -> None:
     deepest = 0
     for first, end in itertools.combinations(range(num_leaves + 1), 2):
         depth = 0
@@ -100,7 +100,7 @@ def test_the_stack_of_no_owner_is_deeper_than_said(num_leaves: int) -> None:
 
 
 def observed(balancer: Balancer, speeds: Sequence[float]) -> Change | None:
-    """What 0.2 s of steps would be measured to take, at 1,000 times these speeds."""
+    """Observe 0.2 s of steps, at 1,000 times these speeds; return any change."""
     times = [
         (end - first) / (1000 * v)
         for (first, end), v in zip(balancer.owned, speeds, strict=True)
@@ -120,7 +120,7 @@ def observed(balancer: Balancer, speeds: Sequence[float]) -> Change | None:
 
 
 def adopted(balancer: Balancer) -> Change | None:
-    """What one worker proposes to itself, as rank 0 does to all."""
+    """Let a worker adopt its own proposal, as if it were rank 0."""
     proposal = balancer.proposal
     return balancer.adopt(proposal.after) if proposal else None
 
@@ -163,7 +163,7 @@ def test_noise_within_the_deadband_moves_nothing(seed: int, workers: int) -> Non
 
 @settings(max_examples=30)
 @given(st.integers(0, 2**32))
-def test_all_workers_adopt_what_rank_0_proposes_whatever_they_found(seed: int) -> None:
+def test_all_workers_adopt_the_proposal_of_rank_0(seed: int) -> None:
     chance = random.Random(seed)
     first, other = (Balancer(16, shares(16, 3)) for _ in range(2))
     for _ in range(40):
@@ -221,7 +221,7 @@ def test_a_worker_that_would_decide_otherwise_changes_nothing(
     assert results(run) == results(alone)
 
 
-def test_a_slow_source_of_samples_is_told_apart() -> None:
+def test_slow_samples_are_named_as_the_cause() -> None:
     balancer = Balancer(8, shares(8, 2))
     change = None
     while change is None:
@@ -236,10 +236,10 @@ def test_a_slow_source_of_samples_is_told_apart() -> None:
         assert speeds == pytest.approx([400, 200])
 
 
-def test_only_auto_moves_and_only_who_is_hopeless_leaves() -> None:
-    still = Balancer(8, shares(8, 2), is_live=False)
+def test_only_auto_rebalances_and_only_stragglers_are_dropped() -> None:
+    fixed = Balancer(8, shares(8, 2), is_live=False)
     for _ in range(20):
-        assert observed(still, [1, 0.1]) is None
+        assert observed(fixed, [1, 0.1]) is None
     live = Balancer(8, shares(8, 2), drop_stragglers_below=0.2)
     for _ in range(20):
         observed(live, [1, 0.5])
@@ -255,8 +255,8 @@ def test_only_auto_moves_and_only_who_is_hopeless_leaves() -> None:
 
 def test_a_step_of_the_others_alone() -> None:
     speeds, updates = [300.0, 100.0, 150.0], [0.001, 0.003, 0.002]
-    found = ownership.seconds_without(1, 9, speeds, updates)
-    assert found == pytest.approx(6 / 300 + 0.002 * 3 / 2)
+    seconds = ownership.seconds_without(1, 9, speeds, updates)
+    assert seconds == pytest.approx(6 / 300 + 0.002 * 3 / 2)
 
 
 @pytest.mark.parametrize("is_live", [True, False])
@@ -265,12 +265,12 @@ def test_a_worker_that_only_holds_the_others_up_is_named_once(is_live: bool) -> 
     for _ in range(40):
         observed(balancer, [1, 0.9, 0.8])
         assert balancer.straggler is None
-    found = []
+    stragglers = []
     for _ in range(120):
         step = StepWindow(1, 0.2, [0.1, 0.1, 0.2], [0] * 3, [0.1, 0.1, 0], [0, 0, 0.1])
         balancer.observe(step)
-        found.append(balancer.straggler)
-    (straggler,) = filter(None, found)
+        stragglers.append(balancer.straggler)
+    (straggler,) = filter(None, stragglers)
     assert straggler.worker == 2
     assert 0.05 < straggler.gain < 1
 
@@ -279,14 +279,14 @@ def test_a_hopeless_worker_is_tried_more_and_more_rarely_and_named() -> None:
     balancer = Balancer(32, shares(32, 2))
     for _ in range(20):
         observed(balancer, [1, 1])
-    found, tries = [], []
+    stragglers, tries = [], []
     for number in range(2000):
         if observed(balancer, [1, 0.004]) and counts(balancer)[1]:
             tries.append(number)
-        found.append(balancer.straggler)
+        stragglers.append(balancer.straggler)
     gaps = [after - before for before, after in pairwise(tries)]
     assert gaps[2] > 3 * gaps[0]
-    (straggler,) = filter(None, found)
+    (straggler,) = filter(None, stragglers)
     assert straggler.worker == 1
 
 
@@ -298,7 +298,7 @@ def test_a_worker_at_half_speed_is_no_hindrance() -> None:
             assert balancer.straggler is None
 
 
-def test_who_owns_nothing_and_is_still_late_is_not_thought_to_be_fast() -> None:
+def test_a_late_worker_without_micro_batches_is_not_believed_to_be_fast() -> None:
     balancer = Balancer(8, shares(8, 2))
     for _ in range(10):
         observed(balancer, [1, 0.01])
@@ -313,7 +313,7 @@ def test_who_owns_nothing_and_is_still_late_is_not_thought_to_be_fast() -> None:
     assert counts(balancer) == [4, 4]
 
 
-def test_the_summary_says_what_was_gained_and_what_would_help() -> None:
+def test_the_summary_has_the_gain_and_what_would_help() -> None:
     balancer = Balancer(4, shares(4, 2))
     for _ in range(100):
         observed(balancer, [1, 0.5])
@@ -345,7 +345,7 @@ def test_no_ownership_changes_the_result(
         assert results(run) == alone
 
 
-def test_short_stretches_are_taken_together() -> None:
+def test_short_windows_are_joined() -> None:
     long, short = (Balancer(8, shares(8, 2)) for _ in range(2))
     whole = StepWindow(16, 0.16, [0.16, 0.08], [0, 0], [0, 0.08], [0, 0])
     part = StepWindow(1, 0.01, [0.01, 0.005], [0, 0], [0, 0.005], [0, 0])
