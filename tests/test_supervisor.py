@@ -52,10 +52,11 @@ from samestep.output.sentences import sentence
 from samestep.state.layout import Layout
 from samestep.state.snapshot import State
 from samestep.supervisor import hangs
+from samestep.supervisor.generation import SnapshotMemory, check_same, of_step
 from samestep.supervisor.hangs import HangDetector
 from samestep.supervisor.job import CROWDED_SPIN_SECONDS, SPIN_SECONDS, make_setup
 from samestep.supervisor.launch import exception
-from samestep.supervisor.recovery import Recovery, build_of, check_same, of_step
+from samestep.supervisor.recovery import Recovery, build_of
 from samestep.supervisor.session import Session
 from samestep.system import fault_injection
 from samestep.system.fault_injection import Fault
@@ -282,6 +283,9 @@ def test_a_fork_server_that_fails_is_asked_again() -> None:
 # What a generation reports
 
 
+NO_MEMORY = SnapshotMemory(-1, -1, workers=1, layout=None)
+
+
 @pytest.fixture
 def heard() -> list[Message]:
     return []
@@ -314,26 +318,26 @@ def training(heard: list[Message], tmp_path: Path) -> Recovery:
 def test_a_record_is_passed_on_once(training: Recovery, heard: list[Message]) -> None:
     records: list[Message] = [step_record(1), step_record(2), epoch_record(1)]
     for message in [*records, *records, step_record(3)]:
-        training._receive(message, -1)
+        training._receive(message, NO_MEMORY)
     assert heard == [*records, step_record(3)]
 
 
 def test_another_result_of_the_same_step_ends_the_training(
     training: Recovery,
 ) -> None:
-    training._receive(step_record(1, loss=0.5), -1)
-    training._receive(epoch_record(1, "aa"), -1)
+    training._receive(step_record(1, loss=0.5), NO_MEMORY)
+    training._receive(epoch_record(1, "aa"), NO_MEMORY)
     with pytest.raises(NotReproducible, match=r"the loss of step 1 was 0\.5 "):
-        training._receive(step_record(1, loss=0.25), -1)
+        training._receive(step_record(1, loss=0.25), NO_MEMORY)
     with pytest.raises(NotReproducible, match="the weights of epoch 1 was aa before"):
-        training._receive(epoch_record(1, "bb"), -1)
+        training._receive(epoch_record(1, "bb"), NO_MEMORY)
 
 
 def test_a_fault_that_has_happened_is_not_in_the_next_job(
     training: Recovery, heard: list[Message]
 ) -> None:
     message = FaultInjected(number=1, kind="kill", point="update", step=3, rank=0)
-    training._receive(message, -1)
+    training._receive(message, NO_MEMORY)
     assert [fault.number for fault in training.job.setup.faults] == [2]
     assert heard == [message]
 
@@ -344,7 +348,7 @@ def test_progress_beyond_the_failure_is_reported_once(
     monkeypatch.setattr(time, "monotonic", lambda: 7.5)
     training._failed = (5.0, 3)
     for step in (2, 3, 4):
-        training._receive(step_record(step), -1)
+        training._receive(step_record(step), NO_MEMORY)
     assert [m for m in heard if isinstance(m, CaughtUp)] == [
         CaughtUp(step=3, after=2.5)
     ]

@@ -1,7 +1,7 @@
 """One attempt of a training, in a process that torchrun has started."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from samestep.elastic.gathering import Meeting
 from samestep.elastic.node_state import Held, SnapshotDirectory, StateInfo
@@ -11,14 +11,12 @@ from samestep.messages.job import Job, TrainingJob
 from samestep.messages.training import (
     GenerationFailed,
     Message,
-    SnapshotSaved,
     Started,
 )
-from samestep.state import frozen
 from samestep.state.layout import Layout
-from samestep.state.snapshot import Snapshots, State
+from samestep.state.snapshot import State
 from samestep.supervisor import launch
-from samestep.supervisor.recovery import check_same, of_step
+from samestep.supervisor.generation import Offer, SnapshotMemory
 from samestep.system.heartbeat import Heartbeat
 from samestep.system.signals import Stop
 from samestep.training import worker
@@ -89,10 +87,18 @@ class Generation:
     held: Held | None
     """The state to continue from."""
     listen: Callable[[Message], None] = lambda _: None
-    offer: Callable[[Callable[[], State | None], Layout, int], None] = lambda *_: None
-    layout: Layout | None = None
+    offer: Offer = lambda *_: None
     is_finished: bool = False
-    _snapshots: Snapshots | None = None
+    _memory: SnapshotMemory = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Map the memory that the workers of this machine share."""
+        self._memory = SnapshotMemory(
+            self.fds["snapshots"],
+            self.fds["constants"],
+            self.meeting.topology.local_workers,
+            self.held.layout if self.held else None,
+        )
 
     @property
     def stop(self) -> Stop:
@@ -102,7 +108,12 @@ class Generation:
     @property
     def state(self) -> State | None:
         """The newest snapshot of this machine."""
-        return self._snapshots.newest() if self._snapshots else None
+        return self._memory.newest
+
+    @property
+    def layout(self) -> Layout | None:
+        """The layout of the snapshots, once it is known."""
+        return self._memory.layout
 
     def build(self) -> dict[str, str]:
         """Return everything that decides bits besides the recipe."""
@@ -130,21 +141,10 @@ class Generation:
 
     def _receive(self, message: Message) -> None:
         if isinstance(message, Started):
-            self._start(message)
-        self.listen(message)
-        if isinstance(message, SnapshotSaved):
-            snapshots, layout = self._snapshots, self.layout
-            assert snapshots is not None
-            assert layout is not None
-            slot, step = message.slot, message.step
-            self.offer(lambda: of_step(snapshots.read(slot), step), layout, step)
-
-    def _start(self, message: Started) -> None:
-        layout = Layout.model_validate(message.layout)
-        if self.held is not None:
-            check_same(self.held.layout, layout)
-        kept = frozen.read(self.fds["constants"])
-        workers = self.meeting.topology.local_workers
-        self._snapshots = Snapshots(self.fds["snapshots"], layout, workers, kept)
-        self.layout = layout
-        self.directory.describe(self.about(layout, message))
+            self._memory.receive(message, self.offer)
+            layout = Layout.model_validate(message.layout)
+            self.directory.describe(self.about(layout, message))
+            self.listen(message)
+        else:
+            self.listen(message)
+            self._memory.receive(message, self.offer)

@@ -9,11 +9,11 @@ its own, so what an old worker may still write is never read.
 import os
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from samestep.errors import (
-    CheckpointError,
     NotReproducible,
     PeerLost,
     SamestepError,
@@ -33,10 +33,10 @@ from samestep.messages.training import (
     Started,
     StepRecord,
 )
-from samestep.state import frozen
 from samestep.state.layout import Layout
-from samestep.state.snapshot import Snapshots, State
+from samestep.state.snapshot import State
 from samestep.supervisor.forkserver_client import ForkServer
+from samestep.supervisor.generation import Offer, SnapshotMemory
 from samestep.supervisor.launch import run_workers
 from samestep.system import machine, shared_memory
 from samestep.system.signals import Stop
@@ -128,14 +128,11 @@ class Recovery:
     listen: Callable[[Message], None]
     """Called with the workers' messages, each step and epoch once, and with those of
     this class: GenerationFailed, Restarted, CaughtUp."""
-    offer: Callable[[Callable[[], State | None], Layout, int], None]
-    """Called with (read, layout, step) for each snapshot."""
+    offer: Offer
     memories: Mapping[str, int] = field(default_factory=dict)
     """Further descriptors for the workers."""
 
     restarts: int = 0
-    _snapshots: Snapshots | None = None
-    _constants: int = -1
     _reported: dict[str, dict[int, str]] = field(
         default_factory=lambda: {"step": {}, "epoch": {}}
     )
@@ -197,35 +194,36 @@ class Recovery:
         return self.state.step if self.state else 0
 
     def _run_generation(self) -> None:
-        fd = shared_memory.create()
-        self._constants = shared_memory.create()
-        self._snapshots, self._evicted = None, False
-        try:
-            if self.state is not None and self.layout is not None:
-                kept = self.state.constants
-                self._snapshots = Snapshots(fd, self.layout, self.workers, kept)
-                self._snapshots.fill(self.state)
-            run_workers(
-                self.server,
-                replace(self.job, step=self._step),
-                self.workers,
-                self.logs,
-                lambda message: self._receive(message, fd),
-                self.stop,
-                {**self.memories, "snapshots": fd, "constants": self._constants},
+        self._evicted = False
+        with ExitStack() as stack:
+            fds = {
+                "snapshots": _memory(stack),
+                "constants": _memory(stack),
+            }
+            memory = SnapshotMemory(
+                fds["snapshots"], fds["constants"], self.workers, self.layout
             )
-        finally:
-            if self._snapshots is not None:
-                self.state = self._snapshots.newest() or self.state
-            os.close(fd)
-            os.close(self._constants)
+            if self.state is not None:
+                memory.fill(self.state)
+            try:
+                run_workers(
+                    self.server,
+                    replace(self.job, step=self._step),
+                    self.workers,
+                    self.logs,
+                    lambda message: self._receive(message, memory),
+                    self.stop,
+                    {**self.memories, **fds},
+                )
+            finally:
+                self.state = memory.newest or self.state
 
-    def _receive(self, message: Message, fd: int) -> None:
+    def _receive(self, message: Message, memory: SnapshotMemory) -> None:
+        memory.receive(message, self.offer)
         match message:
-            case Started():
-                self._start(message, fd)
-            case SnapshotSaved(slot=slot, step=step):
-                self._offer(slot, step)
+            case Started(conditions=conditions):
+                self.layout = memory.layout
+                self.job = replace(self.job, conditions=conditions)
             case Evicted():
                 self._evicted = True
             case FaultInjected(number=number):
@@ -239,21 +237,6 @@ class Recovery:
         self.listen(message)
         if isinstance(message, StepRecord | SnapshotSaved):
             self._report_progress(message.step)
-
-    def _start(self, message: Started, fd: int) -> None:
-        layout = Layout.model_validate(message.layout)
-        if self.layout is not None:
-            check_same(self.layout, layout)
-        self.layout = layout
-        self.job = replace(self.job, conditions=message.conditions)
-        constants = frozen.read(self._constants)
-        self._snapshots = Snapshots(fd, layout, self.workers, constants)
-
-    def _offer(self, slot: int, step: int) -> None:
-        snapshots, layout = self._snapshots, self.layout
-        assert snapshots is not None
-        assert layout is not None
-        self.offer(lambda: of_step(snapshots.read(slot), step), layout, step)
 
     def _forget_fault(self, number: int) -> None:
         """Leave out a fault that has happened from the next workers' job."""
@@ -311,27 +294,11 @@ class Recovery:
         )
 
 
-def check_same(before: Layout, after: Layout) -> None:
-    """Raise CheckpointError if the model is not the one that was saved."""
-    for name in Layout.model_fields:
-        old, new = getattr(before, name), getattr(after, name)
-        if old != new:
-            raise CheckpointError(
-                "A training goes on with the model that it was saved with, and this "
-                f"has other {name.replace('_', ' ')}: {_brief(old)} then, "
-                f"{_brief(new)} now. A function that builds a model must "
-                "always build the same."
-            )
-
-
-def _brief(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 200 else text[:200] + "..."
-
-
-def of_step(state: State | None, step: int) -> State | None:
-    """Return the state, if it is still that of `step`: slots are written again."""
-    return state if state and state.step == step else None
+def _memory(stack: ExitStack) -> int:
+    """Create shared memory that is closed with the stack; return its descriptor."""
+    fd = shared_memory.create()
+    stack.callback(os.close, fd)
+    return fd
 
 
 def _kind(error: SamestepError) -> str:
