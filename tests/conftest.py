@@ -59,13 +59,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[ForkServer]:
-    """Torch is imported once, not in every test."""
+    """One import of torch for all trainings of this process."""
     with ForkServer() as running:
         yield running
 
 
 def small_recipe(**overrides: Any) -> samestep.Recipe:
-    """A short training: 1,000 images, a small network, a short last batch.
+    """Return the recipe of a short training: 1,000 images, a short last batch.
 
     Names are dotted with two underscores: `optimizer__lr=0.1`.
     """
@@ -83,7 +83,7 @@ def small_recipe(**overrides: Any) -> samestep.Recipe:
 
 @pytest.fixture
 def train(server: ForkServer, tmp_path: Path) -> Train:
-    """`train(recipe, workers, **placement)` in a directory of the test's own."""
+    """`train(recipe, workers, **placement)` in a new directory."""
 
     def run(
         recipe: samestep.Recipe, workers: int = 1, **placement: Any
@@ -98,7 +98,7 @@ def train(server: ForkServer, tmp_path: Path) -> Train:
 def fault(
     kind: str, point: str, step: int, rank: int, number: int = 1
 ) -> dict[str, Any]:
-    """One entry of a schedule; steps are counted from 0."""
+    """Return one entry of a schedule of faults; steps are counted from 0."""
     fields = {
         "number": number,
         "kind": kind,
@@ -137,9 +137,9 @@ def train_under(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.fixture
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Own:
-    """`own(code, **fields)`: a recipe with the parts that a module with `code` has.
+    """`own(code, **fields)`: a recipe whose model, data and loss are in `code`.
 
-    Every module has another name, since the fork server may have imported the last.
+    Each module gets a new name, since the fork server may have imported the last one.
     """
     monkeypatch.chdir(tmp_path)
 

@@ -59,7 +59,7 @@ needs_root = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 
 
 def start(script: str, home: Path, *options: str) -> subprocess.Popen[str]:
-    """`home` is for its temporary files."""
+    """Start a script; `home` is for its temporary files."""
     (home / "tmp").mkdir()
     return subprocess.Popen(
         [sys.executable, str(ROOT / "benchmarks" / script), *options],

@@ -46,7 +46,7 @@ DEADLINE = 120.0
 
 @pytest.fixture
 def recipe(own: Own) -> samestep.Recipe:
-    """Normalisation, dropout, frozen and tied parameters; 3 steps in an epoch."""
+    """Normalisation, dropout, frozen and tied parameters; 3 steps per epoch."""
     slow = SLOW.format(hurry=Path("hurry").absolute(), seconds=0.1)
     return own(EVERYTHING + slow, epochs=60, **{"optimizer.max_grad_norm": 1.0})
 
@@ -62,7 +62,7 @@ class Machine:
         self.process, self.out, self._log = process, out, log
 
     def end(self) -> int:
-        """The exit code."""
+        """Wait for the end, and return the exit code."""
         return self.process.wait(DEADLINE)
 
     @property
@@ -75,7 +75,7 @@ class Machine:
         return [event for event in map(json.loads, lines) if event["event"] == name]
 
     def workers(self) -> list[int]:
-        """The grandchildren of the command: torchrun is its child."""
+        """Return the grandchildren of the command: torchrun is its child."""
         (agent,) = psutil.Process(self.process.pid).children()
         return [child.pid for child in agent.children()]
 
@@ -85,7 +85,7 @@ class Machine:
         return agent.cmdline()
 
     def kill(self) -> None:
-        """Everything at once, as when the machine loses its power."""
+        """Kill everything at once, as when the machine loses its power."""
         for process in psutil.Process(self.process.pid).children(recursive=True):
             process.kill()
         self.process.kill()
@@ -143,7 +143,7 @@ def wait_for(condition: Callable[[], Any], *machines: Machine) -> Any:
 
 
 def assert_same(reference: Run, *machines: Machine) -> None:
-    """Every machine has ended well and has everything."""
+    """Assert that each machine ended well, with all of the results."""
     for machine in machines:
         assert machine.end() == 0, machine.log
     for machine in machines:

@@ -35,7 +35,7 @@ def can_mount() -> bool:
 def training_on(
     disk: Path, copy: Path, recipe: Path
 ) -> Iterator[subprocess.Popen[str]]:
-    """A training on a disk of its own of 3 MB; its run is copied when it ends."""
+    """Yield a training on its own disk of 3 MB; its run is copied when it ends."""
     disk.mkdir()
     command = [sys.executable, "-m", "samestep", "train", str(recipe)]
     train = [*command, "--out", f"{disk}/run", "--workers", "2"]
@@ -134,7 +134,7 @@ def test_lines_wait_for_a_full_disk_and_none_is_cut(
 
 @pytest.fixture
 def small_disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
-    """A directory on a disk of its own, of so many kilobytes."""
+    """A directory on its own disk, of so many kilobytes."""
     disk = tmp_path / "small"
     disk.mkdir()
     options = ["-t", "tmpfs", "-o", f"size={request.param}k", "tmpfs", str(disk)]

@@ -51,7 +51,7 @@ class Node(Machine):
         self.host = host
 
     def kill(self) -> None:
-        """All that runs there."""
+        """Kill everything that runs there."""
         self.host.kill()
 
 
@@ -60,7 +60,7 @@ Start = Callable[..., Node]
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory, server: ForkServer) -> Run:
-    """A training on one machine, which all others are compared with.
+    """A training on one machine, with which all others are compared.
 
     3 steps in an epoch; one worker needs 3 minutes for it, until `hurry`.
     """
@@ -127,7 +127,7 @@ def start(tmp_path: Path, network: Network) -> Iterator[Start]:
 
 
 def members(node: Node) -> list[list[str]]:
-    """The hosts of each generation, as this one saw them."""
+    """Return the hosts of each generation, as this one saw them."""
     return [
         [machine["host"] for machine in event["machines"]]
         for event in node.events("generation")
@@ -135,7 +135,7 @@ def members(node: Node) -> list[list[str]]:
 
 
 def assert_listens_where_asked(nodes: list[Node]) -> None:
-    """On the chosen interface and the loopback one only, and at least there."""
+    """Assert that each listens on the chosen interface, and else on loopback only."""
     for node in nodes:
         octets = map(int, reversed(node.host.address.split(".")))
         own = "".join(f"{octet:02X}" for octet in octets)

@@ -35,7 +35,7 @@ LONG = ["--epochs", "1000", "--set", "model.hidden=[16]"]
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    """Fails after DEADLINE seconds."""
+    """Wait until the condition is true; fail after DEADLINE seconds."""
     end = time.monotonic() + DEADLINE
     while not condition():
         assert time.monotonic() < end, "the condition did not come true in time"
@@ -43,7 +43,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 def trains(out: Path) -> bool:
-    """Has the run in `out` reached its steps?"""
+    """Return whether the run in `out` has logged a step."""
     metrics = out / "metrics.jsonl"
     return metrics.exists() and metrics.stat().st_size > 0
 
@@ -52,7 +52,7 @@ def trains(out: Path) -> bool:
 def long_training(
     out: Path, *arguments: str
 ) -> Iterator[tuple[subprocess.Popen[str], list[psutil.Process]]]:
-    """The command line in the middle of a training, and all processes below it."""
+    """Yield a command in the middle of a training, and all processes below it."""
     command = [sys.executable, "-m", "samestep", "train", "--out", str(out), *LONG]
     with subprocess.Popen(
         [*command, *arguments],
@@ -69,19 +69,19 @@ def long_training(
 
 
 def workers_of(processes: list[psutil.Process]) -> list[psutil.Process]:
-    """The forked ones: their parent is among the processes too."""
+    """Return the forked ones: their parent is among the processes too."""
     pids = {process.pid for process in processes}
     return [process for process in processes if process.ppid() in pids]
 
 
 def events(out: Path, name: str) -> list[dict[str, Any]]:
-    """All events of one name."""
+    """Return all events of one name."""
     lines = (out / "events.jsonl").read_text().splitlines()
     return [event for event in map(json.loads, lines) if event["event"] == name]
 
 
 def pids(out: Path) -> list[int]:
-    """The workers' process ids, by rank."""
+    """Return the workers' process ids, by rank."""
     found: list[int] = events(out, "workers started")[-1]["pids"]
     return found
 
@@ -193,7 +193,7 @@ def test_a_training_survives_the_death_of_the_fork_server(tmp_path: Path) -> Non
 
 @contextmanager
 def importing(out: Path) -> Iterator[tuple[subprocess.Popen[str], psutil.Process]]:
-    """A training whose fork server is just importing torch."""
+    """Yield a training whose fork server is just importing torch, and that server."""
     short = ["--epochs", "1", "--set", "data.train_samples=600", "--workers", "1"]
     command = [sys.executable, "-m", "samestep", "train", "--out", str(out), *short]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
