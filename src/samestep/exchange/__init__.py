@@ -9,7 +9,7 @@ from samestep.core.gradient_noise import Watch
 
 
 class Merger(Protocol):
-    """What all workers need to compare numbers."""
+    """Adds up numbers of all workers."""
 
     workers: int
 
@@ -21,7 +21,7 @@ class Merger(Protocol):
 
 
 class Exchange(Merger, Protocol):
-    """What the training needs of an exchange; all workers make the same calls.
+    """Sums gradients over all workers, which all make the same calls.
 
     In every step: `accumulate` and `after_backward` around each own micro-batch, then
     `sum`, the update of the own slice, `all_gather_parameters`. A step that was given

@@ -82,7 +82,7 @@ class GlooExchange:
         self._ddp: DistributedDataParallel | None = None
         self._memory: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
         self._arrivals: list[Callable[[], None]] = []
-        """What finishes each all-gather that is under way."""
+        """Functions that finish the all-gathers under way."""
         self.assign(shares)
 
     def assign(self, shares: list[Range]) -> None:

@@ -44,7 +44,7 @@ class LoopFlat(Flat):
     def advance(self, total: Tensor, micro_batches: int) -> None:
         """Set the buffers from the sum of the tails [tail], after a step.
 
-        What no pass has changed stays as it is, since its mean might be rounded.
+        Elements that no pass has changed stay as they are: their mean might be rounded.
         """
         size = self.layout.tail
         sums, changed, counted = total[:size], total[size : 2 * size], total[2 * size :]

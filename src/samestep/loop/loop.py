@@ -207,7 +207,7 @@ class Loop:
         number = epoch * plan.steps_per_epoch + index
         flat, size = self._follow_model(), plan.batch_size(index)
         self._weights.begin()
-        # What the user draws between two steps must not depend on the micro-batches.
+        # Random numbers between two steps must not depend on the micro-batches.
         with seeding.kept(), self._guard.of_step(flat.parameters):
             for m in range(*self._shares[self.rank]):
                 samples = plan.micro_batch(order, index, m)

@@ -27,7 +27,7 @@ from samestep.system.machine import Gpus
 
 @dataclass(frozen=True)
 class Device:
-    """What a worker computes on."""
+    """The device of one worker."""
 
     target: torch.device = field(default_factory=lambda: torch.device("cpu"))
 

@@ -1,4 +1,4 @@
-"""What a training is between two steps: vectors, snapshots in memory, checkpoints.
+"""The state of a training between two steps: vectors, snapshots, checkpoints.
 
 Imports `output` and below.
 """

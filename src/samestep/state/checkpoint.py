@@ -102,7 +102,7 @@ class Manifest(_Section):
     recipe: JsonObject
     recipe_digest: Sha256
     build: dict[str, str]
-    """What decides bits besides the recipe, such as `torch` and `instruction_set`."""
+    """Conditions besides the recipe that decide bits, such as the version of torch."""
     layout: Layout
     files: dict[Literal["model.safetensors", "optimizer.safetensors"], FileEntry]
 

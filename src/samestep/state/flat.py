@@ -73,7 +73,7 @@ class Flat:
         self._offsets = self.layout.offsets
         self._buffers, self._counters = list(buffers.values()), list(counters.values())
         self.moving = [*self._buffers, *self._counters]
-        """What a pass may change."""
+        """Buffers that a pass may change."""
         self._saved = [buffer.clone() for buffer in self._buffers]
         self.counts = [int(counter) for counter in self._counters]
         # BatchNorm's own counters need no check.

@@ -28,7 +28,7 @@ AVERAGE, BEST = "ema", "best"
 """States that are weights: their moving average, those of the best epoch."""
 
 Dtype = Literal["float32", "float64"]
-"""Of all that a training holds, by the name that numpy and torch have for it."""
+"""The type of all vectors, by the name that numpy and torch have for it."""
 Floats = NDArray[np.float32] | NDArray[np.float64]
 Extent = Annotated[int, Field(ge=0, lt=2**40)]
 
@@ -75,7 +75,7 @@ class Layout(BaseModel):
     constants_sha256: str = ""
     """Their fingerprint."""
     dtype: Dtype = "float32"
-    """Of every vector."""
+    """The type of every vector."""
 
     @property
     def itemsize(self) -> int:

@@ -44,7 +44,7 @@ class State:
     tail: Floats
     """[kept_tail]"""
     constants: Arrays = field(default_factory=dict)
-    """What training does not change, to complete the files of weights."""
+    """Tensors that training does not change, to complete the files of weights."""
 
     @property
     def step(self) -> int:
