@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import shutil
 import signal
@@ -207,18 +208,22 @@ def test_without_a_checkpoint_it_starts_again(
 
 
 def test_a_damaged_checkpoint_is_skipped_with_a_warning(
-    train: Train, stopped: Path, server: ForkServer, capfd: pytest.CaptureFixture[str]
+    train: Train,
+    stopped: Path,
+    server: ForkServer,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level(logging.INFO, "samestep")
     directory = checkpoint.directory_of(stopped)
     *earlier, newest = checkpoint.steps(directory)
     file = checkpoint.path_of(directory, newest) / checkpoint.OPTIMIZER
     file.write_bytes(file.read_bytes()[:-5])
     run = samestep.resume(stopped, Placement(workers=1), server=server)
     assert results(run) == results(train(RECIPE, 1))
-    shown = capfd.readouterr().err
-    assert f"warning: The checkpoint {file} cannot be used: it has" in shown
+    warnings = [r.message for r in caplog.records if r.levelno == logging.WARNING]
+    assert any(f"The checkpoint {file} cannot be used: it has" in w for w in warnings)
     after = f"going on after step {earlier[-1]}" if earlier else "from the beginning"
-    assert after in shown
+    assert after in caplog.text
 
 
 def test_another_recipe_or_build_is_refused_with_what_differs(
