@@ -168,7 +168,7 @@ def test_a_trained_model_writes_the_same_text_for_the_same_seed(
 
 
 def test_only_a_finished_model_of_text_writes(train: Train, book: Path) -> None:
-    with pytest.raises(RunError, match=r"one whose `data.source` is `text`.*`mnist`"):
+    with pytest.raises(RunError, match=r"`data.source` is `text`.*`mnist`"):
         sample.sample(train(small_recipe()), "a", 5, 0.0, seed=1)
     run = train(recipe_of("rnn", book))
     failed = Run(run.path, {"status": "failed"})

@@ -268,7 +268,7 @@ def loaded(labels: Labels) -> int:
 def test_labels_are_what_the_loss_takes() -> None:
     assert loaded(Labels(are_checked=False)) == 3
     assert loaded(Labels(ignored=-100)) == 3
-    with pytest.raises(DataError, match=r"say `loss\.ignore_index = -100`"):
+    with pytest.raises(DataError, match=r"set `loss\.ignore_index = -100`"):
         loaded(Labels())
     with pytest.raises(DataError, match=r"has -100\.$"):
         loaded(Labels(ignored=-1))
