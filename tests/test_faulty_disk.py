@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -58,11 +58,17 @@ def training_on(
 def break_disk(how: str, process: subprocess.Popen[str], disk: Path) -> None:
     seen = Path(f"/proc/{process.pid}/root{disk}")
     if how == "full":
-        status = os.statvfs(seen)
-        (seen / "filler").write_bytes(bytes(status.f_bavail * status.f_frsize))
+        fill(seen)
     else:
         bind = f"mount --bind {disk} {disk} && mount -o remount,bind,ro {disk}"
         run_inside(process, bind)
+
+
+def fill(disk: Path) -> None:
+    """Take all of the space that is left."""
+    status = os.statvfs(disk)
+    with suppress(OSError), (disk / "filler").open("ab") as filler:
+        filler.write(bytes(status.f_bavail * status.f_frsize))
 
 
 def mend_disk(how: str, process: subprocess.Popen[str], disk: Path) -> None:
@@ -96,6 +102,8 @@ def test_a_disk_that_fails_for_a_while_costs_nothing(
         assert process.stderr is not None
         shown = ""
         while "the checkpoint of step" not in shown or "metrics.jsonl" not in shown:
+            if how == "full":  # a checkpoint that was removed has made space
+                fill(Path(f"/proc/{process.pid}/root{disk}"))
             line = process.stderr.readline()
             assert line, shown
             shown += line
@@ -108,7 +116,7 @@ def test_a_disk_that_fails_for_a_while_costs_nothing(
     assert "metrics.jsonl can be written again; no line was lost" in shown
     lines = (copy / "metrics.jsonl").read_text().splitlines()
     steps = [r["step"] for r in map(json.loads, lines) if r["type"] == "step"]
-    assert steps == list(range(3, 3 * EPOCHS + 1, 3))
+    assert steps == list(range(1, 3 * EPOCHS + 1))
     assert checkpoint.steps(checkpoint.directory_of(copy))[-1] == 3 * EPOCHS
     assert Run.open(copy).weights_sha256 == train(recipe).weights_sha256
 

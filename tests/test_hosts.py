@@ -145,21 +145,16 @@ def assert_listens_where_asked(nodes: list[Node]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("hosts", "workers", "balance"),
-    [(2, 2, "random"), (3, 1, "random"), (4, 1, "auto")],
+    ("workers", "balance"), [((2, 1, 2), "random"), ((1, 1, 1, 1), "auto")]
 )
 def test_hosts_give_the_weights_of_one(
-    start: Start,
-    whole: Run,
-    recipe: Recipe,
-    hosts: int,
-    workers: int,
-    balance: str,
+    start: Start, whole: Run, recipe: Recipe, workers: tuple[int, ...], balance: str
 ) -> None:
-    how = ("--balance", balance)
-    where: dict[str, Any] = {"nodes": str(hosts), "workers": workers}
-    first = start(recipe, None, *how, **where)
-    nodes = [first, *(start(recipe, first, *how, **where) for _ in range(hosts - 1))]
+    how, nodes = ("--balance", balance), list[Node]()
+    for count in workers:
+        first = nodes[0] if nodes else None
+        size = str(len(workers))
+        nodes.append(start(recipe, first, *how, nodes=size, workers=count))
     for node in nodes:
         wait_for(partial(node.events, "epoch"), *nodes)
     assert_listens_where_asked(nodes)
