@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Without a GPU: make train TORCH_INDEX=https://download.pytorch.org/whl/cpu
 PIP := $(BIN)/pip install --quiet $(addprefix --extra-index-url=,$(TORCH_INDEX))
-PYTEST = $(BIN)/pytest --numprocesses auto --dist loadgroup
+PYTEST = $(BIN)/pytest --numprocesses auto
 # Tests start hundreds of processes, which would all compile the sources anew.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -58,7 +58,7 @@ zoo:
 newest:
 	$(PYTHON) -m venv .venv-newest
 	.venv-newest/bin/pip install --quiet --upgrade --editable ".[dev]"
-	.venv-newest/bin/pytest --numprocesses auto --dist loadgroup
+	.venv-newest/bin/pytest --numprocesses auto
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -13,6 +13,7 @@ import hypothesis
 import pytest
 from own_samples import HEAD
 from pydantic import TypeAdapter
+from xdist.scheduler import LoadScopeScheduling
 
 import samestep
 from samestep.output.console import SilentView
@@ -41,6 +42,34 @@ def pytest_configure() -> None:
             signal.signal(number, lambda *_: None)
 
 
+SHARED = (
+    *(
+        "tests/test_design.py",
+        "tests/test_distribution.py",
+        "tests/test_doctor_peer.py",
+    ),
+    "tests/test_docs.py::test_the_site",
+)
+"""Beginnings of the names of tests that have an expensive set-up in common."""
+
+
+class Scheduling(LoadScopeScheduling):  # type: ignore[misc]
+    """Gives tests one by one to the processes, and those of SHARED to one process.
+
+    The marks `xdist_group` of pytest-xdist 3.8 have no effect in pytest 9.2.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        return next((name for name in SHARED if nodeid.startswith(name)), nodeid)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling:
+    """Return what decides which process runs a test."""
+    return Scheduling(config, log)
+
+
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """Return the processes of `-n auto`: one more than cores, since tests also wait."""
     return len(os.sched_getaffinity(0)) + 1

@@ -11,9 +11,6 @@ from markdown_it.tree import SyntaxTreeNode as Node
 from PIL import Image, ImageColor
 
 
-pytestmark = pytest.mark.xdist_group("design")
-
-
 @pytest.fixture(scope="module")
 def word(tmp_path_factory: pytest.TempPathFactory) -> Document:
     path = tmp_path_factory.mktemp("design") / "design.docx"

@@ -34,7 +34,6 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
-@pytest.mark.xdist_group("wheel")
 def test_the_wheel_has_every_file_of_the_package(wheel: Path) -> None:
     package = ROOT / "src"
     sources = {
@@ -48,7 +47,6 @@ def test_the_wheel_has_every_file_of_the_package(wheel: Path) -> None:
     assert names == sources
 
 
-@pytest.mark.xdist_group("wheel")
 def test_a_wheel_trains_in_a_clean_environment(
     wheel: Path, tmp_path: Path, train: Train
 ) -> None:

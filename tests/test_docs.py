@@ -61,7 +61,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.xdist_group("site")
 def test_the_site_is_built_without_a_warning_and_needs_no_network(site: Path) -> None:
     for page in site.rglob("*.html"):
         loads = re.findall(
@@ -70,8 +69,7 @@ def test_the_site_is_built_without_a_warning_and_needs_no_network(site: Path) ->
         assert not [address for address in loads if urlsplit(address).netloc]
 
 
-@pytest.mark.xdist_group("site")
-def test_every_public_name_and_every_option_is_in_the_reference(site: Path) -> None:
+def test_the_site_has_every_public_name_and_every_option(site: Path) -> None:
     objects = InventoryFile.loads((site / "objects.inv").read_bytes(), uri="")
     known = {name for kind in objects.data.values() for name in kind}
     errors = vars(samestep.errors)

@@ -302,7 +302,6 @@ def narrow(receiving: Host, sending: Host) -> Iterator[None]:
 
 
 @needs_hosts
-@pytest.mark.xdist_group("doctor")
 def test_between_hosts_bandwidth_clock_and_names_are_found(
     hosts: tuple[Host, Host],
 ) -> None:
@@ -321,7 +320,6 @@ def test_between_hosts_bandwidth_clock_and_names_are_found(
 
 
 @needs_hosts
-@pytest.mark.xdist_group("doctor")
 def test_a_port_that_drops_is_distinguished_from_one_that_refuses(
     hosts: tuple[Host, Host],
 ) -> None:
@@ -333,7 +331,6 @@ def test_a_port_that_drops_is_distinguished_from_one_that_refuses(
 
 
 @needs_hosts
-@pytest.mark.xdist_group("doctor")
 def test_a_firewall_that_only_knows_the_rendezvous_is_found(
     hosts: tuple[Host, Host],
 ) -> None:
@@ -347,7 +344,6 @@ def test_a_firewall_that_only_knows_the_rendezvous_is_found(
 
 
 @needs_hosts
-@pytest.mark.xdist_group("doctor")
 def test_a_way_that_loses_large_packets_is_found(hosts: tuple[Host, Host]) -> None:
     asking, asked = hosts
     with narrow(asking, asked):
