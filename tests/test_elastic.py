@@ -44,18 +44,11 @@ Few epochs of slow micro-batches: after that file they are quickly done.
 DEADLINE = 120.0
 
 
-def everything(own: Own, code: str = "") -> samestep.Recipe:
-    """Return a recipe with normalisation, dropout, frozen and tied parameters.
-
-    It has 3 steps per epoch.
-    """
-    slow = SLOW.format(hurry=Path("hurry").absolute(), seconds=0.1)
-    return own(EVERYTHING + slow + code, epochs=60, **{"optimizer.max_grad_norm": 1.0})
-
-
 @pytest.fixture
 def recipe(own: Own) -> samestep.Recipe:
-    return everything(own)
+    """Normalisation, dropout, frozen and tied parameters; 3 steps per epoch."""
+    slow = SLOW.format(hurry=Path("hurry").absolute(), seconds=0.1)
+    return own(EVERYTHING + slow, epochs=60, **{"optimizer.max_grad_norm": 1.0})
 
 
 def hurry() -> None:
@@ -173,22 +166,16 @@ def steps_in(run: Run) -> list[tuple[Any, ...]]:
     return [tuple(json.loads(line).get(key) for key in keys) for line in lines]
 
 
-LOADS_LATE = """
-def load():
-    if os.environ["RANK"] == "1" and os.environ["WORLD_SIZE"] == "3":
-        time.sleep(8)
-    return some()
-"""
-
-
 @pytest.mark.parametrize(("exchange", "workers"), [("auto", (1, 2)), ("gloo", (2, 1))])
-def test_machines_give_the_weights_of_one_and_may_load_for_longer_than_they_wait(
-    start: Start, train: Train, own: Own, exchange: str, workers: tuple[int, int]
+def test_machines_give_the_weights_of_one(
+    start: Start,
+    train: Train,
+    recipe: samestep.Recipe,
+    exchange: str,
+    workers: tuple[int, int],
 ) -> None:
-    recipe = everything(own, "import os\n" + LOADS_LATE)
-    how = ("--exchange", exchange, "--hang-timeout", "4")
     machines = [
-        start(recipe, name, count, *how)
+        start(recipe, name, count, "--exchange", exchange)
         for name, count in zip("ab", workers, strict=True)
     ]
     for machine in machines:
@@ -203,7 +190,7 @@ def test_machines_give_the_weights_of_one_and_may_load_for_longer_than_they_wait
 def test_a_killed_worker_costs_time_and_no_bit(
     start: Start, train: Train, recipe: samestep.Recipe
 ) -> None:
-    a, b = (start(recipe, *place, restarts=3) for place in (("a", 1), ("b", 2)))
+    a, b = (start(recipe, name, 2, restarts=3) for name in "ab")
     wait_for(lambda: a.events("checkpoint") and b.events("epoch"), a, b)
     os.kill(b.workers()[1], signal.SIGKILL)
     wait_for(lambda: len(b.events("generation")) == 2, a, b)
@@ -281,6 +268,26 @@ def test_hidden_state_ends_a_training_also_under_torchrun(
     assert "The same micro-batch gave another result in another process" in " ".join(
         machine.log.split()
     )
+
+
+LOADS_LATE = """
+import os, time
+
+def load():
+    if os.environ["RANK"] == "1" and os.environ["WORLD_SIZE"] == "2":
+        time.sleep(4)
+    return some()
+"""
+
+
+@pytest.mark.parametrize("exchange", ["shared", "gloo"])
+def test_loading_may_take_longer_than_the_hang_timeout(
+    start: Start, train: Train, own: Own, exchange: str
+) -> None:
+    recipe = own(LOADS_LATE)
+    how = ("--hang-timeout", "2", "--exchange", exchange)
+    a, b = (start(recipe, name, 1, *how) for name in "ab")
+    assert_same(train(recipe), a, b)
 
 
 def test_a_stop_leaves_a_checkpoint_from_which_one_machine_goes_on(
