@@ -190,7 +190,7 @@ def test_machines_give_the_weights_of_one(
 def test_a_killed_worker_costs_time_and_no_bit(
     start: Start, train: Train, recipe: samestep.Recipe
 ) -> None:
-    a, b = (start(recipe, name, 2, restarts=3) for name in "ab")
+    a, b = (start(recipe, *place, restarts=3) for place in (("a", 1), ("b", 2)))
     wait_for(lambda: a.events("checkpoint") and b.events("epoch"), a, b)
     os.kill(b.workers()[1], signal.SIGKILL)
     wait_for(lambda: len(b.events("generation")) == 2, a, b)
