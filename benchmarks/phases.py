@@ -23,12 +23,7 @@ from samestep.system import barrier, shared_memory
 from samestep.system.fault_injection import Faults
 from samestep.system.heartbeat import Heartbeat
 from samestep.training import train
-from samestep.training.build import (
-    Memory,
-    TrainSettings,
-    WorkerContext,
-    build_trainer,
-)
+from samestep.training.build import Memory, TrainSettings, WorkerContext, build_trainer
 from samestep.training.timing import Clock
 from samestep.training.trainer import Trainer
 

@@ -14,12 +14,7 @@ from test_exactness import results
 
 from samestep import Placement, PlacementError
 from samestep.core import ownership, tree
-from samestep.core.balancer import (
-    DEADBAND,
-    Balancer,
-    Change,
-    random_ownership,
-)
+from samestep.core.balancer import DEADBAND, Balancer, Change, random_ownership
 from samestep.core.ownership import (
     Share,
     contiguous,

@@ -13,10 +13,10 @@ from test_resume import forget_after, resume
 import samestep
 from samestep import Run, RunError, report
 from samestep.errors import OutputError
+from samestep.files import atomic
 from samestep.state import checkpoint
 from samestep.supervisor.forkserver_client import ForkServer
 from samestep.supervisor.resume import find_start
-from samestep.system import atomic_files
 
 
 KEY = "ssh-ed25519 AAAA stranger"
@@ -152,6 +152,6 @@ def test_what_waits_under_a_temporary_name_is_not_written_to(
     tmp_path: Path, victim: Path
 ) -> None:
     (tmp_path / f".metrics.jsonl.{os.getpid()}.tmp").symlink_to(victim)
-    atomic_files.write(tmp_path / "metrics.jsonl", b"new")
+    atomic.write(tmp_path / "metrics.jsonl", b"new")
     assert (tmp_path / "metrics.jsonl").read_bytes() == b"new"
     assert is_untouched(victim)

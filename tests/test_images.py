@@ -20,7 +20,7 @@ from samestep.data import dataset
 from samestep.data.sources import checksums, source_of
 from samestep.data.sources import image_folder as source
 from samestep.errors import DataError, RecipeError
-from samestep.system import cache
+from samestep.files import cache
 
 
 DEADLINE = 120.0

@@ -32,9 +32,9 @@ from samestep.config.sections import KINDS
 from samestep.data import dataset
 from samestep.data.sources import checksums, source_of
 from samestep.errors import CheckpointError, DataError, RecipeError, UsageError
+from samestep.files import cache
 from samestep.output.console import SilentView
 from samestep.supervisor.forkserver_client import ForkServer
-from samestep.system import cache
 
 
 @pytest.fixture(autouse=True)
@@ -328,9 +328,23 @@ def test_a_model_that_does_not_fit_the_data_is_refused(
         train(recipe_of(section).changed({"model": model}))
 
 
-def test_the_supervisor_imports_neither_torch_nor_what_reads_files() -> None:
-    code = "import sys, samestep.api.train\nprint(*sys.modules, sep='\\n')"
-    ended = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+def test_the_supervisor_imports_neither_torch_nor_what_reads_files(
+    tmp_path: Path,
+) -> None:
+    """From the import to the end of a training: workers import what they need."""
+    code = (
+        "import sys, samestep\n"
+        "fields = {'epochs': 1, 'data__train_samples': 1000, 'workers': 1}\n"
+        "samestep.train('mnist-mlp', out='run', **fields)\n"
+        "print(*sys.modules, sep='\\n')"
     )
-    assert not {"torch", "PIL", "pyarrow"} & set(ended.stdout.splitlines())
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    modules = set(ended.stdout.splitlines())
+    assert "samestep.supervisor.session" in modules
+    assert not {"torch", "PIL", "pyarrow"} & modules

@@ -8,8 +8,8 @@ from torch import nn
 from samestep.api.load import load_model
 from samestep.config.data import TextData
 from samestep.errors import RunError
+from samestep.files import untrusted
 from samestep.output.run import RunResult
-from samestep.system import untrusted_files
 
 
 def sample(
@@ -46,7 +46,7 @@ def sample(
 def vocabulary(environment: Path) -> str:
     """Return the characters that the model knows, in order. Raises RunError."""
     try:
-        content = untrusted_files.parse_json(untrusted_files.read_bytes(environment))
+        content = untrusted.parse_json(untrusted.read_bytes(environment))
         return str(content["data"]["vocabulary"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(

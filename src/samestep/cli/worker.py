@@ -10,11 +10,7 @@ from typing import Any, NoReturn
 import click
 
 from samestep.cli import exit_codes
-from samestep.cli.options import (
-    interface_option,
-    resume_options,
-    train_options,
-)
+from samestep.cli.options import interface_option, resume_options, train_options
 from samestep.config.placement import Placement
 from samestep.elastic.nodes import JOB
 from samestep.elastic.preflight import Request

@@ -35,7 +35,7 @@ from samestep.config.renames import OLD_NAMES, rename
 from samestep.config.sections import override
 from samestep.config.training import EarlyStoppingRecipe, EmaRecipe, InitRecipe
 from samestep.errors import RecipeError, did_you_mean
-from samestep.system import untrusted_files
+from samestep.files import untrusted
 from samestep.system.json_values import JsonObject
 
 
@@ -188,7 +188,7 @@ class Recipe(Section):
             )
         fields = rename(fields, warn=warn)
         try:
-            untrusted_files.check_depth(fields)
+            untrusted.check_depth(fields)
             return cls.model_validate(fields)
         except ValidationError as error:
             raise RecipeError(explain(error, origin, cls.model_fields)) from None
@@ -249,7 +249,7 @@ def _read(name_or_path: str | Path) -> tuple[str, str]:
     if str(name_or_path) in built_in_recipes():
         return (BUILT_IN / f"{name_or_path}.toml").read_text(), f"Recipe {name_or_path}"
     try:
-        return untrusted_files.read_text(path, most=MOST_BYTES), f"Recipe {path}"
+        return untrusted.read_text(path, most=MOST_BYTES), f"Recipe {path}"
     except (OSError, UnicodeDecodeError) as error:
         if path.suffix != ".toml" and not path.exists():
             known = built_in_recipes()

@@ -8,11 +8,7 @@ from samestep.elastic.node_state import Held, SnapshotDirectory, StateInfo
 from samestep.elastic.watchdog import Watcher
 from samestep.errors import Interrupted, PeerLost, SamestepError, WorkerLate
 from samestep.messages.job import Job, TrainingJob
-from samestep.messages.training import (
-    GenerationFailed,
-    Message,
-    Started,
-)
+from samestep.messages.training import GenerationFailed, Message, Started
 from samestep.state.layout import Layout
 from samestep.state.snapshot import State
 from samestep.supervisor import launch

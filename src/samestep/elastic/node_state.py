@@ -24,12 +24,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from samestep.config.model import Count
 from samestep.config.recipe import Recipe
 from samestep.errors import SamestepError
+from samestep.files import atomic, untrusted
 from samestep.output.json_lines import whole_lines
 from samestep.state import checkpoint
 from samestep.state.checkpoint import Checkpoint, ProgressEntry
 from samestep.state.layout import Layout
 from samestep.state.snapshot import Snapshots, State, num_bytes
-from samestep.system import atomic_files, untrusted_files
 from samestep.system.json_values import JsonObject
 from samestep.training.progress import Progress
 
@@ -85,7 +85,7 @@ def newest(run: Path) -> Held | None:
     Raises RunError, OSError.
     """
     if run.exists():
-        untrusted_files.check_parts(run)
+        untrusted.check_parts(run)
     states = [*_snapshots(run), *_checkpoints(run)]
     return max(states, key=lambda held: held.state.step, default=None)
 
@@ -148,7 +148,7 @@ def _metrics(run: Path) -> str:
 
 def _is_record(line: str) -> bool:
     try:
-        return isinstance(untrusted_files.parse_json(line), dict)
+        return isinstance(untrusted.parse_json(line), dict)
     except ValueError:
         return False
 
@@ -190,7 +190,7 @@ class SnapshotDirectory:
 
     def describe(self, about: StateInfo) -> None:
         """Make the snapshots readable, and remove older generations. Raises OSError."""
-        atomic_files.write(self.path / ABOUT, about.model_dump_json().encode())
+        atomic.write(self.path / ABOUT, about.model_dump_json().encode())
         for other in self.path.parent.iterdir():
             if other != self.path:
                 shutil.rmtree(other, ignore_errors=True)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
-from samestep.system import cache
+from samestep.files import cache
 
 
 VARIABLE = "TORCHINDUCTOR_CACHE_DIR"

@@ -11,12 +11,7 @@ from torch.nn import functional
 from samestep.config.data import PADDING
 from samestep.config.model import CrossEntropy, CustomLoss, LossRecipe, SquaredError
 from samestep.config.recipe import Precision
-from samestep.core.metric import (
-    COUNTED,
-    MOST_METRICS,
-    Metric,
-    num_cells,
-)
+from samestep.core.metric import COUNTED, MOST_METRICS, Metric, num_cells
 from samestep.data import pytree
 from samestep.data.augment import Mixed
 from samestep.data.pytree import Nested

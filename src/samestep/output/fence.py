@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from samestep.errors import OutputError
-from samestep.system import atomic_files, machine, untrusted_files
+from samestep.files import atomic, untrusted
+from samestep.system import machine
 from samestep.system.json_values import JsonObject
 
 
@@ -48,7 +49,7 @@ def writer_of(run: Path) -> str:
 
 def _read(run: Path) -> JsonObject:
     try:
-        content = untrusted_files.parse_json(untrusted_files.read_bytes(run / FILE))
+        content = untrusted.parse_json(untrusted.read_bytes(run / FILE))
     except (FileNotFoundError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
@@ -71,7 +72,7 @@ class Fence:
         fence.check()
         writer = writer or machine.name_of_process(os.getpid())
         content = {"number": fence.number, "writer": writer}
-        atomic_files.write(run / FILE, json.dumps(content).encode() + b"\n")
+        atomic.write(run / FILE, json.dumps(content).encode() + b"\n")
         for older in _taken(run):
             if older < fence.number:
                 (run / f"{TAKEN}{older}").unlink(missing_ok=True)

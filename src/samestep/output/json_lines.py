@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from samestep.errors import RunError
+from samestep.files import atomic, untrusted
 from samestep.output.fence import Fence
-from samestep.system import atomic_files, untrusted_files
 
 
 @dataclass
@@ -40,7 +40,7 @@ class JsonLines:
     def _write(self) -> None:
         try:
             self.fence.check()
-            atomic_files.append(self.path, self._waiting.encode())
+            atomic.append(self.path, self._waiting.encode())
         except OSError as error:
             if not self._failing:
                 self.warn(
@@ -61,7 +61,7 @@ def whole_lines(path: Path) -> list[str]:
     Raises RunError.
     """
     try:
-        lines = untrusted_files.read_text(path, "replace").splitlines(True)
+        lines = untrusted.read_text(path, "replace").splitlines(True)
     except FileNotFoundError:
         return []
     except OSError as error:

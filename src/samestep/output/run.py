@@ -11,8 +11,8 @@ from safetensors import SafetensorError, safe_open
 
 from samestep.config.recipe import Recipe
 from samestep.errors import RunError
+from samestep.files import untrusted
 from samestep.output.schema import Result, first_error
-from samestep.system import untrusted_files
 from samestep.system.json_values import JsonObject
 
 
@@ -31,13 +31,11 @@ class RunResult:
     def open(cls, path: str | Path) -> Self:
         """Read a run directory. Raises RunError if it is none, or has no result."""
         path = Path(path)
-        untrusted_files.check_parts(path)
+        untrusted.check_parts(path)
         if not (path / "recipe.toml").is_file():
             raise RunError(f"{path} is not a run directory: it has no recipe.toml.")
         try:
-            result = untrusted_files.parse_json(
-                untrusted_files.read_bytes(path / "result.json")
-            )
+            result = untrusted.parse_json(untrusted.read_bytes(path / "result.json"))
             Result.model_validate(result)
             return cls(path, result)
         except FileNotFoundError:
@@ -134,7 +132,7 @@ def first_difference(a: RunResult, b: RunResult) -> str | None:
 def read_recipe(path: Path) -> Recipe:
     """Return the recipe in the metadata of a model file. Raises RunError."""
     try:
-        untrusted_files.check_regular(path)
+        untrusted.check_regular(path)
         with safe_open(path, "numpy") as file:
             metadata = file.metadata() or {}
     except (OSError, SafetensorError) as error:
@@ -145,7 +143,7 @@ def read_recipe(path: Path) -> Recipe:
             "`model.safetensors` that samestep wrote."
         )
     try:
-        fields = untrusted_files.parse_json(metadata["recipe"])
+        fields = untrusted.parse_json(metadata["recipe"])
     except ValueError as error:
         raise RunError(f"The recipe in {path} is not JSON: {error}.") from None
     return Recipe.from_dict(fields, str(path), warn=False)

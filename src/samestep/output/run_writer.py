@@ -19,6 +19,7 @@ from samestep.config.placement import Placement
 from samestep.config.recipe import Recipe
 from samestep.core.span import Span
 from samestep.errors import OutputError, RunError, SamestepError
+from samestep.files import atomic, lock, untrusted
 from samestep.messages.training import (
     EpochRecord,
     Message,
@@ -35,7 +36,7 @@ from samestep.output.json_lines import JsonLines, whole_lines
 from samestep.output.logs import take_log
 from samestep.output.run import MODEL_FILE, RunResult
 from samestep.output.schema import Result
-from samestep.system import atomic_files, file_lock, machine, untrusted_files
+from samestep.system import machine
 from samestep.system.json_values import JsonObject
 
 
@@ -110,7 +111,7 @@ class RunWriter:
     def _begin(
         self, number: int | None = None, writer: str = "", patience: float = 0.0
     ) -> Self:
-        untrusted_files.check_parts(self.path)
+        untrusted.check_parts(self.path)
         self._lock = _lock(self.path, patience)
         self.fence = _claim(self.path, number, writer)
         # A lambda, since `warn` is set later, by the session.
@@ -274,7 +275,7 @@ class RunWriter:
     def _write(self, name: str, content: bytes) -> None:
         try:
             self.fence.check()
-            atomic_files.write(self.path / name, content)
+            atomic.write(self.path / name, content)
         except OSError as error:
             raise OutputError(
                 f"{self.path / name} cannot be written: {error.strerror}."
@@ -283,7 +284,7 @@ class RunWriter:
 
 def _is_kept(line: str, step: int, epochs: list[JsonObject]) -> bool:
     try:
-        record = untrusted_files.parse_json(line)
+        record = untrusted.parse_json(line)
         if record["type"] == "epoch":
             return bool(record["epoch"] <= len(epochs))
         return bool(record["step"] <= step)
@@ -298,7 +299,7 @@ def _lock(path: Path, patience: float) -> int:
     made.
     """
     try:
-        fd = file_lock.acquire(path / LOCK_FILE, patience)
+        fd = lock.acquire(path / LOCK_FILE, patience)
     except OSError as error:
         raise _unwritable(path / LOCK_FILE, error) from None
     if fd is None:

@@ -18,7 +18,7 @@ from types import ModuleType
 from typing import Any
 
 from samestep.config.recipe import Recipe
-from samestep.system.atomic_files import append
+from samestep.files.atomic import append
 
 
 LIBRARY = "tensorboardX"

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from samestep.document.formatting import plural
 from samestep.errors import RunError
+from samestep.files.untrusted import check_depth, check_parts, parse_json, read_text
 from samestep.output.schema import (
     Epoch,
     Event,
@@ -20,12 +21,6 @@ from samestep.output.schema import (
     first_error,
 )
 from samestep.system.json_values import JsonObject
-from samestep.system.untrusted_files import (
-    check_depth,
-    check_parts,
-    parse_json,
-    read_text,
-)
 
 
 SCALING_FILE = "scaling.json"

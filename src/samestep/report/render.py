@@ -6,11 +6,11 @@ from pathlib import Path
 from samestep.document import html, plot_style
 from samestep.document.blocks import Document
 from samestep.errors import OutputError, UsageError
+from samestep.files import atomic
 from samestep.report.comparison import comparison_document
 from samestep.report.load import is_scaling, read_run, read_scaling
 from samestep.report.run_report import run_document
 from samestep.report.scaling_report import scaling_document
-from samestep.system import atomic_files
 
 
 def write(path: Path, out: Path | None, *, docx: bool, png: bool) -> Path:
@@ -58,7 +58,7 @@ def _write_figures(document: Document, directory: Path) -> None:
 def _put(path: Path, content: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_files.write(path, content)
+        atomic.write(path, content)
     except OSError as error:
         raise OutputError(
             f"{path} cannot be written: {error.strerror}. Choose another file with "

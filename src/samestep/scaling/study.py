@@ -14,11 +14,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from samestep.config.recipe import Recipe
 from samestep.errors import OutputError, RunError
+from samestep.files import atomic, lock
+from samestep.files.untrusted import check_parts, read_bytes
 from samestep.output.schema import first_error
 from samestep.scaling.grid import MEASURING, Kind, Point, Settings
-from samestep.system import atomic_files, file_lock
 from samestep.system.json_values import JsonObject
-from samestep.system.untrusted_files import check_parts, read_bytes
 
 
 VERSION = 1
@@ -115,7 +115,7 @@ def _point_fields(point: Point, runs: list[Measurement]) -> JsonObject:
 def write(path: Path, text: str) -> None:
     """Write a file atomically. Raises OutputError."""
     try:
-        atomic_files.write(path, text.encode())
+        atomic.write(path, text.encode())
     except OSError as error:
         raise OutputError(
             f"{path} cannot be written: {error.strerror}. Free some space and use the "
@@ -167,7 +167,7 @@ def _make(path: Path) -> None:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    fd = file_lock.acquire(path / LOCK_FILE)
+    fd = lock.acquire(path / LOCK_FILE)
     if fd is None:
         raise RunError(
             f"Another process is measuring into {path}. Wait for it, or choose "

@@ -28,9 +28,9 @@ from safetensors import SafetensorError
 
 from samestep.config.recipe import Recipe
 from samestep.errors import CheckpointError
+from samestep.files import atomic, untrusted
 from samestep.state.layout import AVERAGE, BEST, Floats, Layout
 from samestep.state.snapshot import State
-from samestep.system import atomic_files, untrusted_files
 from samestep.system.json_values import JsonObject
 
 
@@ -198,13 +198,13 @@ def write(
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         for name, content in {**contents, MANIFEST: text.encode()}.items():
-            atomic_files.write_through(temporary / name, content)
-        atomic_files.flush_directory(temporary)
+            atomic.write_through(temporary / name, content)
+        atomic.flush_directory(temporary)
         outdated = directory / f".{final.name}.{os.getpid()}.old.tmp"
         if final.exists():  # damaged, or from before other bits were accepted
             final.rename(outdated)
         temporary.rename(final)
-        atomic_files.flush_directory(directory)
+        atomic.flush_directory(directory)
         shutil.rmtree(outdated, ignore_errors=True)
     except OSError:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -261,9 +261,7 @@ def read_manifest(path: Path) -> Manifest:
     if file.is_symlink() or path.is_symlink():
         raise _damaged(path, "it is a symbolic link")
     try:
-        fields = untrusted_files.parse_json(
-            untrusted_files.read_bytes(file, MOST_MANIFEST_BYTES)
-        )
+        fields = untrusted.parse_json(untrusted.read_bytes(file, MOST_MANIFEST_BYTES))
     except ValueError as error:
         raise _damaged(path, f"{MANIFEST} is not JSON: {error}") from None
     if not isinstance(fields, dict) or fields.pop("digest", None) != digest_of(fields):
@@ -291,7 +289,7 @@ def _tensors(file: Path, entry: FileEntry) -> dict[str, NDArray[Any]]:
     size = file.stat().st_size
     if size != entry.bytes:
         raise _damaged(file, f"it has {size} bytes instead of {entry.bytes}")
-    content = untrusted_files.read_bytes(file, size)
+    content = untrusted.read_bytes(file, size)
     if hashlib.sha256(content).hexdigest() != entry.sha256:
         raise _damaged(file, "its SHA-256 is not the one in the manifest")
     try:

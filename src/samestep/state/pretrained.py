@@ -6,8 +6,8 @@ from pathlib import Path
 from samestep.config.recipe import Recipe
 from samestep.config.training import InitRecipe
 from samestep.errors import RecipeError
+from samestep.files import untrusted
 from samestep.output.run import MODEL_FILE
-from samestep.system import untrusted_files
 
 
 MOST_BYTES = 1 << 40
@@ -33,7 +33,7 @@ def read(init: InitRecipe) -> tuple[Path, bytes]:
     path = Path(init.weights).absolute()
     path = path / MODEL_FILE if path.is_dir() else path
     try:
-        content = untrusted_files.read_bytes(path, MOST_BYTES)
+        content = untrusted.read_bytes(path, MOST_BYTES)
     except OSError as error:
         raise RecipeError(
             "`init.weights` is a file of weights, or the directory of a run that has "

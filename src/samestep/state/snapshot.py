@@ -20,11 +20,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from samestep.files.untrusted import parse_json
 from samestep.state.frozen import Arrays
 from samestep.state.layout import Floats, Layout
 from samestep.system import shared_memory
 from samestep.system.json_values import JsonObject
-from samestep.system.untrusted_files import parse_json
 
 
 PROGRESS_BYTES = 1 << 16

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Self, TextIO, TypeVar
 
 from samestep.errors import OutputError, WorkerFailed
+from samestep.files import untrusted
 from samestep.messages import wire
 from samestep.messages.processes import (
     Answer,
@@ -25,7 +26,6 @@ from samestep.messages.processes import (
     Spawn,
     Spawned,
 )
-from samestep.system import untrusted_files
 from samestep.system.machine import Gpus
 from samestep.system.signals import how_it_ended
 
@@ -206,7 +206,7 @@ class ForkServer:
 def _opened(log: Path) -> Iterator[int]:
     """A file of a run that may come from elsewhere. Raises OutputError."""
     try:
-        fd = untrusted_files.open_to_append(log, log.parent.parent)
+        fd = untrusted.open_to_append(log, log.parent.parent)
     except OSError as error:
         raise OutputError(
             f"A worker prints into {log}, which cannot be written: {error.strerror}. "

@@ -18,12 +18,13 @@ from pathlib import Path
 
 from samestep import errors
 from samestep.errors import SamestepError, WorkerFailed
+from samestep.files import cache
 from samestep.messages import wire
 from samestep.messages.job import Job, Setup
 from samestep.messages.training import Failed, Message, WorkersStarted
 from samestep.supervisor.forkserver_client import END_SECONDS, ForkServer
 from samestep.supervisor.hangs import HangDetector, is_stopped, where_it_hangs
-from samestep.system import cache, machine
+from samestep.system import machine
 from samestep.system.heartbeat import STEP, Heartbeat
 from samestep.system.resources import resources
 from samestep.system.signals import Stop, how_it_ended

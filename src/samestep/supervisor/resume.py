@@ -8,10 +8,10 @@ from typing import Any
 from samestep.config.data import CustomData
 from samestep.config.recipe import Recipe
 from samestep.errors import CheckpointError, RunError
+from samestep.files import untrusted
 from samestep.output.run import RunResult
 from samestep.state import checkpoint
 from samestep.state.checkpoint import Checkpoint
-from samestep.system import untrusted_files
 from samestep.system.conditions import FOUND_BY_WORKERS, of_machine
 from samestep.system.json_values import JsonObject
 from samestep.user_code.arguments import recipe_of
@@ -113,7 +113,7 @@ def find_start(
     `parts` are the names of the user's own model, data or loss, where they were given
     again. Raises RunError, RecipeError, CheckpointError.
     """
-    untrusted_files.check_parts(run)
+    untrusted.check_parts(run)
     if not (run / "recipe.toml").is_file():
         raise RunError(f"{run} is not a run directory: it has no recipe.toml.")
     recipe = Recipe.load(run / "recipe.toml", warn=False)

@@ -28,11 +28,7 @@ from samestep.state import frozen
 from samestep.state.flat import Flat
 from samestep.state.snapshot import Snapshots
 from samestep.system.fault_injection import Faults
-from samestep.system.heartbeat import (
-    COMPILING,
-    MEETING,
-    Heartbeat,
-)
+from samestep.system.heartbeat import COMPILING, MEETING, Heartbeat
 from samestep.training.cadence import Cadence
 from samestep.training.components import (
     Components,

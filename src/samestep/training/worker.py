@@ -38,13 +38,7 @@ from samestep.errors import (
 from samestep.exchange.compression import Compression
 from samestep.exchange.factory import Connection, tcp_store
 from samestep.messages import wire
-from samestep.messages.job import (
-    EvaluationJob,
-    Job,
-    MeasurementJob,
-    Setup,
-    TrainingJob,
-)
+from samestep.messages.job import EvaluationJob, Job, MeasurementJob, Setup, TrainingJob
 from samestep.messages.processes import ReplayJob
 from samestep.messages.training import Evaluated, Failed, FaultInjected, Message
 from samestep.models.device import Device

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from samestep.errors import ReplicasDiffer, RunError
 from samestep.exchange import Merger
+from samestep.files import untrusted
 from samestep.optim.param_groups import listing
 from samestep.state.fingerprint import fingerprint
-from samestep.system import untrusted_files
 
 
 OWN_CAUSE = (
@@ -52,7 +52,7 @@ def common_fingerprint(
 def load(path: Path) -> dict[str, Tensor]:
     """Read the tensors of a model file. Raises RunError."""
     try:
-        untrusted_files.check_regular(path)
+        untrusted.check_regular(path)
         return safetensors.torch.load_file(path)
     except (OSError, SafetensorError, ValueError, KeyError) as error:
         raise RunError(f"{path} is not a readable model file: {error}.") from None

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from samestep.config.data import Divided
 from samestep.data.sources.source import Source
 from samestep.errors import DataError
-from samestep.system import cache, untrusted_files
+from samestep.files import cache, untrusted
 from samestep.system.json_values import JsonObject
 from samestep.user_code.references import UserCode
 
@@ -67,7 +67,7 @@ def describe_files(source: str, names: list[str]) -> JsonObject:
 def mapped(path: Path) -> cache.Bytes:
     """Map the bytes of a file, read-only. Raises DataError."""
     try:
-        untrusted_files.check_regular(path)
+        untrusted.check_regular(path)
         if path.stat().st_size == 0:  # which cannot be mapped
             return np.empty(0, np.uint8)
         # Read-only: a private copy-on-write map could not be larger than the memory.

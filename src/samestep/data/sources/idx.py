@@ -23,7 +23,7 @@ from samestep.data.sources.arrays import (
     mapped,
 )
 from samestep.errors import DataError
-from samestep.system import cache
+from samestep.files import cache
 from samestep.system.json_values import JsonObject
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from samestep.config.data import ImageData
 from samestep.data.sources.arrays import ArraySource, Pair
 from samestep.errors import DataError
-from samestep.system import cache
+from samestep.files import cache
 from samestep.system.json_values import JsonObject
 
 

@@ -22,7 +22,7 @@ from samestep.data.sources.arrays import (
     mapped,
 )
 from samestep.errors import DataError, did_you_mean
-from samestep.system import cache, untrusted_files
+from samestep.files import cache, untrusted
 from samestep.system.json_values import JsonObject
 
 
@@ -124,7 +124,7 @@ def _mapped(name: str) -> Array:
 
 def _zip(path: Path) -> zipfile.ZipFile:
     try:
-        untrusted_files.check_regular(path)
+        untrusted.check_regular(path)
         return zipfile.ZipFile(path)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}.") from None

@@ -16,8 +16,8 @@ from samestep.config.data import TableData
 from samestep.data.sources.arrays import Array, describe_files
 from samestep.data.sources.source import Source
 from samestep.errors import DataError, did_you_mean
+from samestep.files.untrusted import check_regular
 from samestep.system.json_values import JsonObject
-from samestep.system.untrusted_files import check_regular
 from samestep.user_code.references import UserCode
 
 

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from samestep.config.data import TextData
 from samestep.data.sources.source import Source
 from samestep.errors import DataError
+from samestep.files.untrusted import read_text
 from samestep.system.json_values import JsonObject
-from samestep.system.untrusted_files import read_text
 from samestep.user_code.references import UserCode
 
 

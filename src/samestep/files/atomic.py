@@ -8,7 +8,7 @@ a real full disk needs root, and a replaced function would not reach other proce
 import os
 from pathlib import Path
 
-from samestep.system import untrusted_files
+from samestep.files import untrusted
 from samestep.system.fault_injection import check_disk
 
 
@@ -40,10 +40,10 @@ def write_through(path: Path, content: bytes) -> None:
 def append(path: Path, content: bytes) -> None:
     """Append all of the content or nothing; links are refused. Raises OSError.
 
-    See `untrusted_files.open_to_append`.
+    See `untrusted.open_to_append`.
     """
     check_disk()
-    fd = untrusted_files.open_to_append(path, path.parent)
+    fd = untrusted.open_to_append(path, path.parent)
     try:
         size = os.fstat(fd).st_size
         try:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from samestep.errors import DataError
-from samestep.system import untrusted_files
+from samestep.files import untrusted
 
 
 Bytes = NDArray[np.uint8]
@@ -99,7 +99,7 @@ def _check_room(directory: Path, size: int) -> None:
 
 def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file's content. Raises OSError."""
-    with os.fdopen(untrusted_files.open_regular(path), "rb") as file:
+    with os.fdopen(untrusted.open_regular(path), "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -5,7 +5,7 @@ import os
 import time
 from pathlib import Path
 
-from samestep.system import untrusted_files
+from samestep.files import untrusted
 
 
 POLL_SECONDS = 0.05
@@ -18,7 +18,7 @@ def acquire(path: Path, patience: float = 0.0) -> int | None:
     the lock until it is closed or the process ends, or None if another process holds
     the lock. Raises OSError.
     """
-    fd = untrusted_files.open_to_append(path, path.parent)
+    fd = untrusted.open_to_append(path, path.parent)
     end = time.monotonic() + patience
     while True:
         try:
