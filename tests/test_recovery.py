@@ -155,7 +155,7 @@ def error_at(
 
 
 def test_a_budget_is_for_failures_without_progress() -> None:
-    budget = RestartBudget(most=2)
+    budget = RestartBudget(max_restarts=2)
     for step in (5, 5, 6, 6, 7):
         budget.spend(error_at(step, code=-9))
     budget.spend(error_at(7, code=-9))
@@ -164,29 +164,44 @@ def test_a_budget_is_for_failures_without_progress() -> None:
 
 
 def test_a_segmentation_fault_at_the_same_step_twice_is_the_users() -> None:
-    budget = RestartBudget(most=9)
+    budget = RestartBudget(max_restarts=9)
     budget.spend(error_at(5, code=-11))
-    with pytest.raises(WorkerFailed, match="failed so at step 6 twice in a row"):
+    with pytest.raises(
+        WorkerFailed, match="failed in the same way at step 6 twice in a row"
+    ):
         budget.spend(error_at(5, code=-11))
 
 
 def test_errors_that_are_no_accident_are_final() -> None:
     error: SamestepError = NonFiniteLoss("nan")
     with pytest.raises(NonFiniteLoss):
-        RestartBudget(most=9).spend(error)
+        RestartBudget(max_restarts=9).spend(error)
 
 
-def test_fewer_workers_only_if_allowed_and_needed() -> None:
-    assert next_workers(4, 4, cores=2, crowded=False, futile=1) == 4
-    assert next_workers(4, 2, cores=2, crowded=False, futile=1) == 2
-    assert next_workers(4, 1, cores=3, crowded=False, futile=1) == 3
-    assert next_workers(4, 1, cores=8, crowded=False, futile=1) == 4
-    assert next_workers(4, 1, cores=2, crowded=True, futile=1) == 4
-    assert next_workers(4, 1, cores=8, crowded=False, futile=2) == 3
-    assert next_workers(1, 1, cores=8, crowded=False, futile=9) == 1
+@pytest.mark.parametrize(
+    ("workers", "min_workers", "cores", "crowded", "failures", "expected"),
+    [
+        (4, 4, 2, False, 1, 4),
+        (4, 2, 2, False, 1, 2),
+        (4, 1, 3, False, 1, 3),
+        (4, 1, 8, False, 1, 4),
+        (4, 1, 2, True, 1, 4),
+        (4, 1, 8, False, 2, 3),
+        (1, 1, 8, False, 9, 1),
+    ],
+)
+def test_fewer_workers_only_if_allowed_and_needed(
+    workers: int,
+    min_workers: int,
+    cores: int,
+    crowded: bool,
+    failures: int,
+    expected: int,
+) -> None:
+    assert next_workers(workers, min_workers, cores, crowded, failures) == expected
 
 
-def test_after_futile_restarts_fewer_workers_go_on(
+def test_after_restarts_without_progress_fewer_workers_go_on(
     train: Train, train_under: Train
 ) -> None:
     kills = [fault("kill", "forward", 9, 2, number=number) for number in range(1, 9)]

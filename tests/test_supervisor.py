@@ -52,12 +52,12 @@ from samestep.output.sentences import sentence
 from samestep.state.layout import Layout
 from samestep.state.snapshot import State
 from samestep.supervisor import hangs
-from samestep.supervisor.generation import SnapshotMemory, check_same, of_step
 from samestep.supervisor.hangs import HangDetector
 from samestep.supervisor.job import CROWDED_SPIN_SECONDS, SPIN_SECONDS, make_setup
 from samestep.supervisor.launch import exception
 from samestep.supervisor.recovery import Recovery, build_of
 from samestep.supervisor.session import Session
+from samestep.supervisor.snapshot_memory import SnapshotMemory, check_same, of_step
 from samestep.system import fault_injection
 from samestep.system.fault_injection import Fault
 from samestep.system.heartbeat import LOADING, MEETING, Heartbeat
@@ -304,8 +304,8 @@ def training(heard: list[Message], tmp_path: Path) -> Recovery:
         server=server,
         job=job,
         workers=1,
-        least_workers=1,
-        most_restarts=3,
+        min_workers=1,
+        max_restarts=3,
         logs=tmp_path,
         stop=Stop(),
         state=None,
@@ -329,7 +329,9 @@ def test_another_result_of_the_same_step_ends_the_training(
     training._receive(epoch_record(1, "aa"), NO_MEMORY)
     with pytest.raises(NotReproducible, match=r"the loss of step 1 was 0\.5 "):
         training._receive(step_record(1, loss=0.25), NO_MEMORY)
-    with pytest.raises(NotReproducible, match="the weights of epoch 1 was aa before"):
+    with pytest.raises(
+        NotReproducible, match="the fingerprint of epoch 1 was aa before"
+    ):
         training._receive(epoch_record(1, "bb"), NO_MEMORY)
 
 

@@ -1,4 +1,4 @@
 """Everything that a user may set: recipes and placements, as frozen models.
 
-Imports `system`.
+Imports `files` and below.
 """

@@ -1,7 +1,7 @@
 """The sections `[optimizer]` and `[schedule]` of a recipe."""
 
 import re
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -104,18 +104,25 @@ class MuonRecipe(_AdamSection):
 
 
 class _ScheduleSection(Section):
+    depends_on_epochs: ClassVar[bool] = True
+    """Whether another number of epochs changes the learning rates of earlier ones."""
+
     warmup_epochs: NonNegative = 0.0
-    """Epochs in which the learning rate first rises linearly from zero."""
+    """Epochs in which the learning rate first rises linearly to its value."""
 
 
 class ConstantLR(_ScheduleSection):
     """A constant learning rate."""
+
+    depends_on_epochs: ClassVar[bool] = False
 
     name: Literal["constant"] = "constant"
 
 
 class StepLR(_ScheduleSection):
     """A learning rate that is multiplied by `factor` every `every_epochs` epochs."""
+
+    depends_on_epochs: ClassVar[bool] = False
 
     name: Literal["step"] = "step"
     every_epochs: Count

@@ -1,4 +1,4 @@
 """Pure decisions, the same on every worker: the plan, the tree, ownership, schedules.
 
-Imports `config`.
+Imports `config` and below.
 """

@@ -12,7 +12,7 @@ from samestep.messages.training import GenerationFailed, Message, Started
 from samestep.state.layout import Layout
 from samestep.state.snapshot import State
 from samestep.supervisor import launch
-from samestep.supervisor.generation import Offer, SnapshotMemory
+from samestep.supervisor.snapshot_memory import Offer, SnapshotMemory
 from samestep.system.heartbeat import Heartbeat
 from samestep.system.signals import Stop
 from samestep.training import worker

@@ -37,7 +37,7 @@ class Exchange(Merger, Protocol):
     watch: Watch
     """Gets the gradient of every own micro-batch, in steps that are watched."""
     bytes_per_step: int
-    """That all workers together read of each other's memory or receive."""
+    """Bytes that all workers together read from each other's memory or receive."""
     network_bytes_per_step: int
     """The part of them that goes from one node to another."""
 
@@ -68,10 +68,11 @@ class Exchange(Merger, Protocol):
         """
 
     def all_gather_parameters(self) -> None:
-        """All workers, after the update: let everyone have all parameters."""
+        """All workers, after the update: give every worker all parameters."""
 
     def merge_slices(self, values: Tensor) -> Tensor:
         """All workers: fill float64 cells, each from those that update its slice.
 
-        In place, as `merge` does; where all update everything, all cells are there.
+        In place, like `merge`; if every worker updates the whole vector, the cells are
+        already complete.
         """

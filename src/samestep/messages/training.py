@@ -236,7 +236,7 @@ class Failed:
     """The exit code, if the worker could not report anything itself."""
 
 
-# From the supervisor.
+# From the supervisor to the session that records them.
 
 
 @dataclass(frozen=True, kw_only=True)

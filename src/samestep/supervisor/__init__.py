@@ -1,4 +1,4 @@
 """Starts, watches and restarts the workers of one machine. Never imports torch.
 
-Imports `config`, `data.sources`, `state`, `output` and `system`.
+Imports `state` and below, and `data.sources`.
 """

@@ -36,32 +36,32 @@ from samestep.messages.training import (
 from samestep.state.layout import Layout
 from samestep.state.snapshot import State
 from samestep.supervisor.forkserver_client import ForkServer
-from samestep.supervisor.generation import Offer, SnapshotMemory
 from samestep.supervisor.launch import run_workers
+from samestep.supervisor.snapshot_memory import Offer, SnapshotMemory
 from samestep.system import machine, shared_memory
 from samestep.system.signals import Stop
 
 
 TRANSIENT = (WorkerFailed, WorkerLate, PeerLost)
 """Errors that may not happen again; every other error is final."""
-FROM_OUTSIDE = (-9, -15, -19)
-"""Exit codes of SIGKILL, SIGTERM and SIGSTOP, which user code does not cause."""
+FROM_OUTSIDE = (-9, -15)
+"""Exit codes of SIGKILL and SIGTERM: the cause is usually outside of user code."""
 
 
 @dataclass
 class RestartBudget:
-    """The number of restarts that a training may take without getting further."""
+    """The number of restarts that a training may take without progress."""
 
-    most: int
+    max_restarts: int
     spent: int = 0
-    """Restarts since the training last got further."""
+    """Restarts since the training last made progress."""
     _furthest: int = -1
     _last: tuple[str, int] | None = None
 
     def spend(self, error: SamestepError) -> None:
         """Count a restart because of `error`.
 
-        Raises the error, with the reason, if another try would be of no use.
+        Raises the error, with the reason, if another restart would be pointless.
         """
         step: int = error.details.get("step", 0)
         if not isinstance(error, TRANSIENT):
@@ -70,39 +70,43 @@ class RestartBudget:
             self._furthest, self.spent = step, 0
         self.spent += 1
         signature = (_kind(error), step)
-        # Twice the same: a third time would not help, however many are left.
+        # The same error twice in a row: another restart would not help.
         if error.details.get("code") not in FROM_OUTSIDE and signature == self._last:
             phase = error.details.get("phase")
             where = f"while {phase}" if phase else f"at step {step + 1}"
-            raise _final(error, f"It failed so {where} twice in a row")
-        if self.spent > self.most:
-            raise _final(error, f"{self.most} restarts made no progress")
+            raise _final(error, f"It failed in the same way {where} twice in a row")
+        if self.spent > self.max_restarts:
+            raise _final(error, f"{self.max_restarts} restarts made no progress")
         self._last = signature
 
 
 def next_workers(
-    workers: int, least: int, cores: int, crowded: bool, futile: int
+    workers: int,
+    min_workers: int,
+    cores: int,
+    crowded: bool,
+    restarts_without_progress: int,
 ) -> int:
-    """Return the number of workers of the next generation, `least` to `workers`.
+    """Return the number of workers of the next generation.
 
-    Fewer than before if the machine has lost cores since the start (unless there were
-    more workers than cores from the start: `crowded`), or if `futile` restarts in a row
-    got no further, as when memory is short.
+    At least `min_workers`, at most `workers`: fewer if the machine has lost cores since
+    the start (unless there were more workers than cores from the start: `crowded`), or
+    after two restarts without progress, for example because memory is short.
     """
     wanted = workers if crowded else min(workers, cores)
-    if futile > 1:
+    if restarts_without_progress > 1:
         wanted = min(wanted, workers - 1)
-    return max(wanted, min(least, workers), 1)
+    return max(wanted, min(min_workers, workers), 1)
 
 
 def build_of(
     server: ForkServer,
     device: str,
-    most_restarts: int,
+    max_restarts: int,
     report: Callable[[SamestepError], None] = lambda _: None,
 ) -> dict[str, str]:
     """Return `ForkServer.build`; try again if the server ends. Raises WorkerFailed."""
-    budget = RestartBudget(most_restarts)
+    budget = RestartBudget(max_restarts)
     while True:
         try:
             return server.build(device)
@@ -118,8 +122,8 @@ class Recovery:
     server: ForkServer
     job: TrainingJob
     workers: int
-    least_workers: int
-    most_restarts: int
+    min_workers: int
+    max_restarts: int
     logs: Path
     stop: Stop
     state: State | None
@@ -148,7 +152,7 @@ class Recovery:
         Raises WorkerFailed.
         """
         device = self.job.setup.device
-        return build_of(self.server, device, self.most_restarts, self._report_failure)
+        return build_of(self.server, device, self.max_restarts, self._report_failure)
 
     def run(self) -> State | None:
         """Train until the end, or until asked to stop; return the newest state.
@@ -156,7 +160,7 @@ class Recovery:
         Raises the error of the last generation if another one would be of no use.
         """
         crowded = self.workers > machine.usable_cores()[0]
-        budget = RestartBudget(self.most_restarts)
+        budget = RestartBudget(self.max_restarts)
         while True:
             try:
                 self._run_generation()
@@ -173,7 +177,7 @@ class Recovery:
                 self.restarts += 1
                 self.workers = next_workers(
                     self.workers,
-                    self.least_workers,
+                    self.min_workers,
                     machine.usable_cores()[0],
                     crowded,
                     budget.spent,
@@ -247,13 +251,13 @@ class Recovery:
     def _is_repeated(self, kind: str, number: int, result: str) -> bool:
         """Return whether a step or an epoch was reported by an earlier generation.
 
-        Raises NotReproducible if its result was another one.
+        Raises NotReproducible if its result differs.
         """
         known = self._reported[kind]
         if number in known and known[number] != result:
             raise NotReproducible(
                 "A step that is computed again after a restart must give the same "
-                f"result; the {'weights' if kind == 'epoch' else 'loss'} of {kind} "
+                f"result; the {'fingerprint' if kind == 'epoch' else 'loss'} of {kind} "
                 f"{number} was {known[number]} before the restart, and {result} after "
                 "it. The usual cause is code of your own that keeps state between "
                 "calls; `samestep check` looks for it."

@@ -17,10 +17,6 @@ from samestep.system.json_values import JsonObject
 from samestep.user_code.arguments import recipe_of
 
 
-ENDLESS = ("constant", "step")
-"""Schedules whose earlier part does not depend on the number of epochs."""
-
-
 @dataclass(frozen=True)
 class Start:
     """The state of a run with which `resume` begins."""
@@ -146,7 +142,7 @@ def _extended(recipe: Recipe, run: Path, epochs: int | None, complete: int) -> R
     """Return the recipe with `epochs`. Raises RunError if past steps would change."""
     if epochs is None or epochs == recipe.epochs:
         return recipe
-    if recipe.schedule.name not in ENDLESS:
+    if recipe.schedule.depends_on_epochs:
         raise RunError(
             f"The number of epochs of {run} is fixed, since its schedule "
             f"`{recipe.schedule.name}` spans all {recipe.epochs} of them: with "
@@ -162,7 +158,7 @@ def _extended(recipe: Recipe, run: Path, epochs: int | None, complete: int) -> R
 
 
 def _differences(then: Conditions, now: Conditions) -> Iterator[str]:
-    ignored = {"name"} | ({"epochs"} if now[0].schedule.name in ENDLESS else set())
+    ignored = {"name"} | (set() if now[0].schedule.depends_on_epochs else {"epochs"})
     recipes = flatten(then[0].to_dict()), flatten(now[0].to_dict())
     yield from _changes("recipe ", *recipes, ignored)
     cpu = {"device": "cpu"}  # a build names only GPUs

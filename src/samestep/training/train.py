@@ -1,4 +1,4 @@
-"""The training: the page to read first.
+"""The training loop: the module to read first.
 
 plan -> own micro-batches -> forward and backward of each -> partial gradients
      -> exchange -> optimizer -> next step
@@ -79,7 +79,7 @@ def is_over(trainer: Trainer) -> bool:
 
 
 def train_epoch(trainer: Trainer) -> tuple[Decision, EpochRecord | None]:
-    """All workers: train the rest of an epoch, or until the workers decide to stop.
+    """All workers: train to the end of the epoch, or until the workers decide to stop.
 
     Returns the last decision, and the epoch's record, None if it is not complete.
     """
@@ -121,7 +121,7 @@ def train_step(trainer: Trainer, step: int) -> None:
     recipe, samples, replica = trainer.recipe, trainer.samples, trainer.replica
     exchange, flat, monitor = replica.exchange, replica.flat, trainer.monitor
     num_targets = samples.num_targets(step)
-    # Losses are sums: divided by one number, uneven micro-batches weigh right.
+    # Losses are sums: divided by one number, uneven micro-batches get the right weight.
     weight = torch.tensor(1 / num_targets, dtype=flat.dtype, device=flat.device)
 
     trainer.ownership.shuffle(step)
@@ -182,7 +182,7 @@ def _observe_noise(
 ) -> None:
     """All workers, in some steps: observe the gradient noise scale.
 
-    Comes after the rescaling, which `factor` tells it, and before the clipping.
+    Call it after rescaling (by `factor`) and before clipping.
     """
     exchange = trainer.replica.exchange
     if not exchange.watch.active:

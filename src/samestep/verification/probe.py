@@ -117,7 +117,10 @@ class Witness:
     def start(
         cls, build: Callable[[ReplayJob], Replay], unused: Iterable[int]
     ) -> "Witness":
-        """Fork the witness; in its process `build` gets the job. See `child.fork`."""
+        """Fork the witness; in its process `build` gets the job.
+
+        `child_process.fork` explains `unused`.
+        """
         fd = shared_memory.create()
         return cls(
             *child_process.fork(lambda ours: _serve(ours, fd, build), unused), fd
