@@ -121,7 +121,7 @@ def shell(script: str, home: Path) -> str:
 
 
 OF_A_BUSY_MACHINE = re.compile(
-    r"^(rebalanced after|worker \d+ runs at|balance     |            (balanc|too few)).*\n",
+    r"^(rebalanced after|worker \d+ runs at|balance {5}| {12}(balanc|too few)).*\n",
     re.MULTILINE,
 )
 """Lines that a training prints where other programs slow a worker down."""
