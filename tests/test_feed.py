@@ -22,6 +22,7 @@ from samestep.data.prefetch import MicroBatches, Prefetcher
 
 
 SIZE = 100
+DEADLINE = 60.0
 CODE = """
 import os, random, time
 import numpy as np
@@ -130,6 +131,7 @@ def fed() -> "tuple[Prefetcher, Source, prefetch.HelperProcess]":
     helper = prefetch.HelperProcess.start(Source, [])
     found = Prefetcher(source, helper, lambda: None)
     found.observe(1, 2.0, 3.0)
+    assert helper.connection.poll(DEADLINE)
     return found, source, helper
 
 
@@ -162,6 +164,27 @@ def test_a_micro_batch_that_is_drawn_twice_leaves_the_same_generators(
         for index in range(*owned):
             check(found.draw(step, index, owned), step, index)
     assert source.drawn == [(0, 1), (1, 0)]
+
+
+def test_a_helper_that_still_loads_is_not_waited_for(tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+
+    def load() -> Source:
+        gate.read_text()  # until the test writes
+        return Source()
+
+    source, helper = Source(), prefetch.HelperProcess.start(load, [])
+    found = Prefetcher(source, helper, lambda: None)
+    found.observe(1, 2.0, 3.0)
+    for index in range(3):
+        check(found.draw(0, index, (0, 3)), 0, index)
+    assert source.drawn == [(0, 0), (0, 1), (0, 2)]
+    gate.write_text("go")
+    assert helper.connection.poll(DEADLINE)
+    for index in range(3):
+        check(found.draw(1, index, (0, 3)), 1, index)
+    assert source.drawn[3:] == [(1, 0)]
 
 
 def test_a_helper_that_was_killed_is_missed_by_nobody(

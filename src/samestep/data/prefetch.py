@@ -38,6 +38,8 @@ LEAST_SHARE = 0.1
 LEAST_SECONDS = 1e-3
 """Seconds that drawing a micro-batch must take; sending it takes a few tenths of it."""
 REQUEST = struct.Struct("<qq")
+PREPARE = b"prepare"
+"""Asks the helper to load its data; it answers with the same."""
 
 Drawn = tuple[Nested, Tensor | Mixed]
 
@@ -84,6 +86,17 @@ class HelperProcess:
         """Fork the helper; see `child_process.fork`."""
         return cls(*child_process.fork(lambda ours: _serve(ours, load), unused))
 
+    def prepare(self) -> None:
+        """Let the helper load its data. Raises OSError if the helper has ended."""
+        self.connection.send_bytes(PREPARE)
+
+    def is_prepared(self) -> bool:
+        """Return whether the helper has answered `prepare`; stop asking once it has.
+
+        Raises EOFError, OSError if the helper has ended.
+        """
+        return self.connection.poll() and self.connection.recv_bytes() == PREPARE
+
     def request(self, step: int, index: int) -> None:
         """Ask for one micro-batch, at most one at a time.
 
@@ -112,12 +125,14 @@ class Prefetcher:
     ) -> None:
         """Call `report` once, when the helper is first used."""
         self._source, self._helper, self._report = source, helper, report
-        self._helps = False
+        self._is_preparing = self._helps = False
         self._ahead: tuple[int, int] | None = None
         """The micro-batch that the helper was asked for."""
 
     def draw(self, step: int, index: int, owned: tuple[int, int]) -> Drawn:
         """Draw one of the worker's `owned` micro-batches of a step, in their order."""
+        if self._is_preparing:
+            self._look()
         drawn = self._received(step, index) if self._helps else None
         if drawn is None:
             drawn = self._source.draw(step, index)
@@ -143,12 +158,27 @@ class Prefetcher:
 
         `data_seconds` is that of drawing alone, `seconds` that of the whole step.
         """
-        if self._helper is None or self._helps:
+        if self._helper is None or self._helps or self._is_preparing:
             return
         least = max(LEAST_SHARE * seconds, LEAST_SECONDS * micro_batches)
         if data_seconds > least:
-            self._helps = True
+            try:
+                self._helper.prepare()
+            except OSError:
+                self._give_up()
+                return
+            self._is_preparing = True
             self._report()
+
+    def _look(self) -> None:
+        """Use the helper once it has loaded its data, which may take minutes."""
+        assert self._helper is not None
+        try:
+            self._helps = self._helper.is_prepared()
+        except (EOFError, OSError):
+            self._give_up()
+        else:
+            self._is_preparing = not self._helps
 
     def _ask(self, wanted: tuple[int, int]) -> None:
         assert self._helper is not None
@@ -176,7 +206,8 @@ class Prefetcher:
         return drawn if asked == (step, index) else None
 
     def _give_up(self) -> None:
-        self._helps, self._helper = False, None
+        self._is_preparing = self._helps = False
+        self._helper = None
 
 
 def _serve(connection: Connection, load: Callable[[], MicroBatches]) -> None:
@@ -184,11 +215,15 @@ def _serve(connection: Connection, load: Callable[[], MicroBatches]) -> None:
     source, before = None, _other_generators()
     while True:
         try:
-            step, index = REQUEST.unpack(connection.recv_bytes())
+            request = connection.recv_bytes()
         except (EOFError, OSError):
             return
         try:
             source = source or load()
+            if request == PREPARE:
+                connection.send_bytes(PREPARE)
+                continue
+            step, index = REQUEST.unpack(request)
             # `_packed` leaves out states that drawing has not changed, which it sees by
             # comparing with `before`.
             _set_other_generators(before)
