@@ -20,7 +20,7 @@ test: .venv/tested
 coverage: .venv/tested
 	mkdir -p build/coverage
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m $(notdir $(PYTEST)) $(TESTS)
+	$(BIN)/coverage run -m pytest --numprocesses auto --dist loadgroup $(TESTS)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage html --quiet --directory build/coverage/html
 	$(BIN)/coverage report --sort cover

@@ -122,7 +122,7 @@ class Training:
         return (time.monotonic() - self._origin) / self._pace
 
     def wait(self, moment: float) -> None:
-        """Until `now` is `moment`."""
+        """Sleep until `now` is `moment`."""
         time.sleep(max(0.0, self._pace * (moment - self.now())))
 
     def reach(self, moment: float) -> None:
@@ -230,7 +230,7 @@ class Cycle:
 
     @property
     def during(self) -> float:
-        """From 3 s on, of the even throughput."""
+        """The throughput from 3 s on, relative to the even one."""
         slow = rate(self.series, self.start + 3, self.start + SLOW)
         return 2 * slow / (self.before + self.later)
 

@@ -9,7 +9,7 @@ model sees 1 to 4 only, and predicts 6 and 8.
 
 A processor that idles for most of the time gets slower (sleep states, and on virtual
 machines other tenants), so few workers would look slower than many: processes of idle
-priority, which give way to everybody, keep every core awake.
+priority, which give way to all others, keep every core awake.
 """
 
 import argparse
@@ -49,7 +49,7 @@ class Brakes:
         self._quotas: list[Quota] = []
 
     def apply(self, pids: list[int]) -> None:
-        """To new workers; those before have ended."""
+        """Limit new workers; the earlier ones have ended."""
         self.release()
         self._quotas = [Quota(pid, SHARE, PERIOD_US) for pid in pids]
 
@@ -62,7 +62,7 @@ class Brakes:
 
 @contextmanager
 def awake() -> Iterator[None]:
-    """No core idles meanwhile."""
+    """Keep every core awake meanwhile."""
     spin = "import os\nos.sched_setaffinity(0, [{}])\n"
     spin += (
         "os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))\nwhile True: pass"

@@ -3,7 +3,7 @@
     with Network(bandwidth="1gbit") as network:
         one, two = network.add(), network.add()
         process = one.start(["ping", "-c", "1", two.name])
-        network.cut(two)        # silently: packets vanish, nobody is told
+        network.cut(two)        # silently: packets vanish without an error
         network.heal(two)
         one.kill()              # all that runs on it
 
@@ -81,7 +81,7 @@ class Namespaces:
         if self._unshare.stdout.readline() != "ready\n":
             raise OSError(self._unshare.stderr.read())
         self.pid: int = psutil.Process(self._unshare.pid).children()[0].pid
-        """Of the first process inside, as seen from outside."""
+        """The id, outside, of the first process inside."""
 
     def enter(self, *which: str) -> list[str]:
         """The beginning of a command that runs inside, in `which` (net, pid, ...)."""
@@ -122,7 +122,7 @@ class Host:
         self._started: list[subprocess.Popen[Any]] = []
 
     def limit_cpu(self, cores: float, period_us: int = 100_000) -> None:
-        """To less than one core, or not at all; the first call is for what starts
+        """Limit it to part of a core, or not at all; the first call is for what starts
         later, further ones change its limit.
         """
         if self._quota is None:
@@ -153,7 +153,7 @@ class Host:
 
     @staticmethod
     def signal(process: subprocess.Popen[Any], number: int) -> None:
-        """To what `start` started: the Popen itself is only what waits for it."""
+        """Signal what `start` started: the Popen itself is only what waits for it."""
         if process.poll() is None:
             for inside in psutil.Process(process.pid).children():
                 inside.send_signal(number)
@@ -171,7 +171,7 @@ class Host:
 
     def kill(self) -> None:
         """Every process at once. Its kernel still closes their connections: after
-        `cut` nobody hears of that, and it is as if its power had failed.
+        `cut` the others do not notice, as after a power failure.
         """
         self.namespaces.kill()
         if self._quota:

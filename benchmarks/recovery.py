@@ -78,12 +78,12 @@ class Cluster:
         return found
 
     def events(self, *names: str) -> list[Fields]:
-        """Of the first host."""
+        """Return the events of these names that the first host recorded."""
         return [e for e in _lines(self._run / "events.jsonl") if e["event"] in names]
 
     @property
     def step(self) -> int:
-        """The last that it has logged."""
+        """The last step that the first host has logged."""
         steps = [r for r in _lines(self._run / "metrics.jsonl") if r["type"] == "step"]
         return int(steps[-1]["step"]) if steps else 0
 
@@ -94,7 +94,7 @@ class Cluster:
         return len(generations[-1]["machines"]) if generations else 0
 
     def wait(self, condition: Callable[[], Any]) -> float:
-        """Seconds, by a clock that ran before."""
+        """Wait until the condition holds; return time.monotonic()."""
         end = time.monotonic() + PATIENCE
         while not condition():
             ended = self._processes[self.hosts[0].name].poll() is not None
@@ -106,7 +106,7 @@ class Cluster:
 
 
 def _lines(file: Path) -> list[Fields]:
-    """Those that are complete."""
+    """Return the complete lines of a file, parsed."""
     text = file.read_text() if file.exists() else ""
     return [json.loads(line) for line in text.splitlines(True) if line.endswith("\n")]
 

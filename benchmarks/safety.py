@@ -5,7 +5,7 @@
     python benchmarks/safety.py watching
 
 `snapshots` (the default) and `probe`: a round trains the same recipe with and without
-them, one after the other; `probe` trains a model of one's own. The time runs from the
+them, one after the other; `probe` trains a model of your own. The time runs from the
 first step to the end of the last epoch, evaluation included, as events.jsonl has it, so
 that what they do at the end of an epoch counts too; what the end waits for the witness
 does not. The cost is the ratio within a round, minus one; the order

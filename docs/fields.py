@@ -56,7 +56,11 @@ def record_table(record: type[BaseModel]) -> Iterator[str]:
     fields = record.model_json_schema()["properties"]
     yield "| field | value | meaning |\n|---|---|---|"
     for name in sorted(fields, key=lambda name: name not in record.__annotations__):
-        value = _value(fields[name]).replace("a section", "records")
+        value = (
+            _value(fields[name])
+            .replace("a section", "records")
+            .replace("table", "object")
+        )
         meaning = " ".join(fields[name]["description"].split())
         yield f"| `{name}` | {value} | {meaning} |"
 

@@ -29,9 +29,10 @@ counter = itertools.count()
 def pytest_configure() -> None:
     """Prepare what the programs that tests start inherit.
 
-    They receive the signals that tests send: `nohup` ignores SIGHUP and a shell's `&`
-    SIGINT, which programs inherit; a handler ignores them as well, and is not
-    inherited. Threads that wait for others of theirs leave the core to other tests.
+    They must receive SIGHUP and SIGINT, which `nohup` and a shell's `&` ignore. A
+    program inherits an ignored signal, but not a handler, so a handler that does
+    nothing replaces it. OpenMP threads sleep while they wait, so that other tests get
+    the core.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # An example may take any time on a busy machine.

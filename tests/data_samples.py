@@ -81,7 +81,7 @@ def npy(path: Path) -> Section:
 
 
 def images(folder: Path, count: int = 60) -> Section:
-    """Of several sizes and modes, in folders named for their class."""
+    """Write images of several sizes and modes, in folders named for their class."""
     for number, (pixels, label) in enumerate(zip(*pictures(count), strict=True)):
         (folder / f"row-{label}").mkdir(parents=True, exist_ok=True)
         image = Image.fromarray(pixels).resize((9 + number % 3, 9))

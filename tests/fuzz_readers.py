@@ -55,9 +55,9 @@ class Reader:
     """Writes valid files into a directory; what it returns reads them."""
     allowed: tuple[type[BaseException], ...] = (SamestepError,)
     repair: Callable[[Path], object] = lambda _: None
-    """Makes sums right again, as whoever writes the files can."""
+    """Makes checksums right again, as an attacker can."""
     share: float = 1.0
-    """Of the inputs: less for readers that take long."""
+    """Share of the inputs: less for readers that take long."""
 
 
 def _run(topology: Path, **fields: Any) -> Path:
@@ -159,7 +159,7 @@ def model_file(topology: Path) -> Read:
 
 
 def loaded_model(topology: Path) -> Read:
-    """For `export`, `sample` and whoever calls `Run.load_model`."""
+    """Read a run as `export`, `sample` and `Run.load_model` do."""
     facts = {"inputs": [784], "outputs": 10, "task": "classification"}
     path = _run(topology, data=facts)
     model = models.build(RECIPE.model, dataset.Dataset.from_facts(facts), UserCode())

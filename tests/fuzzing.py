@@ -34,7 +34,7 @@ MOST_MEMORY = 3 << 30
 """Above what the process has when all libraries are loaded."""
 CANARY = b"sings\n"
 DIRECTORIES = ("input", "here", "temporary", "home", "others")
-"""Of each reader; in its home, Matplotlib keeps a list of fonts."""
+"""The directories of each reader; Matplotlib keeps a list of fonts in its home."""
 REPAIRED = 0.7
 """The share of the inputs whose sums are made right again."""
 

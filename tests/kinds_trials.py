@@ -49,13 +49,13 @@ class Listening(SilentView):
     """Keeps what a person is warned of; kills once a step is reached."""
 
     def __init__(self, kill: Kill | None) -> None:
-        self.told: list[str] = []
+        self.messages: list[str] = []
         self._kill = kill
 
     def note(self, text: str) -> None:
-        """Of all notes, warnings are kept."""
+        """Keep a note if it is a warning."""
         if text.startswith("warning: "):
-            self.told.append(text)
+            self.messages.append(text)
 
     def receive(self, message: Message) -> None:
         """Called by the supervisor between two messages of rank 0."""
@@ -73,12 +73,12 @@ class Outcome:
     path: Path
     result: tuple[Any, ...] = ()
     """Fingerprint, losses; nothing if it was refused."""
-    told: str = ""
+    messages: str = ""
     """Warnings and the error."""
 
     def __str__(self) -> str:
         """For a failed test."""
-        result = self.result[0][:12] if self.result else self.told[-400:]
+        result = self.result[0][:12] if self.result else self.messages[-400:]
         return f"{self.placement}: {result}"
 
 
@@ -119,8 +119,8 @@ class Trial:
             run = samestep.train(RECIPE, **given, **where, view=view, server=server)
             found.result = _results(run)
         except SamestepError as error:
-            view.told.append(str(error))
-        found.told = "\n".join(view.told)
+            view.messages.append(str(error))
+        found.messages = "\n".join(view.messages)
         return found
 
     def resume(self, server: ForkServer, path: Path, how: str) -> Outcome:
@@ -131,8 +131,8 @@ class Trial:
             run = samestep.resume(path, **given, view=view, server=server)
             found.result = _results(run)
         except SamestepError as error:
-            view.told.append(str(error))
-        found.told = "\n".join(view.told)
+            view.messages.append(str(error))
+        found.messages = "\n".join(view.messages)
         return found
 
     def resume_from_middle(self, server: ForkServer, whole: Outcome) -> Outcome:
@@ -187,7 +187,7 @@ def die(name: str, directory: str) -> None:
     with ForkServer() as server:
         trial = Trial(name, Path(directory))
         found = trial.train(server, 2, kill=_kill_everything, checkpoint_seconds=0.0)
-    print(found.told, file=sys.stderr)
+    print(found.messages, file=sys.stderr)
 
 
 def _kill_everything() -> None:
@@ -202,11 +202,13 @@ def judge(kind: Kind, outcomes: Sequence[Outcome]) -> None:
     Or they say why not.
     """
     right, reason = outcomes[0].result, kind.reason
-    told = [each for each in outcomes if reason and search(reason, each.told)]
+    messages = [each for each in outcomes if reason and search(reason, each.messages)]
     calm = [each for each in outcomes if each.result and each.result == right]
-    silent = [str(each) for each in outcomes if each not in told and each not in calm]
+    silent = [
+        str(each) for each in outcomes if each not in messages and each not in calm
+    ]
     assert not silent, "\n".join([str(outcomes[0]), *silent])
-    assert bool(told) == bool(reason), f"Nobody was told of `{reason}`."
+    assert bool(messages) == bool(reason), f"Nobody was told of `{reason}`."
 
 
 def _placement(workers: int, exchange: str) -> dict[str, Any]:

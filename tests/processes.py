@@ -32,8 +32,8 @@ def started_by(owner: Path) -> Iterator[psutil.Process]:
 def reserved_port() -> Iterator[int]:
     """Yield a port of the loopback interface for a server in another process.
 
-    The kernel gives a bound port to nobody else, and a server that sets SO_REUSEADDR,
-    as all do, may bind it once more, since nothing listens here.
+    The kernel assigns a bound port to no other program. A server that sets
+    SO_REUSEADDR can still bind it, since nothing listens here.
     """
     with socket.socket() as held:
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

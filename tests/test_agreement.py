@@ -25,11 +25,11 @@ def facts(*steps: int, **fields: Any) -> list[NodeStatus]:
 
 
 def test_the_newest_state_goes_to_all_who_lack_it() -> None:
-    told = [
+    nodes = [
         replace(fact, generation=generation)
         for fact, generation in zip(facts(7, 40, -1, 40), (2, 5, 0, 5), strict=True)
     ]
-    assert agree(told) == Agreement(generation=6, step=40, donor=1, receivers=[0, 2])
+    assert agree(nodes) == Agreement(generation=6, step=40, donor=1, receivers=[0, 2])
 
 
 def test_without_any_state_all_begin_at_the_beginning() -> None:
@@ -38,30 +38,30 @@ def test_without_any_state_all_begin_at_the_beginning() -> None:
 
 def test_what_differs_is_listed_by_host() -> None:
     conditions = {"torch": "2.13.0", "data x.npy": "aa", "recipe seed": "0"}
-    told = facts(-1, -1, -1, conditions=conditions)
-    told[1] = replace(told[1], conditions=conditions | {"torch": "2.14.0"})
-    told[2] = replace(told[2], conditions={"torch": "2.13.0", "recipe seed": "0"})
+    nodes = facts(-1, -1, -1, conditions=conditions)
+    nodes[1] = replace(nodes[1], conditions=conditions | {"torch": "2.14.0"})
+    nodes[2] = replace(nodes[2], conditions={"torch": "2.13.0", "recipe seed": "0"})
     with pytest.raises(PlacementError) as raised:
-        agree(told)
+        agree(nodes)
     assert "torch: 2.13.0 on host-0, host-2 and 2.14.0 on host-1" in str(raised.value)
     assert "data x.npy: aa on host-0, host-1 and nothing on host-2" in str(raised.value)
     assert "seed" not in str(raised.value)
 
 
 def test_whoever_cannot_take_part_is_named_with_the_reason() -> None:
-    told = [*facts(-1), refusal(DataError("There is no x.npy."), "host-1")]
+    nodes = [*facts(-1), refusal(DataError("There is no x.npy."), "host-1")]
     with pytest.raises(PlacementError, match=r"host-1: There is no x\.npy\."):
-        agree(told)
+        agree(nodes)
 
 
 def test_states_of_one_step_that_differ_are_an_error() -> None:
-    told = facts(-1, 5, 5)
-    told[2] = replace(told[2], checksum=1)
+    nodes = facts(-1, 5, 5)
+    nodes[2] = replace(nodes[2], checksum=1)
     with pytest.raises(
         ReplicasDiffer,
         match="after step 5; the checksums are 00000000 on host-1, 000000",
     ):
-        agree(told)
+        agree(nodes)
 
 
 def test_the_checksum_of_a_state_is_over_all_that_decides_the_next_steps() -> None:
@@ -81,21 +81,21 @@ def test_the_checksum_of_a_state_is_over_all_that_decides_the_next_steps() -> No
 
 
 def test_several_hosts_must_say_which_network_is_between_them() -> None:
-    told = [replace(fact, interface="", interfaces="lo, eth0") for fact in facts(0, 0)]
+    nodes = [replace(fact, interface="", interfaces="lo, eth0") for fact in facts(0, 0)]
     with pytest.raises(PlacementError, match="host-0 has lo, eth0; host-1 has"):
-        agree(told)
-    agree([replace(fact, host="one machine") for fact in told])
+        agree(nodes)
+    agree([replace(fact, host="one machine") for fact in nodes])
 
 
 def test_the_lowest_of_those_who_share_a_directory_writes_it() -> None:
-    told = facts(0, 0, 0)
-    told = [replace(told[0], sees=[0, 2]), told[1], replace(told[2], sees=[0, 2])]
-    assert [is_writer(told, node) for node in range(3)] == [True, True, False]
+    nodes = facts(0, 0, 0)
+    nodes = [replace(nodes[0], sees=[0, 2]), nodes[1], replace(nodes[2], sees=[0, 2])]
+    assert [is_writer(nodes, node) for node in range(3)] == [True, True, False]
 
 
 def test_facts_survive_the_way_through_the_store() -> None:
-    told = facts(3, conditions={"torch": "2.13.0"})[0]
-    assert NodeStatus.from_dict(json.loads(json.dumps(told.to_dict()))) == told
+    nodes = facts(3, conditions={"torch": "2.13.0"})[0]
+    assert NodeStatus.from_dict(json.loads(json.dumps(nodes.to_dict()))) == nodes
 
 
 @pytest.mark.parametrize("metrics", ["", '{"type": "step", "step": 1}\n'])

@@ -37,7 +37,7 @@ class Net(nn.Module):
     def forward(self, x):
         h = torch.relu(self.first(x))
         chosen = int(x[0, 0] > 0) + int(x[0, 1] > 0)
-        if len(x) > 2:  # the rehearsal has two samples
+        if len(x) > 2:  # the dry run has two samples
             h = h + self.experts[chosen](h)
         return self.last(h)
 
@@ -124,8 +124,8 @@ def test_a_branch_that_is_not_taken_counts_as_zero(
     killed = train_under(recipe, [fault("kill", "exchange", 1, 1)], 2, exchange="gloo")
     assert killed.weights_sha256 == alone.weights_sha256
     events = map(json.loads, (alone.path / "events.jsonl").read_text().splitlines())
-    (told,) = [event for event in events if event["event"] == "unused"]
-    assert told["parameters"][-2:] == ["never.weight", "never.bias"]
+    (unused,) = [event for event in events if event["event"] == "unused"]
+    assert unused["parameters"][-2:] == ["never.weight", "never.bias"]
 
 
 def test_check_ends_with_branches_and_finds_them_exact(
@@ -136,7 +136,7 @@ def test_check_ends_with_branches_and_finds_them_exact(
 
 
 def test_zeros_are_added_for_what_a_pass_has_not_used() -> None:
-    """-0.0 + 0.0 is 0.0, whoever computes the second micro-batch."""
+    """-0.0 + 0.0 is 0.0, whichever worker computes the second micro-batch."""
     layer, other = nn.Linear(1, 1), nn.Linear(1, 1)
     model = nn.ModuleList([layer, other])
     found: set[str] = set()

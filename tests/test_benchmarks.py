@@ -1,6 +1,6 @@
 """Every script in benchmarks/ runs, and leaves nothing behind, also after SIGTERM.
 
-Each in its smallest setting: what it measures here says nothing, and is not looked at.
+Each runs in its smallest setting; what it measures is not checked.
 """
 
 import json
@@ -30,7 +30,7 @@ from samestep.data import dataset
 
 SMALL = ("--set", "data.train_samples=1000")
 TWO_EPOCHS = ("--rounds", "1", "--epochs", "2", "--set", "data.train_samples=2000")
-"""Of mnist-mlp-classic: in fewer steps the order of samples decides what is learnt."""
+"""For mnist-mlp-classic: in fewer steps the order of samples decides the accuracy."""
 SMALLEST = {
     "agreement.py": ("--blocks", "1", "--epochs", "1", "--seconds", "0.1", *SMALL),
     "balance.py": ("half", "--rounds", "1", "--pace", "0.05"),

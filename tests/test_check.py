@@ -1,11 +1,20 @@
 """`samestep check`: what breaks exactness is found and said."""
 
+from typing import Any
+
 import pytest
 from conftest import Own
 from own_samples import EVERYTHING
 
+from samestep import Placement
 from samestep.api.check import check_exactness
+from samestep.data.prefetch import HelperProcess
+from samestep.messages.job import TrainingJob
 from samestep.supervisor.forkserver_client import ForkServer
+from samestep.supervisor.job import make_setup
+from samestep.training import worker
+from samestep.training.components import load_data
+from samestep.user_code.references import UserCode
 
 
 INEXACT = {
@@ -39,6 +48,20 @@ def test_check_says_what_breaks_exactness(
     verdict = check_exactness(recipe, server=server)
     assert not verdict.is_exact
     assert any(message in each for each in verdict.reasons), verdict.reasons
+
+
+def test_a_helper_draws_from_the_same_few_batches_as_its_worker(
+    own: Own, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = own(EVERYTHING, global_batch=12)
+    setup = make_setup(recipe, Placement(workers=1))
+    monkeypatch.setattr(HelperProcess, "start", lambda load, _: load())
+    user_code = UserCode(setup.search_path)
+    job = TrainingJob(setup=setup, max_steps=2)
+    made: Any = worker._helper(recipe, job, user_code, {})
+    _, plan = load_data(recipe, user_code, job.max_steps)
+    assert made._plan == plan
+    assert plan != load_data(recipe, user_code)[1]
 
 
 def test_check_finds_nothing_where_nothing_is(own: Own, server: ForkServer) -> None:

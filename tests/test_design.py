@@ -48,10 +48,12 @@ def test_it_has_every_section_in_the_order_of_the_pages(word: Document) -> None:
 
 
 def test_it_has_every_figure_with_its_words(word: Document) -> None:
-    told = [shape._inline.docPr.get("descr") for shape in word.inline_shapes]
-    assert told == [" ".join(image.content.split()) for image in blocks("image")]
+    descriptions = [shape._inline.docPr.get("descr") for shape in word.inline_shapes]
+    assert descriptions == [
+        " ".join(image.content.split()) for image in blocks("image")
+    ]
     assert written_in(word, "Caption") == [
-        f"Figure {n}. {text}" for n, text in enumerate(told, start=1)
+        f"Figure {n}. {text}" for n, text in enumerate(descriptions, start=1)
     ]
 
 

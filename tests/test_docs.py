@@ -82,7 +82,7 @@ def test_the_site_has_every_public_name_and_every_option(site: Path) -> None:
 
 
 @pytest.mark.parametrize("page", SESSIONS, ids=name)
-def test_a_session_goes_as_it_is_told(page: Path, tmp_path: Path) -> None:
+def test_a_session_prints_what_the_page_shows(page: Path, tmp_path: Path) -> None:
     blocks = [content for kind, content in code_blocks(page) if kind == "console"]
     script = f"\necho {NEXT}\n".join(typed(block) for block in blocks)
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
@@ -92,8 +92,8 @@ def test_a_session_goes_as_it_is_told(page: Path, tmp_path: Path) -> None:
     outputs = shell(script, tmp_path).split(f"{NEXT}\n")
     fingerprints: dict[str, str] = {}
     for block, output in zip(blocks, outputs, strict=True):
-        told = "\n".join(line for line in unfolded(block) if line[:2] != "$ ")
-        assert_appears(told, output, fingerprints)
+        shown = "\n".join(line for line in unfolded(block) if line[:2] != "$ ")
+        assert_appears(shown, output, fingerprints)
 
 
 def unfolded(block: str) -> list[str]:
@@ -127,18 +127,18 @@ OF_A_BUSY_MACHINE = re.compile(
 """Lines that a training prints where other programs slow a worker down."""
 
 
-def assert_appears(told: str, output: str, fingerprints: dict[str, str]) -> None:
+def assert_appears(shown: str, output: str, fingerprints: dict[str, str]) -> None:
     """Check that a page shows `output`, apart from what depends on the machine.
 
     `fingerprints` maps those of the page to those of this machine.
     """
     output = OF_A_BUSY_MACHINE.sub("", output)
     pattern = TOKEN.sub(
-        lambda token: SHAPES.get(str(token.lastgroup), re.escape(token[0])), told
+        lambda token: SHAPES.get(str(token.lastgroup), re.escape(token[0])), shown
     )
     found = re.fullmatch(pattern, output.strip(), re.DOTALL)
-    assert found, f"told:\n{told}\n\nhappened:\n{output}"
-    hashes = [token["hash"] for token in TOKEN.finditer(told) if token["hash"]]
+    assert found, f"on the page:\n{shown}\n\nprinted:\n{output}"
+    hashes = [token["hash"] for token in TOKEN.finditer(shown) if token["hash"]]
     for page, here in zip(hashes, found.groups(), strict=True):
         assert fingerprints.setdefault(page, here) == here
     assert len(set(fingerprints.values())) == len(fingerprints)

@@ -135,9 +135,9 @@ def start(tmp_path: Path) -> Iterator[Start]:
 def wait_for(condition: Callable[[], Any], *machines: Machine) -> Any:
     end = time.monotonic() + DEADLINE
     while not (found := condition()):
-        told = "\n".join(machine.log for machine in machines)
-        assert time.monotonic() < end, told
-        assert all(machine.process.poll() is None for machine in machines), told
+        logs = "\n".join(machine.log for machine in machines)
+        assert time.monotonic() < end, logs
+        assert all(machine.process.poll() is None for machine in machines), logs
         time.sleep(0.05)
     return found
 

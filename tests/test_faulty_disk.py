@@ -124,8 +124,8 @@ def test_a_disk_that_fails_for_a_while_costs_nothing(
 def test_lines_wait_for_a_full_disk_and_none_is_cut(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[str] = []
-    lines = JsonLines(tmp_path / "lines.jsonl", Fence(tmp_path, 1), told.append)
+    warnings: list[str] = []
+    lines = JsonLines(tmp_path / "lines.jsonl", Fence(tmp_path, 1), warnings.append)
     flag = tmp_path / "full"
     monkeypatch.setenv(fault_injection.DISK_FULL, str(flag))
     for number in range(9):
@@ -137,7 +137,7 @@ def test_lines_wait_for_a_full_disk_and_none_is_cut(
         written = (tmp_path / "lines.jsonl").read_text().splitlines()
         assert len(written) == (3 if 3 <= number < 6 else number + 1)
     assert [json.loads(line)["number"] for line in written] == list(range(9))
-    assert len(told) == 2
+    assert len(warnings) == 2
 
 
 @pytest.fixture

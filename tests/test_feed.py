@@ -187,7 +187,7 @@ def test_a_helper_that_still_loads_is_not_waited_for(tmp_path: Path) -> None:
     assert source.drawn[3:] == [(1, 0)]
 
 
-def test_a_helper_that_was_killed_is_missed_by_nobody(
+def test_the_worker_draws_for_itself_after_its_helper_was_killed(
     fed: "tuple[Prefetcher, Source, prefetch.HelperProcess]",
 ) -> None:
     found, source, helper = fed
@@ -206,8 +206,8 @@ def test_a_helper_that_was_killed_is_missed_by_nobody(
 def test_only_slow_data_are_drawn_ahead(
     micro_batches: int, data_seconds: float, seconds: float, expected: bool
 ) -> None:
-    told: list[bool] = []
+    reports: list[bool] = []
     helper = prefetch.HelperProcess.start(Source, [])
-    found = Prefetcher(Source(), helper, lambda: told.append(True))
+    found = Prefetcher(Source(), helper, lambda: reports.append(True))
     found.observe(micro_batches, data_seconds, seconds)
-    assert bool(told) == expected
+    assert bool(reports) == expected

@@ -44,8 +44,8 @@ def test_an_old_generation_cannot_write(tmp_path: Path) -> None:
 
 
 def test_an_old_generation_writes_no_checkpoint(tmp_path: Path) -> None:
-    told: list[Any] = []
-    with checkpoints_of(tmp_path, told.append) as checkpoints:
+    events: list[Any] = []
+    with checkpoints_of(tmp_path, events.append) as checkpoints:
         assert checkpoints.write(state_of(1), LAYOUT, [])
         Fence.claim(tmp_path, 2)
         assert not checkpoints.write(state_of(2), LAYOUT, [])

@@ -66,7 +66,7 @@ def killed(
 
 @pytest.fixture(params=KINDS, ids=lambda name: name.replace(" ", "-"))
 def trial(request: Any, tmp_path: Path) -> Trial:
-    """Of each kind."""
+    """A trial of each kind."""
     return Trial(request.param, tmp_path)
 
 

@@ -126,13 +126,13 @@ print(process.pid, flush=True)
 
 
 def test_an_orphan_whose_last_write_hangs_ends() -> None:
-    told = subprocess.run(
+    orphaned = subprocess.run(
         [sys.executable, "-c", ORPHAN],
         stdout=subprocess.PIPE,
         timeout=DEADLINE,
         check=True,
     )
-    pid, end = int(told.stdout), time.monotonic() + 30
+    pid, end = int(orphaned.stdout), time.monotonic() + 30
     while is_running(pid):
         assert time.monotonic() < end
         time.sleep(0.05)

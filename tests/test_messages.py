@@ -44,8 +44,8 @@ OBJECTS = st.dictionaries(st.text(), JSON, max_size=3)
 
 def strategy_for(kind: type) -> st.SearchStrategy[Any]:
     """Any message of one class; `JsonObject` is a dictionary of anything."""
-    opened = {f.name: OBJECTS for f in fields(kind) if f.type == JsonObject}
-    return st.builds(kind, **opened)
+    values = {f.name: OBJECTS if f.type == JsonObject else ... for f in fields(kind)}
+    return st.builds(kind, **values)
 
 
 st.register_type_strategy(float, st.floats(allow_nan=False))

@@ -88,26 +88,26 @@ def test_a_stop_on_any_node_ends_all_and_each_holds_the_whole_state(
 
 
 @pytest.mark.parametrize(
-    ("rank", "told"),
+    ("rank", "named"),
     [
         (1, {0: "late: node 1 (workers 1, 2)", 2: "late: worker 1."}),
         (2, {0: "late: node 1 (workers 1, 2)", 1: "late: worker 2."}),
     ],
 )
 def test_who_waits_for_a_stopped_worker_names_it(
-    server: ForkServer, tmp_path: Path, rank: int, told: dict[int, str]
+    server: ForkServer, tmp_path: Path, rank: int, named: dict[int, str]
 ) -> None:
     fault = Fault(number=0, kind="stop", point="exchange", step=5, rank=rank)
     recipe = small_recipe(epochs=9)
     args = server, tmp_path, recipe, [1, 2]
     with machines(*args, faults=[fault], peer_timeout=3.0) as played:
         played.listen(stuck=[rank])
-    for worker, name in told.items():
+    for worker, name in named.items():
         failed = played.failure(worker)
         # Whoever gives up first closes its connections.
         assert name in failed.message or failed.error == "PeerLost"
-    names = [played.failure(worker).message for worker in told]
-    assert any(name in said for name, said in zip(told.values(), names, strict=True))
+    names = [played.failure(worker).message for worker in named]
+    assert any(name in said for name, said in zip(named.values(), names, strict=True))
 
 
 def test_who_loses_a_node_names_it(server: ForkServer, tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_who_loses_a_node_names_it(server: ForkServer, tmp_path: Path) -> None:
 
 @st.composite
 def ownerships(draw: st.DrawFn, most: int = 4) -> tuple[list[Range], list[int]]:
-    """Of each worker, and the workers of each node; anybody may own nothing."""
+    """Draw what each worker owns, maybe nothing, and the workers of each node."""
     sizes = draw(st.lists(st.integers(1, 3), min_size=2, max_size=most))
     num_leaves, inner = draw(st.integers(1, 12)), sum(sizes) - 1
     cuts = st.lists(st.integers(0, num_leaves), min_size=inner, max_size=inner)

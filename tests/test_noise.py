@@ -79,7 +79,7 @@ def test_a_training_reports_the_noise_of_its_own_gradients(train: Train) -> None
 
 
 def _first_scale(recipe: Recipe) -> float:
-    """Of the first step, with plain torch."""
+    """Return the noise scale of the first step, with plain torch."""
     data = dataset.load(recipe.data)
     train = data.splits["train"]
     plan = Plan(len(train), recipe.global_batch, recipe.micro_batches, recipe.seed)

@@ -157,6 +157,22 @@ def test_what_is_given_has_the_same_identity_wherever_it_is_defined() -> None:
     assert transport.identity(one) != transport.identity(other)
 
 
+def test_a_generic_class_has_the_same_identity_in_every_process() -> None:
+    code = (
+        "from typing import Generic, TypeVar\n"
+        "T = TypeVar('T')\n"
+        "class Net(Generic[T]):\n"
+        "    size: T\n"
+    )
+
+    def define() -> Any:
+        space: dict[str, Any] = {"__name__": "__main__"}
+        exec(code, space)  # noqa: S102
+        return space["Net"]
+
+    assert transport.identity(define()) == transport.identity(define())
+
+
 def test_a_checksum_in_the_code_belongs_to_its_identity() -> None:
     one, other = (lambda: "0" * 32), (lambda: "1" * 32)
     assert one.__code__.co_consts != other.__code__.co_consts

@@ -33,12 +33,12 @@ def test_a_killed_worker_changes_no_bit(
     run = train_under(RECIPE, schedule, 3, exchange=exchange)
     assert results(run) == results(train(RECIPE, 1))
     assert run.result["restarts"] == 2
-    told = events(run, "fault", "failed", "restart", "training")
-    names = [event["event"] for event in told]
+    recorded = events(run, "fault", "failed", "restart", "training")
+    names = [event["event"] for event in recorded]
     recovery = ["fault", "failed", "restart", "training"]
     assert names == ["training", *recovery, *recovery]
-    assert "killed by SIGKILL" in told[2]["error"]
-    assert [told[1]["rank"], told[5]["rank"]] == [1, 0]
+    assert "killed by SIGKILL" in recorded[2]["error"]
+    assert [recorded[1]["rank"], recorded[5]["rank"]] == [1, 0]
 
 
 def test_metrics_are_logged_once_however_often_steps_are_taken(

@@ -1,4 +1,4 @@
-"""A loss that is a mean is told from one that is a sum, before the training."""
+"""A loss that is a mean is recognized before the training."""
 
 from collections.abc import Callable
 from typing import Any

@@ -242,7 +242,7 @@ def test_a_finished_or_foreign_directory_is_never_overwritten(tmp_path: Path) ->
         lambda text: text[: len(text) // 2],
         lambda _: "",
         lambda _: "[]",
-        lambda text: text.replace('"points": []', '"points": 3'),
+        lambda text: text.replace('"points": [', '"points": 3, "was": ['),
         lambda text: text.replace('"version": 1', '"version": "x"'),
         lambda text: text.replace(
             '"samples_per_second": 960.0', '"samples_per_second": NaN'
@@ -257,10 +257,9 @@ def test_a_damaged_file_is_named(tmp_path: Path, damage: Any) -> None:
     study.save()
     file = tmp_path / "scale" / "scaling.json"
     text = file.read_text()
-    damaged = damage(
-        text.replace('"calibration": []', '"calibration": [], "points": []')
-    )
-    file.write_text(damaged if damaged != text else "{}")
+    damaged = damage(text)
+    assert damaged != text
+    file.write_text(damaged)
     with pytest.raises(RunError, match=r"scaling\.json is damaged"):
         read(file)
 

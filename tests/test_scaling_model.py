@@ -173,7 +173,7 @@ def test_a_larger_batch_takes_longer_and_a_faster_network_less(
 
 
 @given(models)
-def test_work_that_is_shared_out_shrinks_and_latency_grows(
+def test_divided_work_shrinks_with_more_workers(
     parameters: dict[str, float],
 ) -> None:
     model = Model(parameters, "shared", 8, GRADIENT_BYTES)

@@ -32,7 +32,7 @@ class Alone:
         self.watch = Watch(1, 1)
 
     def merge(self, values: Tensor) -> Tensor:
-        """Nobody else has filled a cell."""
+        """Return the values: there is no other worker to fill a cell."""
         return values
 
     merge_slices = merge

@@ -193,16 +193,16 @@ def test_a_tracker_that_stays_behind_is_switched_off_before_it_fills_the_memory(
 ) -> None:
     monkeypatch.setattr(trackers, "MOST_WAITING", 3)
     seen: list[dict[str, Any]] = []
-    told: list[str] = []
-    follower = Follower(seen.append, told.append)
+    warnings: list[str] = []
+    follower = Follower(seen.append, warnings.append)
     for _ in range(9):
         follower.send(RECORD)
-    assert len(told) == 1
-    assert "is 3 records behind" in told[0]
+    assert len(warnings) == 1
+    assert "is 3 records behind" in warnings[0]
     follower.start()
     follower.ask_to_finish()
     follower.await_finish(0.0, 0.0)
-    assert len(told) == 1
+    assert len(warnings) == 1
 
 
 def test_a_module_in_the_current_directory_is_found_for_this_import_only(

@@ -42,7 +42,7 @@ class Task:
         return -(-len(self.train[1]) // self.recipe.global_batch)
 
     def model(self) -> nn.Module:
-        """As everybody writes them: from torch's own layers.
+        """Return the network, built from torch's own layers.
 
         Other families, those with batch norm, and with PEERS_MODEL=recipe all of them,
         are the recipe's own.
@@ -185,7 +185,7 @@ def in_memory(recipe: Recipe, split: Split) -> tuple[Tensor, Tensor]:
 def run(
     task: Task, model: nn.Module, epoch: Callable[[int], None], reports: bool = True
 ) -> None:
-    """Times each epoch, then tells."""
+    """Time each epoch, then report."""
     seconds = []
     for index in range(task.epochs):
         start = time.perf_counter()
@@ -196,12 +196,12 @@ def run(
 
 
 def shapes(model: nn.Module) -> list[tuple[int, ...]]:
-    """Of all parameters, sorted: networks that are alike have equal ones."""
+    """Return the sorted shapes of all parameters: equal for equal networks."""
     return sorted(tuple(parameter.shape) for parameter in model.parameters())
 
 
 def tell(task: Task, model: nn.Module, epoch_seconds: list[float]) -> None:
-    """Measures the test accuracy; prints it and the epochs' times."""
+    """Measure the test accuracy; print it and the epochs' times."""
     model.eval()
     with torch.inference_mode():
         batches = zip(*(torch.split(part, 250) for part in task.test), strict=True)

@@ -1,4 +1,4 @@
-"""The loop that everybody writes first: one process, tensors in memory."""
+"""A plain loop: one process, tensors in memory."""
 
 import torch
 from common import run, task

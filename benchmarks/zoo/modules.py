@@ -121,7 +121,7 @@ class Call(nn.Module):
 
 
 def first(model):
-    """Of several outputs."""
+    """Return a model that has only the first of several outputs."""
     return Through(model, after=Call(lambda found: found[0]))
 
 

@@ -77,7 +77,7 @@ def trained(entry: Entry, server: ForkServer, out: Path) -> str:
 
 
 def verdict(ends: list[str]) -> str:
-    """Of fingerprints and refusals, one for each placement."""
+    """Judge the fingerprints and refusals, one for each placement."""
     refusals = [end for end in ends if end.startswith("refused")]
     if refusals:
         always = len(refusals) == len(ends)

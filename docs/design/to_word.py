@@ -299,7 +299,7 @@ def _element(tag: str, /, **attributes: str) -> BaseOxmlElement:
 
 
 def write(target: Path) -> None:
-    """Return the document."""
+    """Write the document to `target`."""
     book = Book()
     book.add_front()
     for page in pages():

@@ -5,9 +5,9 @@ from language import Drawing
 
 OWNED = [(0, 2), (2, 5), (5, 8)]
 LEFT, WIDE = 36, 300
-"""Of the boxes that everything goes through."""
+"""Left edge and width of the boxes that everything goes through."""
 RIGHT, NARROW = 372, 164
-"""Of the boxes beside them."""
+"""Left edge and width of the boxes beside them."""
 HIGH = 84
 
 

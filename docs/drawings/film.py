@@ -1,8 +1,8 @@
 """A drawing whose shapes come and go.
 
 Motion is CSS alone, within `prefers-reduced-motion: no-preference`; without it the
-drawing stands still at its end, and with it begins there, so that nobody sees an empty
-card first.
+drawing stands still at its end, and with it begins there, so that an empty card is
+never seen.
 """
 
 from language import Drawing

@@ -45,7 +45,7 @@ Row = tuple[Cell, ...]
 
 
 def record(screen: Screen) -> Iterator[tuple[float, list[Row]]]:
-    """Return pairs of seconds and the contents of the screen."""
+    """Yield pairs of seconds and the contents of the screen."""
     elapsed = 0.5
     with tempfile.TemporaryDirectory() as directory:
         for command in COMMANDS:

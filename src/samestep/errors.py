@@ -106,7 +106,7 @@ class WorkerLate(TrainingError):
     ) -> "WorkerLate":
         """Return the error that names who is late, and the option to raise.
 
-        The rule is what must have happened within so many seconds.
+        The rule says what must happen within `seconds`.
         """
         return cls(
             f"{rule} within {round(seconds, 1):g} s; late: {who}. It is stopped, "
@@ -157,7 +157,7 @@ SYNONYMS = {
     "num_layers": "depth",
     "random_state": "seed",
 }
-"""Names in other libraries -> the name here."""
+"""Names in other libraries, or in earlier versions -> the name here."""
 
 
 def did_you_mean(word: str, known: Iterable[str], section: str = "") -> str:

@@ -3,11 +3,13 @@
 import os
 import sys
 
-from samestep.cli.worker import main
-
 
 if __name__ == "__main__":
-    if sys.flags.hash_randomization:  # the order of a set of strings may decide bits
+    # The order of a set of strings may decide bits. Before the import, which takes as
+    # long as that of torch.
+    if sys.flags.hash_randomization:
         os.environ["PYTHONHASHSEED"] = "0"
         os.execv(sys.executable, sys.orig_argv)  # noqa: S606
+    from samestep.cli.worker import main
+
     main()

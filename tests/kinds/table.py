@@ -14,7 +14,7 @@ class Kind:
     reason: str = ""
     """A pattern for what a training says of it; empty: its result is exact."""
     fields: dict[str, Any] = field(default_factory=dict)
-    """Of the recipe."""
+    """Fields of the recipe."""
     is_given: bool = False
     """Whether the model is called here, and the trainings get what it returns."""
 

@@ -1,4 +1,4 @@
-"""What Python callers call: train, resume, evaluate, check, load, export, sample.
+"""The Python API: train, resume, evaluate, check, load, export, sample.
 
 Imports `report` and below.
 """

@@ -117,7 +117,7 @@ def resume(
     started = time.monotonic() if started is None else started
     if "accept_other_bits" in placed:
         warn_old_name("accept_other_bits", "allow_different_numerics")
-        allow_different_numerics = placed.pop("accept_other_bits")
+        allow_different_numerics |= placed.pop("accept_other_bits")
     placement = placement_of(placement, placed)
     path = run.path if isinstance(run, Run) else Path(run)
     with (

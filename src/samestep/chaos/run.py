@@ -1,4 +1,4 @@
-"""Trains under a schedule of faults and compares the weights with a calm training's.
+"""Trains under a schedule of faults and compares with an undisturbed one.
 
 The schedule depends on the seed only.
 """

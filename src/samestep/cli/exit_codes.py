@@ -13,7 +13,6 @@ from samestep.errors import (
     Interrupted,
     OldNameWarning,
     SamestepError,
-    UsageError,
     WorkerFailed,
 )
 from samestep.system.log import logger, shown_on_stderr
@@ -71,7 +70,7 @@ def _explains_itself(error: SamestepError) -> bool:
     """Return whether the message is enough, without the worker's traceback."""
     if getattr(error, "__notes__", None):  # the traceback leads through user code
         return False
-    return isinstance(error, UsageError) or not isinstance(error, WorkerFailed)
+    return not isinstance(error, WorkerFailed)
 
 
 def _terminate(*_: object) -> NoReturn:

@@ -37,7 +37,7 @@ def train(
     with_report: bool,
     **options: Any,
 ) -> None:
-    """Train a recipe from the beginning, or from where this job has come to."""
+    """Train a recipe from the beginning, or continue where this job left off."""
     asked, parts = requested(recipe, options)
     run = out or _default_directory(asked.name)
     placement = Placement.model_validate(options | {"out": run})

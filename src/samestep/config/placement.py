@@ -75,6 +75,10 @@ class Placement(BaseModel):
         if not isinstance(fields, Mapping):
             return fields
         for old in RENAMED.keys() & fields.keys():
+            if RENAMED[old] in fields:
+                raise PlacementError(
+                    f"`{old}` is now `{RENAMED[old]}`; give one of the two, not both."
+                )
             warn_old_name(old, RENAMED[old])
         return {RENAMED.get(name, name): value for name, value in fields.items()}
 

@@ -99,9 +99,9 @@ class Recipe(Section):
     def _float64_is_not_rounded(self) -> Self:
         if self.precision == "float64" and self.compression != "none":
             raise ValueError(
-                "`compression` rounds gradients to 16 bits, of which `precision` "
-                f"`float64` keeps 64; `compression` is `{self.compression}`: leave out "
-                "one of the two"
+                "`compression` rounds gradients to 16 bits, and `precision` `float64` "
+                f"keeps all 64; `compression` is `{self.compression}`: leave out one "
+                "of the two"
             )
         return self
 
@@ -167,8 +167,8 @@ class Recipe(Section):
     def changed(self, overrides: Mapping[str, Any]) -> "Recipe":
         """Return a recipe with other values for some fields, by dotted name.
 
-        A section of another kind, as by `optimizer.name`, keeps the values of fields
-        that both kinds have. Raises RecipeError.
+        A section of another kind, as by `optimizer.name`, keeps the values that
+        were set, of fields that mean the same in both kinds. Raises RecipeError.
         """
         overrides = rename(overrides, warn=True)
         return Recipe.from_dict(override(self.to_dict(), overrides))

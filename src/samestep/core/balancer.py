@@ -10,8 +10,8 @@ others would be faster without, and the balancer decides about ownership.
 
 import random
 import statistics
-from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from samestep.core import ownership
 from samestep.core.ownership import Share
@@ -209,7 +209,4 @@ def random_ownership(micro_batches: int, workers: int, step: int) -> list[Share]
     """Draw an ownership from the step alone, for `--balance random`."""
     chance = random.Random(step)  # noqa: S311  not a secret
     cuts = sorted(chance.randint(0, micro_batches) for _ in range(workers - 1))
-    counts: Sequence[int] = [
-        b - a for a, b in zip([0, *cuts], [*cuts, micro_batches], strict=True)
-    ]
-    return ownership.contiguous(counts)
+    return list(pairwise([0, *cuts, micro_batches]))

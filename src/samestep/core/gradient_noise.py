@@ -19,7 +19,8 @@ from torch import Tensor
 
 
 EVERY = 25
-"""One step in so many is watched: squared norms cost about 10% of it."""
+"""One step in so many is watched: in every step, squared norms would cost 10% of the
+time at a global batch of 64 (docs/log.md)."""
 DECAY = 0.95
 """The weight of an older estimate beside the next: about 20 watched steps count."""
 

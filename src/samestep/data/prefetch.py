@@ -91,11 +91,15 @@ class HelperProcess:
         self.connection.send_bytes(PREPARE)
 
     def is_prepared(self) -> bool:
-        """Return whether the helper has answered `prepare`; stop asking once it has.
+        """Return whether the helper has answered `prepare`; call it until then.
 
-        Raises EOFError, OSError if the helper has ended.
+        Raises EOFError, OSError if the helper has ended or could not load its data.
         """
-        return self.connection.poll() and self.connection.recv_bytes() == PREPARE
+        if not self.connection.poll():
+            return False
+        if self.connection.recv_bytes() != PREPARE:
+            raise EOFError
+        return True
 
     def request(self, step: int, index: int) -> None:
         """Ask for one micro-batch, at most one at a time.
@@ -123,7 +127,7 @@ class Prefetcher:
         helper: HelperProcess | None,
         report: Callable[[], None],
     ) -> None:
-        """Call `report` once, when the helper is first used."""
+        """Call `report` once, when the helper begins to load its data."""
         self._source, self._helper, self._report = source, helper, report
         self._is_preparing = self._helps = False
         self._ahead: tuple[int, int] | None = None

@@ -16,7 +16,7 @@ Nested: TypeAlias = Any
 (With a recursive union, every use of the usual single tensor would need an assertion.)
 """
 Shape: TypeAlias = Any
-"""Of one sample: a tuple of numbers, or a dictionary or a tuple of these."""
+"""The shape of one sample: a tuple of numbers, or a dictionary or a tuple of these."""
 
 
 def apply(function: Callable[[Tensor], Any], value: Nested) -> Any:

@@ -84,7 +84,7 @@ def probe(peer: str, port: int, source: str = "") -> Link:
                 return Link(**fields, broke=f"{part}: {outcome_of(error)}")
             except (ProtocolError, ValidationError) as error:
                 return Link(**fields, broke=f"{part}: {str(error).splitlines()[0]}")
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ProtocolError):
             link.send_message({"ask": "end"})
     return Link(**fields)
 

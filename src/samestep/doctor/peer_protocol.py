@@ -18,7 +18,7 @@ from samestep.system.json_values import JsonObject
 MOST_MESSAGE_BYTES = 64 << 10
 LEAST_BULK_BYTES, MOST_BULK_BYTES = 4 << 10, 1 << 30
 IDLE_SECONDS = 5.0
-"""Without a byte, after which the other side counts as gone."""
+"""Seconds without a byte, after which the other side counts as gone."""
 SESSION_SECONDS = 60.0
 CONNECT_SECONDS = 3.0
 CHUNK = 256 << 10

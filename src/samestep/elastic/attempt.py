@@ -23,7 +23,7 @@ LOST = (PeerLost, WorkerLate)
 
 
 class InProcessChannel:
-    """The channel of a worker whose leader is in the same process, or that has none."""
+    """The channel of a worker under torchrun: only a leader listens to it."""
 
     def __init__(
         self, job: TrainingJob, listen: Callable[[Message], None] = lambda _: None
@@ -88,7 +88,7 @@ class Generation:
     _memory: SnapshotMemory = field(init=False)
 
     def __post_init__(self) -> None:
-        """Map the memory that the workers of this machine share."""
+        """Prepare to follow the snapshots of the workers of this machine."""
         self._memory = SnapshotMemory(
             self.fds["snapshots"],
             self.fds["constants"],
@@ -138,7 +138,8 @@ class Generation:
     def _receive(self, message: Message) -> None:
         if isinstance(message, Started):
             self._memory.receive(message, self.offer)
-            layout = Layout.model_validate(message.layout)
+            layout = self.layout
+            assert layout is not None
             self.directory.describe(self.about(layout, message))
             self.listen(message)
         else:

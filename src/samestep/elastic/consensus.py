@@ -29,7 +29,7 @@ class NodeStatus:
     sees: Sequence[int] = ()
     """The nodes that share its run directory, itself included."""
     interface: str = ""
-    """The network interface given on the command line; empty if none was."""
+    """The network interface to use; empty if none was named."""
     address: str = ""
     """The address of that interface."""
     interfaces: str = ""

@@ -87,11 +87,10 @@ class Meeting:
             return
         keys = [f"parted/{node}" for node in range(1, topology.nodes)]
         with contextlib.suppress(PeerLost):  # some have ended without this message
-            missing = "the end of the others"
             wait(
                 lambda: self.store.check(keys),
                 self.pause,
-                lambda: missing,
+                lambda: "the end of the others",
                 PART_SECONDS,
             )
 

@@ -112,14 +112,14 @@ def wait(
     is_there: Callable[[], bool],
     pause: Callable[[], None],
     missing: Callable[[], str],
-    seconds: float = START_SECONDS,
+    seconds: float,
 ) -> None:
     """Poll until `is_there` returns True; after `seconds` raise PeerLost."""
     end = time.monotonic() + seconds
     while not is_there():
         if time.monotonic() > end:
             raise PeerLost(
-                f"All workers must arrive within {seconds:.0f} s; missing: "
+                f"All workers must arrive and answer within {seconds:.0f} s; missing: "
                 f"{missing()}. "
                 "Check that all machines are up and can reach each other."
             )

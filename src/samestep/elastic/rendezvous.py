@@ -217,5 +217,6 @@ def refuse(text: str) -> NoReturn:
         message = {"message": text, "errorCode": REFUSED}
         Path(file).write_text(json.dumps({"message": message}))
     else:
-        say(f"Error: {text}")
+        with shown_on_stderr():
+            logger.error("Error: %s", text)
     sys.exit(2)

@@ -1,4 +1,4 @@
-"""Sends a state from the node that has it to those that lack it, over Gloo.
+"""Send a state from the node that has it to those that lack it, over Gloo.
 
     lengths of the parts    head, JSON    parameters    states    tail    metrics.jsonl
 

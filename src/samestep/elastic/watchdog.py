@@ -21,7 +21,8 @@ from samestep.system.signals import EXIT_CODES, Stop
 POLL_SECONDS = 0.5
 """Seconds between two checks of the parent process."""
 STOP_SECONDS = 5.0
-"""Deadline for the training to stop in order; torchrun kills after 30 s."""
+"""Deadline for the training to stop in order. torchrun kills after 30 s, or after
+`nodes.SHUTDOWN_SECONDS`."""
 ENDING_SECONDS = 60.0
 """Deadline for a main thread that is ending the process. Without it, an orphaned worker
 whose last checkpoint goes to a disk that hangs would live for ever."""

@@ -1,4 +1,7 @@
-"""How the partial gradients of the workers become one sum."""
+"""How the partial gradients of the workers become one sum.
+
+Imports `models` and below.
+"""
 
 from contextlib import AbstractContextManager
 from typing import Protocol
@@ -55,7 +58,9 @@ class Exchange(Merger, Protocol):
         """Return the context of the forward and backward pass of one micro-batch."""
 
     def after_backward(self, micro_batch: int) -> None:
-        """Take the gradients and buffers that a micro-batch left; `grad` is then None.
+        """Take the gradients and buffers that a micro-batch left.
+
+        `grad` is None before the next micro-batch, and after `sum`.
 
         The exchange may add to the tensors that were in `grad`.
         """

@@ -116,7 +116,7 @@ class GlooExchange:
             if self.workers > 1:
                 dist.broadcast(self.parameters, src=0)
             return objective
-        # It imports torch._dynamo, 0.9 s: only who overlaps pays.
+        # It imports torch._dynamo, which takes 0.9 s: only where gradients overlap.
         from torch.nn.parallel import DistributedDataParallel
 
         self._ddp = DistributedDataParallel(

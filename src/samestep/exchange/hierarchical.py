@@ -64,7 +64,7 @@ class ExchangePlan:
         spans = [(local[0][0], local[-1][1]) for local in owned]
         rows = [tree.subtrees(span, shares[-1][1]) for span in spans]
         # Whole cache lines: the last node's piece ends where the parameters do, and
-        # padding after it is neither sent nor read.
+        # padding after it is not sent: in `total` it stays zero.
         cuts = [ALIGNMENT * cut for cut in pieces(length // ALIGNMENT, len(sizes))]
         return cls(owned, rows, list(pairwise(cuts)))
 

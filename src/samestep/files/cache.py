@@ -136,6 +136,8 @@ def _is_intact(path: Path) -> bool:
     with path.open("rb") as file:
         while left:
             piece = file.read(min(left, CHUNK))
+            if not piece:  # another process has replaced a longer file meanwhile
+                return False
             digest.update(piece)
             left -= len(piece)
         return file.read() == digest.digest()

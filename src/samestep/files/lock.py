@@ -24,8 +24,11 @@ def acquire(path: Path, patience: float = 0.0) -> int | None:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return fd
-        except OSError:
+        except BlockingIOError:
             if time.monotonic() >= end:
                 os.close(fd)
                 return None
             time.sleep(POLL_SECONDS)
+        except OSError:  # some network file systems have no locks
+            os.close(fd)
+            raise

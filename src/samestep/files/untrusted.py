@@ -40,10 +40,10 @@ def check_regular(path: Path) -> None:
     _check_kind(path.stat().st_mode)
 
 
-def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
+def open_regular(path: Path) -> int:
     """Open a regular file without blocking; return the descriptor. Raises OSError."""
     _check_name(path)
-    fd = _open(path, flags | os.O_NONBLOCK)
+    fd = _open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
         _check_kind(os.fstat(fd).st_mode)
     except BaseException:

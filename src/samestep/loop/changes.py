@@ -1,4 +1,4 @@
-"""The vectors of a model in a user's own loop, where nothing is known of its passes."""
+"""The vectors of a model in a user's own loop, whose passes are unknown."""
 
 import torch
 from torch import Tensor, nn

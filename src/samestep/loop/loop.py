@@ -9,6 +9,7 @@ number of workers.
 import contextlib
 import warnings
 from collections.abc import Callable, Iterator, Sized
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -217,18 +218,20 @@ class Loop:
                 with self._exchange.accumulate(m):
                     if len(samples):
                         seeding.seed(derive_seed(self._seed, "step", number, m))
-                        batch = _fetch(data, samples, collate)
-                        yield from self._pass(Piece(row, m, len(samples)), batch, size)
+                        fetch = partial(_fetch, data, samples, collate)
+                        yield from self._pass(Piece(row, m, len(samples)), fetch, size)
                 flat.is_weighed = m in self._weights
                 self._exchange.after_backward(m)
         self._sum(size, plan.num_pieces(index))
 
-    def _pass(self, piece: Piece, batch: Any, global_batch: int) -> Batches:
+    def _pass(
+        self, piece: Piece, fetch: Callable[[], Any], global_batch: int
+    ) -> Batches:
         """Yield a micro-batch, then make its gradients ready for the exchange."""
         m, self._tally.piece = piece.number, piece
         same = self._guard.of_micro_batch(self._flat.parameters)
         with self._weights.of(m), self._checked(), same:
-            yield batch
+            yield fetch()
         self._unchanged.check()
         self._tally.piece = None
         check_gradients(self._model, WHO)

@@ -82,7 +82,7 @@ class Tally:
         Names stand in the order in which one worker alone would have met them. Raises
         OwnCodeError.
         """
-        mine = [(*next(iter(cells)), name) for name, cells in self._cells.items()]
+        mine = [(*min(cells), name) for name, cells in self._cells.items()]
         every = gather(exchange, rank, [len(self._pieces), mine])
         rows = [begun for begun, _ in every]
         if len(set(rows)) > 1:

@@ -1,4 +1,4 @@
-"""The jobs of workers, as `supervisor.job` puts them together.
+"""The jobs of workers; `supervisor.job` makes their common part, the `Setup`.
 
 A job is the first line that a worker receives, and the only one.
 """

@@ -34,7 +34,7 @@ class FindGpus:
 
 @dataclass(frozen=True, kw_only=True)
 class BuildKnown:
-    """Torch has been imported. What decides bits besides the recipe."""
+    """Torch has been imported; `build` is what decides bits besides the recipe."""
 
     build: dict[str, str]
 

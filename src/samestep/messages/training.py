@@ -146,7 +146,7 @@ class UnusedParameters:
 
 @dataclass(frozen=True, kw_only=True)
 class Prefetching:
-    """A worker's helper process begins to draw micro-batches ahead of time."""
+    """A worker's helper process begins to load data, to draw samples ahead."""
 
     worker: int
 
@@ -260,7 +260,7 @@ class GenerationFailed:
     """The workers had to be ended because one of them failed."""
 
     final: bool | None = field(default=None, metadata=OPTIONAL)
-    """Whether the training ends with it; None if others decide that."""
+    """Whether the training ends with it; None under torchrun, which decides that."""
     error: str
     worker: int | None
     step: int | None

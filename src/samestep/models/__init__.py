@@ -1,4 +1,7 @@
-"""Model families, one file each."""
+"""Model families, one file each; the loss, the device, torch.compile.
+
+Imports `data` and below.
+"""
 
 import torch
 from torch import nn

@@ -48,7 +48,7 @@ def compiled(model: nn.Module) -> nn.Module:
     import torch._inductor.config as inductor
 
     # One micro-batch never runs eagerly because others have been compiled before it:
-    # who owns which micro-batches would then decide bits.
+    # ownership of micro-batches would then decide bits.
     dynamo.recompile_limit = dynamo.accumulated_recompile_limit = 1_000
     dynamo.fail_on_recompile_limit_hit = True
     inductor.fallback_random = True  # torch's own generator, as without compiling

@@ -116,7 +116,7 @@ class Objective(nn.Module):
                 "A loss is divided by the number of targets, and samples must have "
                 f"equally many: first there were {self._per_sample}, now there are "
                 f"{targets[0].numel()} in each. Where batches are padded to lengths of "
-                "their own, return `(sum, count)`, or say `loss.ignore_index`."
+                "their own, return `(sum, count)`, or set `loss.ignore_index`."
             )
 
     def measure(self, outputs: Any, targets: Tensor | Mixed) -> tuple[Tensor, Tensor]:

@@ -95,7 +95,7 @@ def unsharded_names(
     """Return the names of the matrices that Muon updates, among parameter shapes.
 
     By default these are the matrices between the first and the last parameter of two
-    or more dimensions, unless their names tell otherwise (`NOT_HIDDEN`). Empty for
+    or more dimensions, except those whose names match `NOT_HIDDEN`. Empty for
     other optimizers. Raises RecipeError if there is none.
     """
     if not isinstance(recipe, MuonRecipe):

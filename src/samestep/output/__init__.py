@@ -1,4 +1,4 @@
-"""What a training leaves behind and shows: the run directory, the console, trackers.
+"""The run directory, the console and the trackers of a training.
 
 Imports `user_code` and below.
 """

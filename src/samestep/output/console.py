@@ -1,7 +1,7 @@
-"""What a person sees of a training while it runs, all of it on stderr.
+"""Shows the progress of a training.
 
-On a terminal a live table, elsewhere one line per epoch. The lines, and those above the
-table, go through the logger `samestep` (`samestep.system.log`).
+On a terminal there is a live table, elsewhere one line per epoch. The lines,
+and those above the table, go through the logger `samestep` (`samestep.system.log`).
 """
 
 from contextlib import AbstractContextManager

@@ -9,7 +9,7 @@ from samestep.errors import SamestepError
 
 
 MOST_BYTES = 20_000
-"""An error keeps so much of the end of a log."""
+"""How much of the end of a log an error keeps."""
 
 
 @contextmanager

@@ -1,8 +1,9 @@
 """The records of a run's and a study's files, as they are written and read.
 
-`RunWriter` checks a result.json against `Result`, `Run.open` and the reports read it as
-one, and the page on the run directory is made from its fields. A field that older runs
-lack has a default. A number that is null in a file was not finite.
+`Run.open` and the reports read a result.json as a `Result`, the tests hold what
+`RunWriter` writes to it, and the page on the run directory is made from its fields. A
+field that older runs lack has a default. Numbers that are not finite are written as NaN
+and Infinity; a measured number that is null is read as NaN.
 """
 
 import math

@@ -97,7 +97,9 @@ def worst_pictures(result: Result) -> list[Picture]:
         return []
     try:
         recipe = MnistData.model_validate(result.recipe.get("data"))
-        images = mnist.MnistSource(recipe).arrays()["test"].inputs
+        source = mnist.MnistSource(recipe)
+        source.prepare()  # a damaged file in the cache is replaced
+        images = source.arrays()["test"].inputs
     except (ValidationError, SamestepError):
         return []
     return [

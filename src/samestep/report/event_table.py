@@ -17,7 +17,8 @@ def events_table(events: Sequence[Event]) -> list[Block]:
     rows = [
         (seconds(at), event.event, _sentence(event))
         for at, event in on_one_clock(events)
-        if event.event in _SENTENCES
+        # `failed` at the end of a run has no fields: the one before says why.
+        if event.event in _SENTENCES and (event.event != "failed" or event.get("error"))
     ]
     if not rows:
         return []

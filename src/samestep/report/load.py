@@ -34,7 +34,7 @@ class RunFiles:
 
     path: Path
     result: Result
-    """Of a run without result.json: the fields that its other files have."""
+    """Without a result.json, the fields that the other files have."""
     steps: list[Step]
     events: list[Event]
     environment: Json
@@ -119,7 +119,7 @@ def _check_directory(path: Path) -> None:
         for name in ("result.json", "metrics.jsonl", "recipe.toml")
     ):
         raise RunError(
-            f"{path} is neither a run nor a scaling: it has no result.json, no "
+            f"{path} is neither a run nor a scaling study: it has no result.json, no "
             "metrics.jsonl and no scaling.json. Give a directory that `samestep train` "
             "or `samestep scale` wrote."
         )

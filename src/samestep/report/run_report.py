@@ -35,7 +35,7 @@ from samestep.system.terminal import clean
 
 
 MOST_ROWS = 100
-"""Nobody reads a longer table."""
+"""Rows of the longest table that is still readable."""
 SPLITS = {"train": "training", "validation": "validation"}
 
 

@@ -90,7 +90,7 @@ def _facts(scaling: Scaling) -> list[Fact]:
         if last.efficiency_of_limit is not None:
             share = percent(last.efficiency_of_limit)
             note = "trainings without communication"
-            facts.append(Fact("Of the machine's limit", share, note))
+            facts.append(Fact("Share of the machine's limit", share, note))
         rate = count(last.samples_per_second)
         facts.append(Fact("Samples per second", rate, workers))
     if scaling.held_out:

@@ -1,5 +1,6 @@
 """What `samestep scale` prints: progress on stderr, the table at the end on stdout."""
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,11 +17,11 @@ from rich.table import Table
 
 from samestep.scaling.measure import OnCell
 from samestep.system.json_values import JsonObject
-from samestep.system.log import logger
+from samestep.system.log import logger, shown_on_stderr
 
 
 PLAIN_SECONDS = 10.0
-"""Between two plain lines."""
+"""Seconds between two plain lines, at least."""
 COLUMNS = (
     "batch",
     "workers",
@@ -40,11 +41,17 @@ def show_progress() -> Iterator[OnCell]:
     """Yield a callback that shows a bar on a terminal, and lines elsewhere."""
     console = Console(stderr=True)
     if not console.is_terminal or console.is_dumb_terminal:
-        yield _Lines()
+        with shown_on_stderr():
+            yield _Lines()
         return
     description = TextColumn("{task.description}")
     columns = (BarColumn(), MofNCompleteColumn(), description, TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
+    with Progress(
+        *columns,
+        console=console,
+        transient=True,
+        speed_estimate_period=math.inf,  # a measurement may take minutes
+    ) as progress:
 
         def on_cell(done: int, total: int, what: str) -> None:
             if not progress.tasks:

@@ -13,6 +13,7 @@ from samestep.scaling.study import open_study, to_csv, write
 from samestep.supervisor.forkserver_client import ForkServer
 from samestep.system import machine
 from samestep.system.json_values import JsonObject
+from samestep.system.log import logger
 from samestep.system.signals import stop_on_signals
 
 
@@ -29,8 +30,10 @@ def scale(
     UsageError before anything is started, TrainingError after, and Interrupted after a
     signal.
     """
-    source_of(recipe.data).prepare()
-    environment = machine.describe() | {"data": source_of(recipe.data).describe()}
+    source = source_of(recipe.data)
+    if notice := source.prepare():
+        logger.info("note: %s", notice)
+    environment = machine.describe() | {"data": source.describe()}
     path = out or _default_path(recipe)
     points = grid(settings, recipe.micro_batches)
     with open_study(path, recipe, environment, settings, points) as study:

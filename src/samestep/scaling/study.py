@@ -144,7 +144,7 @@ def open_study(
         else:
             study.save()
             write(path / "recipe.toml", recipe.to_toml())
-            (path / "logs").mkdir(exist_ok=True)
+        (path / "logs").mkdir(exist_ok=True)
         yield study
 
 
@@ -167,7 +167,13 @@ def _make(path: Path) -> None:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    fd = lock.acquire(path / LOCK_FILE)
+    try:
+        fd = lock.acquire(path / LOCK_FILE)
+    except OSError as error:
+        raise RunError(
+            f"{path / LOCK_FILE} cannot be locked: {error.strerror}. Choose another "
+            "`--out`."
+        ) from None
     if fd is None:
         raise RunError(
             f"Another process is measuring into {path}. Wait for it, or choose "

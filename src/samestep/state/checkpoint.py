@@ -54,7 +54,7 @@ class FileEntry(_Section):
 
 
 class SumsEntry(_Section):
-    """The fields of `metrics.Sums`."""
+    """The fields of `metrics.MetricSums`."""
 
     loss: float
     metrics: list[float]

@@ -67,9 +67,9 @@ class Layout(BaseModel):
     """Names of the optimizer's state vectors, and of others of the same layout."""
     aliases: dict[str, str] = {}
     """Second names of tensors that are tied, and their first."""
-    # Files have had the name `whole` since there was Muon.
+    # In files this field has been called `whole` since Muon was added.
     unsharded: tuple[str, ...] = Field((), strict=False, alias="whole")
-    """Parameters of which one worker updates the whole: Muon's matrices."""
+    """Parameters that one worker updates as a whole, not in slices: Muon's matrices."""
     constants: tuple[str, ...] = Field((), strict=False)
     """Frozen parameters and buffers that no pass changes: in files, not in vectors."""
     constants_sha256: str = ""

@@ -141,7 +141,7 @@ class CheckpointWriter:
         Copying cannot wait: the workers soon write the same slot again.
         """
         _lower_priority()
-        copied: tuple[State, Offer] | None = None
+        copied: tuple[State, Layout, list[JsonObject]] | None = None
         allowed = 0.0
         while True:
             with self._changed:
@@ -150,13 +150,12 @@ class CheckpointWriter:
                     self._changed.wait(pause)
                 (offer, self._waiting), ended = (self._waiting, None), self._ended
             if offer and (state := self._copy(offer)):
-                copied = state, offer
+                copied = state, offer.layout, offer.epochs
             if copied and copied[0].step in self._verified:  # as when a run ends
                 copied = None
             if copied and (ended or time.monotonic() >= allowed):
                 start = time.monotonic()
-                state, offer = copied
-                self.write(state, offer.layout, offer.epochs)
+                self.write(*copied)
                 copied = None
                 allowed = time.monotonic() + (time.monotonic() - start) / WRITING_SHARE
             if ended and not self._waiting:

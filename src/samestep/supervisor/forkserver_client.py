@@ -204,7 +204,7 @@ class ForkServer:
 
 @contextlib.contextmanager
 def _opened(log: Path) -> Iterator[int]:
-    """A file of a run that may come from elsewhere. Raises OutputError."""
+    """Open a worker's log; the run may come from elsewhere. Raises OutputError."""
     try:
         fd = untrusted.open_to_append(log, log.parent.parent)
     except OSError as error:
@@ -219,7 +219,7 @@ def _opened(log: Path) -> Iterator[int]:
 
 
 def _has_fileno(stream: TextIO) -> bool:
-    """Notebooks and tests replace the standard streams by objects without one."""
+    """Return whether a stream has a descriptor; in notebooks and tests it may not."""
     with contextlib.suppress(AttributeError, OSError, ValueError):
         return os.fstat(stream.fileno()) is not None
     return False

@@ -74,7 +74,8 @@ class HangDetector:
     def complaint(self, workers: str) -> str:
         """Return the error message for workers that are late.
 
-        Equal failures have equal messages: `RestartBudget` compares them.
+        Equal failures have equal messages, unless a pause has raised `patience`:
+        `RestartBudget` compares them.
         """
         if self._is_starting and self.seconds >= self.start_seconds:
             return (

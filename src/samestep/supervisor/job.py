@@ -1,4 +1,4 @@
-"""The one place where jobs for workers are put together."""
+"""Makes the part of a job that comes from the recipe and the placement."""
 
 from samestep.config.placement import Placement
 from samestep.config.recipe import Recipe

@@ -244,7 +244,12 @@ class _Supervision:
         self._deadline = min(self._deadline, time.monotonic() + seconds)
 
     def _pass_on(self, worker: Worker) -> None:
-        for message in worker.receive():
+        try:
+            messages = worker.receive()
+        except WorkerFailed as error:  # an undecodable line
+            worker.failure = Failed(error="WorkerFailed", message=str(error))
+            return
+        for message in messages:
             if isinstance(message, Failed):
                 worker.failure = message
             else:

@@ -9,7 +9,6 @@ from samestep.config.data import CustomData
 from samestep.config.recipe import Recipe
 from samestep.errors import CheckpointError, RunError
 from samestep.files import untrusted
-from samestep.output.run import RunResult
 from samestep.state import checkpoint
 from samestep.state.checkpoint import Checkpoint
 from samestep.system.conditions import FOUND_BY_WORKERS, of_machine
@@ -77,7 +76,7 @@ def check_conditions(then: Conditions, now: Conditions) -> list[str]:
     if differences:
         raise CheckpointError(
             "A run continues only under the conditions of its checkpoint, or the "
-            f"result would have other bits. Different are: {'; '.join(differences)}"
+            f"result would have other bits. These differ: {'; '.join(differences)}"
             ". Restore them, or pass `--allow-different-numerics`."
         )
     unknown = list(_unknown(then[1], now[0]))
@@ -133,9 +132,10 @@ def find_start(
 def is_finished(run: Path) -> bool:
     """Return whether the run has a result.json with the status `finished`."""
     try:
-        return RunResult.open(run).status == "finished"
-    except RunError:
+        result = untrusted.parse_json(untrusted.read_bytes(run / "result.json"))
+    except (OSError, ValueError):
         return False
+    return isinstance(result, dict) and result.get("status") == "finished"
 
 
 def _extended(recipe: Recipe, run: Path, epochs: int | None, complete: int) -> Recipe:

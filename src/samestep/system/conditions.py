@@ -32,7 +32,7 @@ counted."""
 NONE = "none"
 
 FOUND_BY_WORKERS = ("samples",)
-"""Conditions that only the workers can see, and compare: `alike.py`."""
+"""Conditions that only the workers can see, and compare: `verification/startup.py`."""
 
 
 def of_machine() -> dict[str, str]:

@@ -74,7 +74,7 @@ class WorkerContext:
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """How to train, besides the recipe; none of it decides the result."""
+    """How to train, besides the recipe; only `max_steps` decides the result, too."""
 
     snapshot_seconds: float = 0.0
     """Seconds between snapshots; 0: none."""
@@ -87,8 +87,8 @@ class TrainSettings:
     probe: bool = False
     """Whether user code is computed again to see that it gives the same result."""
     witness_timeout: float = 60.0
-    """Seconds that the end of the training waits for the witness, besides what loading
-    and building took."""
+    """Seconds that the end of the training waits for the witness, besides three
+    times what loading and building took."""
     max_steps: int | None = None
     """Full global batches of an epoch, to try a recipe out; None: all."""
     samples: str = ""

@@ -65,9 +65,9 @@ class Cadence:
 
     heartbeat: Heartbeat
     snapshot_seconds: float
-    _last_point: float = field(default_factory=time.monotonic)
-    _last_save: float = field(default_factory=time.monotonic)
-    _last_epoch: float = field(default_factory=time.monotonic)
+    _last_point: float = field(default_factory=lambda: time.monotonic())
+    _last_save: float = field(default_factory=lambda: time.monotonic())
+    _last_epoch: float = field(default_factory=lambda: time.monotonic())
     _cost: float = 0.0
 
     def decide(self, steps: int, epoch_ends: bool) -> Decision:

@@ -149,6 +149,8 @@ class ForkServer:
             _redirect(fds.pop("log"))
             os.environ.update(env)
             code = worker.main(fds)
+        except BaseException:
+            traceback.print_exc()
         finally:
             sys.stdout.flush()
             sys.stderr.flush()

@@ -90,7 +90,7 @@ class Measurement:
         """Add the seconds by phase of more steps."""
         before = self.workers or [dict.fromkeys(PHASES, 0.0) for _ in workers]
         self.workers = [
-            {phase: old.get(phase, 0.0) + seconds for phase, seconds in new.items()}
+            {phase: old[phase] + seconds for phase, seconds in new.items()}
             for old, new in zip(before, workers, strict=True)
         ]
 
@@ -167,7 +167,7 @@ def train_until(
 
 
 def seconds_passed(seconds: float) -> Callable[[], bool]:
-    """Return a function that tells whether `seconds` have passed since this call."""
+    """Return a function that returns whether `seconds` have passed since this call."""
     end = time.monotonic() + seconds
     return lambda: time.monotonic() >= end
 

@@ -7,6 +7,7 @@ plan -> own micro-batches -> forward and backward of each -> partial gradients
 """
 
 import resource
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 
 import torch
@@ -159,7 +160,7 @@ def train_step(trainer: Trainer, step: int) -> None:
 
 def _rescale(
     trainer: Trainer, gradient: Tensor, step: int
-) -> tuple[float, list[float]]:
+) -> tuple[float, Sequence[float]]:
     """All workers: divide the gradient by what the losses counted, if they count.
 
     Returns the factor, and how many samples each micro-batch weighs.
@@ -167,7 +168,7 @@ def _rescale(
     plan, data = trainer.samples.plan, trainer.samples.data
     sizes = plan.micro_batch_sizes(step % plan.steps_per_epoch)
     if COUNTED not in data.own_metrics:
-        return 1.0, [*sizes]
+        return 1.0, sizes
     num_samples, num_targets = sum(sizes), trainer.samples.num_targets(step)
     factor, weights = gradients.rescale_to_counts(
         gradient, trainer.monitor.counts(), num_targets, num_samples
@@ -178,7 +179,7 @@ def _rescale(
 
 
 def _observe_noise(
-    trainer: Trainer, gradient: Tensor, factor: float, sizes: list[float]
+    trainer: Trainer, gradient: Tensor, factor: float, sizes: Sequence[float]
 ) -> None:
     """All workers, in some steps: observe the gradient noise scale.
 
@@ -195,8 +196,9 @@ def _observe_noise(
 def sync_metrics(trainer: Trainer, epoch: int, steps_in_epoch: int) -> Decision:
     """All workers: merge the metrics of the steps since the last call.
 
-    The same merge carries the decision of rank 0, which is returned: all workers save,
-    stop and change ownership after the same step.
+    The same merge carries the decision of rank 0, and any worker's request to stop;
+    the merged decision is returned. So all workers save, stop and change ownership
+    after the same step.
     """
     progress, monitor = trainer.progress, trainer.monitor
     ends = steps_in_epoch == trainer.samples.plan.steps_per_epoch

@@ -111,7 +111,11 @@ class ControlSocket:
 
 
 def main(fds: dict[str, int]) -> int:
-    """Do the job and return the exit code; `system.resources` lists the descriptors."""
+    """Do the job and return the exit code.
+
+    `fds` are `control`, the socket to the supervisor, those of `system.resources`, and
+    memory that outlives the worker: `snapshots`, `constants`, `objects`.
+    """
     # The supervisor asks for the stacks of a worker that hangs; they go into its log.
     faulthandler.register(signal.SIGUSR2, all_threads=True)
     topology = Topology.from_environment()
@@ -224,9 +228,12 @@ def _helper(
         return None
     unused = [fd for name, fd in fds.items() if name != "objects"]
     has_user_code = bool(names(recipe))
-    return HelperProcess.start(
-        lambda: MicroBatches(*load_data(recipe, user_code), has_user_code), unused
-    )
+    max_steps = job.max_steps
+
+    def load() -> MicroBatches:
+        return MicroBatches(*load_data(recipe, user_code, max_steps), has_user_code)
+
+    return HelperProcess.start(load, unused)
 
 
 def _witness(

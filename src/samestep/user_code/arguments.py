@@ -77,6 +77,8 @@ def recipe_of(
 def placement_of(placement: Placement | None, fields: Mapping[str, Any]) -> Placement:
     """Return the placement with these fields. Raises PlacementError."""
     before = placement.model_dump() if placement else {}
+    for old in RENAMED.keys() & fields.keys():  # an old name overrides the new one
+        before.pop(RENAMED[old], None)
     try:
         return Placement.model_validate({**before, **fields})
     except ValidationError as error:

@@ -17,7 +17,7 @@ from typing import Any
 from samestep.errors import UsageError, did_you_mean
 
 
-HERE = str(Path(__file__).parents[1])
+HERE = str(Path(__file__).parents[1]) + os.sep
 """The directory of samestep's own code."""
 
 
@@ -123,7 +123,7 @@ def user_frames(error: BaseException) -> str:
 
 
 def explain(error: BaseException) -> str:
-    """Return `KeyError: 'loss' (mine.py, line 12)`: the last frame of user code."""
+    """Return `KeyError: 'loss' (mine.py, line 12)`: the last frame outside samestep."""
     text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         if not frame.filename.startswith(HERE) and "importlib" not in frame.filename:

@@ -17,7 +17,7 @@ import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
+from typing import Any, TypeVar
 
 import cloudpickle
 
@@ -87,9 +87,12 @@ def fill(objects: list[PackedObject]) -> tuple[int, dict[str, list[Extent]]]:
     starts = list(accumulate(map(pages, sizes), initial=0))
     fd = shared_memory.create()
     remedy = "Give a function that loads the data instead."
-    with shared_memory.reserve(
-        fd, max(1, starts[-1]), "The data given", remedy
-    ) as area:
+    try:
+        area = shared_memory.reserve(fd, max(1, starts[-1]), "The data given", remedy)
+    except BaseException:
+        os.close(fd)
+        raise
+    with area:
         index, position = {}, 0
         for packed in objects:
             index[packed.name] = list[Extent]()
@@ -156,6 +159,10 @@ class _IdentityPickler(_Pickler):
                 value.co_cellvars,
             ]
             return tuple, (fields,)
+        if isinstance(value, TypeVar):  # cloudpickle gives these random names, too
+            bounds = value.__bound__, value.__constraints__
+            variance = value.__covariant__, value.__contravariant__
+            return tuple, ([value.__name__, *bounds, *variance],)
         reduced = super().reducer_override(value)
         if isinstance(value, type) and isinstance(reduced, tuple) and len(reduced) == 6:
             # The last but one argument of cloudpickle's `_make_skeleton_class` or
@@ -223,7 +230,7 @@ class Received:
     """The objects that came with a worker's job, by name."""
 
     fd: int | None
-    """Of the memory that `fill` has filled."""
+    """Descriptor of the memory that `fill` has filled."""
     index: Mapping[str, list[Extent]]
 
     def __contains__(self, name: object) -> bool:

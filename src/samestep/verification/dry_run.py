@@ -1,4 +1,4 @@
-"""A dry run: one pass over two samples before the training, on a copy of the model.
+"""A dry run: passes over a few samples before the training, on a copy of the model.
 
 It finds what would fail later with an error that names neither layer nor function.
 """

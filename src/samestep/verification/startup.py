@@ -1,6 +1,6 @@
 """The check that all workers start a training with the same data and model.
 
-Every worker loads the data and builds the model by itself. Digests of both are compared
+Every worker loads the data and builds the model by itself. Digests of each are compared
 in one merge, after the exchange is set up and before parameters are shared or sent:
 later, a difference would be hidden, or noticed only after an epoch.
 """

@@ -46,8 +46,10 @@ def _message(expected: int, num_threads: int) -> str:
     names = [name for name in LIMITING if name in os.environ]
     cause = f"{', '.join(names)} in the environment" if names else "OpenMP"
     remedy = f"`unset {' '.join(names)}`, or ask for 1 thread" if names else "Ask for 1"
+    # OMP_DYNAMIC allows fewer at any time, even if the count is right now.
+    allowed = str(num_threads) if num_threads != expected else "fewer under load"
     return (
         "The number of threads decides bits, so a training needs exactly as many as "
-        f"its recipe says; `threads` is {expected}, and {cause} allows {num_threads}. "
+        f"its recipe says; `threads` is {expected}, and {cause} allows {allowed}. "
         f"{remedy} (`--set threads=1`; another recipe with other bits)."
     )

@@ -53,7 +53,7 @@ class IdxFile:
 
     path: Path
     sha256: str | None = None
-    """Of the uncompressed content, if it is known."""
+    """The checksum of the uncompressed content, if it is known."""
     remedy: str = ""
     """Ends the message about a damaged file."""
 
@@ -61,7 +61,9 @@ class IdxFile:
         """Unpack it into the cache. Returns a notice. Raises DataError."""
         if not self.is_packed:
             return None
-        return cache.prepare(self._key, self._unpack, self._unpacked_size())
+        # Known files are small: a full disk costs a notice, not the training.
+        size = 0 if self.sha256 else self._unpacked_size()
+        return cache.prepare(self._key, self._unpack, size)
 
     def array(self, dimensions: int) -> Array:
         """Map its values, unsigned bytes [...]. Raises DataError."""
@@ -71,9 +73,9 @@ class IdxFile:
         magic = bytes((0, 0, UNSIGNED_BYTES, dimensions))
         if header[:4] != magic or len(header) < first:
             raise DataError(
-                f"{self.path} must be an IDX file of unsigned bytes, dimensions: "
-                f"{dimensions}, which begins with the bytes 0 0 8 {dimensions}; it "
-                f"begins with {' '.join(map(str, header[:4]))}."
+                f"{self.path} must be an IDX file of unsigned bytes in {dimensions} "
+                f"dimensions, which begins with 0 0 8 {dimensions}; it begins with "
+                f" {' '.join(map(str, header[:4]))}."
             )
         shape = tuple(map(int, np.frombuffer(header, ">u4", offset=4)))
         if math.prod(shape) != len(content) - first:

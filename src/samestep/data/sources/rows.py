@@ -70,7 +70,9 @@ def build(
     if len(train.targets) == 0:
         raise DataError(f"{train.who} has no training samples.")
     options = recipe if isinstance(recipe, NpyData | NpzData) else None
-    task = (options and options.task) or task_of(_tensor(train.targets[:1]), train.who)
+    task = (options and options.task) or task_of(
+        _tensor(train.targets[:1].copy()), train.who
+    )
     outputs = (options and options.outputs) or _outputs(train, task, labels)
     last = options is not None and options.channels_last
     rows = {s: Rows(p.inputs, p.targets, task, last) for s, p in pairs.items()}
@@ -117,11 +119,14 @@ def _splits(
 
 
 def _tensor(array: Array) -> Tensor:
-    """Copy an array to a tensor, in native byte order and a type that torch has."""
+    """Return a tensor, in native byte order and a type that torch has.
+
+    It may share the memory of `array`, which must be writable.
+    """
     floats = np.float64 if array.dtype.itemsize > 4 else np.float32
     kinds = {"f": floats, "i": np.int64, "u": np.int64, "b": np.int64}
     kind = np.uint8 if array.dtype == np.uint8 else kinds[array.dtype.kind]
-    return torch.from_numpy(np.array(array, kind, order="C"))
+    return torch.from_numpy(np.asarray(array, kind, order="C"))
 
 
 def _outputs(train: Pair, task: Task, labels: Labels) -> int:
@@ -171,10 +176,12 @@ def _check(pair: Pair, train: Pair, task: Task, outputs: int, labels: Labels) ->
         )
     for first in range(0, len(pair.targets), CHECKED_AT_ONCE):
         numbers = torch.arange(first, min(first + CHECKED_AT_ONCE, len(pair.targets)))
-        targets = shaped(_tensor(pair.targets[numbers[0] : numbers[-1] + 1]), task)
+        targets = shaped(
+            _tensor(pair.targets[numbers[0] : numbers[-1] + 1].copy()), task
+        )
         check_labels(targets, task, outputs, pair.who, numbers, labels)
         if task == "next-token":
-            tokens = _tensor(pair.inputs[numbers[0] : numbers[-1] + 1]).long()
+            tokens = _tensor(pair.inputs[numbers[0] : numbers[-1] + 1].copy()).long()
             check_labels(tokens, task, outputs, pair.who, numbers)
         finite = targets.float().isfinite()  # as most recipes take them
         if task == "regression" and not finite.all():
