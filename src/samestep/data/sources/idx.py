@@ -75,7 +75,7 @@ class IdxFile:
             raise DataError(
                 f"{self.path} must be an IDX file of unsigned bytes in {dimensions} "
                 f"dimensions, which begins with 0 0 8 {dimensions}; it begins with "
-                f" {' '.join(map(str, header[:4]))}."
+                f"{' '.join(map(str, header[:4]))}."
             )
         shape = tuple(map(int, np.frombuffer(header, ">u4", offset=4)))
         if math.prod(shape) != len(content) - first:
