@@ -1,0 +1,159 @@
+/* The interface of the kernels: programs, what one call of a program needs, and the
+ * few kernels that are called by themselves. docs/arithmetic.md defines every result.
+ *
+ * Panels. A matrix of activations [rows, columns] is stored as panels of 32 columns:
+ * element (r, c) is at (c / 32) * rows_allocated * 32 + r * 32 + c % 32. Two matrices
+ * are stored that way: "by feature", [features, samples], whose rows_allocated is the
+ * number of features, and "by sample", [samples, features], whose rows_allocated is
+ * `capacity`. Columns beyond the last are padding: kernels may compute them, nothing
+ * reads them. No pointer needs any alignment beyond that of its type. */
+#ifndef SAMESTEP_H
+#define SAMESTEP_H
+
+#include <stdint.h>
+
+#define SAMESTEP_SPECIFICATION 1 /* of the arithmetic: docs/arithmetic.md */
+#define SAMESTEP_INTERFACE 1     /* of this header */
+#define PANEL 32                 /* columns of a panel */
+#define K_BLOCK 256              /* terms of a product's chain: part of the specification */
+#define LANES 16                 /* lanes of a reduction: part of the specification */
+
+typedef enum {
+    /* Inputs of the call's samples. i: by_feature, by_sample, features, channels,
+     * scale, shift: x = fma(byte, scale[channel], shift[channel]). -1 as by_feature or
+     * by_sample: not needed. */
+    OP_GATHER_BYTES,
+    /* Inputs from `call->inputs`, float32 [samples, features].
+     * i: by_feature, by_sample, features. */
+    OP_LOAD,
+    /* i: source (by feature), destination (by sample), features. */
+    OP_TRANSPOSE,
+    /* y = x W^T + b, then the epilogue. i: x, y (both by feature), in, out,
+     * offset of W [out, in], offset of b or -1, dropout's stream. f: dropout's
+     * probability. flags: OP_RELU, OP_DROPOUT. */
+    OP_LINEAR,
+    /* dx = dy W, then the gate. i: dy, dx (both by feature), in, out, offset of W,
+     * gate (by feature) or -1. f: factor. With a gate, dx = gate <= 0 ? 0 : dx * factor. */
+    OP_LINEAR_GRAD_INPUT,
+    /* dW = dy^T x of every micro-batch, summed up the tree into the slots.
+     * i: dy (by feature), x (by sample), in, out, offset of W in a slot. */
+    OP_LINEAR_GRAD_WEIGHT,
+    /* The sum of dy over the samples of every micro-batch, up the tree into the slots.
+     * i: dy (by feature), features, offset in a slot. */
+    OP_GRAD_BIAS,
+    /* y = dropout(relu(batch_norm(x))) with the statistics of every micro-batch, or
+     * with the running ones (flag OP_EVAL). i: x, y, normalised (all by feature),
+     * inverse deviations [micro-batches, features], features, offsets of weight and
+     * bias, place of the running mean and variance among the buffers, offset of both
+     * in a slot's tail, dropout's stream.
+     * f: eps, momentum, dropout's probability. flags as OP_LINEAR, OP_EVAL. */
+    OP_BATCH_NORM,
+    /* i: dy, dx (both by feature), y (the gate, by feature, or -1), normalised, inverse
+     * deviations, features, offset of the weight, offsets of weight and bias in a slot.
+     * f: factor of the gate. */
+    OP_BATCH_NORM_GRAD,
+    /* Cross-entropy with label smoothing, and right answers. i: logits, gradient or -1
+     * (both by feature), classes, ignored label. f: smoothing. */
+    OP_CROSS_ENTROPY,
+    /* Half the squared error, and absolute errors. i: outputs, gradient or -1 (both by
+     * feature), values. */
+    OP_SQUARED_ERROR,
+    /* y = x > 0 ? x : 0, then dropout. i: x, y (both by feature), features, dropout's
+     * stream. f: dropout's probability. flags as OP_LINEAR. */
+    OP_ACTIVATE,
+    /* dx = gate <= 0 ? 0 : dy * factor. i: dy, dx, gate (all by feature), features.
+     * f: factor. */
+    OP_GATE,
+    /* Outputs for the caller, float32 [samples, features] in `call->outputs`.
+     * i: x (by feature), features. */
+    OP_STORE,
+    NUM_OPS
+} OpKind;
+
+enum { OP_RELU = 1, OP_DROPOUT = 2, OP_EVAL = 4 };
+
+/* One operation. `i` holds numbers of buffers, sizes and offsets (in elements), in the
+ * order of the comments above; unused ones are 0. 128 bytes, little-endian in files. */
+typedef struct {
+    int32_t kind;
+    int32_t flags;
+    int64_t i[13];
+    float f[4];
+} Op;
+
+/* What one call needs besides the program. Micro-batch m has the columns
+ * [starts[m], starts[m + 1]); starts[0] is 0. */
+typedef struct {
+    float *const *buffers;     /* activations and constants, by number */
+    const float *parameters;   /* the vector of all parameters */
+    const float *running;      /* BatchNorm's running statistics before the step */
+    int64_t capacity;          /* samples that the buffers have room for, a multiple of 32 */
+    int64_t micro_batches;     /* of this worker, at least 1 */
+    const int64_t *starts;     /* [micro_batches + 1] */
+    const int64_t *merges;     /* [micro_batches]: sums that each completes */
+    const uint64_t *keys;      /* [micro_batches]: of dropout */
+    float weight;              /* of a sample's loss in the gradient */
+    int32_t slots_size;        /* how many slots there are */
+    float *const *slots;       /* vectors [parameters | tail], one for each sum that is left */
+    int64_t tail;              /* where a slot's tail begins */
+    const uint8_t *bytes;      /* samples [*, features] for OP_GATHER_BYTES */
+    const int64_t *indices;    /* [samples] rows of `bytes` */
+    const float *inputs;       /* for OP_LOAD */
+    const int64_t *labels;     /* [samples], or NULL */
+    const float *targets;      /* [samples, values], or NULL */
+    float *losses;             /* [samples]: each sample's loss */
+    float *metrics;            /* [samples]: 1 for a right answer, or the absolute error */
+    int64_t *answers;          /* [samples]: the class with the largest logit, or NULL */
+    float *outputs;            /* for OP_STORE */
+} Call;
+
+/* Elementwise update of parameters [size] by the sum of partial gradients. */
+typedef enum { SGD, ADAM, ADAMW } OptimizerKind;
+
+typedef struct {
+    int32_t kind;
+    int32_t nesterov;
+    int32_t is_first;  /* SGD: the momentum begins with the gradient */
+    float lr;          /* SGD: learning rate; Adam: lr / (1 - beta1^t) */
+    float weight_decay; /* ADAMW: the factor 1 - lr * weight_decay */
+    float beta1;       /* SGD: momentum */
+    float beta2;
+    float one_minus_beta1, one_minus_beta2;
+    float root;        /* 1 / sqrt(1 - beta2^t) */
+    float eps;
+} Optimizer;
+
+/* The kernels of one instruction set. */
+typedef struct {
+    const char *isa;
+    /* Run a program. Returns 0, or 1 + the number of an operation that is unknown. */
+    int64_t (*run)(const Op *ops, int64_t num_ops, const Call *call);
+    /* out = sum of the leaves in `order`, a postfix program: n >= 0 pushes leaf n, -1
+     * adds the two on top. `out` may be one of the leaves. */
+    void (*tree_sum)(float *out, const float *const *leaves, const int32_t *order,
+                     int64_t order_size, int64_t size);
+    /* The same sum, and the update with it, in one pass. state1, state2: momentum, or
+     * both averages of Adam. */
+    void (*update)(const Optimizer *how, const float *const *leaves,
+                   const int32_t *order, int64_t order_size, float *parameters,
+                   float *state1, float *state2, int64_t size);
+    /* average = fma(weight, parameters - average, average) */
+    void (*average)(float *average, const float *parameters, float weight, int64_t size);
+    /* squares[b] = the squared norm of block b of 1,024 elements, in float64. */
+    void (*squared_norms)(const float *vector, double *squares, int64_t blocks);
+    void (*scale)(float *vector, float factor, int64_t size);
+    /* One function on an array, for tests and for own modules: "exp", "log", ... are
+     * numbered as in functions.h. Returns -1 for an unknown number. */
+    int (*function)(int32_t number, const float *x, float *y, int64_t size);
+} Kernels;
+
+/* Exported symbols. */
+int32_t samestep_specification(void);
+int32_t samestep_interface(void);
+/* Choose the kernels: an instruction set by name, or NULL for the best that this
+ * processor has. NULL if it is unknown, not compiled in or not supported. */
+const Kernels *samestep_kernels(const char *isa);
+/* The names of the instruction sets that are compiled in, the best first, NULL last. */
+const char *const *samestep_isas(void);
+
+#endif
