@@ -20,7 +20,8 @@
 
 typedef enum {
     /* Inputs of the call's samples. i: by_feature, by_sample, features, channels,
-     * scale, shift: x = fma(byte, scale[channel], shift[channel]). -1 as by_feature or
+     * scale, offset (both buffers [channels]): x = byte * scale[channel] - offset[channel],
+     * rounded twice. -1 as by_feature or
      * by_sample: not needed. */
     OP_GATHER_BYTES,
     /* Inputs from `call->inputs`, float32 [samples, features].
@@ -43,7 +44,8 @@ typedef enum {
     OP_GRAD_BIAS,
     /* y = dropout(relu(batch_norm(x))) with the statistics of every micro-batch, or
      * with the running ones (flag OP_EVAL). i: x, y, normalised (all by feature),
-     * inverse deviations [micro-batches, features], features, offsets of weight and
+     * inverse deviations [micro-batches, features] (a micro-batch without samples gives
+     * the slot's tail the running statistics as they were), features, offsets of weight and
      * bias, place of the running mean and variance among the buffers, offset of both
      * in a slot's tail, dropout's stream.
      * f: eps, momentum, dropout's probability. flags as OP_LINEAR, OP_EVAL. */
@@ -103,6 +105,8 @@ typedef struct {
     const float *targets;      /* [samples, values], or NULL */
     float *losses;             /* [samples]: each sample's loss */
     float *metrics;            /* [samples]: 1 for a right answer, or the absolute error */
+    double *loss_sums;         /* [micro_batches]: the losses' sums, one by one in double */
+    double *metric_sums;       /* [micro_batches] */
     int64_t *answers;          /* [samples]: the class with the largest logit, or NULL */
     float *outputs;            /* for OP_STORE */
 } Call;
