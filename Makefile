@@ -40,6 +40,10 @@ dist: .venv/tested
 	$(BIN)/python -m build --no-isolation
 	$(BIN)/pytest tests/test_distribution.py
 
+# Compile the kernels for this checkout, after a change of src/samestep/kernels/csrc.
+kernels: .venv/installed
+	$(BIN)/python -m samestep.kernels.compiling --werror
+
 # Every kind of own code in tests/kinds, at every placement and after every kill.
 kinds: .venv/tested
 	$(PYTEST) tests/test_kinds.py -m "full or not full"
@@ -72,4 +76,4 @@ newest:
 clean:
 	rm -rf .venv .venv-newest .venv-zoo build dist
 
-.PHONY: train test coverage fuzz docs design-docx dist newest clean kinds zoo
+.PHONY: train test coverage fuzz docs design-docx dist newest clean kernels kinds zoo

@@ -8,6 +8,7 @@ SamestepError                      exit code 1
 │   ├── RunError
 │   ├── CheckpointError
 │   ├── DataError
+│   ├── KernelError
 │   └── OwnCodeError
 └── TrainingError
     ├── WorkerFailed
@@ -63,6 +64,10 @@ class CheckpointError(UsageError):
 
 class DataError(UsageError):
     """A data file is missing, unreadable or damaged."""
+
+
+class KernelError(UsageError):
+    """The kernels of portable arithmetic are missing, or cannot run here."""
 
 
 class OwnCodeError(UsageError):

@@ -151,13 +151,21 @@ typedef struct {
     int (*function)(int32_t number, const float *x, float *y, int64_t size);
 } Kernels;
 
-/* Exported symbols. */
-int32_t samestep_specification(void);
-int32_t samestep_interface(void);
+/* Exported symbols; everything else is compiled with -fvisibility=hidden. */
+#if defined(_WIN32)
+#define SAMESTEP_EXPORT __declspec(dllexport)
+#else
+#define SAMESTEP_EXPORT __attribute__((visibility("default")))
+#endif
+
+SAMESTEP_EXPORT int32_t samestep_specification(void);
+SAMESTEP_EXPORT int32_t samestep_interface(void);
+/* The digest of the sources that the library was compiled from (compiling.py). */
+SAMESTEP_EXPORT const char *samestep_sources(void);
 /* Choose the kernels: an instruction set by name, or NULL for the best that this
  * processor has. NULL if it is unknown, not compiled in or not supported. */
-const Kernels *samestep_kernels(const char *isa);
+SAMESTEP_EXPORT const Kernels *samestep_kernels(const char *isa);
 /* The names of the instruction sets that are compiled in, the best first, NULL last. */
-const char *const *samestep_isas(void);
+SAMESTEP_EXPORT const char *const *samestep_isas(void);
 
 #endif

@@ -1,0 +1,160 @@
+"""Compiles the kernels: `python -m samestep.kernels.compiling`.
+
+Needs nothing but the standard library, since the build backend (hatch_build.py) runs it
+too, before what samestep needs is installed. Each instruction set is
+one compilation of kernels.c; they run at the same time and are linked into one library.
+"""
+
+import argparse
+import importlib.util
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from samestep.errors import KernelError
+from samestep.kernels.targets import (
+    ISAS,
+    SOURCES,
+    Target,
+    library_path,
+    sources_digest,
+    this_target,
+)
+
+
+# Nothing may be contracted or reordered: docs/arithmetic.md decides every rounding.
+FLAGS = (
+    *("-O3", "-std=gnu11", "-ffp-contract=off", "-fno-math-errno"),
+    *("-fvisibility=hidden", "-Wall", "-Wextra"),
+)
+
+
+def machine_compiler() -> list[str] | None:
+    """Return the command of a C compiler that works here: $CC, cc, gcc or clang."""
+    for command in (os.environ.get("CC", ""), "cc", "gcc", "clang"):
+        words = shlex.split(command)
+        if words and shutil.which(words[0]) and _works(words):
+            return words
+    return None
+
+
+def zig_compiler(target: Target) -> list[str] | None:
+    """Return the command of the compiler in the PyPI package `ziglang`, if it is there.
+
+    It compiles for any target on any machine.
+    """
+    if importlib.util.find_spec("ziglang") is None:
+        return None
+    return [sys.executable, "-m", "ziglang", "cc", "-target", target.zig]
+
+
+def compiler_for(target: Target | None = None) -> list[str]:
+    """Return the command for a target, by default this machine's own compiler.
+
+    Raises KernelError if there is none.
+    """
+    command = machine_compiler() if target is None else None
+    command = command or zig_compiler(target or this_target())
+    if command is None:
+        raise KernelError(
+            "A C compiler is needed, and there is none: install gcc or clang (Debian: "
+            "apt install gcc libc6-dev), or `pip install ziglang`."
+        )
+    return command
+
+
+def compile_library(
+    out: Path, command: Sequence[str], target: Target, extra: Iterable[str] = ()
+) -> None:
+    """Compile the kernels of all instruction sets of a target into one library.
+
+    `extra` are more flags for the compiler. A library that is there already is replaced
+    in one piece: processes that have loaded it keep the old one. Raises KernelError
+    with the compiler's output.
+    """
+    link = ["-shared", "-s"] if target.system != "darwin" else ["-shared"]
+    with tempfile.TemporaryDirectory() as scratch:
+        objects = compile_units(Path(scratch), command, target, extra)
+        made = Path(scratch) / out.name
+        _run([*command, *link, *extra, "-o", str(made), *objects])
+        beside = out.with_name(f".{out.name}.{os.getpid()}")
+        shutil.copyfile(made, beside)
+        beside.replace(out)
+
+
+def compile_units(
+    directory: Path, command: Sequence[str], target: Target, extra: Iterable[str] = ()
+) -> list[str]:
+    """Compile every unit of the library, at the same time; return the object files.
+
+    Raises KernelError with the compiler's output.
+    """
+    flags = [*FLAGS, *extra]
+    if target.system != "windows":
+        flags.append("-fPIC")
+    units = {
+        isa: ["kernels.c", f"-DISA={isa}", *of_isa]
+        for isa, of_isa in ISAS[target.architecture].items()
+    }
+    units["library"] = ["library.c", f'-DSOURCES="{sources_digest()}"']
+
+    def compile_unit(name: str) -> str:
+        source, *own = units[name]
+        made = str(directory / f"{name}.o")
+        source = str(SOURCES / source)
+        _run([*command, *flags, *own, "-c", source, "-o", made])
+        return made
+
+    with ThreadPoolExecutor() as threads:
+        return list(threads.map(compile_unit, units))
+
+
+def _works(command: Sequence[str]) -> bool:
+    """Return whether a compiler finds the headers and links a library."""
+    with tempfile.TemporaryDirectory() as scratch:
+        source = Path(scratch) / "try.c"
+        source.write_text("#include <stdint.h>\n#include <string.h>\n")
+        try:
+            _run([*command, "-shared", "-fPIC", str(source), "-o", f"{source}.so"])
+        except KernelError:
+            return False
+    return True
+
+
+def _run(command: Sequence[str]) -> None:
+    try:
+        ended = subprocess.run(  # noqa: S603
+            command, capture_output=True, text=True, check=False
+        )
+    except OSError as error:
+        raise KernelError(f"`{command[0]}` cannot be started: {error}") from None
+    if ended.returncode != 0:
+        raise KernelError(f"`{shlex.join(command)}` failed:\n{ended.stderr}")
+
+
+def main() -> None:
+    """Compile the library of this installation."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument(
+        "--cc", help="the compiler's command; default: $CC, cc, gcc ..."
+    )
+    parser.add_argument("--werror", action="store_true", help="warnings are errors")
+    options = parser.parse_args()
+    try:
+        target = this_target()
+        command = shlex.split(options.cc) if options.cc else compiler_for()
+        extra = ["-Werror"] if options.werror else []
+        compile_library(library_path(), command, target, extra)
+    except (KernelError, OSError) as error:
+        sys.exit(str(error))
+    print(library_path())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""Mirrors the structures of csrc/samestep.h for ctypes; that header explains them."""
+
+from ctypes import (
+    CFUNCTYPE,
+    Structure,
+    c_char_p,
+    c_float,
+    c_int,
+    c_int32,
+    c_int64,
+    c_void_p,
+)
+from enum import IntEnum, IntFlag
+
+
+SPECIFICATION = 1
+"""The version of docs/arithmetic.md: which operations decide the bits."""
+INTERFACE = 1
+"""The version of samestep.h: how Python and the library talk."""
+
+
+class OpKind(IntEnum):
+    """The operations of a program, `OP_...` in the header."""
+
+    GATHER_BYTES = 0
+    LOAD = 1
+    TRANSPOSE = 2
+    LINEAR = 3
+    LINEAR_GRAD_INPUT = 4
+    LINEAR_GRAD_WEIGHT = 5
+    GRAD_BIAS = 6
+    BATCH_NORM = 7
+    BATCH_NORM_GRAD = 8
+    CROSS_ENTROPY = 9
+    SQUARED_ERROR = 10
+    ACTIVATE = 11
+    GATE = 12
+    STORE = 13
+
+
+class OpFlag(IntFlag):
+    """Parts of an operation that can be left out, `OP_...` in the header."""
+
+    RELU = 1
+    DROPOUT = 2
+    EVAL = 4
+
+
+class OptimizerKind(IntEnum):
+    """The optimizers of `Kernels.update`."""
+
+    SGD = 0
+    ADAM = 1
+    ADAMW = 2
+
+
+class Op(Structure):
+    """One operation of a program."""
+
+    _fields_ = (
+        ("kind", c_int32),
+        ("flags", c_int32),
+        ("i", c_int64 * 13),
+        ("f", c_float * 4),
+    )
+
+
+class Call(Structure):
+    """What one call of a program needs besides the program.
+
+    Pointers are addresses (`array.ctypes.data`, `tensor.data_ptr()`); None is NULL.
+    Whoever fills it keeps the arrays alive during the call.
+    """
+
+    _fields_ = (
+        ("buffers", c_void_p),
+        ("parameters", c_void_p),
+        ("running", c_void_p),
+        ("capacity", c_int64),
+        ("micro_batches", c_int64),
+        ("starts", c_void_p),
+        ("merges", c_void_p),
+        ("keys", c_void_p),
+        ("weight", c_float),
+        ("slots_size", c_int32),
+        ("slots", c_void_p),
+        ("tail", c_int64),
+        ("bytes", c_void_p),
+        ("indices", c_void_p),
+        ("inputs", c_void_p),
+        ("labels", c_void_p),
+        ("targets", c_void_p),
+        ("losses", c_void_p),
+        ("metrics", c_void_p),
+        ("loss_sums", c_void_p),
+        ("metric_sums", c_void_p),
+        ("answers", c_void_p),
+        ("outputs", c_void_p),
+    )
+
+
+class Optimizer(Structure):
+    """The numbers of one update that do not depend on the element."""
+
+    _fields_ = (
+        ("kind", c_int32),
+        ("nesterov", c_int32),
+        ("is_first", c_int32),
+        ("lr", c_float),
+        ("weight_decay", c_float),
+        ("beta1", c_float),
+        ("beta2", c_float),
+        ("one_minus_beta1", c_float),
+        ("one_minus_beta2", c_float),
+        ("root", c_float),
+        ("eps", c_float),
+    )
+
+
+class Kernels(Structure):
+    """The kernels of one instruction set. Every call releases the GIL."""
+
+    _fields_ = (
+        ("isa", c_char_p),
+        ("run", CFUNCTYPE(c_int64, c_void_p, c_int64, c_void_p)),
+        ("tree_sum", CFUNCTYPE(None, *(c_void_p,) * 3, c_int64, c_int64)),
+        (
+            "update",
+            CFUNCTYPE(None, *(c_void_p,) * 3, c_int64, *(c_void_p,) * 3, c_int64),
+        ),
+        ("average", CFUNCTYPE(None, c_void_p, c_void_p, c_float, c_int64)),
+        ("squared_norms", CFUNCTYPE(None, c_void_p, c_void_p, c_int64)),
+        ("scale", CFUNCTYPE(None, c_void_p, c_float, c_int64)),
+        ("function", CFUNCTYPE(c_int, c_int32, c_void_p, c_void_p, c_int64)),
+    )
