@@ -1,0 +1,48 @@
+/* Activations, their gradients, and outputs for the caller. Whole panels are computed,
+ * padding too: an element depends on nothing beside it. */
+#include "draws.h"
+
+INLINE int64_t num_samples(const Call *call) {
+    return call->starts[call->micro_batches];
+}
+/* Row `feature` of the panel that begins at column `first`, by feature. */
+INLINE float *row_of(float *matrix, int64_t first, int64_t features, int64_t feature) {
+    return matrix + (first / PANEL * features + feature) * PANEL;
+}
+
+static void op_activate(const Op *op, const Call *call) {
+    float *x = call->buffers[op->i[0]], *y = call->buffers[op->i[1]];
+    int64_t features = op->i[2];
+    Draws draws;
+    for (int64_t first = 0; first < num_samples(call); first += PANEL) {
+        if (op->flags & OP_DROPOUT)
+            prepare_draws(&draws, call, first, features, op->i[3], op->f[0]);
+        for (int64_t f = 0; f < features; f++) {
+            const float *from = row_of(x, first, features, f);
+            float *to = row_of(y, first, features, f);
+            for (int64_t c = 0; c < PANEL; c += VW)
+                store(to + c, activate(load(from + c), op->flags, &draws, c, f));
+        }
+    }
+}
+
+/* gate <= 0 ? +0 : dy * factor, and dy where a gate is a NaN. */
+INLINE vf gated(vf dy, vf gate, float factor) { return keep(~(gate <= 0), dy * factor); }
+
+static void op_gate(const Op *op, const Call *call) {
+    const float *dy = call->buffers[op->i[0]], *gate = call->buffers[op->i[2]];
+    float *dx = call->buffers[op->i[1]];
+    int64_t panels = (num_samples(call) + PANEL - 1) / PANEL;
+    for (int64_t i = 0; i < panels * op->i[3] * PANEL; i += VW)
+        store(dx + i, gated(load(dy + i), load(gate + i), op->f[0]));
+}
+
+static void op_store(const Op *op, const Call *call) {
+    float *x = call->buffers[op->i[0]];
+    int64_t features = op->i[1], samples = num_samples(call);
+    for (int64_t first = 0; first < samples; first += PANEL)
+        for (int64_t s = first; s < samples && s < first + PANEL; s++)
+            for (int64_t f = 0; f < features; f++)
+                call->outputs[s * features + f] =
+                    row_of(x, first, features, f)[s - first];
+}

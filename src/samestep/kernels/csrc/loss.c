@@ -1,0 +1,169 @@
+/* Losses and their gradients. Every lane is a sample; of a sample's sums over classes
+ * or values, the sixteen lanes are vectors. */
+
+/* Sixteen lanes of VW samples each. */
+typedef struct {
+    vf lane[LANES];
+} LanesOfSamples;
+
+INLINE vf sum_of_samples(LanesOfSamples sum) {
+    for (int half = LANES / 2; half; half /= 2)
+        for (int l = 0; l < half; l++) sum.lane[l] += sum.lane[l + half];
+    return sum.lane[0];
+}
+/* |x| < 2^-64 ? +0 : x */
+INLINE vf without_tiny(vf x) { return keep(~(abs_(x) < 0x1p-64f), x); }
+
+/* VW columns of a matrix by feature; row f begins at x + f * PANEL. */
+typedef struct {
+    const float *x;
+    int64_t rows, column, samples;
+} Columns;
+
+INLINE vf row_at(Columns columns, int64_t row) { return load(columns.x + row * PANEL); }
+
+/* The largest logit and the first class that has it; a NaN is larger than all. */
+INLINE vf top_of(Columns logits, vi *answer) {
+    vf top = row_at(logits, 0);
+    *answer = (vi){0};
+    for (int64_t c = 1; c < logits.rows; c++) {
+        vf x = row_at(logits, c);
+        vi is_better = (x > top) | ((x != x) & (top == top));
+        top = select_(is_better, x, top);
+        *answer = (is_better & (int32_t)c) | (~is_better & *answer);
+    }
+    return top;
+}
+/* exp(x - top), and +0 below exp(-64): no subnormals, which are slow. */
+INLINE vf exp_below(vf x, vf top) {
+    vf d = x - top;
+    return keep(~(d < -64), exp_(d));
+}
+
+/* The labels of VW samples; what has none counts as ignored, like padding. A label that
+ * is no class, which a caller should have refused, gives NaN. */
+typedef struct {
+    vi label, is_ignored;
+    vf logit; /* of the label */
+} Targets;
+
+INLINE Targets targets_of(const Op *op, const Call *call, Columns logits) {
+    Targets targets = {splat_int(-1), splat_int(-1), splat(__builtin_nanf(""))};
+    for (int j = 0; j < VW && logits.column + j < logits.samples; j++) {
+        int64_t label = call->labels[logits.column + j];
+        targets.is_ignored[j] = -(label == op->i[3]);
+        if (label < 0 || label >= logits.rows) continue;
+        targets.label[j] = (int32_t)label;
+        targets.logit[j] = logits.x[label * PANEL + j];
+    }
+    return targets;
+}
+
+/* The losses, from the largest logits and the logarithms of the sums. */
+INLINE vf losses_of(Columns logits, Targets targets, vf top, vf l, float smoothing) {
+    vf loss = l + (top - targets.logit);
+    if (smoothing == 0) return loss;
+    LanesOfSamples sum = {0};
+    for (int64_t c = 0; c < logits.rows; c++)
+        sum.lane[c % LANES] += l + (top - row_at(logits, c));
+    vf even = splat((float)((double)smoothing / (double)logits.rows));
+    vf own = splat((float)(1 - (double)smoothing));
+    return fma_(own, loss, even * sum_of_samples(sum));
+}
+
+INLINE void store_answers(const Call *call, Columns logits, Targets targets,
+                          vi answer) {
+    for (int j = 0; j < VW && logits.column + j < logits.samples; j++) {
+        int64_t s = logits.column + j;
+        int is_right = answer[j] == targets.label[j] && !targets.is_ignored[j];
+        call->metrics[s] = (float)is_right;
+        if (call->answers) call->answers[s] = answer[j];
+    }
+}
+
+/* The gradients may take the place of the logits. */
+INLINE void store_gradients(float *to, Columns logits, Targets targets, vf top,
+                            vf total, float smoothing, float weight) {
+    float even = (float)((double)smoothing / (double)logits.rows);
+    vf own = splat((float)(1 - (double)smoothing) + even);
+    vi is_invalid = ~targets.is_ignored & (targets.label < 0);
+    vf invalid = keep(is_invalid, splat(__builtin_nanf("")));
+    for (int64_t c = 0; c < logits.rows; c++) {
+        vf q = select_(targets.label == (int32_t)c, own, splat(even));
+        vf dx = (exp_below(row_at(logits, c), top) / total - q) * weight;
+        dx = select_(is_invalid, invalid, without_tiny(dx));
+        store(to + c * PANEL, keep(~targets.is_ignored, dx));
+    }
+}
+
+INLINE void cross_entropy(const Op *op, const Call *call, Columns logits, float *to) {
+    float smoothing = op->f[0];
+    vi answer;
+    vf top = top_of(logits, &answer);
+    LanesOfSamples sum = {0};
+    for (int64_t c = 0; c < logits.rows; c++)
+        sum.lane[c % LANES] += exp_below(row_at(logits, c), top);
+    vf total = sum_of_samples(sum);
+    Targets targets = targets_of(op, call, logits);
+    vf loss = losses_of(logits, targets, top, log_(total), smoothing);
+    int64_t left = logits.samples - logits.column;
+    store_part(call->losses + logits.column, keep(~targets.is_ignored, loss),
+               left < VW ? left : VW);
+    store_answers(call, logits, targets, answer);
+    if (to) store_gradients(to, logits, targets, top, total, smoothing, call->weight);
+}
+
+/* The sums over each micro-batch, in double, one by one. */
+static void sum_losses(const Call *call) {
+    for (int64_t m = 0; m < call->micro_batches; m++) {
+        double loss = 0, metric = 0;
+        for (int64_t s = call->starts[m]; s < call->starts[m + 1]; s++) {
+            loss += (double)call->losses[s];
+            metric += (double)call->metrics[s];
+        }
+        if (call->loss_sums) call->loss_sums[m] = loss;
+        if (call->metric_sums) call->metric_sums[m] = metric;
+    }
+}
+
+/* Where column c of a buffer by feature begins; NULL for no buffer. */
+INLINE float *column_of(const Call *call, int64_t buffer, int64_t rows, int64_t c) {
+    if (buffer < 0) return NULL;
+    return call->buffers[buffer] + c / PANEL * rows * PANEL + c % PANEL;
+}
+
+static void op_cross_entropy(const Op *op, const Call *call) {
+    int64_t classes = op->i[2], samples = num_samples(call);
+    for (int64_t c = 0; c < samples; c += VW) {
+        const float *x = column_of(call, op->i[0], classes, c);
+        Columns logits = {x, classes, c, samples};
+        cross_entropy(op, call, logits, column_of(call, op->i[1], classes, c));
+    }
+    sum_losses(call);
+}
+
+INLINE void squared_error(const Call *call, Columns outputs, float *to) {
+    LanesOfSamples squares = {0}, errors = {0};
+    int64_t left = outputs.samples - outputs.column, n = left < VW ? left : VW;
+    for (int64_t v = 0; v < outputs.rows; v++) {
+        float targets[VW] = {0};
+        for (int64_t j = 0; j < n; j++)
+            targets[j] = call->targets[(outputs.column + j) * outputs.rows + v];
+        vf d = row_at(outputs, v) - load(targets);
+        squares.lane[v % LANES] += d * d;
+        errors.lane[v % LANES] += abs_(d);
+        if (to) store(to + v * PANEL, d * call->weight);
+    }
+    store_part(call->losses + outputs.column, sum_of_samples(squares) / 2, n);
+    store_part(call->metrics + outputs.column, sum_of_samples(errors), n);
+}
+
+static void op_squared_error(const Op *op, const Call *call) {
+    int64_t values = op->i[2], samples = num_samples(call);
+    for (int64_t c = 0; c < samples; c += VW) {
+        const float *x = column_of(call, op->i[0], values, c);
+        Columns outputs = {x, values, c, samples};
+        squared_error(call, outputs, column_of(call, op->i[1], values, c));
+    }
+    sum_losses(call);
+}
