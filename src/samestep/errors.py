@@ -74,6 +74,10 @@ class OwnCodeError(UsageError):
     """The user's model, data or loss function does not follow its contract."""
 
 
+class NotPortable(UsageError):
+    """A model has operations, or a machine a processor, without portable kernels."""
+
+
 class TrainingError(SamestepError):
     """A training started and could not be finished."""
 

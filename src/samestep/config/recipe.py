@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, Self
 import tomli_w
 from pydantic import Field, ValidationError, model_validator
 
+from samestep.config import portable
 from samestep.config.data import PADDING, DataRecipe, MnistData, TextData
 from samestep.config.explain import explain
 from samestep.config.model import (
@@ -40,6 +41,7 @@ from samestep.system.json_values import JsonObject
 
 
 Precision = Literal["float32", "bf16", "float64"]
+Arithmetic = Literal["torch", "portable"]
 BUILT_IN = resources.files("samestep") / "recipes"
 MOST_BYTES = 1 << 20
 """Size of a recipe file."""
@@ -64,6 +66,9 @@ class Recipe(Section):
     """Intra-op threads of each worker; another number gives other bits."""
     precision: Precision = "float32"
     """`float64`: of everything; `bf16`: of products, if the processor supports it."""
+    arithmetic: Arithmetic = "torch"
+    """`portable`: kernels of samestep's own, which give the same bits on every
+    processor; `torch`: those of PyTorch, whose bits belong to a type of processor."""
     compile: bool = False
     """Use torch.compile in training; needs a C++ compiler and gives other bits."""
     compression: Literal["none", "bf16", "fp16"] = "none"
@@ -84,7 +89,7 @@ class Recipe(Section):
     early_stopping: EarlyStoppingRecipe | None = None
     """End the training once the validation stops improving."""
 
-    omit_if_default = frozenset({"compile", "compression"})
+    omit_if_default = frozenset({"arithmetic", "compile", "compression"})
 
     @model_validator(mode="after")
     def _stopping_needs_validation(self) -> Self:
@@ -93,6 +98,12 @@ class Recipe(Section):
                 "early stopping looks at validation samples, and `data.validation` is "
                 "0: hold some out, or leave out `early_stopping`"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _portable_parts(self) -> Self:
+        if self.is_portable:
+            portable.check(self)
         return self
 
     @model_validator(mode="after")
@@ -144,6 +155,11 @@ class Recipe(Section):
                 f"`{self.loss.name}`"
             )
         return self
+
+    @property
+    def is_portable(self) -> bool:
+        """Whether every processor gives the same bits."""
+        return self.arithmetic == "portable"
 
     def to_dict(self) -> JsonObject:
         """Return the fields as JSON values; those that are not set are left out."""

@@ -11,6 +11,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from samestep.core import splitmix
 from samestep.core.ownership import pieces
 
 
@@ -31,6 +32,8 @@ class Plan:
     global_batch: int
     micro_batches: int
     seed: int
+    is_portable: bool = False
+    """Whether the order is that of portable arithmetic, which needs no torch."""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -39,9 +42,10 @@ class Plan:
 
     def order(self, epoch: int) -> Tensor:
         """Draw the permutation of an epoch, counted from 0: int64 [num_samples]."""
-        generator = torch.Generator().manual_seed(
-            derive_seed(self.seed, "order", epoch)
-        )
+        seed = derive_seed(self.seed, "order", epoch)
+        if self.is_portable:
+            return torch.from_numpy(splitmix.permutation(seed, self.num_samples))
+        generator = torch.Generator().manual_seed(seed)
         return torch.randperm(self.num_samples, generator=generator)
 
     def batch_size(self, step_in_epoch: int) -> int:

@@ -15,14 +15,9 @@ from torch.nn import functional
 
 from samestep.config.data import Augment
 from samestep.core.plan import derive_seed
+from samestep.core.splitmix import GOLDEN, Numbers, mix
 from samestep.data.pytree import Nested, describe
 from samestep.errors import RecipeError
-
-
-Numbers = NDArray[np.uint64]
-
-GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-"""From SplitMix64 (Steele, Lea and Flood 2014), like the constants in `_mix`."""
 
 
 @dataclass(frozen=True)
@@ -113,12 +108,12 @@ class Draws:
     """Random numbers for samples [b]: each call draws the next one for all of them."""
 
     def __init__(self, key: np.uint64, samples: Numbers) -> None:
-        self._states = _mix(_mix(samples) ^ key)
+        self._states = mix(mix(samples) ^ key)
 
     def numbers(self) -> Numbers:
         """Draw uint64 [b]."""
         self._states = self._states + GOLDEN
-        return _mix(self._states)
+        return mix(self._states)
 
     def uniform(self) -> NDArray[np.float64]:
         """Draw float64 [b] in [0, 1), multiples of 2**-53."""
@@ -127,13 +122,6 @@ class Draws:
     def below(self, end: int) -> Tensor:
         """Draw int64 [b] from 0 to `end` - 1."""
         return torch.from_numpy((self.uniform() * end).astype(np.int64))
-
-
-def _mix(numbers: Numbers) -> Numbers:
-    """Hash uint64 [b] by the last step of SplitMix64, modulo 2**64."""
-    numbers = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    numbers = (numbers ^ (numbers >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return numbers ^ (numbers >> np.uint64(31))
 
 
 def _windows(padded: Tensor, draws: Draws, margin: int, like: Tensor) -> Tensor:

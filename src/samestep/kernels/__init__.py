@@ -1,4 +1,6 @@
-"""Portable arithmetic: kernels in C that docs/arithmetic.md defines bit by bit.
+"""Portable arithmetic: kernels in C, and the programs that call them.
 
-`csrc/` holds the sources, `compiling` makes a library of them, `library` loads it.
+`csrc/` holds the kernels, `compiling` makes a library of them, `library` loads it.
+`trace` records a module's passes, `lower` makes a program of them, `execution` runs it.
+docs/arithmetic.md defines every bit. Imports `core` and below.
 """

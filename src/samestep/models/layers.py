@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.nn import functional
 
+from samestep.kernels import trace
 
 Sink = Callable[[nn.Parameter], Tensor | None]
 """Returns where a parameter's gradient is to be written; None: leave it in `grad`."""
@@ -131,6 +132,9 @@ def dropout_masks(
     inverse of the true probability, so the expectation is exact. The bytes come from
     the device's default generator, for all masks in one draw.
     """
+    if trace.is_recording():  # a program draws from counters of its own
+        ones = [torch.ones(batch, width, device=device) for width in widths]
+        return [functional.dropout(one, probability) for one in ones]
     dropped = round(probability * 256)
     total = batch * sum(widths)
     words = torch.empty(-(-total // 8), dtype=torch.int64, device=device)

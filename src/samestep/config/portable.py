@@ -1,0 +1,47 @@
+"""What portable arithmetic has no kernels for, as far as a recipe shows it."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from samestep.config.data import TextData
+from samestep.config.model import CustomLoss, MlpModel
+from samestep.config.optimizer import MuonRecipe
+
+
+if TYPE_CHECKING:
+    from samestep.config.recipe import Recipe
+
+
+def check(recipe: "Recipe") -> None:
+    """Raise ValueError, naming every part of a recipe that is not portable."""
+    parts = list(_not_portable(recipe))
+    if parts:
+        raise ValueError(
+            f"`arithmetic = \"portable\"` has no kernels for {'; '.join(parts)}. "
+            'Change that, or set `arithmetic = "torch"`'
+        )
+
+
+def _not_portable(recipe: "Recipe") -> Iterator[str]:
+    if not isinstance(recipe.model, MlpModel):
+        yield f"`model.family = {recipe.model.family}` (so far only for `mlp`)"
+    if recipe.precision != "float32":
+        yield f"`precision = {recipe.precision}` (only for `float32`)"
+    if recipe.threads != 1:
+        yield (
+            f"`threads = {recipe.threads}` (they compute on one thread; use more "
+            "`--workers`)"
+        )
+    if recipe.compile:
+        yield "`compile = true` (they are compiled already)"
+    if recipe.compression != "none":
+        yield f"`compression = {recipe.compression}`"
+    if isinstance(recipe.loss, CustomLoss):
+        yield "a loss of your own"
+    if isinstance(recipe.optimizer, MuonRecipe):
+        yield "`optimizer.name = muon` (it multiplies in bfloat16)"
+    augment = getattr(recipe.data, "augment", None)
+    if isinstance(recipe.data, TextData):
+        yield "`data.source = text`"
+    elif augment and augment.mixup:
+        yield "`data.augment.mixup`"

@@ -1,0 +1,172 @@
+"""A program: the operations of a step on numbered buffers, as data.
+
+`csrc/samestep.h` says what each operation does and what its numbers mean.
+"""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from samestep.kernels.interface import OpFlag, OpKind
+
+
+PANEL = 32
+"""Columns of a panel, in which activations are stored."""
+ALIGNMENT = 64
+"""Bytes to whose multiples buffers are aligned: a cache line."""
+OPERATION = np.dtype(
+    [("kind", "<i4"), ("flags", "<i4"), ("i", "<i8", 13), ("f", "<f4", 4)]
+)
+NONE = -1
+
+
+READS: dict[OpKind, tuple[int, ...]] = {
+    OpKind.GATHER_BYTES: (4, 5),
+    OpKind.LOAD: (),
+    OpKind.TRANSPOSE: (0,),
+    OpKind.LINEAR: (0,),
+    OpKind.LINEAR_GRAD_INPUT: (0, 5),
+    OpKind.LINEAR_GRAD_WEIGHT: (0, 1),
+    OpKind.GRAD_BIAS: (0,),
+    OpKind.BATCH_NORM: (0,),
+    OpKind.BATCH_NORM_GRAD: (0, 2, 3, 4),
+    OpKind.CROSS_ENTROPY: (0,),
+    OpKind.SQUARED_ERROR: (0,),
+    OpKind.ACTIVATE: (0,),
+    OpKind.GATE: (0, 2),
+    OpKind.STORE: (0,),
+}
+"""Which of an operation's numbers are buffers that it reads."""
+WRITES: dict[OpKind, tuple[int, ...]] = {
+    OpKind.GATHER_BYTES: (0, 1),
+    OpKind.LOAD: (0, 1),
+    OpKind.BATCH_NORM: (1, 2, 3),
+    OpKind.LINEAR_GRAD_WEIGHT: (),
+    OpKind.GRAD_BIAS: (),
+    OpKind.STORE: (),
+}
+"""And which it writes; by default the second."""
+
+
+@dataclass
+class Op:
+    """One operation."""
+
+    kind: OpKind
+    i: list[int]
+    f: list[float] = field(default_factory=list)
+    flags: OpFlag = OpFlag(0)
+
+    @property
+    def reads(self) -> list[int]:
+        """The buffers that it reads."""
+        return [self.i[k] for k in READS[self.kind] if self.i[k] != NONE]
+
+    @property
+    def writes(self) -> list[int]:
+        """The buffers that it writes."""
+        places = WRITES.get(self.kind, (1,))
+        return [self.i[k] for k in places if self.i[k] != NONE]
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """Room for one matrix of activations, or a constant."""
+
+    features: int
+    is_by_sample: bool = False
+    """Whether it is [samples, features], in panels of 32 features."""
+    is_by_micro_batch: bool = False
+    """Whether it is [micro-batches, features], for statistics."""
+    constant: tuple[float, ...] = ()
+
+    def size(self, capacity: int, micro_batches: int) -> int:
+        """Return its elements, for `capacity` samples, a multiple of 32."""
+        if self.constant:
+            return len(self.constant)
+        if self.is_by_micro_batch:
+            return micro_batches * self.features
+        panels = -(-self.features // PANEL) if self.is_by_sample else capacity // PANEL
+        return panels * PANEL * (capacity if self.is_by_sample else self.features)
+
+
+@dataclass(frozen=True)
+class Program:
+    """Operations in the order of their execution, and the buffers they work on."""
+
+    ops: tuple[Op, ...]
+    buffers: tuple[Buffer, ...]
+    num_loads: int = 0
+    """How many operations get the samples; the first ones."""
+    num_forward: int = 0
+    """How many more are the forward pass, with the loss; the rest is the backward."""
+    has_dropout: bool = False
+
+    def encoded(self) -> NDArray[np.void]:
+        """Return the operations as the kernels read them, OPERATION [ops]."""
+        array = np.zeros(len(self.ops), OPERATION)
+        for row, op in zip(array, self.ops, strict=True):
+            row["kind"], row["flags"] = op.kind, op.flags
+            row["i"][: len(op.i)] = op.i
+            row["f"][: len(op.f)] = op.f
+        return array
+
+    @property
+    def sha256(self) -> str:
+        """The SHA-256 of its operations and buffers."""
+        text = self.encoded().tobytes() + repr(self.buffers).encode()
+        return hashlib.sha256(text).hexdigest()
+
+    def with_load(self, load: Op, constants: Sequence[Buffer] = ()) -> "Program":
+        """Return the program with another operation that gets the samples.
+
+        Its first two numbers are set to the buffers of the inputs; `constants` are
+        appended to the buffers, and numbered from the last one on.
+        """
+        first = self.ops[0]
+        op = replace(load, i=[*first.i[:2], *load.i[2:]])
+        return replace(
+            self, ops=(op, *self.ops[1:]), buffers=(*self.buffers, *constants)
+        )
+
+
+def places(program: Program, capacity: int, micro_batches: int) -> list[int]:
+    """Return where each buffer lies in one workspace, in bytes; its size comes last.
+
+    Buffers that are not in use at the same time may overlap.
+    """
+    free_after = _last_uses(program)
+    taken: dict[int, tuple[int, int]] = {}
+    result = [0] * len(program.buffers)
+    total = 0
+    for number, op in enumerate(program.ops):
+        for buffer in {*op.reads, *op.writes} - taken.keys():
+            size = 4 * program.buffers[buffer].size(capacity, micro_batches)
+            start = _first_fit(taken.values(), -(-size // ALIGNMENT) * ALIGNMENT)
+            taken[buffer], result[buffer] = (start, start + size), start
+            total = max(total, start + size)
+        for buffer in [b for b in taken if free_after[b] == number]:
+            del taken[buffer]
+    return [*result, total]
+
+
+def _last_uses(program: Program) -> dict[int, int]:
+    """Return the last operation that needs each buffer; constants are kept."""
+    last: dict[int, int] = {}
+    for number, op in enumerate(program.ops):
+        last |= dict.fromkeys((*op.reads, *op.writes), number)
+    kept = [b for b, buffer in enumerate(program.buffers) if buffer.constant]
+    return last | dict.fromkeys(kept, len(program.ops))
+
+
+def _first_fit(taken: Iterable[tuple[int, int]], size: int) -> int:
+    """Return the first place that leaves `size` bytes before the next one taken."""
+    start = 0
+    for first, end in sorted(taken):
+        if first - start >= size:
+            break
+        start = max(start, -(-end // ALIGNMENT) * ALIGNMENT)
+    return start

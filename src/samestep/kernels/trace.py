@@ -1,0 +1,207 @@
+"""Record the ATen operations of a module's forward and backward pass.
+
+A dispatch mode sees every operation below autograd, those of the backward pass
+included. (`torch.fx` would do, too, but its import costs 0.9 s.) The module computes a
+small batch, so that operations have real shapes; its size is a prime that divides no
+dimension of the module, which marks the dimension of the samples wherever it appears.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.utils._python_dispatch import (
+    TorchDispatchMode,
+    _get_current_dispatch_mode,
+)
+
+
+PRIMES = (61, 67, 71, 73, 79, 83, 89, 97, 101, 103, 107, 109, 113, 127)
+TORCH = str(Path(torch.__file__).parent)
+HERE = __file__
+
+
+@dataclass(frozen=True, eq=False)
+class Value:
+    """A tensor of the recording."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    name: str = ""
+    """Of a parameter or a buffer; `inputs` or `gradient` (of the outputs)."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operation."""
+
+    op: str
+    """For example `aten.addmm.default`."""
+    arguments: list[Any]
+    """Values, numbers, and lists of them."""
+    outputs: list[Value]
+    where: str
+    """The module and the line of code that called it, for messages."""
+
+
+@dataclass
+class Trace:
+    """The operations of a module's passes, in order."""
+
+    samples: int
+    """The size of the batch, by which dimensions are recognised."""
+    nodes: list[Node] = field(default_factory=list)
+    num_forward: int = 0
+    """How many of them belong to the forward pass."""
+    inputs: Value | None = None
+    outputs: Value | None = None
+    gradients: dict[str, Value] = field(default_factory=dict)
+    """The gradients of the trained parameters, by name."""
+
+
+def record(module: nn.Module, input_shape: tuple[int, ...], backward: bool) -> Trace:
+    """Record the passes of a module that takes floats [b, *input_shape].
+
+    Its modes are as they are; its parameters and buffers are unchanged afterwards.
+    With `backward` also the pass from the gradient of its outputs to its parameters.
+    """
+    trace = Trace(_marker(module, input_shape))
+    inputs = torch.zeros(trace.samples, *input_shape)
+    saved = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    recorder = _Recorder(trace)
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        recorder.add(tensor, name)
+    trace.inputs = recorder.add(inputs, "inputs")
+    try:
+        with torch.set_grad_enabled(backward), _names(module, recorder), recorder:
+            outputs = module(inputs)
+        trace.num_forward = len(trace.nodes)
+        trace.outputs = recorder.value_of(outputs)
+        if backward:
+            _record_backward(module, outputs, recorder)
+    finally:
+        for name, buffer in module.named_buffers():
+            buffer.copy_(saved[name])
+    return trace
+
+
+def is_recording() -> bool:
+    """Return whether a module is being recorded, as `torch.compiler.is_compiling`."""
+    return isinstance(_get_current_dispatch_mode(), _Recorder)
+
+
+class _Recorder(TorchDispatchMode):
+    """Appends every operation to a trace."""
+
+    def __init__(self, trace: Trace) -> None:
+        super().__init__()
+        self.trace, self.module = trace, "model"
+        self._values: dict[int, Value] = {}
+        self._alive: list[Tensor] = []  # a tensor's id is its own only while it lives
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # which would import torch._dynamo, 0.9 s
+
+    def add(self, tensor: Tensor, name: str = "") -> Value:
+        """Return the value that stands for a tensor from now on."""
+        value = Value(tuple(tensor.shape), tensor.dtype, name)
+        self._alive.append(tensor)
+        self._values[id(tensor)] = value
+        return value
+
+    def value_of(self, tensor: Tensor) -> Value:
+        """Return the value of a tensor; one that was not seen before is a constant."""
+        return self._values.get(id(tensor)) or self.add(tensor, "constant")
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        arguments = [self._described(a) for a in args]
+        result = func(*args, **(kwargs or {}))
+        results = result if isinstance(result, tuple | list) else (result,)
+        outputs = [self._output(r) for r in results if isinstance(r, Tensor)]
+        self.trace.nodes.append(Node(str(func), arguments, outputs, self._where()))
+        return result
+
+    def _described(self, argument: Any) -> Any:
+        if isinstance(argument, Tensor):
+            return self.value_of(argument)
+        if isinstance(argument, list | tuple):
+            return [self._described(a) for a in argument]
+        return argument
+
+    def _output(self, tensor: Tensor) -> Value:
+        # An operation in place returns the tensor that it was given.
+        return self._values.get(id(tensor)) or self.add(tensor)
+
+    def _where(self) -> str:
+        frame = sys._getframe(2)
+        while frame.f_back and frame.f_code.co_filename.startswith((TORCH, HERE)):
+            frame = frame.f_back
+        if not self.module:
+            return "in the backward pass"
+        return f"module `{self.module}`, {frame.f_code.co_filename}:{frame.f_lineno}"
+
+
+class _Begin(Function):
+    """The place of the loss: gives the outputs a recorded gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, outputs: Tensor, gradient: list[Tensor]) -> Tensor:
+        ctx.gradient = gradient  # in a list, or autograd would make another tensor
+        return outputs.new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> tuple[Tensor, None]:
+        return ctx.gradient[0], None
+
+
+def _record_backward(module: nn.Module, outputs: Tensor, recorder: _Recorder) -> None:
+    trained = {n: p for n, p in module.named_parameters() if p.requires_grad}
+    gradient = torch.ones_like(outputs)
+    recorder.add(gradient, "gradient")
+    loss: Tensor = _Begin.apply(outputs, [gradient])  # type: ignore[no-untyped-call]
+    parameters, recorder.module = list(trained.values()), ""
+    with recorder:
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+    recorder.trace.gradients = {
+        name: recorder.value_of(gradient)
+        for name, gradient in zip(trained, gradients, strict=True)
+        if gradient is not None
+    }
+
+
+@contextmanager
+def _names(module: nn.Module, recorder: _Recorder) -> Iterator[None]:
+    """Tell the recorder which module is being called."""
+    names = {id(part): name for name, part in module.named_modules()}
+
+    def enter(part: nn.Module, _: Any) -> None:
+        if name := names.get(id(part)):
+            recorder.module = name
+
+    handle = register_module_forward_pre_hook(enter)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _marker(module: nn.Module, input_shape: tuple[int, ...]) -> int:
+    """Return a number of samples that no dimension of the module is a multiple of."""
+    tensors = (*module.parameters(), *module.buffers())
+    sizes = {*input_shape, *(size for t in tensors for size in t.shape)}
+    fits: Callable[[int], bool] = lambda prime: all(size % prime for size in sizes)
+    return next(filter(fits, PRIMES))
