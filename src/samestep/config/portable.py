@@ -17,7 +17,7 @@ def check(recipe: "Recipe") -> None:
     parts = list(_not_portable(recipe))
     if parts:
         raise ValueError(
-            f"`arithmetic = \"portable\"` has no kernels for {'; '.join(parts)}. "
+            f'`arithmetic = "portable"` has no kernels for {"; ".join(parts)}. '
             'Change that, or set `arithmetic = "torch"`'
         )
 

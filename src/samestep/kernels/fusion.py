@@ -36,11 +36,11 @@ def _readers(ops: list[Op], buffer: int) -> list[Op]:
 
 def _join_relu(ops: list[Op], relu: Op) -> None:
     host = _writer(ops, relu.i[0])
-    if host.kind in HOSTS and not host.flags & OpFlag.RELU:
-        if len(_readers(ops, relu.i[0])) == 1:
-            host.i[1] = relu.i[1]
-            host.flags |= OpFlag.RELU
-            ops.remove(relu)
+    is_free = host.kind in HOSTS and not host.flags & OpFlag.RELU
+    if is_free and len(_readers(ops, relu.i[0])) == 1:
+        host.i[1] = relu.i[1]
+        host.flags |= OpFlag.RELU
+        ops.remove(relu)
 
 
 def _join_dropout(ops: list[Op], dropout: Op) -> None:
@@ -49,7 +49,11 @@ def _join_dropout(ops: list[Op], dropout: Op) -> None:
     What is left of an output that was dropped is zero, as if the ReLU had cut it off.
     """
     host = _writer(ops, dropout.i[0])
-    if host.kind not in HOSTS or not host.flags & OpFlag.RELU or host.flags & OpFlag.DROPOUT:
+    if (
+        host.kind not in HOSTS
+        or not host.flags & OpFlag.RELU
+        or host.flags & OpFlag.DROPOUT
+    ):
         return
     gates = [op for op in _readers(ops, dropout.i[0]) if op is not dropout]
     stream = dropout.i[3]
@@ -75,7 +79,7 @@ def _join_dropout(ops: list[Op], dropout: Op) -> None:
 def _join_gate(ops: list[Op], gate: Op) -> None:
     """Join a gate to the product whose result it changes."""
     host = _writer(ops, gate.i[0])
-    if host.kind == OpKind.LINEAR_GRAD_INPUT and host.i[5] == NONE:
-        if len(_readers(ops, gate.i[0])) == 1:
-            host.i[1], host.i[5], host.f[0] = gate.i[1], gate.i[2], gate.f[0]
-            ops.remove(gate)
+    is_free = host.kind == OpKind.LINEAR_GRAD_INPUT and host.i[5] == NONE
+    if is_free and len(_readers(ops, gate.i[0])) == 1:
+        host.i[1], host.i[5], host.f[0] = gate.i[1], gate.i[2], gate.f[0]
+        ops.remove(gate)

@@ -14,7 +14,7 @@ from torch import nn
 from samestep.errors import NotPortable
 from samestep.kernels import fusion
 from samestep.kernels.interface import OpFlag, OpKind
-from samestep.kernels.program import NONE, Buffer, Op, Program
+from samestep.kernels.program import NO_FLAGS, NONE, Buffer, Op, Program
 from samestep.kernels.trace import Node, Trace, Value, record
 
 
@@ -247,9 +247,11 @@ def _opaque(lowering: Lowering, node: Node, arguments: list[Any]) -> Results:
 
 def _view(lowering: Lowering, node: Node, arguments: list[Any]) -> Results:
     match arguments[0], node.outputs[0].shape:
-        case Activation(_, features, False), (lowering.trace.samples, n) if n == features:
+        case Activation(_, features, False), (lowering.trace.samples, n) if (
+            n == features
+        ):
             return [arguments[0]]
-        case (BiasGradient() as gradient), (n,) if n == gradient.gradient.features:
+        case ((BiasGradient() as gradient), (n,)) if n == gradient.gradient.features:
             return [gradient]
     return None
 
@@ -265,7 +267,11 @@ def _transpose(lowering: Lowering, node: Node, arguments: list[Any]) -> Results:
 
 def _addmm(lowering: Lowering, node: Node, arguments: list[Any]) -> Results:
     match arguments:
-        case [Parameter(bias), Activation(is_transposed=False) as x, Parameter(name, True)]:
+        case [
+            Parameter(bias),
+            Activation(is_transposed=False) as x,
+            Parameter(name, True),
+        ]:
             return [_linear(lowering, node, x, name, lowering.places.parameters[bias])]
     return None
 
@@ -281,7 +287,10 @@ def _mm(lowering: Lowering, node: Node, arguments: list[Any]) -> Results:
             i = [x.buffer, y.buffer, y.features, x.features, place, NONE]
             lowering.ops.append(Op(OpKind.LINEAR_GRAD_INPUT, i, [1.0]))
             return [y]
-        case [Activation(is_transposed=True) as x, Activation(is_transposed=False) as y]:
+        case [
+            Activation(is_transposed=True) as x,
+            Activation(is_transposed=False) as y,
+        ]:
             return [WeightGradient(replace(x, is_transposed=False), y)]
     return None
 
@@ -303,7 +312,9 @@ def _relu(lowering: Lowering, node: Node, arguments: list[Any]) -> Results:
     return None
 
 
-def _activate(lowering: Lowering, x: Activation, flags: OpFlag, mask: Mask) -> Activation:
+def _activate(
+    lowering: Lowering, x: Activation, flags: OpFlag, mask: Mask
+) -> Activation:
     y = lowering.activation(x.features)
     i = [x.buffer, y.buffer, x.features, mask.stream]
     lowering.ops.append(Op(OpKind.ACTIVATE, i, [mask.probability], flags))
@@ -373,8 +384,10 @@ def _batch_norm(lowering: Lowering, node: Node, arguments: list[Any]) -> Results
             vectors = [parameters[weight], parameters[bias]]
             running = [buffers[mean], buffers[variance]]
             i = [x.buffer, y.buffer, saved.buffer, saved.inverse, x.features]
-            op = Op(OpKind.BATCH_NORM, [*i, *vectors, *running, 0], [eps, momentum, 0.0])
-            op.flags = OpFlag(0) if training else OpFlag.EVAL
+            op = Op(
+                OpKind.BATCH_NORM, [*i, *vectors, *running, 0], [eps, momentum, 0.0]
+            )
+            op.flags = NO_FLAGS if training else OpFlag.EVAL
             lowering.ops.append(op)
             return [y, saved, saved]
     return None
@@ -384,7 +397,15 @@ def _batch_norm_backward(
     lowering: Lowering, node: Node, arguments: list[Any]
 ) -> Results:
     match arguments:
-        case [Activation() as dy, _, Parameter(weight), _, _, Normalised() as saved, *_]:
+        case [
+            Activation() as dy,
+            _,
+            Parameter(weight),
+            _,
+            _,
+            Normalised() as saved,
+            *_,
+        ]:
             dx = lowering.activation(dy.features)
             gradients = {v: n for n, v in lowering.trace.gradients.items()}
             places = lowering.places.parameters

@@ -21,6 +21,7 @@ OPERATION = np.dtype(
     [("kind", "<i4"), ("flags", "<i4"), ("i", "<i8", 13), ("f", "<f4", 4)]
 )
 NONE = -1
+NO_FLAGS = OpFlag(0)
 
 
 READS: dict[OpKind, tuple[int, ...]] = {
@@ -58,7 +59,7 @@ class Op:
     kind: OpKind
     i: list[int]
     f: list[float] = field(default_factory=list)
-    flags: OpFlag = OpFlag(0)
+    flags: OpFlag = NO_FLAGS
 
     @property
     def reads(self) -> list[int]:

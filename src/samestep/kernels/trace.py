@@ -7,7 +7,7 @@ dimension of the module, which marks the dimension of the samples wherever it ap
 """
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import (
 
 PRIMES = (61, 67, 71, 73, 79, 83, 89, 97, 101, 103, 107, 109, 113, 127)
 TORCH = str(Path(torch.__file__).parent)
-HERE = __file__
+HERE = str(Path(__file__).parent)
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,11 +97,11 @@ def is_recording() -> bool:
     return isinstance(_get_current_dispatch_mode(), _Recorder)
 
 
-class _Recorder(TorchDispatchMode):
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Appends every operation to a trace."""
 
     def __init__(self, trace: Trace) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.trace, self.module = trace, "model"
         self._values: dict[int, Value] = {}
         self._alive: list[Tensor] = []  # a tensor's id is its own only while it lives
@@ -152,7 +152,9 @@ class _Recorder(TorchDispatchMode):
             frame = frame.f_back
         if not self.module:
             return "in the backward pass"
-        return f"module `{self.module}`, {frame.f_code.co_filename}:{frame.f_lineno}"
+        is_own = not frame.f_code.co_filename.startswith((TORCH, HERE))
+        line = f", {frame.f_code.co_filename}:{frame.f_lineno}" if is_own else ""
+        return f"module `{self.module}`{line}"
 
 
 class _Begin(Function):
@@ -203,5 +205,4 @@ def _marker(module: nn.Module, input_shape: tuple[int, ...]) -> int:
     """Return a number of samples that no dimension of the module is a multiple of."""
     tensors = (*module.parameters(), *module.buffers())
     sizes = {*input_shape, *(size for t in tensors for size in t.shape)}
-    fits: Callable[[int], bool] = lambda prime: all(size % prime for size in sizes)
-    return next(filter(fits, PRIMES))
+    return next(p for p in PRIMES if all(size % p for size in sizes))

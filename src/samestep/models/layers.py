@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from samestep.kernels import trace
 
+
 Sink = Callable[[nn.Parameter], Tensor | None]
 """Returns where a parameter's gradient is to be written; None: leave it in `grad`."""
 

@@ -1,0 +1,87 @@
+"""Run a program: its workspace, and the call that the kernels read.
+
+A call costs a few microseconds of Python beyond the kernels: what does not change from
+step to step is prepared once.
+"""
+
+import ctypes
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from samestep.kernels.interface import Call, Kernels
+from samestep.kernels.program import ALIGNMENT, OPERATION, PANEL, Program, places
+
+
+class Execution:
+    """A program with room for its activations."""
+
+    def __init__(
+        self, program: Program, kernels: Kernels, samples: int, micro_batches: int
+    ) -> None:
+        """Make room for so many samples and micro-batches of one call at most."""
+        self.program, self._run = program, kernels.run
+        capacity = -(-samples // PANEL) * PANEL
+        *starts, size = places(program, capacity, micro_batches)
+        self._workspace = torch.zeros(size + ALIGNMENT, dtype=torch.uint8)
+        first = -self._workspace.data_ptr() % ALIGNMENT
+        self._set_constants(first, starts)
+        base = self._workspace.data_ptr() + first
+        self._buffers = (ctypes.c_void_p * len(starts))(*(base + s for s in starts))
+        self._ops = program.encoded()
+        self.call = Call(capacity=capacity, buffers=ctypes.addressof(self._buffers))
+        self._address = ctypes.addressof(self.call)
+        self._bound: dict[str, Tensor] = {}
+        self._slots: ctypes.Array[ctypes.c_void_p] | None = None
+        self.losses, self.metrics = torch.zeros(2, capacity)
+        """Of the samples of the last call."""
+        self.loss_sums, self.metric_sums = torch.zeros(
+            2, micro_batches, dtype=torch.float64
+        )
+        """Of its micro-batches."""
+        self.bind(
+            losses=self.losses,
+            metrics=self.metrics,
+            loss_sums=self.loss_sums,
+            metric_sums=self.metric_sums,
+        )
+
+    def _set_constants(self, first: int, starts: Sequence[int]) -> None:
+        for start, buffer in zip(starts, self.program.buffers, strict=True):
+            if buffer.constant:
+                values = torch.tensor(buffer.constant, dtype=torch.float32)
+                place = self._workspace[first + start :][: 4 * len(values)]
+                place.view(torch.float32).copy_(values)
+
+    def bind(self, **arrays: Tensor) -> None:
+        """Use these arrays from now on, by their names in `Call`.
+
+        They must be contiguous; they are kept alive.
+        """
+        for name, array in arrays.items():
+            setattr(self.call, name, array.data_ptr())
+        self._bound |= arrays
+
+    def bind_micro_batches(self, starts: Sequence[int], merges: Sequence[int]) -> None:
+        """Say where each micro-batch begins among the samples, and where the last ends.
+
+        `merges` are the sums that each completes in the canonical tree.
+        """
+        self.call.micro_batches = len(merges)
+        self.bind(starts=torch.tensor(starts), merges=torch.tensor(merges))
+
+    def bind_slots(self, slots: Sequence[Tensor], tail: int) -> None:
+        """Write the sums of gradients to these vectors, statistics from `tail` on."""
+        addresses = [slot.data_ptr() for slot in slots]
+        self._slots = (ctypes.c_void_p * len(slots))(*addresses)
+        self.call.slots = ctypes.addressof(self._slots)
+        self.call.slots_size, self.call.tail = len(slots), tail
+
+    def run(self, first: int = 0, end: int | None = None) -> None:
+        """Run the operations from `first` to before `end`."""
+        end = len(self._ops) if end is None else end
+        ops = self._ops.ctypes.data + first * OPERATION.itemsize
+        failed = self._run(ops, end - first, self._address)
+        if failed:
+            raise RuntimeError(f"The library has no operation like {failed - 1}.")
