@@ -384,9 +384,8 @@ def _batch_norm(lowering: Lowering, node: Node, arguments: list[Any]) -> Results
             vectors = [parameters[weight], parameters[bias]]
             running = [buffers[mean], buffers[variance]]
             i = [x.buffer, y.buffer, saved.buffer, saved.inverse, x.features]
-            op = Op(
-                OpKind.BATCH_NORM, [*i, *vectors, *running, 0], [eps, momentum, 0.0]
-            )
+            i += [*vectors, *running, *running, 0]
+            op = Op(OpKind.BATCH_NORM, i, [eps, momentum, 0.0])
             op.flags = NO_FLAGS if training else OpFlag.EVAL
             lowering.ops.append(op)
             return [y, saved, saved]
