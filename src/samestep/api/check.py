@@ -80,11 +80,8 @@ class Outcome:
 
     def __str__(self) -> str:
         """Return one line: the placement and the fingerprint."""
-        return f"{self.trial}: {self.sha256[-1][:16] if self._has_ended else 'stopped'}"
-
-    @property
-    def _has_ended(self) -> bool:
-        return bool(self.sha256) and not self.reason
+        has_ended = self.sha256 and not self.reason
+        return f"{self.trial}: {self.sha256[-1][:16] if has_ended else 'stopped'}"
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ and Infinity; a measured number that is null is read as NaN.
 """
 
 import math
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -18,7 +19,7 @@ from pydantic import (
     ValidationError,
 )
 
-from samestep.config.renames import rename
+from samestep.config.renames import PLACEMENT_NAMES, rename
 from samestep.system.json_values import JsonObject
 
 
@@ -30,6 +31,12 @@ Whole = Annotated[int, Field(ge=0, le=2**53)]
 """A count, which a float can hold exactly."""
 StoredRecipe = Annotated[JsonObject, AfterValidator(rename)]
 """The fields of a recipe, those of an older run under their new names."""
+StoredPlacement = Annotated[
+    JsonObject, AfterValidator(partial(rename, names=PLACEMENT_NAMES))
+]
+"""The same for a placement."""
+NotOwn = BeforeValidator(lambda value: [] if isinstance(value, float) else value)
+"""Leaves out a metric of an older run's own loss, which could have the same name."""
 Phases = dict[str, float]
 """Seconds by phase."""
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -151,7 +158,7 @@ class Result(Record):
 
     recipe: StoredRecipe
     """resolved: every default replaced by its value"""
-    placement: JsonObject = {}
+    placement: StoredPlacement = {}
     """resolved: every `auto` replaced by what was chosen"""
     status: Annotated[str, Field(pattern=r"^[a-z ]{1,40}$")]
     """`finished`, `failed` or `interrupted`"""
@@ -168,9 +175,9 @@ class Result(Record):
     metrics are `test_` and their names"""
     own_metrics: list[Name] = []
     """names of the metrics that your own loss reports"""
-    test_confusion: list[list[Whole]] = []
+    test_confusion: Annotated[list[list[Whole]], NotOwn] = []
     """for classes: counts [actual][predicted]"""
-    test_worst: list[Worst] = []
+    test_worst: Annotated[list[Worst], NotOwn] = []
     """for classes: the test samples with the highest losses"""
     baselines: dict[str, Measured] = {}
     """for text: the bits per character that simple methods need"""
