@@ -217,7 +217,9 @@ class Point(Record):
     kind: str
     workers: Whole
     global_batch: Whole
+    micro_batches: Whole = 0
     exchange: str = ""
+    runs: list[JsonObject] = []
     samples_per_second: Measured = None
     low: Measured = None
     high: Measured = None
@@ -257,6 +259,8 @@ class Model(Record):
     parameters: list[Parameter] = []
     median_error: Measured = None
     max_error: Measured = None
+    cores: Whole | None = None
+    not_told_apart: list[str] = []
 
 
 class HeldOut(Record):
@@ -276,6 +280,7 @@ class Prediction(Record):
     workers: Whole
     nodes: Whole = 1
     global_batch: Whole
+    micro_batches: Whole = 0
     samples_per_second: Measured = None
     low: float | None = None
     high: float | None = None
@@ -284,14 +289,9 @@ class Prediction(Record):
     relative_time_to_loss: float | None = None
 
 
-class Scaling(Record):
-    """scaling.json."""
+class Analysis(Record):
+    """What is computed from the measurements of a study."""
 
-    version: Literal[1]
-    recipe: StoredRecipe
-    environment: JsonObject = {}
-    status: str
-    settings: JsonObject = {}
     points: list[Point] = []
     noise: Noise | None = None
     model: Model | None = None
@@ -299,3 +299,13 @@ class Scaling(Record):
     held_out: HeldOut | None = None
     predictions: list[Prediction] = []
     advice: list[str] = []
+
+
+class Scaling(Analysis):
+    """scaling.json."""
+
+    version: Literal[1]
+    recipe: StoredRecipe
+    environment: JsonObject = {}
+    status: str
+    settings: JsonObject = {}
