@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -51,6 +51,13 @@ class Times:
         self.waited_for += other.waited_for
         self.bytes += other.bytes
         self.network_bytes += other.network_bytes
+
+    def take(self) -> "Times":
+        """Return the times since the last call."""
+        taken, zero = replace(self), Times.zero(len(self.seconds))
+        self.seconds, self.waited_for = zero.seconds, zero.waited_for
+        self.bytes = self.network_bytes = 0
+        return taken
 
     def use(self) -> TimeUse:
         """Return what the records of steps and epochs have in common."""

@@ -8,7 +8,7 @@ plan -> own micro-batches -> forward and backward of each -> partial gradients
 
 import resource
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -107,7 +107,7 @@ def train_epoch(trainer: Trainer) -> tuple[Decision, EpochRecord | None]:
                 _save(trainer)
     if progress.step % num_steps:  # stopped within the epoch
         return decision, None
-    times = trainer.monitor.stopwatch.take_epoch()
+    times = trainer.monitor.epoch_times.take()
     faults_per_step = (_minor_faults() - faults) / (num_steps - start)
     data = trainer.samples.data
     return decision, epoch_record(progress, epoch, times, data, faults_per_step)
@@ -299,7 +299,7 @@ def _inspect(trainer: Trainer, split: str) -> JsonObject:
     if isinstance(trainer.recipe.loss, CustomLoss):  # its outputs may be no logits
         return {}
     details = trainer.evaluator.inspect(split)
-    return {f"{split}_{key}": value for key, value in asdict(details).items()}
+    return {f"{split}_{key}": value for key, value in details.items()}
 
 
 def _report_start(trainer: Trainer) -> None:
@@ -322,7 +322,7 @@ def _report_steps(trainer: Trainer, epoch: int) -> None:
     """Report the steps since the last record."""
     progress, balancer = trainer.progress, trainer.ownership.balancer
     lr = trainer.learning_rate(progress.step - 1)
-    times = trainer.monitor.stopwatch.take_logged()
+    times = trainer.monitor.logged_times.take()
     record = step_record(progress, epoch, lr, times, trainer.samples.data)
     shares = lengths(balancer.owned)
     trainer.report(replace(record, speeds=balancer.speeds, shares=shares))

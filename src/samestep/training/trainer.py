@@ -197,7 +197,7 @@ class Trainer:
 
     def _saved_progress(self) -> Progress:
         """Return the progress with what is counted elsewhere between two snapshots."""
-        phases = self.monitor.stopwatch.epoch.seconds.mean(dim=0)
+        phases = self.monitor.epoch_times.seconds.mean(dim=0)
         phases += torch.tensor(self.progress.phases, dtype=torch.float64)
         counts = self.replica.flat.counts
         return replace(self.progress, counts=counts, phases=phases.tolist())
