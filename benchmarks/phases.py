@@ -27,7 +27,7 @@ from samestep.system.heartbeat import Heartbeat
 from samestep.training import train
 from samestep.training.build import WorkerContext, build_trainer
 from samestep.training.timing import Clock
-from samestep.training.trainer import Trainer
+from samestep.training.trainer import Trainer, steps_per_report
 
 
 class NoClock(Clock):
@@ -68,7 +68,7 @@ def block(trainer: Trainer, start: int, steps: int) -> float:
     monitor = trainer.monitor
     began = time.perf_counter()
     for step in range(start, start + steps):
-        if monitor.metrics.num_steps == trainer.steps_per_report:
+        if monitor.metrics.num_steps == steps_per_report(trainer.samples.plan):
             monitor.sync(monitor.clock.take(), trainer.cadence.decide(1, False))
         train.train_step(trainer, step)
     return time.perf_counter() - began

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from samestep.core.tree_sum import tree_sum
+from samestep.core.tree import tree_sum
 from samestep.errors import OwnCodeError
 from samestep.exchange import Merger
 from samestep.loop.process_group import gather

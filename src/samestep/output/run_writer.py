@@ -18,7 +18,6 @@ from typing import Any, Self
 
 from samestep.config.placement import Placement
 from samestep.config.recipe import Recipe
-from samestep.core.span import Span
 from samestep.errors import OutputError, RunError, SamestepError
 from samestep.files import atomic, lock, untrusted
 from samestep.messages.training import (
@@ -26,6 +25,7 @@ from samestep.messages.training import (
     Message,
     Restarted,
     SnapshotSaved,
+    Span,
     StepRecord,
     Traced,
     WorkersStarted,

@@ -12,7 +12,7 @@ from samestep.config.model import CrossEntropy
 from samestep.core.metric import COUNTED, num_cells
 from samestep.core.ownership import shares
 from samestep.core.plan import derive_seed
-from samestep.core.tree_sum import tree_sum
+from samestep.core.tree import tree_sum
 from samestep.data import pytree
 from samestep.errors import DataError
 from samestep.exchange import Exchange

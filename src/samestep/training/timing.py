@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from samestep.core.span import Span
-from samestep.messages.training import TimeUse
+from samestep.messages.training import Span, TimeUse
 
 
 PHASES = (

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from samestep.config.model import CustomLoss
-from samestep.core.balancer import Change
 from samestep.core.metric import COUNTED
 from samestep.core.ownership import lengths
 from samestep.messages.training import (
@@ -36,7 +35,7 @@ from samestep.training.cadence import Decision
 from samestep.training.metrics import MetricSums
 from samestep.training.progress import epoch_record, own_metrics, step_record
 from samestep.training.timing import PHASES, Times
-from samestep.training.trainer import Trainer
+from samestep.training.trainer import Trainer, steps_per_report
 from samestep.user_code.references import names
 from samestep.verification import replicas
 
@@ -231,19 +230,8 @@ def _rebalance(trainer: Trainer, steps: int, times: Times, decision: Decision) -
         trainer.report(StragglerFound(step=step, **vars(straggler)))
     if decision.counts:
         change = ownership.adopt(decision.counts)
-        trainer.report(_rebalanced(step, change))
-
-
-def _rebalanced(step: int, change: Change) -> Rebalanced:
-    return Rebalanced(
-        step=step,
-        before=lengths(change.before),
-        after=lengths(change.after),
-        speeds_before=change.speeds_before,
-        speeds=change.speeds,
-        gain=change.gain,
-        cause=change.cause,
-    )
+        counts = {"before": lengths(change.before), "after": lengths(change.after)}
+        trainer.report(Rebalanced(step=step, **{**vars(change), **counts}))
 
 
 def _close_epoch(trainer: Trainer, record: EpochRecord) -> None:
@@ -358,7 +346,7 @@ def _report_result(trainer: Trainer) -> None:
 
 def _is_logged(trainer: Trainer, steps_in_epoch: int) -> bool:
     return (
-        steps_in_epoch % trainer.steps_per_report == 0
+        steps_in_epoch % steps_per_report(trainer.samples.plan) == 0
         or steps_in_epoch == trainer.samples.plan.steps_per_epoch
     )
 

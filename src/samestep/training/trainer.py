@@ -161,11 +161,6 @@ class Trainer:
     conditions: dict[str, str]
     """Conditions that only workers observe (`system.conditions.FOUND_BY_WORKERS`)."""
 
-    @property
-    def steps_per_report(self) -> int:
-        """Optimizer steps between two step records."""
-        return steps_per_report(self.samples.plan)
-
     def learning_rate(self, step: int) -> float:
         """Return the learning rate of a step, counted from 0 over all epochs."""
         recipe, per_epoch = self.recipe, self.samples.plan.steps_per_epoch
