@@ -15,17 +15,19 @@ import cleanup
 import numpy as np
 import torch
 
+from samestep.config.placement import Placement
 from samestep.config.recipe import Recipe
 from samestep.core import gradient_noise
 from samestep.core.topology import Topology
 from samestep.exchange.shared import SharedExchange
+from samestep.supervisor.job import make_setup
 from samestep.system import barrier, shared_memory
 from samestep.system.fault_injection import Faults
 from samestep.system.heartbeat import Heartbeat
 from samestep.training import train
-from samestep.training.build import Memory, TrainSettings, WorkerContext, build_trainer
+from samestep.training.build import WorkerContext, build_trainer
 from samestep.training.timing import Clock
-from samestep.training.trainer import Trainer
+from samestep.training.trainer import Trainer, steps_per_report
 
 
 class NoClock(Clock):
@@ -47,7 +49,10 @@ def alone(recipe: Recipe) -> Trainer:
     """Build a worker without a supervisor."""
     topology = Topology.on_one_node(0, 1)
     context = WorkerContext(
+        setup=make_setup(recipe, Placement(workers=1)),
+        recipe=recipe,
         topology=topology,
+        fds={"snapshots": shared_memory.create()},
         connect=lambda flat, shares: SharedExchange(
             flat, shares, topology, barrier.create(1), 1e-3, 60.0
         ),
@@ -55,8 +60,7 @@ def alone(recipe: Recipe) -> Trainer:
         heartbeat=Heartbeat(Heartbeat.create(1)),
         faults=Faults(0, []),
     )
-    memory = Memory(shared_memory.create())
-    return build_trainer(recipe, context, TrainSettings(), memory)
+    return build_trainer(context)
 
 
 def block(trainer: Trainer, start: int, steps: int) -> float:
@@ -64,7 +68,7 @@ def block(trainer: Trainer, start: int, steps: int) -> float:
     monitor = trainer.monitor
     began = time.perf_counter()
     for step in range(start, start + steps):
-        if monitor.metrics.num_steps == trainer.steps_per_report:
+        if monitor.metrics.num_steps == steps_per_report(trainer.samples.plan):
             monitor.sync(monitor.clock.take(), trainer.cadence.decide(1, False))
         train.train_step(trainer, step)
     return time.perf_counter() - began

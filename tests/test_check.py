@@ -1,5 +1,6 @@
 """`samestep check`: what breaks exactness is found and said."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,6 @@ from own_samples import EVERYTHING
 from samestep import Placement
 from samestep.api.check import check_exactness
 from samestep.data.prefetch import HelperProcess
-from samestep.messages.job import TrainingJob
 from samestep.supervisor.forkserver_client import ForkServer
 from samestep.supervisor.job import make_setup
 from samestep.training import worker
@@ -54,12 +54,11 @@ def test_a_helper_draws_from_the_same_few_batches_as_its_worker(
     own: Own, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = own(EVERYTHING, global_batch=12)
-    setup = make_setup(recipe, Placement(workers=1))
+    setup = replace(make_setup(recipe, Placement(workers=1)), max_steps=2)
     monkeypatch.setattr(HelperProcess, "start", lambda load, _: load())
     user_code = UserCode(setup.search_path)
-    job = TrainingJob(setup=setup, max_steps=2)
-    made: Any = worker._helper(recipe, job, user_code, {})
-    _, plan = load_data(recipe, user_code, job.max_steps)
+    made: Any = worker._helper(recipe, setup, user_code, {})
+    _, plan = load_data(recipe, user_code, setup.max_steps)
     assert made._plan == plan
     assert plan != load_data(recipe, user_code)[1]
 

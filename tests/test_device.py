@@ -218,8 +218,7 @@ def test_a_step_stays_on_its_device(name: str, changed: dict[str, Any]) -> None:
     exchange = GlooExchange(
         flat, [(0, 2)], Topology.on_one_node(0, 1), Compression.of(recipe.compression)
     )
-    flat.bind(exchange.parameters, write=True)
-    objective = Objective(model, recipe.loss)
+    objective = exchange.attach(Objective(model, recipe.loss), overlap=False)
     optimizer = SliceOptimizer(recipe.optimizer, exchange.parameters, exchange.states)
     for leaf in range(2):
         inputs, targets = META.to_device(*data.draw(torch.arange(4 * leaf, 4), epoch=0))

@@ -73,8 +73,8 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **arguments: Any) ->
     return recipe_of(data).changed({"model": model})
 
 
-def helped(run: Run) -> int:
-    """How many workers had help."""
+def helpers_begun(run: Run) -> int:
+    """How many helpers began to load data."""
     events = map(json.loads, (run.path / "events.jsonl").read_text().splitlines())
     return sum(event["event"] == "prefetching" for event in events)
 
@@ -84,7 +84,7 @@ def test_slow_data_are_drawn_ahead_with_the_same_bits(
 ) -> None:
     quick = train(recipe(tmp_path, monkeypatch), 1, prefetch="off")
     slow = recipe(tmp_path, monkeypatch, seconds=0.001)
-    assert helped(quick) == 0
+    assert helpers_begun(quick) == 0
     for placed in (
         {"workers": 1},
         {"workers": 2, "exchange": "gloo"},
@@ -92,7 +92,7 @@ def test_slow_data_are_drawn_ahead_with_the_same_bits(
         {"workers": 3, "balance": "random"},
     ):
         run = train(slow, **placed)
-        assert helped(run) == placed["workers"]
+        assert helpers_begun(run) == placed["workers"]
         assert results(run) == results(quick)
 
 

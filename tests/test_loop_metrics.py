@@ -57,11 +57,11 @@ def means(rows: list[int], workers: int, seed: int) -> dict[str, float]:
             for number in range(*shares(pieces, workers)[rank]):
                 generator = torch.Generator().manual_seed(seed + 97 * row + number)
                 values = torch.randn(4, generator=generator).double().tolist()
-                tally.piece = Piece(row, number, samples=number + 1)
-                if values[2] > 1:
-                    tally.add("rare", (values[3], 1))
-                tally.add("loss", values[0])
-                tally.add("loss", torch.tensor(values[1]))
+                with tally.of(Piece(row, number, samples=number + 1)):
+                    if values[2] > 1:
+                        tally.add("rare", (values[3], 1))
+                    tally.add("loss", values[0])
+                    tally.add("loss", torch.tensor(values[1]))
         return tally.means(crew, rank)
 
     first, *others = crew.all(work)

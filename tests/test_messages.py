@@ -15,7 +15,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from samestep.core.span import Span
 from samestep.errors import WorkerFailed
 from samestep.messages import wire
 from samestep.messages.job import Job, Setup
@@ -23,6 +22,7 @@ from samestep.messages.processes import Answer, Exited, Request
 from samestep.messages.training import (
     EpochRecord,
     Message,
+    Span,
     StepRecord,
     Stopped,
     TimeUse,

@@ -2,7 +2,10 @@
 
 import json
 import re
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -10,8 +13,11 @@ from conftest import Own, Train, fault
 from torch import nn
 
 from samestep.errors import NotReproducible, SamestepError
+from samestep.messages.processes import ReplayResult
 from samestep.state.flat import Flat
+from samestep.system.heartbeat import Heartbeat
 from samestep.verification.mutation_check import MutationCheck
+from samestep.verification.probe import Probe
 
 
 MODEL = """
@@ -161,6 +167,62 @@ def test_the_probe_changes_no_bit(own: Own, train: Train) -> None:
     recipe = own("", epochs=2)
     shas = {train(recipe, 2, probe=on).weights_sha256 for on in (True, False)}
     assert len(shas) == 1
+
+
+class Late:
+    """A witness that answers what it is told to, in the end."""
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+        self.answers: list[ReplayResult] = []
+
+    def ask(self, step: int, *_: object) -> None:
+        self.asked.append(step)
+
+    def answer(self, _: float) -> ReplayResult | None:
+        return self.answers.pop(0) if self.answers else None
+
+
+def probe_of(witness: Late) -> Probe:
+    """The probe of the only worker."""
+    digest = {"the loss": 64 * "0"}
+    alone: Any = SimpleNamespace(workers=1, merge=lambda values: values)
+    replay: Any = SimpleNamespace(digest=lambda _: digest, flat=None)
+    heartbeat = Heartbeat(Heartbeat.create(1))
+    told: Any = witness
+    return Probe(replay, alone, torch.zeros(1), 0, heartbeat, warn, told, timeout=0.1)
+
+
+def warn(text: str) -> None:
+    warnings.warn(text, stacklevel=2)
+
+
+def test_a_late_witness_is_asked_for_the_newest_step_next() -> None:
+    witness = Late()
+    probe = probe_of(witness)
+    for step in (0, 5, 9):
+        probe.run(step)
+    assert witness.asked == [0]
+    witness.answers = [ReplayResult(digests={"the loss": 64 * "0"}) for _ in range(2)]
+    probe.finish()
+    assert witness.asked == [0, 9]
+    assert not witness.answers
+
+
+def test_the_end_waits_for_the_last_answer_of_the_witness() -> None:
+    witness = Late()
+    probe = probe_of(witness)
+    probe.run(3)
+    witness.answers = [ReplayResult(digests={"the loss": 64 * "1"})]
+    with pytest.raises(NotReproducible, match="another process: the loss at step 4"):
+        probe.finish()
+
+
+def test_a_witness_that_never_answers_is_a_warning() -> None:
+    probe = probe_of(Late())
+    probe.run(0)
+    with pytest.warns(UserWarning, match="it has not answered for"):
+        probe.finish()
 
 
 def test_a_change_that_leaves_the_content_is_none() -> None:

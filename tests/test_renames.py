@@ -14,16 +14,31 @@ import tomli_w
 from conftest import Train, small_recipe
 from test_cli import samestep
 
-from samestep import Placement, Recipe, RecipeError, Run, RunError, evaluate, resume
+from samestep import (
+    Placement,
+    PlacementError,
+    Recipe,
+    RecipeError,
+    Run,
+    RunError,
+    evaluate,
+    resume,
+)
 from samestep.cli import main
-from samestep.cli.renamed_flags import RENAMED, with_new_names
-from samestep.config.renames import NEW_NAMES, OLD_NAMES, new_name, rename
+from samestep.config.renames import (
+    FLAGS,
+    NEW_NAMES,
+    OLD_NAMES,
+    new_flags,
+    new_name,
+    rename,
+)
 from samestep.errors import OldNameWarning
 from samestep.output.console import SilentView
 from samestep.report.load import read_run
 from samestep.state import checkpoint
 from samestep.supervisor.forkserver_client import ForkServer
-from samestep.user_code.arguments import recipe_of, split_fields
+from samestep.user_code.arguments import placement_of, recipe_of, split_fields
 
 
 NEW: dict[str, Any] = {
@@ -121,8 +136,10 @@ def as_written_before(run: Path) -> None:
     """Give a run the names that an earlier version has written."""
     recipe = rename(Run.open(run).recipe.to_dict(), OLD_NAMES)
     (run / "recipe.toml").write_text(tomli_w.dumps(recipe))
-    result = json.loads((run / "result.json").read_text())
-    (run / "result.json").write_text(json.dumps(result | {"recipe": recipe}))
+    result = json.loads((run / "result.json").read_text()) | {"recipe": recipe}
+    placement = result["placement"]
+    placement["evict_slower_than"] = placement.pop("drop_stragglers_below")
+    (run / "result.json").write_text(json.dumps(result))
     _rewrite_model(run / "model.safetensors", {"recipe": json.dumps(recipe)})
     for folder in checkpoint.directory_of(run).iterdir():
         manifest = json.loads((folder / checkpoint.MANIFEST).read_text())
@@ -150,7 +167,9 @@ def test_an_old_run_is_read_evaluated_and_resumed_without_a_warning(
         old = Run.open(run.path)
         assert old.recipe == recipe
         assert old.recipe.digest == recipe.digest
-        assert read_run(run.path).result.recipe == recipe.to_dict()
+        result = read_run(run.path).result
+        assert result.recipe == recipe.to_dict()
+        assert result.placement == run.result["placement"]
         assert evaluate(old.model_file, server=server).loss == run.result["test_loss"]
         view = SilentView()
         again = resume(old, epochs=2, view=view, server=server)
@@ -161,7 +180,7 @@ def test_old_flags_are_replaced_with_one_warning_each() -> None:
     old = ["train", "--endpoint", "h:1", "--evict-slower-than=0.1"]
     new = ["train", "--rdzv-endpoint", "h:1", "--drop-stragglers-below=0.1"]
     with pytest.warns(OldNameWarning) as caught:
-        assert with_new_names(old) == new
+        assert new_flags(old) == new
     assert len(caught) == 2
     assert "`--endpoint` is now `--rdzv-endpoint`" in str(caught[0].message)
 
@@ -169,14 +188,23 @@ def test_old_flags_are_replaced_with_one_warning_each() -> None:
 def test_every_new_flag_is_an_option_and_no_old_one_is() -> None:
     commands = main.cli.commands["train"], main.cli.commands["resume"]
     flags = {flag for command in commands for p in command.params for flag in p.opts}
-    assert flags >= set(RENAMED.values())
-    assert not flags & set(RENAMED)
+    assert flags >= set(FLAGS.values())
+    assert not flags & set(FLAGS)
 
 
 def test_an_old_keyword_of_a_placement_works_with_a_warning() -> None:
     with pytest.warns(OldNameWarning, match="is now `drop_stragglers_below`"):
         placement = Placement.model_validate({"evict_slower_than": 0.5})
     assert placement.drop_stragglers_below == 0.5
+
+
+def test_a_keyword_of_a_placement_under_both_names_is_refused() -> None:
+    fields = {"evict_slower_than": 0.5, "drop_stragglers_below": 0.4}
+    with (
+        pytest.warns(OldNameWarning),
+        pytest.raises(PlacementError, match="the old and the new name of one field"),
+    ):
+        placement_of(None, fields)
 
 
 def test_the_command_line_warns_of_an_old_flag_in_one_line() -> None:

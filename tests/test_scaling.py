@@ -11,12 +11,11 @@ from typing import Any
 
 import pytest
 from conftest import small_recipe
-from scaling_samples import (
-    settings,
-)
+from scaling_samples import settings
 
 from samestep.errors import Interrupted, PlacementError, RecipeError, RunError
 from samestep.messages.training import Measured
+from samestep.output.schema import Analysis
 from samestep.scaling import measure, scale, units
 from samestep.scaling.grid import (
     check,
@@ -225,7 +224,7 @@ def test_another_network_may_be_asked_for_when_going_on(tmp_path: Path) -> None:
 
 def test_a_finished_or_foreign_directory_is_never_overwritten(tmp_path: Path) -> None:
     out, foreign = tmp_path / "scale", tmp_path / "foreign"
-    opened(out).save({"advice": []})
+    opened(out).save(Analysis())
     before = (out / "scaling.json").read_bytes()
     with pytest.raises(RunError, match="is a finished study"):
         opened(out)
@@ -324,7 +323,7 @@ def test_gloo_is_measured_too(tmp_path: Path, server: ForkServer) -> None:
     fields: dict[str, Any] = {"exchange": "gloo", "rounds": 2, "seconds": 0.05}
     wanted = from_options(recipe, 2, **fields)
     path, analysis = scale.scale(recipe, wanted, server, Listed(), tmp_path / "scale")
-    assert {point["exchange"] for point in analysis["points"]} == {"gloo"}
+    assert {point.exchange for point in analysis.points} == {"gloo"}
     assert read(path / "scaling.json").environment["machine"] == describe()["machine"]
 
 

@@ -40,12 +40,12 @@ def test_speed_ups_are_paired_within_rounds() -> None:
     for runs in study.runs.values():
         for run in runs[::2]:
             run.samples_per_second /= 2
-    points = {(p["kind"], p["workers"]): p for p in summarise(study.runs, "shared")}
-    four = points["strong", 4]
-    assert four["speedup_low"] == pytest.approx(four["speedup_high"])
-    assert four["limit_speedup"] == pytest.approx(4.0)
-    assert four["efficiency"] == pytest.approx(four["speedup"] / 4)
-    assert points["weak", 4]["speedup"] > four["speedup"]
+    points = {(p.kind, p.workers): p for p in summarise(study.runs, "shared")}
+    four, weak = points["strong", 4], points["weak", 4]
+    assert four.speedup_low == pytest.approx(four.speedup_high)
+    assert four.limit_speedup == pytest.approx(4.0)
+    assert four.efficiency == pytest.approx((four.speedup or 0.0) / 4)
+    assert (weak.speedup or 0.0) > (four.speedup or 0.0)
 
 
 @pytest.mark.parametrize(
@@ -134,8 +134,8 @@ def test_the_largest_worker_count_is_held_out() -> None:
     study = imagined_study(true_model())
     held_out = hold_out(observations(study.runs), "shared", 8, GRADIENT_BYTES)
     assert held_out is not None
-    assert held_out["workers"] == 4
-    assert abs(held_out["error"]) < 0.01
+    assert held_out.workers == 4
+    assert held_out.error == pytest.approx(0.0, abs=0.01)
     two = imagined_study(true_model(), workers=(1, 2))
     assert hold_out(observations(two.runs), "shared", 8, GRADIENT_BYTES) is None
 
@@ -236,24 +236,21 @@ def test_an_analysis_says_everything_in_numbers_and_words() -> None:
         for run in runs:
             run.noise_scale = 500.0 if point.kind == "strong" else None
     analysis = analyse(study, cores=8)
-    json.dumps(analysis, allow_nan=False)
-    assert analysis["no_fit_because"] is None
-    assert analysis["model"]["max_error"] < 0.05
-    assert analysis["noise"]["critical_batch"] == 500.0
-    for line in analysis["predictions"]:
+    content = analysis.model_dump()
+    json.dumps(content, allow_nan=False)
+    assert content["no_fit_because"] is None
+    assert content["model"]["max_error"] < 0.05
+    assert content["noise"]["critical_batch"] == 500.0
+    predictions = content["predictions"]
+    for line in predictions:
         assert line["low"] <= line["samples_per_second"] <= line["high"]
         assert line["relative_time_to_loss"] > 0
-    nodes = [line for line in analysis["predictions"] if line["where"] == "nodes"]
+    nodes = [line for line in predictions if line["where"] == "nodes"]
     assert [line["nodes"] for line in nodes] == list(range(1, 17))
-    assert nodes[0]["samples_per_second"] == pytest.approx(
-        next(
-            line["samples_per_second"]
-            for line in analysis["predictions"]
-            if line["where"] == "machine" and line["workers"] == 4
-        ),
-        rel=0.01,
-    )
-    text = " ".join(analysis["advice"])
+    (here,) = (p for p in predictions if (p["where"], p["workers"]) == ("machine", 4))
+    expected = pytest.approx(here["samples_per_second"], rel=0.01)
+    assert nodes[0]["samples_per_second"] == expected
+    text = " ".join(analysis.advice)
     assert "4 workers: " in text
     assert "A fifth would gain " in text
     assert "Predicted over this network" in text
@@ -262,16 +259,17 @@ def test_an_analysis_says_everything_in_numbers_and_words() -> None:
 
 def test_one_worker_count_gives_no_model_but_a_reason() -> None:
     analysis = analyse(imagined_study(true_model(), workers=(1,)), cores=2)
-    assert analysis["model"] is None
-    assert analysis["predictions"] == []
-    assert "at least one more worker count; measured: 1" in analysis["no_fit_because"]
-    assert any("No model was fitted" in sentence for sentence in analysis["advice"])
+    assert analysis.model is None
+    assert analysis.predictions == []
+    reason = "at least one more worker count; measured: 1"
+    assert reason in (analysis.no_fit_because or "")
+    assert any("No model was fitted" in sentence for sentence in analysis.advice)
 
 
 def test_two_worker_counts_say_what_they_cannot_tell() -> None:
     analysis = analyse(imagined_study(true_model(cores=2), workers=(1, 2)), cores=2)
-    text = " ".join(analysis["advice"])
-    assert analysis["held_out"] is None
+    text = " ".join(analysis.advice)
+    assert analysis.held_out is None
     assert "Nothing could be held out" in text
     assert "cannot be separated" in text
     assert "this machine has 2 cores" in text

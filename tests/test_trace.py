@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import Train, small_recipe
 
-from samestep.core.span import Span
+from samestep.messages.training import Span
 from samestep.output import trace
 from samestep.training.timing import PHASES, separate_waiting
 

@@ -192,14 +192,14 @@ def test_a_tracker_that_stays_behind_is_switched_off_before_it_fills_the_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(trackers, "MOST_WAITING", 3)
-    seen: list[dict[str, Any]] = []
     warnings: list[str] = []
-    follower = Follower(seen.append, warnings.append)
+    gate = threading.Event()
+    follower = Follower(lambda _: gate.wait(), warnings.append)
     for _ in range(9):
         follower.send(RECORD)
     assert len(warnings) == 1
     assert "is 3 records behind" in warnings[0]
-    follower.start()
+    gate.set()
     follower.ask_to_finish()
     follower.await_finish(0.0, 0.0)
     assert len(warnings) == 1

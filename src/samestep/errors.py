@@ -21,6 +21,7 @@ SamestepError                      exit code 1
     └── OutputError
 
 Interrupted (not an Exception)     exit code 129, 130, 143 or 75
+OldNameWarning (a FutureWarning)
 
 A message is one or two sentences: the rule, the value received, the remedy.
 """

@@ -9,7 +9,7 @@ fingerprints. Each of these trainings watches and probes user code, as all train
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,11 +80,8 @@ class Outcome:
 
     def __str__(self) -> str:
         """Return one line: the placement and the fingerprint."""
-        return f"{self.trial}: {self.sha256[-1][:16] if self._has_ended else 'stopped'}"
-
-    @property
-    def _has_ended(self) -> bool:
-        return bool(self.sha256) and not self.reason
+        has_ended = self.sha256 and not self.reason
+        return f"{self.trial}: {self.sha256[-1][:16] if has_ended else 'stopped'}"
 
 
 @dataclass(frozen=True)
@@ -169,7 +166,7 @@ def _job(recipe: Recipe, trial: Trial, given: Given) -> TrainingJob:
     )
     passes = -(-LEAST_PASSES // (EPOCHS * recipe.micro_batches))
     setup = make_setup(recipe, placement, given)
-    return TrainingJob(setup=setup, max_steps=max(LEAST_STEPS, passes))
+    return TrainingJob(setup=replace(setup, max_steps=max(LEAST_STEPS, passes)))
 
 
 def _reasons(outcomes: list[Outcome]) -> Iterator[str]:

@@ -11,7 +11,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -185,8 +185,7 @@ def _quiet() -> Iterator[None]:
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             yield
     finally:
         logger.setLevel(level)
@@ -198,14 +197,13 @@ def _read_and_predict(
     """Predict with the file alone, and for other formats than ONNX a fresh network."""
     if form == "onnx":
         return _run_onnx(path, inputs)
-    readers: dict[str, Callable[[Path], dict[str, Tensor]]] = {
-        "safetensors": safetensors.torch.load_file,
-        "state_dict": lambda file: torch.load(file, weights_only=True),
-    }
     with torch.no_grad():
         for parameter in fresh.parameters():
             parameter.zero_()
-    fresh.load_state_dict(readers[form](path))
+    if form == "safetensors":
+        fresh.load_state_dict(safetensors.torch.load_file(path))
+    else:
+        fresh.load_state_dict(torch.load(path, weights_only=True))
     return _predict(fresh, inputs)
 
 

@@ -8,13 +8,8 @@ from typing import Any, NoReturn
 
 import click
 
-from samestep.cli.renamed_flags import with_new_names
-from samestep.errors import (
-    Interrupted,
-    OldNameWarning,
-    SamestepError,
-    WorkerFailed,
-)
+from samestep.config.renames import new_flags
+from samestep.errors import Interrupted, OldNameWarning, SamestepError, WorkerFailed
 from samestep.system.log import logger, shown_on_stderr
 from samestep.system.terminal import echo
 
@@ -29,7 +24,7 @@ def run(commands: click.Group) -> NoReturn:
     _show_old_names_in_one_line()
     try:
         with shown_on_stderr():
-            commands.main(with_new_names(sys.argv[1:]), standalone_mode=False)
+            commands.main(new_flags(sys.argv[1:]), standalone_mode=False)
     except click.exceptions.Abort:
         _fail("interrupted", 130)
     except Terminated:

@@ -56,10 +56,6 @@ def train(
     recipe: str | None,
     trackers: tuple[str, ...],
     with_report: bool,
-    nodes: str | None,
-    rdzv_endpoint: str | None,
-    rdzv_id: str | None,
-    interface: str | None,
     **options: Any,
 ) -> None:
     """Train RECIPE: a built-in recipe's name or a TOML file; default mnist-mlp.
@@ -77,12 +73,12 @@ def train(
       samestep train --nodes 2 --rdzv-endpoint 10.0.0.1:29400 \\
           --interface 10.0.0.0/24 --out runs/both      the same on both machines
     """
-    if wants_several_machines(nodes, rdzv_endpoint, interface, rdzv_id):
-        from samestep.elastic import nodes as machines
+    if wants_several_machines(options):
+        from samestep.elastic import nodes
         from samestep.user_code.arguments import requested
 
-        asked, _ = requested(recipe, dict(options))
-        machines.run(options["out"], asked)
+        asked, _ = requested(recipe, options)
+        nodes.run(options["out"], asked)
         return
     from samestep.supervisor.forkserver_client import ForkServer
 
@@ -95,9 +91,7 @@ def train(
         run = train.train(
             asked,
             Placement.model_validate(options),
-            model=parts.get("model"),
-            data=parts.get("data"),
-            loss=parts.get("loss"),
+            **parts,
             trackers=trackers,
             server=server,
             started=STARTED,
@@ -114,15 +108,8 @@ def resume(
     epochs: int | None,
     allow_different_numerics: bool,
     trackers: tuple[str, ...],
-    model: str | None,
-    data: str | None,
-    loss: str | None,
     with_report: bool,
-    nodes: str | None,
-    rdzv_endpoint: str | None,
-    rdzv_id: str | None,
-    interface: str | None,
-    **placement: Any,
+    **options: Any,
 ) -> None:
     """Continue RUN from its newest checkpoint, with any number of workers.
 
@@ -132,25 +119,25 @@ def resume(
       samestep resume runs/mine --workers 4 --exchange gloo
       samestep resume runs/mine --epochs 10     if the schedule allows more epochs
     """
-    if wants_several_machines(nodes, rdzv_endpoint, interface, rdzv_id):
-        from samestep.elastic import nodes as machines
+    if wants_several_machines(options):
+        from samestep.elastic import nodes
 
-        machines.run(run, None)
+        nodes.run(run, None)
         return
     from samestep.supervisor.forkserver_client import ForkServer
 
     with ForkServer() as server:
         from samestep.api import train
         from samestep.config.placement import Placement
+        from samestep.user_code.arguments import parts_of
 
+        parts = parts_of(options)
         resumed = train.resume(
             run,
-            Placement.model_validate(placement),
+            Placement.model_validate(options),
             epochs=epochs,
             allow_different_numerics=allow_different_numerics,
-            model=model,
-            data=data,
-            loss=loss,
+            **parts,
             trackers=trackers,
             server=server,
             started=STARTED,
@@ -170,13 +157,7 @@ def resume(
 )
 @user_code_options
 def evaluate(
-    run_or_model: Path,
-    workers: int | str,
-    device: str,
-    split: str,
-    model: str | None,
-    data: str | None,
-    loss: str | None,
+    run_or_model: Path, workers: int | str, device: str, split: str, **parts: Any
 ) -> None:
     """Measure the weights of a run directory or of a model file.
 
@@ -196,10 +177,8 @@ def evaluate(
             run_or_model,
             Placement.model_validate({"workers": workers, "device": device}),
             split=split,
-            model=model,
-            data=data,
-            loss=loss,
             server=server,
+            **parts,
         )
         record = {**evaluation.means, "own_metrics": evaluation.own_metrics}
         echo(

@@ -13,55 +13,40 @@ Command = Callable[..., None]
 Option = Callable[[Command], Command]
 
 
-class WorkersType(click.ParamType[int | str]):
-    """A positive number, or `auto`."""
-
-    name = "N|auto"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> int | str:
-        """Return the number, or the string `auto`."""
-        if value == "auto":
-            return "auto"
-        if str(value).isdecimal() and int(value) > 0:
-            return int(value)
-        return self.fail(
-            f"workers are a positive number or `auto`; received `{value}`."
-        )
+def _workers(value: str) -> int | str:
+    """Return a positive number, or `auto`. Raises BadParameter."""
+    if value == "auto":
+        return value
+    if value.isdecimal() and int(value) > 0:
+        return int(value)
+    raise click.BadParameter(
+        f"workers are a positive number or `auto`; received `{value}`."
+    )
 
 
-class BalanceType(click.ParamType[str | tuple[int, ...]]):
-    """A list of numbers, or a word."""
-
-    name = "auto|off|N,N,..."
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> str | tuple[int, ...]:
-        """Return the numbers, or the word."""
-        if value in ("auto", "off", "random"):
-            return str(value)
-        parts = str(value).split(",")
-        if all(part.isdecimal() for part in parts):
-            return tuple(int(part) for part in parts)
-        return self.fail(
-            "a balance is `auto`, `off`, or a number of micro-batches for each worker, "
-            f"such as `5,3`; received `{value}`."
-        )
+def _balance(value: str) -> str | tuple[int, ...]:
+    """Return a word, or a number for each worker. Raises BadParameter."""
+    if value in ("auto", "off", "random"):
+        return value
+    parts = value.split(",")
+    if all(part.isdecimal() for part in parts):
+        return tuple(map(int, parts))
+    raise click.BadParameter(
+        "a balance is `auto`, `off`, or a number of micro-batches for each worker, "
+        f"such as `5,3`; received `{value}`."
+    )
 
 
-class NodesType(click.ParamType[str]):
-    """`N` or `MIN:MAX`."""
-
-    name = "N|MIN:MAX"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> str:
-        """Return the same text, after a check."""
-        least, _, most = str(value).partition(":")
-        numbers = [part for part in (least, most or least) if part.isdecimal()]
-        if len(numbers) == 2 and 0 < int(least) <= int(most or least):
-            return str(value)
-        return self.fail(
-            "machines are a number, or the fewest and the most, such as `1:4`; "
-            f"received `{value}`."
-        )
+def _nodes(value: str) -> str:
+    """Return `N` or `MIN:MAX`, after a check. Raises BadParameter."""
+    least, _, most = value.partition(":")
+    numbers = [int(n) for n in (least, most or least) if n.isdecimal()]
+    if len(numbers) == 2 and 0 < numbers[0] <= numbers[1]:
+        return value
+    raise click.BadParameter(
+        "machines are a number, or the fewest and the most, such as `1:4`; "
+        f"received `{value}`."
+    )
 
 
 def _group(*options: Option) -> Option:
@@ -77,7 +62,8 @@ def _group(*options: Option) -> Option:
 
 workers_option = click.option(
     "--workers",
-    type=WorkersType(),
+    type=_workers,
+    metavar="N|auto",
     default="auto",
     help="Worker processes; auto: one per physical core that may be used.",
 )
@@ -167,7 +153,8 @@ _placement_options = _group(
     ),
     click.option(
         "--balance",
-        type=BalanceType(),
+        type=_balance,
+        metavar="auto|off|N,N,...",
         default="auto",
         help="Micro-batches per worker: by measured speed (auto), evenly (off), or as "
         "given, such as 5,3.",
@@ -276,7 +263,8 @@ resume_options = _group(
 nodes_options = _group(
     click.option(
         "--nodes",
-        type=NodesType(),
+        type=_nodes,
+        metavar="N|MIN:MAX",
         help="Train on this many machines with torchrun; run this command on each. "
         "MIN:MAX: continue while at least MIN are there. `--workers` are per machine.",
     ),
@@ -295,23 +283,17 @@ nodes_options = _group(
 )
 
 
-def wants_several_machines(
-    nodes: str | None,
-    rdzv_endpoint: str | None,
-    interface: str | None,
-    rdzv_id: str | None = None,
-) -> bool:
-    """Return whether the options ask for several machines.
+def wants_several_machines(options: dict[str, Any]) -> bool:
+    """Return whether the options ask for several machines, and remove those that do.
 
     Raises UsageError if only some of them are given.
     """
-    values = {
-        "--nodes": nodes,
-        "--rdzv-endpoint": rdzv_endpoint,
-        "--interface": interface,
-    }
-    missing = [name for name, value in values.items() if value is None]
-    if missing and len(missing) < len(values):
+    rdzv_id = options.pop("rdzv_id")
+    names = ("nodes", "rdzv_endpoint", "interface")
+    missing = [
+        f"--{name.replace('_', '-')}" for name in names if options.pop(name) is None
+    ]
+    if 0 < len(missing) < len(names):
         raise UsageError(
             "Several machines need `--nodes`, `--rdzv-endpoint` and `--interface`; "
             f"missing: {', '.join(missing)}. For one machine, leave out all three."

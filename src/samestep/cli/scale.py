@@ -91,8 +91,8 @@ def scale(
         loaded = Recipe.load(recipe, dict(map(parse_override, assignments)))
         settings = grid.from_options(loaded, machine.usable_cores()[0], **options)
         with progress.show_progress() as on_cell:
-            path, content = scale.scale(loaded, settings, server, on_cell, out)
+            path, analysis = scale.scale(loaded, settings, server, on_cell, out)
     Console(width=None if Console().is_terminal else 120).print(
-        progress.table(content["points"])
+        progress.table(analysis.points)
     )
-    echo("\n" + "\n".join(content["advice"]) + f"\n\nscaling     {path}")
+    echo("\n" + "\n".join(analysis.advice) + f"\n\nscaling     {path}")

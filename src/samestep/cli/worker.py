@@ -17,7 +17,7 @@ from samestep.elastic.preflight import Request
 from samestep.elastic.worker import take_part
 from samestep.errors import OldNameWarning, PlacementError
 from samestep.models.compiler_cache import own_directory
-from samestep.user_code.arguments import requested
+from samestep.user_code.arguments import parts_of, requested
 
 
 @click.group()
@@ -52,29 +52,24 @@ def resume(
     run: Path,
     epochs: int | None,
     allow_different_numerics: bool,
-    model: str | None,
-    data: str | None,
-    loss: str | None,
     interface: str | None,
     trackers: tuple[str, ...],
     with_report: bool,
     **options: Any,
 ) -> None:
     """Continue a run that at least one of the machines has."""
-    parts = {"model": model, "data": data, "loss": loss}
-    take_part(
-        Request(
-            run=run,
-            recipe=None,
-            parts={part: name for part, name in parts.items() if name is not None},
-            placement=Placement.model_validate(options | {"out": run}),
-            interface=interface,
-            trackers=trackers,
-            with_report=with_report,
-            epochs=epochs,
-            allow_different_numerics=allow_different_numerics,
-        )
+    request = Request(
+        run=run,
+        recipe=None,
+        parts=parts_of(options),
+        placement=Placement.model_validate(options | {"out": run}),
+        interface=interface,
+        trackers=trackers,
+        with_report=with_report,
+        epochs=epochs,
+        allow_different_numerics=allow_different_numerics,
     )
+    take_part(request)
 
 
 def main() -> NoReturn:

@@ -2,9 +2,16 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Field, model_validator
 
-from samestep.config.model import Arguments, Count, Dotted, Fraction, Section, kind
+from samestep.config.model import (
+    Arguments,
+    Count,
+    Dotted,
+    Fraction,
+    Section,
+    default_kind,
+)
 
 
 PADDING = -100
@@ -173,14 +180,15 @@ class TableData(Divided):
 
 
 DataRecipe = Annotated[
-    Annotated[MnistData, Tag("mnist")]
-    | Annotated[TextData, Tag("text")]
-    | Annotated[CustomData, Tag("custom")]
-    | Annotated[IdxData, Tag("idx")]
-    | Annotated[FashionData, Tag("fashion-mnist")]
-    | Annotated[NpzData, Tag("npz")]
-    | Annotated[NpyData, Tag("npy")]
-    | Annotated[ImageData, Tag("images")]
-    | Annotated[TableData, Tag("table")],
-    Discriminator(kind("source", "mnist")),
+    MnistData
+    | TextData
+    | CustomData
+    | IdxData
+    | FashionData
+    | NpzData
+    | NpyData
+    | ImageData
+    | TableData,
+    Field(discriminator="source"),
+    default_kind("source", "mnist"),
 ]

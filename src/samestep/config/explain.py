@@ -5,7 +5,6 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from samestep.config.data import Augment
 from samestep.config.model import Section
 from samestep.config.sections import KINDS, TAGS
 from samestep.errors import did_you_mean
@@ -75,16 +74,12 @@ def _fields_at(
     into the location, which are no fields.
     """
     path: list[str] = []
-    options: dict[str, type[Section]] = {}
+    kinds: dict[str, type[Section]] = {}
     for step in map(str, location):
-        if step in options:
-            known, options = list(options[step].model_fields), {}
-            continue
-        path.append(step)
-        if len(path) == 2 and step == "augment":
-            known = list(Augment.model_fields)
-        if len(path) == 1 and step in KINDS:
-            options = KINDS[step]
-            if len(options) == 1:
-                known, options = list(next(iter(options.values())).model_fields), {}
+        tag = step
+        if step not in kinds:
+            path.append(step)
+            kinds, tag = KINDS.get(".".join(path), {}), ""
+        if tag in kinds:
+            known, kinds = list(kinds[tag].model_fields), {}
     return path, known

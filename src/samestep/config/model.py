@@ -3,17 +3,15 @@
 A field that does not belong to the chosen kind of section is an error, never ignored.
 """
 
-from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
-    Discriminator,
     Field,
     JsonValue,
     SerializerFunctionWrapHandler,
-    Tag,
     model_serializer,
     model_validator,
 )
@@ -30,18 +28,11 @@ Dotted = Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")]
 Arguments = dict[str, JsonValue]
 
 
-def kind(tag: str, default: str) -> Callable[[Any], str]:
-    """Return a function for pydantic that finds the kind of a section by its `tag`.
-
-    pydantic's own `discriminator=tag` knows no default for sections without one.
-    """
-
-    def kind_of(section: Any) -> str:
-        if isinstance(section, dict):
-            return str(section.get(tag, default))
-        return str(getattr(section, tag, default))
-
-    return kind_of
+def default_kind(tag: str, kind: str) -> BeforeValidator:
+    """Return a validator that makes a section without its `tag` one of this kind."""
+    return BeforeValidator(
+        lambda section: {tag: kind} | section if isinstance(section, dict) else section
+    )
 
 
 class Section(BaseModel):
@@ -207,18 +198,18 @@ class SquaredError(Section):
 
 
 ModelRecipe = Annotated[
-    Annotated[MlpModel, Tag("mlp")]
-    | Annotated[CnnModel, Tag("cnn")]
-    | Annotated[ResnetModel, Tag("resnet")]
-    | Annotated[RnnModel, Tag("rnn")]
-    | Annotated[VitModel, Tag("vit")]
-    | Annotated[TransformerModel, Tag("transformer")]
-    | Annotated[CustomModel, Tag("custom")],
-    Discriminator(kind("family", "mlp")),
+    MlpModel
+    | CnnModel
+    | ResnetModel
+    | RnnModel
+    | VitModel
+    | TransformerModel
+    | CustomModel,
+    Field(discriminator="family"),
+    default_kind("family", "mlp"),
 ]
 LossRecipe = Annotated[
-    Annotated[CrossEntropy, Tag("cross-entropy")]
-    | Annotated[SquaredError, Tag("squared-error")]
-    | Annotated[CustomLoss, Tag("custom")],
-    Discriminator(kind("name", "cross-entropy")),
+    CrossEntropy | SquaredError | CustomLoss,
+    Field(discriminator="name"),
+    default_kind("name", "cross-entropy"),
 ]

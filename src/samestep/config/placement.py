@@ -9,14 +9,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from samestep.errors import PlacementError, warn_old_name
+from samestep.config.renames import PLACEMENT_NAMES, rename
+from samestep.errors import PlacementError
 from samestep.system import barrier, machine
 from samestep.system.machine import Gpus
 
 
 Counts = tuple[Annotated[int, Field(ge=0)], ...]
-RENAMED = {"evict_slower_than": "drop_stragglers_below"}
-"""Fields that keep their old name for one release."""
 
 
 class Placement(BaseModel):
@@ -72,15 +71,8 @@ class Placement(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _rename(cls, fields: Any) -> Any:
-        if not isinstance(fields, Mapping):
-            return fields
-        for old in RENAMED.keys() & fields.keys():
-            if RENAMED[old] in fields:
-                raise PlacementError(
-                    f"`{old}` is now `{RENAMED[old]}`; give one of the two, not both."
-                )
-            warn_old_name(old, RENAMED[old])
-        return {RENAMED.get(name, name): value for name, value in fields.items()}
+        is_dict = isinstance(fields, Mapping)
+        return rename(fields, PLACEMENT_NAMES, warn=True) if is_dict else fields
 
     @property
     def num_workers(self) -> int:

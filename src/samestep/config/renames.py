@@ -1,10 +1,10 @@
-"""Recipe fields that have had another name; no torch.
+"""Fields of recipes and placements, and flags, that have had another name.
 
 The old names work for one release, with a warning. In what a run has left (its recipe,
 checkpoints and model file) they stay readable, without one.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from samestep.errors import RecipeError, warn_old_name
@@ -19,6 +19,23 @@ NEW_NAMES = {
 }
 """Dotted; the other fields of a renamed section keep their names inside of it."""
 OLD_NAMES = {new: old for old, new in NEW_NAMES.items()}
+PLACEMENT_NAMES = {"evict_slower_than": "drop_stragglers_below"}
+FLAGS = {
+    "--accept-other-bits": "--allow-different-numerics",
+    "--endpoint": "--rdzv-endpoint",
+    "--evict-slower-than": "--drop-stragglers-below",
+}
+
+
+def new_flags(arguments: Iterable[str]) -> list[str]:
+    """Return a command's arguments with the new flags; warn of each old one."""
+    result = []
+    for argument in arguments:
+        flag, equals, value = argument.partition("=")
+        if flag in FLAGS:
+            warn_old_name(flag, FLAGS[flag])
+        result.append(f"{FLAGS.get(flag, flag)}{equals}{value}")
+    return result
 
 
 def new_name(name: str, names: Mapping[str, str] = NEW_NAMES) -> str:
@@ -36,7 +53,7 @@ def rename(
     section: str = "",
     warn: bool = False,
 ) -> JsonObject:
-    """Return the fields of a recipe, or of one `section`, under their new names.
+    """Return the fields of a recipe, a placement or a `section` under their new names.
 
     Keys may be dotted, as in overrides. Raises RecipeError where a field has both.
     """

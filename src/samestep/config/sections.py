@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, get_args
 
-from samestep.config.data import DataRecipe
+from samestep.config.data import Augment, DataRecipe
 from samestep.config.model import LossRecipe, ModelRecipe, Section
 from samestep.config.optimizer import OptimizerRecipe, ScheduleRecipe
 from samestep.config.training import EarlyStoppingRecipe, EmaRecipe, InitRecipe
@@ -13,11 +13,8 @@ from samestep.system.json_values import JsonObject
 
 def _tagged(tag: str, union: Any) -> dict[str, type[Section]]:
     """Return the kinds of a section by the value of their tag."""
-    options = [union]
-    while any(get_args(option) for option in options):
-        options = [part for option in options for part in get_args(option) or [option]]
-    kinds = [k for k in options if isinstance(k, type) and issubclass(k, Section)]
-    return {kind.model_fields[tag].default: kind for kind in kinds}
+    kinds, *_ = get_args(union)
+    return {kind.model_fields[tag].default: kind for kind in get_args(kinds)}
 
 
 TAGS = {
@@ -29,11 +26,12 @@ TAGS = {
 }
 """The field of each section that names its kind."""
 KINDS: dict[str, dict[str, type[Section]]] = {
-    "data": _tagged(TAGS["data"], DataRecipe),
-    "model": _tagged(TAGS["model"], ModelRecipe),
-    "loss": _tagged(TAGS["loss"], LossRecipe),
-    "optimizer": _tagged(TAGS["optimizer"], OptimizerRecipe),
-    "schedule": _tagged(TAGS["schedule"], ScheduleRecipe),
+    "data": _tagged("source", DataRecipe),
+    "model": _tagged("family", ModelRecipe),
+    "loss": _tagged("name", LossRecipe),
+    "optimizer": _tagged("name", OptimizerRecipe),
+    "schedule": _tagged("name", ScheduleRecipe),
+    "data.augment": {"": Augment},
     "ema": {"": EmaRecipe},
     "init": {"": InitRecipe},
     "early_stopping": {"": EarlyStoppingRecipe},

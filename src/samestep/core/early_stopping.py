@@ -20,7 +20,8 @@ class Stopping:
 
     def observe(self, recipe: EarlyStoppingRecipe, value: float, epoch: int) -> bool:
         """Take the value of an epoch, counted from 1; return whether it is the best."""
-        if self.best is None or _improves(recipe, value, self.best):
+        sign = -1 if recipe.metric == "validation_accuracy" else 1
+        if self.best is None or sign * value < sign * self.best - recipe.min_delta:
             self.best, self.best_epoch, self.waited = value, epoch, 0
             return True
         self.waited += 1
@@ -29,9 +30,3 @@ class Stopping:
     def is_over(self, recipe: EarlyStoppingRecipe | None) -> bool:
         """Return whether the patience is exhausted; without a recipe it never is."""
         return recipe is not None and self.waited >= recipe.patience
-
-
-def _improves(recipe: EarlyStoppingRecipe, value: float, best: float) -> bool:
-    if recipe.metric == "validation_accuracy":
-        value, best = -value, -best
-    return value < best - recipe.min_delta

@@ -6,13 +6,12 @@ cut into `M` contiguous micro-batches. Nothing here knows how many workers there
 
 import hashlib
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from samestep.core import splitmix
-from samestep.core.ownership import pieces
+from samestep.core.ownership import lengths, shares
 
 
 def derive_seed(seed: int, *purpose: str | int) -> int:
@@ -55,8 +54,7 @@ class Plan:
 
     def micro_batch_sizes(self, step_in_epoch: int) -> list[int]:
         """Return the number of samples of each micro-batch; at most one apart."""
-        cuts = pieces(self.batch_size(step_in_epoch), self.micro_batches)
-        return [end - first for first, end in pairwise(cuts)]
+        return lengths(shares(self.batch_size(step_in_epoch), self.micro_batches))
 
     def num_pieces(self, step_in_epoch: int) -> int:
         """Return how many micro-batches have samples."""
@@ -64,7 +62,6 @@ class Plan:
 
     def micro_batch(self, order: Tensor, step_in_epoch: int, index: int) -> Tensor:
         """Return the samples of a micro-batch, int64 [b]; 0 in a short global batch."""
-        size = self.batch_size(step_in_epoch)
-        start = step_in_epoch * self.global_batch
-        cuts = pieces(size, self.micro_batches)
-        return order[start + cuts[index] : start + cuts[index + 1]]
+        size, start = self.batch_size(step_in_epoch), step_in_epoch * self.global_batch
+        first, end = shares(size, self.micro_batches)[index]
+        return order[start + first : start + end]

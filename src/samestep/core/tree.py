@@ -8,8 +8,13 @@ which leaves, the same additions happen in the same order.
     n = 7:  [0,7) = [0,4) + [4,7),   [0,4) = [0,2) + [2,4),   [4,7) = [4,6) + [6,7)
 """
 
+import operator
 from collections.abc import Callable, Iterator, Mapping
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+
+if TYPE_CHECKING:  # processes without torch import this module, too
+    from torch import Tensor
 
 
 T = TypeVar("T")
@@ -94,3 +99,10 @@ def reduce(num_leaves: int, parts: Mapping[Range, T], add: Callable[[T, T], T]) 
         return add(value((node[0], middle)), value((middle, node[1])))
 
     return value((0, num_leaves))
+
+
+def tree_sum(cells: "Tensor") -> "Tensor":
+    """Sum cells [..., M] over M in the order of the canonical tree: [...]."""
+    num_leaves = cells.shape[-1]
+    leaves = {(m, m + 1): cells[..., m] for m in range(num_leaves)}
+    return reduce(num_leaves, leaves, operator.add)

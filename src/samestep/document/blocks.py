@@ -3,13 +3,14 @@
 Texts are data, never markup: each form (HTML, Word) escapes them in its own way.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TypeVar
 
 from matplotlib.figure import Figure
 
 
+T = TypeVar("T")
 Row = tuple[str, ...]
 
 
@@ -26,15 +27,16 @@ class Fact:
 class KeyFigures:
     """Facts shown large, side by side."""
 
-    kind: ClassVar[str] = "facts"
     items: list[Fact]
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under column heads; the first `words` columns are text, not numbers."""
+    """Rows under column heads; the first `words` columns are text, not numbers.
 
-    kind: ClassVar[str] = "table"
+    Without heads, the rows are names and their values.
+    """
+
     caption: str
     columns: Row
     rows: Sequence[Row]
@@ -42,19 +44,10 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Sheet:
-    """Names and their values."""
-
-    caption: str
-    rows: Sequence[Row]
-
-
-@dataclass(frozen=True)
 class Sheets:
-    """Sheets side by side."""
+    """Tables without heads, side by side."""
 
-    kind: ClassVar[str] = "sheets"
-    items: list[Sheet]
+    items: list[Table]
 
 
 @dataclass(frozen=True)
@@ -74,7 +67,6 @@ class Plot:
 class Plots:
     """Figures side by side."""
 
-    kind: ClassVar[str] = "plots"
     items: list[Plot]
 
 
@@ -91,7 +83,6 @@ class Picture:
 class Pictures:
     """Images side by side."""
 
-    kind: ClassVar[str] = "pictures"
     items: list[Picture]
 
 
@@ -99,7 +90,6 @@ class Pictures:
 class Text:
     """A paragraph."""
 
-    kind: ClassVar[str] = "text"
     text: str
 
 
@@ -107,7 +97,6 @@ class Text:
 class Points:
     """A list."""
 
-    kind: ClassVar[str] = "points"
     items: list[str]
 
 
@@ -115,7 +104,6 @@ class Points:
 class Code:
     """Commands or a file, to be copied."""
 
-    kind: ClassVar[str] = "code"
     caption: str
     text: str
 
@@ -152,6 +140,17 @@ class Document:
         """Every figure, in order."""
         blocks = [block for section in self.sections for block in section.blocks]
         return [plot for b in blocks if isinstance(b, Plots) for plot in b.items]
+
+
+def table(
+    caption: str,
+    items: Sequence[T],
+    columns: Mapping[str, Callable[[T], str]],
+    words: int = 1,
+) -> Table:
+    """Return a row for each item; `columns` maps each head to what its cell says."""
+    rows = [tuple(cell(item) for cell in columns.values()) for item in items]
+    return Table(caption, tuple(columns), rows, words)
 
 
 def side_by_side(plots: Sequence[Plot | None]) -> list[Block]:

@@ -14,6 +14,9 @@ from contextlib import contextmanager
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from samestep.document.formatting import number
 
 
 INK, MUTED, RULE, CARD = "#1b1f24", "#59616b", "#dde1e6", "#ffffff"
@@ -56,10 +59,8 @@ _STYLE = {
     "axes.edgecolor": MUTED,
     "axes.facecolor": "none",
     "axes.formatter.limits": (-4, 6),
-    "axes.formatter.use_mathtext": False,
     "axes.grid": True,
     "axes.labelcolor": MUTED,
-    "axes.labelsize": 9,
     "axes.linewidth": 0.6,
     "axes.spines.left": False,
     "axes.spines.right": False,
@@ -67,7 +68,6 @@ _STYLE = {
     "axes.titlecolor": MUTED,
     "axes.titlelocation": "left",
     "axes.titlesize": 9,
-    "axes.unicode_minus": True,
     "figure.facecolor": "none",
     "font.family": ["DejaVu Sans"],
     "font.size": 9,
@@ -75,14 +75,12 @@ _STYLE = {
     "grid.linewidth": 0.6,
     "legend.borderaxespad": 0.2,
     "legend.columnspacing": 1.2,
-    "legend.fontsize": 9,
     "legend.frameon": False,
     "legend.handlelength": 1.4,
     "legend.handletextpad": 0.5,
     "legend.labelcolor": INK,
     "lines.linewidth": 1.6,
     "lines.markersize": 4,
-    "path.simplify": True,
     "patch.linewidth": 0,
     "svg.fonttype": "none",
     "text.color": INK,
@@ -123,6 +121,20 @@ def legend_below(plot: Figure, axes: Axes) -> None:
     plot.legend(handles, labels, loc="lower center", ncols=columns)
 
 
+def name_axes(axes: Axes, name: str, below: str, ticks: int = 8) -> None:
+    """Name both axes; the lower one counts."""
+    axes.set_title(name)
+    axes.set_xlabel(below)
+    axes.xaxis.set_major_locator(MaxNLocator(ticks, integer=True, min_n_ticks=1))
+    axes.xaxis.set_major_formatter(thousands())
+    axes.grid(visible=False, axis="x")
+
+
+def thousands() -> FuncFormatter:
+    """Return a formatter that writes `26,000` on an axis."""
+    return FuncFormatter(lambda value, _: number(value, ",.6g"))
+
+
 def label(text: str) -> str:
     """Return a foreign text for a legend: short, in letters that every font has."""
     return re.sub(r"[^ -~]", "?", text)[:24]
@@ -130,9 +142,9 @@ def label(text: str) -> str:
 
 def svg(plot: Figure, name: str) -> str:
     """Return an element for use inside a page, coloured by CSS variables."""
-    text = svg_file(plot, name)
-    root = re.compile(r'^.*<svg[^>]*(viewBox="[^"]*")[^>]*>', re.DOTALL)
-    text = root.sub(r"<svg \1>", text)
+    # matplotlib's own <style> would hold for the whole page.
+    head = re.compile(r'^.*<svg[^>]*(viewBox="[^"]*").*?</style>\s*</defs>', re.DOTALL)
+    text = head.sub(r"<svg \1>", svg_file(plot, name))
     # Groups are called alike in all figures; the other ids are salted with `name`.
     text = re.sub(r'<g id="[^"]*"', "<g", text).replace("'DejaVu Sans'", "inherit")
     return re.sub(

@@ -1,8 +1,8 @@
 """A document as a Word file, with the figures as pictures."""
 
 import io
-from collections.abc import Sequence
-from typing import assert_never
+from collections.abc import Iterator, Sequence
+from typing import TypeVar, assert_never
 
 import docx
 from docx.document import Document as WordDocument
@@ -23,11 +23,9 @@ from samestep.document.blocks import (
     Document,
     KeyFigures,
     Pictures,
-    Plot,
     Plots,
     Points,
     Row,
-    Sheet,
     Sheets,
     Table,
     Text,
@@ -35,6 +33,7 @@ from samestep.document.blocks import (
 from samestep.system.terminal import clean
 
 
+T = TypeVar("T")
 PAGE_WIDTH = Cm(17.4)
 TABLE_STYLE = "Light List Accent 1"
 PICTURES_IN_A_ROW = 6
@@ -81,7 +80,7 @@ def _add(word: WordDocument, block: Block) -> None:
             _add_table(word, block)
         case Sheets():
             for sheet in block.items:
-                _add_sheet(word, sheet)
+                _add_table(word, sheet)
         case Plots():
             _add_plots(word, block)
         case Pictures():
@@ -94,7 +93,8 @@ def _add(word: WordDocument, block: Block) -> None:
                 word.add_paragraph(clean(item), style="List Bullet")
         case Code():
             _add_caption(word, block.caption)
-            _make_code(word.add_paragraph(clean(block.text)))
+            run = word.add_paragraph().add_run(clean(block.text))
+            run.font.name, run.font.size = "Consolas", Pt(8.5)
         case _:
             assert_never(block)
 
@@ -108,37 +108,28 @@ def _add_table(word: WordDocument, block: Table) -> None:
     if block.caption:
         _add_caption(word, block.caption)
     widths = _widths(block)
-    table = _new_table(word, widths)
-    for row in (block.columns, *block.rows):
-        _fill(table.add_row(), row, widths, block.words)
-    _repeat_head(table)
-    word.add_paragraph()
-
-
-def _add_sheet(word: WordDocument, sheet: Sheet) -> None:
-    _add_caption(word, sheet.caption)
-    widths = [PAGE_WIDTH * 2 // 5, PAGE_WIDTH * 3 // 5]
-    table = _new_table(word, widths)
-    look = table._tblPr.find(qn("w:tblLook"))
-    look.set(qn("w:firstRow"), "0")
-    look.set(qn("w:val"), "0480")  # the same for older programs
-    for row in sheet.rows:
-        _fill(table.add_row(), row, widths, words=2)
-    word.add_paragraph()
-
-
-def _new_table(word: WordDocument, widths: Sequence[int]) -> WordTable:
-    """Add a table without rows."""
     table: WordTable = word.add_table(0, len(widths), style=TABLE_STYLE)
     table.autofit = False
     # Some programs read the widths of columns, others those of cells: see `_fill`.
     for column, width in zip(table.columns, widths, strict=True):
         column.width = Emu(width)
-    return table
+    heads = [block.columns] if block.columns else []
+    for row in (*heads, *block.rows):
+        _fill(table.add_row(), row, widths, block.words)
+    if heads:  # repeated on the next page
+        head = table.rows[0]._tr.get_or_add_trPr()
+        head.append(_element("tblHeader", val="true"))
+    else:
+        look = table._tblPr.find(qn("w:tblLook"))
+        look.set(qn("w:firstRow"), "0")
+        look.set(qn("w:val"), "0480")  # the same for older programs
+    word.add_paragraph()
 
 
 def _widths(table: Table) -> list[int]:
     """Return the columns' widths by their longest text; heads break between words."""
+    if not table.columns:
+        return [PAGE_WIDTH * 2 // 5, PAGE_WIDTH * 3 // 5]
     weights = []
     for at, head in enumerate(table.columns):
         words = [*head.split(), *(row[at] for row in table.rows)]
@@ -170,53 +161,46 @@ def _breakable(text: str) -> str:
 def _add_plots(word: WordDocument, plots: Plots) -> None:
     """Add figures two in a row, or one if any is wide."""
     columns = 1 if any(plot.is_wide for plot in plots.items) else 2
-    table = word.add_table(0, columns)
-    for at, plot in enumerate(plots.items):
-        if at % columns == 0:
-            row = table.add_row()
-            _keep_whole(row)
-        _put_plot(row.cells[at % columns], plot, PAGE_WIDTH // columns - Cm(0.4))
-    word.add_paragraph()
-
-
-def _put_plot(cell: _Cell, plot: Plot, width: int) -> None:
-    cell.paragraphs[0].add_run(clean(plot.title)).bold = True
-    image = io.BytesIO(plot_style.png(plot.figure))
-    shape = cell.add_paragraph().add_run().add_picture(image, width=Emu(width))
-    shape._inline.docPr.set("descr", clean(plot.alt))
-    if plot.note:
-        note = cell.add_paragraph().add_run(clean(plot.note))
-        note.font.size, note.font.color.rgb = Pt(9), RGBColor(0x59, 0x61, 0x6B)
+    width = PAGE_WIDTH // columns - Cm(0.4)
+    for cell, plot in _in_rows(word, plots.items, columns):
+        cell.paragraphs[0].add_run(clean(plot.title)).bold = True
+        png = plot_style.png(plot.figure)
+        _add_image(cell.add_paragraph(), png, width, plot.alt)
+        if plot.note:
+            note = cell.add_paragraph().add_run(clean(plot.note))
+            note.font.size, note.font.color.rgb = Pt(9), RGBColor(0x59, 0x61, 0x6B)
 
 
 def _add_pictures(word: WordDocument, pictures: Pictures) -> None:
-    table = word.add_table(0, PICTURES_IN_A_ROW)
-    for at, picture in enumerate(pictures.items):
-        if at % PICTURES_IN_A_ROW == 0:
-            row = table.add_row()
-            _keep_whole(row)
-        paragraph = row.cells[at % PICTURES_IN_A_ROW].paragraphs[0]
-        shape = paragraph.add_run().add_picture(io.BytesIO(picture.png), width=Cm(2.2))
-        shape._inline.docPr.set("descr", clean(f"{picture.title}; {picture.note}"))
+    for cell, picture in _in_rows(word, pictures.items, PICTURES_IN_A_ROW):
+        paragraph = cell.paragraphs[0]
+        alt = f"{picture.title}; {picture.note}"
+        _add_image(paragraph, picture.png, Cm(2.2), alt)
         text = paragraph.add_run(clean(f"\n{picture.title}\n{picture.note}"))
         text.font.size = Pt(8)
+
+
+def _in_rows(
+    word: WordDocument, items: Sequence[T], columns: int
+) -> Iterator[tuple[_Cell, T]]:
+    """Yield an empty cell for each item, in rows that stay on one page."""
+    table = word.add_table(0, columns)
+    for at, item in enumerate(items):
+        if at % columns == 0:
+            row = table.add_row()
+            _keep_whole(row)
+        yield row.cells[at % columns], item
     word.add_paragraph()
 
 
-def _make_code(paragraph: Paragraph) -> None:
-    for run in paragraph.runs:
-        run.font.name, run.font.size = "Consolas", Pt(8.5)
+def _add_image(paragraph: Paragraph, png: bytes, width: int, alt: str) -> None:
+    shape = paragraph.add_run().add_picture(io.BytesIO(png), width=Emu(width))
+    shape._inline.docPr.set("descr", clean(alt))
 
 
 def _keep_whole(row: _Row) -> None:
     """Keep a row on one page."""
     row._tr.get_or_add_trPr().append(_element("cantSplit"))
-
-
-def _repeat_head(table: WordTable) -> None:
-    """Repeat the heads of a table on its next page."""
-    head = table.rows[0]._tr.get_or_add_trPr()
-    head.append(_element("tblHeader", val="true"))
 
 
 def _element(name: str, **attributes: str) -> BaseOxmlElement:

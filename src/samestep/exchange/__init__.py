@@ -3,9 +3,11 @@
 Imports `models` and below.
 """
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 from samestep.core.gradient_noise import Watch
@@ -21,6 +23,16 @@ class Merger(Protocol):
 
         In place: every cell is zero but on that worker, so that adding is exact.
         """
+
+
+def gather_cells(
+    exchange: Merger, rank: int, cells: Sequence[float]
+) -> list[list[float]]:
+    """All workers: return the cells of each of them, equally many, by rank."""
+    every = torch.zeros(exchange.workers, len(cells), dtype=torch.float64)
+    every[rank] = torch.tensor(cells, dtype=torch.float64)
+    merged: list[list[float]] = exchange.merge(every).tolist()
+    return merged
 
 
 class Exchange(Merger, Protocol):

@@ -61,7 +61,7 @@ class GlooExchange:
         topology: Topology,
         compression: Compression = EXACT,
     ) -> None:
-        """Make room for one vector of the model and its optimizer's states.
+        """Make room for a gradient and for states; `attach` does so for parameters.
 
         `shares[r]` is the range of micro-batches of worker `r`, without gaps.
         """
@@ -70,13 +70,11 @@ class GlooExchange:
         self._compression = compression
         self._sent_as = compression.sent_as(flat.dtype)
         # Every worker holds and updates the whole vector.
-        self.parameters = torch.zeros(flat.size, device=flat.device, dtype=flat.dtype)
+        self.parameters: Tensor
         self.owned = (0, flat.size)
-        self.states = list(
-            self.parameters.new_zeros(len(flat.layout.states), flat.size)
-        )
+        self._gradient = torch.zeros(flat.size, device=flat.device, dtype=flat.dtype)
+        self.states = list(self._gradient.new_zeros(len(flat.layout.states), flat.size))
         self._position = {id(p): i for i, p in enumerate(flat.parameters)}
-        self._gradient = torch.zeros_like(self.parameters)
         self._views = flat.views(self._gradient)
         self.watch = Watch(shares[-1][1], len(flat.parameters))
         self._ddp: DistributedDataParallel | None = None
@@ -111,6 +109,7 @@ class GlooExchange:
         some, or reach one in several backward passes (as reentrant checkpoints of one
         layer do), is exchanged when the last backward pass is over.
         """
+        self.parameters = torch.zeros_like(self._gradient)
         self._flat.bind(self.parameters, write=True)
         if not overlap:
             if self.workers > 1:
@@ -170,7 +169,7 @@ class GlooExchange:
 
         Both are overwritten by the next step.
         """
-        tail = self.parameters.new_empty(self._flat.tail)
+        tail = self._gradient.new_empty(self._flat.tail)
         if self.workers == 1:
             torch._foreach_copy_(self._views, self._sums.values[0])
             if self._flat.tail:
@@ -278,7 +277,7 @@ class GlooExchange:
         """Return [rows, size] to send and [workers * rows, size] to receive, reused."""
         key = number, size
         if key not in self._memory:
-            like, most = self.parameters, self.workers * self._rows
+            like, most = self._gradient, self.workers * self._rows
             sent = like.new_zeros(rows, size, dtype=dtype)
             self._memory[key] = sent, like.new_empty(most, size, dtype=dtype)
         return self._memory[key]

@@ -133,7 +133,6 @@ class SharedExchange:
         self.states = [state[slice(*self.owned)] for state in states]
         self._own_slots = [_Slot(v, flat.views(v)) for v in self._all_slots[rank]]
         self.assign(shares)
-        self._sum = torch.empty(self.owned[1] - self.owned[0], dtype=dtype)
         self._position = {id(p): i for i, p in enumerate(flat.parameters)}
         self.watch = Watch(self._num_micro_batches, len(flat.parameters))
         self.network_bytes_per_step = 0
@@ -252,28 +251,10 @@ class SharedExchange:
         The gradient is overwritten by the next step.
         """
         self.gather()
-        total = self._total(slice(*self.owned), self._sum, self.compression)
+        root, size = (0, self._num_micro_batches), self._flat.size
+        total = self.value(root, slice(*self.owned), self.compression)
         self.compression.check(total)
-        return total, self._tail()
-
-    def _tail(self) -> Tensor:
-        size, tail = self._flat.size, self._flat.tail
-        if tail == 0:
-            return torch.empty(0)
-        out = torch.empty(tail, dtype=self._flat.dtype)
-        return self._total(slice(size, size + tail), out, EXACT)
-
-    def _total(self, part: slice, out: Tensor, compression: Compression) -> Tensor:
-        """Return the value of the root, in `out` if this worker does not own it all."""
-        root = (0, self._num_micro_batches)
-        if root in self._partials:
-            return self._partials[root][part]
-        middle = tree.split(root)
-        left, right = (
-            self.value(node, part, compression)
-            for node in ((0, middle), (middle, root[1]))
-        )
-        return compression(torch.add(left, right, out=out))
+        return total, self.value(root, slice(size, size + self._flat.tail), EXACT)
 
     def value(self, node: Range, part: slice, compression: Compression) -> Tensor:
         """Return part of the sum that belongs to a node of the tree, after `gather`.

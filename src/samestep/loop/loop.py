@@ -138,9 +138,8 @@ class Loop:
             for index in range(*shares(count, self.workers)[self.rank]):
                 samples = torch.arange(index * batch, min((index + 1) * batch, size))
                 seeding.seed(derive_seed(self._seed, "share", index))
-                self._tally.piece = Piece(row, index, len(samples))
-                yield _fetch(data, samples, collate)
-                self._tally.piece = None
+                with self._tally.of(Piece(row, index, len(samples))):
+                    yield _fetch(data, samples, collate)
 
     def add(self, **metrics: Value | tuple[Value, Value]) -> None:
         """Note sums over the samples of the batch at hand, or sums and counts.
@@ -228,12 +227,10 @@ class Loop:
         self, piece: Piece, fetch: Callable[[], Any], global_batch: int
     ) -> Batches:
         """Yield a micro-batch, then make its gradients ready for the exchange."""
-        m, self._tally.piece = piece.number, piece
-        same = self._guard.of_micro_batch(self._flat.parameters)
-        with self._weights.of(m), self._checked(), same:
+        m, same = piece.number, self._guard.of_micro_batch(self._flat.parameters)
+        with self._tally.of(piece), self._weights.of(m), self._checked(), same:
             yield fetch()
         self._unchanged.check()
-        self._tally.piece = None
         check_gradients(self._model, WHO)
         self._scale_gradients(self._weights.count(m, piece.samples) / global_batch)
 

@@ -1,12 +1,14 @@
 """Means over samples in a user's own loop, the same at any number of workers."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from samestep.core.tree_sum import tree_sum
+from samestep.core.tree import tree_sum
 from samestep.errors import OwnCodeError
 from samestep.exchange import Merger
 from samestep.loop.process_group import gather
@@ -31,8 +33,17 @@ class Tally:
         """How many pieces each row has."""
         self._cells: dict[str, dict[tuple[int, int], list[float]]] = {}
         """For each name, sum and count of each (row, number) of a piece."""
-        self.piece: Piece | None = None
+        self._piece: Piece | None = None
         """The piece at hand."""
+
+    @contextmanager
+    def of(self, piece: Piece) -> Iterator[None]:
+        """Take what is added inside for sums over this piece."""
+        self._piece = piece
+        try:
+            yield
+        finally:
+            self._piece = None
 
     def begin_row(self, pieces: int) -> int:
         """All workers: return the number of the next row."""
@@ -44,12 +55,12 @@ class Tally:
 
         Raises OwnCodeError if there is none.
         """
-        if self.piece is None:
+        if self._piece is None:
             raise OwnCodeError(
                 "`add` notes sums over the samples of one batch: call it in the loop "
                 "over the batches of `steps` or `share`."
             )
-        row, number, samples = self.piece
+        row, number, samples = self._piece
         total, count = value if isinstance(value, tuple) else (value, samples)
         cells = self._cells.setdefault(name, {}).setdefault((row, number), [0.0, 0.0])
         cells[0] += _number(total)

@@ -6,11 +6,10 @@ import os
 from datetime import timedelta
 from typing import Any
 
-import torch
 import torch.distributed as dist
 
 from samestep.errors import PlacementError
-from samestep.exchange import Merger
+from samestep.exchange import Merger, gather_cells
 from samestep.system import machine
 
 
@@ -48,13 +47,8 @@ def join(workers: int, timeout_seconds: float) -> None:
 
 def gather(exchange: Merger, rank: int, value: Any) -> list[Any]:
     """All workers: return everyone's value, as JSON, by rank."""
-    raw = torch.tensor(list(json.dumps(value).encode()), dtype=torch.float64)
-    sizes = torch.zeros(exchange.workers, dtype=torch.float64)
-    sizes[rank] = len(raw)
-    lengths = [int(size) for size in exchange.merge(sizes).tolist()]
-    cells = torch.zeros(exchange.workers, max(lengths), dtype=torch.float64)
-    cells[rank, : len(raw)] = raw
-    return [
-        json.loads(bytes(map(int, row[:length])))
-        for row, length in zip(exchange.merge(cells).tolist(), lengths, strict=True)
-    ]
+    text = json.dumps(value)
+    longest = int(max(size for (size,) in gather_cells(exchange, rank, [len(text)])))
+    # JSON ignores the spaces at its end.
+    rows = gather_cells(exchange, rank, list(text.ljust(longest).encode()))
+    return [json.loads(bytes(map(int, row))) for row in rows]

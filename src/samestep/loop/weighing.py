@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import torch
 
-from samestep.core.tree_sum import tree_sum
+from samestep.core.tree import tree_sum
 from samestep.errors import OwnCodeError
 from samestep.exchange import Merger
 

@@ -33,6 +33,8 @@ class Setup:
     profile: int
     """Steps to trace."""
     faults: list[Fault]
+    max_steps: int | None = None
+    """Full global batches of an epoch, to try a recipe out; None: all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +45,6 @@ class TrainingJob:
     step: int = 0
     conditions: dict[str, str] = field(default_factory=dict)
     """Those of `system.conditions.FOUND_BY_WORKERS` that the run has had so far."""
-    max_steps: int | None = None
-    """Full global batches of an epoch, to try a recipe out; None: all."""
 
 
 @dataclass(frozen=True, kw_only=True)

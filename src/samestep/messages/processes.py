@@ -73,7 +73,6 @@ class ReplayJob:
     """What the witness computes with."""
 
     setup: Setup
-    max_steps: int | None
     objects: int | None
     """The descriptor of the memory with the objects given in Python."""
 

@@ -6,8 +6,8 @@ become events, `output.sentences` which are shown.
 """
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from samestep.core.span import Span
 from samestep.messages.wire import INLINE, OPTIONAL
 from samestep.system.json_values import JsonObject
 
@@ -157,6 +157,16 @@ class WorkerWarning:
 
     worker: int
     text: str
+
+
+class Span(NamedTuple):
+    """A phase of a step; times in seconds on the monotonic clock of the machine."""
+
+    step: int
+    """Counted from 0 over all epochs."""
+    phase: str
+    start: float
+    seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from samestep.core import gradient_noise
-from samestep.core.tree_sum import tree_sum
+from samestep.core.tree import tree_sum
 from samestep.exchange import Exchange
 from samestep.state.flat import block_norms
 from samestep.state.layout import BLOCK

@@ -4,13 +4,14 @@ On a terminal there is a live table, elsewhere one line per epoch. The lines,
 and those above the table, go through the logger `samestep` (`samestep.system.log`).
 """
 
+import sys
 from contextlib import AbstractContextManager
-from typing import Protocol, Self
+from typing import Self
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from samestep.config.recipe import Recipe
 from samestep.messages.training import EpochRecord, Message, Started, StepRecord
@@ -19,8 +20,11 @@ from samestep.output.sentences import epoch_line, level, scores, sentence
 from samestep.system.log import logger
 
 
-class View(AbstractContextManager["View"], Protocol):
-    """Shows the notices of the supervisor and the messages of rank 0."""
+class View(AbstractContextManager["View"]):
+    """Shows the notices of the supervisor and the messages of rank 0; this one none."""
+
+    def __exit__(self, *_: object) -> None:
+        """Do nothing."""
 
     def note(self, text: str) -> None:
         """Show one line."""
@@ -36,24 +40,12 @@ class View(AbstractContextManager["View"], Protocol):
 class SilentView(View):
     """A view that shows nothing."""
 
-    def __exit__(self, *_: object) -> None:
-        """Do nothing."""
-
-    def note(self, text: str) -> None:
-        """Do nothing."""
-
-    def receive(self, message: Message) -> None:
-        """Do nothing."""
-
 
 class PlainView(View):
     """A view of one line per epoch, which goes to the logger like all notices."""
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
-
-    def __exit__(self, *_: object) -> None:
-        """Do nothing."""
 
     def note(self, text: str) -> None:
         """Log a line."""
@@ -114,11 +106,14 @@ class LiveView(PlainView):
 
 
 def make_view(recipe: Recipe) -> View:
-    """Return the view that suits stderr; rich honours NO_COLOR."""
+    """Return the view that suits stderr; rich honours NO_COLOR.
+
+    Asks stderr itself: with FORCE_COLOR, rich calls a pipe a terminal, too, and would
+    wrap the lines.
+    """
     console = Console(stderr=True)
-    if console.is_terminal and not console.is_dumb_terminal:
-        return LiveView(console, recipe)
-    return PlainView(recipe)
+    is_live = sys.stderr.isatty() and not console.is_dumb_terminal
+    return LiveView(console, recipe) if is_live else PlainView(recipe)
 
 
 def _numbers(step: StepRecord) -> str:
@@ -129,10 +124,9 @@ def _numbers(step: StepRecord) -> str:
 
 
 def _workers(step: StepRecord) -> Table:
-    table = Table(box=None, pad_edge=False)
-    columns = ("worker", "share", "speed", "compute", "exchange", "waiting")
-    for column in columns:
-        table.add_column(column, justify="right")
+    names = ("worker", "share", "speed", "compute", "exchange", "waiting")
+    columns = [Column(name, justify="right") for name in names]
+    table = Table(*columns, box=None, pad_edge=False)
     fastest = max(step.speeds) or 1.0
     for rank, seconds in enumerate(step.times.workers):
         total = sum(seconds.values()) or 1.0

@@ -1,7 +1,5 @@
 """The messages that become lines of events.jsonl."""
 
-from typing import NamedTuple
-
 from samestep.messages.training import (
     CaughtUp,
     CheckpointFailed,
@@ -9,7 +7,6 @@ from samestep.messages.training import (
     Evicted,
     FaultInjected,
     GenerationFailed,
-    Message,
     NoTargets,
     Prefetching,
     Rebalanced,
@@ -22,8 +19,6 @@ from samestep.messages.training import (
     WorkersStarted,
     WorkerWarning,
 )
-from samestep.messages.wire import as_record
-from samestep.system.json_values import JsonObject
 
 
 EVENTS: dict[type, str] = {
@@ -46,20 +41,3 @@ EVENTS: dict[type, str] = {
     WorkerWarning: "warning",
 }
 """Messages that become a line of events.jsonl, and its `event`."""
-
-
-class Event(NamedTuple):
-    """A line of events.jsonl without its time."""
-
-    name: str
-    fields: JsonObject
-
-
-def event_of(message: Message) -> Event | None:
-    """Return the event that a message becomes, or None if it becomes none."""
-    if type(message) not in EVENTS:
-        return None
-    fields = as_record(message)
-    if isinstance(message, Started):
-        del fields["layout"]  # long, and in the manifest of every checkpoint
-    return Event(EVENTS[type(message)], fields)

@@ -10,6 +10,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +18,6 @@ from typing import Any, Self
 
 from samestep.config.placement import Placement
 from samestep.config.recipe import Recipe
-from samestep.core.span import Span
 from samestep.errors import OutputError, RunError, SamestepError
 from samestep.files import atomic, lock, untrusted
 from samestep.messages.training import (
@@ -25,12 +25,14 @@ from samestep.messages.training import (
     Message,
     Restarted,
     SnapshotSaved,
+    Span,
     StepRecord,
     Traced,
     WorkersStarted,
 )
 from samestep.messages.wire import as_record
-from samestep.output import events, trace
+from samestep.output import trace
+from samestep.output.events import EVENTS
 from samestep.output.fence import FILE, TAKEN, Fence
 from samestep.output.json_lines import JsonLines, whole_lines
 from samestep.output.logs import take_log
@@ -58,7 +60,7 @@ PATIENCE_SECONDS = 15.0
 
 
 @dataclass
-class RunWriter:
+class RunWriter(AbstractContextManager["RunWriter"]):
     """One run directory, locked against other writers until the context ends."""
 
     path: Path
@@ -118,10 +120,6 @@ class RunWriter:
             JsonLines(self.path / name, self.fence, lambda text: self.warn(text))
             for name in ("metrics.jsonl", "events.jsonl")
         )
-        return self
-
-    def __enter__(self) -> Self:
-        """Return self, which `create` or `reopen` has locked."""
         return self
 
     def __exit__(self, _: object, error: BaseException | None, *rest: object) -> None:
@@ -207,9 +205,10 @@ class RunWriter:
                 self._traces = {}
             case Traced(worker=worker, spans=spans):
                 self._add_trace(worker, spans)
-        event = events.event_of(message)
-        if event is not None:
-            self.event(event.name, **event.fields)
+        if type(message) in EVENTS:
+            fields = as_record(message)
+            fields.pop("layout", None)  # long, and in the manifest of every checkpoint
+            self.event(EVENTS[type(message)], **fields)
 
     def _add_metrics(self, kind: str, record: JsonObject) -> None:
         at = time.monotonic() - self.started
@@ -325,7 +324,9 @@ def _unwritable(path: Path, error: OSError) -> OutputError:
 def _new_directory(chosen: Path | None, name: str) -> Path:
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     default = Path("runs") / f"{name}-{stamp}"
-    candidates = [chosen] if chosen else [default, *_numbered(default)]
+    # For recipes of one name that start in the same second.
+    others = (default.with_name(f"{default.name}-{n}") for n in range(2, 100))
+    candidates = [chosen] if chosen else [default, *others]
     for path in candidates:
         try:
             path.mkdir(parents=True)
@@ -341,8 +342,3 @@ def _new_directory(chosen: Path | None, name: str) -> Path:
         f"A run never overwrites anything, and {candidates[0]} exists. "
         "Choose another directory with `--out`, or remove this one."
     )
-
-
-def _numbered(path: Path) -> list[Path]:
-    """Return further names, for runs of a recipe that start in the same second."""
-    return [path.with_name(f"{path.name}-{number}") for number in range(2, 100)]

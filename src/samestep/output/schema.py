@@ -7,6 +7,7 @@ and Infinity; a measured number that is null is read as NaN.
 """
 
 import math
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -18,7 +19,7 @@ from pydantic import (
     ValidationError,
 )
 
-from samestep.config.renames import rename
+from samestep.config.renames import PLACEMENT_NAMES, rename
 from samestep.system.json_values import JsonObject
 
 
@@ -30,6 +31,12 @@ Whole = Annotated[int, Field(ge=0, le=2**53)]
 """A count, which a float can hold exactly."""
 StoredRecipe = Annotated[JsonObject, AfterValidator(rename)]
 """The fields of a recipe, those of an older run under their new names."""
+StoredPlacement = Annotated[
+    JsonObject, AfterValidator(partial(rename, names=PLACEMENT_NAMES))
+]
+"""The same for a placement."""
+NotOwn = BeforeValidator(lambda value: [] if isinstance(value, float) else value)
+"""Leaves out a metric of an older run's own loss, which could have the same name."""
 Phases = dict[str, float]
 """Seconds by phase."""
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -151,7 +158,7 @@ class Result(Record):
 
     recipe: StoredRecipe
     """resolved: every default replaced by its value"""
-    placement: JsonObject = {}
+    placement: StoredPlacement = {}
     """resolved: every `auto` replaced by what was chosen"""
     status: Annotated[str, Field(pattern=r"^[a-z ]{1,40}$")]
     """`finished`, `failed` or `interrupted`"""
@@ -168,9 +175,9 @@ class Result(Record):
     metrics are `test_` and their names"""
     own_metrics: list[Name] = []
     """names of the metrics that your own loss reports"""
-    test_confusion: list[list[Whole]] = []
+    test_confusion: Annotated[list[list[Whole]], NotOwn] = []
     """for classes: counts [actual][predicted]"""
-    test_worst: list[Worst] = []
+    test_worst: Annotated[list[Worst], NotOwn] = []
     """for classes: the test samples with the highest losses"""
     baselines: dict[str, Measured] = {}
     """for text: the bits per character that simple methods need"""
@@ -210,7 +217,9 @@ class Point(Record):
     kind: str
     workers: Whole
     global_batch: Whole
+    micro_batches: Whole = 0
     exchange: str = ""
+    runs: list[JsonObject] = []
     samples_per_second: Measured = None
     low: Measured = None
     high: Measured = None
@@ -250,6 +259,8 @@ class Model(Record):
     parameters: list[Parameter] = []
     median_error: Measured = None
     max_error: Measured = None
+    cores: Whole | None = None
+    not_told_apart: list[str] = []
 
 
 class HeldOut(Record):
@@ -269,6 +280,7 @@ class Prediction(Record):
     workers: Whole
     nodes: Whole = 1
     global_batch: Whole
+    micro_batches: Whole = 0
     samples_per_second: Measured = None
     low: float | None = None
     high: float | None = None
@@ -277,14 +289,9 @@ class Prediction(Record):
     relative_time_to_loss: float | None = None
 
 
-class Scaling(Record):
-    """scaling.json."""
+class Analysis(Record):
+    """What is computed from the measurements of a study."""
 
-    version: Literal[1]
-    recipe: StoredRecipe
-    environment: JsonObject = {}
-    status: str
-    settings: JsonObject = {}
     points: list[Point] = []
     noise: Noise | None = None
     model: Model | None = None
@@ -292,3 +299,13 @@ class Scaling(Record):
     held_out: HeldOut | None = None
     predictions: list[Prediction] = []
     advice: list[str] = []
+
+
+class Scaling(Analysis):
+    """scaling.json."""
+
+    version: Literal[1]
+    recipe: StoredRecipe
+    environment: JsonObject = {}
+    status: str
+    settings: JsonObject = {}

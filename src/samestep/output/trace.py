@@ -5,7 +5,7 @@ The format is Chrome's Trace Event Format, complete events ("X"); times in micro
 
 from collections.abc import Mapping, Sequence
 
-from samestep.core.span import Span
+from samestep.messages.training import Span
 from samestep.system.json_values import JsonObject
 
 

@@ -9,9 +9,9 @@ import copy
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from queue import SimpleQueue
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from samestep.user_code import imports
 
@@ -27,27 +27,17 @@ MOST_WAITING = 10_000
 """Records of about 2 kB each: more would be a memory leak, not a queue."""
 
 
-class Tracking:
+class Tracking(AbstractContextManager["Tracking"]):
     """The trackers of one run. Leaving it waits for them, within a deadline."""
 
     def __init__(
         self, trackers: Iterable[Tracker], warn: Callable[[str], None]
     ) -> None:
-        """Make a thread for each tracker; `warn` is called from several threads."""
+        """Start a thread for each tracker; `warn` is called from several threads."""
         self._followers = [Follower(tracker, warn) for tracker in trackers]
         self._expects_end = False
 
-    def __enter__(self) -> Self:
-        for follower in self._followers:
-            follower.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, _: object, error: BaseException | None, *rest: object) -> None:
         """Send an end to every tracker that got a start, and wait for them all."""
         if self._expects_end:
             self.send({"type": "failed", "error": str(error)})
@@ -70,7 +60,7 @@ class Follower:
     """One tracker and its own thread, so that none waits for another's network."""
 
     def __init__(self, tracker: Tracker, warn: Callable[[str], None]) -> None:
-        """Prepare the thread; `start` starts it."""
+        """Start the thread."""
         self._tracker, self._warn = tracker, warn
         self._name = _name(tracker)
         self._is_on = True
@@ -81,9 +71,6 @@ class Follower:
         self._thread = threading.Thread(
             target=self._work, name=f"tracker {self._name}", daemon=True
         )
-
-    def start(self) -> None:
-        """Start to call the tracker."""
         self._thread.start()
 
     def send(self, record: Mapping[str, Any]) -> None:

@@ -1,10 +1,10 @@
 """Several runs in one report: their curves, and how the runs differ."""
 
 from collections.abc import Sequence
-from functools import partial
 
 from matplotlib.ticker import PercentFormatter
 
+from samestep.document import formatting as fmt
 from samestep.document import plot_style
 from samestep.document.blocks import (
     Block,
@@ -15,16 +15,7 @@ from samestep.document.blocks import (
     Table,
     Text,
     side_by_side,
-)
-from samestep.document.formatting import (
-    count,
-    digest,
-    flat,
-    number,
-    percent,
-    plain_name,
-    seconds,
-    setting,
+    table,
 )
 from samestep.output.schema import measured
 from samestep.report import learning_plots
@@ -34,7 +25,7 @@ from samestep.system.json_values import JsonObject
 from samestep.system.terminal import clean
 
 
-MOST_RUNS = 12
+MAX_RUNS = 12
 """As many curves as colours and dashes can distinguish."""
 DASHES = ("-", "--")
 Runs = dict[str, RunFiles]
@@ -47,11 +38,11 @@ def comparison_document(runs: Sequence[RunFiles]) -> Document:
     notices = [
         f"{name}: {notice}" for name, run in named.items() for notice in run.notices
     ]
-    if len(runs) > MOST_RUNS:
-        notices.append(f"The figures show the first {MOST_RUNS} of {len(runs)} runs.")
+    if len(runs) > MAX_RUNS:
+        notices.append(f"The figures show the first {MAX_RUNS} of {len(runs)} runs.")
     sections = [
-        Section("Results", "results", _results(named)),
-        Section("Curves", "curves", _curves(dict([*named.items()][:MOST_RUNS]))),
+        Section("Results", "results", [_results(named), Text(_verdict(named))]),
+        Section("Curves", "curves", _curves(dict([*named.items()][:MAX_RUNS]))),
         Section("Differences", "differences", _differences(named)),
     ]
     paths = ", ".join(f"{name}: {run.path}" for name, run in named.items())
@@ -65,24 +56,23 @@ def letter(at: int) -> str:
     return (letter(first - 1) if first else "") + chr(ord("A") + last)
 
 
-def _results(runs: Runs) -> list[Block]:
-    columns: Row = ("run", "directory", "status", "test accuracy", "test loss")
-    columns += ("training time", "workers", "restarts", "weights")
-    rows = [
-        (
-            name,
-            str(run.path),
-            run.result.status,
-            percent(run.result.test_accuracy, 2),
-            number(run.result.test_loss, ".4f"),
-            seconds(run.result.train_seconds),
-            setting(run.result.placement.get("workers")),
-            count(run.result.restarts),
-            digest(run.result.weights_sha256),
-        )
-        for name, run in runs.items()
-    ]
-    return [Table("Runs", columns, rows, words=3), Text(_verdict(runs))]
+def _results(runs: Runs) -> Table:
+    return table(
+        "Runs",
+        [(name, run.path, run.result) for name, run in runs.items()],
+        {
+            "run": lambda run: run[0],
+            "directory": lambda run: str(run[1]),
+            "status": lambda run: run[2].status,
+            "test accuracy": lambda run: fmt.percent(run[2].test_accuracy, 2),
+            "test loss": lambda run: fmt.number(run[2].test_loss, ".4f"),
+            "training time": lambda run: fmt.seconds(run[2].train_seconds),
+            "workers": lambda run: fmt.setting(run[2].placement.get("workers")),
+            "restarts": lambda run: fmt.count(run[2].restarts),
+            "weights": lambda run: fmt.digest(run[2].weights_sha256),
+        },
+        words=3,
+    )
 
 
 def _verdict(runs: Runs) -> str:
@@ -101,19 +91,20 @@ def _curves(runs: Runs) -> list[Block]:
     metrics = dict.fromkeys(m for run in runs.values() for m in run.result.metrics)
     titles = {
         "validation_loss": "Validation loss",
-        **{f"validation_{m}": f"Validation {plain_name(m)}" for m in metrics},
+        **{f"validation_{m}": f"Validation {fmt.plain_name(m)}" for m in metrics},
         "seconds": "Seconds per epoch",
         "samples_per_second": "Samples per second",
     }
     curves = {
-        name: learning_plots.over_steps(run.steps, lambda step: step.loss)
+        name: learning_plots.finite((step.step, step.loss) for step in run.steps)
         for name, run in runs.items()
     }
     plots = [_plot("training-loss", "Training loss", "step", curves)]
     for field, title in titles.items():
-        read = partial(measured, name=field)
         curves = {
-            name: learning_plots.over_epochs(run.result.epochs, [], read)
+            name: learning_plots.finite(
+                (epoch.epoch, measured(epoch, field)) for epoch in run.result.epochs
+            )
             for name, run in runs.items()
         }
         plots.append(_plot(field.replace("_", "-"), title, "epoch", curves))
@@ -126,11 +117,9 @@ def _plot(name: str, title: str, over: str, curves: dict[str, Curve]) -> Plot | 
         return None
     figure, axes = plot_style.figure()
     for at, (label, curve) in enumerate(curves.items()):
-        thinned = learning_plots.thin(curve)
         below = len(curves) - 1 - at
         axes.plot(
-            [x for x, _ in thinned],
-            [y for _, y in thinned],
+            *learning_plots.xy(learning_plots.thin(curve)),
             color=plot_style.SERIES[at % len(plot_style.SERIES)],
             linestyle=DASHES[at // len(plot_style.SERIES) % len(DASHES)],
             # Equal curves cover each other, so the lower ones are wider.
@@ -139,17 +128,16 @@ def _plot(name: str, title: str, over: str, curves: dict[str, Curve]) -> Plot | 
             markersize=3 + min(2, 4 / len(curves)) * below,
             label=label,
         )
-    learning_plots.name_axes(axes, title.lower(), over)
+    plot_style.name_axes(axes, title.lower(), over, ticks=6)
     if name == "validation-accuracy":
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
     elif name == "samples-per-second":
-        axes.yaxis.set_major_formatter(learning_plots.thousands())
+        axes.yaxis.set_major_formatter(plot_style.thousands())
     if name in ("seconds", "samples-per-second"):
         learning_plots.from_zero(axes)
     plot_style.legend_below(figure, axes)
-    return Plot(
-        name, title, f"{title} of {len(curves)} runs over their {over}s.", figure
-    )
+    text = f"{title} of {len(curves)} runs over their {over}s."
+    return Plot(name, title, text, figure)
 
 
 def _differences(runs: Runs) -> list[Block]:
@@ -163,9 +151,9 @@ def _differences(runs: Runs) -> list[Block]:
 
 def _difference(caption: str, names: Row, parts: Sequence[JsonObject]) -> Block:
     """List the settings that differ between runs."""
-    fields = [dict(flat(part)) for part in parts]
+    fields = [dict(fmt.flat(part)) for part in parts]
     known = dict.fromkeys(name for part in fields for name in part)
-    values = {name: [setting(part.get(name)) for part in fields] for name in known}
+    values = {name: [fmt.setting(part.get(name)) for part in fields] for name in known}
     rows = [(name, *row) for name, row in values.items() if len(set(row)) > 1]
     if not rows:
         return Text(f"{caption}: no difference.")

@@ -10,14 +10,14 @@ from pydantic import ValidationError
 
 from samestep.config.data import MnistData
 from samestep.data.sources import mnist
+from samestep.document import formatting as fmt
 from samestep.document import plot_style
-from samestep.document.blocks import Picture, Plot, Table
-from samestep.document.formatting import MISSING, count, number, percent
+from samestep.document.blocks import Picture, Plot, Table, table
 from samestep.errors import SamestepError
 from samestep.output.schema import Result, Worst
 
 
-MOST_CLASSES = 20
+MAX_CLASSES = 20
 """More cells than this cannot be read in a figure."""
 SCALE = 4
 """Pixels in the report for each pixel of an image, in each direction."""
@@ -31,7 +31,7 @@ def is_matrix(confusion: Sequence[Sequence[int]]) -> bool:
 def confusion_plot(confusion: Sequence[Sequence[int]]) -> Plot | None:
     """Draw the counts; the darker a cell, the larger its share of the row."""
     classes = len(confusion)
-    if not is_matrix(confusion) or classes > MOST_CLASSES:
+    if not is_matrix(confusion) or classes > MAX_CLASSES:
         return None
     figure, axes = plot_style.figure(max(4.0, 0.42 * classes), max(3.6, 0.4 * classes))
     for row, counts in enumerate(confusion):
@@ -54,8 +54,8 @@ def confusion_plot(confusion: Sequence[Sequence[int]]) -> Plot | None:
     return Plot(
         "confusion",
         "Confusion matrix",
-        f"{count(right)} of {count(samples)} test samples are classified correctly; "
-        "the table of classes has the numbers.",
+        f"{fmt.count(right)} of {fmt.count(samples)} test samples are classified "
+        "correctly; the table of classes has the numbers.",
         figure,
         "Test samples: correct on the diagonal, wrong (red) elsewhere.",
     )
@@ -63,32 +63,32 @@ def confusion_plot(confusion: Sequence[Sequence[int]]) -> Plot | None:
 
 def class_table(confusion: Sequence[Sequence[int]]) -> Table:
     """List recall and precision of each class, and its most frequent confusion."""
-    rows = []
-    for at, counts in enumerate(confusion):
-        right, samples = counts[at], sum(counts)
-        predicted = sum(row[at] for row in confusion)
-        others = [other for other in range(len(counts)) if other != at]
-        wrong = max(others, key=lambda other: counts[other], default=at)
-        mistaken = f"{wrong} ({count(counts[wrong])})" if samples > right else MISSING
-        rows.append(
-            (
-                str(at),
-                count(samples),
-                count(right),
-                percent(right / samples if samples else None, 2),
-                percent(right / predicted if predicted else None, 2),
-                mistaken,
-            )
-        )
-    head = (
-        "class",
-        "samples",
-        "correct",
-        "recall",
-        "precision",
-        "most often taken for",
+    right = [row[at] for at, row in enumerate(confusion)]
+    samples = [sum(row) for row in confusion]
+    predicted = [sum(column) for column in zip(*confusion, strict=True)]
+    return table(
+        "Test samples by true class",
+        range(len(confusion)),
+        {
+            "class": str,
+            "samples": lambda at: fmt.count(samples[at]),
+            "correct": lambda at: fmt.count(right[at]),
+            "recall": lambda at: _share(right[at], samples[at]),
+            "precision": lambda at: _share(right[at], predicted[at]),
+            "most often taken for": lambda at: _mistaken(confusion[at], at),
+        },
     )
-    return Table("Test samples by true class", head, rows)
+
+
+def _share(right: int, all_of_them: int) -> str:
+    return fmt.percent(right / all_of_them if all_of_them else None, 2)
+
+
+def _mistaken(counts: Sequence[int], at: int) -> str:
+    """Return which class the samples of class `at` were most often mistaken for."""
+    wrong = [0 if other == at else amount for other, amount in enumerate(counts)]
+    most = max(wrong)
+    return f"{wrong.index(most)} ({fmt.count(most)})" if most else fmt.MISSING
 
 
 def worst_pictures(result: Result) -> list[Picture]:
@@ -106,7 +106,7 @@ def worst_pictures(result: Result) -> list[Picture]:
         Picture(
             _png(images[worst.index].tobytes(), mnist.SHAPE[-1]),
             f"{worst.target} taken for {worst.predicted}",
-            f"loss {number(worst.loss, '.2f')}, test image {worst.index:,}",
+            f"loss {fmt.number(worst.loss, '.2f')}, test image {worst.index:,}",
         )
         for worst in result.test_worst
         if 0 <= worst.index < len(images)
@@ -115,12 +115,16 @@ def worst_pictures(result: Result) -> list[Picture]:
 
 def worst_table(worst: Sequence[Worst]) -> Table:
     """List the samples with the highest losses."""
-    rows = [
-        (str(w.index), str(w.target), str(w.predicted), number(w.loss, ".4f"))
-        for w in worst
-    ]
-    head = ("index in the test split", "true class", "predicted class", "loss")
-    return Table("Test samples with the highest loss", head, rows)
+    return table(
+        "Test samples with the highest loss",
+        worst,
+        {
+            "index in the test split": lambda w: str(w.index),
+            "true class": lambda w: str(w.target),
+            "predicted class": lambda w: str(w.predicted),
+            "loss": lambda w: fmt.number(w.loss, ".4f"),
+        },
+    )
 
 
 def _draw_cell(axes: Axes, row: int, column: int, amount: int, share: float) -> None:

@@ -1,8 +1,9 @@
 """Figures of what was learnt, and how fast, over the steps and epochs of a run."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from statistics import fmean
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -15,63 +16,55 @@ from matplotlib.ticker import (
     PercentFormatter,
 )
 
+from samestep.document import formatting as fmt
 from samestep.document import plot_style
 from samestep.document.blocks import Plot
-from samestep.document.formatting import (
-    Value,
-    count,
-    is_finite,
-    number,
-    plain_name,
-    score,
-)
 from samestep.output.schema import Epoch, Step, measured
 
 
 Curve = list[tuple[float, float]]
-MOST_POINTS = 300
+MAX_POINTS = 300
 """More points cannot be seen in a column of a page."""
 
 
-def thin(curve: Curve, most: int = MOST_POINTS) -> Curve:
-    """Return means of neighbours, at most `most` points."""
-    bin_size = math.ceil(len(curve) / most) or 1
+def thin(curve: Curve) -> Curve:
+    """Return means of neighbours, at most MAX_POINTS."""
+    bin_size = math.ceil(len(curve) / MAX_POINTS) or 1
     bins = [curve[at : at + bin_size] for at in range(0, len(curve), bin_size)]
     return [(fmean(x for x, _ in part), fmean(y for _, y in part)) for part in bins]
 
 
-def over_steps(steps: Sequence[Step], read: Callable[[Step], Value]) -> Curve:
-    """Return (step, value) where the value is finite."""
-    return _finite([(step.step, read(step)) for step in steps])
+def finite(points: Iterable[tuple[float, fmt.Value]]) -> Curve:
+    """Return the points whose value is finite."""
+    return [(x, y) for x, y in points if fmt.is_finite(y)]
 
 
-def over_epochs(
-    epochs: Sequence[Epoch], steps: Sequence[Step], read: Callable[[Epoch], Value]
-) -> Curve:
-    """Return (last step of the epoch, value) where the value is finite."""
+def xy(curve: Curve) -> tuple[list[float], list[float]]:
+    """Return the coordinates as matplotlib takes them."""
+    return [x for x, _ in curve], [y for _, y in curve]
+
+
+def _over_epochs(epochs: Sequence[Epoch], steps: Sequence[Step], name: str) -> Curve:
+    """Return (last step of the epoch, value of a field)."""
     ends = {step.epoch: step.step for step in steps}
-    return _finite(
-        [(ends.get(epoch.epoch, epoch.epoch), read(epoch)) for epoch in epochs]
-    )
+    return finite((ends.get(e.epoch, e.epoch), measured(e, name)) for e in epochs)
 
 
 def learning_plot(
     name: str, steps: Sequence[Step], epochs: Sequence[Epoch]
 ) -> Plot | None:
     """Draw the loss or a metric of training and validation, if there is either."""
-    single = over_steps(steps, lambda step: measured(step, name))
-    train = over_epochs(epochs, steps, lambda epoch: measured(epoch, f"train_{name}"))
-    held_out = over_epochs(
-        epochs, steps, lambda epoch: measured(epoch, f"validation_{name}")
-    )
+    single = finite((step.step, measured(step, name)) for step in steps)
+    train = _over_epochs(epochs, steps, f"train_{name}")
+    held_out = _over_epochs(epochs, steps, f"validation_{name}")
     if not (single or train or held_out):
         return None
-    title = plain_name(name)
+    title = fmt.plain_name(name)
     figure, axes = _line_figure(single, title, alpha=0.45, linewidth=1)
-    axes.plot(*_xy(train), color=plot_style.SERIES[0], marker="o", label="training")
+    axes.plot(*xy(train), color=plot_style.SERIES[0], marker="o", label="training")
     if held_out:
         colour = plot_style.SERIES[1]
-        axes.plot(*_xy(held_out), color=colour, marker="s", label="validation")
+        axes.plot(*xy(held_out), color=colour, marker="s", label="validation")
     if name == "accuracy":
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
     axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
@@ -80,8 +73,8 @@ def learning_plot(
     return Plot(
         name if name in ("loss", "accuracy") else f"metric-{name}",
         title.capitalize(),
-        f"{title.capitalize()} over {count(len(steps))} recorded steps; "
-        f"{split} {title} ends at {score(name, last)}.",
+        f"{title.capitalize()} over {fmt.count(len(steps))} recorded steps; "
+        f"{split} {title} ends at {fmt.score(name, last)}.",
         figure,
         "Thin line: means of a few steps. Points: whole epochs.",
     )
@@ -89,7 +82,7 @@ def learning_plot(
 
 def rate_plot(steps: Sequence[Step]) -> Plot | None:
     """Draw the learning rate, if it was recorded."""
-    curve = over_steps(steps, lambda step: step.lr)
+    curve = finite((step.step, step.lr) for step in steps)
     if not curve:
         return None
     figure, axes = _line_figure(curve, "learning rate")
@@ -101,22 +94,21 @@ def rate_plot(steps: Sequence[Step]) -> Plot | None:
 
 def throughput_plot(steps: Sequence[Step]) -> Plot | None:
     """Draw samples per second, if they were recorded."""
-    curve = over_steps(steps, lambda step: step.samples_per_second)
+    curve = finite((step.step, step.samples_per_second) for step in steps)
     if not curve:
         return None
     figure, axes = _line_figure(curve, "samples per second")
     from_zero(axes)
-    axes.yaxis.set_major_formatter(thousands())
+    axes.yaxis.set_major_formatter(plot_style.thousands())
     mean = fmean(y for _, y in curve)
-    text = f"Samples per second over the steps, {count(mean)} on average."
+    text = f"Samples per second over the steps, {fmt.count(mean)} on average."
     return Plot("throughput", "Throughput", text, figure)
 
 
 def noise_plot(steps: Sequence[Step], epochs: Sequence[Epoch]) -> Plot | None:
     """Draw the gradient noise scale in samples, if there are two values or more."""
-    curve = over_steps(steps, lambda step: step.noise_scale) or over_epochs(
-        epochs, steps, lambda epoch: epoch.noise_scale
-    )
+    curve = finite((step.step, step.noise_scale) for step in steps)
+    curve = curve or _over_epochs(epochs, steps, "noise_scale")
     curve = [(x, y) for x, y in curve if y > 0]
     if len(curve) < 2:
         return None
@@ -128,7 +120,8 @@ def noise_plot(steps: Sequence[Step], epochs: Sequence[Epoch]) -> Plot | None:
     return Plot(
         "noise-scale",
         "Gradient noise scale",
-        f"The noise scale over the steps; it ends at {count(curve[-1][1])} samples.",
+        "The noise scale over the steps; it ends at "
+        f"{fmt.count(curve[-1][1])} samples.",
         figure,
         "Above a global batch of this size, more samples per step help little.",
     )
@@ -144,38 +137,29 @@ def _log_ticks(values: Sequence[float]) -> Locator:
 
 def share_plot(steps: Sequence[Step]) -> Plot | None:
     """Draw the share of all workers' time spent in communication and in waiting."""
-    exchange = over_steps(steps, lambda step: step.communication_share)
-    waiting = over_steps(steps, lambda step: step.straggler_share)
+    exchange = finite((step.step, step.communication_share) for step in steps)
+    waiting = finite((step.step, step.straggler_share) for step in steps)
     if not (exchange or waiting) or all(len(step.workers) < 2 for step in steps):
         return None
     colours = plot_style.PHASES
     figure, axes = _line_figure(
         exchange, "share of time", color=colours["exchange"], label="exchange and wait"
     )
-    axes.plot(*_xy(thin(waiting)), color=colours["wait"], label="wait only")
+    axes.plot(*xy(thin(waiting)), color=colours["wait"], label="wait only")
     from_zero(axes)
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
-    text = (
-        "The share of the workers' time spent in exchange and wait, and in wait alone."
-    )
+    text = "The share of the workers' time in exchange and wait, and in wait alone."
     return Plot("communication", "Communication and stragglers", text, figure)
 
 
 def _line_figure(
-    curve: Curve,
-    title: str,
-    *,
-    color: str = plot_style.SERIES[0],
-    alpha: float = 1.0,
-    linewidth: float | None = None,
-    label: str = "",
+    curve: Curve, title: str, color: str = plot_style.SERIES[0], **line: Any
 ) -> tuple[Figure, Axes]:
     """Return a figure with one line over steps."""
     figure, axes = plot_style.figure()
-    xs, ys = _xy(thin(curve))
-    axes.plot(xs, ys, color=color, alpha=alpha, linewidth=linewidth, label=label)
-    name_axes(axes, title)
+    axes.plot(*xy(thin(curve)), color=color, **line)
+    plot_style.name_axes(axes, title, "step", ticks=6)
     return figure, axes
 
 
@@ -183,25 +167,3 @@ def from_zero(axes: Axes) -> None:
     """Start the y axis at 0, so that heights can be compared, with air on top."""
     top = axes.dataLim.ymax * 1.06
     axes.set_ylim(0, top if top > 0 else 1)
-
-
-def thousands() -> FuncFormatter:
-    """Return a formatter that writes `26,000` on an axis."""
-    return FuncFormatter(lambda value, _: number(value, ",.6g"))
-
-
-def name_axes(axes: Axes, name: str, below: str = "step") -> None:
-    """Name both axes; the lower one counts."""
-    axes.set_title(name)
-    axes.set_xlabel(below)
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
-    axes.xaxis.set_major_formatter(thousands())
-    axes.grid(visible=False, axis="x")
-
-
-def _finite(curve: Sequence[tuple[float, Value]]) -> Curve:
-    return [(x, y) for x, y in curve if is_finite(y)]
-
-
-def _xy(curve: Curve) -> tuple[list[float], list[float]]:
-    return [x for x, _ in curve], [y for _, y in curve]

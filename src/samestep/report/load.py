@@ -4,7 +4,7 @@ import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pydantic import ValidationError
 
@@ -24,7 +24,6 @@ from samestep.system.json_values import JsonObject
 
 
 SCALING_FILE = "scaling.json"
-Json = JsonObject
 R = TypeVar("R", bound=Record)
 
 
@@ -37,31 +36,19 @@ class RunFiles:
     """Without a result.json, the fields that the other files have."""
     steps: list[Step]
     events: list[Event]
-    environment: Json
+    environment: JsonObject
     notices: list[str]
     """What a reader must know first."""
 
 
-@dataclass(frozen=True)
-class ScalingFile:
-    """The content of a scaling.json, in its directory `path`."""
-
-    path: Path
-    scaling: Scaling
-
-
-def is_scaling(path: Path) -> bool:
-    """Return whether a path is a scaling.json, or a directory with one."""
-    return path.is_file() or (path / SCALING_FILE).is_file()
-
-
-def read_scaling(path: Path) -> ScalingFile:
+def read_scaling(path: Path) -> Scaling:
     """Read a scaling.json or the one in a directory. Raises RunError."""
-    file = path if path.is_file() else path / SCALING_FILE
-    if file != path:
+    file = path
+    if not path.is_file():
         check_parts(path)
+        file = path / SCALING_FILE
     remedy = "Give a scaling.json that `samestep scale` wrote, or measure again."
-    return ScalingFile(file.parent, _parse(Scaling, _load(file, remedy), file, remedy))
+    return _read(Scaling, file, remedy)
 
 
 def read_run(path: Path) -> RunFiles:
@@ -75,7 +62,7 @@ def read_run(path: Path) -> RunFiles:
     file = path / "result.json"
     if file.exists():  # it is written last: without it the run is not over
         remedy = f"`samestep resume {path}` writes it again from a checkpoint."
-        result = _parse(Result, _load(file, remedy), file, remedy)
+        result = _read(Result, file, remedy)
         notices = _verdict(result)
     else:
         result = _unfinished(path, steps, epochs, events)
@@ -135,7 +122,7 @@ def _verdict(result: Result) -> list[str]:
     return [f"This training ended early ({result.status}) {done}."]
 
 
-def _metric(line: Json) -> Step | Epoch:
+def _metric(line: JsonObject) -> Step | Epoch:
     kinds: dict[str, type[Step] | type[Epoch]] = {"step": Step, "epoch": Epoch}
     return kinds[line["type"]].model_validate(line)
 
@@ -143,7 +130,9 @@ def _metric(line: Json) -> Step | Epoch:
 T = TypeVar("T")
 
 
-def _read_lines(path: Path, parse: Callable[[Json], T]) -> tuple[list[T], list[str]]:
+def _read_lines(
+    path: Path, parse: Callable[[JsonObject], T]
+) -> tuple[list[T], list[str]]:
     """Return the records, and a notice if lines are damaged."""
     records: list[T] = []
     lost = 0
@@ -171,22 +160,16 @@ def _text(path: Path) -> str:
         ) from None
 
 
-def _load(file: Path, remedy: str) -> Any:
-    text = _text(file)
+def _read(kind: type[R], file: Path, remedy: str) -> R:
     try:
-        return parse_json(text)
+        return kind.model_validate(parse_json(_text(file)))
+    except ValidationError as error:
+        raise RunError(f"{file} is damaged: {first_error(error)}. {remedy}") from None
     except ValueError as error:
         raise RunError(f"{file} is not valid JSON: {error}. {remedy}") from None
 
 
-def _parse(kind: type[R], content: Any, file: Path, remedy: str) -> R:
-    try:
-        return kind.model_validate(content)
-    except ValidationError as error:
-        raise RunError(f"{file} is damaged: {first_error(error)}. {remedy}") from None
-
-
-def _read_environment(path: Path) -> Json:
+def _read_environment(path: Path) -> JsonObject:
     """Return {} if the file is missing or damaged: the rest is worth showing."""
     try:
         content = parse_json(_text(path))
@@ -195,7 +178,7 @@ def _read_environment(path: Path) -> Json:
     return content if isinstance(content, dict) else {}
 
 
-def _read_recipe(path: Path) -> Json:
+def _read_recipe(path: Path) -> JsonObject:
     try:
         content = tomllib.loads(_text(path))
         check_depth(content)
@@ -204,7 +187,7 @@ def _read_recipe(path: Path) -> Json:
     return content
 
 
-def _placement(events: list[Event]) -> Json:
+def _placement(events: list[Event]) -> JsonObject:
     starts = [event for event in events if event.event in ("started", "resumed")]
     if not starts:
         return {}

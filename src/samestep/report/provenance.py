@@ -7,25 +7,8 @@ from typing import Any
 
 import tomli_w
 
-from samestep.document.blocks import (
-    Block,
-    Code,
-    Row,
-    Section,
-    Sheet,
-    Sheets,
-    Table,
-    Text,
-)
-from samestep.document.formatting import (
-    MISSING,
-    count,
-    flat,
-    is_number,
-    plural,
-    setting,
-    size,
-)
+from samestep.document import formatting as fmt
+from samestep.document.blocks import Block, Code, Section, Sheets, Table, Text
 
 
 Json = Mapping[str, Any]
@@ -38,10 +21,10 @@ HARDWARE = {
 """Label -> field of environment.json."""
 
 
-def settings_sheet(caption: str, fields: Json) -> Sheet:
+def settings_sheet(caption: str, fields: Json) -> Table:
     """List nested fields under dotted names."""
-    rows = [(name, setting(value)) for name, value in flat(dict(fields))]
-    return Sheet(caption, rows)
+    rows = [(name, fmt.setting(value)) for name, value in fmt.flat(dict(fields))]
+    return Table(caption, (), rows, words=2)
 
 
 def machine_section(environment: Json) -> Section:
@@ -49,8 +32,8 @@ def machine_section(environment: Json) -> Section:
     if not environment:
         unknown = Text("Nothing is known: environment.json is missing or damaged.")
         return Section("Machine and software", "machine", [unknown])
-    hardware = Sheet("Hardware and limits", _hardware(environment))
-    software = Sheet("Software", _software(environment))
+    hardware = settings_sheet("Hardware and limits", _hardware(environment))
+    software = settings_sheet("Software", _software(environment))
     blocks: list[Block] = [Sheets([hardware, software])]
     files = _part(environment, "data").get("files")
     if isinstance(files, Mapping) and files:
@@ -76,7 +59,7 @@ def recipe_code(recipe: Json) -> Code:
     try:
         text = tomli_w.dumps(dict(recipe))
     except TypeError:  # null in a damaged recipe
-        text = "\n".join(f"{name} = {value}" for name, value in flat(dict(recipe)))
+        text = "\n".join(f"{name} = {value}" for name, value in fmt.flat(dict(recipe)))
     return Code("recipe.toml, from the run directory", text.strip())
 
 
@@ -95,53 +78,44 @@ def _flags(placement: Json) -> list[str]:
     return flags
 
 
-def _hardware(environment: Json) -> list[Row]:
-    affinity = environment.get("affinity")
-    quota = environment.get("cpu_quota")
-    cores = setting(environment.get("usable_cores"))
-    because = setting(environment.get("usable_cores_because"))
-    allowed = _ranges(affinity) if isinstance(affinity, list) else setting(affinity)
-    caches = _part(environment, "caches").items()
-    return [
-        ("device", setting(environment.get("device", "cpu"))),
-        *((label, setting(environment.get(name))) for label, name in HARDWARE.items()),
-        ("usable cores", f"{cores} ({because})"),
-        ("allowed processors", allowed),
-        ("CPU quota", f"{quota:g} cores" if is_number(quota) else "none"),
-        *((f"cache {name}", size(value)) for name, value in caches if is_number(value)),
-        ("memory", _size(environment.get("memory_bytes"))),
-        ("memory limit", _size(environment.get("memory_limit_bytes"))),
-    ]
+def _hardware(environment: Json) -> Json:
+    affinity, quota = environment.get("affinity"), environment.get("cpu_quota")
+    cores = fmt.setting(environment.get("usable_cores"))
+    because = fmt.setting(environment.get("usable_cores_because"))
+    caches = {f"cache {k}": v for k, v in _part(environment, "caches").items()}
+    sizes = caches | {
+        "memory": environment.get("memory_bytes"),
+        "memory limit": environment.get("memory_limit_bytes"),
+    }
+    return {
+        "device": environment.get("device", "cpu"),
+        **{label: environment.get(name) for label, name in HARDWARE.items()},
+        "usable cores": f"{cores} ({because})",
+        "allowed processors": (
+            _ranges(affinity) if isinstance(affinity, list) else affinity
+        ),
+        "CPU quota": f"{quota:g} cores" if fmt.is_number(quota) else "none",
+        **{k: fmt.size(v) if fmt.is_number(v) else v for k, v in sizes.items()},
+    }
 
 
-def _size(value: Any) -> str:
-    return size(value) if is_number(value) else setting(value)
-
-
-def _software(environment: Json) -> list[Row]:
-    libraries = _part(environment, "libraries")
+def _software(environment: Json) -> Json:
     threads = _part(environment, "thread_variables")
-    none = {} if threads else {"thread settings": "none in the environment"}
-    shown = {
+    return {
         "operating system": environment.get("system"),
         "Python": environment.get("python"),
-        **libraries,
-        **threads,
-        **none,
+        **_part(environment, "libraries"),
+        **(threads or {"thread settings": "none in the environment"}),
     }
-    return [(str(name), setting(value)) for name, value in shown.items()]
 
 
 def _data_table(files: Json) -> Table:
-    rows = [
-        (
-            str(name),
-            count(file["bytes"]) if is_number(file.get("bytes")) else MISSING,
-            setting(file.get("sha256")),
-        )
-        for name, file in files.items()
-        if isinstance(file, Mapping)
-    ]
+    rows = []
+    for name, file in files.items():
+        if isinstance(file, Mapping):
+            size = file.get("bytes")
+            size = fmt.count(size) if fmt.is_number(size) else fmt.MISSING
+            rows.append((name, size, fmt.setting(file.get("sha256"))))
     return Table("Data files", ("file", "bytes", "SHA-256"), rows)
 
 
@@ -159,4 +133,4 @@ def _ranges(numbers: list[Any]) -> str:
         else:
             runs.append([processor])
     shown = ", ".join("-".join(map(str, run)) for run in runs)
-    return f"{shown} ({plural(len(numbers), 'processor')})"
+    return f"{shown} ({fmt.plural(len(numbers), 'processor')})"

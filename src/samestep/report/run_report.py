@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 
+from samestep.document import formatting as fmt
 from samestep.document.blocks import (
     Block,
     Code,
@@ -17,16 +18,6 @@ from samestep.document.blocks import (
     Text,
     side_by_side,
 )
-from samestep.document.formatting import (
-    Value,
-    count,
-    digest,
-    number,
-    plain_name,
-    score,
-    seconds,
-    setting,
-)
 from samestep.output.schema import Epoch, Record, Result, measured
 from samestep.report import confusion, learning_plots, provenance
 from samestep.report.load import RunFiles
@@ -34,7 +25,7 @@ from samestep.report.time_section import time_section
 from samestep.system.terminal import clean
 
 
-MOST_ROWS = 100
+MAX_ROWS = 100
 """Rows of the longest table that is still readable."""
 SPLITS = {"train": "training", "validation": "validation"}
 
@@ -42,7 +33,7 @@ SPLITS = {"train": "training", "validation": "validation"}
 def run_document(run: RunFiles) -> Document:
     """Return the report of a run; call it in `plot_style.style()`."""
     result = run.result
-    name = setting(result.recipe.get("name", run.path.name))
+    name = fmt.setting(result.recipe.get("name", run.path.name))
     sections = [
         _summary(run),
         _learning(run),
@@ -63,7 +54,7 @@ def _summary(run: RunFiles) -> Section:
     facts = _facts(result)
     if result.test_loss is None and run.steps:
         last = run.steps[-1]
-        loss = number(last.loss, ".4f")
+        loss = fmt.number(last.loss, ".4f")
         facts.insert(0, Fact("Training loss", loss, f"at step {last.step:,}"))
     blocks: list[Block] = [KeyFigures(facts)]
     if result.weights_sha256:
@@ -76,23 +67,23 @@ def _facts(result: Result) -> list[Fact]:
     last = result.epochs[-1] if result.epochs else None
     facts = _scores(result, "test", result.metrics)
     if result.test_loss is not None:
-        facts.append(Fact("Test loss", number(result.test_loss, ".4f")))
+        facts.append(Fact("Test loss", fmt.number(result.test_loss, ".4f")))
         facts += _bits(result.test_loss, result.baselines)
     if last:
         note = "after the last epoch"
         facts += _scores(last, "validation", result.metrics, note)
     if result.train_seconds is not None:
-        total = f"{seconds(result.wall_seconds)} in all"
-        facts.append(Fact("Training time", seconds(result.train_seconds), total))
+        total = f"{fmt.seconds(result.wall_seconds)} in all"
+        facts.append(Fact("Training time", fmt.seconds(result.train_seconds), total))
     if last and last.samples_per_second is not None:
-        rate = count(last.samples_per_second)
+        rate = fmt.count(last.samples_per_second)
         facts.append(Fact("Samples per second", rate, "in the last epoch"))
-    workers = setting(result.placement.get("workers"))
-    exchange = setting(result.placement.get("exchange", "unknown"))
+    workers = fmt.setting(result.placement.get("workers"))
+    exchange = fmt.setting(result.placement.get("exchange", "unknown"))
     facts.append(Fact("Workers", workers, f"exchange: {exchange}"))
-    facts.append(Fact("Restarts", count(result.restarts), "after failures"))
+    facts.append(Fact("Restarts", fmt.count(result.restarts), "after failures"))
     if result.noise_scale is not None:
-        scale = count(result.noise_scale)
+        scale = fmt.count(result.noise_scale)
         facts.append(Fact("Noise scale", scale, "samples: the critical batch size"))
     return facts
 
@@ -102,18 +93,22 @@ def _scores(
 ) -> list[Fact]:
     values = {name: measured(record, f"{split}_{name}") for name in metrics}
     return [
-        Fact(f"{split.capitalize()} {plain_name(name)}", score(name, value), note)
+        Fact(
+            f"{split.capitalize()} {fmt.plain_name(name)}", fmt.score(name, value), note
+        )
         for name, value in values.items()
         if value is not None
     ]
 
 
-def _bits(loss: float, baselines: Mapping[str, Value]) -> list[Fact]:
+def _bits(loss: float, baselines: Mapping[str, fmt.Value]) -> list[Fact]:
     """Compare a model of text with simple methods; return nothing for other models."""
     if not baselines:
         return []
-    others = ", ".join(f"{name} {number(b, '.3f')}" for name, b in baselines.items())
-    return [Fact("Bits per character", number(loss / math.log(2), ".3f"), others)]
+    others = ", ".join(
+        f"{name} {fmt.number(b, '.3f')}" for name, b in baselines.items()
+    )
+    return [Fact("Bits per character", fmt.number(loss / math.log(2), ".3f"), others)]
 
 
 def _learning(run: RunFiles) -> Section:
@@ -132,16 +127,16 @@ def _learning(run: RunFiles) -> Section:
 
 def _epoch_table(epochs: list[Epoch], names: list[str]) -> Table:
     scores = [(split, name) for split in SPLITS for name in names]
-    titles = [f"{SPLITS[split]} {plain_name(name)}" for split, name in scores]
+    titles = [f"{SPLITS[split]} {fmt.plain_name(name)}" for split, name in scores]
     columns: Row = ("epoch", "time", "samples/s", *titles, "fingerprint")
-    stride = math.ceil(len(epochs) / MOST_ROWS)
+    stride = math.ceil(len(epochs) / MAX_ROWS)
     rows = [
         (
             str(epoch.epoch),
-            seconds(epoch.seconds),
-            count(epoch.samples_per_second),
+            fmt.seconds(epoch.seconds),
+            fmt.count(epoch.samples_per_second),
             *(_score_cell(epoch, split, name) for split, name in scores),
-            digest(epoch.weights_sha256),
+            fmt.digest(epoch.weights_sha256),
         )
         for epoch in epochs[::-stride][::-1]  # the last one is always shown
     ]
@@ -153,7 +148,7 @@ def _epoch_table(epochs: list[Epoch], names: list[str]) -> Table:
 
 def _score_cell(epoch: Epoch, split: str, name: str) -> str:
     value = measured(epoch, f"{split}_{name}")
-    return number(value, ".4f") if name == "loss" else score(name, value)
+    return fmt.number(value, ".4f") if name == "loss" else fmt.score(name, value)
 
 
 def _classes(result: Result) -> Section:

@@ -1,28 +1,30 @@
 """Figures of speed-up, efficiency, phases and predictions."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, PercentFormatter
 
+from samestep.document import formatting as fmt
 from samestep.document import plot_style
 from samestep.document.blocks import Plot
-from samestep.document.formatting import Value, is_finite, percent, plural, times
 from samestep.output.schema import Point, Prediction, Scaling
 from samestep.report import time_plots
+from samestep.report.learning_plots import finite, xy
 from samestep.report.time_plots import total
 
 
 MARKERS = "osD^vP"
-MOST_BATCHES = 6
+MAX_BATCHES = 6
 """Lines in one figure; more cannot be distinguished."""
 Series = list[tuple[str, list[Point]]]
 
 
 def series(points: Sequence[Point], kind: str) -> Series:
     """Group points that have a speed-up by global batch, with workers ascending."""
-    of_kind = [p for p in points if p.kind == kind and is_finite(p.speedup)]
+    of_kind = [p for p in points if p.kind == kind and fmt.is_finite(p.speedup)]
     exchanges = {point.exchange for point in of_kind}
     grouped: dict[str, list[Point]] = {}
     for point in sorted(of_kind, key=lambda p: (p.global_batch, p.exchange, p.workers)):
@@ -41,14 +43,12 @@ def speedup_plot(grouped: Series, kind: str) -> Plot | None:
     most = max(point.workers for _, points in grouped for point in points)
     figure, axes = _speedup_figure(most)
     first_name, first = grouped[0]
-    limits = {point.workers: point.limit_speedup for point in first}
-    xs, ys = _finite(sorted(limits.items()))
-    if xs:
-        label = (
-            f"limit, {plot_style.label(first_name)}" if len(grouped) > 1 else "limit"
-        )
-        axes.plot(xs, ys, color=plot_style.INK, ls="--", linewidth=1.1, label=label)
-    for at, (name, points) in enumerate(grouped[:MOST_BATCHES]):
+    limit = finite((point.workers, point.limit_speedup) for point in first)
+    if limit:
+        of = f", {plot_style.label(first_name)}" if len(grouped) > 1 else ""
+        label = f"limit{of}"
+        axes.plot(*xy(limit), color=plot_style.INK, ls="--", lw=1.1, label=label)
+    for at, (name, points) in enumerate(grouped[:MAX_BATCHES]):
         _draw_measured(axes, at, name, points)
     axes.set_ylim(bottom=0)
     plot_style.legend_below(figure, axes)
@@ -56,8 +56,8 @@ def speedup_plot(grouped: Series, kind: str) -> Plot | None:
     return Plot(
         f"speedup-{kind}",
         f"Speed-up, {kind} scaling",
-        f"Speed-up by number of workers. The largest is {times(best.speedup)} with "
-        f"{plural(best.workers, 'worker')}; the table has the numbers.",
+        f"Speed-up by number of workers. The largest is {fmt.times(best.speedup)} with "
+        f"{fmt.plural(best.workers, 'worker')}; the table has the numbers.",
         figure,
         "Bars: 95% intervals. Limit: independent trainings that never communicate.",
     )
@@ -69,17 +69,13 @@ def efficiency_plot(grouped: Series, kind: str) -> Plot | None:
         return None
     figure, axes = plot_style.figure(height=3.2)
     axes.axhline(1, color=plot_style.MUTED, linestyle=":")
-    for at, (name, points) in enumerate(grouped[:MOST_BATCHES]):
-        colour, marker, label = (
-            plot_style.SERIES[at],
-            MARKERS[at],
-            plot_style.label(name),
-        )
-        linear = [(p.workers, p.efficiency) for p in points]
-        axes.plot(*_finite(linear), color=colour, marker=marker, label=label)
-        limit = [(p.workers, p.efficiency_of_limit) for p in points]
-        axes.plot(*_finite(limit), color=colour, marker=marker, mfc="none", ls="--")
-    _name_axes(axes, "efficiency")
+    for at, (name, points) in enumerate(grouped[:MAX_BATCHES]):
+        look: dict[str, Any] = {"color": plot_style.SERIES[at], "marker": MARKERS[at]}
+        linear = finite((p.workers, p.efficiency) for p in points)
+        axes.plot(*xy(linear), label=plot_style.label(name), **look)
+        limit = finite((p.workers, p.efficiency_of_limit) for p in points)
+        axes.plot(*xy(limit), mfc="none", ls="--", **look)
+    plot_style.name_axes(axes, "efficiency", "workers")
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.set_ylim(bottom=0)
     plot_style.legend_below(figure, axes)
@@ -87,8 +83,8 @@ def efficiency_plot(grouped: Series, kind: str) -> Plot | None:
     return Plot(
         f"efficiency-{kind}",
         f"Efficiency, {kind} scaling",
-        f"Speed-up per worker: {percent(last.efficiency)} with "
-        f"{plural(last.workers, 'worker')}; the table has the numbers.",
+        f"Speed-up per worker: {fmt.percent(last.efficiency)} with "
+        f"{fmt.plural(last.workers, 'worker')}; the table has the numbers.",
         figure,
         "Solid: share of linear speed-up. Dashed: share of the machine's limit.",
     )
@@ -109,8 +105,8 @@ def phases_plot(name: str, points: Sequence[Point], number: int) -> Plot | None:
     return Plot(
         f"phases-{number}",
         f"A step by phase, {name}",
-        f"Phases of a step with {plural(points[-1].workers, 'worker')} and fewer; the "
-        "table of phases has the numbers.",
+        f"Phases of a step with {fmt.plural(points[-1].workers, 'worker')} and fewer; "
+        "the table of phases has the numbers.",
         figure,
         "Mean over the workers and rounds.",
     )
@@ -119,13 +115,13 @@ def phases_plot(name: str, points: Sequence[Point], number: int) -> Plot | None:
 def prediction_plot(scaling: Scaling, where: str) -> Plot | None:
     """Draw predicted speed-up with bands; `where` is `machine` or `nodes`."""
     shown = [
-        p for p in scaling.predictions if p.where == where and is_finite(p.speedup)
+        p for p in scaling.predictions if p.where == where and fmt.is_finite(p.speedup)
     ]
     if not shown:
         return None
     most = max(p.workers for p in shown)
     figure, axes = _speedup_figure(most)
-    for at, batch in enumerate(sorted({p.global_batch for p in shown})[:MOST_BATCHES]):
+    for at, batch in enumerate(sorted({p.global_batch for p in shown})[:MAX_BATCHES]):
         chosen = [p for p in shown if p.global_batch == batch]
         _draw_predicted(axes, at, sorted(chosen, key=lambda p: p.workers))
     if most > 8:
@@ -141,8 +137,8 @@ def prediction_plot(scaling: Scaling, where: str) -> Plot | None:
     return Plot(
         f"prediction-{where}",
         f"Predicted speed-up {place}",
-        f"Predicted speed-up up to {plural(most, 'worker')}; at best {times(top)}. The "
-        "table of predictions has the numbers.",
+        f"Predicted speed-up up to {fmt.plural(most, 'worker')}; at best "
+        f"{fmt.times(top)}. The table of predictions has the numbers.",
         figure,
         "Bands: 95% intervals of the model.",
     )
@@ -153,7 +149,7 @@ def _speedup_figure(most: int) -> tuple[Figure, Axes]:
     figure, axes = plot_style.figure(height=3.2)
     ends = [1, most]
     axes.plot(ends, ends, color=plot_style.MUTED, linestyle=":", label="ideal")
-    _name_axes(axes, "speed-up")
+    plot_style.name_axes(axes, "speed-up", "workers")
     return figure, axes
 
 
@@ -188,26 +184,14 @@ def _draw_predicted(axes: Axes, at: int, predictions: list[Prediction]) -> None:
     axes.fill_between(xs, lows, highs, color=colour, alpha=0.18, linewidth=0)
 
 
-def _bound(prediction: Prediction, rate: Value) -> float:
+def _bound(prediction: Prediction, rate: fmt.Value) -> float:
     """Convert a bound in samples per second to one in speed-up."""
     middle, speedup = prediction.samples_per_second, prediction.speedup or 0.0
-    if not is_finite(rate) or not is_finite(middle) or middle == 0:
+    if not fmt.is_finite(rate) or not fmt.is_finite(middle) or middle == 0:
         return speedup
     return speedup * rate / middle
 
 
-def _name_axes(axes: Axes, name: str) -> None:
-    axes.set_title(name)
-    axes.set_xlabel("workers")
-    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
-    axes.grid(visible=False, axis="x")
-
-
-def _gap(high: Value, low: Value) -> float:
+def _gap(high: fmt.Value, low: fmt.Value) -> float:
     """Return the length of an error bar: 0 if an end is unknown."""
-    return max(0.0, high - low) if is_finite(high) and is_finite(low) else 0.0
-
-
-def _finite(pairs: Sequence[tuple[int, Value]]) -> tuple[list[int], list[float]]:
-    kept = [(x, y) for x, y in pairs if is_finite(y)]
-    return [x for x, _ in kept], [y for _, y in kept]
+    return max(0.0, high - low) if fmt.is_finite(high) and fmt.is_finite(low) else 0.0

@@ -1,7 +1,9 @@
 """The report of a scaling study: which blocks it has, in which order."""
 
 import shlex
+from pathlib import Path
 
+from samestep.document import formatting as fmt
 from samestep.document.blocks import (
     Block,
     Code,
@@ -14,10 +16,8 @@ from samestep.document.blocks import (
     Text,
     side_by_side,
 )
-from samestep.document.formatting import count, percent, plural, setting, times
 from samestep.output.schema import Scaling
 from samestep.report import provenance, scaling_plots, scaling_tables
-from samestep.report.load import ScalingFile
 from samestep.system.terminal import clean
 
 
@@ -35,10 +35,9 @@ FLAGS = {
 """Setting -> its flag, and the factor and unit of its value there."""
 
 
-def scaling_document(file: ScalingFile) -> Document:
-    """Return the report of a study; call it in `plot_style.style()`."""
-    scaling = file.scaling
-    name = setting(scaling.recipe.get("name", "a recipe"))
+def scaling_document(scaling: Scaling, path: Path) -> Document:
+    """Return the report of the study at `path`; call it in `plot_style.style()`."""
+    name = fmt.setting(scaling.recipe.get("name", "a recipe"))
     sections = [
         _summary(scaling),
         _speedup(scaling, "strong"),
@@ -51,14 +50,14 @@ def scaling_document(file: ScalingFile) -> Document:
         _repeat(scaling),
     ]
     title = clean(f"How {name} scales")
-    subtitle = clean(f"A scaling study with samestep, recorded in {file.path}")
+    subtitle = clean(f"A scaling study with samestep, recorded in {path}")
     return Document(title, subtitle, scaling.status, _notices(scaling), sections)
 
 
 def _notices(scaling: Scaling) -> list[str]:
     if scaling.status == "finished":
         return []
-    done = plural(len(scaling.points), "point")
+    done = fmt.plural(len(scaling.points), "point")
     return [
         f"These measurements have not finished: {done} so far. The same `samestep "
         "scale` command continues them."
@@ -84,21 +83,23 @@ def _facts(scaling: Scaling) -> list[Fact]:
     if grouped:
         name, points = grouped[0]
         last = points[-1]
-        workers = plural(last.workers, "worker")
-        facts.append(Fact("Speed-up", times(last.speedup), f"{workers}, {name}"))
-        facts.append(Fact("Efficiency", percent(last.efficiency), "of linear speed-up"))
+        workers = fmt.plural(last.workers, "worker")
+        facts.append(Fact("Speed-up", fmt.times(last.speedup), f"{workers}, {name}"))
+        facts.append(
+            Fact("Efficiency", fmt.percent(last.efficiency), "of linear speed-up")
+        )
         if last.efficiency_of_limit is not None:
-            share = percent(last.efficiency_of_limit)
+            share = fmt.percent(last.efficiency_of_limit)
             note = "trainings without communication"
             facts.append(Fact("Share of the machine's limit", share, note))
-        rate = count(last.samples_per_second)
+        rate = fmt.count(last.samples_per_second)
         facts.append(Fact("Samples per second", rate, workers))
     if scaling.held_out:
-        error = percent(scaling.held_out.error)
-        workers = plural(scaling.held_out.workers, "worker")
+        error = fmt.percent(scaling.held_out.error)
+        workers = fmt.plural(scaling.held_out.workers, "worker")
         facts.append(Fact("Prediction error", error, f"{workers}, held out"))
     if scaling.noise:
-        batch = count(scaling.noise.critical_batch)
+        batch = fmt.count(scaling.noise.critical_batch)
         facts.append(Fact("Critical batch", batch, "samples"))
     return facts
 
@@ -119,7 +120,7 @@ def _phases(scaling: Scaling) -> Section:
     grouped += scaling_plots.series(scaling.points, "weak")
     plots = [
         scaling_plots.phases_plot(name, points, number)
-        for number, (name, points) in enumerate(grouped[: scaling_plots.MOST_BATCHES])
+        for number, (name, points) in enumerate(grouped[: scaling_plots.MAX_BATCHES])
     ]
     blocks = side_by_side(plots)
     if blocks:
@@ -142,12 +143,12 @@ def _model(scaling: Scaling) -> Section:
     if scaling.held_out:
         blocks.append(scaling_tables.held_out_table(scaling.held_out))
     if scaling.noise:
-        at = count(scaling.noise.at_global_batch)
+        at = fmt.count(scaling.noise.at_global_batch)
         text = (
             f"The gradient noise scale, measured at global batch {at}, is "
-            f"{count(scaling.noise.noise_scale)} samples; the critical batch size is "
-            f"{count(scaling.noise.critical_batch)}: far above it, a larger global "
-            "batch saves hardly any steps."
+            f"{fmt.count(scaling.noise.noise_scale)} samples; the critical batch size "
+            f"is {fmt.count(scaling.noise.critical_batch)}: far above it, a larger "
+            "global batch saves hardly any steps."
         )
         blocks.append(Text(text))
     return Section("Model", "model", blocks)

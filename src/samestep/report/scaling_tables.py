@@ -3,41 +3,32 @@
 import re
 from collections.abc import Sequence
 
+from samestep.document import formatting as fmt
 from samestep.document import plot_style
-from samestep.document.blocks import Block, Code, Row, Table, Text
-from samestep.document.formatting import (
-    Value,
-    count,
-    interval,
-    percent,
-    prefixed,
-    seconds,
-    significant,
-    times,
-)
+from samestep.document.blocks import Block, Code, Table, Text, table
 from samestep.output.schema import HeldOut, Model, Point, Prediction
 from samestep.report.time_plots import total
 
 
 def speedup_table(name: str, points: Sequence[Point]) -> Table:
     """List expected and measured speed-up by number of workers."""
-    columns: Row = ("workers", "expected", "measured", "95% interval", "efficiency")
-    columns += ("machine limit", "of the limit", "samples/s", "step")
-    rows = [
-        (
-            str(point.workers),
-            times(float(point.workers)),
-            times(point.speedup),
-            interval(point.speedup_low, point.speedup_high, ".2f"),
-            percent(point.efficiency),
-            times(point.limit_speedup),
-            percent(point.efficiency_of_limit),
-            count(point.samples_per_second),
-            seconds(point.step_seconds),
-        )
-        for point in points
-    ]
-    return Table(f"Expected and measured speed-up, {name}", columns, rows)
+    return table(
+        f"Expected and measured speed-up, {name}",
+        points,
+        {
+            "workers": lambda p: str(p.workers),
+            "expected": lambda p: fmt.times(p.workers),
+            "measured": lambda p: fmt.times(p.speedup),
+            "95% interval": lambda p: fmt.interval(
+                p.speedup_low, p.speedup_high, ".2f"
+            ),
+            "efficiency": lambda p: fmt.percent(p.efficiency),
+            "machine limit": lambda p: fmt.times(p.limit_speedup),
+            "of the limit": lambda p: fmt.percent(p.efficiency_of_limit),
+            "samples/s": lambda p: fmt.count(p.samples_per_second),
+            "step": lambda p: fmt.seconds(p.step_seconds),
+        },
+    )
 
 
 def phases_table(points: Sequence[Point]) -> Table:
@@ -50,9 +41,9 @@ def phases_table(points: Sequence[Point]) -> Table:
         (
             point.kind,
             str(point.workers),
-            count(point.global_batch),
-            seconds(point.step_seconds),
-            *(seconds(part.get(name, 0.0)) for name in names),
+            fmt.count(point.global_batch),
+            fmt.seconds(point.step_seconds),
+            *(fmt.seconds(part.get(name, 0.0)) for name in names),
         )
         for point, part in shown
     ]
@@ -62,48 +53,48 @@ def phases_table(points: Sequence[Point]) -> Table:
 
 def model_blocks(model: Model) -> list[Block]:
     """Show the formula, its parameters, and how well it fits."""
-    rows = [
-        (
-            parameter.name,
-            parameter.meaning,
-            _amount(parameter.value, parameter.unit),
-            f"{_amount(parameter.low, parameter.unit)} to "
-            f"{_amount(parameter.high, parameter.unit)}",
-        )
-        for parameter in model.parameters
-    ]
-    columns = ("parameter", "meaning", "value", "95% interval")
+    parameters = table(
+        "Parameters of the model",
+        model.parameters,
+        {
+            "parameter": lambda p: p.name,
+            "meaning": lambda p: p.meaning,
+            "value": lambda p: _amount(p.value, p.unit),
+            "95% interval": lambda p: (
+                f"{_amount(p.low, p.unit)} to {_amount(p.high, p.unit)}"
+            ),
+        },
+        words=2,
+    )
     # Each named part of the formula on a line.
     formula = re.sub(r"[;,] (?=\w+ = )", "\n", model.formula)
-    return [
-        Code("Model of the time of a step", formula),
-        Text(
-            f"The model's error over the measured points is "
-            f"{percent(model.median_error)} (median) and at most "
-            f"{percent(model.max_error)}."
-        ),
-        Table("Parameters of the model", columns, rows, words=2),
-    ]
+    text = (
+        f"The model's error over the measured points is "
+        f"{fmt.percent(model.median_error)} (median) and at most "
+        f"{fmt.percent(model.max_error)}."
+    )
+    return [Code("Model of the time of a step", formula), Text(text), parameters]
 
 
-def _amount(value: Value, unit: str) -> str:
+def _amount(value: fmt.Value, unit: str) -> str:
     if unit == "s" or unit.startswith(("s/", "s ")):
-        return prefixed(value, unit)
-    return significant(value) + ("" if unit in ("", "1") else f" {unit}")
+        return fmt.prefixed(value, unit)
+    return fmt.significant(value) + ("" if unit in ("", "1") else f" {unit}")
 
 
 def held_out_table(held_out: HeldOut) -> Table:
     """Compare a prediction with the measurement that the model had not seen."""
-    row = (
-        str(held_out.workers),
-        count(held_out.global_batch),
-        count(held_out.predicted),
-        count(held_out.measured),
-        percent(held_out.error),
+    return table(
+        "Predicted from the other points, then compared: samples per second",
+        [held_out],
+        {
+            "workers": lambda h: str(h.workers),
+            "global batch": lambda h: fmt.count(h.global_batch),
+            "predicted": lambda h: fmt.count(h.predicted),
+            "measured": lambda h: fmt.count(h.measured),
+            "error": lambda h: fmt.percent(h.error),
+        },
     )
-    columns = ("workers", "global batch", "predicted", "measured", "error")
-    caption = "Predicted from the other points, then compared: samples per second"
-    return Table(caption, columns, [row])
 
 
 def predictions_table(caption: str, predictions: Sequence[Prediction]) -> Table:
@@ -116,19 +107,17 @@ def predictions_table(caption: str, predictions: Sequence[Prediction]) -> Table:
     ]
     if len(shown) < len(predictions):
         caption += " (some of them; all are in scaling.json)"
-    rows = [
-        (
-            str(p.workers),
-            str(p.nodes),
-            count(p.global_batch),
-            count(p.samples_per_second),
-            interval(p.low, p.high, ",.0f"),
-            times(p.speedup),
-            percent(p.efficiency),
-            times(p.relative_time_to_loss),
-        )
-        for p in shown
-    ]
-    columns: Row = ("workers", "nodes", "global batch", "samples/s", "95% interval")
-    columns += ("speed-up", "efficiency", "time to the same loss")
-    return Table(caption, columns, rows)
+    return table(
+        caption,
+        shown,
+        {
+            "workers": lambda p: str(p.workers),
+            "nodes": lambda p: str(p.nodes),
+            "global batch": lambda p: fmt.count(p.global_batch),
+            "samples/s": lambda p: fmt.count(p.samples_per_second),
+            "95% interval": lambda p: fmt.interval(p.low, p.high, ",.0f"),
+            "speed-up": lambda p: fmt.times(p.speedup),
+            "efficiency": lambda p: fmt.percent(p.efficiency),
+            "time to the same loss": lambda p: fmt.times(p.relative_time_to_loss),
+        },
+    )

@@ -8,14 +8,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from samestep.document import formatting as fmt
 from samestep.document import plot_style
 from samestep.document.blocks import Plot
-from samestep.document.formatting import plural, seconds
 from samestep.output.schema import Epoch, Event, Phases
 
 
-MOST_BARS = 64
-MOST_MARKS = 500
+MAX_BARS = 64
+MAX_MARKS = 500
 
 
 def total(parts: Sequence[Phases]) -> Phases:
@@ -42,24 +42,21 @@ def by_worker(epochs: Sequence[Epoch]) -> list[Phases]:
 
 def epoch_plot(epochs: Sequence[Epoch]) -> Plot | None:
     """Draw a bar for each epoch, divided into phases."""
-    shown = [epoch for epoch in epochs if epoch.seconds_by_phase][-MOST_BARS:]
+    shown = [epoch for epoch in epochs if epoch.seconds_by_phase][-MAX_BARS:]
     if not shown:
         return None
     figure, axes = plot_style.figure()
     phases = [total([epoch.seconds_by_phase]) for epoch in shown]
     stack(axes, [epoch.epoch for epoch in shown], phases)
-    axes.set_title("seconds")
-    axes.set_xlabel("epoch")
-    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
-    axes.grid(visible=False, axis="x")
+    plot_style.name_axes(axes, "seconds", "epoch")
     plot_style.legend_below(figure, axes)
     mean = sum(epoch.seconds or 0 for epoch in shown) / len(shown)
     note = "Mean over the workers."
     if len(shown) < len(epochs):
         note += f" The last {len(shown)} of {len(epochs):,} epochs."
     text = (
-        f"Time of {plural(len(shown), 'epoch')}, {seconds(mean)} on average, divided "
-        "into phases."
+        f"Time of {fmt.plural(len(shown), 'epoch')}, {fmt.seconds(mean)} on average, "
+        "divided into phases."
     )
     return Plot("epochs", "Epoch times by phase", text, figure, note)
 
@@ -68,7 +65,7 @@ def worker_plot(workers: Sequence[Phases]) -> Plot | None:
     """Draw a bar for each worker, divided into phases."""
     if not any(workers):
         return None
-    shown = list(workers[:MOST_BARS])
+    shown = list(workers[:MAX_BARS])
     figure, axes = bars(len(shown))
     stack(axes, range(len(shown)), shown, horizontal=True)
     axes.set_xlabel("seconds")
@@ -76,7 +73,7 @@ def worker_plot(workers: Sequence[Phases]) -> Plot | None:
     return Plot(
         "workers",
         "Phases of each worker",
-        f"Time of {plural(len(workers), 'worker')} over all epochs, divided into "
+        f"Time of {fmt.plural(len(workers), 'worker')} over all epochs, divided into "
         "phases; the table of workers has the numbers.",
         figure,
         "All epochs together, without evaluation.",
@@ -85,7 +82,7 @@ def worker_plot(workers: Sequence[Phases]) -> Plot | None:
 
 def waiting_plot(waited_for: Sequence[float]) -> Plot | None:
     """Draw how long the others waited for each worker."""
-    shown = [value if math.isfinite(value) else 0.0 for value in waited_for[:MOST_BARS]]
+    shown = [value if math.isfinite(value) else 0.0 for value in waited_for[:MAX_BARS]]
     if len(shown) < 2:
         return None
     figure, axes = bars(len(shown))
@@ -95,7 +92,7 @@ def waiting_plot(waited_for: Sequence[float]) -> Plot | None:
     return Plot(
         "waited-for",
         "Time that others waited for a worker",
-        f"The others waited longest for worker {latest}: {seconds(shown[latest])}.",
+        f"The others waited longest for worker {latest}: {fmt.seconds(shown[latest])}.",
         figure,
         "Mean over the other workers, all epochs together.",
     )
@@ -148,7 +145,7 @@ def time_line(events: Sequence[Event]) -> Plot | None:
         return None
     figure, axes = plot_style.figure(plot_style.WIDE, 0.75 + 0.27 * len(lanes))
     for row, (lane, marks) in enumerate(lanes.items()):
-        shown = marks[:: math.ceil(len(marks) / MOST_MARKS)]
+        shown = marks[:: math.ceil(len(marks) / MAX_MARKS)]
         axes.plot(
             shown,
             [row] * len(shown),

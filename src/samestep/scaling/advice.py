@@ -1,91 +1,90 @@
 """Sentences with numbers, computed from the fields of scaling.json. Pure."""
 
-from samestep.scaling.grid import Settings
+from samestep.document.formatting import plural
+from samestep.output.schema import Analysis, Point, Prediction
 from samestep.scaling.predict import relative_samples
-from samestep.system.json_values import JsonObject
+from samestep.scaling.study import Study
 
-
-Fields = JsonObject
 
 WORTH = 0.05
 """A gain below this is not worth another node."""
 ORDINALS = {2: "second", 3: "third", 4: "fourth", 5: "fifth", 6: "sixth"}
 
 
-def advise(
-    analysis: Fields, micro_batches: int, settings: Settings, cores: int
-) -> list[str]:
+def advise(analysis: Analysis, study: Study, cores: int) -> list[str]:
     """Say what was measured and what to do about it, most important first."""
-    first = settings.global_batches[0]
+    strong = _strong(analysis, study.settings.global_batches[0])
     return [
-        *_speedups(_strong(analysis, first)),
-        *_one_more(analysis, micro_batches, settings, cores),
-        *_fastest(_strong(analysis, first)),
-        *_batches(analysis, settings),
-        *_nodes(analysis, micro_batches, first),
+        *_speedups(strong),
+        *_one_more(analysis, study, cores),
+        *_fastest(strong),
+        *_batches(analysis, study),
+        *_nodes(analysis, study),
         *_check(analysis),
     ]
 
 
-def _strong(analysis: Fields, batch: int) -> list[Fields]:
+def _strong(analysis: Analysis, batch: int) -> list[Point]:
     return [
         point
-        for point in analysis["points"]
-        if point["kind"] == "strong" and point["global_batch"] == batch
+        for point in analysis.points
+        if point.kind == "strong" and point.global_batch == batch
     ]
 
 
-def _predicted(analysis: Fields, where: str, batch: int) -> list[Fields]:
+def _predicted(analysis: Analysis, study: Study, where: str) -> list[Prediction]:
+    """Return the predictions at the first global batch."""
     return [
         line
-        for line in analysis["predictions"]
-        if line["where"] == where and line["global_batch"] == batch
+        for line in analysis.predictions
+        if line.where == where and line.global_batch == study.settings.global_batches[0]
     ]
 
 
-def _speedups(points: list[Fields]) -> list[str]:
+def _rate(of: Point | Prediction) -> float:
+    assert of.samples_per_second is not None
+    return of.samples_per_second
+
+
+def _speedups(points: list[Point]) -> list[str]:
     sentences = []
     for point in points:
-        if point["workers"] == 1 or point["speedup"] is None:
+        if point.workers == 1 or point.speedup is None:
             continue
         text = (
-            f"{point['workers']} workers: {point['speedup']:.2f}x "
-            f"({point['speedup_low']:.2f} to {point['speedup_high']:.2f})"
+            f"{point.workers} workers: {point.speedup:.2f}x "
+            f"({point.speedup_low:.2f} to {point.speedup_high:.2f})"
         )
-        if limit := point["limit_speedup"]:
+        if point.limit_speedup:
             text += (
-                f", {point['efficiency_of_limit']:.0%} of what {point['workers']} "
-                f"independent trainings reach on this machine ({limit:.2f}x)"
+                f", {point.efficiency_of_limit:.0%} of what {point.workers} "
+                "independent trainings reach on this machine "
+                f"({point.limit_speedup:.2f}x)"
             )
         sentences.append(f"{text}.")
-    if points[-1]["workers"] > 1:
-        sentences.append(_where_time_goes(points[-1]))
+    last = points[-1]
+    if last.workers > 1:
+        phases = last.seconds_by_phase
+        total = sum(phases.values()) or 1.0
+        sentences.append(
+            f"With {last.workers} workers a step takes "
+            f"{1e3 * (last.step_seconds or 0.0):.2f} ms, of which "
+            f"{phases.get('exchange', 0.0) / total:.0%} is exchange and "
+            f"{phases.get('wait', 0.0) / total:.0%} is waiting for the slowest worker."
+        )
     return sentences
 
 
-def _where_time_goes(point: Fields) -> str:
-    phases = point["seconds_by_phase"]
-    total = sum(phases.values()) or 1.0
-    exchange, wait = phases.get("exchange", 0.0), phases.get("wait", 0.0)
-    return (
-        f"With {point['workers']} workers a step takes "
-        f"{1e3 * point['step_seconds']:.2f} ms, of which {exchange / total:.0%} is "
-        f"exchange and {wait / total:.0%} is waiting for the slowest worker."
-    )
-
-
-def _one_more(
-    analysis: Fields, micro_batches: int, settings: Settings, cores: int
-) -> list[str]:
+def _one_more(analysis: Analysis, study: Study, cores: int) -> list[str]:
     """Say what one more worker than measured would gain."""
-    most = settings.workers[-1]
+    most, micro_batches = study.settings.workers[-1], study.recipe.micro_batches
     if most >= micro_batches:
         return [
             f"More than {micro_batches} workers need more micro-batches, such as "
             f"`--set micro_batches={2 * micro_batches}` (another recipe and result)."
         ]
-    predicted = _predicted(analysis, "machine", settings.global_batches[0])
-    rates = {line["workers"]: line["samples_per_second"] for line in predicted}
+    predicted = _predicted(analysis, study, "machine")
+    rates = {line.workers: _rate(line) for line in predicted}
     if most + 1 not in rates:
         return []
     gain = rates[most + 1] / rates[most] - 1
@@ -98,31 +97,25 @@ def _one_more(
     return [f"{article} {name} would {amount}{why}."]
 
 
-def _fastest(points: list[Fields]) -> list[str]:
+def _fastest(points: list[Point]) -> list[str]:
     """Name the fastest measured point, if it is not the one with most workers."""
-    best = max(points, key=lambda point: float(point["samples_per_second"]))
-    last = points[-1]
+    best, last = max(points, key=_rate), points[-1]
     if best is last:
         return []
-    workers = _plural(best["workers"], "worker")
-    return [f"Fastest measured: {workers}; {last['workers']} are slower."]
+    workers = plural(best.workers, "worker")
+    return [f"Fastest measured: {workers}; {last.workers} are slower."]
 
 
-def _batches(analysis: Fields, settings: Settings) -> list[str]:
+def _batches(analysis: Analysis, study: Study) -> list[str]:
     """Compare the speed-ups at larger global batches with their cost in samples."""
-    first, *others = settings.global_batches
-    most, noise = settings.workers[-1], analysis["noise"]
+    first, *others = study.settings.global_batches
+    most = study.settings.workers[-1]
     speedups = {
-        batch: next(
-            (
-                point["speedup"]
-                for point in _strong(analysis, batch)
-                if point["workers"] == most
-            ),
-            None,
-        )
-        for batch in settings.global_batches
+        point.global_batch: point.speedup
+        for point in analysis.points
+        if point.kind == "strong" and point.workers == most
     }
+    critical_batch = analysis.noise and analysis.noise.critical_batch
     sentences = []
     for batch in others:
         if speedups[batch] is None or speedups[first] is None or most == 1:
@@ -131,59 +124,54 @@ def _batches(analysis: Fields, settings: Settings) -> list[str]:
             f"At global batch {batch}, {most} workers reach {speedups[batch]:.2f}x "
             f"instead of {speedups[first]:.2f}x at {first}"
         )
-        if noise:
-            samples = relative_samples(batch, first, noise["critical_batch"])
+        if critical_batch:
+            samples = relative_samples(batch, first, critical_batch)
             text += f", but need {samples:.2f}x the samples for the same loss"
         sentences.append(f"{text}.")
-    if noise:
+    if critical_batch:
         sentences.append(
-            f"The gradient noise scale is about {noise['critical_batch']:,.0f} "
-            "samples: global batches well below it waste no samples, larger ones do."
+            f"The gradient noise scale is about {critical_batch:,.0f} samples: global "
+            "batches well below it waste no samples, larger ones do."
         )
     return sentences
 
 
-def _nodes(analysis: Fields, micro_batches: int, batch: int) -> list[str]:
+def _nodes(analysis: Analysis, study: Study) -> list[str]:
     """Say up to how many nodes the network pays off."""
-    lines = _predicted(analysis, "nodes", batch)
+    lines = _predicted(analysis, study, "nodes")
     if len(lines) < 2:
         return []
     best = lines[0]
     for line in lines[1:]:
-        if line["samples_per_second"] / best["samples_per_second"] < 1 + WORTH:
+        if _rate(line) / _rate(best) < 1 + WORTH:
             break
         best = line
-    nodes = _plural(best["nodes"], "node")
-    workers = _plural(best["workers"] // best["nodes"], "worker")
-    scale = best["speedup"] / best["samples_per_second"]
+    nodes = plural(best.nodes, "node")
+    workers = plural(best.workers // best.nodes, "worker")
+    scale = (best.speedup or 0.0) / _rate(best)
+    low, high = (scale * (rate or 0.0) for rate in (best.low, best.high))
     text = (
         f"Predicted over this network: {nodes} of {workers} reach "
-        f"{best['speedup']:.1f}x ({scale * best['low']:.1f} to "
-        f"{scale * best['high']:.1f})"
+        f"{best.speedup:.1f}x ({low:.1f} to {high:.1f})"
     )
-    if best["micro_batches"] != micro_batches:
-        text += f" with `--set micro_batches={best['micro_batches']}`"
+    if best.micro_batches != study.recipe.micro_batches:
+        text += f" with `--set micro_batches={best.micro_batches}`"
     if best is lines[-1]:
         return [f"{text}, and more nodes would still help."]
     return [f"{text}. Beyond {nodes} the network cancels the gain."]
 
 
-def _plural(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def _check(analysis: Fields) -> list[str]:
+def _check(analysis: Analysis) -> list[str]:
     """Say how well the model predicts, and what the measurements leave open."""
-    if analysis["no_fit_because"]:
-        return [f"No model was fitted. {analysis['no_fit_because']}"]
-    held_out = analysis["held_out"]
+    if analysis.model is None:
+        return [f"No model was fitted. {analysis.no_fit_because}"]
     text = (
         "Nothing could be held out to check the model: that needs a third worker count."
     )
-    if held_out:
+    if held_out := analysis.held_out:
         text = (
-            f"Check: {held_out['workers']} workers, predicted from fewer, reach "
-            f"{held_out['predicted']:,.0f} samples/s; measured: "
-            f"{held_out['measured']:,.0f} ({held_out['error']:+.1%})."
+            f"Check: {held_out.workers} workers, predicted from fewer, reach "
+            f"{held_out.predicted:,.0f} samples/s; measured: "
+            f"{held_out.measured:,.0f} ({held_out.error:+.1%})."
         )
-    return [text, *analysis["model"]["not_told_apart"]]
+    return [text, *analysis.model.not_told_apart]

@@ -4,36 +4,31 @@ import statistics
 from collections.abc import Sequence
 from importlib.util import find_spec
 
+from samestep.output.schema import Analysis, HeldOut, Noise, Parameter, Prediction
+from samestep.output.schema import Model as FittedModel
 from samestep.scaling.advice import advise
-from samestep.scaling.fit import Observation, errors, fit, observations, to_fields
+from samestep.scaling.fit import Observation, errors, fit, observations
 from samestep.scaling.grid import Point
-from samestep.scaling.intervals import draws, summarise
+from samestep.scaling.intervals import band, draws, summarise
 from samestep.scaling.predict import Forecaster, best_per_node, machine_counts
-from samestep.scaling.step_model import EXCHANGE, FORMULA, Network
+from samestep.scaling.step_model import EXCHANGE, FORMULA, MEANING, Model, Network
 from samestep.scaling.study import Study
-from samestep.system.json_values import JsonObject
 
 
 RESAMPLES = 200
 """Fits of the bootstrap."""
-Fields = JsonObject
 
 
-def analyse(study: Study, cores: int) -> Fields:
-    """Return the fields of a finished scaling.json, measured on so many cores."""
-    settings = study.settings
-    analysis: Fields = {
-        "points": summarise(study.runs, settings.exchange),
-        "noise": _noise(study),
-        "model": None,
-        "held_out": None,
-        "predictions": [],
-        "no_fit_because": _no_fit(study),
-    }
-    if analysis["no_fit_because"] is None:
-        analysis |= _modelled(study, cores, analysis["noise"])
-    analysis["advice"] = advise(analysis, study.recipe.micro_batches, settings, cores)
-    return analysis
+def analyse(study: Study, cores: int) -> Analysis:
+    """Return what a finished scaling.json says, measured on so many cores."""
+    analysis = Analysis(
+        points=summarise(study.runs, study.settings.exchange),
+        noise=_noise(study),
+        no_fit_because=_no_fit(study),
+    )
+    if analysis.no_fit_because is None:
+        analysis = _with_model(analysis, study, cores)
+    return analysis.model_copy(update={"advice": advise(analysis, study, cores)})
 
 
 def _no_fit(study: Study) -> str | None:
@@ -54,7 +49,7 @@ def _no_fit(study: Study) -> str | None:
     return None
 
 
-def _noise(study: Study) -> Fields | None:
+def _noise(study: Study) -> Noise | None:
     """Return the median at the first global batch where it was measured."""
     for batch in study.settings.global_batches:
         scales = [
@@ -65,50 +60,61 @@ def _noise(study: Study) -> Fields | None:
             if run.noise_scale is not None
         ]
         if scales and (scale := statistics.median(scales)) > 0:
-            return {
-                "noise_scale": scale,
-                "critical_batch": scale,
-                "at_global_batch": batch,
-            }
+            return Noise(noise_scale=scale, critical_batch=scale, at_global_batch=batch)
     return None
 
 
-def _modelled(study: Study, cores: int, noise: Fields | None) -> Fields:
+def _with_model(analysis: Analysis, study: Study, cores: int) -> Analysis:
     exchange, n = study.settings.exchange, study.gradient_bytes
     seen = observations(study.runs)
     model = fit(seen, exchange, cores, n)
     rounds = range(1, study.settings.rounds + 1)
+    # Each resample refits all parameters, so that their errors stay correlated.
     resampled = [
         fit(observations(study.runs, chosen), exchange, cores, n)
         for chosen in draws(rounds, RESAMPLES)
     ]
-    # Each resample refits all parameters, so that their errors stay correlated.
     misfits = [abs(error) for error in errors(model, seen)]
     held_out = hold_out(seen, exchange, cores, n)
+    unseen = [abs(held_out.error or 0.0)] if held_out else []
     forecaster = Forecaster(
         model,
         resampled,
-        max(*misfits, abs(held_out["error"]) if held_out else 0.0),
+        max(*misfits, *unseen),
         {b: _rate(study, 1, b) for b in study.settings.global_batches},
-        noise["critical_batch"] if noise else None,
+        analysis.noise.critical_batch if analysis.noise else None,
     )
-    return {
-        "model": {
-            "formula": FORMULA + EXCHANGE[exchange],
-            "parameters": to_fields(model, resampled),
-            "median_error": statistics.median(misfits),
-            "max_error": max(misfits),
-            "cores": cores,
-            "not_told_apart": not_told_apart(study),
-        },
-        "held_out": held_out,
-        "predictions": _predictions(study, cores, forecaster),
-    }
+    fitted = FittedModel(
+        formula=FORMULA + EXCHANGE[exchange],
+        parameters=_parameters(model, resampled),
+        median_error=statistics.median(misfits),
+        max_error=max(misfits),
+        cores=cores,
+        not_told_apart=not_told_apart(study),
+    )
+    predictions = _predictions(study, cores, forecaster)
+    return analysis.model_copy(
+        update={"model": fitted, "held_out": held_out, "predictions": predictions}
+    )
+
+
+def _parameters(model: Model, resampled: Sequence[Model]) -> list[Parameter]:
+    """Return the parameters with bootstrap intervals."""
+    fields = []
+    for name, (unit, meaning) in MEANING.items():
+        value = model.parameters[name]
+        low, high = band(value, [other.parameters[name] for other in resampled])
+        fields.append(
+            Parameter(
+                name=name, value=value, low=low, high=high, unit=unit, meaning=meaning
+            )
+        )
+    return fields
 
 
 def hold_out(
     seen: Sequence[Observation], exchange: str, cores: int, gradient_bytes: int
-) -> Fields | None:
+) -> HeldOut | None:
     """Predict the largest worker count from the others; None without two others."""
     strong = [o for o in seen if o.point.kind == "strong"]
     most = max(o.together for o in strong)
@@ -120,13 +126,13 @@ def hold_out(
     batch = target.point.global_batch
     predicted = batch / model.step(most, batch, target.point.micro_batches)
     measured = batch / target.step
-    return {
-        "workers": most,
-        "global_batch": batch,
-        "predicted": predicted,
-        "measured": measured,
-        "error": predicted / measured - 1,
-    }
+    return HeldOut(
+        workers=most,
+        global_batch=batch,
+        predicted=predicted,
+        measured=measured,
+        error=predicted / measured - 1,
+    )
 
 
 def not_told_apart(study: Study) -> list[str]:
@@ -151,7 +157,7 @@ def _rate(study: Study, workers: int, batch: int) -> float:
     return statistics.median(run.samples_per_second for run in runs)
 
 
-def _predictions(study: Study, cores: int, forecaster: Forecaster) -> list[Fields]:
+def _predictions(study: Study, cores: int, forecaster: Forecaster) -> list[Prediction]:
     settings, micro_batches = study.settings, study.recipe.micro_batches
     counts = machine_counts(settings.workers, cores, micro_batches)
     predictions = [

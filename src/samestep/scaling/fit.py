@@ -14,18 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from samestep.scaling.grid import Point
-from samestep.scaling.intervals import Runs, band
+from samestep.scaling.intervals import Runs
 from samestep.scaling.step_model import MEANING, Model
 from samestep.scaling.study import Measurement
 from samestep.scaling.work_counts import Work, expected_maximum, work
-from samestep.system.json_values import JsonObject
 
 
 Floats = NDArray[np.float64]
 
 COMPUTE = ("data", "forward", "backward")
 NAMED = (*COMPUTE, "wait", "exchange", "optimizer")
-MOST_KAPPA = 2.0
+MAX_KAPPA = 2.0
 RIDGE = 1e-4
 """Weight of the penalty on large parameters, relative to the residuals.
 
@@ -94,9 +93,7 @@ def observations(runs: Runs, rounds: Sequence[int] | None = None) -> list[Observ
 def fit(
     seen: Sequence[Observation], exchange: str, cores: int, gradient_bytes: int
 ) -> Model:
-    """Fit the model to observations. Raises ValueError if there are none."""
-    if not seen:
-        raise ValueError("no observations")
+    """Fit the model to observations."""
     trained = [o for o in seen if o.point.kind != "limit"]
     backward = statistics.fmean(o.backward / o.compute for o in trained)
     parameters = dict.fromkeys(MEANING, 0.0) | {"q": 1.0}
@@ -134,7 +131,7 @@ def _fit_compute(seen: Sequence[Observation], model: Model) -> dict[str, float]:
     kappa = 0.0
     if others.any():
         search = minimize_scalar(
-            lambda k: solve(k)[1], bounds=(0, MOST_KAPPA), method="bounded"
+            lambda k: solve(k)[1], bounds=(0, MAX_KAPPA), method="bounded"
         )
         kappa = min((float(search.x), 0.0), key=lambda k: solve(k)[1])
     alpha, beta = solve(kappa)[0].tolist()
@@ -253,16 +250,3 @@ def errors(model: Model, seen: Sequence[Observation]) -> list[float]:
         for o in seen
         if o.point.kind != "limit"
     ]
-
-
-def to_fields(model: Model, resampled: Sequence[Model]) -> list[JsonObject]:
-    """Return the parameters with bootstrap intervals, for scaling.json."""
-    fields = []
-    for name, (unit, meaning) in MEANING.items():
-        value = model.parameters[name]
-        low, high = band(
-            value, [other.parameters[name] for other in resampled] or [value]
-        )
-        field = {"name": name, "value": value, "low": low, "high": high}
-        fields.append(field | {"unit": unit, "meaning": meaning})
-    return fields

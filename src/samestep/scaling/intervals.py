@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from samestep.output import schema
 from samestep.scaling.grid import Point
 from samestep.scaling.study import Measurement
-from samestep.system.json_values import JsonObject
 
 
 Runs = Mapping[Point, Sequence[Measurement]]
@@ -21,9 +21,7 @@ INTERVAL = (2.5, 97.5)
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Return the median and its bootstrap interval. Raises ValueError for no values."""
-    if not values:
-        raise ValueError("no values")
+    """Return the median and its bootstrap interval."""
     array = np.asarray(values)
     # A fixed seed: the same measurements give the same report.
     drawn = np.random.default_rng(0).integers(len(array), size=(RESAMPLES, len(array)))
@@ -58,52 +56,42 @@ def ratios(runs: Runs, point: Point, base: Point | None) -> list[float]:
     ]
 
 
-def phases(runs: Sequence[Measurement]) -> dict[str, float]:
-    """Return seconds per step by phase, mean over ranks and rounds."""
-    return {
-        name: statistics.fmean(run.per_step(name) for run in runs)
-        for name in runs[0].workers[0]
-    }
-
-
-def summarise(runs: Runs, exchange: str) -> list[JsonObject]:
-    """Return the fields of each point in scaling.json, without calibration points."""
+def summarise(runs: Runs, exchange: str) -> list[schema.Point]:
+    """Return the points of scaling.json: all but calibration points."""
     return [
-        {**point._asdict(), "exchange": exchange, **_point(runs, point)}
+        _summary(runs, point, exchange)
         for point in runs
         if point.kind != "calibration" and runs[point]
     ]
 
 
-def _point(runs: Runs, point: Point) -> JsonObject:
-    own = runs[point]
+def _summary(runs: Runs, point: Point, exchange: str) -> schema.Point:
+    own, base = runs[point], base_of(point)
     rate, low, high = interval([run.samples_per_second for run in own])
-    return {
-        "runs": [run.model_dump() for run in own],
-        "samples_per_second": rate,
-        "low": low,
-        "high": high,
-        "step_seconds": statistics.median(run.seconds / run.steps for run in own),
-        "seconds_by_phase": phases(own),
-        **_speedups(runs, point),
-    }
-
-
-def _speedups(runs: Runs, point: Point) -> dict[str, float | None]:
-    speedup = low = high = limit = None
-    base = base_of(point)
+    speedup = speedup_low = speedup_high = limit = None
     if speedups := ratios(runs, point, base):
-        speedup, low, high = interval(speedups)
+        speedup, speedup_low, speedup_high = interval(speedups)
     if limits := _limit_ratios(runs, point, base):
         limit = statistics.median(limits)
-    return {
-        "speedup": speedup,
-        "speedup_low": low,
-        "speedup_high": high,
-        "efficiency": speedup / point.workers if speedup else None,
-        "limit_speedup": limit,
-        "efficiency_of_limit": speedup / limit if speedup and limit else None,
-    }
+    return schema.Point(
+        **point._asdict(),
+        exchange=exchange,
+        runs=[run.model_dump() for run in own],
+        samples_per_second=rate,
+        low=low,
+        high=high,
+        step_seconds=statistics.median(run.seconds / run.steps for run in own),
+        seconds_by_phase={
+            phase: statistics.fmean(run.per_step(phase) for run in own)
+            for phase in own[0].workers[0]
+        },
+        speedup=speedup,
+        speedup_low=speedup_low,
+        speedup_high=speedup_high,
+        efficiency=speedup / point.workers if speedup else None,
+        limit_speedup=limit,
+        efficiency_of_limit=speedup / limit if speedup and limit else None,
+    )
 
 
 def _limit_ratios(runs: Runs, point: Point, base: Point | None) -> list[float]:
@@ -117,7 +105,7 @@ def _limit_ratios(runs: Runs, point: Point, base: Point | None) -> list[float]:
     return ratios(runs, limit, Point("strong", 1, batch, micro_batches))
 
 
-def draws(rounds: Sequence[int], count: int, seed: int = 0) -> list[list[int]]:
+def draws(rounds: Sequence[int], count: int) -> list[list[int]]:
     """Return `count` resamples of the rounds, each to be used for all points."""
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     return [generator.choice(rounds, len(rounds)).tolist() for _ in range(count)]

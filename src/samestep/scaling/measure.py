@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from samestep.config.placement import Placement
 from samestep.config.recipe import Recipe
+from samestep.document.formatting import plural
 from samestep.errors import Interrupted
 from samestep.messages.job import MeasurementJob, Setup
 from samestep.messages.training import Measured, Message, Ready, WorkersStarted
@@ -40,7 +41,7 @@ def measure(
     """
     cells = list(schedule(list(study.runs), study.settings.rounds))
     for index, (round_, point) in enumerate(cells):
-        if study.has(round_, point):
+        if any(run.round == round_ for run in study.runs[point]):
             continue
         on_cell(index, len(cells), describe(point))
         reports = run_cell(study, server, stop, point, warm_up, on_start)
@@ -57,7 +58,7 @@ def measure(
 
 def describe(point: Point) -> str:
     """Return `2 workers, global batch 64` and what is special about the point."""
-    workers = "1 worker" if point.workers == 1 else f"{point.workers} workers"
+    workers = plural(point.workers, "worker")
     special = {"limit": " without exchange", "calibration": ", small micro-batches"}
     return f"{workers}{special.get(point.kind, '')}, global batch {point.global_batch}"
 
@@ -103,22 +104,13 @@ def run_cell(
 
 def cell_setup(recipe: Recipe, point: Point, exchange: str) -> Setup:
     """Return what fixes the point; shares are even, and nothing is rebalanced."""
-    changed = recipe.model_copy(
-        update={
-            "global_batch": point.global_batch,
-            "micro_batches": point.micro_batches,
-        }
-    )
+    sizes = {"global_batch": point.global_batch, "micro_batches": point.micro_batches}
     # Rebalancing and snapshots would disturb what is measured.
+    undisturbed = {"balance": "off", "snapshot_seconds": 0.0}
     placement = Placement.model_validate(
-        {
-            "workers": point.workers,
-            "exchange": exchange,
-            "balance": "off",
-            "snapshot_seconds": 0.0,
-        }
+        {"workers": point.workers, "exchange": exchange, **undisturbed}
     )
-    return make_setup(changed, placement)
+    return make_setup(recipe.model_copy(update=sizes), placement)
 
 
 def combine(round_: int, reports: list[Measured]) -> Measurement:

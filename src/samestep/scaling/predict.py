@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 
+from samestep.output.schema import Prediction
 from samestep.scaling.intervals import band
 from samestep.scaling.step_model import NO_NETWORK, Model, Network
-from samestep.system.json_values import JsonObject
 
 
 @dataclass(frozen=True)
@@ -33,33 +33,31 @@ class Forecaster:
         micro_batches: int,
         nodes: int = 1,
         network: Network | None = None,
-    ) -> JsonObject:
+    ) -> Prediction:
         """Predict `workers` on this machine, or with `network` on each of `nodes`."""
         together = nodes * workers
         if network:
             micro_batches = even_micro_batches(micro_batches, together)
-
         between = network or NO_NETWORK
-
-        def rate_of(model: Model) -> float:
-            return batch / model.step(workers, batch, micro_batches, nodes, between)
-
-        rate = rate_of(self.model)
-        low, high = band(rate, [rate, *map(rate_of, self.resampled)])
+        rate, *others = (
+            batch / model.step(workers, batch, micro_batches, nodes, between)
+            for model in (self.model, *self.resampled)
+        )
+        low, high = band(rate, [rate, *others])
         speedup = rate / self.base_rates[batch]
-        return {
-            "where": "nodes" if network else "machine",
-            "workers": together,
-            "nodes": nodes,
-            "global_batch": batch,
-            "micro_batches": micro_batches,
-            "samples_per_second": rate,
-            "low": low / (1 + self.margin),
-            "high": high * (1 + self.margin),
-            "speedup": speedup,
-            "efficiency": speedup / together,
-            "relative_time_to_loss": self._time_to_loss(batch, rate),
-        }
+        return Prediction(
+            where="nodes" if network else "machine",
+            workers=together,
+            nodes=nodes,
+            global_batch=batch,
+            micro_batches=micro_batches,
+            samples_per_second=rate,
+            low=low / (1 + self.margin),
+            high=high * (1 + self.margin),
+            speedup=speedup,
+            efficiency=speedup / together,
+            relative_time_to_loss=self._time_to_loss(batch, rate),
+        )
 
     def _time_to_loss(self, batch: int, rate: float) -> float | None:
         """Return the time to the same loss, relative to 1 worker at the first batch."""

@@ -15,8 +15,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from samestep.output.schema import Point
 from samestep.scaling.measure import OnCell
-from samestep.system.json_values import JsonObject
 from samestep.system.log import logger, shown_on_stderr
 
 
@@ -81,7 +81,7 @@ class _Lines:
         logger.info("measured %s of %s%s; now %s", done, total, left, what)
 
 
-def table(points: list[JsonObject]) -> Table:
+def table(points: list[Point]) -> Table:
     """Return the table of all points; intervals are 95%."""
     shown = Table(box=None, pad_edge=False)
     shown.add_column("kind")
@@ -92,22 +92,22 @@ def table(points: list[JsonObject]) -> Table:
     return shown
 
 
-def _cells(point: JsonObject) -> list[str]:
-    phases = point["seconds_by_phase"]
+def _cells(point: Point) -> list[str]:
+    phases = point.seconds_by_phase
     total = sum(phases.values()) or 1.0
     interval = "-"
-    if point["speedup"] is not None:
-        interval = f"{point['speedup_low']:.2f}-{point['speedup_high']:.2f}"
+    if point.speedup is not None:
+        interval = f"{point.speedup_low:.2f}-{point.speedup_high:.2f}"
     return [
-        point["kind"],
-        str(point["global_batch"]),
-        str(point["workers"]),
-        f"{point['samples_per_second']:,.0f}",
-        _number(point["speedup"], ".2f"),
+        point.kind,
+        str(point.global_batch),
+        str(point.workers),
+        f"{point.samples_per_second:,.0f}",
+        _number(point.speedup, ".2f"),
         interval,
-        _number(point["efficiency"], ".0%"),
-        _number(point["limit_speedup"], ".2f"),
-        _number(point["efficiency_of_limit"], ".0%"),
+        _number(point.efficiency, ".0%"),
+        _number(point.limit_speedup, ".2f"),
+        _number(point.efficiency_of_limit, ".0%"),
         f"{phases.get('exchange', 0.0) / total:.0%}",
         f"{phases.get('wait', 0.0) / total:.0%}",
     ]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from samestep.config.recipe import Recipe
 from samestep.data.sources import source_of
+from samestep.output.schema import Analysis
 from samestep.report import try_to_write
 from samestep.scaling.analysis import analyse
 from samestep.scaling.grid import Settings, grid
@@ -12,7 +13,6 @@ from samestep.scaling.measure import OnCell, measure
 from samestep.scaling.study import open_study, to_csv, write
 from samestep.supervisor.forkserver_client import ForkServer
 from samestep.system import machine
-from samestep.system.json_values import JsonObject
 from samestep.system.log import logger
 from samestep.system.signals import stop_on_signals
 
@@ -23,7 +23,7 @@ def scale(
     server: ForkServer,
     on_cell: OnCell,
     out: Path | None = None,
-) -> tuple[Path, JsonObject]:
+) -> tuple[Path, Analysis]:
     """Measure, analyse and write; return the directory and the analysis.
 
     Continues in `out` if it holds an unfinished study with these settings. Raises
@@ -40,7 +40,7 @@ def scale(
         with stop_on_signals() as stop:
             measure(study, server, stop, on_cell)
         analysis = analyse(study, machine.usable_cores()[0])
-        write(path / "scaling.csv", to_csv(analysis["points"]))
+        write(path / "scaling.csv", to_csv(analysis.points))
         study.save(analysis)
     try_to_write(path, png=True)
     return path, analysis

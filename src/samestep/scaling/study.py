@@ -16,7 +16,7 @@ from samestep.config.recipe import Recipe
 from samestep.errors import OutputError, RunError
 from samestep.files import atomic, lock
 from samestep.files.untrusted import check_parts, read_bytes
-from samestep.output.schema import first_error
+from samestep.output import schema
 from samestep.scaling.grid import MEASURING, Kind, Point, Settings
 from samestep.system.json_values import JsonObject
 
@@ -82,18 +82,17 @@ class Study:
     runs: dict[Point, list[Measurement]] = field(default_factory=dict)
     """In the order of the table."""
 
-    def has(self, round_: int, point: Point) -> bool:
-        """Return whether a cell has been measured."""
-        return any(run.round == round_ for run in self.runs[point])
-
     def add(self, point: Point, run: Measurement) -> None:
         """Add a measurement, in the order of the rounds."""
         self.runs[point].append(run)
         self.runs[point].sort(key=lambda run: run.round)
 
-    def save(self, analysis: JsonObject | None = None) -> None:
+    def save(self, analysis: schema.Analysis | None = None) -> None:
         """Write scaling.json, finished if analysed. Raises OutputError."""
-        points = [_point_fields(point, runs) for point, runs in self.runs.items()]
+        points = [
+            {**point._asdict(), "runs": [run.model_dump() for run in runs]}
+            for point, runs in self.runs.items()
+        ]
         document: JsonObject = {
             "version": VERSION,
             "recipe": self.recipe.to_dict(),
@@ -104,12 +103,8 @@ class Study:
             "points": [p for p in points if p["kind"] != "calibration"],
             "calibration": [p for p in points if p["kind"] == "calibration"],
         }
-        document |= analysis or {}
+        document |= analysis.model_dump() if analysis else {}
         write(self.path / FILE, json.dumps(document, indent=1) + "\n")
-
-
-def _point_fields(point: Point, runs: list[Measurement]) -> JsonObject:
-    return {**point._asdict(), "runs": [run.model_dump() for run in runs]}
 
 
 def write(path: Path, text: str) -> None:
@@ -138,7 +133,8 @@ def open_study(
     study = Study(path, recipe, environment, settings, 0, {p: [] for p in points})
     _make(path)
     # Locked until the end: two commands must not measure on the same cores.
-    with _locked(path):
+    fd = _lock(path)
+    try:
         if (path / FILE).exists():
             _resume(study, read(path / FILE))
         else:
@@ -146,6 +142,8 @@ def open_study(
             write(path / "recipe.toml", recipe.to_toml())
         (path / "logs").mkdir(exist_ok=True)
         yield study
+    finally:
+        os.close(fd)
 
 
 def _make(path: Path) -> None:
@@ -165,8 +163,7 @@ def _make(path: Path) -> None:
         )
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def _lock(path: Path) -> int:
     try:
         fd = lock.acquire(path / LOCK_FILE)
     except OSError as error:
@@ -179,10 +176,7 @@ def _locked(path: Path) -> Iterator[None]:
             f"Another process is measuring into {path}. Wait for it, or choose "
             "another `--out`."
         )
-    try:
-        yield
-    finally:
-        os.close(fd)
+    return fd
 
 
 def read(path: Path) -> _Document:
@@ -193,8 +187,8 @@ def read(path: Path) -> _Document:
         raise RunError(f"{path} cannot be read: {error}.") from None
     except ValidationError as error:
         raise RunError(
-            f"{path} is damaged: {first_error(error)}. Remove the directory or choose "
-            "another `--out`."
+            f"{path} is damaged: {schema.first_error(error)}. Remove the directory or "
+            "choose another `--out`."
         ) from None
     if document.version != VERSION:
         raise RunError(
@@ -239,33 +233,16 @@ def _text(value: object) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-COLUMNS = (
-    "kind",
-    "workers",
-    "global_batch",
-    "micro_batches",
-    "exchange",
-    "samples_per_second",
-    "low",
-    "high",
-    "step_seconds",
-    "speedup",
-    "speedup_low",
-    "speedup_high",
-    "efficiency",
-    "limit_speedup",
-    "efficiency_of_limit",
-)
-
-
-def to_csv(points: list[JsonObject]) -> str:
+def to_csv(points: list[schema.Point]) -> str:
     """Return a line for each point, with the phases in seconds per step."""
-    phases = list(points[0]["seconds_by_phase"]) if points else []
+    fields = [*schema.Point.model_fields]
+    fields.remove("runs")
+    fields.remove("seconds_by_phase")
+    phases = [f"{phase}_seconds" for phase in points[0].seconds_by_phase]
     lines = io.StringIO()
     writer = csv.writer(lines, lineterminator="\n")
-    writer.writerow([*COLUMNS, *(f"{phase}_seconds" for phase in phases)])
+    writer.writerow([*fields, *phases])
     for point in points:
-        by_phase = point["seconds_by_phase"]
-        cells = [point[name] for name in COLUMNS] + [by_phase[name] for name in phases]
-        writer.writerow(["" if cell is None else cell for cell in cells])
+        cells = [getattr(point, field) for field in fields]
+        writer.writerow([*cells, *point.seconds_by_phase.values()])
     return lines.getvalue()

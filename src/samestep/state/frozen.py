@@ -32,16 +32,15 @@ def write(fd: int, tensors: Mapping[str, Any]) -> None:
             )
     content = safetensors.torch.save({n: t.contiguous() for n, t in tensors.items()})
     os.ftruncate(fd, 0)
-    written = 0
-    while written < len(content):
-        written += os.pwrite(fd, content[written:], written)
+    with open(fd, "wb", closefd=False) as file:
+        file.seek(0)
+        file.write(content)
 
 
 def read(fd: int) -> Arrays:
     """Return the arrays by name, in the supervisor, once rank 0 has written them."""
-    size = os.fstat(fd).st_size
-    content = b""
-    while len(content) < size:
-        content += os.pread(fd, size - len(content), len(content))
+    with open(fd, "rb", closefd=False) as file:
+        file.seek(0)
+        content = file.read()
     arrays: Arrays = safetensors.numpy.load(content) if content else {}
     return arrays

@@ -1,7 +1,7 @@
 """Where a worker is put together: for a training, a measurement or an evaluation."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ from samestep.core.ownership import Share, contiguous, shares
 from samestep.core.topology import Topology
 from samestep.data.prefetch import HelperProcess, MicroBatches, Prefetcher
 from samestep.exchange import Exchange
+from samestep.messages.job import Setup
 from samestep.messages.training import (
     Prefetching,
     Traced,
@@ -32,7 +33,7 @@ from samestep.system.heartbeat import COMPILING, MEETING, Heartbeat
 from samestep.training.cadence import Cadence
 from samestep.training.components import (
     Components,
-    TrainedModel,
+    ModelAndData,
     load_and_build,
     load_trained,
 )
@@ -61,107 +62,75 @@ Connect = Callable[[Flat, list[Share]], Exchange]
 
 @dataclass(frozen=True)
 class WorkerContext:
-    """What every job needs of its worker's process."""
+    """What a worker's process has for its job."""
 
+    setup: Setup
+    recipe: Recipe
     topology: Topology
+    fds: Mapping[str, int]
+    """Descriptors of memory that outlives the worker: `snapshots`, and `constants` for
+    the part of the state_dict that training does not change."""
     connect: Connect
     report: Report
     heartbeat: Heartbeat
     faults: Faults
     user_code: UserCode = field(default_factory=UserCode)
     device: Device = field(default_factory=Device)
-
-
-@dataclass(frozen=True)
-class TrainSettings:
-    """How to train, besides the recipe; only `max_steps` decides the result, too."""
-
-    snapshot_seconds: float = 0.0
-    """Seconds between snapshots; 0: none."""
-    balance: str | list[int] = "off"
-    """`auto`, `off`, `random`, or how many micro-batches each worker owns."""
-    drop_stragglers_below: float = 0.0
-    """Drop a worker below this share of the others' median speed."""
-    profile: int = 0
-    """Steps to trace."""
-    probe: bool = False
-    """Whether user code is computed again to see that it gives the same result."""
-    witness_timeout: float = 60.0
-    """Seconds that the end of the training waits for the witness, besides three
-    times what loading and building took."""
-    max_steps: int | None = None
-    """Full global batches of an epoch, to try a recipe out; None: all."""
-    samples: str = ""
-    """The checksum of samples that the run began with; empty: not known."""
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Descriptors of shared memory that outlives the worker."""
-
-    snapshots: int
-    constants: int | None = None
-    """For the part of the state_dict that training does not change."""
-
-
-@dataclass(frozen=True)
-class Assistants:
-    """Processes that were forked for this worker before it loaded anything."""
-
+    # Processes that were forked for this worker before it loaded anything.
     helper: HelperProcess | None = None
     """Draws micro-batches ahead of time, where that can take long."""
     witness: Witness | None = None
     """Computes micro-batches again, for the probe."""
 
 
-def build_trainer(
-    recipe: Recipe,
-    context: WorkerContext,
-    settings: TrainSettings,
-    memory: Memory,
-    assistants: Assistants | None = None,
-) -> Trainer:
+def build_trainer(context: WorkerContext, samples_sha256: str = "") -> Trainer:
     """All workers: build the parts, and go on from the newest snapshot, if any.
 
+    `samples_sha256` is that of the samples that the run began with; empty: not known.
     Raises DataError, RecipeError, OwnCodeError, PlacementError.
     """
+    setup, recipe = context.setup, context.recipe
     topology, heartbeat, start = context.topology, context.heartbeat, time.monotonic()
-    assistants = assistants or Assistants()
     components = load_and_build(
-        recipe, context.user_code, settings.max_steps, context.device, heartbeat.enter
+        recipe, context.user_code, setup.max_steps, context.device, heartbeat.enter
     )
     seconds = time.monotonic() - start
+    flat = components.flat
     # The supervisor completes files of weights with them; snapshots leave them out.
-    if topology.is_leader and memory.constants is not None:
-        frozen.write(memory.constants, components.flat.constants)
-    balancer = _balancer(recipe, settings, topology.workers)
+    if topology.is_leader and "constants" in context.fds:
+        frozen.write(context.fds["constants"], flat.constants)
+    balancer = _balancer(setup, recipe.micro_batches, topology.workers)
     heartbeat.enter(MEETING)
-    exchange = context.connect(components.flat, balancer.owned)
+    exchange = context.connect(flat, balancer.owned)
     # Before parameters are shared: afterwards a difference would be hidden.
-    conditions = _check_startup(recipe, settings, topology.rank, components, exchange)
-    replica = _replica(recipe, components, exchange, heartbeat)
-    samples = _samples(recipe, context, components, assistants.helper)
-    probe = None
-    if settings.probe and names(recipe):
-        # The witness must load and build, too, beside workers that already compute.
-        timeout, witness = settings.witness_timeout + 3 * seconds, assistants.witness
-        probe = _probe(recipe, context, components, samples, exchange, witness, timeout)
+    check = startup.StartupCheck(recipe, topology.rank, exchange)
+    sha256 = check.check_data(components.data)
+    startup.check_resumed(samples_sha256, sha256)
+    check.check_model(components.model)
+    replica = _replica(context, components, exchange)
+    samples = _samples(context, components)
     trainer = Trainer(
         recipe=recipe,
         topology=topology,
         report=context.report if topology.is_leader else lambda _: None,
         samples=samples,
         replica=replica,
-        ownership=_ownership(settings, topology.rank, balancer, exchange),
-        evaluator=_evaluator(recipe, context, components, exchange),
-        probe=probe,
-        monitor=_monitor(recipe, context, settings.profile, components, exchange),
-        cadence=Cadence(heartbeat, settings.snapshot_seconds),
-        snapshots=Snapshots(
-            memory.snapshots, components.flat.layout, topology.local_workers
+        ownership=Ownership(
+            topology.rank,
+            exchange,
+            balancer,
+            is_random=setup.balance == "random",
+            micro_batches=balancer.owned[topology.rank],
         ),
-        progress=Progress(counts=components.flat.counts),
-        conditions=conditions,
+        evaluator=_evaluator(context, components, exchange),
+        probe=_probe(context, components, samples, exchange, seconds),
+        monitor=_monitor(context, components, exchange),
+        cadence=Cadence(heartbeat, setup.snapshot_seconds),
+        snapshots=Snapshots(
+            context.fds["snapshots"], flat.layout, topology.local_workers
+        ),
+        progress=Progress(counts=flat.counts),
+        conditions=startup.conditions(recipe, sha256),
     )
     trainer.restore()
     if components.unused and trainer.progress.step == 0:
@@ -169,72 +138,48 @@ def build_trainer(
     return trainer
 
 
-def build_evaluator(
-    recipe: Recipe, context: WorkerContext, split: str, model_file: Path
-) -> Evaluator:
+def build_evaluator(context: WorkerContext, split: str, model_file: Path) -> Evaluator:
     """All workers: load the data, and the weights of a model file, to evaluate them.
 
     Raises DataError, OwnCodeError, RunError.
     """
-    heartbeat = context.heartbeat
-    trained = load_trained(
-        recipe, context.user_code, split, model_file, context.device, heartbeat.enter
+    heartbeat, workers = context.heartbeat, context.topology.workers
+    parts = load_trained(
+        context.recipe,
+        context.user_code,
+        split,
+        model_file,
+        context.device,
+        heartbeat.enter,
     )
     heartbeat.enter(MEETING)
-    workers = context.topology.workers
-    exchange = context.connect(Flat(trained.model), shares(workers, workers))
-    return _evaluator(recipe, context, trained, exchange)
+    exchange = context.connect(Flat(parts.model), shares(workers, workers))
+    return _evaluator(context, parts, exchange)
 
 
-def _check_startup(
-    recipe: Recipe,
-    settings: TrainSettings,
-    rank: int,
-    components: Components,
-    exchange: Exchange,
-) -> dict[str, str]:
-    """All workers: check that they have the same data and model.
-
-    Returns the conditions that the run keeps, for a later resume.
-    """
-    check = startup.StartupCheck(recipe, rank, exchange)
-    samples = check.check_data(components.data)
-    startup.check_resumed(settings.samples, samples)
-    check.check_model(components.model)
-    return startup.conditions(recipe, samples)
-
-
-def _balancer(recipe: Recipe, settings: TrainSettings, workers: int) -> Balancer:
-    owned = shares(recipe.micro_batches, workers)
+def _balancer(setup: Setup, micro_batches: int, workers: int) -> Balancer:
+    owned = shares(micro_batches, workers)
     # A fixed balance was given for another number of workers if some have left since.
-    if isinstance(settings.balance, list) and len(settings.balance) == workers:
-        owned = contiguous(settings.balance)
+    if isinstance(setup.balance, list) and len(setup.balance) == workers:
+        owned = contiguous(setup.balance)
     return Balancer(
-        recipe.micro_batches,
+        micro_batches,
         owned,
-        is_live=settings.balance == "auto" and workers > 1,
-        drop_stragglers_below=settings.drop_stragglers_below,
+        is_live=setup.balance == "auto" and workers > 1,
+        drop_stragglers_below=setup.drop_stragglers_below,
     )
-
-
-def _ownership(
-    settings: TrainSettings, rank: int, balancer: Balancer, exchange: Exchange
-) -> Ownership:
-    is_random = settings.balance == "random"
-    return Ownership(rank, exchange, balancer, is_random, balancer.owned[rank])
 
 
 def _replica(
-    recipe: Recipe, components: Components, exchange: Exchange, heartbeat: Heartbeat
+    context: WorkerContext, components: Components, exchange: Exchange
 ) -> Replica:
     """All workers: bind the model to the exchange, and the optimizer to its slice."""
-    objective = components.objective(recipe)
+    recipe, flat, objective = context.recipe, components.flat, components.objective()
     # Every pass uses each layer of a built-in family once, so gradients may be sent
     # while others are computed. The user's own model may branch.
     attached = exchange.attach(objective, overlap="model" not in names(recipe))
-    flat = components.flat
     if recipe.compile:
-        heartbeat.enter(COMPILING)
+        context.heartbeat.enter(COMPILING)
         compiling.prepare(objective, components.data, components.plan, flat)
     optimizer = SliceOptimizer(
         recipe.optimizer,
@@ -246,65 +191,47 @@ def _replica(
     return Replica(components.model, attached, flat, exchange, optimizer, averages)
 
 
-def _samples(
-    recipe: Recipe,
-    context: WorkerContext,
-    components: Components,
-    helper: HelperProcess | None,
-) -> Samples:
+def _samples(context: WorkerContext, components: Components) -> Samples:
     data, plan = components.data, components.plan
     message = Prefetching(worker=context.topology.rank)
-    source = MicroBatches(data, plan, bool(names(recipe)))
-    prefetcher = Prefetcher(source, helper, partial(context.report, message))
+    source = MicroBatches(data, plan, bool(names(context.recipe)))
+    prefetcher = Prefetcher(source, context.helper, partial(context.report, message))
     return Samples(data, plan, prefetcher, context.device)
 
 
 def _evaluator(
-    recipe: Recipe,
-    context: WorkerContext,
-    parts: Components | TrainedModel,
-    exchange: Exchange,
+    context: WorkerContext, parts: ModelAndData, exchange: Exchange
 ) -> Evaluator:
-    return Evaluator(
-        parts.model,
-        recipe,
-        parts.data,
-        context.topology.rank,
-        exchange,
-        context.heartbeat,
-        context.device,
-        parts.loss,
-    )
+    rank = context.topology.rank
+    return Evaluator(parts, rank, exchange, context.heartbeat, context.device)
 
 
 def _probe(
-    recipe: Recipe,
     context: WorkerContext,
     components: Components,
     samples: Samples,
     exchange: Exchange,
-    witness: Witness | None,
-    timeout: float,
-) -> Probe:
+    build_seconds: float,
+) -> Probe | None:
+    """Return the probe of user code; built-in code needs none."""
+    if not context.setup.probe or not names(context.recipe):
+        return None
     report, rank = context.report, context.topology.rank
     return Probe(
-        components.replay(recipe, samples.prefetcher.replay, context.device),
+        components.replay(samples.prefetcher.replay, context.device),
         exchange,
         exchange.parameters,
         rank,
         context.heartbeat,
         lambda text: report(WorkerWarning(worker=rank, text=text)),
-        witness,
-        timeout,
+        context.witness,
+        # The witness must load and build, too, beside workers that already compute.
+        context.setup.hang_timeout + 3 * build_seconds,
     )
 
 
 def _monitor(
-    recipe: Recipe,
-    context: WorkerContext,
-    profile: int,
-    components: Components,
-    exchange: Exchange,
+    context: WorkerContext, components: Components, exchange: Exchange
 ) -> StepMonitor:
     plan = components.plan
     metrics = MetricsBuffer(
@@ -315,11 +242,11 @@ def _monitor(
         num_cells(components.data.own_metrics),
     )
     return StepMonitor(
-        _clock(context, profile),
+        _clock(context),
         context.heartbeat,
         context.faults,
         metrics,
-        _mutation_check(recipe, components),
+        _mutation_check(context.recipe, components),
         exchange,
         context.device,
     )
@@ -333,12 +260,12 @@ def _mutation_check(recipe: Recipe, components: Components) -> MutationCheck | N
     return MutationCheck(components.model, components.flat, title(name, "model"))
 
 
-def _clock(context: WorkerContext, profile: int) -> Clock:
-    if not profile:
+def _clock(context: WorkerContext) -> Clock:
+    if not context.setup.profile:
         return Clock()
     report, rank = context.report, context.topology.rank
     return Tracer(
-        profile,
+        context.setup.profile,
         lambda spans: report(Traced(worker=rank, spans=spans)),
         context.device.finish,
     )

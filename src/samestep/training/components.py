@@ -9,6 +9,7 @@ from torch import nn
 
 from samestep import models
 from samestep.config.data import MnistData, TextData
+from samestep.config.model import LossRecipe
 from samestep.config.recipe import Recipe
 from samestep.core.plan import Plan, derive_seed
 from samestep.data import dataset
@@ -34,44 +35,39 @@ Loss = Callable[..., Any]
 
 
 @dataclass(frozen=True)
-class Components:
-    """What a recipe says to compute."""
+class ModelAndData:
+    """What a recipe says to evaluate."""
 
+    recipe: Recipe
     data: dataset.Dataset
-    plan: Plan
     model: nn.Module
     loss: Loss | None
     """The loss function if it is the user's own."""
+
+    def objective(self, loss: LossRecipe | None = None) -> Objective:
+        """Return the model together with the recipe's loss, or another `loss`."""
+        return Objective(
+            self.model,
+            loss or self.recipe.loss,
+            self.loss,
+            self.data.own_metrics,
+            self.recipe.precision,
+            targets_per_sample=self.data.tokens_per_sample,
+        )
+
+
+@dataclass(frozen=True)
+class Components(ModelAndData):
+    """What a recipe says to compute."""
+
+    plan: Plan
     flat: Flat
     unused: tuple[str, ...]
     """Trained parameters that had no gradient in the dry run."""
 
-    def objective(self, recipe: Recipe) -> Objective:
-        """Return the model together with its loss."""
-        return Objective(
-            self.model,
-            recipe.loss,
-            self.loss,
-            self.data.own_metrics,
-            recipe.precision,
-            targets_per_sample=self.data.tokens_per_sample,
-        )
-
-    def replay(
-        self, recipe: Recipe, draw: Callable[[int, int], Drawn], device: Device
-    ) -> Replay:
+    def replay(self, draw: Callable[[int, int], Drawn], device: Device) -> Replay:
         """Return what computes micro-batches outside of the training."""
-        return Replay(draw, self.objective(recipe), self.flat, recipe.seed, device)
-
-
-@dataclass(frozen=True)
-class TrainedModel:
-    """A trained model and the data to evaluate it on."""
-
-    data: dataset.Dataset
-    model: nn.Module
-    loss: Loss | None
-    """The loss function if it is the user's own."""
+        return Replay(draw, self.objective(), self.flat, self.recipe.seed, device)
 
 
 def load_and_build(
@@ -98,7 +94,7 @@ def load_and_build(
     _check_stopping(recipe, data)
     # Moved first: the vectors are on the device of the parameters.
     flat = _flat(recipe, device.move(model), findings.constant_buffers)
-    return Components(data, plan, model, loss, flat, findings.unused)
+    return Components(recipe, data, model, loss, plan, flat, findings.unused)
 
 
 def load_trained(
@@ -108,7 +104,7 @@ def load_trained(
     model_file: Path,
     device: Device,
     enter: Callable[[int], None] = lambda _: None,
-) -> TrainedModel:
+) -> ModelAndData:
     """Load the data and the weights of a model file, to evaluate them on a split.
 
     Raises DataError, OwnCodeError, RunError.
@@ -125,7 +121,7 @@ def load_trained(
     if names(recipe):
         metrics = dry_run.run(recipe, data, model, loss).metrics
     data = replace(data, own_metrics=metrics)
-    return TrainedModel(data, device.move(model), loss)
+    return ModelAndData(recipe, data, device.move(model), loss)
 
 
 def load_data(
@@ -165,7 +161,7 @@ def load_replay(
     """
     components = load_and_build(recipe, user_code, max_steps, device)
     source = MicroBatches(components.data, components.plan, has_user_code=True)
-    return components.replay(recipe, source.draw, device)
+    return components.replay(source.draw, device)
 
 
 def _dry_run(

@@ -1,27 +1,26 @@
 """Evaluation: every sample exactly once, the same bits at any number of workers."""
 
 import contextlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import Module, functional
 
 from samestep.config.model import CrossEntropy
-from samestep.config.recipe import Recipe
 from samestep.core.metric import COUNTED, num_cells
 from samestep.core.ownership import shares
 from samestep.core.plan import derive_seed
-from samestep.core.tree_sum import tree_sum
+from samestep.core.tree import tree_sum
 from samestep.data import pytree
-from samestep.data.dataset import Dataset
 from samestep.errors import DataError
 from samestep.exchange import Exchange
 from samestep.models.device import Device
-from samestep.models.objective import Objective, ignored_label, outputs
+from samestep.models.objective import ignored_label, outputs
 from samestep.system.heartbeat import Heartbeat
+from samestep.system.json_values import JsonObject
+from samestep.training.components import ModelAndData
 from samestep.training.metrics import MetricSums
 from samestep.user_code import seeding
 
@@ -31,42 +30,17 @@ MAX_WORST = 12
 
 
 @dataclass(frozen=True)
-class InspectedSample:
-    """The answer of a classifier for one sample."""
-
-    index: int
-    """The sample's place in its split."""
-    target: int
-    predicted: int
-    loss: float
-
-
-@dataclass(frozen=True)
-class Inspection:
-    """How a classifier answers for the single samples of a split."""
-
-    confusion: list[list[int]]
-    """Counts by [true class][answer]."""
-    worst: list[InspectedSample]
-    """The samples with the highest losses, the highest first."""
-
-
-@dataclass(frozen=True)
 class Evaluator:
     """Measure a model on the splits of its data; all workers take part.
 
     A split is cut into batches; a worker computes a contiguous share of them.
     """
 
-    model: Module
-    recipe: Recipe
-    data: Dataset
+    parts: ModelAndData
     rank: int
     exchange: Exchange
     heartbeat: Heartbeat
-    device: Device = field(default_factory=Device)
-    loss: Callable[..., Any] | None = None
-    """The loss function if it is the user's own."""
+    device: Device
 
     @torch.no_grad()  # not in inference mode: a model may ask for gradients
     def evaluate(self, name: str) -> MetricSums:
@@ -76,47 +50,44 @@ class Evaluator:
         DataError if the loss counts targets and none counts.
         """
         # Label smoothing belongs to training; without it losses are comparable.
-        loss, split = self.recipe.loss, self.data.splits[name]
+        loss, data = self.parts.recipe.loss, self.parts.data
         if isinstance(loss, CrossEntropy):
             loss = CrossEntropy(ignore_index=loss.ignore_index)
-        metrics, precision = self.data.own_metrics, self.recipe.precision
-        objective = Objective(
-            self.model,
-            loss,
-            self.loss,
-            metrics,
-            precision,
-            targets_per_sample=self.data.tokens_per_sample,
-        )
-        shape = 1 + num_cells(metrics), self._num_batches(name)
+        objective, split = self.parts.objective(loss), data.splits[name]
+        shape = 1 + num_cells(data.own_metrics), self._num_batches(name)
         cells = torch.zeros(shape, dtype=torch.float64)
-        with evaluating(self.model):
+        with evaluating(self.parts.model):
             for index, samples in self._own_batches(name):
                 cells[0, index], cells[1:, index] = objective(
                     *self.device.to_device(*split.gather(samples))
                 )
         self.heartbeat.at_barrier()
         total, *measured = tree_sum(self.exchange.merge(cells)).tolist()
-        if COUNTED in metrics and not measured[1]:
+        if COUNTED in data.own_metrics and not measured[1]:
             raise DataError(
                 f"No target of the split `{name}` counts: all are ignored, so there is "
                 "no loss. Hold out other samples, or none."
             )
-        return MetricSums(total, measured, len(split) * self.data.targets_per_sample)
+        return MetricSums(total, measured, len(split) * data.targets_per_sample)
 
     @torch.no_grad()  # not in inference mode: a model may ask for gradients
-    def inspect(self, name: str) -> Inspection:
-        """All workers: list how a classifier answers for single samples of a split."""
-        split, classes = self.data.splits[name], self.data.outputs
-        ignored = ignored_label(self.recipe.loss)
+    def inspect(self, name: str) -> JsonObject:
+        """All workers: list how a classifier answers for single samples of a split.
+
+        `confusion` counts samples by [true class][answer]; `worst` are those with the
+        highest losses, the highest first.
+        """
+        model, recipe = self.parts.model, self.parts.recipe
+        split, classes = self.parts.data.splits[name], self.parts.data.outputs
+        ignored = ignored_label(recipe.loss)
         device = self.device.target
         cells = torch.zeros(3, len(split), dtype=torch.float64)
-        with evaluating(self.model):
+        with evaluating(model):
             for _, samples in self._own_batches(name):
                 inputs, targets = split.gather(samples)
                 inputs = pytree.apply(lambda tensor: tensor.to(device), inputs)
                 targets = targets.to(device)
-                logits = outputs(self.model, inputs, self.recipe.precision)
+                logits = outputs(model, inputs, recipe.precision)
                 losses = functional.cross_entropy(
                     logits, targets, reduction="none", ignore_index=ignored
                 )
@@ -128,18 +99,20 @@ class Evaluator:
         return _summarise(cells, classes, ignored)
 
     def _num_batches(self, name: str) -> int:
-        return -(-len(self.data.splits[name]) // self.recipe.evaluation_batch)
+        batch = self.parts.recipe.evaluation_batch
+        return -(-len(self.parts.data.splits[name]) // batch)
 
     def _own_batches(self, name: str) -> Iterator[tuple[int, Tensor]]:
         """Yield the number and the samples of each of this worker's batches.
 
         Seeds the generators for each batch: a model may draw in evaluation, too.
         """
-        batch, size = self.recipe.evaluation_batch, len(self.data.splits[name])
+        recipe, size = self.parts.recipe, len(self.parts.data.splits[name])
+        batch = recipe.evaluation_batch
         owned = shares(self._num_batches(name), self.exchange.workers)[self.rank]
         for index in range(*owned):
             self.heartbeat.beat()
-            seed = derive_seed(self.recipe.seed, "evaluation", name, index)
+            seed = derive_seed(recipe.seed, "evaluation", name, index)
             seeding.seed(seed)
             self.device.seed(seed)
             yield index, torch.arange(index * batch, min((index + 1) * batch, size))
@@ -161,7 +134,7 @@ def evaluating(model: Module) -> Iterator[None]:
             module.training = mode
 
 
-def _summarise(cells: Tensor, classes: int, ignored: int) -> Inspection:
+def _summarise(cells: Tensor, classes: int, ignored: int) -> JsonObject:
     """Summarise cells [3, n], float64: target, answer and loss of each sample."""
     (numbers,) = (cells[0] != ignored).nonzero(as_tuple=True)
     targets, answers = cells[:2, numbers].long()
@@ -169,9 +142,12 @@ def _summarise(cells: Tensor, classes: int, ignored: int) -> Inspection:
     counts = torch.bincount(targets * classes + answers, minlength=classes**2)
     worst = losses.argsort(descending=True, stable=True)[:MAX_WORST]
     samples = [
-        InspectedSample(
-            int(numbers[i]), int(targets[i]), int(answers[i]), losses[i].item()
-        )
+        {
+            "index": int(numbers[i]),
+            "target": int(targets[i]),
+            "predicted": int(answers[i]),
+            "loss": losses[i].item(),
+        }
         for i in worst.tolist()
     ]
-    return Inspection(counts.view(classes, -1).tolist(), samples)
+    return {"confusion": counts.view(classes, -1).tolist(), "worst": samples}

@@ -11,7 +11,6 @@ SIGKILL. The process imports torch, starts no thread and does not initialise CUD
 makes the forks safe.
 """
 
-import array
 import contextlib
 import gc
 import importlib
@@ -22,7 +21,6 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Iterator
 
 from samestep.system.signals import end_alone, end_with
 
@@ -91,12 +89,11 @@ class ForkServer:
 
     def _read(self) -> bool:
         """Carry out what has arrived; return False at the end of the channel."""
-        room = socket.CMSG_SPACE(MAX_FDS * 4)
         try:
-            data, ancillary, _, _ = self._channel.recvmsg(1 << 16, room)
+            data, fds, _, _ = socket.recv_fds(self._channel, 1 << 16, MAX_FDS)
         except ConnectionResetError:  # it left without reading what we had sent
             return False
-        self._fds += _descriptors(ancillary)
+        self._fds += fds
         self._buffer += data
         *lines, self._buffer = self._buffer.split(b"\n")
         for line in lines:
@@ -146,7 +143,10 @@ class ForkServer:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             for own in (self._channel, self._wakeup_in, self._wakeup_out):
                 own.close()
-            _redirect(fds.pop("log"))
+            log = fds.pop("log")  # also for what native libraries print
+            os.dup2(log, 1)
+            os.dup2(log, 2)
+            os.close(log)
             os.environ.update(env)
             code = worker.main(fds)
         except BaseException:
@@ -184,21 +184,6 @@ def _failure_of(pid: int) -> str:
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     return f"CUDA does not answer within {GPU_SECONDS:.0f} s"
-
-
-def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> Iterator[int]:
-    for level, kind, data in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            fds = array.array("i")
-            fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
-            yield from fds
-
-
-def _redirect(output: int) -> None:
-    """Send what the worker and native libraries print into its log."""
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    os.close(output)
 
 
 if __name__ == "__main__":

@@ -13,13 +13,14 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import torch
+from torch import Tensor
 
 from samestep.errors import WorkerLate
 from samestep.messages.job import MeasurementJob
 from samestep.messages.training import Measured, Ready
 from samestep.system.heartbeat import Heartbeat
 from samestep.training.cadence import Cadence, Decision
-from samestep.training.timing import PHASES, by_phase
+from samestep.training.timing import by_phase
 from samestep.training.train import train_epoch
 from samestep.training.trainer import Report, Trainer
 
@@ -50,13 +51,26 @@ class Gate:
         self._stages = memoryview(mmap.mmap(fd, 0)).cast("q")
         self._rank = rank
 
-    def reach(self, stage: int) -> None:
-        """Record that this worker has reached a stage."""
-        self._stages[self._rank] = stage
+    def reach(self, stage: int, timeout: float) -> Callable[[], bool]:
+        """Record a stage; return a function that returns whether all have reached it.
 
-    def all_at(self, stage: int) -> bool:
-        """Return whether all workers have reached a stage."""
-        return min(self._stages) >= stage
+        After `timeout` seconds that raises WorkerLate while one has not.
+        """
+        self._stages[self._rank] = stage
+        end = time.monotonic() + timeout
+
+        def have_all_reached() -> bool:
+            if min(self._stages) >= stage:
+                return True
+            if time.monotonic() > end:
+                raise WorkerLate(
+                    "Independent workers must keep up with each other within "
+                    f"{timeout:g} s; one did not. Is the machine busy with something "
+                    "else?"
+                )
+            return False
+
+        return have_all_reached
 
 
 @dataclass
@@ -78,44 +92,25 @@ class TimedCadence(Cadence):
 class Measurement:
     """What one worker measured in some steps."""
 
+    phases: Tensor
+    """Seconds by phase of each worker, float64 [workers, phases]."""
     steps: int = 0
     samples: int = 0
     seconds: float = 0.0
     """Seconds as in the `train_seconds` of a run."""
-    workers: list[dict[str, float]] = field(default_factory=list)
-    """Seconds by phase, of each worker."""
     step_seconds: list[float] = field(default_factory=list)
-
-    def add_phases(self, workers: list[dict[str, float]]) -> None:
-        """Add the seconds by phase of more steps."""
-        before = self.workers or [dict.fromkeys(PHASES, 0.0) for _ in workers]
-        self.workers = [
-            {phase: old[phase] + seconds for phase, seconds in new.items()}
-            for old, new in zip(before, workers, strict=True)
-        ]
 
 
 def measure(
-    trainer: Trainer, times: StepTimes, report: Report, job: MeasurementJob
-) -> None:
-    """All workers of a group: warm up, then train for `job.seconds` and report."""
-    trainer.report = lambda _: None
-    report(Ready())
-    train_until(trainer, times, seconds_passed(job.warm_up))
-    measurement = train_until(trainer, times, seconds_passed(job.seconds))
-    if trainer.topology.is_leader:
-        report(_measured(trainer, measurement))
-
-
-def measure_alone(
     trainer: Trainer,
     times: StepTimes,
     report: Report,
     job: MeasurementJob,
-    gate: Gate,
+    gate: Gate | None = None,
 ) -> None:
-    """Measure the only worker of its group, beside others of the same kind.
+    """All workers of a group: warm up, then train for `job.seconds` and report.
 
+    With a `gate` this is the only worker of its group, beside others of the same kind.
     All train until everyone has warmed up, and go on until everyone has measured, so
     each of them is measured while all others compute, too.
     """
@@ -123,12 +118,13 @@ def measure_alone(
     report(Ready())
     timeout = job.setup.hang_timeout
     train_until(trainer, times, seconds_passed(job.warm_up))
-    gate.reach(WARM)
-    train_until(trainer, times, eventually(lambda: gate.all_at(WARM), timeout), 1)
+    if gate is not None:
+        train_until(trainer, times, gate.reach(WARM, timeout), 1)
     measurement = train_until(trainer, times, seconds_passed(job.seconds))
-    gate.reach(DONE)
-    train_until(trainer, times, eventually(lambda: gate.all_at(DONE), timeout), 1)
-    report(_measured(trainer, measurement))
+    if gate is not None:
+        train_until(trainer, times, gate.reach(DONE, timeout), 1)
+    if trainer.topology.is_leader:
+        report(_measured(trainer, measurement))
 
 
 def train_until(
@@ -143,9 +139,8 @@ def train_until(
     """
     trainer.cadence = TimedCadence(times, 0.0, over=over, max_steps=max_steps)
     progress, plan = trainer.progress, trainer.samples.plan
-    stopwatch = trainer.monitor.stopwatch
-    stopwatch.take_epoch()
-    measurement, stop = Measurement(), False
+    phases = torch.zeros_like(trainer.monitor.epoch_times.take().seconds)
+    measurement, stop = Measurement(phases), False
     per_sample = trainer.samples.data.targets_per_sample
     while not stop:
         progress.step %= trainer.recipe.epochs * plan.steps_per_epoch
@@ -159,10 +154,12 @@ def train_until(
         measurement.samples += (progress.epoch.targets - targets) // per_sample
         measurement.step_seconds += [b - a for a, b in pairwise(times.began)]
         if record:
-            measurement.add_phases(record.times.workers)
+            measurement.phases += torch.tensor(
+                [list(worker.values()) for worker in record.times.workers],
+                dtype=torch.float64,
+            )
             progress.begin_epoch()
-    rest = stopwatch.take_epoch().seconds
-    measurement.add_phases([by_phase(row) for row in rest])
+    measurement.phases += trainer.monitor.epoch_times.take().seconds
     return measurement
 
 
@@ -170,26 +167,6 @@ def seconds_passed(seconds: float) -> Callable[[], bool]:
     """Return a function that returns whether `seconds` have passed since this call."""
     end = time.monotonic() + seconds
     return lambda: time.monotonic() >= end
-
-
-def eventually(condition: Callable[[], bool], timeout: float) -> Callable[[], bool]:
-    """Return a function that calls `condition`, for at most `timeout` seconds.
-
-    Later it raises WorkerLate while the condition does not hold.
-    """
-    end = time.monotonic() + timeout
-
-    def check() -> bool:
-        if condition():
-            return True
-        if time.monotonic() > end:
-            raise WorkerLate(
-                f"Independent workers must keep up with each other within {timeout:g} "
-                "s; one did not. Is the machine busy with something else?"
-            )
-        return False
-
-    return check
 
 
 def _measured(trainer: Trainer, measurement: Measurement) -> Measured:
@@ -200,7 +177,7 @@ def _measured(trainer: Trainer, measurement: Measurement) -> Measured:
         samples=measurement.samples,
         seconds=measurement.seconds,
         step_seconds_sd=statistics.stdev(times) if len(times) > 1 else 0.0,
-        workers=measurement.workers,
+        workers=[by_phase(row) for row in measurement.phases],
         bytes_per_step=exchange.bytes_per_step,
         gradient_bytes=flat.dtype.itemsize * flat.size,
         add_seconds=adding_seconds(flat.size, flat.dtype),

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from samestep.core.metric import COUNTED, Metric
 from samestep.core.topology import Topology
-from samestep.core.tree_sum import tree_sum
+from samestep.core.tree import tree_sum
 from samestep.errors import NonFiniteLoss
 from samestep.exchange import Exchange
 from samestep.training import cadence

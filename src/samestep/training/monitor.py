@@ -16,7 +16,6 @@ from samestep.system.fault_injection import Faults
 from samestep.system.heartbeat import Heartbeat
 from samestep.training.cadence import Decision
 from samestep.training.metrics import MetricsBuffer, MetricSums
-from samestep.training.progress import Stopwatch
 from samestep.training.timing import Clock, Times
 from samestep.verification.mutation_check import MutationCheck
 
@@ -42,7 +41,10 @@ class StepMonitor:
         """Keep the instruments; `mutation_check` is None for built-in models."""
         self.clock, self.heartbeat, self.faults = clock, heartbeat, faults
         self.metrics, self.mutation_check = metrics, mutation_check
-        self.stopwatch = Stopwatch(exchange.workers)
+        self.epoch_times = Times.zero(exchange.workers)
+        """The times of the steps since the last record of an epoch."""
+        self.logged_times = Times.zero(exchange.workers)
+        """And since the last record of some steps."""
         self._exchange, self._device = exchange, device
         self._step = self._row = 0
         self._arrived = 0.0
@@ -127,5 +129,6 @@ class StepMonitor:
         sums, times, decision = self.metrics.sync(phases, decision)
         times.bytes, self._bytes = self._bytes, 0
         times.network_bytes, self._network_bytes = self._network_bytes, 0
-        self.stopwatch.add(times)
+        self.epoch_times.add(times)
+        self.logged_times.add(times)
         return sums, times, decision

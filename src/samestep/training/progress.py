@@ -51,33 +51,6 @@ class Progress:
         self.phases = [0.0] * len(PHASES)
 
 
-@dataclass
-class Stopwatch:
-    """The times of the steps since the last records."""
-
-    workers: int
-    epoch: Times = field(init=False)
-    logged: Times = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.epoch, self.logged = Times.zero(self.workers), Times.zero(self.workers)
-
-    def add(self, times: Times) -> None:
-        """Add the times of more steps."""
-        self.epoch.add(times)
-        self.logged.add(times)
-
-    def take_epoch(self) -> Times:
-        """Return the times since the last call, for the record of an epoch."""
-        taken, self.epoch = self.epoch, Times.zero(self.workers)
-        return taken
-
-    def take_logged(self) -> Times:
-        """Return the times since the last call, for the record of some steps."""
-        taken, self.logged = self.logged, Times.zero(self.workers)
-        return taken
-
-
 def step_record(
     progress: Progress, epoch: int, lr: float, times: Times, data: Dataset
 ) -> StepRecord:

@@ -2,13 +2,12 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from samestep.core.span import Span
-from samestep.messages.training import TimeUse
+from samestep.messages.training import Span, TimeUse
 
 
 PHASES = (
@@ -51,6 +50,13 @@ class Times:
         self.waited_for += other.waited_for
         self.bytes += other.bytes
         self.network_bytes += other.network_bytes
+
+    def take(self) -> "Times":
+        """Return the times since the last call."""
+        taken, zero = replace(self), Times.zero(len(self.seconds))
+        self.seconds, self.waited_for = zero.seconds, zero.waited_for
+        self.bytes = self.network_bytes = 0
+        return taken
 
     def use(self) -> TimeUse:
         """Return what the records of steps and epochs have in common."""

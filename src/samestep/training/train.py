@@ -8,13 +8,12 @@ plan -> own micro-batches -> forward and backward of each -> partial gradients
 
 import resource
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from samestep.config.model import CustomLoss
-from samestep.core.balancer import Change
 from samestep.core.metric import COUNTED
 from samestep.core.ownership import lengths
 from samestep.messages.training import (
@@ -36,7 +35,7 @@ from samestep.training.cadence import Decision
 from samestep.training.metrics import MetricSums
 from samestep.training.progress import epoch_record, own_metrics, step_record
 from samestep.training.timing import PHASES, Times
-from samestep.training.trainer import Trainer
+from samestep.training.trainer import Trainer, steps_per_report
 from samestep.user_code.references import names
 from samestep.verification import replicas
 
@@ -107,7 +106,7 @@ def train_epoch(trainer: Trainer) -> tuple[Decision, EpochRecord | None]:
                 _save(trainer)
     if progress.step % num_steps:  # stopped within the epoch
         return decision, None
-    times = trainer.monitor.stopwatch.take_epoch()
+    times = trainer.monitor.epoch_times.take()
     faults_per_step = (_minor_faults() - faults) / (num_steps - start)
     data = trainer.samples.data
     return decision, epoch_record(progress, epoch, times, data, faults_per_step)
@@ -231,19 +230,8 @@ def _rebalance(trainer: Trainer, steps: int, times: Times, decision: Decision) -
         trainer.report(StragglerFound(step=step, **vars(straggler)))
     if decision.counts:
         change = ownership.adopt(decision.counts)
-        trainer.report(_rebalanced(step, change))
-
-
-def _rebalanced(step: int, change: Change) -> Rebalanced:
-    return Rebalanced(
-        step=step,
-        before=lengths(change.before),
-        after=lengths(change.after),
-        speeds_before=change.speeds_before,
-        speeds=change.speeds,
-        gain=change.gain,
-        cause=change.cause,
-    )
+        counts = {"before": lengths(change.before), "after": lengths(change.after)}
+        trainer.report(Rebalanced(step=step, **{**vars(change), **counts}))
 
 
 def _close_epoch(trainer: Trainer, record: EpochRecord) -> None:
@@ -299,7 +287,7 @@ def _inspect(trainer: Trainer, split: str) -> JsonObject:
     if isinstance(trainer.recipe.loss, CustomLoss):  # its outputs may be no logits
         return {}
     details = trainer.evaluator.inspect(split)
-    return {f"{split}_{key}": value for key, value in asdict(details).items()}
+    return {f"{split}_{key}": value for key, value in details.items()}
 
 
 def _report_start(trainer: Trainer) -> None:
@@ -322,7 +310,7 @@ def _report_steps(trainer: Trainer, epoch: int) -> None:
     """Report the steps since the last record."""
     progress, balancer = trainer.progress, trainer.ownership.balancer
     lr = trainer.learning_rate(progress.step - 1)
-    times = trainer.monitor.stopwatch.take_logged()
+    times = trainer.monitor.logged_times.take()
     record = step_record(progress, epoch, lr, times, trainer.samples.data)
     shares = lengths(balancer.owned)
     trainer.report(replace(record, speeds=balancer.speeds, shares=shares))
@@ -358,7 +346,7 @@ def _report_result(trainer: Trainer) -> None:
 
 def _is_logged(trainer: Trainer, steps_in_epoch: int) -> bool:
     return (
-        steps_in_epoch % trainer.steps_per_report == 0
+        steps_in_epoch % steps_per_report(trainer.samples.plan) == 0
         or steps_in_epoch == trainer.samples.plan.steps_per_epoch
     )
 

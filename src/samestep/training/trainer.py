@@ -161,11 +161,6 @@ class Trainer:
     conditions: dict[str, str]
     """Conditions that only workers observe (`system.conditions.FOUND_BY_WORKERS`)."""
 
-    @property
-    def steps_per_report(self) -> int:
-        """Optimizer steps between two step records."""
-        return steps_per_report(self.samples.plan)
-
     def learning_rate(self, step: int) -> float:
         """Return the learning rate of a step, counted from 0 over all epochs."""
         recipe, per_epoch = self.recipe, self.samples.plan.steps_per_epoch
@@ -197,7 +192,7 @@ class Trainer:
 
     def _saved_progress(self) -> Progress:
         """Return the progress with what is counted elsewhere between two snapshots."""
-        phases = self.monitor.stopwatch.epoch.seconds.mean(dim=0)
+        phases = self.monitor.epoch_times.seconds.mean(dim=0)
         phases += torch.tensor(self.progress.phases, dtype=torch.float64)
         counts = self.replica.flat.counts
         return replace(self.progress, counts=counts, phases=phases.tolist())

@@ -48,14 +48,7 @@ from samestep.system.fault_injection import Faults
 from samestep.system.heartbeat import Heartbeat
 from samestep.system.resources import resources
 from samestep.training import measure, train
-from samestep.training.build import (
-    Assistants,
-    Memory,
-    TrainSettings,
-    WorkerContext,
-    build_evaluator,
-    build_trainer,
-)
+from samestep.training.build import WorkerContext, build_evaluator, build_trainer
 from samestep.training.components import load_data, load_replay
 from samestep.training.progress import own_metrics
 from samestep.user_code.imports import user_frames
@@ -148,66 +141,48 @@ def run(
     job, setup = control.job, control.job.setup
     recipe = Recipe.from_dict(setup.recipe)
     _set_up(recipe)
-    user_code = _user_code(setup, fds.get("objects"))
-    # Both fork, which must come before anything starts a thread or loads data.
-    helper = _helper(recipe, job, user_code, fds)
-    witness = _witness(recipe, job, topology, fds, witness)
+    user_code, helper = _user_code(setup, fds.get("objects")), None
+    if isinstance(job, TrainingJob):
+        # Both fork, which must come before anything starts a thread or loads data.
+        helper = _helper(recipe, setup, user_code, fds)
+        witness = _witness(recipe, setup, topology, fds, witness)
     threads.check(recipe.threads)
     control.watch()
-    faults = Faults(
-        topology.rank,
-        setup.faults,
-        lambda fault: control.send(FaultInjected(**vars(fault))),
-    )
     context = WorkerContext(
+        setup=setup,
+        recipe=recipe,
         topology=topology,
+        fds=fds,
         connect=_connection(setup, recipe, topology, fds, store),
         report=control.send,
         heartbeat=heartbeat,
-        faults=faults,
+        faults=Faults(
+            topology.rank,
+            setup.faults,
+            lambda fault: control.send(FaultInjected(**vars(fault))),
+        ),
         user_code=user_code,
         device=Device.prepare(setup.device, topology.local_rank),
+        helper=helper,
+        witness=witness,
     )
     match job:
         case TrainingJob():
-            return _train(recipe, job, fds, context, Assistants(helper, witness))
+            return _train(job, context)
         case MeasurementJob(is_independent=True):
-            _measure_alone(recipe, job, fds, context)
+            _measure_alone(job, context)
         case MeasurementJob():
-            _measure(recipe, job, fds, context)
+            _measure(job, context)
         case EvaluationJob():
-            _evaluate(recipe, job, context)
+            _evaluate(job, context)
     return True
 
 
-def _train(
-    recipe: Recipe,
-    job: TrainingJob,
-    fds: dict[str, int],
-    context: WorkerContext,
-    assistants: Assistants,
-) -> bool:
+def _train(job: TrainingJob, context: WorkerContext) -> bool:
     context.faults.at("start", job.step)
-    settings = replace(
-        _settings(job.setup),
-        max_steps=job.max_steps,
-        samples=job.conditions.get("samples", ""),
-    )
-    memory = Memory(fds["snapshots"], fds.get("constants"))
-    trainer = build_trainer(recipe, context, settings, memory, assistants)
+    trainer = build_trainer(context, job.conditions.get("samples", ""))
     with _begun():
         return train.train(trainer)
-
-
-def _settings(setup: Setup) -> TrainSettings:
-    return TrainSettings(
-        snapshot_seconds=setup.snapshot_seconds,
-        balance=setup.balance,
-        drop_stragglers_below=setup.drop_stragglers_below,
-        profile=setup.profile,
-        probe=setup.probe,
-        witness_timeout=setup.hang_timeout,
-    )
 
 
 def _user_code(setup: Setup, objects: int | None) -> UserCode:
@@ -219,43 +194,39 @@ def _user_code(setup: Setup, objects: int | None) -> UserCode:
 
 
 def _helper(
-    recipe: Recipe, job: Job, user_code: UserCode, fds: dict[str, int]
+    recipe: Recipe, setup: Setup, user_code: UserCode, fds: dict[str, int]
 ) -> HelperProcess | None:
     """Fork the helper process, for data that may take long to draw."""
-    if not isinstance(job, TrainingJob) or not job.setup.prefetch:
+    if not setup.prefetch or not source_of(recipe.data).may_be_slow:
         return None
-    if not source_of(recipe.data).may_be_slow:
-        return None
-    unused = [fd for name, fd in fds.items() if name != "objects"]
-    has_user_code = bool(names(recipe))
-    max_steps = job.max_steps
 
     def load() -> MicroBatches:
-        return MicroBatches(*load_data(recipe, user_code, max_steps), has_user_code)
+        data, plan = load_data(recipe, user_code, setup.max_steps)
+        return MicroBatches(data, plan, bool(names(recipe)))
 
-    return HelperProcess.start(load, unused)
+    return HelperProcess.start(load, _unused(fds))
 
 
 def _witness(
     recipe: Recipe,
-    job: Job,
+    setup: Setup,
     topology: Topology,
     fds: dict[str, int],
     forked: Witness | None,
 ) -> Witness | None:
     """Fork the witness, in the first worker of a training with user code."""
-    is_probed = isinstance(job, TrainingJob) and job.setup.probe and names(recipe)
-    if not is_probed or topology.rank > 0:
+    if not setup.probe or not names(recipe) or topology.rank > 0:
         if forked is not None:
             forked.connection.close()  # which ends it
         return None
-    assert isinstance(job, TrainingJob)
-    unused = [fd for name, fd in fds.items() if name != "objects"]
-    witness = forked or Witness.start(build_replay, unused)
-    witness.begin(
-        ReplayJob(setup=job.setup, max_steps=job.max_steps, objects=fds.get("objects"))
-    )
+    witness = forked or Witness.start(build_replay, _unused(fds))
+    witness.begin(ReplayJob(setup=setup, objects=fds.get("objects")))
     return witness
+
+
+def _unused(fds: dict[str, int]) -> list[int]:
+    """Return the descriptors that a process forked for user code closes."""
+    return [fd for name, fd in fds.items() if name != "objects"]
 
 
 def build_replay(job: ReplayJob) -> Replay:
@@ -264,55 +235,51 @@ def build_replay(job: ReplayJob) -> Replay:
     recipe = Recipe.from_dict(setup.recipe)
     _set_up(recipe)
     user_code, device = _user_code(setup, job.objects), Device.prepare(setup.device, 0)
-    return load_replay(recipe, user_code, job.max_steps, device)
+    return load_replay(recipe, user_code, setup.max_steps, device)
 
 
-def _evaluate(recipe: Recipe, job: EvaluationJob, context: WorkerContext) -> None:
+def _evaluate(job: EvaluationJob, context: WorkerContext) -> None:
     """All workers: evaluate the weights of a model file on one split."""
-    evaluator = build_evaluator(recipe, context, job.split, Path(job.model_file))
-    sums, data = evaluator.evaluate(job.split), evaluator.data
+    evaluator = build_evaluator(context, job.split, Path(job.model_file))
+    sums, parts = evaluator.evaluate(job.split), evaluator.parts
     if context.topology.is_leader:
         context.report(
             Evaluated(
-                means=sums.means(data.metrics),
-                targets=round(sums.divisor(data.metrics)),
-                weights_sha256=fingerprint(evaluator.model.state_dict()),
-                own_metrics=own_metrics(data) or [],
+                means=sums.means(parts.data.metrics),
+                targets=round(sums.divisor(parts.data.metrics)),
+                weights_sha256=fingerprint(parts.model.state_dict()),
+                own_metrics=own_metrics(parts.data) or [],
             )
         )
 
 
-def _measure(
-    recipe: Recipe, job: MeasurementJob, fds: dict[str, int], context: WorkerContext
-) -> None:
+def _measure(job: MeasurementJob, context: WorkerContext) -> None:
     """All workers: train together for some seconds, and report the speed."""
-    times = measure.StepTimes(fds["board"], context.topology.local_rank)
-    context = replace(context, heartbeat=times)
-    memory = Memory(fds["snapshots"], fds.get("constants"))
-    trainer = build_trainer(recipe, context, _settings(job.setup), memory)
+    times = measure.StepTimes(context.fds["board"], context.topology.local_rank)
+    trainer = build_trainer(replace(context, heartbeat=times))
     measure.measure(trainer, times, context.report, job)
 
 
-def _measure_alone(
-    recipe: Recipe, job: MeasurementJob, fds: dict[str, int], context: WorkerContext
-) -> None:
+def _measure_alone(job: MeasurementJob, context: WorkerContext) -> None:
     """Measure a worker that trains alone, at the same time as others of its kind.
 
-    Each is a group of one worker, so it makes its own exchange and snapshots. `fds` are
-    those of all: the workers only agree on when to measure.
+    Each is a group of one worker, so it makes its own exchange and snapshots. The
+    descriptors are those of all: the workers only agree on when to measure.
     """
-    times = measure.StepTimes(fds["board"], context.topology.rank)
-    gate = measure.Gate(fds["snapshots"], context.topology.rank)
-    setup = job.setup
-    with resources(setup.exchange, 1) as (own_fds, port):
+    setup, recipe, rank = context.setup, context.recipe, context.topology.rank
+    times = measure.StepTimes(context.fds["board"], rank)
+    gate = measure.Gate(context.fds["snapshots"], rank)
+    with resources(setup.exchange, 1) as (fds, port):
         topology = Topology.on_one_node(0, 1, port)
-        seconds = setup.start_timeout
-        store = partial(tcp_store, topology, own_fds.get("store"), seconds)
-        connect = _connection(setup, recipe, topology, own_fds, store)
-        alone = replace(context, topology=topology, connect=connect, heartbeat=times)
-        memory = Memory(shared_memory.create())
-        trainer = build_trainer(recipe, alone, _settings(setup), memory)
-        measure.measure_alone(trainer, times, context.report, job, gate)
+        store = partial(tcp_store, topology, fds.get("store"), setup.start_timeout)
+        alone = replace(
+            context,
+            topology=topology,
+            fds={"snapshots": shared_memory.create()},
+            connect=_connection(setup, recipe, topology, fds, store),
+            heartbeat=times,
+        )
+        measure.measure(build_trainer(alone), times, context.report, job, gate)
 
 
 def _connection(

@@ -11,9 +11,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from samestep.config.placement import RENAMED, Placement
+from samestep.config.placement import Placement
 from samestep.config.recipe import Recipe, parse_override
-from samestep.config.renames import new_name
+from samestep.config.renames import PLACEMENT_NAMES, new_name, rename
 from samestep.errors import PlacementError, RecipeError, did_you_mean
 from samestep.user_code import references
 from samestep.user_code.references import NOTHING, Given
@@ -77,10 +77,11 @@ def recipe_of(
 def placement_of(placement: Placement | None, fields: Mapping[str, Any]) -> Placement:
     """Return the placement with these fields. Raises PlacementError."""
     before = placement.model_dump() if placement else {}
-    for old in RENAMED.keys() & fields.keys():  # an old name overrides the new one
-        before.pop(RENAMED[old], None)
     try:
+        fields = rename(fields, PLACEMENT_NAMES, warn=True)
         return Placement.model_validate({**before, **fields})
+    except RecipeError as error:  # a field under both names
+        raise PlacementError(str(error)) from None
     except ValidationError as error:
         first = error.errors()[0]
         name, known = str(first["loc"][0]), list(Placement.model_fields)
@@ -93,7 +94,7 @@ def placement_of(placement: Placement | None, fields: Mapping[str, Any]) -> Plac
 
 def requested(
     recipe: str | None, options: dict[str, Any]
-) -> tuple[Recipe, dict[str, str]]:
+) -> tuple[Recipe, dict[str, Any]]:
     """Return the recipe of `samestep train`, and the parts that options have named.
 
     Removes these options from `options`; those of the placement are left. Raises
@@ -103,9 +104,14 @@ def requested(
     fields["data.skip_bad"] = options.pop("skip_bad") or None
     overrides = dict(map(parse_override, options.pop("assignments")))
     overrides |= {name: v for name, v in fields.items() if v is not None}
-    given = {part: options.pop(part) for part in SECTIONS}
-    parts = {part: name for part, name in given.items() if name is not None}
+    parts = parts_of(options)
     return recipe_of(recipe, parts, overrides), parts
+
+
+def parts_of(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the parts that options have named, and remove these options."""
+    given = {part: options.pop(part) for part in SECTIONS}
+    return {part: name for part, name in given.items() if name is not None}
 
 
 def _with_arguments(
@@ -153,7 +159,7 @@ def split_fields(fields: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, A
     `lr` is short for `optimizer.lr`; two underscores stand for a dot. Raises
     RecipeError for a name that neither has.
     """
-    placed_names = Placement.model_fields.keys() | RENAMED
+    placed_names = Placement.model_fields.keys() | PLACEMENT_NAMES
     placed = {k: v for k, v in fields.items() if k in placed_names}
     rest = {
         ("optimizer.lr" if k == "lr" else k.replace("__", ".")): v

@@ -31,7 +31,7 @@ from samestep.data.augment import Mixed
 from samestep.data.prefetch import Drawn
 from samestep.data.pytree import Nested
 from samestep.errors import NotReproducible
-from samestep.exchange import Merger
+from samestep.exchange import Merger, gather_cells
 from samestep.messages import wire
 from samestep.messages.processes import ReplayJob, ReplayRequest, ReplayResult
 from samestep.models.device import Device
@@ -263,12 +263,12 @@ class Probe:
     def _compare(self, step: int, digests: Digests) -> None:
         """All workers: compare the digests. Raises NotReproducible."""
         # 48 bits of each digest fit exactly into a float64.
-        cells = torch.zeros(self.exchange.workers, len(digests), dtype=torch.float64)
-        cells[self.rank] = torch.tensor([int(d[:12], 16) for d in digests.values()])
-        self.exchange.merge(cells)
-        is_same = (cells == cells[0]).all(dim=0).tolist()
+        own = [int(digest[:12], 16) for digest in digests.values()]
+        by_name = zip(*gather_cells(self.exchange, self.rank, own), strict=True)
         differing = [
-            name for name, same in zip(digests, is_same, strict=True) if not same
+            name
+            for name, cells in zip(digests, by_name, strict=True)
+            if len(set(cells)) > 1
         ]
         if differing:
             raise NotReproducible(

@@ -4,12 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import safetensors.torch
-import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from samestep.errors import ReplicasDiffer, RunError
-from samestep.exchange import Merger
+from samestep.exchange import Merger, gather_cells
 from samestep.files import untrusted
 from samestep.optim.param_groups import listing
 from samestep.state.fingerprint import fingerprint
@@ -36,9 +35,8 @@ def common_fingerprint(
     """
     sha256 = fingerprint(model.state_dict())
     # One byte of the digest in each float64 cell, so that merging is exact.
-    every = torch.zeros(exchange.workers, 32, dtype=torch.float64)
-    every[rank] = torch.tensor(list(bytes.fromhex(sha256)), dtype=torch.float64)
-    digests = [bytes(map(int, row)).hex() for row in exchange.merge(every).tolist()]
+    every = gather_cells(exchange, rank, list(bytes.fromhex(sha256)))
+    digests = [bytes(map(int, row)).hex() for row in every]
     for worker, other in enumerate(digests):
         if other != digests[0]:
             raise ReplicasDiffer(

@@ -25,7 +25,7 @@ from samestep.errors import (
     ReplicasDiffer,
     SamestepError,
 )
-from samestep.exchange import Merger
+from samestep.exchange import Merger, gather_cells
 from samestep.state.fingerprint import fingerprint
 from samestep.user_code import seeding
 
@@ -59,16 +59,17 @@ class StartupCheck:
             )
             for name in SPLITS
         ]
-        every = self._gather([*map(float, sizes), *map(_cell, samples)])
-        for worker, cells in enumerate(every):
+        cells = [*sizes, *map(_cell, samples)]
+        every = gather_cells(self.exchange, self.rank, cells)
+        for worker, its in enumerate(every):
             for index, name in enumerate(SPLITS):
-                if cells[index] != every[0][index]:
+                if its[index] != every[0][index]:
                     raise self._data_error(
-                        f"The data of worker {worker} have {int(cells[index])} "
+                        f"The data of worker {worker} have {int(its[index])} "
                         f"{SPLIT_NAMES[name]} samples, those of worker 0 have "
                         f"{int(every[0][index])}"
                     )
-                if cells[len(SPLITS) + index] != every[0][len(SPLITS) + index]:
+                if its[len(SPLITS) + index] != every[0][len(SPLITS) + index]:
                     raise self._data_error(
                         f"Some {SPLIT_NAMES[name]} samples of worker {worker} are not "
                         "those that worker 0 has at the same index"
@@ -86,7 +87,8 @@ class StartupCheck:
         sums = [fingerprint({name: value}) for name, value in values.items()]
         names = hashlib.sha256("\n".join(values).encode()).hexdigest()
         whole = hashlib.sha256("".join(sums).encode()).hexdigest()
-        every = self._gather([_cell(names), _cell(whole)])
+        cells = [_cell(names), _cell(whole)]
+        every = gather_cells(self.exchange, self.rank, cells)
         for worker, (its_names, its_values) in enumerate(every):
             if its_names != every[0][0]:
                 raise self._model_error(
@@ -102,16 +104,9 @@ class StartupCheck:
 
     def _first_difference(self, names: list[str], sums: list[str], worker: int) -> str:
         """All workers: return the first name whose values differ from worker 0."""
-        every = self._gather(list(map(_cell, sums)))
+        every = gather_cells(self.exchange, self.rank, list(map(_cell, sums)))
         pairs = zip(every[worker], every[0], strict=True)
         return next(n for n, (a, b) in zip(names, pairs, strict=True) if a != b)
-
-    def _gather(self, cells: list[float]) -> list[list[float]]:
-        """All workers: return the cells of each worker [workers, cells]."""
-        every = torch.zeros(self.exchange.workers, len(cells), dtype=torch.float64)
-        every[self.rank] = torch.tensor(cells, dtype=torch.float64)
-        merged: list[list[float]] = self.exchange.merge(every).tolist()
-        return merged
 
     def _data_error(self, difference: str) -> SamestepError:
         if isinstance(self.recipe.data, CustomData):
@@ -181,6 +176,6 @@ def _values(model: nn.Module) -> dict[str, Tensor]:
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
-def _cell(sha256: str) -> float:
-    """Return the first BYTES of a digest as a float64."""
-    return float(int(sha256[: 2 * BYTES], 16))
+def _cell(sha256: str) -> int:
+    """Return the first BYTES of a digest as a number."""
+    return int(sha256[: 2 * BYTES], 16)
