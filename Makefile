@@ -36,8 +36,14 @@ docs: .venv/tested
 design-docx: .venv/tested
 	$(BIN)/python docs/design/to_word.py build/samestep-design.docx
 
+# The kernels of each are compiled with ziglang; those of macOS and Windows are untried.
+WHEELS := manylinux_2_17_x86_64 manylinux_2_17_aarch64 macosx_11_0_x86_64 \
+	macosx_11_0_arm64 win_amd64
+
 dist: .venv/tested
-	$(BIN)/python -m build --no-isolation
+	for platform in $(WHEELS); do \
+		SAMESTEP_WHEEL=$$platform $(BIN)/python -m build --no-isolation || exit 1; \
+	done
 	$(BIN)/pytest tests/test_distribution.py
 
 # Compile the kernels for this checkout, after a change of src/samestep/kernels/csrc.
@@ -64,7 +70,10 @@ newest:
 	.venv-newest/bin/pip install --quiet --upgrade --editable ".[dev]"
 	.venv-newest/bin/pytest --numprocesses auto
 
-.venv/installed: pyproject.toml constraints.txt
+KERNELS := $(wildcard src/samestep/kernels/csrc/*.[ch]) src/samestep/kernels/compiling.py
+
+# With a C compiler, or with that of the PyPI package ziglang, this compiles the kernels.
+.venv/installed: pyproject.toml constraints.txt hatch_build.py $(KERNELS)
 	$(PYTHON) -m venv .venv
 	$(PIP) --constraint constraints.txt --editable ".[report]"
 	touch $@

@@ -1,8 +1,8 @@
 """Compiles the kernels: `python -m samestep.kernels.compiling`.
 
 Needs nothing but the standard library, since the build backend (hatch_build.py) runs it
-too, before what samestep needs is installed. Each instruction set is
-one compilation of kernels.c; they run at the same time and are linked into one library.
+too, before what samestep needs is installed. Each instruction set is one compilation of
+kernels.c; they run at the same time and are linked into one library.
 """
 
 import argparse
@@ -44,29 +44,32 @@ def machine_compiler() -> list[str] | None:
     return None
 
 
-def zig_compiler(target: Target) -> list[str] | None:
-    """Return the command of the compiler in the PyPI package `ziglang`, if it is there.
+def zig_compiler(target: Target) -> list[str]:
+    """Return the command of the compiler in the PyPI package `ziglang`.
 
-    It compiles for any target on any machine.
+    It compiles for any target on any machine. Raises KernelError if it is not there.
     """
     if importlib.util.find_spec("ziglang") is None:
-        return None
+        raise KernelError(
+            "The kernels need a C compiler, and there is none: install gcc or clang "
+            "(Debian: apt install gcc libc6-dev), or `pip install ziglang`."
+        )
     return [sys.executable, "-m", "ziglang", "cc", "-target", target.zig]
 
 
-def compiler_for(target: Target | None = None) -> list[str]:
-    """Return the command for a target, by default this machine's own compiler.
+def find_compiler() -> list[str]:
+    """Return the command of a compiler for this machine; raise KernelError if none."""
+    return machine_compiler() or zig_compiler(this_target())
 
-    Raises KernelError if there is none.
+
+def compile_here(command: Sequence[str] = (), extra: Iterable[str] = ()) -> Path:
+    """Compile the library beside this package, by default with the compiler found.
+
+    Return its path. Raises KernelError.
     """
-    command = machine_compiler() if target is None else None
-    command = command or zig_compiler(target or this_target())
-    if command is None:
-        raise KernelError(
-            "A C compiler is needed, and there is none: install gcc or clang (Debian: "
-            "apt install gcc libc6-dev), or `pip install ziglang`."
-        )
-    return command
+    target = this_target()
+    compile_library(library_path(), command or find_compiler(), target, extra)
+    return library_path()
 
 
 def compile_library(
@@ -146,14 +149,11 @@ def main() -> None:
     )
     parser.add_argument("--werror", action="store_true", help="warnings are errors")
     options = parser.parse_args()
+    command = shlex.split(options.cc or "")
     try:
-        target = this_target()
-        command = shlex.split(options.cc) if options.cc else compiler_for()
-        extra = ["-Werror"] if options.werror else []
-        compile_library(library_path(), command, target, extra)
+        print(compile_here(command, ["-Werror"] if options.werror else []))
     except (KernelError, OSError) as error:
         sys.exit(str(error))
-    print(library_path())
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import platform
 from pathlib import Path
 from typing import NamedTuple
 
-from samestep.errors import KernelError
+from samestep.errors import KernelError, did_you_mean
 
 
 SOURCES = Path(__file__).with_name("csrc")
@@ -56,6 +56,18 @@ def this_target() -> Target:
             return target
     kinds = ", ".join(f"{target.architecture} {target.system}" for target in TARGETS)
     raise KernelError(f"There are kernels for {kinds}, not for {' '.join(here)}.")
+
+
+def target_of(wheel: str) -> Target:
+    """Return the target with a wheel's platform tag; raise KernelError if none has."""
+    for target in TARGETS:
+        if target.wheel == wheel:
+            return target
+    tags = [target.wheel for target in TARGETS]
+    raise KernelError(
+        f"Wheels are made for {', '.join(tags)}, not for {wheel!r}."
+        + did_you_mean(wheel, tags)
+    )
 
 
 def library_path(system: str | None = None) -> Path:
