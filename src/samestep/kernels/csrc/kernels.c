@@ -17,8 +17,10 @@
 #if __has_include("draws.h")
 #include "draws.h"
 #endif
-#include "products.c"
+#include "tiles.h"
 #include "transpose.c"
+#include "products.c"
+#include "weights.c"
 #if __has_include("elementwise.c")
 #include "elementwise.c"
 #define HAS_ELEMENTWISE

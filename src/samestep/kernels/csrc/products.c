@@ -1,102 +1,167 @@
-/* The products of a linear layer. */
+/* The products of a linear layer, from tiles. */
 
-INLINE int64_t panels_of(int64_t columns) { return (columns + PANEL - 1) / PANEL; }
+INLINE int64_t parts_of(int64_t size, int64_t part) { return (size + part - 1) / part; }
+INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-/* Sum over k of a[k * step] * b[k * PANEL + 0..VW-1], in blocks of K_BLOCK. */
-static vf chain(const float *a, int64_t step, const float *b, int64_t n) {
-    vf total = {0};
-    for (int64_t k0 = 0; k0 < n; k0 += K_BLOCK) {
-        vf sum = {0};
-        for (int64_t k = k0; k < n && k < k0 + K_BLOCK; k++)
-            sum = fma_(splat(a[k * step]), load(b + k * PANEL), sum);
-        total = k0 ? total + sum : sum;
+/* Where tile n of `tiles` begins, when `rows` rows are cut into tiles that differ by at
+ * most one row: 11 and 12 instead of many 12 and one of 2. */
+INLINE int64_t first_row(int64_t rows, int64_t tiles, int64_t n) { return rows * n / tiles; }
+
+static __attribute__((noinline)) void fill(const Tile *t, int64_t rows, int is_by_k) {
+    int64_t vectors = parts_of(t->columns, VW);
+    (is_by_k ? by_k : by_row)[vectors - 1][rows - 1](t);
+}
+
+/* Both products with the weights: c[row, sample] = sum over k of w[row, k] b[k, sample],
+ * where w lies by row (forward) or by k (the inputs' gradient). */
+typedef struct Product Product;
+struct Product {
+    const float *w;
+    int64_t w_step; /* from one row to the next, or from one k to the next */
+    int is_by_k;
+    int64_t rows, terms, samples;
+    const float *b; /* panels [terms, samples] */
+    float *c;       /* panels [rows, samples] */
+    const Op *op;
+    const Call *call;
+    /* What is done to finished sums: rows [row, end) of columns [column, last). */
+    void (*finish)(const Product *p, int64_t row, int64_t end, int64_t column,
+                   int64_t last);
+};
+
+/* Weights are packed where many panels of samples share them: tiles of PACK_ROWS floats
+ * for each k, one after the other, are read faster than rows that lie far apart. */
+#define PACK_ROWS ((TILE_ROWS + VW - 1) / VW * VW)
+#define PACK_TILES 8
+#define PACKED_TILE (PACK_ROWS * K_BLOCK)
+#define PANELS_TO_PACK 4
+
+/* Copy a tile of w [rows, terms] that lies by row, transposed. */
+static void pack_by_row(float *pack, const float *w, int64_t step, int64_t rows,
+                        int64_t terms) {
+    for (int64_t k = 0; k < terms; k += VW)
+        for (int64_t r = 0; r < PACK_ROWS; r += VW) {
+            vf block[VW];
+            for (int64_t j = 0; j < VW; j++)
+                block[j] = r + j >= rows ? (vf){0}
+                                         : load_part(w + (r + j) * step + k,
+                                                     smaller(VW, terms - k));
+            transpose_block(block);
+            UNROLL for (int64_t j = 0; j < VW; j++)
+                store(pack + (k + j) * PACK_ROWS + r, block[j]);
+        }
+}
+
+static void pack_by_k(float *pack, const float *w, int64_t step, int64_t rows,
+                      int64_t terms) {
+    for (int64_t k = 0; k < terms; k++)
+        for (int64_t r = 0; r < rows; r += VW)
+            store(pack + k * PACK_ROWS + r,
+                  load_part(w + k * step + r, smaller(VW, rows - r)));
+}
+
+/* One tile of rows, all vectors of one panel, one block of k. */
+static void fill_rows(const Product *p, Tile *t, int64_t row, int64_t rows, int64_t panel,
+                      int64_t k, int is_by_k) {
+    int64_t first = panel * PANEL, end = smaller(first + PANEL, p->samples);
+    t->terms = t->until = smaller(K_BLOCK, p->terms - k);
+    t->merges = k > 0;
+    for (int64_t s = first; s < end; s += TILE_COLUMNS) {
+        t->b = p->b + (panel * p->terms + k) * PANEL + s % PANEL;
+        t->c = p->c + (panel * p->rows + row) * PANEL + s % PANEL;
+        t->sums = t->c;
+        t->columns = parts_of(smaller(TILE_COLUMNS, end - s), VW) * VW;
+        fill(t, rows, is_by_k);
     }
-    return total;
+    if (k + K_BLOCK >= p->terms && p->finish)
+        p->finish(p, row, row + rows, first, end);
+}
+
+/* Tiles [tile, last) of rows for one block of k: all panels. */
+static void fill_group(const Product *p, int64_t k, int64_t tile, int64_t last,
+                       int64_t tiles, float *pack) {
+    Tile t = {.c_step = PANEL, .a_step = pack ? PACK_ROWS : p->w_step};
+    int64_t terms = smaller(K_BLOCK, p->terms - k);
+    for (int64_t panel = 0; panel < parts_of(p->samples, PANEL); panel++)
+        for (int64_t n = tile; n < last; n++) {
+            int64_t row = first_row(p->rows, tiles, n);
+            int64_t rows = first_row(p->rows, tiles, n + 1) - row;
+            const float *w = p->w + (p->is_by_k ? row + k * p->w_step : row * p->w_step + k);
+            t.a = pack ? pack + (n - tile) * PACKED_TILE : w;
+            if (pack && panel == 0)
+                (p->is_by_k ? pack_by_k : pack_by_row)((float *)t.a, w, p->w_step, rows,
+                                                       terms);
+            fill_rows(p, &t, row, rows, panel, k, p->is_by_k || pack);
+        }
+}
+
+static void multiply_packed(const Product *p, int64_t tiles) {
+    float pack[PACK_TILES * PACKED_TILE];
+    for (int64_t k = 0; k == 0 || k < p->terms; k += K_BLOCK)
+        for (int64_t n = 0; n < tiles; n += PACK_TILES)
+            fill_group(p, k, n, smaller(n + PACK_TILES, tiles), tiles, pack);
+}
+
+static void multiply(const Product *p) {
+    int64_t tiles = parts_of(p->rows, TILE_ROWS);
+    if (p->samples > PANELS_TO_PACK * PANEL) {
+        multiply_packed(p, tiles);
+        return;
+    }
+    for (int64_t k = 0; k == 0 || k < p->terms; k += K_BLOCK)
+        fill_group(p, k, 0, tiles, tiles, NULL);
+}
+
+static void add_bias(const Product *p, int64_t row, int64_t end, int64_t column,
+                     int64_t last) {
+    const Op *op = p->op;
+    const float *bias = op->i[5] < 0 ? NULL : p->call->parameters + op->i[5];
+    for (int64_t r = row; r < end; r++)
+        for (int64_t s = column; s < last; s += VW) {
+            float *y = p->c + (column / PANEL * p->rows + r) * PANEL + s % PANEL;
+            vf x = load(y);
+            if (bias) x += splat(bias[r]);
+            store(y, op->flags & OP_RELU ? relu(x) : x);
+        }
+}
+
+static void gate(const Product *p, int64_t row, int64_t end, int64_t column,
+                 int64_t last) {
+    const float *y = p->call->buffers[p->op->i[5]];
+    vf factor = splat(p->op->f[0]);
+    for (int64_t r = row; r < end; r++)
+        for (int64_t s = column; s < last; s += VW) {
+            int64_t place = (column / PANEL * p->rows + r) * PANEL + s % PANEL;
+            vf dx = load(p->c + place) * factor;
+            store(p->c + place, keep(~(load(y + place) <= 0), dx));
+        }
 }
 
 static void op_linear(const Op *op, const Call *call) {
-    const float *x = call->buffers[op->i[0]], *w = call->parameters + op->i[4];
-    float *y = call->buffers[op->i[1]];
-    int64_t in = op->i[2], out = op->i[3], samples = call->starts[call->micro_batches];
-    for (int64_t s = 0; s < samples; s += VW)
-        for (int64_t o = 0; o < out; o++) {
-            const float *b = x + s / PANEL * in * PANEL + s % PANEL;
-            vf v = chain(w + o * in, 1, b, in);
-            if (op->i[5] >= 0) v += splat(call->parameters[op->i[5] + o]);
-            if (op->flags & OP_RELU) v = relu(v);
-            store(y + (s / PANEL * out + o) * PANEL + s % PANEL, v);
-        }
+    int64_t in = op->i[2], out = op->i[3];
+    multiply(&(Product){.w = call->parameters + op->i[4],
+                        .w_step = in,
+                        .rows = out,
+                        .terms = in,
+                        .samples = call->starts[call->micro_batches],
+                        .b = call->buffers[op->i[0]],
+                        .c = call->buffers[op->i[1]],
+                        .op = op,
+                        .call = call,
+                        .finish = add_bias});
 }
 
 static void op_linear_grad_input(const Op *op, const Call *call) {
-    const float *dy = call->buffers[op->i[0]], *w = call->parameters + op->i[4];
-    const float *gate = op->i[5] < 0 ? NULL : call->buffers[op->i[5]];
-    float *dx = call->buffers[op->i[1]];
-    int64_t in = op->i[2], out = op->i[3], samples = call->starts[call->micro_batches];
-    for (int64_t s = 0; s < samples; s += VW)
-        for (int64_t i = 0; i < in; i++) {
-            int64_t place = (s / PANEL * in + i) * PANEL + s % PANEL;
-            vf v = chain(w + i, in, dy + s / PANEL * out * PANEL + s % PANEL, out);
-            if (gate) v = keep(~(load(gate + place) <= 0), v * splat(op->f[0]));
-            store(dx + place, v);
-        }
-}
-
-/* One element of a weight's gradient, from samples [first, end). */
-static float one_weight(const float *dy, int64_t out, const float *x, int64_t first,
-                        int64_t end) {
-    float total = 0;
-    for (int64_t s0 = first; s0 < end; s0 += K_BLOCK) {
-        vf sum = {0};
-        for (int64_t s = s0; s < end && s < s0 + K_BLOCK; s++)
-            sum = fma_(splat(dy[s / PANEL * out * PANEL + s % PANEL]),
-                       splat(x[s * PANEL]), sum);
-        total = s0 > first ? total + sum[0] : sum[0];
-    }
-    return total;
-}
-
-static void op_linear_grad_weight(const Op *op, const Call *call) {
-    const float *dy = call->buffers[op->i[0]], *x = call->buffers[op->i[1]];
     int64_t in = op->i[2], out = op->i[3];
-    for (int64_t o = 0; o < out; o++)
-        for (int64_t i = 0; i < in; i++) {
-            float sums[64];
-            int64_t size = 0;
-            for (int64_t m = 0; m < call->micro_batches; m++) {
-                sums[size++] = one_weight(
-                    dy + o * PANEL, out, x + i / PANEL * call->capacity * PANEL + i % PANEL,
-                    call->starts[m], call->starts[m + 1]);
-                for (int64_t j = call->merges[m]; j > 0; j--, size--)
-                    sums[size - 2] += sums[size - 1];
-            }
-            for (int64_t j = 0; j < size; j++)
-                call->slots[j][op->i[4] + o * in + i] = sums[j];
-        }
-}
-
-/* The sum of one feature over samples [first, end). */
-static float one_bias(const float *dy, int64_t features, int64_t first, int64_t end) {
-    float lanes[LANES] = {0};
-    for (int64_t s = first; s < end; s++)
-        lanes[(s - first) % LANES] += dy[s / PANEL * features * PANEL + s % PANEL];
-    for (int half = LANES / 2; half; half /= 2)
-        for (int l = 0; l < half; l++) lanes[l] += lanes[l + half];
-    return lanes[0];
-}
-
-static void op_grad_bias(const Op *op, const Call *call) {
-    const float *dy = call->buffers[op->i[0]];
-    int64_t features = op->i[1];
-    for (int64_t f = 0; f < features; f++) {
-        float sums[64];
-        int64_t size = 0;
-        for (int64_t m = 0; m < call->micro_batches; m++) {
-            sums[size++] =
-                one_bias(dy + f * PANEL, features, call->starts[m], call->starts[m + 1]);
-            for (int64_t j = call->merges[m]; j > 0; j--, size--)
-                sums[size - 2] += sums[size - 1];
-        }
-        for (int64_t j = 0; j < size; j++) call->slots[j][op->i[2] + f] = sums[j];
-    }
+    multiply(&(Product){.w = call->parameters + op->i[4],
+                        .w_step = in,
+                        .is_by_k = 1,
+                        .rows = in,
+                        .terms = out,
+                        .samples = call->starts[call->micro_batches],
+                        .b = call->buffers[op->i[0]],
+                        .c = call->buffers[op->i[1]],
+                        .op = op,
+                        .call = call,
+                        .finish = op->i[5] < 0 ? NULL : gate});
 }

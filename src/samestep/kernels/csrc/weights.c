@@ -1,0 +1,124 @@
+/* Gradients of weights and biases: each micro-batch's sum, and the canonical tree over
+ * micro-batches, tile by tile while both are in registers or in the nearest cache.
+ *
+ * Sums that wait for their partner lie on a stack. After micro-batch m, merges[m] sums
+ * are complete: each adds the two on top. What is left in the end is one sum for each
+ * subtree that this worker has, and goes to the slots. */
+
+/* How many sums the stack holds at most. */
+static int64_t stack_size(const Call *call) {
+    int64_t size = 0, most = 0;
+    for (int64_t m = 0; m < call->micro_batches; m++) {
+        size++;
+        most = size > most ? size : most;
+        size -= call->merges[m];
+    }
+    return most;
+}
+
+typedef struct {
+    const Call *call;
+    const float *dy; /* panels [out, samples] */
+    const float *x;  /* panels [samples, in] */
+    int64_t in, out;
+    int64_t offset;  /* of the weight in a slot */
+    float *stack;    /* tiles */
+} WeightGradient;
+
+/* The tile's sums that are left on the stack, all but the last. */
+static void copy_to_slots(const WeightGradient *g, int64_t size, int64_t rows, int64_t row,
+                          int64_t column, int64_t columns) {
+    for (int64_t n = 0; n < size; n++)
+        for (int64_t r = 0; r < rows; r++)
+            memcpy(g->call->slots[n] + g->offset + (row + r) * g->in + column,
+                   g->stack + n * TILE_SIZE + r * PANEL, columns * sizeof(float));
+}
+
+/* The sum over samples [s, s + terms), added to the `merges` sums on top of the stack,
+ * takes their place; the last of all goes to its slot. Returns the stack's size. */
+static int64_t add_samples(const WeightGradient *g, Tile *t, int64_t rows, int64_t s,
+                           int64_t terms, int64_t size, float *slot) {
+    int64_t base = size - t->merges;
+    t->terms = terms;
+    t->until = PANEL - s % PANEL;
+    t->sums = g->stack + (size - 1) * TILE_SIZE;
+    t->c = slot ? slot : g->stack + base * TILE_SIZE;
+    t->c_step = slot ? g->in : PANEL;
+    fill(t, rows, 0);
+    return base + 1;
+}
+
+/* A tile of dW, all micro-batches: rows [row, row + rows), columns of one panel. */
+static void sum_tile(const WeightGradient *g, int64_t row, int64_t rows, int64_t column,
+                     int64_t columns) {
+    const Call *call = g->call;
+    const float *dy = g->dy + row * PANEL;
+    const float *x = g->x + column / PANEL * call->capacity * PANEL + column % PANEL;
+    Tile t = {.a_step = PANEL, .jump = (g->out - 1) * PANEL, .columns = columns};
+    int64_t size = 0;
+    for (int64_t m = 0; m < call->micro_batches; m++) {
+        int64_t first = call->starts[m], end = call->starts[m + 1], s = first;
+        do {
+            int64_t terms = smaller(K_BLOCK, end - s);
+            int is_end = s + terms == end;
+            t.merges = (s > first) + (is_end ? call->merges[m] : 0);
+            t.a = dy + s / PANEL * g->out * PANEL + s % PANEL;
+            t.b = x + s * PANEL;
+            float *slot = NULL;
+            if (is_end && m == call->micro_batches - 1)
+                slot = call->slots[size - t.merges] + g->offset + row * g->in + column;
+            size = add_samples(g, &t, rows, s, terms, size, slot);
+            s += terms;
+        } while (s < end);
+    }
+    copy_to_slots(g, size - 1, rows, row, column, columns);
+}
+
+/* Rows of dy that stay in the second cache while the panels of x pass by. */
+#define GROUP_SIZE (1 << 16)
+
+static void op_linear_grad_weight(const Op *op, const Call *call) {
+    float stack[stack_size(call) * TILE_SIZE];
+    const WeightGradient g = {.call = call,
+                              .dy = call->buffers[op->i[0]],
+                              .x = call->buffers[op->i[1]],
+                              .in = op->i[2],
+                              .out = op->i[3],
+                              .offset = op->i[4],
+                              .stack = stack};
+    int64_t tiles = parts_of(g.out, TILE_ROWS), samples = call->starts[call->micro_batches];
+    int64_t group = GROUP_SIZE / ((samples + 1) * TILE_ROWS) + 1;
+    for (int64_t first = 0; first < tiles; first += group)
+        for (int64_t column = 0; column < g.in; column += TILE_COLUMNS)
+            for (int64_t n = first; n < smaller(first + group, tiles); n++) {
+                int64_t row = first_row(g.out, tiles, n);
+                sum_tile(&g, row, first_row(g.out, tiles, n + 1) - row, column,
+                         smaller(TILE_COLUMNS, g.in - column));
+            }
+}
+
+/* The sum of one feature over samples [first, end). */
+static float one_bias(const float *dy, int64_t features, int64_t first, int64_t end) {
+    float lanes[LANES] = {0};
+    for (int64_t s = first; s < end; s++)
+        lanes[(s - first) % LANES] += dy[s / PANEL * features * PANEL + s % PANEL];
+    for (int half = LANES / 2; half; half /= 2)
+        for (int l = 0; l < half; l++) lanes[l] += lanes[l + half];
+    return lanes[0];
+}
+
+static void op_grad_bias(const Op *op, const Call *call) {
+    const float *dy = call->buffers[op->i[0]];
+    int64_t features = op->i[1];
+    for (int64_t f = 0; f < features; f++) {
+        float sums[64];
+        int64_t size = 0;
+        for (int64_t m = 0; m < call->micro_batches; m++) {
+            sums[size++] =
+                one_bias(dy + f * PANEL, features, call->starts[m], call->starts[m + 1]);
+            for (int64_t j = call->merges[m]; j > 0; j--, size--)
+                sums[size - 2] += sums[size - 1];
+        }
+        for (int64_t j = 0; j < size; j++) call->slots[j][op->i[2] + f] = sums[j];
+    }
+}
