@@ -310,8 +310,8 @@ def test_products_treat_infinities_and_nan_as_ieee_754_does(isa: str) -> None:
     assert equal(from_panels(y, 2).T.copy(), expected)
 
 
-SPECIAL = (0x0, 0x1, 0x7FFFFF, 0x800000, 0x3F800000, 0x3F800001, 0x7F7FFFFF)
-SPECIAL += (0x7F800000, 0x7FC00000, 0x33800000, 0x0C000000, 0x34000001)
+SPECIAL = [0x0, 0x1, 0x7FFFFF, 0x800000, 0x3F800000, 0x3F800001, 0x7F7FFFFF]
+SPECIAL += [0x7F800000, 0x7FC00000, 0x33800000, 0x0C000000, 0x34000001]
 patterns = st.sampled_from(SPECIAL) | st.integers(0, 2**31 - 1)
 
 
@@ -323,10 +323,10 @@ def test_an_fma_rounds_once(
 ) -> None:
     """A product of two terms is `fma(a, b, fma(c, 1, 0))`, the software fma's too."""
     words = [b | (signs >> n & 1) << 31 for n, b in enumerate(bits)]
-    a, b, c = np.array(words, np.uint32).view(np.float32)
+    a, b, c = np.array(words, np.uint32).view(np.float32).tolist()
     if near:
         with np.errstate(all="ignore"):
-            c = np.nextafter(-(a * b), np.float32(1))
+            c = float(np.nextafter(-np.float32(a * b), np.float32(1)))
     example = Example(2, 1, [1], 0)
     example.x[:], example.weight[:] = [[1, b]], [[c, a]]
     y = np.zeros((1, 1, PANEL), np.float32)

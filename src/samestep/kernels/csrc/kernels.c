@@ -17,6 +17,7 @@
 #if __has_include("draws.h")
 #include "draws.h"
 #endif
+#include "reductions.h"
 #include "tiles.h"
 #include "transpose.c"
 #include "products.c"

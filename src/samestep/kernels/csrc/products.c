@@ -26,7 +26,7 @@ struct Product {
     const Call *call;
     /* What is done to finished sums: rows [row, end) of columns [column, last). */
     void (*finish)(const Product *p, int64_t row, int64_t end, int64_t column,
-                   int64_t last);
+                   int64_t last, const Draws *draws);
 };
 
 /* Weights are packed where many panels of samples share them: tiles of PACK_ROWS floats
@@ -62,7 +62,7 @@ static void pack_by_k(float *pack, const float *w, int64_t step, int64_t rows,
 
 /* One tile of rows, all vectors of one panel, one block of k. */
 static void fill_rows(const Product *p, Tile *t, int64_t row, int64_t rows, int64_t panel,
-                      int64_t k, int is_by_k) {
+                      int64_t k, int is_by_k, const Draws *draws) {
     int64_t first = panel * PANEL, end = smaller(first + PANEL, p->samples);
     t->terms = t->until = smaller(K_BLOCK, p->terms - k);
     t->merges = k > 0;
@@ -74,7 +74,7 @@ static void fill_rows(const Product *p, Tile *t, int64_t row, int64_t rows, int6
         fill(t, rows, is_by_k);
     }
     if (k + K_BLOCK >= p->terms && p->finish)
-        p->finish(p, row, row + rows, first, end);
+        p->finish(p, row, row + rows, first, end, draws);
 }
 
 /* Tiles [tile, last) of rows for one block of k: all panels. */
@@ -82,7 +82,11 @@ static void fill_group(const Product *p, int64_t k, int64_t tile, int64_t last,
                        int64_t tiles, float *pack) {
     Tile t = {.c_step = PANEL, .a_step = pack ? PACK_ROWS : p->w_step};
     int64_t terms = smaller(K_BLOCK, p->terms - k);
-    for (int64_t panel = 0; panel < parts_of(p->samples, PANEL); panel++)
+    for (int64_t panel = 0; panel < parts_of(p->samples, PANEL); panel++) {
+        Draws draws;
+        if (p->op->flags & OP_DROPOUT && k + K_BLOCK >= p->terms)
+            prepare_draws(&draws, p->call, panel * PANEL, p->rows, p->op->i[6],
+                          p->op->f[0]);
         for (int64_t n = tile; n < last; n++) {
             int64_t row = first_row(p->rows, tiles, n);
             int64_t rows = first_row(p->rows, tiles, n + 1) - row;
@@ -91,8 +95,9 @@ static void fill_group(const Product *p, int64_t k, int64_t tile, int64_t last,
             if (pack && panel == 0)
                 (p->is_by_k ? pack_by_k : pack_by_row)((float *)t.a, w, p->w_step, rows,
                                                        terms);
-            fill_rows(p, &t, row, rows, panel, k, p->is_by_k || pack);
+            fill_rows(p, &t, row, rows, panel, k, p->is_by_k || pack, &draws);
         }
+    }
 }
 
 static void multiply_packed(const Product *p, int64_t tiles) {
@@ -112,8 +117,8 @@ static void multiply(const Product *p) {
         fill_group(p, k, 0, tiles, tiles, NULL);
 }
 
-static void add_bias(const Product *p, int64_t row, int64_t end, int64_t column,
-                     int64_t last) {
+static void finish_linear(const Product *p, int64_t row, int64_t end, int64_t column,
+                          int64_t last, const Draws *draws) {
     const Op *op = p->op;
     const float *bias = op->i[5] < 0 ? NULL : p->call->parameters + op->i[5];
     for (int64_t r = row; r < end; r++)
@@ -121,12 +126,13 @@ static void add_bias(const Product *p, int64_t row, int64_t end, int64_t column,
             float *y = p->c + (column / PANEL * p->rows + r) * PANEL + s % PANEL;
             vf x = load(y);
             if (bias) x += splat(bias[r]);
-            store(y, op->flags & OP_RELU ? relu(x) : x);
+            store(y, activate(x, op->flags, draws, s % PANEL, r));
         }
 }
 
-static void gate(const Product *p, int64_t row, int64_t end, int64_t column,
-                 int64_t last) {
+static void finish_grad_input(const Product *p, int64_t row, int64_t end,
+                              int64_t column, int64_t last, const Draws *draws) {
+    (void)draws;
     const float *y = p->call->buffers[p->op->i[5]];
     vf factor = splat(p->op->f[0]);
     for (int64_t r = row; r < end; r++)
@@ -148,7 +154,7 @@ static void op_linear(const Op *op, const Call *call) {
                         .c = call->buffers[op->i[1]],
                         .op = op,
                         .call = call,
-                        .finish = add_bias});
+                        .finish = finish_linear});
 }
 
 static void op_linear_grad_input(const Op *op, const Call *call) {
@@ -163,5 +169,5 @@ static void op_linear_grad_input(const Op *op, const Call *call) {
                         .c = call->buffers[op->i[1]],
                         .op = op,
                         .call = call,
-                        .finish = op->i[5] < 0 ? NULL : gate});
+                        .finish = op->i[5] < 0 ? NULL : finish_grad_input});
 }

@@ -97,28 +97,43 @@ static void op_linear_grad_weight(const Op *op, const Call *call) {
             }
 }
 
-/* The sum of one feature over samples [first, end). */
-static float one_bias(const float *dy, int64_t features, int64_t first, int64_t end) {
-    float lanes[LANES] = {0};
-    for (int64_t s = first; s < end; s++)
-        lanes[(s - first) % LANES] += dy[s / PANEL * features * PANEL + s % PANEL];
+/* The lanes of one feature's sum over samples [first, end). */
+static Lanes sum_samples(const float *row, int64_t step, int64_t first, int64_t end) {
+    Lanes sum = {0};
+    for (int64_t s = first; s < end; s += LANES)
+        sum = add_lanes(sum, load_columns(row, step, s, smaller(LANES, end - s)));
+    return sum;
+}
+
+/* The sums of VW features (of `rows` that exist) over one micro-batch. Lanes are
+ * transposed, so that features are side by side and the tree of lanes is additions. */
+static vf sum_features(const float *dy, int64_t rows, int64_t step, int64_t first,
+                       int64_t end) {
+    vf lanes[LANES];
+    for (int64_t r = 0; r < VW; r++) {
+        Lanes sum = {0};
+        if (r < rows) sum = sum_samples(dy + r * PANEL, step, first, end);
+        for (int j = 0; j < LANES / VW; j++) lanes[j * VW + r] = sum.part[j];
+    }
+    for (int j = 0; j < LANES; j += VW) transpose_block(lanes + j);
     for (int half = LANES / 2; half; half /= 2)
         for (int l = 0; l < half; l++) lanes[l] += lanes[l + half];
     return lanes[0];
 }
 
 static void op_grad_bias(const Op *op, const Call *call) {
-    const float *dy = call->buffers[op->i[0]];
-    int64_t features = op->i[1];
-    for (int64_t f = 0; f < features; f++) {
-        float sums[64];
-        int64_t size = 0;
+    int64_t features = op->i[1], step = features * PANEL;
+    vf stack[stack_size(call)];
+    for (int64_t f = 0; f < features; f += VW) {
+        const float *dy = call->buffers[op->i[0]] + f * PANEL;
+        int64_t rows = smaller(VW, features - f), size = 0;
         for (int64_t m = 0; m < call->micro_batches; m++) {
-            sums[size++] =
-                one_bias(dy + f * PANEL, features, call->starts[m], call->starts[m + 1]);
+            stack[size++] =
+                sum_features(dy, rows, step, call->starts[m], call->starts[m + 1]);
             for (int64_t j = call->merges[m]; j > 0; j--, size--)
-                sums[size - 2] += sums[size - 1];
+                stack[size - 2] += stack[size - 1];
         }
-        for (int64_t j = 0; j < size; j++) call->slots[j][op->i[2] + f] = sums[j];
+        for (int64_t j = 0; j < size; j++)
+            store_part(call->slots[j] + op->i[2] + f, stack[j], rows);
     }
 }
