@@ -323,7 +323,7 @@ def test_an_fma_rounds_once(
 ) -> None:
     """A product of two terms is `fma(a, b, fma(c, 1, 0))`, the software fma's too."""
     words = [b | (signs >> n & 1) << 31 for n, b in enumerate(bits)]
-    a, b, c = np.array(words, np.uint32).view(np.float32).tolist()
+    a, b, c = (float(x) for x in np.array(words, np.uint32).view(np.float32))
     if near:
         with np.errstate(all="ignore"):
             c = float(np.nextafter(-np.float32(a * b), np.float32(1)))
