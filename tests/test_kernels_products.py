@@ -328,7 +328,7 @@ def test_an_fma_rounds_once(
         with np.errstate(all="ignore"):
             c = float(np.nextafter(-np.float32(a * b), np.float32(1)))
     example = Example(2, 1, [1], 0)
-    example.x[:], example.weight[:] = [[1, b]], [[c, a]]
+    example.x[0], example.weight[0] = np.array([[1, b], [c, a]], np.float32)
     y = np.zeros((1, 1, PANEL), np.float32)
     op = Op(kind=OpKind.LINEAR, i=numbers(0, 1, 2, 1, 3, -1))
     buffers = [by_panels(example.x.T), y]

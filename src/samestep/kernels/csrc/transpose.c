@@ -21,13 +21,15 @@ INLINE void transpose_part(const float *x, float *y, int64_t rows) {
     UNROLL for (int64_t j = 0; j < VW; j++) store(y + j * PANEL, block[j]);
 }
 
+/* Panels are transposed by blocks of 32 x 32: whole lines of the cache on both sides. */
 static void op_transpose(const Op *op, const Call *call) {
     const float *x = call->buffers[op->i[0]];
     float *y = call->buffers[op->i[1]];
     int64_t features = op->i[2], samples = call->starts[call->micro_batches];
-    for (int64_t f = 0; f < features; f += VW)
-        for (int64_t s = 0; s < samples; s += VW)
-            transpose_part(x + (s / PANEL * features + f) * PANEL + s % PANEL,
-                           y + (f / PANEL * call->capacity + s) * PANEL + f % PANEL,
-                           features - f);
+    for (int64_t s0 = 0; s0 < samples; s0 += PANEL)
+        for (int64_t f = 0; f < features; f += VW)
+            for (int64_t s = s0; s < s0 + PANEL; s += VW)
+                transpose_part(x + (s0 / PANEL * features + f) * PANEL + s % PANEL,
+                               y + (f / PANEL * call->capacity + s) * PANEL + f % PANEL,
+                               features - f);
 }
