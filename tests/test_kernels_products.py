@@ -299,9 +299,8 @@ def test_a_transpose_moves_every_element(
 @each_isa
 def test_products_treat_infinities_and_nan_as_ieee_754_does(isa: str) -> None:
     example = Example(3, 2, [2], 0)
-    example.x[:] = [[np.inf, 1, 0], [1, 2, 3]]
-    example.weight[:] = [[1, 1, 1], [0, np.nan, 1]]
-    example.bias[:] = 0
+    example.x = np.array([[np.inf, 1, 0], [1, 2, 3]], np.float32)
+    example.weight = np.array([[1, 1, 1], [0, np.nan, 1]], np.float32)
     x = by_panels(example.x.T)
     y = np.zeros((1, 2, PANEL), np.float32)
     op = Op(kind=OpKind.LINEAR, flags=OpFlag.RELU, i=numbers(0, 1, 3, 2, 3, -1))
