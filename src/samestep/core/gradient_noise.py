@@ -105,6 +105,10 @@ class Watch:
                 norm = torch.linalg.vector_norm(gradient)
                 self._cells[leaf, position] = norm.double().square()
 
+    def note_square(self, leaf: int, square: float) -> None:
+        """Record the squared norm of a micro-batch's whole gradient."""
+        self._cells[leaf, 0] = square
+
     @property
     def squares(self) -> Tensor:
         """Squared norms, float64 [leaves]; zero for those of other workers."""

@@ -77,6 +77,14 @@ class Exchange(Merger, Protocol):
         The exchange may add to the tensors that were in `grad`.
         """
 
+    def partials(self) -> list[Tensor]:
+        """Return where to write the sums of the own micro-batches, [size + tail] each.
+
+        One for each maximal subtree that this worker owns, from left to right: its
+        gradient, then its buffers. It replaces `accumulate` and `after_backward` in a
+        step whose gradients do not come from autograd.
+        """
+
     def sum(self) -> tuple[Tensor, Tensor]:
         """All workers: sum over all micro-batches, in the order of the tree.
 

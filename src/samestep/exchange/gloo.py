@@ -92,6 +92,7 @@ class GlooExchange:
         self._sums = PartialSums(self._owned, num_micro_batches, self._add)
         self._tails = PartialSums(self._owned, num_micro_batches, Tensor.add_)
         self._memory.clear()
+        self._own_rows = self._gradient.new_zeros(self._rows, flat.size + flat.tail)
         # DDP's own bucket is sent, without a copy, where nothing has to go beside it.
         self._is_direct = self._rows == 1 and self._compression.is_exact
         gradient = sum(p.numel() for p in flat.parameters)
@@ -154,6 +155,14 @@ class GlooExchange:
         for parameter in self._flat.parameters:
             parameter.grad = None
         self._sums.push(micro_batch, self._compress(gradients))
+
+    def partials(self) -> list[Tensor]:
+        """Return vectors for this worker's partials, [size + tail] each."""
+        flat = self._flat
+        rows = self._own_rows[: len(self._gathered.subtrees[self._rank])]
+        self._sums.values = [flat.views(row) for row in rows]
+        self._tails.values = [row[flat.size :] for row in rows] if flat.tail else []
+        return list(rows)
 
     def _compress(self, gradients: list[Tensor]) -> list[Tensor]:
         for gradient in gradients:

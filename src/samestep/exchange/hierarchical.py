@@ -119,10 +119,8 @@ class NodesExchange:
         self.states, self.watch = within.states, within.watch
         # Each node has all parameters and all slices: these stay within it.
         self.attach, self.accumulate = within.attach, within.accumulate
-        self.after_backward, self.merge_slices = (
-            within.after_backward,
-            within.merge_slices,
-        )
+        self.after_backward, self.partials = within.after_backward, within.partials
+        self.merge_slices = within.merge_slices
         self.all_gather_parameters = within.all_gather_parameters
         self._size, self._tail, self._dtype = flat.size, flat.tail, flat.dtype
         self._sent_as = self._compression.sent_as(flat.dtype)

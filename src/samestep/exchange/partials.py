@@ -67,12 +67,13 @@ class GatheredPartials:
         `shares[r]` is the range of micro-batches of worker `r`, without gaps.
         """
         self._micro_batches = shares[-1][1]
-        subtrees = [tree.subtrees(owned, self._micro_batches) for owned in shares]
-        self.rows = max(map(len, subtrees))
+        self.subtrees = [tree.subtrees(owned, self._micro_batches) for owned in shares]
+        """The partials of each worker."""
+        self.rows = max(map(len, self.subtrees))
         """The most partials of any worker."""
         self._row_of = {
             node: worker * self.rows + row
-            for worker, nodes in enumerate(subtrees)
+            for worker, nodes in enumerate(self.subtrees)
             for row, node in enumerate(nodes)
         }
 

@@ -151,6 +151,7 @@ class SharedExchange:
         topology, micro_batches = self._topology, self._num_micro_batches
         own, local = shares[topology.rank], shares[slice(*topology.local_ranks)]
         self._first, self._sums = own[0], PartialSums(own, micro_batches, self._add)
+        self._num_partials = len(tree.subtrees(own, micro_batches))
         self._partials = {
             node: self._all_slots[worker, slot]
             for worker, owned in enumerate(local)
@@ -212,6 +213,11 @@ class SharedExchange:
         self._compress(slot)
         if self._merging:  # its first sum is complete
             self._sums.merge(self._sums.merges[micro_batch] - 1)
+
+    def partials(self) -> list[Tensor]:
+        """Return the slots of this worker's partials, [size + tail] each."""
+        size = self._flat.size + self._flat.tail
+        return [slot.vector[:size] for slot in self._own_slots[: self._num_partials]]
 
     def _add(self, left: _Slot, right: _Slot) -> _Slot:
         left.vector.add_(right.vector)

@@ -46,9 +46,9 @@ class Linear(nn.Linear):
         """Return whether this pass can write its gradients.
 
         It cannot under autocast, where products are of another type, nor in compiled
-        code, which returns its gradients.
+        or recorded code, which returns its gradients.
         """
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or trace.is_recording():
             return False
         if self.gradient_sink is None or not torch.is_grad_enabled():
             return False

@@ -6,7 +6,7 @@ BatchNorm's statistics stay those of the training; with the best weights, they a
 of the best epoch.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -29,8 +29,18 @@ def vectors(recipe: Recipe) -> tuple[str, ...]:
 class WeightAverages:
     """This worker's slices of the averaged and the best weights."""
 
-    def __init__(self, recipe: Recipe, flat: Flat, exchange: Exchange) -> None:
-        """Find the vectors among the states of the exchange, by their names."""
+    def __init__(
+        self,
+        recipe: Recipe,
+        flat: Flat,
+        exchange: Exchange,
+        move: Callable[[Tensor, Tensor, float], object] = Tensor.lerp_,
+    ) -> None:
+        """Find the vectors among the states of the exchange, by their names.
+
+        `move(average, parameters, weight)` moves an average towards the parameters.
+        """
+        self._move = move
         self._flat, self._exchange = flat, exchange
         self._decay = recipe.ema.decay if recipe.ema else 0.0
         self._parameters = exchange.parameters[slice(*exchange.owned)]
@@ -47,7 +57,7 @@ class WeightAverages:
         if self._average is not None:
             # The first step sets the average, as torch's AveragedModel does.
             weight = 1.0 if step == 0 else 1 - self._decay
-            self._average.lerp_(self._parameters, weight)
+            self._move(self._average, self._parameters, weight)
 
     @contextmanager
     def applied(self) -> Iterator[None]:

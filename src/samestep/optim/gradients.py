@@ -5,7 +5,8 @@ is summed from the norms of fixed blocks, so its bits do not depend on who owns 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -36,29 +37,50 @@ def rescale_to_counts(
     return factor, (counts * (num_samples / total)).tolist()
 
 
-def clip(gradient: Tensor, max_norm: float, exchange: Exchange) -> None:
+@dataclass(frozen=True)
+class Norms:
+    """How squared norms are computed."""
+
+    of_blocks: Callable[[Tensor], Tensor]
+    """Squared norms of the blocks of a gradient [n]: float64 [n / BLOCK]."""
+    total: Callable[[Tensor], float]
+    """Their sum."""
+
+
+TORCH_NORMS = Norms(block_norms, lambda cells: cells.sum().item())
+
+
+def clip(
+    gradient: Tensor, max_norm: float, exchange: Exchange, norms: Norms = TORCH_NORMS
+) -> None:
     """All workers: scale a gradient [n], in place, to an L2 norm of at most `max_norm`.
 
     The norm is that of the whole gradient (Pascanu et al. 2013, arXiv:1211.5063).
     """
-    norm = math.sqrt(squared_norm(gradient, exchange))
+    norm = math.sqrt(squared_norm(gradient, exchange, norms))
     if norm > max_norm:
         gradient.mul_(max_norm / norm)
 
 
-def squared_norm(gradient: Tensor, exchange: Exchange) -> float:
+def squared_norm(
+    gradient: Tensor, exchange: Exchange, norms: Norms = TORCH_NORMS
+) -> float:
     """All workers: return the squared L2 norm of the whole gradient.
 
     `gradient` [n] is this worker's slice, `exchange.owned`.
     """
     cells = torch.zeros(len(exchange.parameters) // BLOCK, dtype=torch.float64)
     first, end = (cut // BLOCK for cut in exchange.owned)
-    cells[first:end] = block_norms(gradient)
-    return exchange.merge_slices(cells).sum().item()
+    cells[first:end] = norms.of_blocks(gradient)
+    return norms.total(exchange.merge_slices(cells))
 
 
 def estimate_noise(
-    gradient: Tensor, factor: float, sizes: Sequence[float], exchange: Exchange
+    gradient: Tensor,
+    factor: float,
+    sizes: Sequence[float],
+    exchange: Exchange,
+    norms: Norms = TORCH_NORMS,
 ) -> tuple[float, float] | None:
     """All workers: return one estimate of (|G|^2, tr(S)), see `core.gradient_noise`.
 
@@ -66,7 +88,7 @@ def estimate_noise(
     samples of each micro-batch. None if fewer than two have samples.
     """
     squares = (exchange.merge(exchange.watch.squares) * factor**2).tolist()
-    whole = squared_norm(gradient, exchange)
+    whole = squared_norm(gradient, exchange, norms)
     if sum(size > 0 for size in sizes) < 2:
         return None
     return gradient_noise.estimate(squares, sizes, whole)

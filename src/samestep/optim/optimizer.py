@@ -9,6 +9,7 @@ imports torch._dynamo, 0.9 s. Muon needs whole matrices, which the layout never 
 
 import math
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -33,6 +34,16 @@ def state_names(recipe: OptimizerRecipe) -> tuple[str, ...]:
     if isinstance(recipe, SgdRecipe):
         return ("momentum_buffer",) if recipe.momentum else ()
     return "exp_avg", "exp_avg_sq"
+
+
+class Optimizer(Protocol):
+    """Updates a slice of the parameters."""
+
+    def resume(self, steps: int) -> None:
+        """Go on after `steps` steps, whose states have been restored."""
+
+    def step(self, gradient: Tensor, lr: float) -> None:
+        """Update the parameters with the gradient [n]."""
 
 
 class SliceOptimizer:

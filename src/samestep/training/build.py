@@ -1,10 +1,14 @@
 """Where a worker is put together: for a training, a measurement or an evaluation."""
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+
+import torch
+from torch import Tensor
 
 from samestep.config.recipe import Recipe
 from samestep.core.balancer import Balancer
@@ -13,6 +17,7 @@ from samestep.core.ownership import Share, contiguous, shares
 from samestep.core.topology import Topology
 from samestep.data.prefetch import HelperProcess, MicroBatches, Prefetcher
 from samestep.exchange import Exchange
+from samestep.kernels.library import load_kernels
 from samestep.messages.job import Setup
 from samestep.messages.training import (
     Prefetching,
@@ -22,9 +27,15 @@ from samestep.messages.training import (
 )
 from samestep.models import compiling
 from samestep.models.device import Device
+from samestep.models.objective import Objective
 from samestep.optim.averaging import WeightAverages
+from samestep.optim.gradients import Norms
 from samestep.optim.optimizer import SliceOptimizer
 from samestep.optim.param_groups import slices
+from samestep.portable.evaluation import RecordedEvaluation
+from samestep.portable.norms import block_norms, move_average
+from samestep.portable.optimizer import PortableOptimizer
+from samestep.portable.passes import RecordedPasses
 from samestep.state import frozen
 from samestep.state.flat import Flat
 from samestep.state.snapshot import Snapshots
@@ -107,8 +118,8 @@ def build_trainer(context: WorkerContext, samples_sha256: str = "") -> Trainer:
     sha256 = check.check_data(components.data)
     startup.check_resumed(samples_sha256, sha256)
     check.check_model(components.model)
-    replica = _replica(context, components, exchange)
     samples = _samples(context, components)
+    replica = _replica(context, components, exchange, samples)
     trainer = Trainer(
         recipe=recipe,
         topology=topology,
@@ -122,7 +133,7 @@ def build_trainer(context: WorkerContext, samples_sha256: str = "") -> Trainer:
             is_random=setup.balance == "random",
             micro_batches=balancer.owned[topology.rank],
         ),
-        evaluator=_evaluator(context, components, exchange),
+        evaluator=_evaluator(context, components, exchange, flat, exchange.parameters),
         probe=_probe(context, components, samples, exchange, seconds),
         monitor=_monitor(context, components, exchange),
         cadence=Cadence(heartbeat, setup.snapshot_seconds),
@@ -153,8 +164,12 @@ def build_evaluator(context: WorkerContext, split: str, model_file: Path) -> Eva
         heartbeat.enter,
     )
     heartbeat.enter(MEETING)
-    exchange = context.connect(Flat(parts.model), shares(workers, workers))
-    return _evaluator(context, parts, exchange)
+    flat = Flat(parts.model)
+    exchange = context.connect(flat, shares(workers, workers))
+    parameters = torch.zeros(flat.size, dtype=flat.dtype)
+    if context.recipe.is_portable:
+        flat.bind(parameters, write=True)
+    return _evaluator(context, parts, exchange, flat, parameters)
 
 
 def _balancer(setup: Setup, micro_batches: int, workers: int) -> Balancer:
@@ -171,10 +186,15 @@ def _balancer(setup: Setup, micro_batches: int, workers: int) -> Balancer:
 
 
 def _replica(
-    context: WorkerContext, components: Components, exchange: Exchange
+    context: WorkerContext,
+    components: Components,
+    exchange: Exchange,
+    samples: Samples,
 ) -> Replica:
     """All workers: bind the model to the exchange, and the optimizer to its slice."""
     recipe, flat, objective = context.recipe, components.flat, components.objective()
+    if recipe.is_portable:
+        return _portable_replica(components, objective, exchange, samples)
     # Every pass uses each layer of a built-in family once, so gradients may be sent
     # while others are computed. The user's own model may branch.
     attached = exchange.attach(objective, overlap="model" not in names(recipe))
@@ -191,6 +211,48 @@ def _replica(
     return Replica(components.model, attached, flat, exchange, optimizer, averages)
 
 
+def _portable_replica(
+    components: Components, objective: Objective, exchange: Exchange, samples: Samples
+) -> Replica:
+    """All workers: do the same for portable arithmetic.
+
+    Raises NotPortable, KernelError.
+    """
+    recipe, flat, kernels = components.recipe, components.flat, load_kernels()
+    exchange.attach(objective, overlap=False)
+    passes = RecordedPasses.build(
+        components.model,
+        components.data,
+        components.plan,
+        recipe.loss,
+        flat,
+        exchange,
+        samples.draw,
+        kernels,
+    )
+    optimizer = PortableOptimizer(
+        kernels,
+        recipe.optimizer,
+        exchange.parameters[slice(*exchange.owned)],
+        exchange.states,
+        slices(recipe.optimizer, flat.layout, exchange.owned),
+    )
+    norms = Norms(
+        partial(block_norms, kernels), lambda cells: math.fsum(cells.tolist())
+    )
+    averages = WeightAverages(recipe, flat, exchange, partial(move_average, kernels))
+    return Replica(
+        components.model,
+        objective,
+        flat,
+        exchange,
+        optimizer,
+        averages,
+        norms,
+        passes,
+    )
+
+
 def _samples(context: WorkerContext, components: Components) -> Samples:
     data, plan = components.data, components.plan
     message = Prefetching(worker=context.topology.rank)
@@ -200,10 +262,25 @@ def _samples(context: WorkerContext, components: Components) -> Samples:
 
 
 def _evaluator(
-    context: WorkerContext, parts: ModelAndData, exchange: Exchange
+    context: WorkerContext,
+    parts: ModelAndData,
+    exchange: Exchange,
+    flat: Flat,
+    parameters: Tensor,
 ) -> Evaluator:
+    recipe, recorded = context.recipe, None
+    if recipe.is_portable:
+        recorded = RecordedEvaluation(
+            parts.model,
+            parts.data,
+            recipe.loss,
+            flat,
+            parameters,
+            load_kernels(),
+            recipe.evaluation_batch,
+        )
     rank = context.topology.rank
-    return Evaluator(parts, rank, exchange, context.heartbeat, context.device)
+    return Evaluator(parts, rank, exchange, context.heartbeat, context.device, recorded)
 
 
 def _probe(

@@ -20,6 +20,7 @@ from samestep.models.objective import Objective, built_in
 from samestep.optim import averaging
 from samestep.optim.optimizer import state_names
 from samestep.optim.param_groups import unsharded_names
+from samestep.portable.weights import draw_weights
 from samestep.state import dtypes
 from samestep.state.flat import Flat
 from samestep.system.heartbeat import BUILDING, LOADING
@@ -138,7 +139,13 @@ def load_data(
         batch = recipe.global_batch
         size = min(size, max_steps * batch + size % batch)
         data = data.first(size)
-    plan = Plan(size, recipe.global_batch, recipe.micro_batches, recipe.seed)
+    plan = Plan(
+        size,
+        recipe.global_batch,
+        recipe.micro_batches,
+        recipe.seed,
+        recipe.is_portable,
+    )
     return data, plan
 
 
@@ -149,7 +156,10 @@ def new_model(recipe: Recipe, data: dataset.Dataset, user_code: UserCode) -> nn.
     """
     seeding.seed(derive_seed(recipe.seed, "model"))
     dtype = dtypes.of(recipe.precision)
-    return models.build(recipe.model, data, user_code, dtype)
+    model = models.build(recipe.model, data, user_code, dtype)
+    if recipe.is_portable:
+        draw_weights(model, recipe.seed)
+    return model
 
 
 def load_replay(

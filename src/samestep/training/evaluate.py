@@ -1,12 +1,11 @@
 """Evaluation: every sample exactly once, the same bits at any number of workers."""
 
-import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import Module, functional
+from torch.nn import functional
 
 from samestep.config.model import CrossEntropy
 from samestep.core.metric import COUNTED, num_cells
@@ -17,7 +16,9 @@ from samestep.data import pytree
 from samestep.errors import DataError
 from samestep.exchange import Exchange
 from samestep.models.device import Device
+from samestep.models.modes import evaluating
 from samestep.models.objective import ignored_label, outputs
+from samestep.portable.evaluation import ANSWER, LOSS, TARGET, RecordedEvaluation
 from samestep.system.heartbeat import Heartbeat
 from samestep.system.json_values import JsonObject
 from samestep.training.components import ModelAndData
@@ -41,6 +42,8 @@ class Evaluator:
     exchange: Exchange
     heartbeat: Heartbeat
     device: Device
+    recorded: RecordedEvaluation | None = None
+    """With portable arithmetic: what measures the samples."""
 
     @torch.no_grad()  # not in inference mode: a model may ask for gradients
     def evaluate(self, name: str) -> MetricSums:
@@ -49,8 +52,13 @@ class Evaluator:
         The sums of its batches are added in the order of the canonical tree. Raises
         DataError if the loss counts targets and none counts.
         """
+        data = self.parts.data
+        if self.recorded is not None:
+            measured = self._measure(self.recorded, name)
+            sums = self.recorded.totals(measured, data.own_metrics)
+            return self._sums(name, *sums)
         # Label smoothing belongs to training; without it losses are comparable.
-        loss, data = self.parts.recipe.loss, self.parts.data
+        loss = self.parts.recipe.loss
         if isinstance(loss, CrossEntropy):
             loss = CrossEntropy(ignore_index=loss.ignore_index)
         objective, split = self.parts.objective(loss), data.splits[name]
@@ -62,13 +70,29 @@ class Evaluator:
                     *self.device.to_device(*split.gather(samples))
                 )
         self.heartbeat.at_barrier()
-        total, *measured = tree_sum(self.exchange.merge(cells)).tolist()
+        return self._sums(name, *tree_sum(self.exchange.merge(cells)).tolist())
+
+    def _sums(self, name: str, total: float, *measured: float) -> MetricSums:
+        """Return the sums over a split. Raises DataError if no target counts."""
+        data = self.parts.data
         if COUNTED in data.own_metrics and not measured[1]:
             raise DataError(
                 f"No target of the split `{name}` counts: all are ignored, so there is "
                 "no loss. Hold out other samples, or none."
             )
-        return MetricSums(total, measured, len(split) * data.targets_per_sample)
+        size = len(data.splits[name]) * data.targets_per_sample
+        return MetricSums(total, list(measured), size)
+
+    def _measure(self, recorded: RecordedEvaluation, name: str) -> Tensor:
+        """All workers: measure every sample of a split, float64 [4, n]."""
+        size = len(self.parts.data.splits[name])
+        first, end = shares(size, self.exchange.workers)[self.rank]
+        measured = torch.zeros(4, size, dtype=torch.float64)
+        for samples in recorded.batches(first, end):
+            self.heartbeat.beat()
+            measured[:, samples] = recorded.measure(name, samples)
+        self.heartbeat.at_barrier()
+        return self.exchange.merge(measured)
 
     @torch.no_grad()  # not in inference mode: a model may ask for gradients
     def inspect(self, name: str) -> JsonObject:
@@ -80,6 +104,9 @@ class Evaluator:
         model, recipe = self.parts.model, self.parts.recipe
         split, classes = self.parts.data.splits[name], self.parts.data.outputs
         ignored = ignored_label(recipe.loss)
+        if self.recorded is not None:
+            measured = self._measure(self.recorded, name)
+            return _summarise(measured[[TARGET, ANSWER, LOSS]], classes, ignored)
         device = self.device.target
         cells = torch.zeros(3, len(split), dtype=torch.float64)
         with evaluating(model):
@@ -116,22 +143,6 @@ class Evaluator:
             seeding.seed(seed)
             self.device.seed(seed)
             yield index, torch.arange(index * batch, min((index + 1) * batch, size))
-
-
-@contextlib.contextmanager
-def evaluating(model: Module) -> Iterator[None]:
-    """Put the model into evaluation mode, and every module back into its own after it.
-
-    `train` is called as well: a model may do more there than set modes.
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train()
-        for module, mode in modes:
-            module.training = mode
 
 
 def _summarise(cells: Tensor, classes: int, ignored: int) -> JsonObject:

@@ -81,6 +81,14 @@ class StepMonitor:
         self.metrics.record(self._row, index, loss.item(), metrics.tolist())
         self._arrived = self.clock.lap("backward")
 
+    def record(self, index: int, loss: float, metrics: list[float]) -> None:
+        """Record the loss and the metrics of a micro-batch."""
+        self.metrics.record(self._row, index, loss, metrics)
+
+    def end_micro_batches(self) -> None:
+        """Note that all of the worker's micro-batches are computed."""
+        self._arrived = self.clock.lap("backward")
+
     def begin_exchange(self) -> None:
         """Record that this worker's gradients are ready; it waits for the others."""
         self.metrics.arrive(self._row, self._arrived)

@@ -28,6 +28,7 @@ from samestep.messages.training import (
     StragglerFound,
 )
 from samestep.optim import gradients
+from samestep.portable.passes import RecordedPasses
 from samestep.state import dtypes
 from samestep.state.fingerprint import fingerprint
 from samestep.system.json_values import JsonObject
@@ -120,13 +121,42 @@ def train_step(trainer: Trainer, step: int) -> None:
     """
     recipe, samples, replica = trainer.recipe, trainer.samples, trainer.replica
     exchange, flat, monitor = replica.exchange, replica.flat, trainer.monitor
-    num_targets = samples.num_targets(step)
-    # Losses are sums: divided by one number, uneven micro-batches get the right weight.
-    weight = torch.tensor(1 / num_targets, dtype=flat.dtype, device=flat.device)
-
     trainer.ownership.shuffle(step)
-    owned = trainer.ownership.micro_batches
-    monitor.begin_step(step, num_targets)
+    monitor.begin_step(step, samples.num_targets(step))
+    if replica.passes is None:
+        compute_micro_batches(trainer, step)
+    else:
+        run_program(trainer, step, replica.passes)
+
+    monitor.begin_exchange()
+    gradient, buffers = exchange.sum()  # in the order of the canonical tree
+    factor, sizes = _rescale(trainer, gradient, step)
+    # Micro-batches without samples leave the buffers unchanged: they are no update.
+    flat.advance_buffers(buffers, recipe.micro_batches, samples.num_updates(step))
+    _observe_noise(trainer, gradient, factor, sizes)
+    if recipe.optimizer.max_grad_norm is not None:
+        limit = recipe.optimizer.max_grad_norm
+        gradients.clip(gradient, limit, exchange, replica.norms)
+    monitor.end_exchange()
+
+    replica.optimizer.step(gradient, trainer.learning_rate(step))
+    replica.averages.advance(step)
+    monitor.end_update()
+    exchange.all_gather_parameters()
+    monitor.end_step()
+
+
+def compute_micro_batches(trainer: Trainer, step: int) -> None:
+    """Compute the gradients of the micro-batches that this worker owns, one by one."""
+    samples, replica, monitor = trainer.samples, trainer.replica, trainer.monitor
+    exchange, flat, owned = (
+        replica.exchange,
+        replica.flat,
+        trainer.ownership.micro_batches,
+    )
+    # Losses are sums: divided by one number, uneven micro-batches get the right weight.
+    share = 1 / samples.num_targets(step)
+    weight = torch.tensor(share, dtype=flat.dtype, device=flat.device)
     for m in range(*owned):
         monitor.begin_micro_batch()
         inputs, targets = samples.draw(step, m, owned)
@@ -140,21 +170,14 @@ def train_step(trainer: Trainer, step: int) -> None:
         exchange.after_backward(m)
         monitor.end_micro_batch(m, loss, metrics, len(targets))
 
-    monitor.begin_exchange()
-    gradient, buffers = exchange.sum()  # in the order of the canonical tree
-    factor, sizes = _rescale(trainer, gradient, step)
-    # Micro-batches without samples leave the buffers unchanged: they are no update.
-    flat.advance_buffers(buffers, recipe.micro_batches, samples.num_updates(step))
-    _observe_noise(trainer, gradient, factor, sizes)
-    if recipe.optimizer.max_grad_norm is not None:
-        gradients.clip(gradient, recipe.optimizer.max_grad_norm, exchange)
-    monitor.end_exchange()
 
-    replica.optimizer.step(gradient, trainer.learning_rate(step))
-    replica.averages.advance(step)
-    monitor.end_update()
-    exchange.all_gather_parameters()
-    monitor.end_step()
+def run_program(trainer: Trainer, step: int, passes: RecordedPasses) -> None:
+    """Compute them all together, with portable arithmetic."""
+    owned, monitor = trainer.ownership.micro_batches, trainer.monitor
+    for _ in range(*owned):
+        monitor.begin_micro_batch()
+    passes.run(step, owned, monitor.lap, monitor.record)
+    monitor.end_micro_batches()
 
 
 def _rescale(
@@ -187,7 +210,8 @@ def _observe_noise(
     exchange = trainer.replica.exchange
     if not exchange.watch.active:
         return
-    estimate = gradients.estimate_noise(gradient, factor, sizes, exchange)
+    norms = trainer.replica.norms
+    estimate = gradients.estimate_noise(gradient, factor, sizes, exchange, norms)
     if estimate is not None:
         trainer.progress.noise.add(*estimate)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from samestep.config.recipe import Recipe
 from samestep.core.balancer import Balancer, Change, random_ownership
-from samestep.core.lr_schedule import learning_rate
+from samestep.core.lr_schedule import LIBM, PORTABLE, learning_rate
 from samestep.core.ownership import Share, contiguous, lengths
 from samestep.core.plan import Plan, derive_seed
 from samestep.core.speeds import StepWindow
@@ -25,7 +25,9 @@ from samestep.exchange import Exchange
 from samestep.messages.training import Message
 from samestep.models.device import Device
 from samestep.optim.averaging import WeightAverages
-from samestep.optim.optimizer import SliceOptimizer
+from samestep.optim.gradients import TORCH_NORMS, Norms
+from samestep.optim.optimizer import Optimizer
+from samestep.portable.passes import RecordedPasses
 from samestep.state.flat import Flat
 from samestep.state.snapshot import Snapshots
 from samestep.training.cadence import Cadence, Decision
@@ -83,8 +85,12 @@ class Replica:
     flat: Flat
     """The model's parameters and buffers as one vector."""
     exchange: Exchange
-    optimizer: SliceOptimizer
+    optimizer: Optimizer
     averages: WeightAverages
+    norms: Norms = TORCH_NORMS
+    passes: RecordedPasses | None = None
+    """With portable arithmetic: what computes the micro-batches, instead of the
+    objective."""
 
 
 @dataclass
@@ -164,8 +170,14 @@ class Trainer:
     def learning_rate(self, step: int) -> float:
         """Return the learning rate of a step, counted from 0 over all epochs."""
         recipe, per_epoch = self.recipe, self.samples.plan.steps_per_epoch
+        functions = PORTABLE if recipe.is_portable else LIBM
         return learning_rate(
-            recipe.schedule, recipe.optimizer.lr, step, per_epoch, recipe.epochs
+            recipe.schedule,
+            recipe.optimizer.lr,
+            step,
+            per_epoch,
+            recipe.epochs,
+            functions,
         )
 
     def save(self) -> int:

@@ -306,8 +306,9 @@ def _set_up(recipe: Recipe) -> None:
     bf16.check(recipe)
     torch.set_num_threads(recipe.threads)
     _keep_memory()
-    # Subnormal numbers are slow; the mode decides bits, so all workers set it.
-    torch.set_flush_denormal(True)
+    # Subnormal numbers are slow; the mode decides bits, so all workers set it. Portable
+    # arithmetic keeps them, since processors differ in what they flush.
+    torch.set_flush_denormal(not recipe.is_portable)
 
 
 def _keep_memory() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from samestep.config.data import Divided, NpyData, NpzData, TableData, Task
 from samestep.data.sources.arrays import SPLITS, Array, Pair
 from samestep.data.sources.tables import Table
-from samestep.data.splits import Part, Samples, Split, divide
+from samestep.data.splits import Converted, First, Part, Samples, Split, divide
 from samestep.data.targets import (
     ALL_LABELS,
     DataInfo,
@@ -58,6 +58,45 @@ class Rows:
             inputs = inputs.long()
         targets = shaped(_tensor(self.targets[rows]), self.task)
         return inputs.contiguous(), targets
+
+
+@dataclass(frozen=True)
+class ByteRows:
+    """The samples of a split whose inputs are bytes in memory, for kernels."""
+
+    values: Array
+    """uint8 [n, ...]"""
+    targets: Tensor
+    """Of all n rows, as `Split.gather` gives them."""
+    members: Tensor | None
+    """int64: the rows that are the split's samples; None: all, in order."""
+    normal: tuple[Tensor, Tensor]
+    """A factor, and what is then subtracted, for each channel."""
+
+    @property
+    def address(self) -> int:
+        """Where the values are."""
+        return self.values.ctypes.data
+
+
+def byte_rows(split: Split) -> ByteRows | None:
+    """Return the bytes behind a split; None if its inputs are not rows of bytes."""
+    match split:
+        case First(split=inner) | Converted(split=inner):
+            return byte_rows(inner)
+        case Part(whole=inner, members=members):
+            rows = byte_rows(inner)
+            if rows is None or rows.members is not None:
+                return None
+            return replace(rows, members=members)
+        case Rows(normal=normal, channels_last=False) if normal is not None:
+            values, targets = (
+                split.inputs,
+                shaped(_tensor(split.targets[:]), split.task),
+            )
+            if values.dtype == np.uint8 and values.flags.c_contiguous:
+                return ByteRows(values, targets, None, normal)
+    return None
 
 
 def build(

@@ -1,0 +1,90 @@
+"""Evaluation by recorded programs: each sample's loss and answer."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from samestep.config.model import CrossEntropy, LossRecipe
+from samestep.core.metric import Metric
+from samestep.data.dataset import Dataset
+from samestep.kernels.execution import Execution
+from samestep.kernels.interface import Kernels
+from samestep.kernels.lower import lower
+from samestep.models.modes import evaluating
+from samestep.models.objective import ignored_label
+from samestep.portable import inputs
+from samestep.portable.passes import loss_op, places_of
+from samestep.state.flat import Flat
+
+
+TARGET, ANSWER, LOSS, METRIC = range(4)
+"""Rows of what is measured of single samples."""
+
+
+@dataclass
+class RecordedEvaluation:
+    """Measures samples, each alone: batches only bound the memory."""
+
+    model: nn.Module
+    data: Dataset
+    loss: LossRecipe
+    flat: Flat
+    parameters: Tensor
+    """[size]: the vector that the model's parameters are views of."""
+    kernels: Kernels
+    batch: int
+    _executions: dict[str, Execution] = field(default_factory=dict)
+
+    def measure(self, split: str, samples: Tensor) -> Tensor:
+        """Measure at most `batch` samples int64 [n]; return float64 [4, n].
+
+        The rows are the target (0 for values), the answer, the loss without label
+        smoothing, and 1 for a right answer or the absolute error.
+        """
+        source = inputs.inputs_of(self.data, split, in_training=False)
+        execution = self._execution(split, source)
+        if source is not None:
+            targets = source.bind(execution, samples)
+        else:
+            floats, targets = self.data.splits[split].gather(samples)
+            inputs.bind_floats(execution, floats)
+        inputs.bind_targets(execution, targets)
+        size = len(samples)
+        answers = torch.zeros(size, dtype=torch.int64)
+        execution.bind(answers=answers, running=self.flat.saved_buffers())
+        execution.bind_micro_batches([0, size], [0])
+        execution.run()
+        classes = torch.zeros(size) if targets.is_floating_point() else targets
+        rows = classes, answers, execution.losses[:size], execution.metrics[:size]
+        return torch.stack([row.double() for row in rows])
+
+    def batches(self, first: int, end: int) -> Iterator[Tensor]:
+        """Cut the samples from `first` to before `end` into batches."""
+        yield from torch.split(torch.arange(first, end), self.batch)
+
+    def _execution(self, split: str, source: inputs.ByteInputs | None) -> Execution:
+        if split not in self._executions:
+            loss = self.loss
+            if isinstance(loss, CrossEntropy):
+                loss = CrossEntropy(ignore_index=loss.ignore_index)
+            places, shape = places_of(self.flat), self.data.input_shape
+            with evaluating(self.model):
+                program = lower(self.model, shape, places, loss_op(loss), False)
+            if source is not None:
+                program = source.adapted(program)
+            execution = Execution(program, self.kernels, self.batch, 1)
+            execution.bind(parameters=self.parameters)
+            self._executions[split] = execution
+        return self._executions[split]
+
+    def totals(self, measured: Tensor, metrics: tuple[Metric, ...]) -> list[float]:
+        """Return the exact sums of the loss and of the metrics' cells.
+
+        `measured` [4, n] is of all samples, so how they were cut into batches and
+        shared among workers does not matter.
+        """
+        loss, right = (inputs.exact_sum(measured[row]) for row in (LOSS, METRIC))
+        counted = inputs.num_counted(measured[TARGET], ignored_label(self.loss))
+        return [loss, *inputs.cells_of(metrics, loss, right, counted)]

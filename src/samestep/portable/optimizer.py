@@ -1,0 +1,104 @@
+"""The optimizer step by portable kernels, on a slice of the flat parameter vector."""
+
+import ctypes
+import math
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from samestep.config.optimizer import (
+    AdamRecipe,
+    AdamWRecipe,
+    OptimizerRecipe,
+    SgdRecipe,
+)
+from samestep.core.lr_schedule import power
+from samestep.kernels.interface import Kernels, Optimizer, OptimizerKind
+from samestep.optim.param_groups import ParamGroup, Slice
+
+
+class PortableOptimizer:
+    """Update a slice of the parameters in place, with a learning rate for each step.
+
+    It has the methods of `optim.optimizer.SliceOptimizer`.
+    """
+
+    def __init__(
+        self,
+        kernels: Kernels,
+        recipe: OptimizerRecipe,
+        parameters: Tensor,
+        states: Sequence[Tensor],
+        slices: Sequence[Slice],
+    ) -> None:
+        """Take the slice's `parameters` [n] and `states`, each [n] and zeroed."""
+        assert isinstance(recipe, SgdRecipe | AdamRecipe | AdamWRecipe)
+        self._recipe, self._update, self._steps = recipe, kernels.update, 0
+        self._parts = [
+            (
+                part,
+                parameters[part.first :].data_ptr(),
+                [state[part.first :].data_ptr() for state in states[:2]],
+            )
+            for part in slices
+        ]
+        self._kept = parameters, states  # the addresses are theirs
+
+    def resume(self, steps: int) -> None:
+        """Go on after `steps` steps, whose states have been restored."""
+        self._steps = steps
+
+    def step(self, gradient: Tensor, lr: float) -> None:
+        """Update the parameters with the gradient [n]."""
+        self._steps += 1
+        order = ctypes.c_int32(0)
+        for part, parameters, states in self._parts:
+            how = numbers(self._recipe, part.group, lr, self._steps)
+            leaf = ctypes.c_void_p(gradient[part.first :].data_ptr())
+            first, second = (*states, None, None)[:2]
+            self._update(
+                ctypes.addressof(how),
+                ctypes.addressof(leaf),
+                ctypes.addressof(order),
+                1,
+                parameters,
+                first,
+                second,
+                part.end - part.first,
+            )
+
+
+def numbers(
+    recipe: SgdRecipe | AdamRecipe | AdamWRecipe,
+    group: ParamGroup,
+    lr: float,
+    steps: int,
+) -> Optimizer:
+    """Return the numbers of an update, computed in double.
+
+    `steps` includes this one.
+    """
+    lr *= group.lr_factor
+    if isinstance(recipe, SgdRecipe):
+        return Optimizer(
+            kind=OptimizerKind.SGD,
+            nesterov=recipe.nesterov,
+            is_first=steps == 1,
+            lr=lr,
+            weight_decay=group.weight_decay,
+            beta1=recipe.momentum,
+        )
+    beta1, beta2 = recipe.betas
+    is_decoupled = isinstance(recipe, AdamWRecipe)
+    decay = group.weight_decay
+    return Optimizer(
+        kind=OptimizerKind.ADAMW if is_decoupled else OptimizerKind.ADAM,
+        lr=lr / (1 - power(beta1, steps)),
+        weight_decay=1 - lr * decay if is_decoupled else decay,
+        beta1=beta1,
+        beta2=beta2,
+        one_minus_beta1=1 - beta1,
+        one_minus_beta2=1 - beta2,
+        root=1 / math.sqrt(1 - power(beta2, steps)),
+        eps=recipe.eps,
+    )
