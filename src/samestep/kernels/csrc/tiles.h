@@ -48,8 +48,14 @@ INLINE const float *sum_terms(Sums sums, const float *a, int64_t row_step, int64
     UNROLL for (int r = 0; r < rows; r += 3) a3[r / 3] = a + r * row_step;
     for (int64_t k = 0; k < terms; k++, b += PANEL) {
         vf row[TILE_VECTORS];
-        /* By k, rows of `a` are no stream that a processor foresees: the next tile's. */
-        if (row_step == 1) __builtin_prefetch(a3[0] + 2 * TILE_ROWS, 0, 2);
+        /* By k, rows of `a` are no stream that a processor foresees: the next tile's.
+         * By row, b may come from the second cache: two lines of each row. */
+        if (row_step == 1) {
+            __builtin_prefetch(a3[0] + 2 * TILE_ROWS, 0, 2);
+        } else {
+            __builtin_prefetch(b + 12 * PANEL);
+            __builtin_prefetch(b + 12 * PANEL + PANEL / 2);
+        }
         UNROLL for (int v = 0; v < vectors; v++) row[v] = load(b + v * VW);
         UNROLL for (int r = 0; r < rows; r++) {
             vf x = splat(a3[r / 3][r % 3 * row_step]);

@@ -74,7 +74,7 @@ static void sum_tile(const WeightGradient *g, int64_t row, int64_t rows, int64_t
     copy_to_slots(g, size - 1, rows, row, column, columns);
 }
 
-/* Rows of dy that stay in the second cache while the panels of x pass by. */
+/* Elements of x that stay in the second cache while the rows of dy pass by. */
 #define GROUP_SIZE (1 << 16)
 
 static void op_linear_grad_weight(const Op *op, const Call *call) {
@@ -86,15 +86,16 @@ static void op_linear_grad_weight(const Op *op, const Call *call) {
                               .out = op->i[3],
                               .offset = op->i[4],
                               .stack = stack};
-    int64_t tiles = parts_of(g.out, TILE_ROWS), samples = call->starts[call->micro_batches];
-    int64_t group = GROUP_SIZE / ((samples + 1) * TILE_ROWS) + 1;
-    for (int64_t first = 0; first < tiles; first += group)
-        for (int64_t column = 0; column < g.in; column += TILE_COLUMNS)
-            for (int64_t n = first; n < smaller(first + group, tiles); n++) {
-                int64_t row = first_row(g.out, tiles, n);
-                sum_tile(&g, row, first_row(g.out, tiles, n + 1) - row, column,
-                         smaller(TILE_COLUMNS, g.in - column));
-            }
+    int64_t tiles = parts_of(g.out, TILE_ROWS);
+    int64_t group = (GROUP_SIZE / (call->capacity * PANEL + 1) + 1) * PANEL;
+    for (int64_t first = 0; first < g.in; first += group)
+        for (int64_t n = 0; n < tiles; n++) {
+            int64_t row = first_row(g.out, tiles, n);
+            int64_t rows = first_row(g.out, tiles, n + 1) - row;
+            int64_t end = smaller(first + group, g.in);
+            for (int64_t column = first; column < end; column += TILE_COLUMNS)
+                sum_tile(&g, row, rows, column, smaller(TILE_COLUMNS, g.in - column));
+        }
 }
 
 /* The lanes of one feature's sum over samples [first, end). */
