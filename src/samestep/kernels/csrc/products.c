@@ -5,15 +5,17 @@ INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 /* Where tile n of `tiles` begins, when `rows` rows are cut into tiles that differ by at
  * most one row: 11 and 12 instead of many 12 and one of 2. */
-INLINE int64_t first_row(int64_t rows, int64_t tiles, int64_t n) { return rows * n / tiles; }
+INLINE int64_t first_row(int64_t rows, int64_t tiles, int64_t n) {
+    return rows * n / tiles;
+}
 
 static __attribute__((noinline)) void fill(const Tile *t, int64_t rows, int is_by_k) {
     int64_t vectors = parts_of(t->columns, VW);
     (is_by_k ? by_k : by_row)[vectors - 1][rows - 1](t);
 }
 
-/* Both products with the weights: c[row, sample] = sum over k of w[row, k] b[k, sample],
- * where w lies by row (forward) or by k (the inputs' gradient). */
+/* Both products with the weights: c[row, sample] = sum over k of w[row, k] b[k,
+ * sample], where w lies by row (forward) or by k (the inputs' gradient). */
 typedef struct Product Product;
 struct Product {
     const float *w;
@@ -61,8 +63,8 @@ static void pack_by_k(float *pack, const float *w, int64_t step, int64_t rows,
 }
 
 /* One tile of rows, all vectors of one panel, one block of k. */
-static void fill_rows(const Product *p, Tile *t, int64_t row, int64_t rows, int64_t panel,
-                      int64_t k, int is_by_k, const Draws *draws) {
+static void fill_rows(const Product *p, Tile *t, int64_t row, int64_t rows,
+                      int64_t panel, int64_t k, int is_by_k, const Draws *draws) {
     int64_t first = panel * PANEL, end = smaller(first + PANEL, p->samples);
     t->terms = t->until = smaller(K_BLOCK, p->terms - k);
     t->merges = k > 0;
@@ -75,6 +77,10 @@ static void fill_rows(const Product *p, Tile *t, int64_t row, int64_t rows, int6
     }
     if (k + K_BLOCK >= p->terms && p->finish)
         p->finish(p, row, row + rows, first, end, draws);
+}
+
+INLINE const float *first_weight(const Product *p, int64_t row, int64_t k) {
+    return p->w + (p->is_by_k ? row + k * p->w_step : row * p->w_step + k);
 }
 
 /* Tiles [tile, last) of rows for one block of k: all panels. */
@@ -90,7 +96,7 @@ static void fill_group(const Product *p, int64_t k, int64_t tile, int64_t last,
         for (int64_t n = tile; n < last; n++) {
             int64_t row = first_row(p->rows, tiles, n);
             int64_t rows = first_row(p->rows, tiles, n + 1) - row;
-            const float *w = p->w + (p->is_by_k ? row + k * p->w_step : row * p->w_step + k);
+            const float *w = first_weight(p, row, k);
             t.a = pack ? pack + (n - tile) * PACKED_TILE : w;
             if (pack && panel == 0)
                 (p->is_by_k ? pack_by_k : pack_by_row)((float *)t.a, w, p->w_step, rows,

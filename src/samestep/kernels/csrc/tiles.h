@@ -1,6 +1,7 @@
-/* A tile of a product: up to TILE_ROWS x TILE_VECTORS vectors of sums, kept in registers
- * while k runs, so that each step over k is a row of b, a column of a, and nothing but
- * fma. Lanes and rows are different outputs: how many there are touches no sum. */
+/* A tile of a product: up to TILE_ROWS x TILE_VECTORS vectors of sums, kept in
+ * registers while k runs, so that each step over k is a row of b, a column of a, and
+ * nothing but fma. Lanes and rows are different outputs: how many there are touches no
+ * sum. */
 #if defined(__aarch64__)
 #define TILE_ROWS 6 /* 24 of 32 registers hold sums */
 #define TILE_VECTORS 4
@@ -23,8 +24,8 @@
 #define UNROLL _Pragma("GCC unroll 16")
 #endif
 
-/* c[r, 0..columns-1] = chain over k of a[r, k] b[k, :], added to the `merges` tiles that
- * end with `sums`, the last one first. */
+/* c[r, 0..columns-1] = chain over k of a[r, k] b[k, :], added to the `merges` tiles
+ * that end with `sums`, the last one first. */
 typedef struct {
     const float *a;
     int64_t a_step; /* from one row to the next, or from one k to the next */
@@ -41,8 +42,9 @@ typedef struct {
 typedef vf Sums[TILE_ROWS][TILE_VECTORS];
 
 /* Terms of one row at most: no jump. `row_step` is 1 where `a` lies by k. */
-INLINE const float *sum_terms(Sums sums, const float *a, int64_t row_step, int64_t k_step,
-                              const float *b, int64_t terms, int rows, int vectors) {
+INLINE const float *sum_terms(Sums sums, const float *a, int64_t row_step,
+                              int64_t k_step, const float *b, int64_t terms, int rows,
+                              int vectors) {
     /* Rows in threes: an address may add once or twice a step, not three times. */
     const float *a3[(TILE_ROWS + 2) / 3];
     UNROLL for (int r = 0; r < rows; r += 3) a3[r / 3] = a + r * row_step;

@@ -16,12 +16,13 @@ INLINE void transpose_block(vf block[VW]) {
 /* y[c, r] = x[r, c] of a block of at most VW x VW, rows PANEL apart. */
 INLINE void transpose_part(const float *x, float *y, int64_t rows) {
     vf block[VW];
-    for (int64_t j = 0; j < VW; j++) block[j] = j < rows ? load(x + j * PANEL) : (vf){0};
+    for (int64_t j = 0; j < VW; j++)
+        block[j] = j < rows ? load(x + j * PANEL) : (vf){0};
     transpose_block(block);
     UNROLL for (int64_t j = 0; j < VW; j++) store(y + j * PANEL, block[j]);
 }
 
-/* Panels are transposed by blocks of 32 x 32: whole lines of the cache on both sides. */
+/* By blocks of 32 x 32: whole lines of the cache on both sides. */
 static void op_transpose(const Op *op, const Call *call) {
     const float *x = call->buffers[op->i[0]];
     float *y = call->buffers[op->i[1]];

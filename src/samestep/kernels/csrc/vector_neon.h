@@ -13,5 +13,9 @@ INLINE vf fma_(vf a, vf b, vf c) {
     return (vf)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
 }
 INLINE vf sqrt_(vf x) { return (vf)vsqrtq_f32((float32x4_t)x); }
-INLINE vf zip_low(vf a, vf b) { return (vf)vzip1q_f32((float32x4_t)a, (float32x4_t)b); }
-INLINE vf zip_high(vf a, vf b) { return (vf)vzip2q_f32((float32x4_t)a, (float32x4_t)b); }
+INLINE vf zip_low(vf a, vf b) {
+    return (vf)vzip1q_f32((float32x4_t)a, (float32x4_t)b);
+}
+INLINE vf zip_high(vf a, vf b) {
+    return (vf)vzip2q_f32((float32x4_t)a, (float32x4_t)b);
+}

@@ -26,8 +26,8 @@ typedef struct {
 } WeightGradient;
 
 /* The tile's sums that are left on the stack, all but the last. */
-static void copy_to_slots(const WeightGradient *g, int64_t size, int64_t rows, int64_t row,
-                          int64_t column, int64_t columns) {
+static void copy_to_slots(const WeightGradient *g, int64_t size, int64_t rows,
+                          int64_t row, int64_t column, int64_t columns) {
     for (int64_t n = 0; n < size; n++)
         for (int64_t r = 0; r < rows; r++)
             memcpy(g->call->slots[n] + g->offset + (row + r) * g->in + column,
