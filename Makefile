@@ -54,6 +54,10 @@ kernels: .venv/installed
 kinds: .venv/tested
 	$(PYTEST) tests/test_kinds.py -m "full or not full"
 
+# The functions of portable arithmetic on all floats, on this processor; 20 minutes.
+arithmetic: .venv/tested
+	$(PYTEST) tests/test_kernels_functions.py -n0 -m "full or not full"
+
 # Modules of other libraries, which are installed beside what the tests need.
 zoo:
 	$(PYTHON) -m venv .venv-zoo

@@ -7,11 +7,13 @@ static double polynomial(double x, const double *c, int size) {
     for (int i = size - 2; i >= 0; i--) sum = sum * x + c[i];
     return sum;
 }
+/* The nearest integer, ties to even; never -0. */
+static double rounded(double x) { return (x + 0x1.8p52) - 0x1.8p52; }
 static double exp_part(double x, double *power) {
     static const double P[7] = {
         0x1p0, 0x1.000000288b44fp-1, 0x1.555555675861fp-3, 0x1.5554acaf47b8cp-5,
         0x1.1110c6242ab95p-7, 0x1.6d7565c858406p-10, 0x1.a15197f39bb88p-13};
-    double n = rint(x * 0x1.71547652b82fep+0);
+    double n = rounded(x * 0x1.71547652b82fep+0);
     double r = x - n * 0x1.62e42fefa39efp-1;
     *power = isnan(n) ? n : ldexp(1, (int)n);
     return r * polynomial(r, P, 7);
@@ -67,7 +69,7 @@ static int digit(int64_t i) {
 /* x = n pi / 2 + r: the remainder r, and n modulo 4. */
 static double remainder_of(double x, int *n) {
     if (fabs(x) < 0x1p20) {
-        double turns = rint(x * 0x1.45f306dc9c883p-1);
+        double turns = rounded(x * 0x1.45f306dc9c883p-1);
         *n = (int)(int64_t)turns & 3;
         return (x - turns * 0x1.921fb544p0) - turns * 0x1.0b4611a626331p-34;
     }
@@ -111,4 +113,28 @@ void reference_function(int32_t number, const float *x, float *y, int64_t size) 
                                     erf_of, sin_of, cos_of};
     for (int64_t i = 0; i < size; i++)
         y[i] = number < 7 ? (float)of[number](x[i]) : 1 / sqrtf(x[i]);
+}
+
+/* The largest error of y, in units in the last place of the C library's results in
+ * double. Where a NaN, an infinity (beyond the largest float) or the sign of a zero is
+ * missing, or should not be there, it is infinite. */
+static double sigmoid_exact(double x) { return 1 / (1 + exp(-x)); }
+static double rsqrt_exact(double x) { return 1 / sqrt(x); }
+static double error_of(float y, double exact) {
+    float nearest = (float)exact;
+    if (isnan(y) || isnan(nearest)) return isnan(y) && isnan(nearest) ? 0 : INFINITY;
+    if (isinf(y) || isinf(nearest)) return y == nearest ? 0 : INFINITY;
+    if (nearest == 0 && signbit(y) != signbit(nearest)) return INFINITY;
+    int exponent = exact == 0 ? -126 : ilogb(exact);
+    return fabs(y - exact) * ldexp(1, 23 - (exponent < -126 ? -126 : exponent));
+}
+double reference_error(int32_t number, const float *x, const float *y, int64_t size) {
+    double (*const of[])(double) = {exp, log, tanh, sigmoid_exact,
+                                    erf, sin, cos,  rsqrt_exact};
+    double largest = 0;
+    for (int64_t i = 0; i < size; i++) {
+        double error = error_of(y[i], of[number](x[i]));
+        if (error > largest) largest = error;
+    }
+    return largest;
 }

@@ -169,8 +169,8 @@ static void batch_norm_grad_feature(In op, At call, int64_t f) {
             *by_feature(call, op->i[1], features, f, start + s) =
                 scale * ((g[s] - biases[m] / b) - z[s] * (weights[m] / b));
     }
-    into_slots(call, op->i[7] + f, weights);
-    into_slots(call, op->i[8] + f, biases);
+    if (op->i[7] >= 0) into_slots(call, op->i[7] + f, weights);
+    if (op->i[8] >= 0) into_slots(call, op->i[8] + f, biases);
 }
 
 /* Losses. */

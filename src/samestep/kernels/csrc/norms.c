@@ -147,8 +147,8 @@ static void grad_feature(const Op *op, const Call *call, int64_t f) {
                 products.part[j] += g.part[j] * normalised.part[j];
         }
         float dbias = sum_of(sum), dweight = sum_of(products);
-        push_sum(&biases, m, dbias);
-        push_sum(&weights, m, dweight);
+        if (op->i[8] >= 0) push_sum(&biases, m, dbias);
+        if (op->i[7] >= 0) push_sum(&weights, m, dweight);
         if (end == start) continue;
         float b = (float)(end - start), scale = weight * inverses[m * features + f];
         float mean = dbias / b, slope = dweight / b;
