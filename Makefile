@@ -50,6 +50,10 @@ dist: .venv/tested
 kernels: .venv/installed
 	$(BIN)/python -m samestep.kernels.compiling --werror
 
+# The kernels under ASan and UBSan, for every instruction set that this machine has.
+sanitize: .venv/tested
+	$(PYTEST) tests/test_kernels_runner.py -m "full or not full"
+
 # Every kind of own code in tests/kinds, at every placement and after every kill.
 kinds: .venv/tested
 	$(PYTEST) tests/test_kinds.py -m "full or not full"
@@ -89,4 +93,4 @@ KERNELS := $(wildcard src/samestep/kernels/csrc/*.[ch]) src/samestep/kernels/com
 clean:
 	rm -rf .venv .venv-newest .venv-zoo build dist
 
-.PHONY: train test coverage fuzz docs design-docx dist newest clean kernels kinds zoo
+.PHONY: train test coverage fuzz docs design-docx dist newest clean kernels kinds sanitize zoo

@@ -82,8 +82,10 @@ def compile_library(
     with the compiler's output.
     """
     link = ["-shared", "-s"] if target.system != "darwin" else ["-shared"]
+    if "ziglang" in command and target.system != "windows":
+        link += ["-nostdlib", "-lc"]  # else it compiles a runtime that nothing needs
     with tempfile.TemporaryDirectory() as scratch:
-        objects = compile_units(Path(scratch), command, target, extra)
+        objects = _compile_units(Path(scratch), command, target, extra)
         made = Path(scratch) / out.name
         _run([*command, *link, *extra, "-o", str(made), *objects])
         beside = out.with_name(f".{out.name}.{os.getpid()}")
@@ -91,21 +93,45 @@ def compile_library(
         beside.replace(out)
 
 
-def compile_units(
-    directory: Path, command: Sequence[str], target: Target, extra: Iterable[str] = ()
-) -> list[str]:
-    """Compile every unit of the library, at the same time; return the object files.
+def compile_runner(
+    out: Path,
+    command: Sequence[str],
+    target: Target,
+    extra: Iterable[str] = (),
+    isas: Iterable[str] = (),
+) -> None:
+    """Compile the program that runs a training from a file, `samestep-runner FILE`.
 
-    Raises KernelError with the compiler's output.
+    It has the kernels of `isas`, by default of all. Raises KernelError with the
+    compiler's output.
     """
+    flags = [*FLAGS, *extra]
+    with tempfile.TemporaryDirectory() as scratch:
+        objects = _compile_units(Path(scratch), command, target, extra, isas)
+        sources = map(str, sorted((SOURCES / "runner").glob("*.c")))
+        _run([*command, *flags, "-o", str(out), *sources, *objects, "-lm"])
+
+
+def _compile_units(
+    directory: Path,
+    command: Sequence[str],
+    target: Target,
+    extra: Iterable[str],
+    isas: Iterable[str] = (),
+) -> list[str]:
+    """Compile every unit of the library, at the same time; return the object files."""
     flags = [*FLAGS, *extra]
     if target.system != "windows":
         flags.append("-fPIC")
-    units = {
-        isa: ["kernels.c", f"-DISA={isa}", *of_isa]
-        for isa, of_isa in ISAS[target.architecture].items()
-    }
-    units["library"] = ["library.c", f'-DSOURCES="{sources_digest()}"']
+    flags_of = ISAS[target.architecture]
+    chosen = list(isas) or list(flags_of)
+    units = {isa: ["kernels.c", f"-DISA={isa}", *flags_of[isa]] for isa in chosen}
+    best_first = " ".join(f"WITH({isa})" for isa in reversed(chosen))
+    units["library"] = [
+        "library.c",
+        f"-DCOMPILED_IN={best_first}",
+        f'-DSOURCES="{sources_digest()}"',
+    ]
 
     def compile_unit(name: str) -> str:
         source, *own = units[name]

@@ -17,7 +17,7 @@ ISAS: dict[str, dict[str, tuple[str, ...]]] = {
     "x86_64": {"v2": _V2, "v3": _V3, "v4": (*_V4, "-mprefer-vector-width=512")},
     "aarch64": {"neon": ()},
 }
-"""Architecture -> instruction set -> flags of the compiler."""
+"""Architecture -> instruction set, the best last -> flags of the compiler."""
 
 
 class Target(NamedTuple):

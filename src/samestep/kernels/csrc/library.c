@@ -5,19 +5,10 @@
 #include <stddef.h>
 #include <string.h>
 
-#ifndef SOURCES /* the digest of the sources, given by compiling.py */
-#define SOURCES ""
-#endif
-
-typedef struct {
-    const Kernels *kernels;
-    int (*is_supported)(void);
-} Choice;
+/* compiling.py defines SOURCES, the digest of the sources, and COMPILED_IN. */
 
 #if defined(__x86_64__)
 #include <cpuid.h>
-
-extern const Kernels samestep_v2, samestep_v3, samestep_v4;
 
 /* The four registers of CPUID's answer, 0 for a leaf that the processor lacks. */
 typedef struct {
@@ -40,11 +31,14 @@ static unsigned saved_states(void) {
     return low;
 }
 
-static int has_v2(void) {
+/* A library for tests may lack the kernels that ask for one of these. */
+#define MAYBE __attribute__((unused))
+
+MAYBE static int has_v2(void) {
     return all(ask(1).c, bit_SSE3 | bit_SSSE3 | bit_SSE4_1 | bit_SSE4_2 | bit_POPCNT);
 }
 
-static int has_v3(void) {
+MAYBE static int has_v3(void) {
     const unsigned ymm = 0x06;
     return has_v2() && all(saved_states(), ymm) &&
            all(ask(1).c, bit_AVX | bit_FMA | bit_F16C | bit_MOVBE) &&
@@ -52,30 +46,36 @@ static int has_v3(void) {
            all(ask(0x80000001).c, 1u << 5 /* LZCNT */);
 }
 
-static int has_v4(void) {
+MAYBE static int has_v4(void) {
     const unsigned zmm = 0xe6;
     const unsigned f = 1u << 16, dq = 1u << 17, cd = 1u << 28, bw = 1u << 30;
     const unsigned vl = 1u << 31;
     return has_v3() && all(saved_states(), zmm) && all(ask(7).b, f | dq | cd | bw | vl);
 }
 
-static const Choice choices[] = {
-    {&samestep_v4, has_v4}, {&samestep_v3, has_v3}, {&samestep_v2, has_v2}, {NULL, NULL}};
-static const char *const names[] = {"v4", "v3", "v2", NULL};
-
 #elif defined(__aarch64__)
-
-extern const Kernels samestep_neon;
 
 /* Every aarch64 processor has NEON and fma. */
 static int has_neon(void) { return 1; }
 
-static const Choice choices[] = {{&samestep_neon, has_neon}, {NULL, NULL}};
-static const char *const names[] = {"neon", NULL};
-
 #else
 #error "there are kernels for x86-64 and aarch64 only"
 #endif
+
+typedef struct {
+    const Kernels *kernels;
+    int (*is_supported)(void);
+} Choice;
+
+/* WITH(isa) for each instruction set that is compiled in, the best first. */
+#define WITH(isa) extern const Kernels samestep_##isa;
+COMPILED_IN
+#undef WITH
+#define WITH(isa) {&samestep_##isa, has_##isa},
+static const Choice choices[] = {COMPILED_IN{NULL, NULL}};
+#undef WITH
+#define WITH(isa) #isa,
+static const char *const names[] = {COMPILED_IN NULL};
 
 int32_t samestep_specification(void) { return SAMESTEP_SPECIFICATION; }
 
