@@ -103,6 +103,7 @@ def small_recipe(**overrides: Any) -> samestep.Recipe:
         "epochs": 1,
         "global_batch": 96,
         "micro_batches": 6,
+        "arithmetic": "torch",
         "data.train_samples": 1_000,
         "model.hidden": [37, 19],
         "model.dropout": 0.2,

@@ -431,6 +431,7 @@ FINISHED = Finished(
     weights_sha256="ab" * 32,
     balance={},
     data={},
+    arithmetic="torch",
     best_epoch=2,
 )
 

@@ -13,6 +13,7 @@ from samestep.config.recipe import Recipe
 from samestep.data.sources import checksums as data_checksums
 from samestep.data.sources import source_of
 from samestep.errors import warn_old_name
+from samestep.kernels.interface import ARITHMETIC
 from samestep.output.console import View, make_view
 from samestep.output.run_writer import RunWriter
 from samestep.output.tensorboard import TensorBoard
@@ -164,6 +165,8 @@ def described(recipe: Recipe) -> tuple[JsonObject, dict[str, str]]:
     """
     facts, code = source_of(recipe.data).describe(), checksums(recipe)
     conditions = data_checksums(facts) | bf16.conditions(recipe)
+    if recipe.is_portable:
+        conditions["arithmetic"] = ARITHMETIC
     return facts | code, code | conditions
 
 

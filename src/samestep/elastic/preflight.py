@@ -27,6 +27,7 @@ from samestep.supervisor.resume import (
     is_finished,
 )
 from samestep.system import machine, network_interfaces
+from samestep.system.conditions import deciding
 from samestep.system.network_interfaces import Interface
 from samestep.user_code.arguments import check_trusted
 
@@ -160,7 +161,7 @@ class Comparison:
             workers=self.meeting.topology.local_workers,
             conditions={
                 **{f"recipe {name}": str(value) for name, value in fields.items()},
-                **prepared.build,
+                **deciding(prepared.build, is_portable=prepared.recipe.is_portable),
                 "samestep": machine.checksum_of_sources(),
             },
             generation=fence.number_in(self.request.run),

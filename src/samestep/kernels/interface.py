@@ -15,6 +15,8 @@ from enum import IntEnum, IntFlag
 
 SPECIFICATION = 1
 """The version of docs/arithmetic.md: which operations decide the bits."""
+ARITHMETIC = f"portable-{SPECIFICATION}"
+"""Its name in runs and checkpoints."""
 INTERFACE = 1
 """The version of samestep.h: how Python and the library talk."""
 

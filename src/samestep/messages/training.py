@@ -196,6 +196,7 @@ class Finished:
     weights_sha256: str
     balance: JsonObject
     data: JsonObject
+    arithmetic: str
     own_metrics: list[str] | None = field(default=None, metadata=OPTIONAL)
     best_epoch: int | None = field(default=None, metadata=OPTIONAL)
 

@@ -168,6 +168,11 @@ class Result(Record):
     """the worker that failed, if it was one"""
     weights_sha256: Sha256 | None = None
     """[fingerprint](../exactness.md#the-fingerprint) of the final weights"""
+    arithmetic: (
+        Annotated[str, Field(pattern=r"^(torch|portable-[0-9]{1,9})$")] | None
+    ) = None
+    """`torch`, or `portable-` and the version of its
+    [specification](../arithmetic.md)"""
     test_loss: Measured = None
     """of the final weights"""
     test_accuracy: Measured = None

@@ -19,6 +19,7 @@ from pathlib import Path
 from samestep import errors
 from samestep.errors import SamestepError, WorkerFailed
 from samestep.files import cache
+from samestep.kernels import library as kernels
 from samestep.messages import wire
 from samestep.messages.job import Job, Setup
 from samestep.messages.training import Failed, Message, WorkersStarted
@@ -157,10 +158,10 @@ def _start(
 def _environment(rank: int, workers: int, port: int) -> dict[str, str]:
     """Return what torchrun would set, for one machine and the loopback interface.
 
-    The directory of our cache is passed on, too: it may have been set after the fork
-    server was started.
+    The directory of our cache and the kernels' instruction set are passed on, too: they
+    may have been set after the fork server was started.
     """
-    names = (cache.VARIABLE,)
+    names = (cache.VARIABLE, kernels.VARIABLE)
     return {
         **{name: os.environ[name] for name in names if name in os.environ},
         "RANK": str(rank),

@@ -11,7 +11,7 @@ from samestep.errors import CheckpointError, RunError
 from samestep.files import untrusted
 from samestep.state import checkpoint
 from samestep.state.checkpoint import Checkpoint
-from samestep.system.conditions import FOUND_BY_WORKERS, of_machine
+from samestep.system.conditions import FOUND_BY_WORKERS, deciding, of_machine
 from samestep.system.json_values import JsonObject
 from samestep.user_code.arguments import recipe_of
 
@@ -79,7 +79,7 @@ def check_conditions(then: Conditions, now: Conditions) -> list[str]:
             f"result would have other bits. These differ: {'; '.join(differences)}"
             ". Restore them, or pass `--allow-different-numerics`."
         )
-    unknown = list(_unknown(then[1], now[0]))
+    unknown = [] if now[0].is_portable else list(_unknown(then[1], now[0]))
     if not unknown:
         return []
     return [
@@ -162,7 +162,10 @@ def _differences(then: Conditions, now: Conditions) -> Iterator[str]:
     recipes = flatten(then[0].to_dict()), flatten(now[0].to_dict())
     yield from _changes("recipe ", *recipes, ignored)
     cpu = {"device": "cpu"}  # a build names only GPUs
-    before, after = cpu | dict(then[1]), cpu | dict(now[1])
+    before, after = (
+        cpu | deciding(build, is_portable=now[0].is_portable)
+        for build in (then[1], now[1])
+    )
     # Older checkpoints lack some conditions, and workers will add theirs later.
     unknown = {
         name

@@ -51,6 +51,15 @@ def of_machine() -> dict[str, str]:
     }
 
 
+def deciding(conditions: Mapping[str, str], *, is_portable: bool) -> dict[str, str]:
+    """Return those of a machine's conditions that decide bits.
+
+    With portable arithmetic neither its processor nor its libraries do.
+    """
+    ignored = {"torch", "instruction_set", *of_machine()} if is_portable else set()
+    return {name: conditions[name] for name in conditions.keys() - ignored}
+
+
 def described(variables: Mapping[str, str]) -> str:
     """Return the variables of the list that are set, as `A=1 B=2`, or `none`."""
     given = [f"{name}={variables[name]}" for name in VARIABLES if name in variables]

@@ -16,6 +16,7 @@ from samestep.core.metric import num_cells
 from samestep.core.ownership import Share, contiguous, shares
 from samestep.core.topology import Topology
 from samestep.data.prefetch import HelperProcess, MicroBatches, Prefetcher
+from samestep.errors import PlacementError
 from samestep.exchange import Exchange
 from samestep.kernels.library import load_kernels
 from samestep.messages.job import Setup
@@ -216,9 +217,14 @@ def _portable_replica(
 ) -> Replica:
     """All workers: do the same for portable arithmetic.
 
-    Raises NotPortable, KernelError.
+    Raises NotPortable, KernelError, PlacementError.
     """
     recipe, flat, kernels = components.recipe, components.flat, load_kernels()
+    if flat.device.type != "cpu":
+        raise PlacementError(
+            "Portable arithmetic computes on the CPU so far, and `device` is "
+            f"{flat.device.type}. Use `--device cpu`, or `--set arithmetic=torch`."
+        )
     exchange.attach(objective, overlap=False)
     passes = RecordedPasses.build(
         components.model,

@@ -16,6 +16,7 @@ from torch import Tensor
 from samestep.config.model import CustomLoss
 from samestep.core.metric import COUNTED
 from samestep.core.ownership import lengths
+from samestep.kernels.interface import ARITHMETIC
 from samestep.messages.training import (
     EpochRecord,
     Evicted,
@@ -36,7 +37,7 @@ from samestep.training.cadence import Decision
 from samestep.training.metrics import MetricSums
 from samestep.training.progress import epoch_record, own_metrics, step_record
 from samestep.training.timing import PHASES, Times
-from samestep.training.trainer import Trainer, steps_per_report
+from samestep.training.trainer import Replica, Trainer, steps_per_report
 from samestep.user_code.references import names
 from samestep.verification import replicas
 
@@ -325,9 +326,17 @@ def _report_start(trainer: Trainer) -> None:
             layout=replica.flat.layout.to_dict(),
             conditions=trainer.conditions,
             torch=torch.__version__,
-            instruction_set=torch.backends.cpu.get_cpu_capability(),
+            instruction_set=_instruction_set(replica),
         )
     )
+
+
+def _instruction_set(replica: Replica) -> str:
+    """Return that of the kernels: torch's, or those of portable arithmetic."""
+    if replica.passes is None:
+        return torch.backends.cpu.get_cpu_capability()
+    isa: bytes = replica.passes.kernels.isa
+    return isa.decode()
 
 
 def _report_steps(trainer: Trainer, epoch: int) -> None:
@@ -363,6 +372,7 @@ def _report_result(trainer: Trainer) -> None:
             balance=trainer.ownership.balancer.summary(),
             data=data.facts,
             own_metrics=own_metrics(data),
+            arithmetic=ARITHMETIC if trainer.recipe.is_portable else "torch",
             best_epoch=stopping.best_epoch if is_early else None,
         )
     )
