@@ -7,14 +7,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from samestep.config.data import CustomData, DataRecipe, Task, TextData
+from samestep.config.data import (
+    CustomData,
+    DataRecipe,
+    MnistData,
+    TableData,
+    Task,
+    TextData,
+)
 from samestep.config.recipe import Recipe
 from samestep.core.metric import Metric, all_metrics
 from samestep.core.plan import derive_seed
 from samestep.data.augment import NONE, Augmentation, Mixed
 from samestep.data.pytree import Nested, Shape, shapes_from_json
-from samestep.data.sources import source_of
-from samestep.data.splits import Converted, First, Split
+from samestep.data.sources import rows, source_of, user_dataset
+from samestep.data.sources.source import ArraySource
+from samestep.data.splits import Converted, Loaded, Part, Split
 from samestep.data.targets import ALL_LABELS, Labels
 from samestep.errors import RecipeError
 from samestep.state import dtypes
@@ -29,13 +37,8 @@ class Dataset:
 
     splits: dict[str, Split]
     """`validation` and `test` may be empty."""
-    inputs: Shape
-    """The shape of one sample: [channels, height, width], [values] or [tokens].
-
-    Where a model takes several inputs, a dictionary or tuple of such shapes.
-    """
+    inputs: Shape  # for this and the next three see `DataInfo`
     outputs: int
-    """Classes, different tokens, or values to predict."""
     task: Task = "classification"
     targets_per_sample: int = 1
     own_metrics: tuple[Metric, ...] = ()
@@ -91,7 +94,7 @@ class Dataset:
     def first(self, samples: int) -> "Dataset":
         """Return the data set with at most this many samples in each split."""
         parts: dict[str, Split] = {
-            name: First(split, min(samples, len(split)))
+            name: Part(split, torch.arange(min(samples, len(split))))
             for name, split in self.splits.items()
         }
         return replace(self, splits=parts)
@@ -111,7 +114,7 @@ def load(
     """
     if isinstance(recipe, CustomData):
         seeding.seed(derive_seed(seed, "data"))
-    splits, info = source_of(recipe).load(user_code or UserCode(), labels)
+    splits, info = _loaded(recipe, user_code or UserCode(), labels)
     dataset = Dataset(
         splits={s: Converted(part, info.task, dtype) for s, part in splits.items()},
         inputs=info.inputs,
@@ -124,6 +127,21 @@ def load(
         return dataset
     sample, _ = dataset.splits["train"].gather(torch.zeros(1, dtype=torch.int64))
     return replace(dataset, augmentation=Augmentation.of(augment, seed, sample))
+
+
+def _loaded(recipe: DataRecipe, user_code: UserCode, labels: Labels) -> Loaded:
+    match recipe:
+        case CustomData():
+            return user_dataset.load(recipe, user_code, labels)
+        case MnistData():
+            return rows.mnist_images(recipe)
+        case TableData():
+            return rows.table_rows(recipe)
+        case TextData():
+            return rows.text_windows(recipe)
+    source = source_of(recipe)
+    assert isinstance(source, ArraySource)
+    return rows.array_rows(source, labels)
 
 
 def of_recipe(recipe: Recipe, user_code: UserCode | None = None) -> Dataset:

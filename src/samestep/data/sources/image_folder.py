@@ -14,12 +14,12 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
 from samestep.config.data import ImageData
-from samestep.data.sources.arrays import ArraySource, Pair
+from samestep.data.sources.source import ArraySource, Pair
 from samestep.errors import DataError
 from samestep.files import cache
 from samestep.system.json_values import JsonObject
@@ -27,6 +27,7 @@ from samestep.system.json_values import JsonObject
 
 if TYPE_CHECKING:
     from types import ModuleType
+
 
 LENGTH_BYTES = 8
 MOST_NAMES = 5
@@ -169,14 +170,14 @@ def _decoded(recipe: ImageData, folder: Folder) -> tuple[JsonObject, cache.Bytes
 
 
 def _decoding(recipe: ImageData, folder: Folder) -> cache.Fill:
-    def fill(sink: cache.Sink) -> None:
+    def fill(sink: BinaryIO) -> None:
         text = json.dumps(_decode(recipe, folder, sink)).encode()
         sink.write(text + len(text).to_bytes(LENGTH_BYTES, "little"))
 
     return fill
 
 
-def _decode(recipe: ImageData, folder: Folder, sink: cache.Sink) -> JsonObject:
+def _decode(recipe: ImageData, folder: Folder, sink: BinaryIO) -> JsonObject:
     """Write the pixels; return what the JSON says of the files. Raises DataError."""
     digest, size, labels = hashlib.sha256(), 0, list[int]()
     skipped: list[tuple[str, str]] = []

@@ -7,18 +7,19 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 from numpy.lib import format as npy
 
 from samestep.config.data import NpyData, NpzData
-from samestep.data.sources.arrays import (
+from samestep.data.sources.source import (
     SPLITS,
     Array,
     ArraySource,
     Pair,
     describe_files,
+    first_notice,
     mapped,
 )
 from samestep.errors import DataError, did_you_mean
@@ -44,7 +45,7 @@ class NpySource(ArraySource):
         """Return name, size and SHA-256 of each file. Raises DataError."""
         recipe = self.recipe
         files = [recipe.inputs, recipe.targets, recipe.test_inputs, recipe.test_targets]
-        return describe_files(recipe.source, [file for file in files if file])
+        return describe_files(recipe.source, files)
 
     def arrays(self) -> Mapping[str, Pair]:
         """Map `train`, and `test` if it is given. Raises DataError."""
@@ -65,14 +66,12 @@ class NpzSource(ArraySource):
         """Unpack what is compressed into the cache. Returns a notice."""
         path = Path(self.recipe.path)
         with _zip(path) as file:
-            packed = [
-                m for m in file.infolist() if m.compress_type != zipfile.ZIP_STORED
-            ]
-        notices = [
+            members = file.infolist()
+        return first_notice(
             cache.prepare(_key(path, m), _unpacking(path, m), m.file_size)
-            for m in packed
-        ]
-        return next(filter(None, notices), None)
+            for m in members
+            if m.compress_type != zipfile.ZIP_STORED
+        )
 
     def describe(self) -> JsonObject:
         """Return name, size and SHA-256 of the file. Raises DataError."""
@@ -197,7 +196,7 @@ def _key(path: Path, member: zipfile.ZipInfo) -> str:
 
 
 def _unpacking(path: Path, member: zipfile.ZipInfo) -> cache.Fill:
-    def fill(sink: cache.Sink) -> None:
+    def fill(sink: BinaryIO) -> None:
         with _blaming(path), zipfile.ZipFile(path) as file:
             content = file.open(member)
         with content:  # which keeps the file open

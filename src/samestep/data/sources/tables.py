@@ -13,19 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from samestep.config.data import TableData
-from samestep.data.sources.arrays import Array, describe_files
-from samestep.data.sources.source import Source
+from samestep.data.sources.source import Array, Source, describe_files
 from samestep.errors import DataError, did_you_mean
 from samestep.files.untrusted import check_regular
 from samestep.system.json_values import JsonObject
-from samestep.user_code.references import UserCode
 
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-    from samestep.data.splits import Samples
-    from samestep.data.targets import Labels
 
 
 MOST_WORDS = 1000
@@ -94,19 +89,13 @@ class TableSource(Source):
     def describe(self) -> JsonObject:
         """Return sizes, checksums, and what the columns are. Raises DataError."""
         recipe, table = self.recipe, read(self.recipe)
-        files = [name for name in (recipe.path, recipe.test_path) if name]
+        files = recipe.path, recipe.test_path
         return describe_files("table", files) | {
             "rows": len(table),
             "columns": [c.name for c in table.features],
             "missing": int(sum(c.is_missing.sum() for c in table.features)),
             "classes": table.classes,
         }
-
-    def load(self, user_code: UserCode, labels: "Labels") -> "Samples":
-        """Return the splits and what they share. Raises DataError."""
-        from samestep.data.sources import rows
-
-        return rows.build_table(self.recipe, read(self.recipe))
 
 
 def read(recipe: TableData) -> Table:

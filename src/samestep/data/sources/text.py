@@ -11,7 +11,6 @@ import math
 import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,12 +20,6 @@ from samestep.data.sources.source import Source
 from samestep.errors import DataError
 from samestep.files.untrusted import read_text
 from samestep.system.json_values import JsonObject
-from samestep.user_code.references import UserCode
-
-
-if TYPE_CHECKING:
-    from samestep.data.splits import Samples
-    from samestep.data.targets import Labels
 
 
 @dataclass(frozen=True)
@@ -77,23 +70,6 @@ class TextSource(Source):
             "vocabulary": text.vocabulary,
             "baselines": baselines(text),
         }
-
-    def load(self, user_code: UserCode, labels: "Labels") -> "Samples":
-        """Return windows of the text. Raises DataError."""
-        import torch
-
-        from samestep.data.splits import Windows
-        from samestep.data.targets import DataInfo
-
-        text, context = read(self.recipe), self.recipe.context
-        tokens = torch.from_numpy(text.tokens)
-        splits = {}
-        for name, (first, end) in text.windows.items():
-            starts = torch.from_numpy(text.starts[first:end])
-            lengths = torch.from_numpy(text.lengths[first:end])
-            splits[name] = Windows(tokens, starts, lengths, context, self.recipe.lines)
-        outputs = len(text.vocabulary)
-        return splits, DataInfo((context,), outputs, "next-token", context)
 
 
 def read(recipe: TextData) -> Text:
