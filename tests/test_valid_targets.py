@@ -261,7 +261,9 @@ def loaded(labels: Labels) -> int:
     targets = torch.tensor([0, 2, -100, 1])
     given = (torch.ones(4, 3), targets)
     recipe = CustomData(load="sha256:0", validation=0.0, test=0.0)
-    _, facts = user_dataset.load(recipe, UserCode([], {"sha256:0": given}), labels)
+    _, facts = user_dataset.load(
+        recipe, UserCode([], {"sha256:0": lambda: given}), labels
+    )
     return facts.outputs
 
 

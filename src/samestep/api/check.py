@@ -26,14 +26,8 @@ from samestep.supervisor.job import make_setup
 from samestep.supervisor.launch import run_workers
 from samestep.system import shared_memory
 from samestep.system.signals import Stop
-from samestep.user_code.arguments import (
-    Part,
-    check_trusted,
-    packed,
-    recipe_of,
-    split_fields,
-)
-from samestep.user_code.references import NOTHING, Given
+from samestep.user_code.arguments import Part, packed, recipe_of, split_fields
+from samestep.user_code.references import NOTHING, Given, check_trusted
 
 
 EPOCHS = 2

@@ -26,13 +26,12 @@ from samestep.system.json_values import JsonObject
 from samestep.system.log import shown_on_stderr
 from samestep.user_code.arguments import (
     Part,
-    check_trusted,
     packed,
     placement_of,
     recipe_of,
     split_fields,
 )
-from samestep.user_code.references import checksums
+from samestep.user_code.references import check_trusted, checksums
 
 
 def train(

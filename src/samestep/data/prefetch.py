@@ -9,15 +9,12 @@ for itself, and raises the same error with its own traceback.
 """
 
 import json
-import random
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count
 from multiprocessing.connection import Connection
-from typing import Any
 
-import numpy as np
 import safetensors.numpy
 import safetensors.torch
 import torch
@@ -216,7 +213,7 @@ class Prefetcher:
 
 def _serve(connection: Connection, load: Callable[[], MicroBatches]) -> None:
     """Draw what the worker asks for until it has ended: the helper's main loop."""
-    source, before = None, _other_generators()
+    source, before = None, seeding.other_states()
     while True:
         try:
             request = connection.recv_bytes()
@@ -230,7 +227,7 @@ def _serve(connection: Connection, load: Callable[[], MicroBatches]) -> None:
             step, index = REQUEST.unpack(request)
             # `_packed` leaves out states that drawing has not changed, which it sees by
             # comparing with `before`.
-            _set_other_generators(before)
+            seeding.set_other_states(before)
             content = _packed(source.draw(step, index), before)
         except Exception:  # the worker draws for itself and raises it, too
             content = b""
@@ -240,12 +237,13 @@ def _serve(connection: Connection, load: Callable[[], MicroBatches]) -> None:
 def _packed(drawn: Drawn, before: JsonObject) -> bytes:
     inputs, targets = drawn
     parts = (targets,) if isinstance(targets, Tensor) else targets.parts
-    after = _other_generators()
-    others = after if after != before else {}
+    after = seeding.other_states()
+    others = after if after != before else None
     structure = pytree.apply(lambda _: None, inputs)
+    words = json.dumps({"others": others, "inputs": structure}).encode()
     tensors = {
         "generator": torch.default_generator.get_state(),
-        "words": _encoded({"others": others, "inputs": structure}),
+        "words": torch.frombuffer(bytearray(words), dtype=torch.uint8),
     }
     for number, (_, values) in enumerate(pytree.leaves(inputs)):
         tensors[f"input{number}"] = values
@@ -254,15 +252,12 @@ def _packed(drawn: Drawn, before: JsonObject) -> bytes:
     return safetensors.numpy.save({n: t.numpy() for n, t in tensors.items()})
 
 
-def _encoded(value: Any) -> Tensor:
-    return torch.frombuffer(bytearray(json.dumps(value), "ascii"), dtype=torch.uint8)
-
-
 def _unpacked(content: bytes) -> Drawn:
     tensors = safetensors.torch.load(content)
     torch.default_generator.set_state(tensors["generator"])
     words = json.loads(tensors["words"].numpy().tobytes())
-    _set_other_generators(words["others"])
+    if words["others"] is not None:
+        seeding.set_other_states(words["others"])
     inputs = pytree.restore(words["inputs"], _numbered(tensors, "input"))
     parts = list(_numbered(tensors, "targets"))
     targets = parts[0] if len(parts) == 1 else Mixed(*parts)
@@ -274,25 +269,3 @@ def _numbered(tensors: Mapping[str, Tensor], name: str) -> Iterator[Tensor]:
         if f"{name}{number}" not in tensors:
             return
         yield tensors[f"{name}{number}"]
-
-
-def _other_generators() -> JsonObject:
-    """Return the states of Python's and numpy's generators as JSON values."""
-    numbers = np.random.get_state(legacy=False)
-    key = numbers["state"]["key"].tolist()
-    state = {**numbers["state"], "key": key}
-    version, internal, gauss = random.getstate()
-    return {
-        "python": [version, list(internal), gauss],
-        "numpy": {**numbers, "state": state},
-    }
-
-
-def _set_other_generators(states: JsonObject) -> None:
-    if not states:
-        return
-    version, internal, gauss = states["python"]
-    random.setstate((version, tuple(internal), gauss))
-    numbers = states["numpy"]
-    key = np.array(numbers["state"]["key"], np.uint32)
-    np.random.set_state({**numbers, "state": {**numbers["state"], "key": key}})

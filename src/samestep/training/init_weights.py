@@ -46,7 +46,7 @@ def prepare(model: nn.Module, recipe: Recipe) -> None:
 
 def load(model: nn.Module, init: InitRecipe) -> None:
     """Load initial weights from a file. Raises RecipeError if they do not fit."""
-    path, content = pretrained.read(init)
+    path, content, _ = pretrained.read(init)
     given = _tensors(path, content)
     expected: dict[str, Tensor] = model.state_dict()
     names = sorted(expected.keys() | given.keys())

@@ -144,7 +144,8 @@ def train_step(trainer: Trainer, step: int) -> None:
     gradient, buffers = exchange.sum()  # in the order of the canonical tree
     factor, sizes = _rescale(trainer, gradient, step)
     # Micro-batches without samples leave the buffers unchanged: they are no update.
-    flat.advance_buffers(buffers, recipe.micro_batches, samples.num_updates(step))
+    count = samples.num_nonempty_micro_batches(step)
+    flat.advance_buffers(buffers, recipe.micro_batches, count)
     _observe_noise(trainer, gradient, factor, sizes)
     if recipe.optimizer.max_grad_norm is not None:
         gradients.clip(gradient, recipe.optimizer.max_grad_norm, exchange)

@@ -57,7 +57,7 @@ class Samples:
         step_in_epoch = step % self.plan.steps_per_epoch
         return self.plan.batch_size(step_in_epoch) * self.data.targets_per_sample
 
-    def num_updates(self, step: int) -> int:
+    def num_nonempty_micro_batches(self, step: int) -> int:
         """Return how many micro-batches of a step have samples."""
         return self.plan.num_pieces(step % self.plan.steps_per_epoch)
 

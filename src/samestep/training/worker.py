@@ -53,7 +53,7 @@ from samestep.training.components import load_data, load_replay
 from samestep.training.progress import own_metrics
 from samestep.user_code.imports import user_frames
 from samestep.user_code.references import UserCode, names
-from samestep.user_code.transport import Received
+from samestep.user_code.transport import unpack
 from samestep.verification import threads
 from samestep.verification.probe import Replay, Witness
 
@@ -186,11 +186,10 @@ def _train(job: TrainingJob, context: WorkerContext) -> bool:
 
 
 def _user_code(setup: Setup, objects: int | None) -> UserCode:
-    extents = {
-        name: [(first, size) for first, size in parts]
-        for name, parts in setup.objects.items()
-    }
-    return UserCode(setup.search_path, Received(objects, extents))
+    if objects is None:
+        return UserCode(setup.search_path)
+    given = {n: partial(unpack, objects, parts) for n, parts in setup.objects.items()}
+    return UserCode(setup.search_path, given)
 
 
 def _helper(

@@ -15,7 +15,6 @@ from samestep.config.placement import Placement
 from samestep.config.recipe import Recipe, parse_override
 from samestep.config.renames import PLACEMENT_NAMES, new_name, rename
 from samestep.errors import PlacementError, RecipeError, did_you_mean
-from samestep.user_code import references
 from samestep.user_code.references import NOTHING, Given
 
 
@@ -40,7 +39,7 @@ USER_CODE_DEFAULTS: dict[str, Any] = {
 """The recipe of user code where none is named."""
 
 
-def sections_of(parts: Mapping[str, str | None]) -> dict[str, Any]:
+def _sections_of(parts: Mapping[str, str | None]) -> dict[str, Any]:
     """Return the sections `model`, `data` and `loss` of a recipe, from their names.
 
     A name is `module:function`, or a built-in kind such as `squared-error`.
@@ -64,7 +63,7 @@ def recipe_of(
     Without a base it is the default recipe, or that for user code if there are parts.
     Raises RecipeError.
     """
-    sections = sections_of(parts)
+    sections = _sections_of(parts)
     if base is None and sections:
         base = Recipe.from_dict(USER_CODE_DEFAULTS)
     if not isinstance(base, Recipe):
@@ -132,12 +131,9 @@ def packed(parts: Mapping[str, Part | None]) -> Iterator[tuple[dict[str, str], G
 
     The memory of the objects is released when the context ends. Raises OwnCodeError.
     """
-    names = {part: each for part, each in parts.items() if isinstance(each, str)}
-    objects = {
-        part: each
-        for part, each in parts.items()
-        if each is not None and not isinstance(each, str)
-    }
+    given = {part: each for part, each in parts.items() if each is not None}
+    names = {part: each for part, each in given.items() if isinstance(each, str)}
+    objects = {part: each for part, each in given.items() if part not in names}
     if not objects:
         yield names, NOTHING
         return
@@ -147,8 +143,7 @@ def packed(parts: Mapping[str, Part | None]) -> Iterator[tuple[dict[str, str], G
     names |= {part: each.name for part, each in packed.items()}
     fd, index = transport.fill(list(packed.values()))
     try:
-        extents = {name: [list(each) for each in index[name]] for name in index}
-        yield names, Given(extents, {"objects": fd})
+        yield names, Given(index, {"objects": fd})
     finally:
         os.close(fd)
 
@@ -174,11 +169,3 @@ def split_fields(fields: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, A
                 f"{did_you_mean(name, known)}"
             )
     return rest, placed
-
-
-def check_trusted(recipe: Recipe, names: Mapping[str, str]) -> None:
-    """Raise unless the code that the recipe names exists and may be run.
-
-    Raises OwnCodeError, UsageError; see `references.check_origin`.
-    """
-    references.check_origin(references.names(recipe), names, set(names.values()))

@@ -1,7 +1,6 @@
 """Finds and imports user code that is named `module:function`."""
 
 import contextlib
-import hashlib
 import importlib
 import os
 import pkgutil
@@ -57,7 +56,7 @@ def search_path() -> list[str]:
     return [*(each for each in sys.path if each not in ("", here)), here]
 
 
-def source_of(name: str, role: str) -> Path:
+def file_of(name: str, role: str) -> Path:
     """Return the file of the module in `module:function`, without running any code.
 
     `importlib.util.find_spec` would import the packages around it. Raises UsageError.
@@ -74,11 +73,6 @@ def source_of(name: str, role: str) -> Path:
     if spec is None or not spec.origin:
         raise UsageError(f"The module of the {role} `{name}` has no file.")
     return Path(spec.origin)
-
-
-def checksum_of(name: str, role: str) -> str:
-    """Return the SHA-256 of the file that the function is in. Raises UsageError."""
-    return hashlib.sha256(source_of(name, role).read_bytes()).hexdigest()
 
 
 def is_near(path: Path) -> bool:

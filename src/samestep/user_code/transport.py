@@ -14,7 +14,7 @@ import mmap
 import os
 import pickle
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, TypeVar
@@ -33,8 +33,8 @@ HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 PLACES = ("__file__", "__firstlineno__")
 """Attributes that say where in a file a function or a class is."""
 
-Extent = tuple[int, int]
-"""First byte and length."""
+Extents = list[list[int]]
+"""The first byte and the length of each part of an object."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def identity(value: object) -> str:
     return digest.hexdigest()
 
 
-def fill(objects: list[PackedObject]) -> tuple[int, dict[str, list[Extent]]]:
+def fill(objects: list[PackedObject]) -> tuple[int, dict[str, Extents]]:
     """Copy objects into memory for the workers.
 
     Returns its descriptor, and where the parts of each object are.
@@ -93,18 +93,17 @@ def fill(objects: list[PackedObject]) -> tuple[int, dict[str, list[Extent]]]:
         os.close(fd)
         raise
     with area:
-        index, position = {}, 0
+        index, extents = {}, zip(starts, sizes, strict=False)
         for packed in objects:
-            index[packed.name] = list[Extent]()
+            index[packed.name] = Extents()
             for part in packed.parts:
-                first, size = starts[position], sizes[position]
+                first, size = next(extents)
                 area[first : first + size] = part.raw()
-                index[packed.name].append((first, size))
-                position += 1
+                index[packed.name].append([first, size])
     return fd, index
 
 
-def unpack(fd: int, extents: list[Extent]) -> Any:
+def unpack(fd: int, extents: Extents) -> Any:
     """Unpickle an object in a worker; its arrays are views of the memory.
 
     A worker that writes to them gets copies of the pages of its own.
@@ -223,19 +222,3 @@ def restore_hooks(tensor: Any, hooks: list[list[Callable[..., Any]]]) -> None:
         tensor.register_hook(hook)
     for hook in after:
         tensor.register_post_accumulate_grad_hook(hook)
-
-
-@dataclass(frozen=True)
-class Received:
-    """The objects that came with a worker's job, by name."""
-
-    fd: int | None
-    """Descriptor of the memory that `fill` has filled."""
-    index: Mapping[str, list[Extent]]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.index
-
-    def __getitem__(self, name: str) -> Any:
-        assert self.fd is not None
-        return unpack(self.fd, self.index[name])

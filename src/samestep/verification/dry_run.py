@@ -77,7 +77,7 @@ def run(
     check_gradients(copied, model_name)
     unused = tuple(_without_gradient(copied))
     constant = constant_buffers(copied, before, model_name)
-    if any(len(data.splits.get(name, ())) for name in ("validation", "test")):
+    if any(len(data.splits[name]) for name in ("validation", "test")):
         _evaluate(copied.eval(), objective, inputs, targets, model_name, loss_name)
     if loss is not None:
         with dtypes.default(dtype):
