@@ -11,9 +11,9 @@ for itself, and raises the same error with its own traceback.
 import json
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from itertools import count
 from multiprocessing.connection import Connection
+from typing import NamedTuple
 
 import safetensors.numpy
 import safetensors.torch
@@ -36,7 +36,7 @@ LEAST_SECONDS = 1e-3
 """Seconds that drawing a micro-batch must take; sending it takes a few tenths of it."""
 REQUEST = struct.Struct("<qq")
 PREPARE = b"prepare"
-"""Asks the helper to load its data; it answers with the same."""
+"""Asks the helper to load its data; it answers with the same, or nothing on failure."""
 
 Drawn = tuple[Nested, Tensor | Mixed]
 
@@ -69,8 +69,7 @@ class MicroBatches:
         return self._data.draw(samples, epoch)
 
 
-@dataclass
-class HelperProcess:
+class HelperProcess(NamedTuple):
     """The worker's end of the connection to its helper process."""
 
     connection: Connection
@@ -82,37 +81,6 @@ class HelperProcess:
     ) -> "HelperProcess":
         """Fork the helper; see `child_process.fork`."""
         return cls(*child_process.fork(lambda ours: _serve(ours, load), unused))
-
-    def prepare(self) -> None:
-        """Let the helper load its data. Raises OSError if the helper has ended."""
-        self.connection.send_bytes(PREPARE)
-
-    def is_prepared(self) -> bool:
-        """Return whether the helper has answered `prepare`; call it until then.
-
-        Raises EOFError, OSError if the helper has ended or could not load its data.
-        """
-        if not self.connection.poll():
-            return False
-        if self.connection.recv_bytes() != PREPARE:
-            raise EOFError
-        return True
-
-    def request(self, step: int, index: int) -> None:
-        """Ask for one micro-batch, at most one at a time.
-
-        Raises OSError if the helper has ended.
-        """
-        self.connection.send_bytes(REQUEST.pack(step, index))
-
-    def receive(self) -> Drawn | None:
-        """Return the micro-batch and set the generators; None if drawing has failed.
-
-        There is no timeout: the supervisor ends a worker whose data are too slow.
-        Raises EOFError, OSError if the helper has ended.
-        """
-        content = self.connection.recv_bytes()
-        return _unpacked(content) if content else None
 
 
 class Prefetcher:
@@ -162,49 +130,55 @@ class Prefetcher:
         if self._helper is None or self._helps or self._is_preparing:
             return
         least = max(LEAST_SHARE * seconds, LEAST_SECONDS * micro_batches)
-        if data_seconds > least:
-            try:
-                self._helper.prepare()
-            except OSError:
-                self._give_up()
-                return
+        if data_seconds > least and self._send(PREPARE):
             self._is_preparing = True
             self._report()
 
     def _look(self) -> None:
         """Use the helper once it has loaded its data, which may take minutes."""
         assert self._helper is not None
-        try:
-            self._helps = self._helper.is_prepared()
-        except (EOFError, OSError):
-            self._give_up()
-        else:
-            self._is_preparing = not self._helps
+        if self._helper.connection.poll():
+            self._helps = self._receive() == PREPARE
+            self._is_preparing = False
 
     def _ask(self, wanted: tuple[int, int]) -> None:
-        assert self._helper is not None
-        try:
-            self._helper.request(*wanted)
+        """Ask for one micro-batch, at most one at a time."""
+        if self._send(REQUEST.pack(*wanted)):
             self._ahead = wanted
-        except OSError:
-            self._give_up()
 
     def _received(self, step: int, index: int) -> Drawn | None:
-        """Return the helper's micro-batch.
+        """Return the helper's micro-batch, and set the generators.
 
         None if it is another one, after a change of ownership, or if the helper failed.
         """
         asked, self._ahead = self._ahead, None
-        if asked is None:
-            return None
+        content = b"" if asked is None else self._receive()
+        drawn = _unpacked(content) if content else None
+        return drawn if asked == (step, index) else None
+
+    def _send(self, content: bytes) -> bool:
+        """Return whether the helper is still there; else it is given up."""
         assert self._helper is not None
         try:
-            drawn = self._helper.receive()
-        except (EOFError, OSError):
-            drawn = None
-        if drawn is None:
+            self._helper.connection.send_bytes(content)
+        except OSError:
             self._give_up()
-        return drawn if asked == (step, index) else None
+            return False
+        return True
+
+    def _receive(self) -> bytes:
+        """Return the helper's answer; if it has failed or ended, give it up.
+
+        There is no timeout: the supervisor ends a worker whose data are too slow.
+        """
+        assert self._helper is not None
+        try:
+            content = self._helper.connection.recv_bytes()
+        except (EOFError, OSError):
+            content = b""
+        if not content:
+            self._give_up()
+        return content
 
     def _give_up(self) -> None:
         self._is_preparing = self._helps = False

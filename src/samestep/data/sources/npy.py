@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import IO, BinaryIO
 
 import numpy as np
 from numpy.lib import format as npy
@@ -159,31 +159,21 @@ def _parsed(content: cache.Bytes) -> Array:
     Raises ValueError.
     """
     stream = io.BytesIO(content[:MOST_HEADER].tobytes())
-    shape, is_fortran, dtype = _header(stream)
+    try:
+        is_first = npy.read_magic(stream) == (1, 0)
+        read = npy.read_array_header_1_0 if is_first else npy.read_array_header_2_0
+        shape, is_fortran, dtype = read(stream)
+    except Exception as error:  # it is Python text, parsed by numpy: anything may come
+        raise ValueError(f"its header cannot be read ({error})") from None
+    if dtype.hasobject or dtype.subdtype or not dtype.itemsize:
+        raise ValueError(f"it holds {'Python objects' if dtype.hasobject else dtype}")
+    if any(type(size) is not int for size in shape):  # numpy takes True for one
+        raise ValueError(f"its shape is {shape}")
     size = math.prod(shape) * dtype.itemsize
     if min(shape, default=0) < 0 or size > len(content) - stream.tell():
         raise ValueError(f"it has too few values for the shape {shape}")
     values = content[stream.tell() :][:size].view(dtype)
     return values.reshape(shape, order="F" if is_fortran else "C")
-
-
-def _header(stream: io.BytesIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Read shape, whether in Fortran's order, and type. Raises ValueError."""
-    read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
-    version = npy.read_magic(stream)
-    if version not in read:
-        raise ValueError(f"its format has version {version}")
-    try:
-        shape, is_fortran, dtype = read[version](stream)
-    except Exception as error:  # it is Python text, parsed by numpy: anything may come
-        raise ValueError(f"its header cannot be read ({error})") from None
-    if dtype.hasobject:
-        raise ValueError("it holds Python objects")
-    if dtype.subdtype or not dtype.itemsize:
-        raise ValueError(f"it holds {dtype}")
-    if any(type(size) is not int for size in shape):  # numpy takes True for one
-        raise ValueError(f"its shape is {shape}")
-    return shape, is_fortran, dtype
 
 
 def _key(path: Path, member: zipfile.ZipInfo) -> str:
