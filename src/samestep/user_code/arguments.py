@@ -39,7 +39,7 @@ USER_CODE_DEFAULTS: dict[str, Any] = {
 """The recipe of user code where none is named."""
 
 
-def _sections_of(parts: Mapping[str, str | None]) -> dict[str, Any]:
+def _sections_of(parts: Mapping[str, str]) -> dict[str, Any]:
     """Return the sections `model`, `data` and `loss` of a recipe, from their names.
 
     A name is `module:function`, or a built-in kind such as `squared-error`.
@@ -47,15 +47,14 @@ def _sections_of(parts: Mapping[str, str | None]) -> dict[str, Any]:
     sections = {}
     for part, name in parts.items():
         tag, key = SECTIONS[part]
-        if name is not None:
-            is_custom = ":" in name
-            sections[part] = {tag: "custom", key: name} if is_custom else {tag: name}
+        is_custom = ":" in name
+        sections[part] = {tag: "custom", key: name} if is_custom else {tag: name}
     return sections
 
 
 def recipe_of(
     base: Recipe | str | Path | None,
-    parts: Mapping[str, str | None],
+    parts: Mapping[str, str],
     fields: Mapping[str, Any],
 ) -> Recipe:
     """Return a recipe with other parts, and with other fields by their dotted names.

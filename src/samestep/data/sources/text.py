@@ -140,7 +140,8 @@ def baselines(text: Text) -> dict[str, float]:
 
 
 def _read_files(recipe: TextData) -> list[str]:
-    path = _python() if recipe.path == "python" else Path(recipe.path)
+    is_python = recipe.path == "python"  # the directory of its standard library
+    path = Path(sysconfig.get_path("stdlib") if is_python else recipe.path)
     texts = []
     for file in _files(path, recipe.pattern):
         try:
@@ -167,8 +168,3 @@ def _files(path: Path, pattern: str) -> list[Path]:
             f"`data.pattern` is of names below `data.path`, such as `*.txt` or "
             f"`**/*.py`; received `{pattern}`."
         ) from None
-
-
-def _python() -> Path:
-    """Return the directory of Python's standard library."""
-    return Path(sysconfig.get_paths()["stdlib"])
