@@ -1,6 +1,5 @@
 """Folders of images by class: decoding, order, and what cannot be read."""
 
-import builtins
 import json
 import os
 import subprocess
@@ -167,13 +166,6 @@ def test_a_folder_of_its_own_is_the_test(folder: Path, tmp_path: Path) -> None:
 def test_without_pillow_the_command_to_install_it_is_named(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = builtins.__import__
-
-    def without(name: str, *rest: Any) -> Any:
-        if name == "PIL":
-            raise ImportError
-        return real(name, *rest)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(DataError, match=r"pip install 'samestep\[data\]'"):
         source_of(section(folder)).prepare()

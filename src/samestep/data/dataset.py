@@ -7,14 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from samestep.config.data import (
-    CustomData,
-    DataRecipe,
-    MnistData,
-    TableData,
-    Task,
-    TextData,
-)
+from samestep.config import data as section
+from samestep.config.data import DataRecipe, Task
 from samestep.config.recipe import Recipe
 from samestep.core.metric import Metric, all_metrics
 from samestep.core.plan import derive_seed
@@ -112,7 +106,7 @@ def load(
     Random draws of the user's code and of the augmentation follow `seed`. Raises
     DataError, OwnCodeError.
     """
-    if isinstance(recipe, CustomData):
+    if isinstance(recipe, section.CustomData):
         seeding.seed(derive_seed(seed, "data"))
     splits, info = _loaded(recipe, user_code or UserCode(), labels)
     dataset = Dataset(
@@ -122,7 +116,7 @@ def load(
         task=info.task,
         targets_per_sample=info.targets_per_sample,
     )
-    augment = None if isinstance(recipe, TextData) else recipe.augment
+    augment = None if isinstance(recipe, section.TextData) else recipe.augment
     if augment is None:
         return dataset
     sample, _ = dataset.splits["train"].gather(torch.zeros(1, dtype=torch.int64))
@@ -131,13 +125,13 @@ def load(
 
 def _loaded(recipe: DataRecipe, user_code: UserCode, labels: Labels) -> Loaded:
     match recipe:
-        case CustomData():
+        case section.CustomData():
             return user_dataset.load(recipe, user_code, labels)
-        case MnistData():
+        case section.MnistData():
             return rows.mnist_images(recipe)
-        case TableData():
+        case section.TableData():
             return rows.table_rows(recipe)
-        case TextData():
+        case section.TextData():
             return rows.text_windows(recipe)
     source = source_of(recipe)
     assert isinstance(source, ArraySource)

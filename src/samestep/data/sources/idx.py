@@ -23,6 +23,7 @@ from samestep.data.sources.source import (
     describe_files,
     first_notice,
     mapped,
+    reading,
 )
 from samestep.errors import DataError
 from samestep.files import cache
@@ -92,18 +93,14 @@ class IdxFile:
 
     @property
     def _key(self) -> str:
-        try:
+        with reading(self.path, self.remedy):
             return f"{self.path.stem}-{cache.sha256_of(self.path)[:16]}"
-        except OSError as error:
-            raise self._unreadable(error) from None
 
     def _content(self) -> cache.Bytes:
         if not self._is_packed:
             return mapped(self.path)
-        try:
+        with reading(self.path, self.remedy):
             return cache.read(self._key, self._unpack)
-        except OSError as error:
-            raise self._unreadable(error) from None
 
     def _unpacked_size(self) -> int:
         """Return the size that the header of the content claims. Raises DataError."""
@@ -137,10 +134,6 @@ class IdxFile:
 
     def _damaged(self, reason: str) -> DataError:
         return DataError(f"{self.path} is damaged: {reason}. {self.remedy}".rstrip())
-
-    def _unreadable(self, error: OSError) -> DataError:
-        reason = f"{self.path} cannot be read: {error.strerror}."
-        return DataError(f"{reason} {self.remedy}".rstrip())
 
 
 Files = Mapping[str, tuple[IdxFile, IdxFile]]

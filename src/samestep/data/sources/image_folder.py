@@ -14,27 +14,19 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from samestep.config.data import ImageData
-from samestep.data.sources.source import ArraySource, Pair
+from samestep.data.sources.source import ArraySource, Pair, library
 from samestep.errors import DataError
 from samestep.files import cache
 from samestep.system.json_values import JsonObject
 
 
-if TYPE_CHECKING:
-    from types import ModuleType
-
-
 LENGTH_BYTES = 8
 MOST_NAMES = 5
-LIBRARY = (
-    "A folder of images is read by Pillow, which is not installed: "
-    "`pip install 'samestep[data]'`."
-)
 
 
 @dataclass(frozen=True)
@@ -51,7 +43,7 @@ class Folder:
     def key(self) -> str:
         """The name of the cached file. Raises DataError without Pillow."""
         recipe = self.recipe
-        how = (recipe.size, recipe.channels, recipe.skip_bad, _pillow().__version__)
+        how = (recipe.size, recipe.channels, recipe.skip_bad, _version())
         digest = hashlib.sha256(repr((how, self.classes)).encode())
         for name, _ in self.files:
             stat = (self.path / name).stat()
@@ -137,7 +129,7 @@ class ImageSource(ArraySource):
             "source": "images",
             "classes": folders["train"].classes,
             "splits": splits,
-            "pillow": _pillow().__version__,
+            "pillow": _version(),
             "skipped": sum(len(split["skipped"]) for split in splits.values()),
         }
 
@@ -155,13 +147,10 @@ class ImageSource(ArraySource):
         return pairs
 
 
-def _pillow() -> "ModuleType":
-    """Import Pillow. Raises DataError if it is not installed."""
-    try:
-        import PIL
-    except ImportError:
-        raise DataError(LIBRARY) from None
-    return PIL
+def _version() -> str:
+    """Return the version of Pillow. Raises DataError if it is not installed."""
+    version: str = library("PIL", "A folder of images is read by Pillow").__version__
+    return version
 
 
 def _folders(recipe: ImageData) -> dict[str, Folder]:

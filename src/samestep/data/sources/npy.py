@@ -21,6 +21,7 @@ from samestep.data.sources.source import (
     describe_files,
     first_notice,
     mapped,
+    reading,
 )
 from samestep.errors import DataError, did_you_mean
 from samestep.files import cache, untrusted
@@ -122,15 +123,16 @@ def _mapped(name: str) -> Array:
 
 
 def _zip(path: Path) -> zipfile.ZipFile:
-    try:
+    with reading(path):
         untrusted.check_regular(path)
-        return zipfile.ZipFile(path)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}.") from None
-    except Exception:  # damaged ones raise almost anything
-        raise DataError(
-            f"{path} is not an .npz file, as numpy.savez writes it."
-        ) from None
+        try:
+            return zipfile.ZipFile(path)
+        except OSError:
+            raise
+        except Exception:  # damaged ones raise almost anything
+            raise DataError(
+                f"{path} is not an .npz file, as numpy.savez writes it."
+            ) from None
 
 
 def _member(path: Path, file: zipfile.ZipFile, member: zipfile.ZipInfo) -> Array:

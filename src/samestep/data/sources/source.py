@@ -1,9 +1,12 @@
 """What a source of data does in the supervisor; no torch, which only workers import."""
 
+import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -75,24 +78,40 @@ def describe_files(source: str, names: Iterable[str | None]) -> JsonObject:
     """Return size and SHA-256 of each file, for a run's record. Raises DataError."""
     files = {}
     for name in filter(None, names):
-        try:
-            sha256 = cache.sha256_of(Path(name))
-            files[name] = {"bytes": Path(name).stat().st_size, "sha256": sha256}
-        except OSError as error:
-            raise DataError(f"{name} cannot be read: {error.strerror}.") from None
+        with reading(path := Path(name)):
+            sha256 = cache.sha256_of(path)
+            files[name] = {"bytes": path.stat().st_size, "sha256": sha256}
     return {"source": source, "files": files}
+
+
+@contextmanager
+def reading(path: Path, remedy: str = "") -> Iterator[None]:
+    """Turn OSError inside into DataError, with the name of the file."""
+    try:
+        yield
+    except OSError as error:
+        why = f"{path} cannot be read: {error.strerror or error}."
+        raise DataError(f"{why} {remedy}".rstrip()) from None
 
 
 def mapped(path: Path) -> cache.Bytes:
     """Map the bytes of a file, read-only. Raises DataError."""
-    try:
+    with reading(path):
         untrusted.check_regular(path)
         if path.stat().st_size == 0:  # which cannot be mapped
             return np.empty(0, np.uint8)
         # Read-only: a private copy-on-write map could not be larger than the memory.
         return np.asarray(np.memmap(path, np.uint8, "r"))
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}.") from None
+
+
+def library(name: str, reads: str) -> ModuleType:
+    """Import a library of the extra `data`. Raises DataError if it is not there."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise DataError(
+            f"{reads}, which is not installed: `pip install 'samestep[data]'`."
+        ) from None
 
 
 def first_notice(notices: Iterable[str | None]) -> str | None:

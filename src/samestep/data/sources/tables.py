@@ -13,7 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from samestep.config.data import TableData
-from samestep.data.sources.source import Array, Source, describe_files
+from samestep.data.sources.source import (
+    Array,
+    Source,
+    describe_files,
+    library,
+    reading,
+)
 from samestep.errors import DataError, did_you_mean
 from samestep.files.untrusted import check_regular
 from samestep.system.json_values import JsonObject
@@ -25,10 +31,6 @@ if TYPE_CHECKING:
 
 MOST_WORDS = 1000
 """Different words in one column."""
-LIBRARY = (
-    "Tables are read by pyarrow, which is not installed: "
-    "`pip install 'samestep[data]'`."
-)
 
 
 @dataclass(frozen=True)
@@ -128,16 +130,12 @@ def _file(path: Path) -> "pa.Table":
         raise DataError(
             f"A table is a file that ends with .csv or .parquet; received {path}."
         )
+    pyarrow = library("pyarrow", "Tables are read by pyarrow")
     try:
-        import pyarrow
-    except ImportError:
-        raise DataError(LIBRARY) from None
-    try:
-        check_regular(path)
-        table = _csv(path) if path.suffix == ".csv" else _parquet(path)
+        with reading(path):
+            check_regular(path)
+            table = _csv(path) if path.suffix == ".csv" else _parquet(path)
         table.column_names  # noqa: B018  raises where they are not UTF-8
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error}.") from None
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         raise DataError(f"{path} is not a table: {error}.") from None
     if table.num_rows == 0:

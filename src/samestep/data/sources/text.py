@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from samestep.config.data import TextData
-from samestep.data.sources.source import Source
+from samestep.data.sources.source import Source, reading
 from samestep.errors import DataError
 from samestep.files.untrusted import read_text
 from samestep.system.json_values import JsonObject
@@ -145,14 +145,13 @@ def _read_files(recipe: TextData) -> list[str]:
     texts = []
     for file in _files(path, recipe.pattern):
         try:
-            texts.append(read_text(file))
+            with reading(file):
+                texts.append(read_text(file))
         except UnicodeDecodeError as error:
             raise DataError(
                 f"A text is read as UTF-8; {file} is not, at byte {error.start}. "
                 "Convert it, or leave it out with `data.pattern`."
             ) from None
-        except OSError as error:
-            raise DataError(f"{file} cannot be read: {error.strerror}.") from None
     if not texts:
         raise DataError(f"No file in {path} matches `data.pattern` {recipe.pattern}.")
     return texts
