@@ -10,7 +10,7 @@ for itself, and raises the same error with its own traceback.
 
 import json
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable
 from itertools import count
 from multiprocessing.connection import Connection
 from typing import NamedTuple
@@ -232,14 +232,8 @@ def _unpacked(content: bytes) -> Drawn:
     words = json.loads(tensors["words"].numpy().tobytes())
     if words["others"] is not None:
         seeding.set_other_states(words["others"])
-    inputs = pytree.restore(words["inputs"], _numbered(tensors, "input"))
-    parts = list(_numbered(tensors, "targets"))
+    leaves = (tensors[f"input{number}"] for number in count())
+    inputs = pytree.restore(words["inputs"], leaves)
+    parts = [tensors[name] for name in sorted(tensors) if name.startswith("targets")]
     targets = parts[0] if len(parts) == 1 else Mixed(*parts)
     return inputs, targets
-
-
-def _numbered(tensors: Mapping[str, Tensor], name: str) -> Iterator[Tensor]:
-    for number in count():
-        if f"{name}{number}" not in tensors:
-            return
-        yield tensors[f"{name}{number}"]

@@ -27,9 +27,10 @@ from samestep.system.shared_memory import pages
 from samestep.user_code.references import GIVEN
 
 
+PROTOCOL = 5
+"""Of pickle: the first that can keep arrays apart."""
 HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 """A tensor's hooks: functions that are called with its gradient."""
-
 PLACES = ("__file__", "__firstlineno__")
 """Attributes that say where in a file a function or a class is."""
 
@@ -55,7 +56,7 @@ def pack(value: object, role: str) -> PackedObject:
     buffers: list[pickle.PickleBuffer] = []
     stream = io.BytesIO()
     try:
-        _Pickler(stream, buffers.append).dump(value)
+        _Pickler(stream, PROTOCOL, buffers.append).dump(value)
         name = GIVEN + identity(value)
     except Exception as error:
         raise OwnCodeError(
@@ -69,7 +70,7 @@ def pack(value: object, role: str) -> PackedObject:
 def identity(value: object) -> str:
     """Return the SHA-256 of the code and the data, wherever the code is in its file."""
     digest, stream = hashlib.sha256(), io.BytesIO()
-    pickler = _IdentityPickler(stream, lambda buffer: digest.update(buffer.raw()))
+    pickler = _IdentityPickler(stream, PROTOCOL, lambda b: digest.update(b.raw()))
     pickler.dump(value)
     content = stream.getvalue()
     for tracker_id in pickler.tracker_ids:
@@ -116,30 +117,19 @@ def unpack(fd: int, extents: Extents) -> Any:
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     """Keeps arrays, and tensors as arrays, out of the pickle."""
 
-    def __init__(
-        self, stream: io.BytesIO, keep: Callable[[pickle.PickleBuffer], Any]
-    ) -> None:
-        super().__init__(stream, protocol=5, buffer_callback=lambda b: bool(keep(b)))
-
     def reducer_override(self, value: Any) -> Any:
-        kind = type(value)
-        if kind.__module__.startswith("torch") and kind.__name__ in (
-            "Tensor",
-            "Parameter",
-        ):
+        module, name = type(value).__module__, type(value).__name__
+        reduced = None
+        if module.startswith("torch") and name in ("Tensor", "Parameter"):
             reduced = _reduce_tensor(value)
-            if reduced is not None:
-                return reduced
-        return super().reducer_override(value)
+        return super().reducer_override(value) if reduced is None else reduced
 
 
 class _IdentityPickler(_Pickler):
     """Leaves out where functions and classes are: file names and lines."""
 
-    def __init__(
-        self, stream: io.BytesIO, keep: Callable[[pickle.PickleBuffer], Any]
-    ) -> None:
-        super().__init__(stream, keep)
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
         self.tracker_ids: list[str] = []
         """Random names that cloudpickle gives to classes."""
 
