@@ -39,7 +39,7 @@ def rehearsed(
     )
     empty = Arrays(inputs[:0], labels[:0])
     splits = {"train": Arrays(inputs, labels), "validation": empty, "test": empty}
-    data = Dataset(dict(splits), (4,), 3)
+    data = Dataset((4,), 3, "classification", splits=dict(splits))
     dry_run.run(recipe, data, model or nn.Linear(4, 3), loss)
 
 
