@@ -43,7 +43,6 @@ class Part:
         return len(self.members)
 
     def gather(self, indices: Tensor) -> tuple[Nested, Tensor]:
-        """Return samples as `Split.gather` does."""
         return self.whole.gather(self.members[indices])
 
 
@@ -59,7 +58,6 @@ class Converted:
         return len(self.split)
 
     def gather(self, indices: Tensor) -> tuple[Nested, Tensor]:
-        """Return samples as `Split.gather` does."""
 
         def convert(values: Tensor) -> Tensor:
             return values.to(self.dtype) if values.is_floating_point() else values

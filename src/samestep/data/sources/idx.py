@@ -142,8 +142,6 @@ Files = Mapping[str, tuple[IdxFile, IdxFile]]
 
 @dataclass(frozen=True)
 class IdxSource(ArraySource):
-    """See `Source`."""
-
     recipe: IdxData | FashionData
 
     def prepare(self) -> str | None:

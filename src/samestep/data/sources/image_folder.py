@@ -100,8 +100,6 @@ class Folder:
 
 @dataclass(frozen=True)
 class ImageSource(ArraySource):
-    """See `Source`."""
-
     recipe: ImageData
     may_be_slow = True  # the images may be larger than the memory
 

@@ -45,8 +45,6 @@ MEAN, STD = 0.1307, 0.3081
 
 @dataclass(frozen=True)
 class MnistSource(Source):
-    """See `Source`."""
-
     recipe: MnistData
 
     def prepare(self) -> str | None:

@@ -37,8 +37,6 @@ MOST_HEADER = 1 << 16
 
 @dataclass(frozen=True)
 class NpySource(ArraySource):
-    """See `Source`."""
-
     recipe: NpyData
     may_be_slow = True  # the files may be larger than the memory
 
@@ -59,8 +57,6 @@ class NpySource(ArraySource):
 
 @dataclass(frozen=True)
 class NpzSource(ArraySource):
-    """See `Source`."""
-
     recipe: NpzData
 
     def prepare(self) -> str | None:

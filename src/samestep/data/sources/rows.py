@@ -51,7 +51,6 @@ class Rows:
         return len(self.targets)
 
     def gather(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Return samples as `Split.gather` does."""
         rows = indices.numpy()
         inputs = _tensor(self.inputs[rows])
         if inputs.dim() == 3:

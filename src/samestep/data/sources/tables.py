@@ -83,8 +83,6 @@ class Table:
 
 @dataclass(frozen=True)
 class TableSource(Source):
-    """See `Source`."""
-
     recipe: TableData
 
     def describe(self) -> JsonObject:

@@ -51,8 +51,6 @@ class Text:
 
 @dataclass(frozen=True)
 class TextSource(Source):
-    """See `Source`."""
-
     recipe: TextData
 
     def describe(self) -> JsonObject:

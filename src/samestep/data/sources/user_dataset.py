@@ -47,7 +47,6 @@ class Arrays:
         return len(self.targets)
 
     def gather(self, indices: Tensor) -> tuple[Nested, Tensor]:
-        """Return samples as `Split.gather` does."""
         picked = self.inputs, self.targets
         inputs, targets = pytree.apply(
             lambda values: narrow(values.index_select(0, indices)), picked
