@@ -39,16 +39,18 @@ USER_CODE_DEFAULTS: dict[str, Any] = {
 """The recipe of user code where none is named."""
 
 
-def _sections_of(parts: Mapping[str, str]) -> dict[str, Any]:
+def _sections_of(parts: Mapping[str, str], before: Mapping[str, Any]) -> dict[str, Any]:
     """Return the sections `model`, `data` and `loss` of a recipe, from their names.
 
-    A name is `module:function`, or a built-in kind such as `squared-error`.
+    A name is `module:function`, or a built-in kind such as `squared-error`. What a
+    section of the same kind had `before` is kept, such as arguments.
     """
     sections = {}
     for part, name in parts.items():
         tag, key = SECTIONS[part]
-        is_custom = ":" in name
-        sections[part] = {tag: "custom", key: name} if is_custom else {tag: name}
+        section = {tag: "custom", key: name} if ":" in name else {tag: name}
+        old = before.get(part, {})
+        sections[part] = {**old, **section} if old.get(tag) == section[tag] else section
     return sections
 
 
@@ -62,14 +64,13 @@ def recipe_of(
     Without a base it is the default recipe, or that for user code if there are parts.
     Raises RecipeError.
     """
-    sections = _sections_of(parts)
-    if base is None and sections:
+    if base is None and parts:
         base = Recipe.from_dict(USER_CODE_DEFAULTS)
     if not isinstance(base, Recipe):
-        return Recipe.load(base or "mnist-mlp", sections | dict(fields))
-    if not sections and not fields:
+        return Recipe.load(base or "mnist-mlp", _sections_of(parts, {}) | dict(fields))
+    if not parts and not fields:
         return base
-    return base.changed(_with_arguments(base.to_dict(), sections) | dict(fields))
+    return base.changed(_sections_of(parts, base.to_dict()) | dict(fields))
 
 
 def placement_of(placement: Placement | None, fields: Mapping[str, Any]) -> Placement:
@@ -110,18 +111,6 @@ def parts_of(options: dict[str, Any]) -> dict[str, Any]:
     """Return the parts that options have named, and remove these options."""
     given = {part: options.pop(part) for part in SECTIONS}
     return {part: name for part, name in given.items() if name is not None}
-
-
-def _with_arguments(
-    before: Mapping[str, Any], sections: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Return the sections with the arguments that a part of the same kind had."""
-    result = {}
-    for part, section in sections.items():
-        tag = SECTIONS[part][0]
-        old = before.get(part, {})
-        result[part] = {**old, **section} if old.get(tag) == section[tag] else section
-    return result
 
 
 @contextmanager
