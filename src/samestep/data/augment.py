@@ -90,12 +90,10 @@ class Augmentation:
         if len(samples) == 0:
             return inputs, targets
         draws = Draws(np.uint64(key), samples.numpy().astype(np.uint64))
-        if section.crop:
-            padded = functional.pad(inputs, [section.crop] * 4, mode="reflect")
-            inputs = _windows(padded, draws, section.crop, inputs)
-        if section.shift:
-            padded = functional.pad(inputs, [section.shift] * 4)
-            inputs = _windows(padded, draws, section.shift, inputs)
+        for margin, mode in ((section.crop, "reflect"), (section.shift, "constant")):
+            if margin:
+                padded = functional.pad(inputs, [margin] * 4, mode=mode)
+                inputs = _windows(padded, draws, margin, inputs)
         if section.flip:
             flipped = torch.from_numpy(draws.uniform() < section.flip)
             inputs = torch.where(flipped.view(-1, 1, 1, 1), inputs.flip(3), inputs)

@@ -107,13 +107,8 @@ def user_frames(error: BaseException) -> str:
     ]
     if not kept:
         return ""
-    return "".join(
-        [
-            "Traceback (most recent call last):\n",
-            *traceback.format_list(kept),
-            *traceback.format_exception_only(error),
-        ]
-    )
+    lines = [*traceback.format_list(kept), *traceback.format_exception_only(error)]
+    return "".join(["Traceback (most recent call last):\n", *lines])
 
 
 def explain(error: BaseException) -> str:
@@ -133,9 +128,8 @@ def _import(name: str, role: str) -> ModuleType:
             missing = error.name or ""
             if not f"{name}.".startswith(f"{missing}."):  # the module lacks another
                 raise _broken(name, role, error) from error
-            inside = getattr(
-                sys.modules.get(missing.rpartition(".")[0]), "__path__", []
-            )
+            package = sys.modules.get(missing.rpartition(".")[0])
+            inside = getattr(package, "__path__", [])
             raise _missing(missing, role, inside) from None
         except Exception as error:
             raise _broken(name, role, error) from error

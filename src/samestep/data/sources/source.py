@@ -78,7 +78,8 @@ def describe_files(source: str, names: Iterable[str | None]) -> JsonObject:
     """Return size and SHA-256 of each file, for a run's record. Raises DataError."""
     files = {}
     for name in filter(None, names):
-        with reading(path := Path(name)):
+        path = Path(name)
+        with reading(path):
             sha256 = cache.sha256_of(path)
             files[name] = {"bytes": path.stat().st_size, "sha256": sha256}
     return {"source": source, "files": files}
