@@ -8,6 +8,7 @@ message.
 
 import errno
 import json
+import math
 import os
 import stat
 from pathlib import Path
@@ -42,13 +43,7 @@ def check_regular(path: Path) -> None:
 def open_regular(path: Path) -> int:
     """Open a regular file without blocking; return the descriptor. Raises OSError."""
     _check_name(path)
-    fd = _open(path, os.O_RDONLY | os.O_NONBLOCK)
-    try:
-        _check_kind(os.fstat(fd).st_mode)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
+    return _checked(_open(path, os.O_RDONLY | os.O_NONBLOCK))
 
 
 def open_to_append(path: Path, within: Path) -> int:
@@ -62,16 +57,7 @@ def open_to_append(path: Path, within: Path) -> int:
     fd = _open(within, os.O_RDONLY | os.O_DIRECTORY)
     for directory in directories:
         fd = _open_in(fd, directory, os.O_RDONLY | os.O_DIRECTORY)
-    fd = _open_in(fd, name, flags)
-    try:
-        about = os.fstat(fd)
-        _check_kind(about.st_mode)
-        if about.st_nlink > 1:
-            raise OSError(errno.EMLINK, "it has a second name (a hard link)")
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
+    return _checked(_open_in(fd, name, flags), most_links=1)
 
 
 def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
@@ -153,6 +139,19 @@ def _open_in(directory: int, name: str, flags: int) -> int:
         raise
     finally:
         os.close(directory)
+
+
+def _checked(fd: int, most_links: float = math.inf) -> int:
+    """Return the descriptor; close it if that is no regular file. Raises OSError."""
+    try:
+        about = os.fstat(fd)
+        _check_kind(about.st_mode)
+        if about.st_nlink > most_links:
+            raise OSError(errno.EMLINK, "it has a second name (a hard link)")
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
 
 
 def _check_name(path: Path) -> None:

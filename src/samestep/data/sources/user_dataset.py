@@ -126,7 +126,9 @@ def load(
     if data is None or isinstance(data, type) or _is_function(data):
         data = user_code.call(recipe.load, "data", {}, recipe.arguments)
     is_divided = isinstance(data, Mapping)
-    given = _given_splits(data, who) if is_divided else {"train": data}
+    if is_divided:
+        _check_splits(data, who)
+    given = data if is_divided else {"train": data}
     samples = {
         name: _samples(value, f"{who}, split `{name}`" if is_divided else who, name)
         for name, value in given.items()
@@ -147,8 +149,7 @@ def _is_function(value: Any) -> bool:
     return callable(value) and not hasattr(value, "__getitem__")
 
 
-def _given_splits(data: Mapping[Any, Any], who: str) -> Mapping[str, Any]:
-    """Return the same splits. Raises OwnCodeError unless they have usual names."""
+def _check_splits(data: Mapping[Any, Any], who: str) -> None:
     for name in data:
         if name not in SPLITS:
             raise OwnCodeError(
@@ -157,7 +158,6 @@ def _given_splits(data: Mapping[Any, Any], who: str) -> Mapping[str, Any]:
             )
     if "train" not in data:
         raise OwnCodeError(f"{who} must have a split `train`; it has {list(data)}.")
-    return data
 
 
 def _samples(value: Any, who: str, split: str) -> Undivided:
