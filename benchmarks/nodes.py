@@ -85,7 +85,7 @@ def measured(hosts: int, scenario: Fields, seconds: float) -> Fields:
 
 
 def records(file: Path, log: Path) -> Iterator[Fields]:
-    """The records of steps, as they are written."""
+    """Yield the records of steps, as they are written."""
     seen, end = 0, time.monotonic() + PATIENCE
     while time.monotonic() < end:
         lines = file.read_text().splitlines() if file.exists() else []
@@ -100,7 +100,7 @@ def records(file: Path, log: Path) -> Iterator[Fields]:
 
 
 def summed(steps: list[Fields]) -> Fields:
-    """Median over the records of seconds per step; of phases the mean over workers."""
+    """Return the median seconds per step; of phases, the mean over workers."""
     counts = [b["step"] - a["step"] for a, b in pairwise(steps)]
     rows = list(zip(steps[1:], counts, strict=True))
     phases = {
@@ -114,7 +114,7 @@ def summed(steps: list[Fields]) -> Fields:
 
 
 def fitted(seen: dict[int, Fields], scenario: Fields) -> Model:
-    """From every number of hosts that the model may see; one worker on each."""
+    """Fit to every number of hosts that the model may see; one worker on each."""
     micro, links = scenario["micro_batches"], Links(BANDWIDTH, LATENCY)
     batch, one = 64 * micro, seen[1]
     found = dict.fromkeys(MEANING, 0.0) | {"q": 1.0}
@@ -143,7 +143,7 @@ def fitted(seen: dict[int, Fields], scenario: Fields) -> Model:
 
 
 def compare(rounds: list[dict[str, Fields]], scenario: Fields) -> None:
-    """Predictions from the few hosts, against what the many do."""
+    """Compare predictions from the few hosts with what the many do."""
     micro, links = scenario["micro_batches"], Links(BANDWIDTH, LATENCY)
     counts = (*scenario["seen"], *scenario["hidden"])
     medians = {

@@ -39,7 +39,7 @@ EXCHANGES = 10
 def worker(
     node: int, nodes: int, micro_batches: int, rounds: int, compression: str
 ) -> None:
-    """The only one of its host: prints what an exchange takes, and its bytes."""
+    """Print an exchange's seconds and bytes, as the only worker of its host."""
     torch.set_num_threads(1)
     recipe = Recipe.load("mnist-mlp")
     flat = Flat(models.build(recipe.model, dataset.load(recipe.data)))

@@ -129,7 +129,7 @@ class Alone:
         flat.bind(self.parameters, write=True)
 
     def all_gather_parameters(self) -> None:
-        """Nobody waits."""
+        """Do nothing: nobody waits."""
 
 
 def test_the_average_is_that_of_torch() -> None:

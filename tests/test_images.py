@@ -83,7 +83,7 @@ def test_a_change_in_the_folder_is_noticed(folder: Path, own_cache: Path) -> Non
 
 
 def spoil(folder: Path) -> None:
-    """One text, one empty file, and one image that is cut in the middle."""
+    """Replace images by a text, an empty file, and one cut in the middle."""
     (folder / "row-1" / "004.png").write_text("no image")
     (folder / "row-2" / "002.png").write_bytes(b"")
     cut = folder / "row-0" / "000.png"

@@ -196,7 +196,7 @@ class Cluster:
             os.close(fd)
 
     def all(self, work: Any) -> None:
-        """Every worker at the same time."""
+        """Call a function for every worker at the same time."""
         threads = [
             threading.Thread(target=work, args=(rank,))
             for rank in range(len(self._shares))
@@ -207,7 +207,7 @@ class Cluster:
             thread.join(40)
 
     def sums(self, leaves: list[Tensor]) -> list[tuple[Range, Tensor]]:
-        """What every worker gets."""
+        """Return what every worker gets."""
         found: list[tuple[Range, Tensor]] = [((0, 0), torch.empty(0))] * len(self.flats)
 
         def work(rank: int) -> None:
@@ -257,7 +257,7 @@ def check_sum_and_bytes(
 
 
 def note_messages(exchange: NodesExchange, sent: list[tuple[Tensor, Tensor]]) -> None:
-    """From now on, every message to another node, and a copy of what it says."""
+    """Note every message to another node from now on, with a copy of its content."""
     leaders = exchange._nodes.leaders
     assert leaders is not None
     post = leaders._send
@@ -275,7 +275,7 @@ class Peer:
     workers = 2
 
     def merge(self, values: Tensor) -> Tensor:
-        """Its cell of the arrivals: after those of losses and metrics."""
+        """Set its cell of the arrivals, after those of losses and metrics."""
         values[2 * 1 + 1] = 0.2
         return values
 

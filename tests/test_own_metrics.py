@@ -23,7 +23,7 @@ NAMES = ["right", "rare_right", "confidence"]
 
 
 def scores(run: Run) -> list[dict[str, Any]]:
-    """All means over samples, per epoch and of the test."""
+    """Return all means over samples, per epoch and of the test."""
     fields = [f"{s}_{n}" for s in ("train", "validation", "test") for n in NAMES]
     records = [*run.history, run.result]
     return [{name: r[name] for name in fields if name in r} for r in records]

@@ -34,7 +34,7 @@ Go = Callable[..., samestep.Run]
 
 @pytest.fixture
 def go(server: ForkServer, tmp_path: Path) -> Go:
-    """`samestep.train` with a small recipe for what is given."""
+    """Call `samestep.train` with a small recipe for what is given."""
 
     def run(**given: Any) -> samestep.Run:
         out = tmp_path / f"run-{len(list(tmp_path.iterdir()))}"

@@ -20,7 +20,7 @@ SHOWN = "</script></title><img src=x onerror=alert(1)>\\x1b[31m\\u202e'\"{{7*7}}
 
 
 def assert_harmless(path: Path) -> Page:
-    """Nothing of HOSTILE is markup, and all of it can be read."""
+    """Assert that nothing of HOSTILE is markup, and all of it can be read."""
     page = Page(path)
     assert SHOWN in page.text
     assert not [image for image in page.all("img") if "onerror" in image]
