@@ -17,7 +17,6 @@ from test_launch import DEADLINE, long_training
 
 import samestep
 from samestep import Placement, Run, UsageError
-from samestep.messages.training import Message
 from samestep.output import trackers
 from samestep.output.console import SilentView
 from samestep.output.trackers import Follower, Tracker, Tracking
@@ -37,9 +36,6 @@ class Notes(SilentView):
 
     def note(self, text: str) -> None:
         self.texts.append(text)
-
-    def receive(self, message: Message) -> None:
-        """Ignore the message."""
 
 
 def follow(

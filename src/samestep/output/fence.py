@@ -32,7 +32,7 @@ def number_in(run: Path) -> int:
     """Return the newest number in a run directory; 0: none yet. Raises OSError."""
     number = _read(run).get("number")
     numbers = [number] if isinstance(number, int) and number < MOST else []
-    return max(0, *numbers, *_taken(run))
+    return max([0, *numbers, *_taken(run)])
 
 
 def _taken(run: Path) -> list[int]:
