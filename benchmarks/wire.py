@@ -21,6 +21,7 @@ import torch
 from hosts import Network
 
 from samestep import models
+from samestep.config.placement import Placement
 from samestep.config.recipe import Recipe
 from samestep.core.ownership import shares
 from samestep.core.topology import Topology
@@ -29,6 +30,7 @@ from samestep.exchange.compression import Compression
 from samestep.exchange.factory import Connection, tcp_store
 from samestep.exchange.hierarchical import NodesExchange
 from samestep.state.flat import Flat
+from samestep.supervisor.job import make_setup
 from samestep.system import barrier
 
 
@@ -45,11 +47,8 @@ def worker(
     flat = Flat(models.build(recipe.model, dataset.load(recipe.data)))
     place = Topology(node, nodes, 0, 1, "10.0.0.1", PORT, node, nodes)
     connection = Connection(
-        exchange="shared",
+        setup=make_setup(recipe, Placement(workers=1, exchange="shared")),
         topology=place,
-        timeout_seconds=60.0,
-        start_seconds=60.0,
-        spin_seconds=1e-3,
         compression=Compression.of(compression),
         memory=barrier.create(1),
         store=lambda: tcp_store(place, None, 60.0),

@@ -14,7 +14,7 @@ import os
 import shutil
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Any
@@ -74,7 +74,7 @@ class Held:
             for _, view in self.layout.parameter_views(row):
                 checksum = zlib.crc32(view.tobytes(), checksum)
         checksum = zlib.crc32(self.state.tail.tobytes(), checksum)
-        progress = Progress.from_dict(self.state.progress).to_dict()
+        progress = asdict(Progress.from_dict(self.state.progress))
         kept = {name: progress[name] for name in progress if name not in OF_TIME}
         return zlib.crc32(json.dumps(_as_floats(kept)).encode(), checksum)
 

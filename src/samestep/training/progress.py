@@ -1,6 +1,6 @@
 """The progress of a training, and the records that it reports."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 import torch
 
@@ -33,13 +33,9 @@ class Progress:
     """The values of the integer buffers."""
     stopping: Stopping = field(default_factory=Stopping)
 
-    def to_dict(self) -> JsonObject:
-        """Return plain JSON values."""
-        return asdict(self)
-
     @classmethod
     def from_dict(cls, fields: JsonObject) -> "Progress":
-        """Return the progress that `to_dict` was called on."""
+        """Return the progress of which these are the fields, as JSON values."""
         sums = {name: MetricSums(**fields[name]) for name in ("epoch", "logged")}
         noise = Noise(**fields["noise"])
         stopping = Stopping(**(fields.get("stopping") or {}))

@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -180,7 +180,7 @@ class Trainer:
         part = slice(first - exchange.owned[0], end - exchange.owned[0])
         rest = (
             replica.averages.buffers().cpu().numpy(),
-            self._saved_progress().to_dict(),
+            asdict(self._saved_progress()),
         )
         return self.snapshots.save(
             topology.local_rank,

@@ -72,17 +72,22 @@ def run(
     objective = Objective(copied, recipe.loss, loss)
     with references.blaming(loss_name), dtypes.default(dtype):
         total, _ = objective.measure(outputs, targets)
-        _check_loss(total, loss_name)
+        if not total.requires_grad:
+            raise OwnCodeError(
+                f"A loss must depend on the parameters, and that of {loss_name} has no "
+                "gradient: is something detached, or turned into a number?"
+            )
         torch.autograd.backward(total)
     check_gradients(copied, model_name)
-    unused = tuple(_without_gradient(copied))
+    parameters = copied.named_parameters()
+    unused = [name for name, p in parameters if p.requires_grad and p.grad is None]
     constant = constant_buffers(copied, before, model_name)
     if any(len(data.splits[name]) for name in ("validation", "test")):
         _evaluate(copied.eval(), objective, inputs, targets, model_name, loss_name)
     if loss is not None:
         with dtypes.default(dtype):
             _check_reduction(objective, (inputs, targets, outputs), train, loss_name)
-    return Findings(constant, objective.metrics or (), unused)
+    return Findings(constant, objective.metrics or (), tuple(unused))
 
 
 def _names(recipe: Recipe) -> tuple[str, str]:
@@ -206,18 +211,13 @@ def _naming_layers(model: nn.Module, model_name: str, inputs: Nested) -> Iterato
         yield
     except Exception as error:
         layer_name = f" in {active[-1]}" if active else ""
-        hint = HOW_CALLED if _is_call(error, active, inputs) else ""
+        is_call = not active and isinstance(error, TypeError)
+        hint = HOW_CALLED if is_call and not isinstance(inputs, Tensor) else ""
         raise OwnCodeError(
             f"{references.capital(model_name)} fails on training samples of shape "
             f"{pytree.describe(inputs)}{layer_name}: {type(error).__name__}: {error}."
             f"{hint}"
         ) from error
-
-
-def _is_call(error: Exception, active: list[str], inputs: Nested) -> bool:
-    """Return whether several inputs may not fit the parameters of `forward`."""
-    several = not isinstance(inputs, Tensor)
-    return several and not active and isinstance(error, TypeError)
 
 
 def _check_outputs(
@@ -230,9 +230,7 @@ def _check_outputs(
     shape = list(outputs.shape) if isinstance(outputs, Tensor) else None
     if shape == expected:
         return
-    returned = (
-        f"{shape}" if shape is not None else f"an object {type(outputs).__name__}"
-    )
+    returned = f"an object {type(outputs).__name__}" if shape is None else f"{shape}"
     hint = ""
     if data.task != "regression" and shape and shape[:-1] == expected[:-1]:
         hint = (
@@ -243,15 +241,6 @@ def _check_outputs(
         f"For {data.task}, the outputs for targets {list(targets.shape)} have the "
         f"shape {expected}; {model_name} returned {returned}.{hint}"
     )
-
-
-def _check_loss(loss: Tensor, loss_name: str) -> None:
-    """Raise OwnCodeError if the loss depends on no parameter."""
-    if not loss.requires_grad:
-        raise OwnCodeError(
-            f"A loss must depend on the parameters, and that of {loss_name} has no "
-            "gradient: is something detached, or turned into a number?"
-        )
 
 
 def _check_reduction(
@@ -307,13 +296,6 @@ def check_gradients(model: nn.Module, model_name: str) -> None:
             f"{model_name}, none has a gradient. Call `backward` on a loss that "
             "depends on them."
         )
-
-
-def _without_gradient(model: nn.Module) -> Iterator[str]:
-    """Yield the names of trained parameters without a gradient."""
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and parameter.grad is None:
-            yield name
 
 
 def constant_buffers(
