@@ -53,6 +53,7 @@ def state_of(step: int, layout: Layout = LAYOUT) -> State:
         "seconds": 0.3,
         "phases": [0.1, 0.2],
         "counts": [step] * len(layout.counters),
+        "stopping": {"best": None, "best_epoch": 0, "waited": 0, "counts": [7]},
     }
     tail = np.arange(layout.kept_tail, dtype=layout.dtype) + step / 3
     return State(progress, vector, states, tail.astype(layout.dtype))

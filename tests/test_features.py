@@ -20,7 +20,7 @@ import samestep
 from samestep import Recipe, RecipeError, Run
 from samestep.config import bf16
 from samestep.config.training import EarlyStoppingRecipe, InitRecipe
-from samestep.core.early_stopping import Stopping
+from samestep.core.progress import Stopping
 from samestep.models import compiling
 from samestep.optim.averaging import WeightAverages, vectors
 from samestep.output.console import SilentView

@@ -12,6 +12,7 @@ from samestep.config.model import CrossEntropy
 from samestep.core.metric import COUNTED, num_cells
 from samestep.core.ownership import shares
 from samestep.core.plan import derive_seed
+from samestep.core.progress import MetricSums
 from samestep.core.tree import tree_sum
 from samestep.data import pytree
 from samestep.errors import DataError
@@ -21,7 +22,6 @@ from samestep.models.objective import ignored_label, outputs
 from samestep.system.heartbeat import Heartbeat
 from samestep.system.json_values import JsonObject
 from samestep.training.components import ModelAndData
-from samestep.training.metrics import MetricSums
 from samestep.user_code import seeding
 
 
@@ -68,7 +68,8 @@ class Evaluator:
                 f"No target of the split `{name}` counts: all are ignored, so there is "
                 "no loss. Hold out other samples, or none."
             )
-        return MetricSums(total, measured, len(split) * data.targets_per_sample)
+        targets = len(split) * data.targets_per_sample
+        return MetricSums(loss=total, metrics=measured, targets=targets)
 
     @torch.no_grad()  # not in inference mode: a model may ask for gradients
     def inspect(self, name: str) -> JsonObject:

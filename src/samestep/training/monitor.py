@@ -10,12 +10,13 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from samestep.core.progress import MetricSums
 from samestep.exchange import Exchange
 from samestep.models.device import Device
 from samestep.system.fault_injection import Faults
 from samestep.system.heartbeat import Heartbeat
 from samestep.training.cadence import Decision
-from samestep.training.metrics import MetricsBuffer, MetricSums
+from samestep.training.metrics import MetricsBuffer
 from samestep.training.timing import Clock, Times
 from samestep.verification.mutation_check import MutationCheck
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from samestep.config.model import CustomLoss
 from samestep.core.metric import COUNTED
 from samestep.core.ownership import lengths
+from samestep.core.progress import MetricSums
 from samestep.messages.training import (
     EpochRecord,
     Evicted,
@@ -32,7 +33,6 @@ from samestep.state import dtypes
 from samestep.state.fingerprint import fingerprint
 from samestep.system.json_values import JsonObject
 from samestep.training.cadence import Decision
-from samestep.training.metrics import MetricSums
 from samestep.training.progress import epoch_record, own_metrics, step_record
 from samestep.training.timing import PHASES, Times
 from samestep.training.trainer import Trainer, steps_per_report
