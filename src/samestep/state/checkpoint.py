@@ -140,7 +140,7 @@ def write(
     """
     contents = {
         MODEL: model_bytes(state, layout, recipe),
-        OPTIMIZER: _optimizer_bytes(state, layout),
+        OPTIMIZER: safetensors.numpy.save(dict(_state_views(state, layout))),
     }
     manifest = Manifest(
         epoch=len(epochs),
@@ -279,10 +279,6 @@ def _fill(
     for name in counters:
         if tensors[name].shape != () or tensors[name].dtype != np.int64:
             raise _damaged(file, f"{name} is not one int64")
-
-
-def _optimizer_bytes(state: State, layout: Layout) -> bytes:
-    return safetensors.numpy.save(dict(_state_views(state, layout)))
 
 
 def _state_views(state: State, layout: Layout) -> dict[str, Floats]:
