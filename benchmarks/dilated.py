@@ -121,7 +121,7 @@ def compare(study: Study) -> None:
         if o.point.kind != "strong":
             continue
         batch = o.point.global_batch
-        predicted = batch / model.step(o.together, batch, o.point.micro_batches)
+        predicted = batch / model.step(o.work)
         error = predicted * o.step / batch - 1
         note = "" if o.together in SEEN else "  not seen"
         each = sorted(batch * run.steps / run.seconds for run in study.runs[o.point])

@@ -26,9 +26,8 @@ import cleanup
 from dilated import awake
 from hosts import Network
 
-from samestep.scaling.step_model import MEANING, Model
+from samestep.scaling.step_model import MEANING, Model, expected_maximum, work
 from samestep.scaling.step_model import Network as Links
-from samestep.scaling.work_counts import expected_maximum, work
 from samestep.system import machine
 
 
@@ -159,7 +158,7 @@ def compare(rounds: list[dict[str, Fields]], scenario: Fields) -> None:
     print("hosts  predicted  measured (range)          error   exchange  wait")
     for hosts in counts:
         batch, of = 64 * micro, medians[hosts]
-        predicted = batch / model.step(1, batch, micro, hosts, links)
+        predicted = batch / model.step(work(1, batch, micro, hosts), links)
         rates = sorted(batch / run[str(hosts)]["step"] for run in rounds)
         rate = batch / of["step"]
         note = "" if hosts in scenario["seen"] else "  not seen"

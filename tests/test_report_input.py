@@ -59,9 +59,7 @@ def test_hostile_texts_of_a_scaling_are_shown_and_not_executed(tmp_path: Path) -
         advice=[HOSTILE],
         no_fit_because=HOSTILE,
         settings={"exchange": HOSTILE},
-        points=[
-            point("strong", n, 64, float(n), exchange=HOSTILE + str(n)) for n in (1, 2)
-        ],
+        points=[point("strong", n, 64, float(n)) for n in (1, 2)],
     )
     assert_harmless(report.write(measured, docx=True))
 

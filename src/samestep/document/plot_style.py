@@ -135,11 +135,6 @@ def thousands() -> FuncFormatter:
     return FuncFormatter(lambda value, _: number(value, ",.6g"))
 
 
-def label(text: str) -> str:
-    """Return a foreign text for a legend: short, in letters that every font has."""
-    return re.sub(r"[^ -~]", "?", text)[:24]
-
-
 def svg(plot: Figure, name: str) -> str:
     """Return an element for use inside a page, coloured by CSS variables."""
     # matplotlib's own <style> would hold for the whole page.

@@ -6,7 +6,6 @@ from typing import TypeVar, assert_never
 
 import docx
 from docx.document import Document as WordDocument
-from docx.enum.section import WD_ORIENT
 from docx.enum.text import WD_ALIGN_PARAGRAPH
 from docx.oxml import OxmlElement
 from docx.oxml.ns import qn
@@ -63,7 +62,6 @@ def _set_up(word: WordDocument, title: str) -> None:
     word.core_properties.author = "samestep"
     word.core_properties.comments = ""
     section = word.sections[0]
-    section.orientation = WD_ORIENT.PORTRAIT
     section.page_width, section.page_height = Cm(21), Cm(29.7)
     section.left_margin = section.right_margin = Cm(1.8)
     section.top_margin = section.bottom_margin = Cm(2)

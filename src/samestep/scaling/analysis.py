@@ -124,7 +124,7 @@ def hold_out(
     model = fit(others, exchange, cores, gradient_bytes)
     target = next(o for o in strong if o.together == most)
     batch = target.point.global_batch
-    predicted = batch / model.step(most, batch, target.point.micro_batches)
+    predicted = batch / model.step(target.work)
     measured = batch / target.step
     return HeldOut(
         workers=most,
