@@ -3,19 +3,8 @@
 import shlex
 from pathlib import Path
 
+from samestep.document import blocks as doc
 from samestep.document import formatting as fmt
-from samestep.document.blocks import (
-    Block,
-    Code,
-    Document,
-    Fact,
-    KeyFigures,
-    Points,
-    Section,
-    Sheets,
-    Text,
-    side_by_side,
-)
 from samestep.output.schema import Scaling
 from samestep.report import provenance, scaling_plots, scaling_tables
 from samestep.system.terminal import clean
@@ -35,7 +24,7 @@ FLAGS = {
 """Setting -> its flag, and the factor and unit of its value there."""
 
 
-def scaling_document(scaling: Scaling, path: Path) -> Document:
+def scaling_document(scaling: Scaling, path: Path) -> doc.Document:
     """Return the report of the study at `path`; call it in `plot_style.style()`."""
     name = fmt.setting(scaling.recipe.get("name", "a recipe"))
     sections = [
@@ -51,7 +40,7 @@ def scaling_document(scaling: Scaling, path: Path) -> Document:
     ]
     title = clean(f"How {name} scales")
     subtitle = clean(f"A scaling study with samestep, recorded in {path}")
-    return Document(title, subtitle, scaling.status, _notices(scaling), sections)
+    return doc.Document(title, subtitle, scaling.status, _notices(scaling), sections)
 
 
 def _notices(scaling: Scaling) -> list[str]:
@@ -64,80 +53,78 @@ def _notices(scaling: Scaling) -> list[str]:
     ]
 
 
-def _summary(scaling: Scaling) -> Section:
-    blocks: list[Block] = []
-    facts = _facts(scaling)
-    if facts:
-        blocks.append(KeyFigures(facts))
-    if scaling.advice:
-        blocks.append(Points(scaling.advice))
-    if not scaling_plots.series(scaling.points, "strong"):
-        blocks.append(Text("No speed-up has been measured yet."))
-    return Section("Summary", "summary", blocks)
-
-
-def _facts(scaling: Scaling) -> list[Fact]:
-    """Return the numbers of the most workers, the limit, and the model's error."""
-    facts = []
+def _summary(scaling: Scaling) -> doc.Section:
     grouped = scaling_plots.series(scaling.points, "strong")
-    if grouped:
-        name, points = grouped[0]
-        last = points[-1]
-        workers = fmt.plural(last.workers, "worker")
-        facts.append(Fact("Speed-up", fmt.times(last.speedup), f"{workers}, {name}"))
-        facts.append(
-            Fact("Efficiency", fmt.percent(last.efficiency), "of linear speed-up")
-        )
-        if last.efficiency_of_limit is not None:
-            share = fmt.percent(last.efficiency_of_limit)
-            note = "trainings without communication"
-            facts.append(Fact("Share of the machine's limit", share, note))
-        rate = fmt.count(last.samples_per_second)
-        facts.append(Fact("Samples per second", rate, workers))
+    blocks = doc.key_figures([*_measured(grouped), *_predicted(scaling)])
+    if scaling.advice:
+        blocks.append(doc.Points(scaling.advice))
+    if not grouped:
+        blocks.append(doc.Text("No speed-up has been measured yet."))
+    return doc.Section("Summary", "summary", blocks)
+
+
+def _measured(grouped: scaling_plots.Series) -> list[doc.Fact | None]:
+    """Return the numbers of the most workers at the first global batch."""
+    if not grouped:
+        return []
+    name, (*_, last) = grouped[0]
+    workers, of_limit = fmt.plural(last.workers, "worker"), last.efficiency_of_limit
+    independent = "trainings without communication"
+    return [
+        doc.Fact("Speed-up", fmt.times(last.speedup), f"{workers}, {name}"),
+        doc.Fact("Efficiency", fmt.percent(last.efficiency), "of linear speed-up"),
+        doc.fact("Share of the machine's limit", of_limit, fmt.percent, independent),
+        doc.Fact("Samples per second", fmt.count(last.samples_per_second), workers),
+    ]
+
+
+def _predicted(scaling: Scaling) -> list[doc.Fact]:
+    """Return the model's error and the noise scale."""
+    facts = []
     if scaling.held_out:
         error = fmt.percent(scaling.held_out.error)
         workers = fmt.plural(scaling.held_out.workers, "worker")
-        facts.append(Fact("Prediction error", error, f"{workers}, held out"))
+        facts.append(doc.Fact("Prediction error", error, f"{workers}, held out"))
     if scaling.noise:
         batch = fmt.count(scaling.noise.critical_batch)
-        facts.append(Fact("Critical batch", batch, "samples"))
+        facts.append(doc.Fact("Critical batch", batch, "samples"))
     return facts
 
 
-def _speedup(scaling: Scaling, kind: str) -> Section:
+def _speedup(scaling: Scaling, kind: str) -> doc.Section:
     grouped = scaling_plots.series(scaling.points, kind)
     plots = [
         scaling_plots.speedup_plot(grouped, kind),
         scaling_plots.efficiency_plot(grouped, kind),
     ]
-    blocks = side_by_side(plots)
+    blocks = doc.side_by_side(plots)
     blocks += [scaling_tables.speedup_table(name, points) for name, points in grouped]
-    return Section(f"{kind.capitalize()} scaling", kind, blocks)
+    return doc.Section(f"{kind.capitalize()} scaling", kind, blocks)
 
 
-def _phases(scaling: Scaling) -> Section:
+def _phases(scaling: Scaling) -> doc.Section:
     grouped = scaling_plots.series(scaling.points, "strong")
     grouped += scaling_plots.series(scaling.points, "weak")
     plots = [
         scaling_plots.phases_plot(name, points, number)
         for number, (name, points) in enumerate(grouped[: scaling_plots.MAX_BATCHES])
     ]
-    blocks = side_by_side(plots)
+    blocks = doc.side_by_side(plots)
     if blocks:
         blocks.append(scaling_tables.phases_table(scaling.points))
-    return Section("Phases", "phases-of-a-step", blocks)
+    return doc.Section("Phases", "phases-of-a-step", blocks)
 
 
-def _model(scaling: Scaling) -> Section:
-    blocks: list[Block] = []
+def _model(scaling: Scaling) -> doc.Section:
+    blocks: list[doc.Block] = []
     if scaling.no_fit_because:
-        blocks.append(Text(f"No model was fitted: {scaling.no_fit_because}"))
+        blocks.append(doc.Text(f"No model was fitted: {scaling.no_fit_because}"))
     elif scaling.model is None:
         text = (
             "No model was fitted: it takes at least two measured numbers of workers, "
             "such as `--workers 1,2`."
         )
-        blocks.append(Text(text))
+        blocks.append(doc.Text(text))
     if scaling.model:
         blocks += scaling_tables.model_blocks(scaling.model)
     if scaling.held_out:
@@ -150,37 +137,37 @@ def _model(scaling: Scaling) -> Section:
             f"is {fmt.count(scaling.noise.critical_batch)}: far above it, a larger "
             "global batch saves hardly any steps."
         )
-        blocks.append(Text(text))
-    return Section("Model", "model", blocks)
+        blocks.append(doc.Text(text))
+    return doc.Section("Model", "model", blocks)
 
 
-def _predictions(scaling: Scaling) -> Section:
+def _predictions(scaling: Scaling) -> doc.Section:
     captions = {
         "machine": "Predictions for this machine",
         "nodes": "Predictions for several nodes",
     }
     plots = [scaling_plots.prediction_plot(scaling, where) for where in captions]
-    blocks = side_by_side(plots)
+    blocks = doc.side_by_side(plots)
     for where, caption in captions.items():
         predictions = [p for p in scaling.predictions if p.where == where]
         if predictions:
             blocks.append(scaling_tables.predictions_table(caption, predictions))
-    return Section("Predictions", "predictions", blocks)
+    return doc.Section("Predictions", "predictions", blocks)
 
 
-def _settings(scaling: Scaling) -> Section:
+def _settings(scaling: Scaling) -> doc.Section:
     sheets = [provenance.settings_sheet("Recipe", scaling.recipe)]
     if scaling.settings:
         caption = "What was measured"
         sheets.insert(0, provenance.settings_sheet(caption, scaling.settings))
-    return Section("Settings and recipe", "recipe", [Sheets(sheets)])
+    return doc.Section("Settings and recipe", "recipe", [doc.Sheets(sheets)])
 
 
-def _repeat(scaling: Scaling) -> Section:
+def _repeat(scaling: Scaling) -> doc.Section:
     command = shlex.join(["samestep", "scale", "recipe.toml", *_flags(scaling)])
-    code = Code("Measure it again, with the recipe below in recipe.toml", command)
+    code = doc.Code("Measure it again, with the recipe below in recipe.toml", command)
     recipe = provenance.recipe_code(scaling.recipe)
-    return Section("How to repeat it", "repeat", [code, recipe])
+    return doc.Section("How to repeat it", "repeat", [code, recipe])
 
 
 def _flags(scaling: Scaling) -> list[str]:
