@@ -192,10 +192,11 @@ def _fit_overlap(
     def residuals(x: Floats) -> Floats:
         values = dict(zip(names, (x * scale).tolist(), strict=True))
         tried = replace(model, parameters={**model.parameters, **values})
-        errors = [
-            (tried.exchange_seconds(o.work, _micro_batch(o)) - o.exchange) / o.step
-            for o in seen
-        ]
+        errors = []
+        for o in seen:
+            micro_batch = o.compute / fmean(o.work.micro_batches)
+            predicted = tried.exchange_seconds(o.work, micro_batch)
+            errors.append((predicted - o.exchange) / o.step)
         # AdaptDL's prior: no overlap without evidence of it.
         return np.array([*errors, sqrt(1e-3) * (x[3] - 1)])
 
@@ -204,17 +205,13 @@ def _fit_overlap(
     return dict(zip(names, (solved.x * scale).tolist(), strict=True))
 
 
-def _micro_batch(o: Observation) -> float:
-    return o.compute / fmean(o.work.micro_batches)
-
-
 def _solve(
     terms: Floats, seen: Sequence[Observation], seconds: Sequence[float]
 ) -> list[float]:
     # Errors count relative to the step, so that slow points do not dominate.
     weights = 1 / np.array([o.step for o in seen])
     solution, _ = nonnegative(terms, np.array(seconds), weights)
-    return [float(value) for value in solution]
+    return list(map(float, solution))
 
 
 def nonnegative(
@@ -235,8 +232,3 @@ def nonnegative(
     target = np.concatenate([seconds * weights, np.zeros(terms.shape[1])])
     solution, residual = nnls(padded, target)
     return solution / scale, float(residual)
-
-
-def errors(model: Model, seen: Sequence[Observation]) -> list[float]:
-    """Return the relative errors of the step time of every measured training."""
-    return [model.step(o.work) / o.step - 1 for o in seen if o.point.kind != "limit"]
