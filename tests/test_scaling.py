@@ -203,7 +203,10 @@ def test_only_one_process_measures_into_a_directory(tmp_path: Path) -> None:
 
 def test_another_network_may_be_asked_for_when_going_on(tmp_path: Path) -> None:
     opened(tmp_path / "scale")
-    network = {"bandwidth_bytes_per_second": 1e9, "latency_seconds": 1e-4}
+    network: dict[str, Any] = {
+        "bandwidth_bytes_per_second": 1e9,
+        "latency_seconds": 1e-4,
+    }
     study = opened(tmp_path / "scale", nodes_up_to=4, **network)
     assert study.settings.nodes_up_to == 4
 
