@@ -3,9 +3,8 @@
 It finds what would fail later with an error that names neither layer nor function.
 """
 
-import contextlib
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -65,8 +64,8 @@ def run(
     before = {name: buffer.clone() for name, buffer in copied.named_buffers()}
     model_name, loss_name = _names(recipe)
     dtype = dtypes.of(recipe.precision)
-    with _naming_layers(copied, model_name, inputs), dtypes.default(dtype):
-        outputs = pytree.call(copied, inputs)
+    with dtypes.default(dtype):
+        outputs = _call(copied, inputs, model_name)
     if loss is None:
         _check_outputs(outputs, targets, data, model_name)
     objective = Objective(copied, recipe.loss, loss)
@@ -83,7 +82,10 @@ def run(
     unused = [name for name, p in parameters if p.requires_grad and p.grad is None]
     constant = constant_buffers(copied, before, model_name)
     if any(len(data.splits[name]) for name in ("validation", "test")):
-        _evaluate(copied.eval(), objective, inputs, targets, model_name, loss_name)
+        with torch.no_grad(), dtypes.default(dtype):
+            results = _call(copied.eval(), inputs, f"{model_name} in evaluation mode")
+            with references.blaming(f"{loss_name} in evaluation"):
+                objective.measure(results, targets)
     if loss is not None:
         with dtypes.default(dtype):
             _check_reduction(objective, (inputs, targets, outputs), train, loss_name)
@@ -99,23 +101,6 @@ def _names(recipe: Recipe) -> tuple[str, str]:
     if "loss" in names:
         loss_name = references.title(names["loss"], "loss")
     return model_name, loss_name
-
-
-def _evaluate(
-    copied: nn.Module,
-    objective: Objective,
-    inputs: Nested,
-    targets: Tensor,
-    model_name: str,
-    loss_name: str,
-) -> None:
-    """Run the same samples in evaluation mode. Raises OwnCodeError."""
-    dtype = next(copied.parameters()).dtype
-    with torch.no_grad(), dtypes.default(dtype):
-        with _naming_layers(copied, f"{model_name} in evaluation mode", inputs):
-            outputs = pytree.call(copied, inputs)
-        with references.blaming(f"{loss_name} in evaluation"):
-            objective.measure(outputs, targets)
 
 
 def check_family(recipe: ModelRecipe, data: Dataset) -> None:
@@ -190,9 +175,11 @@ def check_norms(recipe: Recipe, data: Dataset, plan: Plan, model: nn.Module) -> 
         ) from None
 
 
-@contextlib.contextmanager
-def _naming_layers(model: nn.Module, model_name: str, inputs: Nested) -> Iterator[None]:
-    """Name the innermost layer and what it received in exceptions inside."""
+def _call(model: nn.Module, inputs: Nested, model_name: str) -> Any:
+    """Return the outputs of a model.
+
+    Raises OwnCodeError, which names the innermost layer and what it received.
+    """
     active: list[str] = []
 
     def enter(name: str, layer: nn.Module, given: tuple[Any, ...]) -> None:
@@ -208,7 +195,7 @@ def _naming_layers(model: nn.Module, model_name: str, inputs: Nested) -> Iterato
             )
             layer.register_forward_hook(lambda *_: active.pop() and None)
     try:
-        yield
+        return pytree.call(model, inputs)
     except Exception as error:
         layer_name = f" in {active[-1]}" if active else ""
         is_call = not active and isinstance(error, TypeError)
