@@ -63,10 +63,10 @@ class Brake(Protocol):
     """Slows one worker."""
 
     def set(self, speed: float) -> None:
-        """1 is full speed."""
+        """Set the speed; 1 is full speed."""
 
     def close(self) -> None:
-        """After the worker has ended."""
+        """Restore full speed, after the worker has ended."""
 
 
 class Neighbour:
@@ -77,13 +77,13 @@ class Neighbour:
         self._process: subprocess.Popen[bytes] | None = None
 
     def set(self, speed: float) -> None:
-        """1 or 0.5."""
+        """Set the speed: 1 or 0.5."""
         self.close()
         if speed < 1:
             self._process = subprocess.Popen([sys.executable, "-c", self._code])
 
     def close(self) -> None:
-        """After the worker has ended."""
+        """End the neighbour, after the worker has ended."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -118,7 +118,7 @@ class Training:
         return [e for e in self._lines("events.jsonl") if e["event"] == name]
 
     def now(self) -> float:
-        """Seconds on the clock of its records."""
+        """Return the seconds on the clock of its records."""
         return (time.monotonic() - self._origin) / self._pace
 
     def wait(self, moment: float) -> None:
@@ -230,13 +230,13 @@ class Cycle:
 
     @property
     def during(self) -> float:
-        """The throughput from 3 s on, relative to the even one."""
+        """Return the throughput from 3 s on, relative to the even one."""
         slow = rate(self.series, self.start + 3, self.start + SLOW)
         return 2 * slow / (self.before + self.later)
 
     @property
     def recovered(self) -> float:
-        """From 5 s after the slowness, of the throughput before it."""
+        """Return the throughput from 5 s after the slowness, relative to before it."""
         return self.later / self.before
 
 

@@ -59,7 +59,7 @@ class Measurement:
 
 
 def peer(script: str, threads: int, *launcher: str) -> Command:
-    """The command of a script in `peers`, started by Python or by a launcher."""
+    """Return the command of a script in `peers`, with Python or a launcher."""
 
     def command(recipe: Path, epochs: int, _: Path) -> list[str]:
         path = str(HERE / "peers" / f"{script}.py")
@@ -70,7 +70,7 @@ def peer(script: str, threads: int, *launcher: str) -> Command:
 
 
 def samestep(workers: int, *options: str) -> Command:
-    """The command line that a user would type."""
+    """Return the command line that a user would type."""
 
     def command(recipe: Path, epochs: int, out: Path) -> list[str]:
         train = [
@@ -184,7 +184,7 @@ def measure(name: str, recipe: Path, epochs: int, expected: Shapes) -> Measureme
 
 
 def _watch(process: subprocess.Popen[bytes]) -> float:
-    """Waits for the end; the peak of the memory of all processes, in megabytes."""
+    """Wait for the end; return the peak memory of all processes in megabytes."""
     peak = 0.0
     while True:
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -197,7 +197,7 @@ def _watch(process: subprocess.Popen[bytes]) -> float:
 
 
 def _proportional_megabytes(process: psutil.Process) -> float:
-    """From smaps_rollup, one read; psutil's own way reads every mapping."""
+    """Read smaps_rollup once; psutil's own way reads every mapping."""
     try:
         lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()
     except OSError:
@@ -206,7 +206,7 @@ def _proportional_megabytes(process: psutil.Process) -> float:
 
 
 def summarise(rounds: list[dict[str, Measurement]]) -> list[dict[str, float | str]]:
-    """Median and range over the rounds; ratios to the first contender of each round."""
+    """Return median and range over the rounds, and ratios to the first contender."""
     rows: list[dict[str, float | str]] = []
     names = list(rounds[0])
     for name in names:
@@ -236,7 +236,7 @@ def summarise(rounds: list[dict[str, Measurement]]) -> list[dict[str, float | st
 
 
 def show(rows: list[dict[str, float | str]], title: str) -> None:
-    """The table, on stdout."""
+    """Print the table."""
     table = Table(title=title)
     heads = ("epoch s", "min-max", "ratio", "min-max", "rest s", "memory MB", "test")
     table.add_column("contender")

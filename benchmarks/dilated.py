@@ -54,7 +54,7 @@ class Brakes:
         self._quotas = [Quota(pid, SHARE, PERIOD_US) for pid in pids]
 
     def release(self) -> None:
-        """After the workers have ended."""
+        """Release the limits, after the workers have ended."""
         for quota in self._quotas:
             quota.close()
         self._quotas = []
@@ -109,7 +109,7 @@ def measured(options: argparse.Namespace) -> Study:
 
 
 def compare(study: Study) -> None:
-    """Predictions from the few workers, against what the many do."""
+    """Compare predictions from the few workers with what the many do."""
     seen = observations(study.runs)
     few = [o for o in seen if o.together <= max(SEEN)]
     n, exchange = study.gradient_bytes, study.settings.exchange
@@ -121,7 +121,7 @@ def compare(study: Study) -> None:
         if o.point.kind != "strong":
             continue
         batch = o.point.global_batch
-        predicted = batch / model.step(o.together, batch, o.point.micro_batches)
+        predicted = batch / model.step(o.work)
         error = predicted * o.step / batch - 1
         note = "" if o.together in SEEN else "  not seen"
         each = sorted(batch * run.steps / run.seconds for run in study.runs[o.point])

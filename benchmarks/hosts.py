@@ -49,7 +49,7 @@ PROBE = (
 
 @functools.cache
 def why_not() -> str | None:
-    """What forbids making hosts here, or None."""
+    """Return what forbids making hosts here, or None."""
     tools = ("unshare", "nsenter", "ip", "tc")
     missing = [tool for tool in tools if shutil.which(tool) is None]
     if missing:
@@ -84,11 +84,11 @@ class Namespaces:
         """The id, outside, of the first process inside."""
 
     def enter(self, *which: str) -> list[str]:
-        """The beginning of a command that runs inside, in `which` (net, pid, ...)."""
+        """Return the start of a command that runs inside, in `which` (net, pid, ..)."""
         return ["nsenter", f"--target={self.pid}", *(f"--{name}" for name in which)]
 
     def call(self, *command: str) -> str:
-        """The output of a tool that has to do with the network inside."""
+        """Return the output of a tool for the network inside."""
         ended = subprocess.run(
             [*self.enter("net"), *command],
             check=False,
@@ -101,7 +101,7 @@ class Namespaces:
         return ended.stdout
 
     def kill(self) -> None:
-        """Every process inside, at once; none is left when this returns."""
+        """Kill every process inside, at once; none is left when this returns."""
         with self._unshare:
             if self._unshare.poll() is None:
                 os.kill(self.pid, signal.SIGKILL)
@@ -141,7 +141,7 @@ class Host:
         return process
 
     def run(self, *command: str, timeout: float = DEADLINE) -> str:
-        """What the program prints; it must succeed."""
+        """Return what the program prints; it must succeed."""
         process = self.start(command, stdout=subprocess.PIPE, text=True)
         try:
             printed, _ = process.communicate(timeout=timeout)
@@ -181,7 +181,7 @@ class Host:
             process.wait(DEADLINE)
 
     def close(self) -> None:
-        """Kills it, and closes the pipes to what it ran."""
+        """Kill it, and close the pipes to what it ran."""
         self.kill()
         for process in self._started:
             with process:
@@ -213,7 +213,7 @@ class Network:
         self._closing.close()
 
     def add(self) -> Host:
-        """A new host, named h1, h2, ..., with the address 10.0.0.1, 10.0.0.2, ..."""
+        """Add a host, named h1, h2, ..., with the address 10.0.0.1, 10.0.0.2, ..."""
         number = next(self._numbers)
         name, address = f"h{number}", f"10.0.0.{number}"
         with self._names.open("a") as names:
@@ -224,11 +224,11 @@ class Network:
         return host
 
     def cut(self, host: Host) -> None:
-        """Packets from and to it vanish; its link stays up, no connection is reset."""
+        """Drop its packets; its link stays up, no connection is reset."""
         self._switch.call("ip", "link", "set", _port(host), "nomaster")
 
     def heal(self, host: Host) -> None:
-        """After `cut`."""
+        """Undo `cut`."""
         self._switch.call("ip", "link", "set", _port(host), "master", "bridge0")
 
     def _plug(self, host: Host) -> None:
@@ -246,5 +246,5 @@ class Network:
 
 
 def _port(host: Host) -> str:
-    """The switch's end of its cable."""
+    """Return the switch's end of its cable."""
     return f"to-{host.name}"

@@ -26,9 +26,8 @@ import cleanup
 from dilated import awake
 from hosts import Network
 
-from samestep.scaling.step_model import MEANING, Model
+from samestep.scaling.step_model import MEANING, Model, expected_maximum, work
 from samestep.scaling.step_model import Network as Links
-from samestep.scaling.work_counts import expected_maximum, work
 from samestep.system import machine
 
 
@@ -85,7 +84,7 @@ def measured(hosts: int, scenario: Fields, seconds: float) -> Fields:
 
 
 def records(file: Path, log: Path) -> Iterator[Fields]:
-    """The records of steps, as they are written."""
+    """Yield the records of steps, as they are written."""
     seen, end = 0, time.monotonic() + PATIENCE
     while time.monotonic() < end:
         lines = file.read_text().splitlines() if file.exists() else []
@@ -100,7 +99,7 @@ def records(file: Path, log: Path) -> Iterator[Fields]:
 
 
 def summed(steps: list[Fields]) -> Fields:
-    """Median over the records of seconds per step; of phases the mean over workers."""
+    """Return the median seconds per step; of phases, the mean over workers."""
     counts = [b["step"] - a["step"] for a, b in pairwise(steps)]
     rows = list(zip(steps[1:], counts, strict=True))
     phases = {
@@ -114,7 +113,7 @@ def summed(steps: list[Fields]) -> Fields:
 
 
 def fitted(seen: dict[int, Fields], scenario: Fields) -> Model:
-    """From every number of hosts that the model may see; one worker on each."""
+    """Fit to every number of hosts that the model may see; one worker on each."""
     micro, links = scenario["micro_batches"], Links(BANDWIDTH, LATENCY)
     batch, one = 64 * micro, seen[1]
     found = dict.fromkeys(MEANING, 0.0) | {"q": 1.0}
@@ -143,7 +142,7 @@ def fitted(seen: dict[int, Fields], scenario: Fields) -> Model:
 
 
 def compare(rounds: list[dict[str, Fields]], scenario: Fields) -> None:
-    """Predictions from the few hosts, against what the many do."""
+    """Compare predictions from the few hosts with what the many do."""
     micro, links = scenario["micro_batches"], Links(BANDWIDTH, LATENCY)
     counts = (*scenario["seen"], *scenario["hidden"])
     medians = {
@@ -159,7 +158,7 @@ def compare(rounds: list[dict[str, Fields]], scenario: Fields) -> None:
     print("hosts  predicted  measured (range)          error   exchange  wait")
     for hosts in counts:
         batch, of = 64 * micro, medians[hosts]
-        predicted = batch / model.step(1, batch, micro, hosts, links)
+        predicted = batch / model.step(work(1, batch, micro, hosts), links)
         rates = sorted(batch / run[str(hosts)]["step"] for run in rounds)
         rate = batch / of["step"]
         note = "" if hosts in scenario["seen"] else "  not seen"

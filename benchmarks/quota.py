@@ -26,12 +26,12 @@ class Quota:
 
     @property
     def joined(self) -> list[str]:
-        """The beginning of a command that shares this limit."""
+        """Return the beginning of a command that shares this limit."""
         join = 'echo $$ > "$0" && exec "$@"'
         return ["sh", "-c", join, str(self._path / "cgroup.procs")]
 
     def set(self, speed: float) -> None:
-        """1 is full speed."""
+        """Set the speed; 1 is full speed."""
         share, period = speed * self._core, self._period_us
         quota = -1 if share >= 1 else int(share * period)
         if self._is_v1:
@@ -42,7 +42,7 @@ class Quota:
             (self._path / "cpu.max").write_text(f"{limit} {period}")
 
     def close(self) -> None:
-        """After the worker has ended."""
+        """Remove the cgroup, after the worker has ended."""
         end = time.monotonic() + 10
         while (self._path / "cgroup.procs").read_text() and time.monotonic() < end:
             time.sleep(0.01)
@@ -50,7 +50,7 @@ class Quota:
 
 
 def remove_all() -> None:
-    """Every cgroup that this process has made; none of their processes may live."""
+    """Remove every cgroup of this process; none of their processes may live."""
     for path in _root().glob(f"samestep-benchmark-{os.getpid()}-*"):
         path.rmdir()
 

@@ -49,7 +49,7 @@ class Cluster:
         self._run = directory / self.hosts[0].name / "run"
 
     def start(self, host: Host) -> None:
-        """The command on one of them."""
+        """Start the command on one of the hosts."""
         command = [
             *(sys.executable, "-m", "samestep", "train", *RECIPE),
             *(
@@ -68,7 +68,7 @@ class Cluster:
         self._processes[host.name] = started
 
     def worker(self, host: Host) -> psutil.Process:
-        """The only one there: below nsenter, the command and torchrun."""
+        """Return the only worker there: below nsenter, the command and torchrun."""
         (found,) = [
             process
             for process in psutil.Process(self._processes[host.name].pid).children(True)
@@ -83,13 +83,13 @@ class Cluster:
 
     @property
     def step(self) -> int:
-        """The last step that the first host has logged."""
+        """Return the last step that the first host has logged."""
         steps = [r for r in _lines(self._run / "metrics.jsonl") if r["type"] == "step"]
         return int(steps[-1]["step"]) if steps else 0
 
     @property
     def members(self) -> int:
-        """Hosts of the newest generation."""
+        """Return the number of hosts of the newest generation."""
         generations = self.events("generation")
         return len(generations[-1]["machines"]) if generations else 0
 
@@ -143,7 +143,7 @@ FAULTS: dict[str, tuple[Callable[[Cluster, Host], None], int]] = {
 
 
 def measure(name: str) -> Fields:
-    """One fault. Raises TimeoutError if the training does not recover."""
+    """Measure one fault. Raises TimeoutError if the training does not recover."""
     inflict, left = FAULTS[name]
     with (
         tempfile.TemporaryDirectory() as directory,
@@ -180,7 +180,7 @@ def measure(name: str) -> Fields:
 
 
 def show(rounds: list[dict[str, Fields]]) -> None:
-    """Medians, with the range."""
+    """Print medians, with the range."""
     print(f"hang timeout {HANG_TIMEOUT:g} s; {HOSTS} hosts, 1 worker each")
     print("fault               n   detection          restart            replay")
     for name in FAULTS:

@@ -21,6 +21,7 @@ import torch
 from hosts import Network
 
 from samestep import models
+from samestep.config.placement import Placement
 from samestep.config.recipe import Recipe
 from samestep.core.ownership import shares
 from samestep.core.topology import Topology
@@ -29,6 +30,7 @@ from samestep.exchange.compression import Compression
 from samestep.exchange.factory import Connection, tcp_store
 from samestep.exchange.hierarchical import NodesExchange
 from samestep.state.flat import Flat
+from samestep.supervisor.job import make_setup
 from samestep.system import barrier
 
 
@@ -39,17 +41,14 @@ EXCHANGES = 10
 def worker(
     node: int, nodes: int, micro_batches: int, rounds: int, compression: str
 ) -> None:
-    """The only one of its host: prints what an exchange takes, and its bytes."""
+    """Print an exchange's seconds and bytes, as the only worker of its host."""
     torch.set_num_threads(1)
     recipe = Recipe.load("mnist-mlp")
     flat = Flat(models.build(recipe.model, dataset.load(recipe.data)))
     place = Topology(node, nodes, 0, 1, "10.0.0.1", PORT, node, nodes)
     connection = Connection(
-        exchange="shared",
+        setup=make_setup(recipe, Placement(workers=1, exchange="shared")),
         topology=place,
-        timeout_seconds=60.0,
-        start_seconds=60.0,
-        spin_seconds=1e-3,
         compression=Compression.of(compression),
         memory=barrier.create(1),
         store=lambda: tcp_store(place, None, 60.0),

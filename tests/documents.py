@@ -16,14 +16,14 @@ PROSE = re.compile(r"\s{2,}")
 
 
 def code_blocks(page: Path) -> Iterator[tuple[str, str]]:
-    """(language, content) of every block of code; the language of most is empty."""
+    """Yield (language, content) of each block of code; most have no language."""
     for token in MarkdownIt().parse(page.read_text()):
         if token.type in ("fence", "code_block"):
             yield token.info.strip(), token.content
 
 
 def code_spans(page: Path) -> Iterator[str]:
-    """Every piece of code in a sentence."""
+    """Yield every piece of code in a sentence."""
     for token in MarkdownIt().enable("table").parse(page.read_text()):
         for child in token.children or []:
             if child.type == "code_inline":
@@ -31,7 +31,7 @@ def code_spans(page: Path) -> Iterator[str]:
 
 
 def links(page: Path) -> Iterator[str]:
-    """Where every link and every picture leads."""
+    """Yield the targets of all links and pictures."""
     for token in MarkdownIt().enable("table").parse(page.read_text()):
         for child in token.children or []:
             if child.type in ("link_open", "image"):
@@ -39,7 +39,7 @@ def links(page: Path) -> Iterator[str]:
 
 
 def commands(page: Path, program: str) -> Iterator[list[str]]:
-    """The arguments of every call of a program in the blocks of a page."""
+    """Yield the arguments of every call of a program in the blocks of a page."""
     for _, content in code_blocks(page):
         for line in content.replace("\\\n", " ").splitlines():
             words = _words(PROSE.split(line.strip().removeprefix("$ "), 1)[0])
@@ -48,7 +48,7 @@ def commands(page: Path, program: str) -> Iterator[list[str]]:
 
 
 def _words(command: str) -> list[str]:
-    """Up to what the shell takes for itself; none if it is no command."""
+    """Return the words up to a shell operator; none if it is no command."""
     try:
         words = shlex.split(command, comments=True)
     except ValueError:  # a quote in a sentence

@@ -107,7 +107,7 @@ def checkpointed(topology: Path) -> Read:
 
 
 def vouch(topology: Path) -> None:
-    """With the right sums in the manifest of a checkpoint."""
+    """Put the right sums into the manifest of a checkpoint."""
     path = topology / "step-1"
     file = path / checkpoint.MANIFEST
     with contextlib.suppress(Exception):
@@ -124,7 +124,7 @@ def vouch(topology: Path) -> None:
 
 
 def held_in_memory(topology: Path) -> Read:
-    """As the workers of a machine leave it when all of them are killed."""
+    """Return the reader of a memory that killed workers have left."""
     shelf = SnapshotDirectory.create(topology / "run", "h1", 1)
     layout = test_checkpoint.LAYOUT
     fd = shelf.open()
@@ -208,7 +208,7 @@ def scaling(topology: Path) -> Read:
 
 
 def study(topology: Path) -> Read:
-    """Measurements that `samestep scale` goes on with."""
+    """Return the reader of measurements that `samestep scale` continues."""
     path = topology / scaling_files.FILE
     Study(topology, RECIPE, {}, from_options(RECIPE, 2), 9, {}).save()
     return lambda: scaling_files.read(path)
@@ -225,7 +225,7 @@ def _images(topology: Path) -> dict[str, Any]:
 
 
 def data(make: Callable[[Path], dict[str, Any]]) -> Callable[[Path], Read]:
-    """A source of data: what the supervisor and the workers do with it."""
+    """Return the reader of a source of data, for the supervisor and the workers."""
 
     def written(topology: Path) -> Read:
         recipe = data_samples.recipe_of(make(topology / "data")).data
@@ -243,7 +243,7 @@ def data(make: Callable[[Path], dict[str, Any]]) -> Callable[[Path], Read]:
 
 @contextlib.contextmanager
 def _talk(said: bytes) -> Iterator[Connection]:
-    """A connection on which the other side says this, and hears everything."""
+    """Yield a connection on which the other side says this, and hears everything."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         ours = socket.create_connection(server.getsockname())
         theirs, _ = server.accept()
@@ -266,7 +266,7 @@ def _drain(connection: socket.socket) -> None:
 
 
 def doctors_answer(topology: Path) -> Read:
-    """As `samestep doctor --peer` reads it."""
+    """Return the reader of an answer to `samestep doctor --peer`."""
     path, own = topology / "facts.json", observe.observe(port=0)
     path.write_text(json.dumps({"facts": own.model_dump(), "seen": "127.0.0.1"}))
 
@@ -281,7 +281,7 @@ def doctors_answer(topology: Path) -> Read:
 
 
 def doctors_questions(topology: Path) -> Read:
-    """As `samestep doctor --serve` hears them."""
+    """Return the reader of questions to `samestep doctor --serve`."""
     path, own = topology / "said", observe.observe(port=0)
     asked: list[dict[str, Any]] = [
         {"ask": "facts"},

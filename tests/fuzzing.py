@@ -45,7 +45,7 @@ class TooSlow(BaseException):
 
 @contextmanager
 def limits() -> Iterator[None]:
-    """On the memory of this process, and on the time of an input (`deadline`)."""
+    """Limit the memory of this process, and the time of an input (`deadline`)."""
 
     def late(*_: object) -> None:
         raise TooSlow(f"not read within {DEADLINE_SECONDS} s")
@@ -79,7 +79,7 @@ class Playground:
         }
 
     def put(self, contents: dict[str, bytes]) -> None:
-        """These files and no other."""
+        """Write these files, and remove all others."""
         shutil.rmtree(self.input)
         for name, content in contents.items():
             path = self.input / name
@@ -87,11 +87,11 @@ class Playground:
             path.write_bytes(content)
 
     def try_valid(self) -> None:
-        """The sample itself is accepted, or nothing would be tested."""
+        """Check that the sample itself is accepted: else nothing would be tested."""
         self.read()
 
     def try_mutated(self, seed: int) -> str:
-        """`accepted`, or the name of the exception that it may raise."""
+        """Return `accepted`, or the name of the exception that it may raise."""
         random = Random(seed)
         contents = dict(self.valid)
         name = random.choice(list(contents))
@@ -111,7 +111,7 @@ class Playground:
         return "accepted"
 
     def check_surroundings(self) -> None:
-        """Nothing is written but in the run and in the cache."""
+        """Check that nothing was written but in the run and in the cache."""
         names = {path.name for path in self.root.iterdir()}
         assert names <= {*DIRECTORIES, "cache"}, names
         for empty in ("here", "temporary"):
@@ -122,7 +122,7 @@ class Playground:
 
 @contextmanager
 def playing(root: Path, name: str) -> Iterator[Playground]:
-    """In directories of its own, of which the current one is empty."""
+    """Give a reader directories of its own, of which the current one is empty."""
     places = {"TMPDIR": "temporary", "HOME": "home", "SAMESTEP_CACHE": "cache"}
     os.environ |= {variable: str(root / place) for variable, place in places.items()}
     tempfile.tempdir = None
@@ -138,7 +138,7 @@ def playing(root: Path, name: str) -> Iterator[Playground]:
 
 
 def fuzz(name: str, seeds: range, root: Path) -> tuple[Counter[str], list[str]]:
-    """How often each end came, and what must not have happened."""
+    """Return how often each end came, and what must not have happened."""
     ends, wrong = Counter[str](), []
     with playing(root / name, name) as playground:
         for seed in seeds:
@@ -156,7 +156,7 @@ def fuzz(name: str, seeds: range, root: Path) -> tuple[Counter[str], list[str]]:
 
 
 def main() -> int:
-    """1 if something must not have happened."""
+    """Return 1 if something happened that must not."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("inputs", type=int)
     parser.add_argument("--seed", type=int, default=0)

@@ -58,7 +58,7 @@ class Listening(SilentView):
             self.messages.append(text)
 
     def receive(self, message: Message) -> None:
-        """Called by the supervisor between two messages of rank 0."""
+        """Kill workers once the step is reached; called between messages of rank 0."""
         is_late = isinstance(message, StepRecord) and message.step >= MIDDLE
         if self._kill and is_late:
             kill, self._kill = self._kill, None
@@ -77,7 +77,7 @@ class Outcome:
     """Warnings and the error."""
 
     def __str__(self) -> str:
-        """For a failed test."""
+        """Return a description for a failed test."""
         result = self.result[0][:12] if self.result else self.messages[-400:]
         return f"{self.placement}: {result}"
 
@@ -92,7 +92,7 @@ class Trial:
 
     @property
     def kind(self) -> Kind:
-        """The entry of the table."""
+        """Return the entry of the table."""
         return KINDS[self.name]
 
     def train(
@@ -105,7 +105,7 @@ class Trial:
         how: str = "undisturbed",
         **placed: Any,
     ) -> Outcome:
-        """One training from its beginning, with other owners at every step.
+        """Train from the beginning, with other owners at every step.
 
         `kill` is called once MIDDLE is reached.
         """
@@ -124,7 +124,7 @@ class Trial:
         return found
 
     def resume(self, server: ForkServer, path: Path, how: str) -> Outcome:
-        """Three workers go on from the newest checkpoint of a run."""
+        """Continue from the newest checkpoint of a run, with three workers."""
         view, found = Listening(None), Outcome(f"resumed by 3 over gloo, {how}", path)
         given = _parts(self.kind) | _placement(3, "gloo")
         try:
@@ -136,7 +136,7 @@ class Trial:
         return found
 
     def resume_from_middle(self, server: ForkServer, whole: Outcome) -> Outcome:
-        """As if all processes of a finished run had been killed before its last epoch.
+        """Resume a finished run as if it had been killed before its last epoch.
 
         Where nothing was finished, three workers train from the beginning.
         """
@@ -152,7 +152,7 @@ class Trial:
     def lose_the_fork_server(
         self, server: ForkServer, workers: int, exchange: str
     ) -> Outcome:
-        """Another one takes its place; a real SIGKILL."""
+        """Kill the fork server by a real SIGKILL; another one takes its place."""
 
         def kill() -> None:
             os.kill(server._process.pid, signal.SIGKILL)
@@ -161,7 +161,7 @@ class Trial:
         return self.train(server, workers, exchange, kill=kill, how=how)
 
     def lose_everything(self, server: ForkServer) -> Outcome:
-        """A whole command is killed, and another one goes on."""
+        """Kill a whole command, and continue with another one."""
         out = self.directory / "victim"
         code = f"import kinds_trials; kinds_trials.die({self.name!r}, {str(out)!r})"
         here = str(Path(__file__).parent)
@@ -179,7 +179,7 @@ class Trial:
 
 
 def die(name: str, directory: str) -> None:
-    """Trains until the middle, then kills all processes of this training.
+    """Train until the middle, then kill all processes of this training.
 
     In a process of its own. Prints what it was told if it gets no further than that.
     """
@@ -197,10 +197,7 @@ def _kill_everything() -> None:
 
 
 def judge(kind: Kind, outcomes: Sequence[Outcome]) -> None:
-    """The first is that of one worker, undisturbed: so should all others end.
-
-    Or they say why not.
-    """
+    """Assert that all end like the first, one undisturbed worker's, or say why not."""
     right, reason = outcomes[0].result, kind.reason
     messages = [each for each in outcomes if reason and search(reason, each.messages)]
     calm = [each for each in outcomes if each.result and each.result == right]
@@ -222,7 +219,7 @@ def _placement(workers: int, exchange: str) -> dict[str, Any]:
 
 
 def _parts(kind: Kind) -> dict[str, Any]:
-    """The model, the data and the loss, for `train` and `resume`."""
+    """Return the model, the data and the loss, for `train` and `resume`."""
     named = {"model": kind.model, "data": kind.data, "loss": kind.loss}
     found: dict[str, Any] = {p: f"kinds.{name}" for p, name in named.items() if name}
     if kind.is_given:
@@ -233,7 +230,7 @@ def _parts(kind: Kind) -> dict[str, Any]:
 
 
 def _results(run: Run) -> tuple[Any, ...]:
-    """What must be equal at any placement."""
+    """Return what must be equal at any placement."""
     epochs = [
         (each["weights_sha256"], each["train_loss"], each.get("validation_loss"))
         for each in run.history

@@ -38,7 +38,7 @@ class Machine:
     snapshots: int
 
     def state(self, layout: Layout) -> State | None:
-        """The newest that it holds."""
+        """Return the newest state that it holds."""
         return Snapshots(self.snapshots, layout, self.workers).newest()
 
 
@@ -52,7 +52,7 @@ class Machines:
     """The messages of each worker."""
 
     def listen(self, stuck: Sequence[int] = ()) -> None:
-        """Until all workers have ended, but for those that are stopped."""
+        """Listen until all workers have ended, but for those that are stopped."""
         buffers = {rank: b"" for rank in range(len(self.controls)) if rank not in stuck}
         end = time.monotonic() + PATIENCE
         with selectors.DefaultSelector() as selector:
@@ -85,7 +85,7 @@ class Machines:
         return [[m for m in self.said[r] if isinstance(m, kind)] for r in firsts]
 
     def runs(self) -> list[Run]:
-        """What each node's leader reported, as a run without files."""
+        """Return what each node's leader reported, as a run without files."""
         epochs, finished = self.of_leaders(EpochRecord), self.of_leaders(Finished)
         pairs = zip(epochs, finished, strict=True)
         return [_run(records, result) for records, (result,) in pairs]

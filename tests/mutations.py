@@ -29,7 +29,7 @@ LITERALS = (b"9" * 10_000, b"1e999", b"-" * 9, b"[" * 5_000, b'{"a":' * 3_000, b
 
 
 def mutated(name: str, content: bytes, random: Random) -> bytes:
-    """The content of the file `name`, changed in one to three places."""
+    """Return the content of the file `name`, changed in one to three places."""
     for _ in range(random.choice((1, 1, 1, 2, 3))):
         change = STRUCTURED.get(PurePath(name).suffix, _change_bytes)
         if random.random() < 0.5:
@@ -68,7 +68,7 @@ def _change_bytes(content: bytes, random: Random) -> bytes:
 
 
 def _swap(value: Any, random: Random) -> Any:
-    """One value somewhere inside is another one, of any type; or gone, or twice."""
+    """Replace one value somewhere inside by any other, remove it, or double it."""
     if isinstance(value, dict) and value and random.random() < 0.9:
         name = random.choice(list(value))
         match random.randrange(8):
@@ -117,7 +117,7 @@ def _change_safetensors(content: bytes, random: Random) -> bytes:
 
 
 def _change_npy(content: bytes, random: Random) -> bytes:
-    """The header is the text of a Python dictionary."""
+    """Change the header, which is the text of a Python dictionary."""
     end = 10 + int.from_bytes(content[8:10], "little")
     header = content[10:end].decode("latin-1")
     old = random.choice(("'<f8'", "'>f8'", "False", "(90, 64)", "(90,", "64", "{", "}"))

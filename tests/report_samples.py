@@ -179,17 +179,6 @@ def point(kind: str, workers: int, batch: int, speedup: float, **fields: Any) ->
         "global_batch": samples,
         "micro_batches": 8,
         "exchange": "shared",
-        "runs": [
-            {
-                "round": 1,
-                "steps": 400,
-                "seconds": 0.98,
-                "samples_per_second": rate,
-                "step_seconds_sd": 0.0001,
-                "workers": [phases(0.98)] * workers,
-                "bytes_per_step": 2_270_000 * (workers - 1),
-            }
-        ],
         "samples_per_second": rate,
         "low": rate * 0.98,
         "high": rate * 1.02,

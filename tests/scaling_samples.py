@@ -7,9 +7,8 @@ import numpy as np
 from conftest import small_recipe
 
 from samestep.scaling.grid import Point, Settings, grid
-from samestep.scaling.step_model import Model
+from samestep.scaling.step_model import Model, work
 from samestep.scaling.study import Measurement, Study
-from samestep.scaling.work_counts import work
 
 
 GRADIENT_BYTES = 2_000_000
@@ -41,7 +40,7 @@ def imagined(model: Model, point: Point, round_: int, noise: float) -> Measureme
     each = model.compute(done, point.workers)
     if point.kind == "limit":
         each = [seconds * model.crowd(point.workers) for seconds in each]
-    terms = model.terms(trained_by, point.global_batch, point.micro_batches)
+    terms = model.terms(done)
     compute = sum(each) / len(each)
     critical = terms["compute"] + terms["straggle"]
     wait = critical - compute if trained_by > 1 else 0.0

@@ -53,6 +53,7 @@ def state_of(step: int, layout: Layout = LAYOUT) -> State:
         "seconds": 0.3,
         "phases": [0.1, 0.2],
         "counts": [step] * len(layout.counters),
+        "stopping": {"best": None, "best_epoch": 0, "waited": 0, "counts": [7]},
     }
     tail = np.arange(layout.kept_tail, dtype=layout.dtype) + step / 3
     return State(progress, vector, states, tail.astype(layout.dtype))
@@ -74,7 +75,7 @@ def same(one: State, other: State) -> bool:
 
 
 def newest(directory: Path) -> tuple[int | None, list[str]]:
-    """The step of the checkpoint that `resume` would use, and what it skips."""
+    """Return the step of the checkpoint that `resume` would use, and the notices."""
     skipped: list[str] = []
     for step, found in checkpoint.newest_valid(directory):
         if isinstance(found, Checkpoint):
@@ -142,7 +143,7 @@ def test_any_damage_to_any_file_is_noticed_or_harmless(
 
 
 def rewritten(path: Path, change: dict[str, Any]) -> None:
-    """With the right digest: an attacker can compute it too."""
+    """Rewrite a manifest with the right digest: an attacker can compute it too."""
     manifest = json.loads((path / checkpoint.MANIFEST).read_text()) | change
     del manifest["digest"]
     manifest["digest"] = checkpoint.digest_of(manifest)
@@ -150,7 +151,7 @@ def rewritten(path: Path, change: dict[str, Any]) -> None:
 
 
 def vouched(path: Path, name: str, content: bytes) -> None:
-    """An attacker who also writes the right sizes and sums."""
+    """Rewrite a manifest with the right sizes and sums, as an attacker could."""
     (path / name).write_bytes(content)
     files = json.loads((path / checkpoint.MANIFEST).read_text())["files"]
     digest = hashlib.sha256(content).hexdigest()
@@ -267,7 +268,7 @@ def checkpoints_of(
 
 
 def keep(run: Path, losses: list[float | None]) -> tuple[list[int], list[Report]]:
-    """One checkpoint after each epoch with these validation losses."""
+    """Write one checkpoint after each epoch with these validation losses."""
     reports: list[Report] = []
     directory = checkpoint.directory_of(run)
     with checkpoints_of(run, reports.append) as kept:

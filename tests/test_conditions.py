@@ -34,7 +34,7 @@ class Notes(SilentView):
 
 
 def go_on(run: samestep.Run, server: ForkServer, **more: Any) -> list[str]:
-    """For another epoch; what was said."""
+    """Train for another epoch; return the notices."""
     view = Notes()
     samestep.resume(run, epochs=2, server=server, view=view, **more)
     return view.said

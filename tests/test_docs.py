@@ -105,7 +105,7 @@ def typed(block: str) -> str:
 
 
 def shell(script: str, home: Path) -> str:
-    """What a terminal would show."""
+    """Return what a terminal would show."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     ended = subprocess.run(
         ["bash", "-c", script],

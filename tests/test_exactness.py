@@ -34,7 +34,7 @@ RECIPES = {
 
 
 def results(run: Run) -> dict[str, Any]:
-    """Everything that must not depend on the placement."""
+    """Return everything that must not depend on the placement."""
     measured = (
         *("seconds", "samples_per_second", "minor_faults_per_step"),
         *(
@@ -90,7 +90,7 @@ def test_another_seed_gives_other_weights(train: Train) -> None:
 
 
 def by_hand(recipe: Recipe) -> str:
-    """What anyone would write: one process, one batch at a time, torch's own parts."""
+    """Train in one process, one batch at a time, with torch's own parts."""
     loaded = load(recipe.data)
     data = loaded.splits["train"]
     torch.manual_seed(derive_seed(recipe.seed, "model"))

@@ -59,7 +59,7 @@ def compose() -> dict[str, Any]:
 
 
 def accept(argv: list[str]) -> dict[str, Any]:
-    """The parameters of `samestep ...` or `torchrun ...`, which accept nothing else."""
+    """Parse `samestep ...` or `torchrun ...`, which accept nothing else."""
     program, *arguments = argv
     group = main.cli
     if program == "torchrun":
@@ -71,7 +71,7 @@ def accept(argv: list[str]) -> dict[str, Any]:
 
 
 def is_valid(found: dict[str, Any]) -> bool:
-    """Whether the schema knows every field, and every value has its type."""
+    """Return whether the schema knows all fields and all values have their types."""
     if found["apiVersion"] == "trainer.kubeflow.org/v1alpha1":
         model = getattr(models, f"TrainerV1alpha1{found['kind']}")
         known: bool = model.from_dict(found).to_dict() == found
@@ -165,7 +165,7 @@ def stubs(tmp_path: Path) -> Stubs:
 
 
 def calls(environment: dict[str, str], program: str) -> list[list[str]]:
-    """What has been noted."""
+    """Return the calls that have been noted."""
     notes = Path(environment["NOTES"])
     lines = notes.read_text().splitlines() if notes.exists() else []
     return [call for call in map(json.loads, lines) if call[0] == program]

@@ -3,10 +3,12 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import small_recipe
 from torch import nn
 from torch._C._distributed_c10d import HashStore
 
@@ -18,6 +20,7 @@ from samestep.exchange.factory import Connection
 from samestep.exchange.shared import SharedExchange
 from samestep.models.layers import Linear, dropout_masks
 from samestep.state.flat import Flat
+from samestep.supervisor.job import make_setup
 from samestep.system import barrier
 
 
@@ -177,12 +180,10 @@ def test_who_does_not_come_to_the_exchange_is_named() -> None:
     topology = Topology.on_one_node(0, 3)
     store = HashStore()
     store.set("built/2", "")
+    setup = make_setup(small_recipe(), Placement(workers=3, exchange="gloo"))
     connection = Connection(
-        exchange="gloo",
+        setup=replace(setup, start_timeout=0.2, peer_timeout=0.1),
         topology=topology,
-        timeout_seconds=0.1,
-        start_seconds=0.3,
-        spin_seconds=0.0,
         compression=EXACT,
         memory=None,
         store=lambda: store,

@@ -20,7 +20,7 @@ import samestep
 from samestep import Recipe, RecipeError, Run
 from samestep.config import bf16
 from samestep.config.training import EarlyStoppingRecipe, InitRecipe
-from samestep.core.early_stopping import Stopping
+from samestep.core.progress import Stopping
 from samestep.models import compiling
 from samestep.optim.averaging import WeightAverages, vectors
 from samestep.output.console import SilentView
@@ -129,7 +129,7 @@ class Alone:
         flat.bind(self.parameters, write=True)
 
     def all_gather_parameters(self) -> None:
-        """Nobody waits."""
+        """Do nothing: nobody waits."""
 
 
 def test_the_average_is_that_of_torch() -> None:

@@ -74,7 +74,7 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **arguments: Any) ->
 
 
 def helpers_begun(run: Run) -> int:
-    """How many helpers began to load data."""
+    """Return how many helpers began to load data."""
     events = map(json.loads, (run.path / "events.jsonl").read_text().splitlines())
     return sum(event["event"] == "prefetching" for event in events)
 
@@ -112,7 +112,7 @@ class Source(MicroBatches):
     """Micro-batches without data."""
 
     def __init__(self) -> None:
-        """Counts what is drawn here."""
+        """Count what is drawn here."""
         self.drawn: list[tuple[int, int]] = []
 
     def draw(self, step: int, index: int) -> prefetch.Drawn:
@@ -136,7 +136,7 @@ def fed() -> "tuple[Prefetcher, Source, prefetch.HelperProcess]":
 
 
 def check(drawn: prefetch.Drawn, step: int, index: int) -> None:
-    """The values, and the generators that go on."""
+    """Check the values, and that the generators continue alike."""
     after = torch.rand(5).tolist(), random.random(), np.random.rand()
     inputs, targets = Source().draw(step, index)
     assert after == (torch.rand(5).tolist(), random.random(), np.random.rand())

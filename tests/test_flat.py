@@ -32,7 +32,7 @@ OPTIMIZERS: dict[str, OptimizerRecipe] = {
 
 
 def trained(recipe: OptimizerRecipe, cuts: list[int], steps: int = 5) -> torch.Tensor:
-    """Random gradients applied slice by slice."""
+    """Apply random gradients slice by slice."""
     generator = torch.Generator().manual_seed(0)
     vector = torch.randn(cuts[-1], generator=generator)
     slices = [slice(a, b) for a, b in pairwise(cuts)]
@@ -73,7 +73,7 @@ def test_an_update_has_the_bits_of_torch(recipe: OptimizerRecipe) -> None:
 
 
 def grouped(owned: list[tuple[int, int]]) -> tuple[nn.Module, nn.Module]:
-    """A model after steps of our groups, slice by slice, and after torch's."""
+    """Return a model after steps of our groups, slice by slice, and after torch's."""
     recipe = AdamWRecipe(
         lr=0.01,
         weight_decay=0.3,

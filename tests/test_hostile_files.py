@@ -183,7 +183,7 @@ def a_device(path: Path) -> None:
 
 
 def described(recipe: Recipe) -> object:
-    """What the supervisor does with data."""
+    """Describe data as the supervisor does."""
     return source_of(recipe.data).prepare(), source_of(recipe.data).describe()
 
 

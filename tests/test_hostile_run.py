@@ -87,7 +87,7 @@ COMMANDS: dict[str, Callable[[Path, ForkServer], object]] = {
 
 
 def spoil(run: Path, part: str, make: Callable[[Path], None]) -> list[Path]:
-    """Everything in the run, one part of which is something else than before."""
+    """Replace one part of the run by something else; return all of its files."""
     path = run / part
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_dir():

@@ -1,6 +1,5 @@
 """Folders of images by class: decoding, order, and what cannot be read."""
 
-import builtins
 import json
 import os
 import subprocess
@@ -84,7 +83,7 @@ def test_a_change_in_the_folder_is_noticed(folder: Path, own_cache: Path) -> Non
 
 
 def spoil(folder: Path) -> None:
-    """One text, one empty file, and one image that is cut in the middle."""
+    """Replace images by a text, an empty file, and one cut in the middle."""
     (folder / "row-1" / "004.png").write_text("no image")
     (folder / "row-2" / "002.png").write_bytes(b"")
     cut = folder / "row-0" / "000.png"
@@ -167,13 +166,6 @@ def test_a_folder_of_its_own_is_the_test(folder: Path, tmp_path: Path) -> None:
 def test_without_pillow_the_command_to_install_it_is_named(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = builtins.__import__
-
-    def without(name: str, *rest: Any) -> Any:
-        if name == "PIL":
-            raise ImportError
-        return real(name, *rest)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(DataError, match=r"pip install 'samestep\[data\]'"):
         source_of(section(folder)).prepare()

@@ -43,7 +43,7 @@ def network() -> nn.Module:
 
 
 def started(command: list[str], cwd: Path) -> str:
-    """The standard output of a command that succeeds."""
+    """Return the standard output of a command that succeeds."""
     ended = subprocess.run(
         command,
         cwd=cwd,
@@ -159,7 +159,7 @@ for workers in map(int, sys.argv[1:]):
 
 
 def by_workers(script: str, cwd: Path, *workers: int) -> list[str]:
-    """The lines that they print."""
+    """Return the lines that the workers print."""
     (cwd / "script.py").write_text(script)
     return started([sys.executable, "-c", FORK, *map(str, workers)], cwd).splitlines()
 

@@ -23,7 +23,7 @@ class Crew:
         self._barrier = threading.Barrier(workers, timeout=20)
 
     def merge(self, values: Tensor) -> Tensor:
-        """All threads: add up their cells."""
+        """Add up the cells of all threads."""
         self._cells[threading.get_ident()] = values.clone()
         self._barrier.wait()
         values.copy_(torch.stack(list(self._cells.values())).sum(dim=0))

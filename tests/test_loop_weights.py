@@ -69,7 +69,7 @@ for REDUCTION in ("mean", "sum"):
 
 
 def in_float64(head: Path) -> tuple[Tensor, float]:
-    """The weights, and the mean loss, if every global batch is one batch."""
+    """Return the weights and the mean loss if every global batch is one batch."""
     padded = runpy.run_path(str(head))["Padded"]()
     samples = [padded[i] for i in range(15)]
     weight = torch.zeros(9, 9, dtype=torch.float64, requires_grad=True)
@@ -107,7 +107,7 @@ Body = Callable[[samestep.Loop, Tensor], None]
 def gradients(
     body: Body, reduction: Literal["mean", "sum"] = "mean", micro_batches: int = 4
 ) -> list[Tensor]:
-    """After one step of 10 samples; the body is called after each backward pass."""
+    """Return gradients after 10 samples; call the body after each backward pass."""
     model = network()
     loop = samestep.Loop(model, micro_batches, reduction=reduction)
     criterion = nn.CrossEntropyLoss(reduction=reduction)

@@ -46,7 +46,7 @@ def test_a_family_has_one_fingerprint_at_any_placement_and_after_a_kill(
 def test_batch_norm_of_a_cnn_begins_without_statistics() -> None:
     """Also where the last map is 1 x 1, so that one image has one value per channel."""
     recipe = CnnModel(family="cnn", channels=[4, 5], kernels=[3, 3], norm="batch")
-    model = models.build(recipe, Dataset({}, (1, 10, 10), 3))
+    model = models.build(recipe, Dataset((1, 10, 10), 3, "classification"))
     assert model.training
     for name, buffer in model.named_buffers():
         assert buffer.eq(1 if name.endswith("running_var") else 0).all()

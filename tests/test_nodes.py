@@ -2,6 +2,7 @@
 
 import os
 import threading
+from dataclasses import replace
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +19,7 @@ from test_rounding import by_hand, gradients
 from torch import Tensor, nn
 from torch._C._distributed_c10d import HashStore
 
+from samestep import Placement
 from samestep.core.topology import Topology
 from samestep.core.tree import Range
 from samestep.exchange.compression import DTYPES, Compression
@@ -27,6 +29,7 @@ from samestep.messages.training import Started, Stopped
 from samestep.state.flat import Flat
 from samestep.state.layout import ALIGNMENT, Layout
 from samestep.supervisor.forkserver_client import ForkServer
+from samestep.supervisor.job import make_setup
 from samestep.system import barrier, machine
 from samestep.system.fault_injection import Fault
 from samestep.system.heartbeat import Heartbeat
@@ -164,9 +167,11 @@ class Cluster:
         self.sent, self._shares, store = 0, shares, HashStore()
         memories = [barrier.create(size) for size in sizes]
         firsts = list(accumulate(sizes, initial=0))
+        setup = make_setup(small_recipe(), Placement(workers=1, exchange="shared"))
+        setup = replace(setup, start_timeout=0.0, peer_timeout=20.0, spin_seconds=1e-5)
         connections = [
             Connection(
-                exchange="shared",
+                setup=setup,
                 topology=Topology(
                     firsts[node] + local,
                     len(shares),
@@ -175,9 +180,6 @@ class Cluster:
                     node=node,
                     nodes=len(sizes),
                 ),
-                timeout_seconds=20.0,
-                start_seconds=20.0,
-                spin_seconds=1e-5,
                 compression=compression,
                 memory=memories[node],
                 store=lambda: store,
@@ -196,7 +198,7 @@ class Cluster:
             os.close(fd)
 
     def all(self, work: Any) -> None:
-        """Every worker at the same time."""
+        """Call a function for every worker at the same time."""
         threads = [
             threading.Thread(target=work, args=(rank,))
             for rank in range(len(self._shares))
@@ -207,7 +209,7 @@ class Cluster:
             thread.join(40)
 
     def sums(self, leaves: list[Tensor]) -> list[tuple[Range, Tensor]]:
-        """What every worker gets."""
+        """Return what every worker gets."""
         found: list[tuple[Range, Tensor]] = [((0, 0), torch.empty(0))] * len(self.flats)
 
         def work(rank: int) -> None:
@@ -245,7 +247,7 @@ def check_sum_and_bytes(
     sent: list[tuple[Tensor, Tensor]] = []
     for exchange in cluster.exchanges:
         assert exchange is not None
-        if exchange._nodes.leaders is not None:
+        if exchange._leaders is not None:
             note_messages(exchange, sent)
     for (first, end), total in cluster.sums(leaves):
         assert torch.equal(total, expected[first:end])
@@ -257,8 +259,8 @@ def check_sum_and_bytes(
 
 
 def note_messages(exchange: NodesExchange, sent: list[tuple[Tensor, Tensor]]) -> None:
-    """From now on, every message to another node, and a copy of what it says."""
-    leaders = exchange._nodes.leaders
+    """Note every message to another node from now on, with a copy of its content."""
+    leaders = exchange._leaders
     assert leaders is not None
     post = leaders._send
 
@@ -275,7 +277,7 @@ class Peer:
     workers = 2
 
     def merge(self, values: Tensor) -> Tensor:
-        """Its cell of the arrivals: after those of losses and metrics."""
+        """Set its cell of the arrivals, after those of losses and metrics."""
         values[2 * 1 + 1] = 0.2
         return values
 

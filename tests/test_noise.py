@@ -14,6 +14,7 @@ from samestep import models
 from samestep.config.recipe import Recipe
 from samestep.core import gradient_noise
 from samestep.core.plan import Plan, derive_seed
+from samestep.core.progress import DECAY, Noise
 from samestep.data import dataset
 
 
@@ -55,19 +56,19 @@ def test_the_estimate_agrees_with_the_covariance_of_single_gradients() -> None:
 
 
 def test_the_scale_is_the_ratio_of_decaying_means() -> None:
-    sums = gradient_noise.Noise()
+    sums = Noise()
     for signal, variance in ((1.0, 10.0), (-1.0, 14.0), (3.0, 12.0)):
         sums.add(signal, variance)
-    weights = [gradient_noise.DECAY**2, gradient_noise.DECAY, 1.0]
+    weights = [DECAY**2, DECAY, 1.0]
     signal = sum(w * v for w, v in zip(weights, (1.0, -1.0, 3.0), strict=True))
     variance = sum(w * v for w, v in zip(weights, (10.0, 14.0, 12.0), strict=True))
     assert sums.scale == pytest.approx(variance / signal)
 
 
 def test_there_is_no_scale_without_a_signal() -> None:
-    assert gradient_noise.Noise().scale is None
-    assert gradient_noise.Noise(signal=-0.1, variance=1.0).scale is None
-    assert gradient_noise.Noise(signal=1.0, variance=-1.0).scale is None
+    assert Noise().scale is None
+    assert Noise(signal=-0.1, variance=1.0).scale is None
+    assert Noise(signal=1.0, variance=-1.0).scale is None
 
 
 def test_a_training_reports_the_noise_of_its_own_gradients(train: Train) -> None:

@@ -12,18 +12,18 @@ from own_samples import LOSS, METRICS
 import samestep
 from samestep import Run
 from samestep.core.metric import Metric
+from samestep.core.progress import MetricSums
 from samestep.output.console import SilentView
 from samestep.output.sentences import epoch_line
 from samestep.output.tensorboard import step_scalars
 from samestep.supervisor.forkserver_client import ForkServer
-from samestep.training.metrics import MetricSums
 
 
 NAMES = ["right", "rare_right", "confidence"]
 
 
 def scores(run: Run) -> list[dict[str, Any]]:
-    """All means over samples, per epoch and of the test."""
+    """Return all means over samples, per epoch and of the test."""
     fields = [f"{s}_{n}" for s in ("train", "validation", "test") for n in NAMES]
     records = [*run.history, run.result]
     return [{name: r[name] for name in fields if name in r} for r in records]
@@ -87,6 +87,6 @@ def test_every_metric_is_shown(train: Train, own: Own) -> None:
 
 def test_a_count_of_zero_gives_no_number() -> None:
     sums = MetricSums()
-    sums.add(MetricSums(3.0, [1.0, 0.0, 6.0], 4))
+    sums.add(MetricSums(loss=3.0, metrics=[1.0, 0.0, 6.0], targets=4))
     found = sums.means([Metric("rare", has_count=True), Metric("other")])
     assert found == {"loss": 0.75, "other": 1.5}

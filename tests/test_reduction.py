@@ -11,7 +11,7 @@ from torch.nn import functional
 
 import samestep
 from samestep import OwnCodeError
-from samestep.api.check import check
+from samestep.api.check import check_exactness
 from samestep.data.dataset import Dataset
 from samestep.data.sources.user_dataset import Arrays
 from samestep.supervisor.forkserver_client import ForkServer
@@ -37,7 +37,9 @@ def rehearsed(
             "loss": {"name": "custom", "function": "mine:loss"},
         }
     )
-    data = Dataset({"train": Arrays(inputs, labels)}, (4,), 3)
+    empty = Arrays(inputs[:0], labels[:0])
+    splits = {"train": Arrays(inputs, labels), "validation": empty, "test": empty}
+    data = Dataset((4,), 3, "classification", splits=dict(splits))
     dry_run.run(recipe, data, model or nn.Linear(4, 3), loss)
 
 
@@ -183,6 +185,6 @@ def test_a_training_and_a_check_refuse_a_mean(
     train: Train, own: Own, server: ForkServer
 ) -> None:
     recipe = own("def loss(outputs, y): return functional.cross_entropy(outputs, y)")
-    for act in (train, lambda recipe: check(recipe, server)):
+    for act in (train, lambda recipe: check_exactness(recipe, server=server)):
         with pytest.raises(OwnCodeError, match=r"mine_.*:loss` returns their mean"):
             act(recipe)

@@ -20,7 +20,7 @@ from samestep import report
 from samestep.document import formatting, plot_style
 from samestep.errors import UsageError
 from samestep.output.schema import Prediction
-from samestep.report.scaling_tables import predictions_table
+from samestep.report.scaling_report import predictions_table
 from samestep.system import terminal
 
 

@@ -35,7 +35,7 @@ def resume(path: Path, server: ForkServer, workers: int = 1, **options: Any) -> 
 
 
 def forget_after(run: Path, step: int) -> None:
-    """As if the run had been killed after the checkpoint of this step."""
+    """Leave a run as if it had been killed after the checkpoint of this step."""
     (run / "result.json").unlink()
     (run / "model.safetensors").unlink()
     directory = checkpoint.directory_of(run)
@@ -46,7 +46,7 @@ def forget_after(run: Path, step: int) -> None:
 
 @pytest.fixture
 def stopped(train: Train, tmp_path: Path) -> Path:
-    """A run of RECIPE as if killed after an earlier checkpoint than the last."""
+    """Return a run of RECIPE as if killed after an earlier checkpoint."""
     run = train(RECIPE, 2).path
     *_, earlier, last = checkpoint.steps(checkpoint.directory_of(run))
     assert last == 44
@@ -105,7 +105,7 @@ def test_a_signal_stops_with_a_checkpoint_in_the_middle_of_an_epoch(
 
 
 def is_read(master: int) -> bool:
-    """A terminal that nobody reads would stop its programs."""
+    """Read a terminal, which would else stop its programs."""
     with contextlib.suppress(BlockingIOError):
         while os.read(master, 1 << 16):
             pass

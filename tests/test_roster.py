@@ -29,7 +29,7 @@ class Memory:
 
 
 def agree(store: Memory, ranks: list[int], workers: int, order: list[int]) -> list[str]:
-    """The names that fresh workers find, who look one after another in any order."""
+    """Return the names that fresh workers find, one after another in any order."""
     rosters = {rank: Roster(store, rank, workers) for rank in ranks}
     done: dict[int, str] = {}
     for rank in [*order, *ranks * 4]:

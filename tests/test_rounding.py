@@ -22,7 +22,7 @@ from samestep.system import barrier
 
 
 def by_hand(leaves: list[Tensor], dtype: torch.dtype) -> Tensor:
-    """What the recipe's field says, in plain torch."""
+    """Return the rounded sum as the recipe's field says, in plain torch."""
 
     def value(node: Range) -> Tensor:
         if node[1] - node[0] == 1:
@@ -39,7 +39,7 @@ def summed(
     leaves: list[Tensor],
     owned: Range,
 ) -> Tensor:
-    """One worker's steps, with given gradients instead of backward passes."""
+    """Take one worker's steps, with given gradients instead of backward passes."""
     for leaf in range(*owned):
         gradients = flat.views(leaves[leaf])
         with exchange.accumulate(leaf):

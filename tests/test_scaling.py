@@ -140,30 +140,24 @@ def fake_report(steps: int = 10) -> Measured:
     )
 
 
-class Listed:
-    """Notes what is measured."""
-
-    def __init__(self) -> None:
-        self.cells: list[str] = []
-
-    def __call__(self, done: int, total: int, what: str) -> None:
-        self.cells.append(f"{done}/{total} {what}")
-
-
-def opened(path: Path, **asked: Any) -> Study:
-    recipe, wanted = small_recipe(), settings(rounds=2, **asked)
+def opened(path: Path, processor: str = "A", seed: int = 0, **asked: Any) -> Study:
+    recipe, wanted = small_recipe(seed=seed), settings(rounds=2, **asked)
     points = grid(wanted, recipe.micro_batches)
-    with open_study(path, recipe, {"processor": "A"}, wanted, points) as study:
+    with open_study(path, recipe, {"processor": processor}, wanted, points) as study:
         return study
 
 
 def test_finished_cells_are_not_measured_again(
     tmp_path: Path, server: ForkServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stop, first, second = Stop(), Listed(), Listed()
+    stop = Stop()
+    cells: list[int] = []
+
+    def on_cell(done: int, *_: object) -> None:
+        cells.append(done)
 
     def run_cell(*_: object) -> list[Measured]:
-        if len(first.cells) == 4:
+        if len(cells) == 4:
             stop.number = 15
         return [fake_report()]
 
@@ -173,12 +167,12 @@ def test_finished_cells_are_not_measured_again(
     with pytest.raises(
         Interrupted, match=r"stopped after 3 of 8 measurements; .*--out"
     ):
-        measure.measure(study, server, stop, first)
+        measure.measure(study, server, stop, on_cell)
     again = opened(out)
     assert sum(map(len, again.runs.values())) == 3
     assert again.gradient_bytes == 4096
-    measure.measure(again, server, Stop(), second)
-    assert [cell.split("/")[0] for cell in second.cells] == ["3", "4", "5", "6", "7"]
+    measure.measure(again, server, Stop(), on_cell)
+    assert cells == [0, 1, 2, 3, 3, 4, 5, 6, 7]
     assert all(
         [run.round for run in runs] == [1, 2] for runs in opened(out).runs.values()
     )
@@ -191,18 +185,10 @@ def test_a_directory_of_other_settings_recipe_or_machine_is_refused(
     opened(out)
     with pytest.raises(RunError, match="`workers` was 1,2, now it is 1,3"):
         opened(out, workers=(1, 3))
-    points = grid(settings(rounds=2), 6)
-    wanted = settings(rounds=2)
-    with (
-        pytest.raises(RunError, match="another recipe"),
-        open_study(out, small_recipe(seed=1), {}, wanted, points),
-    ):
-        pass
-    with (
-        pytest.raises(RunError, match="another machine or installation"),
-        open_study(out, small_recipe(), {"processor": "B"}, wanted, points),
-    ):
-        pass
+    with pytest.raises(RunError, match="another recipe"):
+        opened(out, seed=1)
+    with pytest.raises(RunError, match="another machine or installation"):
+        opened(out, processor="B")
 
 
 def test_only_one_process_measures_into_a_directory(tmp_path: Path) -> None:
@@ -217,7 +203,10 @@ def test_only_one_process_measures_into_a_directory(tmp_path: Path) -> None:
 
 def test_another_network_may_be_asked_for_when_going_on(tmp_path: Path) -> None:
     opened(tmp_path / "scale")
-    network = {"bandwidth_bytes_per_second": 1e9, "latency_seconds": 1e-4}
+    network: dict[str, Any] = {
+        "bandwidth_bytes_per_second": 1e9,
+        "latency_seconds": 1e-4,
+    }
     study = opened(tmp_path / "scale", nodes_up_to=4, **network)
     assert study.settings.nodes_up_to == 4
 
@@ -322,7 +311,9 @@ def test_gloo_is_measured_too(tmp_path: Path, server: ForkServer) -> None:
     recipe = small_recipe()
     fields: dict[str, Any] = {"exchange": "gloo", "rounds": 2, "seconds": 0.05}
     wanted = from_options(recipe, 2, **fields)
-    path, analysis = scale.scale(recipe, wanted, server, Listed(), tmp_path / "scale")
+    path, analysis = scale.scale(
+        recipe, wanted, server, lambda *_: None, tmp_path / "scale"
+    )
     assert {point.exchange for point in analysis.points} == {"gloo"}
     assert read(path / "scaling.json").environment["machine"] == describe()["machine"]
 

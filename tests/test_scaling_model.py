@@ -19,8 +19,13 @@ from samestep.scaling.predict import (
     machine_counts,
     relative_samples,
 )
-from samestep.scaling.step_model import Model, Network, overlapped
-from samestep.scaling.work_counts import expected_maximum, work
+from samestep.scaling.step_model import (
+    Model,
+    Network,
+    expected_maximum,
+    overlapped,
+    work,
+)
 
 
 # Statistics
@@ -117,7 +122,7 @@ def test_gloo_without_overlap_is_found_again() -> None:
     model = fit(seen, "gloo", 8, GRADIENT_BYTES)
     for o in seen:
         if o.point.kind == "strong":
-            step = model.step(o.together, o.point.global_batch, 24)
+            step = model.step(o.work)
             assert step == pytest.approx(o.step, rel=0.02)
 
 
@@ -126,8 +131,8 @@ def test_unseen_worker_counts_are_predicted_under_noise() -> None:
     study = imagined_study(truth, noise=0.02, rounds=10)
     model = fit(observations(study.runs), "shared", 8, GRADIENT_BYTES)
     for workers in (6, 8):
-        expected = truth.step(workers, 240, 24)
-        assert model.step(workers, 240, 24) == pytest.approx(expected, rel=0.05)
+        expected = truth.step(work(workers, 240, 24))
+        assert model.step(work(workers, 240, 24)) == pytest.approx(expected, rel=0.05)
 
 
 def test_the_largest_worker_count_is_held_out() -> None:
@@ -165,11 +170,11 @@ def test_a_larger_batch_takes_longer_and_a_faster_network_less(
     slow, fast = Network(1e8, 1e-4), Network(1e9, 1e-5)
     micro = even_micro_batches(24, nodes * per_node)
     times = [
-        model.step(per_node, batch, micro, nodes, network)
+        model.step(work(per_node, batch, micro, nodes), network)
         for batch, network in ((2048, fast), (2048, slow), (4096, slow))
     ]
     assert times == sorted(times)
-    assert model.step(per_node, 2048, 24) <= model.step(per_node, 4096, 24)
+    assert model.step(work(per_node, 2048, 24)) <= model.step(work(per_node, 4096, 24))
 
 
 @given(models)
@@ -177,9 +182,11 @@ def test_divided_work_shrinks_with_more_workers(
     parameters: dict[str, float],
 ) -> None:
     model = Model(parameters, "shared", 8, GRADIENT_BYTES)
-    terms = [model.terms(workers, 2400, 24) for workers in (1, 2, 4, 8)]
+    terms = [model.terms(work(workers, 2400, 24)) for workers in (1, 2, 4, 8)]
     free = Model({**parameters, "kappa": 0.0}, "shared", 8, GRADIENT_BYTES)
-    computed = [free.terms(workers, 2400, 24)["compute"] for workers in (1, 2, 4, 8)]
+    computed = [
+        free.terms(work(workers, 2400, 24))["compute"] for workers in (1, 2, 4, 8)
+    ]
     assert computed == sorted(computed, reverse=True)
     optimizer = [term["optimizer"] for term in terms]
     assert optimizer == sorted(optimizer, reverse=True)
@@ -190,10 +197,10 @@ def test_more_workers_than_cores_take_turns(
     parameters: dict[str, float], workers: int
 ) -> None:
     model = Model(parameters, "shared", 2, GRADIENT_BYTES)
-    assert model.step(workers, 2400, 24) >= 0.999 * max(
-        model.step(2, 2400, 24)
-        - model.terms(2, 2400, 24)["straggle"]
-        - model.terms(2, 2400, 24)["exchange"],
+    assert model.step(work(workers, 2400, 24)) >= 0.999 * max(
+        model.step(work(2, 2400, 24))
+        - model.terms(work(2, 2400, 24))["straggle"]
+        - model.terms(work(2, 2400, 24))["exchange"],
         0.0,
     )
 

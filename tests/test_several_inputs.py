@@ -171,13 +171,13 @@ WRONG = {
     "ragged": (
         "def load(): return [{'x': [0] * (2 + i), 'z': [1], 'y': i % 2}"
         " for i in range(20)]",
-        r"`x` of the input of `mine_.*the shape \[\d+\] in sample \d+, the shape "
-        r"\[\d+\] in sample \d+. Pad .*`collate_fn`",
+        r'the input of `mine_.* has \["x"\] \[\d+\].* in sample \d+, \["x"\] '
+        r"\[\d+\].* in sample \d+. Pad .*`collate_fn`",
     ),
     "other-keys": (
         "def load(): return [{'x': [0], 'z' if i else 'w': [1], 'y': i % 2}"
         " for i in range(20)]",
-        r"the keys x, [zw] in sample \d+, the keys x, [zw] in sample \d+",
+        r'\["[zw]"\] \[1\].* in sample \d+, .*\["[zw]"\] \[1\].* in sample \d+',
     ),
     "unknown-argument": (
         "def load(): return [{'x': [0.], 'z': [1], 'y': i % 2} for i in range(20)]\n"

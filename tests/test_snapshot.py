@@ -58,7 +58,7 @@ def snapshots_of(layout: Layout, workers: int) -> Iterator[tuple[Snapshots, int]
 
 
 def save(snapshots: Snapshots, layout: Layout, state: State, ranks: list[int]) -> int:
-    """The parts of some workers; each would do it in its own process."""
+    """Save the parts of some workers; each would do it in its own process."""
     slot, start = 0, snapshots._next
     for rank in ranks:
         snapshots._next = start

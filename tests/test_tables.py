@@ -1,6 +1,6 @@
 """Tables: what becomes of columns, and what is wrong with them."""
 
-import builtins
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -161,13 +161,6 @@ def test_without_pyarrow_the_command_to_install_it_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = section(csv_file(tmp_path / "a"))
-    real = builtins.__import__
-
-    def without(name: str, *rest: Any) -> Any:
-        if name == "pyarrow":
-            raise ImportError
-        return real(name, *rest)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(DataError, match=r"pip install 'samestep\[data\]'"):
         tables.read(recipe)

@@ -23,7 +23,7 @@ from samestep.system import fault_injection
 
 
 def read_back(run: Path) -> EventAccumulator:
-    """By TensorBoard's own reader, without its sampling."""
+    """Read events with TensorBoard's own reader, without its sampling."""
     everything = {"scalars": 0, "tensors": 0}
     events = EventAccumulator(str(run / "tensorboard"), size_guidance=everything)
     events.Reload()

@@ -17,11 +17,11 @@ from test_launch import DEADLINE, long_training
 
 import samestep
 from samestep import Placement, Run, UsageError
-from samestep.messages.training import Message
 from samestep.output import trackers
 from samestep.output.console import SilentView
-from samestep.output.trackers import Follower, Tracker, Tracking, load
+from samestep.output.trackers import Follower, Tracker, Tracking
 from samestep.supervisor.forkserver_client import ForkServer
+from samestep.user_code.imports import load
 
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -36,9 +36,6 @@ class Notes(SilentView):
 
     def note(self, text: str) -> None:
         self.texts.append(text)
-
-    def receive(self, message: Message) -> None:
-        """Not noted."""
 
 
 def follow(
@@ -212,10 +209,10 @@ def test_a_module_in_the_current_directory_is_found_for_this_import_only(
     (tmp_path / "nearby_module.py").write_text("def track(record): pass\n")
     (tmp_path / "json.py").write_text("raise AssertionError\n")
     before = sys.path.copy()
-    tracker = load("nearby_module:track")
+    tracker = load("nearby_module:track", "tracker")
     assert tracker.__module__ == "nearby_module"
     assert sys.path == before
-    assert load("json:dumps") is json.dumps  # a library's module comes first
+    assert load("json:dumps", "tracker") is json.dumps  # a library's module comes first
 
 
 @pytest.mark.parametrize(
@@ -248,7 +245,7 @@ def test_a_tracker_that_cannot_be_had_is_a_usage_error(
         (tmp_path / f"{module}.py").write_text(code)
         monkeypatch.delitem(sys.modules, module, raising=False)
     with pytest.raises(UsageError) as caught:
-        load(name)
+        load(name, "tracker")
     assert message in str(caught.value)
 
 

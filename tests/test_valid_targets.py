@@ -88,7 +88,7 @@ def build():
 
 
 def in_float64(code: Path, recipe: Recipe) -> tuple[Tensor, float]:
-    """The weights, and the loss of the epoch, if every global batch is one batch."""
+    """Return weights and loss of the epoch if every global batch is one batch."""
     inputs, targets = runpy.run_path(str(code))["load"]()["train"]
     weight = torch.zeros(9, 9, dtype=torch.float64, requires_grad=True)
     order = Plan(15, 12, 6, recipe.seed).order(0)
@@ -257,11 +257,13 @@ def test_what_is_ignored_is_no_class(train: Train, own: Own) -> None:
 
 
 def loaded(labels: Labels) -> int:
-    """The number of classes of a data set with a padded label."""
+    """Return the number of classes of a data set with a padded label."""
     targets = torch.tensor([0, 2, -100, 1])
     given = (torch.ones(4, 3), targets)
     recipe = CustomData(load="sha256:0", validation=0.0, test=0.0)
-    _, facts = user_dataset.load(recipe, UserCode([], {"sha256:0": given}), labels)
+    _, facts = user_dataset.load(
+        recipe, UserCode([], {"sha256:0": lambda: given}), labels
+    )
     return facts.outputs
 
 

@@ -69,7 +69,7 @@ class Task:
         return criterion
 
     def clip(self, model: nn.Module) -> None:
-        """Gradients, if the recipe says so."""
+        """Clip gradients, if the recipe says so."""
         if self.recipe.optimizer.max_grad_norm is not None:
             nn.utils.clip_grad_norm_(
                 model.parameters(), self.recipe.optimizer.max_grad_norm
@@ -163,7 +163,7 @@ def linears(widths: Sequence[int], dropout: float) -> list[nn.Module]:
 
 
 def task() -> Task:
-    """From the command line: RECIPE EPOCHS THREADS."""
+    """Read the command line: RECIPE EPOCHS THREADS."""
     parser = argparse.ArgumentParser()
     parser.add_argument("recipe")
     parser.add_argument("epochs", type=int)
@@ -177,7 +177,7 @@ def task() -> Task:
 
 
 def in_memory(recipe: Recipe, split: Split) -> tuple[Tensor, Tensor]:
-    """All inputs and targets of a split."""
+    """Return all inputs and targets of a split."""
     inputs, targets = split.gather(torch.arange(len(split)))
     return inputs.flatten(1) if recipe.model.family == "mlp" else inputs, targets
 
@@ -212,7 +212,7 @@ def tell(task: Task, model: nn.Module, epoch_seconds: list[float]) -> None:
 def report(
     epoch_seconds: list[float], test_accuracy: float, shapes: list[tuple[int, ...]]
 ) -> None:
-    """Prints what compare.py reads: one line of JSON."""
+    """Print what compare.py reads: one line of JSON."""
     record = {
         "epoch_seconds": epoch_seconds,
         "test_accuracy": test_accuracy,

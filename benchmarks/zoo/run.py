@@ -43,7 +43,7 @@ class Killing(SilentView):
         self._pids: list[int] = []
 
     def receive(self, message: Message) -> None:
-        """Called by the supervisor."""
+        """Kill the last worker once the step is reached."""
         if isinstance(message, WorkersStarted):
             self._pids = [*self._pids, *message.pids]
         is_late = isinstance(message, StepRecord) and message.step >= KILLED_AT
@@ -53,7 +53,7 @@ class Killing(SilentView):
 
 
 def trained(entry: Entry, server: ForkServer, out: Path) -> str:
-    """`exact`, or what was said, of all placements."""
+    """Return, for all placements, `exact` or what was said."""
     parts = {"model": entry.build, "data": f"modules:{entry.data}", "loss": entry.loss}
     given: dict[str, object] = {part: name for part, name in parts.items() if name}
     if not entry.loss and entry.data in ("values", "itself"):
@@ -87,7 +87,7 @@ def verdict(ends: list[str]) -> str:
 
 
 def main() -> None:
-    """Writes rows as they are found."""
+    """Write rows as they are found."""
     warnings.simplefilter("ignore")
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("names", nargs="*", metavar="MODULE", help="; ".join(ZOO))

@@ -26,14 +26,8 @@ from samestep.supervisor.job import make_setup
 from samestep.supervisor.launch import run_workers
 from samestep.system import shared_memory
 from samestep.system.signals import Stop
-from samestep.user_code.arguments import (
-    Part,
-    check_trusted,
-    packed,
-    recipe_of,
-    split_fields,
-)
-from samestep.user_code.references import NOTHING, Given
+from samestep.user_code.arguments import Part, packed, recipe_of, split_fields
+from samestep.user_code.references import Given, check_trusted
 
 
 EPOCHS = 2
@@ -120,18 +114,13 @@ def check_exactness(
         check_trusted(resolved, names)
         resolved = pretrained.resolved(resolved)
         source_of(resolved.data).prepare()
-        return check(resolved, running, given)
-
-
-def check(recipe: Recipe, server: ForkServer, given: Given = NOTHING) -> Verdict:
-    """Train a few steps at every placement. Raises like a training."""
-    recipe = recipe.changed({"epochs": EPOCHS})
-    with ForkServer() as elsewhere:  # imports torch during the first trials
-        outcomes = [
-            _run(recipe, trial, elsewhere if trial.is_elsewhere else server, given)
-            for trial in TRIALS
-            if trial.workers <= recipe.micro_batches
-        ]
+        short = resolved.changed({"epochs": EPOCHS})
+        with ForkServer() as elsewhere:  # imports torch during the first trials
+            outcomes = [
+                _run(short, trial, elsewhere if trial.is_elsewhere else running, given)
+                for trial in TRIALS
+                if trial.workers <= short.micro_batches
+            ]
     return Verdict(outcomes, list(_reasons(outcomes)))
 
 

@@ -17,13 +17,8 @@ from samestep.supervisor.forkserver_client import ForkServer, given_or_new
 from samestep.supervisor.job import make_setup
 from samestep.supervisor.launch import run_workers
 from samestep.system.signals import Stop
-from samestep.user_code.arguments import (
-    Part,
-    check_trusted,
-    packed,
-    placement_of,
-    recipe_of,
-)
+from samestep.user_code.arguments import Part, packed, placement_of, recipe_of
+from samestep.user_code.references import check_trusted
 
 
 @dataclass(frozen=True)

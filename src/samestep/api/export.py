@@ -26,7 +26,7 @@ from samestep.api import load
 from samestep.data import pytree
 from samestep.data.pytree import Nested
 from samestep.errors import ExportError, RunError, did_you_mean
-from samestep.models.compiler_cache import own_directory
+from samestep.models.compiling import own_directory
 from samestep.output.run import RunResult
 from samestep.state import dtypes
 

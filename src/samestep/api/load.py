@@ -1,6 +1,8 @@
 """Loads the network and the data of a run into this process."""
 
 import copy
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -17,7 +19,7 @@ from samestep.state import dtypes
 from samestep.user_code import seeding
 from samestep.user_code.arguments import recipe_of
 from samestep.user_code.imports import search_path
-from samestep.user_code.references import UserCode, check_origin, names
+from samestep.user_code.references import UserCode, check_trusted, names
 from samestep.verification import replicas
 
 
@@ -59,7 +61,7 @@ def load_data(run: RunResult, given: Any = None) -> Dataset:
 
 def _with(run: RunResult, part: str, given: Any) -> tuple[Recipe, UserCode]:
     """Return the recipe with the given part, and the user code that it needs."""
-    recipe, objects = run.recipe, dict[str, Any]()
+    recipe, objects = run.recipe, dict[str, Callable[[], Any]]()
     if isinstance(given, str):
         recipe = recipe_of(recipe, {part: given}, {})
     elif given is not None:
@@ -67,8 +69,6 @@ def _with(run: RunResult, part: str, given: Any) -> tuple[Recipe, UserCode]:
             raise OwnCodeError(
                 f"The {part} of {run.path} is a built-in one: leave out `{part}`."
             )
-        objects = {names(recipe)[part]: copy.deepcopy(given)}
-    if part in names(recipe):
-        trusted = {part: given} if isinstance(given, str) else {}
-        check_origin({part: names(recipe)[part]}, trusted, objects)
+        objects = {names(recipe)[part]: partial(copy.deepcopy, given)}
+    check_trusted(recipe, {} if given is None else names(recipe), part)
     return recipe, UserCode(search_path(), objects)

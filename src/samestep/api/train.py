@@ -1,7 +1,7 @@
 """The Python API: train and resume, from a script or the command line."""
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,23 +17,23 @@ from samestep.kernels.interface import ARITHMETIC
 from samestep.output.console import View, make_view
 from samestep.output.run_writer import RunWriter
 from samestep.output.tensorboard import TensorBoard
-from samestep.output.trackers import Tracker, Tracking, load
+from samestep.output.trackers import Tracker, Tracking
 from samestep.state import pretrained
 from samestep.supervisor.forkserver_client import ForkServer, given_or_new
 from samestep.supervisor.recovery import build_of
-from samestep.supervisor.resume import Start, find_start
+from samestep.supervisor.resume import find_start
 from samestep.supervisor.session import Session, supervise
 from samestep.system.json_values import JsonObject
 from samestep.system.log import shown_on_stderr
 from samestep.user_code.arguments import (
     Part,
-    check_trusted,
     packed,
     placement_of,
     recipe_of,
     split_fields,
 )
-from samestep.user_code.references import checksums
+from samestep.user_code.imports import load
+from samestep.user_code.references import check_trusted, checksums
 
 
 def train(
@@ -72,7 +72,7 @@ def train(
         given_or_new(server) as running,
         packed({"model": model, "data": data, "loss": loss}) as (names, given),
     ):
-        trackers = _loaded(trackers)
+        trackers = loaded(trackers)
         recipe = recipe_of(recipe, names, changed)
         check_trusted(recipe, names)
         recipe = pretrained.resolved(recipe)
@@ -125,7 +125,7 @@ def resume(
         given_or_new(server) as running,
         packed({"model": model, "data": data, "loss": loss}) as (names, given),
     ):
-        trackers = _loaded(trackers)
+        trackers = loaded(trackers)
         start = find_start(path, epochs, names)
         check_trusted(start.recipe, names)
         pretrained.resolved(start.recipe)
@@ -141,21 +141,16 @@ def resume(
             most = placement.max_restarts
             build = build_of(running, placement.device, most) | conditions
             warnings = [] if allow_different_numerics else start.check(build)
-            _announce(shown, start, why, warnings)
+            shown.note(_headline(start.recipe, why))
+            for warning in [*start.warnings, *warnings]:
+                shown.warn(warning)
+            shown.note(start.headline)
             writer.rewind(start.step, start.epochs)
             writer.start("resumed", facts, running.device(placement.device))
             session = Session(writer, shown, conditions)
             kept = {} if allow_different_numerics else start.kept
             record = supervise(session, running, given, notice, start.checkpoint, kept)
             return Run(record.path, record.result)
-
-
-def _announce(view: View, start: Start, why: str, warnings: Sequence[str]) -> None:
-    """Show what is resumed, with which placement, and the warnings."""
-    view.note(_headline(start.recipe, why))
-    for warning in [*start.warnings, *warnings]:
-        view.warn(warning)
-    view.note(start.headline)
 
 
 def described(recipe: Recipe) -> tuple[JsonObject, dict[str, str]]:
@@ -170,8 +165,9 @@ def described(recipe: Recipe) -> tuple[JsonObject, dict[str, str]]:
     return facts | code, code | conditions
 
 
-def _loaded(trackers: Iterable[Tracker | str]) -> list[Tracker]:
-    return [load(each) if isinstance(each, str) else each for each in trackers]
+def loaded(trackers: Iterable[Tracker | str]) -> list[Tracker]:
+    """Return the trackers, those that are named imported. Raises UsageError."""
+    return [load(t, "tracker") if isinstance(t, str) else t for t in trackers]
 
 
 @contextmanager

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import click
 
 from samestep.errors import PlacementError, UsageError
-from samestep.system.json_values import JsonObject
 from samestep.system.terminal import echo
 
 
@@ -82,7 +81,7 @@ def doctor(
         _serve(chosen, port, seconds)
         return
     facts, link, findings = _examine(peer, chosen, port)
-    echo(_json(facts, link, findings) if as_json else _text(link, findings))
+    echo(_shown(facts, link, findings, as_json))
     sys.exit(int(any(finding.level == "problem" for finding in findings)))
 
 
@@ -137,29 +136,28 @@ def _examine(
     return facts, link, findings
 
 
-def _text(link: "Link | None", findings: list["Finding"]) -> str:
-    from samestep.doctor.check_link import scale_flags
-    from samestep.doctor.findings import text
-
-    flags = scale_flags(link) if link else ""
-    more = f"\n\nsamestep scale --nodes-up-to 8 {flags}" if flags else ""
-    return text(findings) + more
-
-
-def _json(
-    facts: "HostObservation", link: "Link | None", findings: list["Finding"]
+def _shown(
+    facts: "HostObservation",
+    link: "Link | None",
+    findings: list["Finding"],
+    as_json: bool,
 ) -> str:
     from dataclasses import asdict
 
     from samestep.doctor.check_link import scale_flags
+    from samestep.doctor.findings import text
 
-    content: JsonObject = {
-        "findings": [asdict(finding) for finding in findings],
-        "facts": facts.model_dump(),
-        "link": link.model_dump() if link else None,
-        "scale_flags": scale_flags(link) if link else "",
-    }
-    return json.dumps(content, indent=2)
+    flags = scale_flags(link) if link else ""
+    if as_json:
+        content = {
+            "findings": [asdict(finding) for finding in findings],
+            "facts": facts.model_dump(),
+            "link": link.model_dump() if link else None,
+            "scale_flags": flags,
+        }
+        return json.dumps(content, indent=2)
+    more = f"\n\nsamestep scale --nodes-up-to 8 {flags}" if flags else ""
+    return text(findings) + more
 
 
 def _serve(chosen: str, port: int, seconds: float) -> None:

@@ -36,7 +36,7 @@ def run(commands: click.Group) -> NoReturn:
         sys.exit(error.exit_code)
     except SamestepError as error:
         shown = error.details.get("traceback") or error.details.get("output")
-        if shown and not _explains_itself(error):
+        if shown and _needs_traceback(error):
             echo(shown, err=True, nl=False)
         _fail(f"{error}{_where(error)}", error.exit_code)
     sys.exit(0)
@@ -61,11 +61,10 @@ def _where(error: SamestepError) -> str:
     return f" (log: {log})" if log and Path(log).exists() else ""
 
 
-def _explains_itself(error: SamestepError) -> bool:
-    """Return whether the message is enough, without the worker's traceback."""
-    if getattr(error, "__notes__", None):  # the traceback leads through user code
-        return False
-    return not isinstance(error, WorkerFailed)
+def _needs_traceback(error: SamestepError) -> bool:
+    """Return whether the worker's traceback says more than the message."""
+    leads_through_user_code = hasattr(error, "__notes__")
+    return leads_through_user_code or isinstance(error, WorkerFailed)
 
 
 def _terminate(*_: object) -> NoReturn:

@@ -16,7 +16,7 @@ from samestep.elastic.nodes import JOB
 from samestep.elastic.preflight import Request
 from samestep.elastic.worker import take_part
 from samestep.errors import OldNameWarning, PlacementError
-from samestep.models.compiler_cache import own_directory
+from samestep.models.compiling import own_directory
 from samestep.user_code.arguments import parts_of, requested
 
 

@@ -12,7 +12,6 @@ Micro-batches are the same at any number of workers, and so is every bit of this
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -21,34 +20,6 @@ from torch import Tensor
 EVERY = 25
 """One step in so many is watched: in every step, squared norms would cost 10% of the
 time at a global batch of 64 (docs/log.md)."""
-DECAY = 0.95
-"""The weight of an older estimate beside the next: about 20 watched steps count."""
-
-
-@dataclass
-class Noise:
-    """Decaying sums over the watched steps; the noise scale is their ratio.
-
-    A ratio of sums: both estimates are noisy, so a mean of ratios would be biased.
-    The sums have the same weights, so it is the ratio of the exponential averages.
-    """
-
-    signal: float = 0.0
-    """Estimates of |G|^2; a single one may be negative."""
-    variance: float = 0.0
-    """Estimates of tr(S), for single samples."""
-
-    def add(self, signal: float, variance: float) -> None:
-        """Add the estimates of one watched step."""
-        self.signal = DECAY * self.signal + signal
-        self.variance = DECAY * self.variance + variance
-
-    @property
-    def scale(self) -> float | None:
-        """The noise scale in samples; None while an estimate is not positive."""
-        if self.signal <= 0 or self.variance <= 0:
-            return None
-        return self.variance / self.signal
 
 
 def estimate(

@@ -57,19 +57,17 @@ class Augmentation:
 
         Raises RecipeError.
         """
-        if not isinstance(sample, Tensor):
-            raise RecipeError(
-                "Augmentation takes one input per sample; those of these data have "
-                f"{describe(sample)}. Leave out `data.augment`, or do it in a data set "
-                "of your own."
-            )
         moves = section.shift or section.crop or section.flip
-        if not sample.is_floating_point() or (moves and sample.dim() != 4):
+        if (
+            not isinstance(sample, Tensor)
+            or not sample.is_floating_point()
+            or (moves and sample.dim() != 4)
+        ):
             raise RecipeError(
-                "Augmentation takes floats, and to shift, crop or flip, images "
-                "[channels, height, width]; a sample of these data is "
-                f"{sample.dtype} {list(sample.shape[1:])}. Leave out `data.augment`, "
-                "or do it in a data set of your own."
+                "Augmentation takes one input of floats per sample, and to shift, crop "
+                "or flip, images [n, channels, height, width]; the first sample of "
+                f"these data is {describe(sample)}. Leave out `data.augment`, or do it "
+                "in a data set of your own."
             )
         if moves and max(section.shift, section.crop) >= min(sample.shape[2:]):
             raise RecipeError(
@@ -87,12 +85,10 @@ class Augmentation:
         if len(samples) == 0:
             return inputs, targets
         draws = Draws(np.uint64(key), samples.numpy().astype(np.uint64))
-        if section.crop:
-            padded = functional.pad(inputs, [section.crop] * 4, mode="reflect")
-            inputs = _windows(padded, draws, section.crop, inputs)
-        if section.shift:
-            padded = functional.pad(inputs, [section.shift] * 4)
-            inputs = _windows(padded, draws, section.shift, inputs)
+        for margin, mode in ((section.crop, "reflect"), (section.shift, "constant")):
+            if margin:
+                padded = functional.pad(inputs, [margin] * 4, mode=mode)
+                inputs = _windows(padded, draws, margin, inputs)
         if section.flip:
             flipped = torch.from_numpy(draws.uniform() < section.flip)
             inputs = torch.where(flipped.view(-1, 1, 1, 1), inputs.flip(3), inputs)
@@ -108,6 +104,7 @@ class Draws:
     """Random numbers for samples [b]: each call draws the next one for all of them."""
 
     def __init__(self, key: np.uint64, samples: Numbers) -> None:
+        self.size = len(samples)
         self._states = mix(mix(samples) ^ key)
 
     def numbers(self) -> Numbers:
@@ -155,14 +152,11 @@ def _beta(draws: Draws, alpha: float) -> list[float]:
     one by one: vectorized, their last bit may depend on the place in the vector.
     """
     shares: dict[int, float] = {}
-    size, power = 0, 1 / alpha
-    while not size or len(shares) < size:
-        pairs = list(
-            zip(draws.uniform().tolist(), draws.uniform().tolist(), strict=True)
-        )
-        size = len(pairs)
+    power = 1 / alpha
+    while len(shares) < draws.size:
+        pairs = zip(draws.uniform().tolist(), draws.uniform().tolist(), strict=True)
         for index, (u, v) in enumerate(pairs):
             x, y = u**power, v**power
             if index not in shares and x + y <= 1:  # both 0: too small for a float
                 shares[index] = max(x, y) / (x + y) if x + y else 1.0
-    return [shares[index] for index in range(size)]
+    return [shares[index] for index in range(draws.size)]

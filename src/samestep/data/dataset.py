@@ -1,21 +1,23 @@
 """A loaded data source: tensors, gathered by the numbers of samples."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from samestep.config.data import CustomData, DataRecipe, Task, TextData
+from samestep.config import data as section
+from samestep.config.data import DataRecipe
 from samestep.config.recipe import Recipe
 from samestep.core.metric import Metric, all_metrics
 from samestep.core.plan import derive_seed
 from samestep.data.augment import NONE, Augmentation, Mixed
-from samestep.data.pytree import Nested, Shape, shapes_from_json
-from samestep.data.sources import source_of
-from samestep.data.splits import Converted, First, Split
-from samestep.data.targets import ALL_LABELS, Labels
+from samestep.data.pytree import Nested, shapes_from_json
+from samestep.data.sources import rows, source_of, user_dataset
+from samestep.data.sources.source import ArraySource
+from samestep.data.splits import Converted, Loaded, Part, Split
+from samestep.data.targets import ALL_LABELS, DataInfo, Labels
 from samestep.errors import RecipeError
 from samestep.state import dtypes
 from samestep.system.json_values import JsonObject
@@ -24,20 +26,11 @@ from samestep.user_code.references import UserCode
 
 
 @dataclass(frozen=True)
-class Dataset:
+class Dataset(DataInfo):
     """The splits `train`, `validation` and `test` of a source, and its task."""
 
-    splits: dict[str, Split]
+    splits: dict[str, Split] = field(default_factory=dict)
     """`validation` and `test` may be empty."""
-    inputs: Shape
-    """The shape of one sample: [channels, height, width], [values] or [tokens].
-
-    Where a model takes several inputs, a dictionary or tuple of such shapes.
-    """
-    outputs: int
-    """Classes, different tokens, or values to predict."""
-    task: Task = "classification"
-    targets_per_sample: int = 1
     own_metrics: tuple[Metric, ...] = ()
     """Metrics of the user's loss function; COUNTED: also of a built-in one."""
     augmentation: Augmentation = NONE
@@ -81,17 +74,13 @@ class Dataset:
     @classmethod
     def from_facts(cls, facts: Mapping[str, Any]) -> "Dataset":
         """Return a data set without samples, to build its model again."""
-        return cls(
-            splits={},
-            inputs=shapes_from_json(facts["inputs"]),
-            outputs=facts["outputs"],
-            task=facts["task"],
-        )
+        inputs = shapes_from_json(facts["inputs"])
+        return cls(inputs, facts["outputs"], facts["task"])
 
     def first(self, samples: int) -> "Dataset":
         """Return the data set with at most this many samples in each split."""
         parts: dict[str, Split] = {
-            name: First(split, min(samples, len(split)))
+            name: Part(split, torch.arange(min(samples, len(split))))
             for name, split in self.splits.items()
         }
         return replace(self, splits=parts)
@@ -109,21 +98,31 @@ def load(
     Random draws of the user's code and of the augmentation follow `seed`. Raises
     DataError, OwnCodeError.
     """
-    if isinstance(recipe, CustomData):
+    if isinstance(recipe, section.CustomData):
         seeding.seed(derive_seed(seed, "data"))
-    splits, info = source_of(recipe).load(user_code or UserCode(), labels)
-    dataset = Dataset(
-        splits={s: Converted(part, info.task, dtype) for s, part in splits.items()},
-        inputs=info.inputs,
-        outputs=info.outputs,
-        task=info.task,
-        targets_per_sample=info.targets_per_sample,
-    )
-    augment = None if isinstance(recipe, TextData) else recipe.augment
+    splits, info = _loaded(recipe, user_code or UserCode(), labels)
+    converted = {s: Converted(part, info.task, dtype) for s, part in splits.items()}
+    dataset = Dataset(**vars(info), splits=dict(converted))
+    augment = None if isinstance(recipe, section.TextData) else recipe.augment
     if augment is None:
         return dataset
     sample, _ = dataset.splits["train"].gather(torch.zeros(1, dtype=torch.int64))
     return replace(dataset, augmentation=Augmentation.of(augment, seed, sample))
+
+
+def _loaded(recipe: DataRecipe, user_code: UserCode, labels: Labels) -> Loaded:
+    match recipe:
+        case section.CustomData():
+            return user_dataset.load(recipe, user_code, labels)
+        case section.MnistData():
+            return rows.mnist_images(recipe)
+        case section.TableData():
+            return rows.table_rows(recipe)
+        case section.TextData():
+            return rows.text_windows(recipe)
+    source = source_of(recipe)
+    assert isinstance(source, ArraySource)
+    return rows.array_rows(source, labels)
 
 
 def of_recipe(recipe: Recipe, user_code: UserCode | None = None) -> Dataset:

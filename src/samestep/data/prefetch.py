@@ -9,15 +9,12 @@ for itself, and raises the same error with its own traceback.
 """
 
 import json
-import random
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from itertools import count
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import NamedTuple
 
-import numpy as np
 import safetensors.numpy
 import safetensors.torch
 import torch
@@ -39,7 +36,7 @@ LEAST_SECONDS = 1e-3
 """Seconds that drawing a micro-batch must take; sending it takes a few tenths of it."""
 REQUEST = struct.Struct("<qq")
 PREPARE = b"prepare"
-"""Asks the helper to load its data; it answers with the same."""
+"""Asks the helper to load its data; it answers with the same, or nothing on failure."""
 
 Drawn = tuple[Nested, Tensor | Mixed]
 
@@ -72,8 +69,7 @@ class MicroBatches:
         return self._data.draw(samples, epoch)
 
 
-@dataclass
-class HelperProcess:
+class HelperProcess(NamedTuple):
     """The worker's end of the connection to its helper process."""
 
     connection: Connection
@@ -85,37 +81,6 @@ class HelperProcess:
     ) -> "HelperProcess":
         """Fork the helper; see `child_process.fork`."""
         return cls(*child_process.fork(lambda ours: _serve(ours, load), unused))
-
-    def prepare(self) -> None:
-        """Let the helper load its data. Raises OSError if the helper has ended."""
-        self.connection.send_bytes(PREPARE)
-
-    def is_prepared(self) -> bool:
-        """Return whether the helper has answered `prepare`; call it until then.
-
-        Raises EOFError, OSError if the helper has ended or could not load its data.
-        """
-        if not self.connection.poll():
-            return False
-        if self.connection.recv_bytes() != PREPARE:
-            raise EOFError
-        return True
-
-    def request(self, step: int, index: int) -> None:
-        """Ask for one micro-batch, at most one at a time.
-
-        Raises OSError if the helper has ended.
-        """
-        self.connection.send_bytes(REQUEST.pack(step, index))
-
-    def receive(self) -> Drawn | None:
-        """Return the micro-batch and set the generators; None if drawing has failed.
-
-        There is no timeout: the supervisor ends a worker whose data are too slow.
-        Raises EOFError, OSError if the helper has ended.
-        """
-        content = self.connection.recv_bytes()
-        return _unpacked(content) if content else None
 
 
 class Prefetcher:
@@ -165,49 +130,55 @@ class Prefetcher:
         if self._helper is None or self._helps or self._is_preparing:
             return
         least = max(LEAST_SHARE * seconds, LEAST_SECONDS * micro_batches)
-        if data_seconds > least:
-            try:
-                self._helper.prepare()
-            except OSError:
-                self._give_up()
-                return
+        if data_seconds > least and self._send(PREPARE):
             self._is_preparing = True
             self._report()
 
     def _look(self) -> None:
         """Use the helper once it has loaded its data, which may take minutes."""
         assert self._helper is not None
-        try:
-            self._helps = self._helper.is_prepared()
-        except (EOFError, OSError):
-            self._give_up()
-        else:
-            self._is_preparing = not self._helps
+        if self._helper.connection.poll():
+            self._helps = self._receive() == PREPARE
+            self._is_preparing = False
 
     def _ask(self, wanted: tuple[int, int]) -> None:
-        assert self._helper is not None
-        try:
-            self._helper.request(*wanted)
+        """Ask for one micro-batch, at most one at a time."""
+        if self._send(REQUEST.pack(*wanted)):
             self._ahead = wanted
-        except OSError:
-            self._give_up()
 
     def _received(self, step: int, index: int) -> Drawn | None:
-        """Return the helper's micro-batch.
+        """Return the helper's micro-batch, and set the generators.
 
         None if it is another one, after a change of ownership, or if the helper failed.
         """
         asked, self._ahead = self._ahead, None
-        if asked is None:
-            return None
+        content = b"" if asked is None else self._receive()
+        drawn = _unpacked(content) if content else None
+        return drawn if asked == (step, index) else None
+
+    def _send(self, content: bytes) -> bool:
+        """Return whether the helper is still there; else it is given up."""
         assert self._helper is not None
         try:
-            drawn = self._helper.receive()
-        except (EOFError, OSError):
-            drawn = None
-        if drawn is None:
+            self._helper.connection.send_bytes(content)
+        except OSError:
             self._give_up()
-        return drawn if asked == (step, index) else None
+            return False
+        return True
+
+    def _receive(self) -> bytes:
+        """Return the helper's answer; if it has failed or ended, give it up.
+
+        There is no timeout: the supervisor ends a worker whose data are too slow.
+        """
+        assert self._helper is not None
+        try:
+            content = self._helper.connection.recv_bytes()
+        except (EOFError, OSError):
+            content = b""
+        if not content:
+            self._give_up()
+        return content
 
     def _give_up(self) -> None:
         self._is_preparing = self._helps = False
@@ -216,7 +187,7 @@ class Prefetcher:
 
 def _serve(connection: Connection, load: Callable[[], MicroBatches]) -> None:
     """Draw what the worker asks for until it has ended: the helper's main loop."""
-    source, before = None, _other_generators()
+    source, before = None, seeding.other_states()
     while True:
         try:
             request = connection.recv_bytes()
@@ -230,7 +201,7 @@ def _serve(connection: Connection, load: Callable[[], MicroBatches]) -> None:
             step, index = REQUEST.unpack(request)
             # `_packed` leaves out states that drawing has not changed, which it sees by
             # comparing with `before`.
-            _set_other_generators(before)
+            seeding.set_other_states(before)
             content = _packed(source.draw(step, index), before)
         except Exception:  # the worker draws for itself and raises it, too
             content = b""
@@ -240,12 +211,13 @@ def _serve(connection: Connection, load: Callable[[], MicroBatches]) -> None:
 def _packed(drawn: Drawn, before: JsonObject) -> bytes:
     inputs, targets = drawn
     parts = (targets,) if isinstance(targets, Tensor) else targets.parts
-    after = _other_generators()
-    others = after if after != before else {}
+    after = seeding.other_states()
+    others = after if after != before else None
     structure = pytree.apply(lambda _: None, inputs)
+    words = json.dumps({"others": others, "inputs": structure}).encode()
     tensors = {
         "generator": torch.default_generator.get_state(),
-        "words": _encoded({"others": others, "inputs": structure}),
+        "words": torch.frombuffer(bytearray(words), dtype=torch.uint8),
     }
     for number, (_, values) in enumerate(pytree.leaves(inputs)):
         tensors[f"input{number}"] = values
@@ -254,45 +226,14 @@ def _packed(drawn: Drawn, before: JsonObject) -> bytes:
     return safetensors.numpy.save({n: t.numpy() for n, t in tensors.items()})
 
 
-def _encoded(value: Any) -> Tensor:
-    return torch.frombuffer(bytearray(json.dumps(value), "ascii"), dtype=torch.uint8)
-
-
 def _unpacked(content: bytes) -> Drawn:
     tensors = safetensors.torch.load(content)
     torch.default_generator.set_state(tensors["generator"])
     words = json.loads(tensors["words"].numpy().tobytes())
-    _set_other_generators(words["others"])
-    inputs = pytree.restore(words["inputs"], _numbered(tensors, "input"))
-    parts = list(_numbered(tensors, "targets"))
+    if words["others"] is not None:
+        seeding.set_other_states(words["others"])
+    leaves = (tensors[f"input{number}"] for number in count())
+    inputs = pytree.restore(words["inputs"], leaves)
+    parts = [tensors[name] for name in sorted(tensors) if name.startswith("targets")]
     targets = parts[0] if len(parts) == 1 else Mixed(*parts)
     return inputs, targets
-
-
-def _numbered(tensors: Mapping[str, Tensor], name: str) -> Iterator[Tensor]:
-    for number in count():
-        if f"{name}{number}" not in tensors:
-            return
-        yield tensors[f"{name}{number}"]
-
-
-def _other_generators() -> JsonObject:
-    """Return the states of Python's and numpy's generators as JSON values."""
-    numbers = np.random.get_state(legacy=False)
-    key = numbers["state"]["key"].tolist()
-    state = {**numbers["state"], "key": key}
-    version, internal, gauss = random.getstate()
-    return {
-        "python": [version, list(internal), gauss],
-        "numpy": {**numbers, "state": state},
-    }
-
-
-def _set_other_generators(states: JsonObject) -> None:
-    if not states:
-        return
-    version, internal, gauss = states["python"]
-    random.setstate((version, tuple(internal), gauss))
-    numbers = states["numpy"]
-    key = np.array(numbers["state"]["key"], np.uint32)
-    np.random.set_state({**numbers, "state": {**numbers["state"], "key": key}})

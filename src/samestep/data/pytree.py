@@ -39,13 +39,13 @@ def leaves(value: Nested, name: str = "") -> Iterator[tuple[str, Tensor]]:
 
 
 def restore(structure: Any, tensors: Iterator[Tensor]) -> Nested:
-    """Put the tensors of `leaves` back into a structure that came through JSON.
+    """Put the tensors of `leaves` back into a structure, which may be from JSON.
 
-    `structure` is what `apply` made with any function that returns no list or object.
+    `structure` is what `apply` made with any function that returns none.
     """
     if isinstance(structure, dict):
         return {key: restore(each, tensors) for key, each in structure.items()}
-    if isinstance(structure, list):
+    if isinstance(structure, list | tuple):
         return tuple(restore(each, tensors) for each in structure)
     return next(tensors)
 

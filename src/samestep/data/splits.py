@@ -7,7 +7,7 @@ from typing import Protocol, TypeAlias
 import torch
 from torch import Tensor
 
-from samestep.config.data import PADDING, Divided, Task
+from samestep.config.data import Divided, Task
 from samestep.data import pytree
 from samestep.data.pytree import Nested
 from samestep.data.targets import DataInfo
@@ -27,7 +27,7 @@ class Split(Protocol):
         ...
 
 
-Samples: TypeAlias = tuple[Mapping[str, Split], DataInfo]
+Loaded: TypeAlias = tuple[Mapping[str, Split], DataInfo]
 """The splits `train`, `validation` and `test`, and what they share."""
 
 
@@ -43,23 +43,7 @@ class Part:
         return len(self.members)
 
     def gather(self, indices: Tensor) -> tuple[Nested, Tensor]:
-        """Return samples as `Split.gather` does."""
         return self.whole.gather(self.members[indices])
-
-
-@dataclass(frozen=True)
-class First:
-    """The first samples of another split."""
-
-    split: Split
-    size: int
-
-    def __len__(self) -> int:
-        return self.size
-
-    def gather(self, indices: Tensor) -> tuple[Nested, Tensor]:
-        """Return samples as `Split.gather` does."""
-        return self.split.gather(indices)
 
 
 @dataclass(frozen=True)
@@ -74,47 +58,14 @@ class Converted:
         return len(self.split)
 
     def gather(self, indices: Tensor) -> tuple[Nested, Tensor]:
-        """Return samples as `Split.gather` does."""
+
+        def convert(values: Tensor) -> Tensor:
+            return values.to(self.dtype) if values.is_floating_point() else values
+
         inputs, targets = self.split.gather(indices)
-        inputs = pytree.apply(self._convert, inputs)
         if self.task == "regression":
             targets = targets.to(self.dtype)
-        return inputs, targets
-
-    def _convert(self, values: Tensor) -> Tensor:
-        return values.to(self.dtype) if values.is_floating_point() else values
-
-
-@dataclass(frozen=True)
-class Windows:
-    """Windows of a text, each to predict from it the window one character later."""
-
-    tokens: Tensor
-    """int32 [n], of the whole text."""
-    starts: Tensor
-    """int64 [windows]"""
-    lengths: Tensor
-    """int64 [windows]: how many targets each of them has."""
-    context: int
-    is_padded: bool
-    """Whether some windows are shorter than `context`."""
-
-    def __len__(self) -> int:
-        return len(self.starts)
-
-    def gather(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Return windows int64 [b, context] and targets of the same shape.
-
-        Behind the end of a window inputs are 0, the first character of the vocabulary.
-        """
-        places = self.starts[indices].unsqueeze(1) + torch.arange(self.context + 1)
-        if not self.is_padded:
-            windows = self.tokens[places].long()
-            return windows[:, :-1], windows[:, 1:]
-        windows = self.tokens[places.clamp(max=len(self.tokens) - 1)].long()
-        is_behind = torch.arange(self.context) >= self.lengths[indices].unsqueeze(1)
-        inputs, targets = windows[:, :-1], windows[:, 1:]
-        return inputs.masked_fill(is_behind, 0), targets.masked_fill(is_behind, PADDING)
+        return pytree.apply(convert, inputs), targets
 
 
 def divide(

@@ -44,9 +44,14 @@ class DataInfo:
     """The properties that all splits of a data set share."""
 
     inputs: Shape
+    """The shape of one sample: [channels, height, width], [values] or [tokens].
+
+    Where a model takes several inputs, a dictionary or tuple of such shapes.
+    """
     outputs: int
+    """Classes, different tokens, or values to predict."""
     task: Task
-    targets_per_sample: int
+    targets_per_sample: int = 1
     labels: Labels = ALL_LABELS
 
 
@@ -73,21 +78,15 @@ def shaped(targets: Tensor, task: Task) -> Tensor:
     return targets.flatten() if task == "classification" else targets
 
 
-def check_labels(
-    targets: Tensor,
-    task: Task,
-    outputs: int | None,
-    who: str,
-    indices: Tensor,
-    labels: Labels = ALL_LABELS,
-) -> None:
+def check_labels(targets: Tensor, info: DataInfo, who: str, indices: Tensor) -> None:
     """Raise DataError for a label out of range.
 
     `indices` int64 [b] are the numbers of the samples in the split `who`.
     """
-    if task == "regression" or outputs is None or not labels.are_checked:
+    labels = info.labels
+    if info.task == "regression" or not labels.are_checked:
         return
-    is_wrong = (targets < 0) | (targets >= outputs)
+    is_wrong = (targets < 0) | (targets >= info.outputs)
     wrong = (is_wrong & labels.count(targets)).nonzero()
     if len(wrong):
         first = wrong[0].tolist()
@@ -95,8 +94,8 @@ def check_labels(
         is_marker = labels.ignored is None and label < 0
         hint = f" If such targets do not count, set `loss.ignore_index = {label}`."
         raise DataError(
-            f"Labels are from 0 to {outputs - 1}, by `data.outputs` or by the largest "
-            f"in `train`; sample {int(indices[first[0]])} of {who} has {label}."
+            f"Labels are from 0 to {info.outputs - 1}, by `data.outputs` or by the "
+            f"largest in `train`; sample {int(indices[first[0]])} of {who} has {label}."
             f"{hint if is_marker else ''}"
         )
 

@@ -9,6 +9,8 @@ from typing import TypeVar
 
 from matplotlib.figure import Figure
 
+from samestep.document.formatting import Value
+
 
 T = TypeVar("T")
 Row = tuple[str, ...]
@@ -140,6 +142,19 @@ class Document:
         """Every figure, in order."""
         blocks = [block for section in self.sections for block in section.blocks]
         return [plot for b in blocks if isinstance(b, Plots) for plot in b.items]
+
+
+def fact(
+    label: str, value: Value, write: Callable[[Value], str], note: str = ""
+) -> Fact | None:
+    """Return a fact, or None if the value is unknown."""
+    return None if value is None else Fact(label, write(value), note)
+
+
+def key_figures(facts: Sequence[Fact | None]) -> list[Block]:
+    """Return the facts that exist as one block, or nothing without any."""
+    present = [fact for fact in facts if fact is not None]
+    return [KeyFigures(present)] if present else []
 
 
 def table(

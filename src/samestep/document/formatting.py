@@ -56,7 +56,9 @@ def plain_name(name: str) -> str:
 
 
 def score(metric: str, value: Value) -> str:
-    """Return `98.44%` for an accuracy, four digits for any other metric."""
+    """Return `98.44%` for an accuracy, `0.0553` for a loss, else four digits."""
+    if metric == "loss":
+        return number(value, ".4f")
     return percent(value, 2) if metric == "accuracy" else significant(value)
 
 

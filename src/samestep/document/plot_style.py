@@ -6,9 +6,8 @@ or dark scheme. The same data give the same bytes.
 """
 
 import io
-import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import matplotlib as mpl
@@ -110,15 +109,18 @@ def style() -> Iterator[None]:
 
 def figure(width: float = WIDTH, height: float = HEIGHT) -> tuple[Figure, Axes]:
     """Return an empty figure of this size in inches, with one pair of axes."""
-    plot = Figure(figsize=(width, height))
+    plot = Figure(figsize=(width, height), layout="constrained")
     return plot, plot.add_subplot()
 
 
 def legend_below(plot: Figure, axes: Axes) -> None:
     """Put the names of the colours under the figure."""
     handles, labels = axes.get_legend_handles_labels()
-    columns = _columns(plot, labels)
-    plot.legend(handles, labels, loc="lower center", ncols=columns)
+    longest = max(map(len, labels), default=0)
+    columns = int((plot.get_figwidth() - 0.3) / (0.25 + 0.07 * longest))
+    plot.legend(
+        handles, labels, loc="outside lower center", ncols=min(4, max(1, columns))
+    )
 
 
 def name_axes(axes: Axes, name: str, below: str, ticks: int = 8) -> None:
@@ -135,11 +137,6 @@ def thousands() -> FuncFormatter:
     return FuncFormatter(lambda value, _: number(value, ",.6g"))
 
 
-def label(text: str) -> str:
-    """Return a foreign text for a legend: short, in letters that every font has."""
-    return re.sub(r"[^ -~]", "?", text)[:24]
-
-
 def svg(plot: Figure, name: str) -> str:
     """Return an element for use inside a page, coloured by CSS variables."""
     # matplotlib's own <style> would hold for the whole page.
@@ -154,7 +151,6 @@ def svg(plot: Figure, name: str) -> str:
 
 def svg_file(plot: Figure, name: str) -> str:
     """Return the content of an SVG file, in the colours for light paper."""
-    _make_room(plot)
     file = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": name}):
         plot.savefig(file, format="svg", metadata=_NO_METADATA)
@@ -163,40 +159,8 @@ def svg_file(plot: Figure, name: str) -> str:
 
 def png(plot: Figure) -> bytes:
     """Return a PNG on white, for documents that cannot show SVG."""
-    _make_room(plot)
     file = io.BytesIO()
     plot.savefig(
         file, format="png", dpi=DPI, facecolor=CARD, metadata={"Software": None}
     )
     return file.getvalue()
-
-
-LETTER, LINE = 0.078, 0.17
-"""Inches: about the width of a letter, and the height of a line of a legend."""
-
-
-def _make_room(plot: Figure) -> None:
-    """Set the margins for the labels.
-
-    matplotlib's own layout (`constrained`) takes as long as drawing the figure.
-    """
-    axes = plot.axes[0]
-    width, height = plot.get_size_inches()
-    longest = max((len(t.get_text()) for t in axes.yaxis.get_ticklabels()), default=0)
-    left = 0.14 + LETTER * longest + (0.2 if axes.get_ylabel() else 0)
-    labels = [text.get_text() for legend in plot.legends for text in legend.get_texts()]
-    lines = math.ceil(len(labels) / _columns(plot, labels))
-    bottom = 0.5 + (0.1 + LINE * lines if lines else 0)
-    plot.subplots_adjust(
-        left=left / width,
-        right=1 - 0.16 / width,
-        bottom=bottom / height,
-        top=1 - (0.3 if axes.get_title() or axes.get_title("left") else 0.1) / height,
-    )
-
-
-def _columns(plot: Figure, labels: Sequence[str]) -> int:
-    """Return how many columns a legend has so that it is no wider than its figure."""
-    longest = max(map(len, labels), default=0)
-    width, _ = plot.get_size_inches()
-    return min(4, max(1, int((width - 0.3) / (0.25 + 0.07 * longest))))

@@ -6,7 +6,6 @@ from typing import TypeVar, assert_never
 
 import docx
 from docx.document import Document as WordDocument
-from docx.enum.section import WD_ORIENT
 from docx.enum.text import WD_ALIGN_PARAGRAPH
 from docx.oxml import OxmlElement
 from docx.oxml.ns import qn
@@ -16,20 +15,8 @@ from docx.table import Table as WordTable
 from docx.table import _Cell, _Row
 from docx.text.paragraph import Paragraph
 
+from samestep.document import blocks as doc
 from samestep.document import plot_style
-from samestep.document.blocks import (
-    Block,
-    Code,
-    Document,
-    KeyFigures,
-    Pictures,
-    Plots,
-    Points,
-    Row,
-    Sheets,
-    Table,
-    Text,
-)
 from samestep.system.terminal import clean
 
 
@@ -39,7 +26,7 @@ TABLE_STYLE = "Light List Accent 1"
 PICTURES_IN_A_ROW = 6
 
 
-def render(document: Document) -> bytes:
+def render(document: doc.Document) -> bytes:
     """Return the content of the .docx file."""
     word = docx.Document()
     _set_up(word, document.title)
@@ -63,7 +50,6 @@ def _set_up(word: WordDocument, title: str) -> None:
     word.core_properties.author = "samestep"
     word.core_properties.comments = ""
     section = word.sections[0]
-    section.orientation = WD_ORIENT.PORTRAIT
     section.page_width, section.page_height = Cm(21), Cm(29.7)
     section.left_margin = section.right_margin = Cm(1.8)
     section.top_margin = section.bottom_margin = Cm(2)
@@ -71,27 +57,27 @@ def _set_up(word: WordDocument, title: str) -> None:
     style.font.name, style.font.size = "Calibri", Pt(10.5)
 
 
-def _add(word: WordDocument, block: Block) -> None:
+def _add(word: WordDocument, block: doc.Block) -> None:
     match block:
-        case KeyFigures():
-            rows: list[Row] = [(f.label, f.value, f.note) for f in block.items]
-            _add_table(word, Table("", ("what", "value", "note"), rows, words=3))
-        case Table():
+        case doc.KeyFigures():
+            rows: list[doc.Row] = [(f.label, f.value, f.note) for f in block.items]
+            _add_table(word, doc.Table("", ("what", "value", "note"), rows, words=3))
+        case doc.Table():
             _add_table(word, block)
-        case Sheets():
+        case doc.Sheets():
             for sheet in block.items:
                 _add_table(word, sheet)
-        case Plots():
+        case doc.Plots():
             _add_plots(word, block)
-        case Pictures():
+        case doc.Pictures():
             _add_pictures(word, block)
-        case Text():
+        case doc.Text():
             paragraph = word.add_paragraph(clean(block.text))
             paragraph.paragraph_format.keep_with_next = block.text.endswith(":")
-        case Points():
+        case doc.Points():
             for item in block.items:
                 word.add_paragraph(clean(item), style="List Bullet")
-        case Code():
+        case doc.Code():
             _add_caption(word, block.caption)
             run = word.add_paragraph().add_run(clean(block.text))
             run.font.name, run.font.size = "Consolas", Pt(8.5)
@@ -104,7 +90,7 @@ def _add_caption(word: WordDocument, text: str) -> None:
     paragraph.paragraph_format.keep_with_next = True
 
 
-def _add_table(word: WordDocument, block: Table) -> None:
+def _add_table(word: WordDocument, block: doc.Table) -> None:
     if block.caption:
         _add_caption(word, block.caption)
     widths = _widths(block)
@@ -126,7 +112,7 @@ def _add_table(word: WordDocument, block: Table) -> None:
     word.add_paragraph()
 
 
-def _widths(table: Table) -> list[int]:
+def _widths(table: doc.Table) -> list[int]:
     """Return the columns' widths by their longest text; heads break between words."""
     if not table.columns:
         return [PAGE_WIDTH * 2 // 5, PAGE_WIDTH * 3 // 5]
@@ -138,7 +124,7 @@ def _widths(table: Table) -> list[int]:
     return [PAGE_WIDTH * weight // sum(weights) for weight in weights]
 
 
-def _fill(row: _Row, texts: Row, widths: Sequence[int], words: int) -> None:
+def _fill(row: _Row, texts: doc.Row, widths: Sequence[int], words: int) -> None:
     size = Pt(8.5 if len(texts) < 8 else 7.5)
     _keep_whole(row)
     for at, (cell, text) in enumerate(zip(row.cells, texts, strict=True)):
@@ -158,7 +144,7 @@ def _breakable(text: str) -> str:
     return "\N{ZERO WIDTH SPACE}".join(parts)
 
 
-def _add_plots(word: WordDocument, plots: Plots) -> None:
+def _add_plots(word: WordDocument, plots: doc.Plots) -> None:
     """Add figures two in a row, or one if any is wide."""
     columns = 1 if any(plot.is_wide for plot in plots.items) else 2
     width = PAGE_WIDTH // columns - Cm(0.4)
@@ -171,7 +157,7 @@ def _add_plots(word: WordDocument, plots: Plots) -> None:
             note.font.size, note.font.color.rgb = Pt(9), RGBColor(0x59, 0x61, 0x6B)
 
 
-def _add_pictures(word: WordDocument, pictures: Pictures) -> None:
+def _add_pictures(word: WordDocument, pictures: doc.Pictures) -> None:
     for cell, picture in _in_rows(word, pictures.items, PICTURES_IN_A_ROW):
         paragraph = cell.paragraphs[0]
         alt = f"{picture.title}; {picture.note}"

@@ -26,7 +26,6 @@ from samestep.messages.job import TrainingJob
 from samestep.output.console import PlainView, SilentView, View
 from samestep.output.run_writer import RunWriter
 from samestep.output.summary import summary
-from samestep.output.trackers import load
 from samestep.state.snapshot import Snapshots
 from samestep.supervisor.job import make_setup
 from samestep.supervisor.resume import kept_for_workers
@@ -158,7 +157,7 @@ class Leader:
     ) -> None:
         """Train, and write the run."""
         topology, request, recipe = self.meeting.topology, self.request, prepared.recipe
-        trackers = [load(name) for name in request.trackers if topology.rank == 0]
+        trackers = train.loaded(request.trackers if topology.rank == 0 else ())
         with ExitStack() as stack:
             writer = stack.enter_context(
                 RunWriter.reopen(

@@ -23,15 +23,15 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from samestep.config.model import Count
 from samestep.config.recipe import Recipe
+from samestep.core.progress import Progress
 from samestep.errors import SamestepError
 from samestep.files import atomic, untrusted
 from samestep.output.json_lines import whole_lines
 from samestep.state import checkpoint
-from samestep.state.checkpoint import Checkpoint, ProgressEntry
+from samestep.state.checkpoint import Checkpoint
 from samestep.state.layout import Layout
 from samestep.state.snapshot import Snapshots, State, num_bytes
 from samestep.system.json_values import JsonObject
-from samestep.training.progress import Progress
 
 
 DIRECTORY, MEMORY, ABOUT = "state", "memory", "about.json"
@@ -74,7 +74,7 @@ class Held:
             for _, view in self.layout.parameter_views(row):
                 checksum = zlib.crc32(view.tobytes(), checksum)
         checksum = zlib.crc32(self.state.tail.tobytes(), checksum)
-        progress = Progress.from_dict(self.state.progress).to_dict()
+        progress = Progress.model_validate(self.state.progress).model_dump()
         kept = {name: progress[name] for name in progress if name not in OF_TIME}
         return zlib.crc32(json.dumps(_as_floats(kept)).encode(), checksum)
 
@@ -128,7 +128,7 @@ def _read(memory: Path, about: StateInfo) -> State | None:
     finally:
         os.close(fd)
     if state is not None:
-        ProgressEntry.model_validate(state.progress)
+        Progress.model_validate(state.progress)
     return state
 
 

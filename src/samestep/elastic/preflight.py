@@ -29,7 +29,7 @@ from samestep.supervisor.resume import (
 from samestep.system import machine, network_interfaces
 from samestep.system.conditions import deciding
 from samestep.system.network_interfaces import Interface
-from samestep.user_code.arguments import check_trusted
+from samestep.user_code.references import check_trusted
 
 
 PRESENCE = ".node-"

@@ -72,9 +72,8 @@ class Exchange(Merger, Protocol):
     def after_backward(self, micro_batch: int) -> None:
         """Take the gradients and buffers that a micro-batch left.
 
-        `grad` is None before the next micro-batch, and after `sum`.
-
-        The exchange may add to the tensors that were in `grad`.
+        `grad` is None before the next micro-batch, and after `sum`. The exchange may
+        add to the tensors that were in it.
         """
 
     def partials(self) -> list[Tensor]:

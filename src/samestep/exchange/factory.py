@@ -13,8 +13,9 @@ from samestep.errors import WorkerLate
 from samestep.exchange import Exchange
 from samestep.exchange.compression import Compression
 from samestep.exchange.gloo import GlooExchange, join
-from samestep.exchange.hierarchical import NodeGroup, NodesExchange
+from samestep.exchange.hierarchical import NodesExchange
 from samestep.exchange.shared import SharedExchange
+from samestep.messages.job import Setup
 from samestep.state.flat import Flat
 
 
@@ -22,14 +23,8 @@ from samestep.state.flat import Flat
 class Connection:
     """Makes the exchange; all workers call it with their model's vectors."""
 
-    exchange: str
-    """`shared` (between nodes over Gloo), `gloo` or `nccl`."""
+    setup: Setup
     topology: Topology
-    timeout_seconds: float
-    """How long to wait for a peer before raising WorkerLate."""
-    start_seconds: float
-    """The same before the first step: others may still load data."""
-    spin_seconds: float
     compression: Compression
     memory: int | None
     """For `shared`: the descriptor of this node's memory, made by `barrier.create`."""
@@ -42,14 +37,14 @@ class Connection:
 
         `shares[r]` is the range of micro-batches of worker `r`, without gaps.
         """
-        if self.exchange == "shared":
+        if self.setup.exchange == "shared":
             return self._shared(flat, shares)
-        join(self.exchange, self.topology, self.timeout_seconds, self._met())
+        join(self.setup, self.topology, self._met())
         return GlooExchange(flat, shares, self.topology, self.compression)
 
     def _shared(self, flat: Flat, shares: list[Range]) -> Exchange:
         assert self.memory is not None
-        topology, timeout = self.topology, self.timeout_seconds
+        topology, timeout = self.topology, self.setup.peer_timeout
         if not topology.is_leader and topology.nodes > 1:
             # The leader knows which node is late: let it raise its error first.
             timeout *= 2
@@ -58,19 +53,26 @@ class Connection:
             shares,
             topology,
             self.memory,
-            self.spin_seconds,
+            self.setup.spin_seconds,
             timeout,
             self.compression,
-            self.start_seconds,
+            self._start_seconds,
         )
         if topology.nodes == 1:
             return within
-        nodes = NodeGroup.meet(topology, self._met(), timeout)
-        return NodesExchange(flat, shares, topology, within, self.memory, nodes)
+        store = self._met()
+        return NodesExchange(
+            flat, shares, topology, within, self.memory, store, timeout
+        )
+
+    @property
+    def _start_seconds(self) -> float:
+        """How long to wait before the first step, while others may still load data."""
+        return self.setup.start_timeout + self.setup.peer_timeout
 
     def _met(self) -> Store:
         """All workers: wait until all are here; return the store. Raises WorkerLate."""
-        store, seconds = self.store(), max(self.start_seconds, self.timeout_seconds)
+        store, seconds = self.store(), self._start_seconds
         keys = [f"built/{rank}" for rank in range(self.topology.workers)]
         store.set(keys[self.topology.rank], "")
         try:

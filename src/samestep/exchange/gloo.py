@@ -28,6 +28,7 @@ from samestep.core.topology import Topology
 from samestep.core.tree import Range
 from samestep.exchange.compression import EXACT, Compression
 from samestep.exchange.partials import Add, GatheredPartials, PartialSums
+from samestep.messages.job import Setup
 from samestep.state.flat import Flat
 
 
@@ -38,16 +39,14 @@ BACKENDS = {"gloo": "gloo", "nccl": "cpu:gloo,cuda:nccl"}
 """By the device of what is exchanged: metrics are on the CPU, gradients on the GPU."""
 
 
-def join(
-    exchange: str, topology: Topology, timeout_seconds: float, store: Store
-) -> None:
+def join(setup: Setup, topology: Topology, store: Store) -> None:
     """All workers: create the process group."""
     dist.init_process_group(
-        BACKENDS[exchange],
+        BACKENDS[setup.exchange],
         store=store,
         rank=topology.rank,
         world_size=topology.workers,
-        timeout=timedelta(seconds=timeout_seconds),
+        timeout=timedelta(seconds=setup.peer_timeout),
     )
 
 
@@ -174,10 +173,7 @@ class GlooExchange:
         return self._compress(left)
 
     def sum(self) -> tuple[Tensor, Tensor]:
-        """All workers: sum the gradients [size] and the tails [tail].
-
-        Both are overwritten by the next step.
-        """
+        """All workers: sum the gradients [size] and the tails [tail]."""
         tail = self._gradient.new_empty(self._flat.tail)
         if self.workers == 1:
             torch._foreach_copy_(self._views, self._sums.values[0])

@@ -75,28 +75,6 @@ class ExchangePlan:
         return len(self.rows[node]) * (self.pieces[-1][1] - own) + others * own
 
 
-@dataclass(frozen=True)
-class NodeGroup:
-    """All machines."""
-
-    sizes: list[int]
-    """How many workers each of them has."""
-    leaders: Leaders | None
-    """Only the first worker of a node has a connection to the other nodes."""
-
-    @classmethod
-    def meet(
-        cls, topology: Topology, store: Store, timeout_seconds: float
-    ) -> "NodeGroup":
-        """All workers: wait, as long as the store does, until all leaders are here."""
-        if topology.is_leader:
-            store.set(f"workers/{topology.node}", str(topology.local_workers))
-        sizes = [int(store.get(f"workers/{node}")) for node in range(topology.nodes)]
-        if not topology.is_leader:
-            return cls(sizes, None)
-        return cls(sizes, Leaders(store, topology.node, sizes, timeout_seconds))
-
-
 class NodesExchange:
     """Sums the gradients of one step; all workers take part in every step."""
 
@@ -107,14 +85,22 @@ class NodesExchange:
         topology: Topology,
         within: SharedExchange,
         memory: int,
-        nodes: NodeGroup,
+        store: Store,
+        timeout_seconds: float,
     ) -> None:
-        """Make room for the node's rows, in the `memory` of its exchange `within`.
+        """All workers: wait, as long as the `store` does, until all leaders are here.
 
+        Makes room for the node's rows in the `memory` of its exchange `within`.
         `shares[r]` is the range of micro-batches of worker `r`, without gaps.
         """
         self.workers, self._node = topology.workers, topology.node
-        self._within, self._nodes, self._compression = within, nodes, within.compression
+        self._within, self._compression = within, within.compression
+        if topology.is_leader:
+            store.set(f"workers/{topology.node}", str(topology.local_workers))
+        self._sizes = [int(store.get(f"workers/{n}")) for n in range(topology.nodes)]
+        self._leaders: Leaders | None = None
+        if topology.is_leader:
+            self._leaders = Leaders(store, self._node, self._sizes, timeout_seconds)
         self.parameters, self.owned = within.parameters, within.owned
         self.states, self.watch = within.states, within.watch
         # Each node has all parameters and all slices: these stay within it.
@@ -144,7 +130,7 @@ class NodesExchange:
     def assign(self, shares: list[Range]) -> None:
         """All workers, between two steps: let them own these micro-batches."""
         self._within.assign(shares)
-        sizes, self._num_micro_batches = self._nodes.sizes, shares[-1][1]
+        sizes, self._num_micro_batches = self._sizes, shares[-1][1]
         self._plan = ExchangePlan.of(shares, sizes, self._length)
         rows, item = self._plan.rows, self._dtype.itemsize
         width = self._sent_as.itemsize
@@ -161,17 +147,14 @@ class NodesExchange:
         self.bytes_per_step = self.network_bytes_per_step + round(self._size * read)
 
     def sum(self) -> tuple[Tensor, Tensor]:
-        """All workers: sum the gradients over the own slice, and the tails [tail].
-
-        Both are overwritten by the next step.
-        """
+        """All workers: sum the gradients over the own slice, and the tails [tail]."""
         self._within.gather()
         part, subtrees = slice(*self.owned), self._plan.rows[self._node]
         for row, subtree in zip(self._rows, subtrees, strict=False):
             row[part] = self._within.value(subtree, part, self._compression)
         self._within.barrier.wait(self._adding)
-        if self._nodes.leaders is not None:
-            self._add_up(self._nodes.leaders, subtrees)
+        if self._leaders is not None:
+            self._add_up(self._leaders, subtrees)
         self._within.barrier.wait(self._spreading)
         self._sum.copy_(self._total[part])
         self._compression.check(self._sum)
@@ -188,7 +171,7 @@ class NodesExchange:
             tail = slice(self._size, self._size + self._tail)
             row.copy_(self._within.value(subtree, tail, EXACT))
         # Every node adds up all of the tails: they are short, and need no second round.
-        everything = [(0, self._tail)] * len(self._nodes.sizes)
+        everything = [(0, self._tail)] * len(self._sizes)
         swaps = (self._rows, self._plan.pieces), (tails, everything)
         rows_arriving, tails_arriving = [self._expect(leaders, *swap) for swap in swaps]
         total = [self._total[slice(*piece)] for piece in self._plan.pieces]
@@ -236,8 +219,8 @@ class NodesExchange:
     def merge(self, values: Tensor) -> Tensor:
         """All workers: fill float64 cells, each from the one worker that has it."""
         self._within.merge(values)
-        if self._nodes.leaders is None:
+        if self._leaders is None:
             values.zero_()  # all workers of the node hold its cells now: only one adds
         else:
-            self._nodes.leaders.merge(values)
+            self._leaders.merge(values)
         return self._within.merge(values)

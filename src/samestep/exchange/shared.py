@@ -252,10 +252,7 @@ class SharedExchange:
         self.barrier.wait(self._summing)
 
     def sum(self) -> tuple[Tensor, Tensor]:
-        """All workers: sum the gradients over the own slice, and the tails [tail].
-
-        The gradient is overwritten by the next step.
-        """
+        """All workers: sum the gradients over the own slice, and the tails [tail]."""
         self.gather()
         root, size = (0, self._num_micro_batches), self._flat.size
         total = self.value(root, slice(*self.owned), self.compression)

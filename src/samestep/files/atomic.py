@@ -1,8 +1,7 @@
 """Writes files completely or not at all.
 
-Each function first asks `fault_injection` whether the disk is to be full. This is the
-one place where a test can make every write of the supervisor fail, as the kernel would;
-a real full disk needs root, and a replaced function would not reach other processes.
+Each function first asks `fault_injection` whether the disk is to be full: a test can so
+make every write of the supervisor fail, as the kernel would, in any process.
 """
 
 import os

@@ -11,7 +11,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Protocol
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,14 +28,8 @@ CHUNK = 1 << 20
 UNWRITABLE = (OSError, RuntimeError)  # Path.home() raises the latter if there is none
 
 
-class Sink(Protocol):
-    """A file that content is written to."""
-
-    def write(self, content: bytes, /) -> int: ...
-
-
-Fill = Callable[[Sink], None]
-"""A function that writes the content."""
+Fill = Callable[[BinaryIO], None]
+"""A function that writes the content to a file."""
 
 
 def directory() -> Path:
@@ -45,14 +39,6 @@ def directory() -> Path:
         return Path(chosen)
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "samestep"
-
-
-def notice(error: Exception) -> str:
-    """Return the notice that the cache cannot be written."""
-    return (
-        f"the data cache cannot be written ({error}): every worker unpacks its "
-        "own copy; set SAMESTEP_CACHE to a writable directory"
-    )
 
 
 def prepare(name: str, fill: Fill, size: int = 0) -> str | None:
@@ -68,7 +54,10 @@ def prepare(name: str, fill: Fill, size: int = 0) -> str | None:
             _check_room(path.parent, size)
             _write(path, fill)
     except UNWRITABLE as error:
-        return notice(error)
+        return (
+            f"the data cache cannot be written ({error}): every worker unpacks its "
+            f"own copy; set {VARIABLE} to a writable directory"
+        )
     return None
 
 
@@ -103,27 +92,15 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-class _Hashed:
-    """A file that computes the SHA-256 of its content while it is written."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self.digest = hashlib.sha256()
-
-    def write(self, content: bytes, /) -> int:
-        self.digest.update(content)
-        return self._file.write(content)
-
-
 def _write(path: Path, fill: Fill) -> None:
     """Write atomically: another run may be writing or mapping the same file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
-            hashed = _Hashed(file)
-            fill(hashed)
-            file.write(hashed.digest.digest())
+        with temporary.open("w+b") as file:
+            fill(file)
+            file.seek(0)
+            file.write(hashlib.file_digest(file, "sha256").digest())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -132,12 +109,6 @@ def _write(path: Path, fill: Fill) -> None:
 def _is_intact(path: Path) -> bool:
     if not path.exists() or path.stat().st_size < DIGEST_BYTES:
         return False
-    digest, left = hashlib.sha256(), path.stat().st_size - DIGEST_BYTES
-    with path.open("rb") as file:
-        while left:
-            piece = file.read(min(left, CHUNK))
-            if not piece:  # another process has replaced a longer file meanwhile
-                return False
-            digest.update(piece)
-            left -= len(piece)
-        return file.read() == digest.digest()
+    content = np.memmap(path, np.uint8, "r")
+    digest = hashlib.sha256(content[:-DIGEST_BYTES].data).digest()
+    return digest == content[-DIGEST_BYTES:].tobytes()

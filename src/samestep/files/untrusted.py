@@ -8,9 +8,9 @@ message.
 
 import errno
 import json
+import math
 import os
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +43,7 @@ def check_regular(path: Path) -> None:
 def open_regular(path: Path) -> int:
     """Open a regular file without blocking; return the descriptor. Raises OSError."""
     _check_name(path)
-    fd = _open(path, os.O_RDONLY | os.O_NONBLOCK)
-    try:
-        _check_kind(os.fstat(fd).st_mode)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
+    return _checked(_open(path, os.O_RDONLY | os.O_NONBLOCK))
 
 
 def open_to_append(path: Path, within: Path) -> int:
@@ -63,16 +57,7 @@ def open_to_append(path: Path, within: Path) -> int:
     fd = _open(within, os.O_RDONLY | os.O_DIRECTORY)
     for directory in directories:
         fd = _open_in(fd, directory, os.O_RDONLY | os.O_DIRECTORY)
-    fd = _open_in(fd, name, flags)
-    try:
-        about = os.fstat(fd)
-        _check_kind(about.st_mode)
-        if about.st_nlink > 1:
-            raise OSError(errno.EMLINK, "it has a second name (a hard link)")
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
+    return _checked(_open_in(fd, name, flags), most_links=1)
 
 
 def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
@@ -120,13 +105,24 @@ def check_parts(run: Path) -> None:
     A link could make samestep write elsewhere, and a pipe could block it. To be called
     before a run is read or written.
     """
-    for entry in _entries(run):
-        if not (entry.is_file(follow_symlinks=False) or _is_directory(entry)):
-            kind = KINDS.get(_mode(entry), "something else")
-            raise RunError(
-                "A run holds only files and directories, so that nothing leads out of "
-                f"it; {entry.path} is {kind}. Remove it, or replace it by a file."
-            )
+
+    def refuse(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):  # removed by a training
+            raise RunError(f"{error.filename} cannot be read: {error.strerror}.")
+
+    for place, directories, names in os.walk(run, onerror=refuse):
+        for name in (*directories, *names):
+            path = Path(place, name)
+            try:
+                mode = path.lstat().st_mode
+            except FileNotFoundError:
+                continue
+            if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+                kind = KINDS.get(stat.S_IFMT(mode), "something else")
+                raise RunError(
+                    "A run holds only files and directories, so that nothing leads out "
+                    f"of it; {path} is {kind}. Remove it, or replace it by a file."
+                )
 
 
 def _open(path: str | Path, flags: int, directory: int | None = None) -> int:
@@ -145,28 +141,17 @@ def _open_in(directory: int, name: str, flags: int) -> int:
         os.close(directory)
 
 
-def _entries(run: Path) -> Iterator[os.DirEntry[str]]:
-    """Yield all entries below a directory, following no link. Raises RunError."""
-    waiting = [str(run)]
-    while waiting:
-        place = waiting.pop()
-        try:
-            with os.scandir(place) as entries:
-                here = list(entries)
-        except FileNotFoundError:  # removed meanwhile, by a training
-            continue
-        except OSError as error:
-            raise RunError(f"{place} cannot be read: {error.strerror}.") from None
-        waiting += [entry.path for entry in here if _is_directory(entry)]
-        yield from here
-
-
-def _is_directory(entry: os.DirEntry[str]) -> bool:
-    return entry.is_dir(follow_symlinks=False)
-
-
-def _mode(entry: os.DirEntry[str]) -> int:
-    return stat.S_IFMT(entry.stat(follow_symlinks=False).st_mode)
+def _checked(fd: int, most_links: float = math.inf) -> int:
+    """Return the descriptor; close it if that is no regular file. Raises OSError."""
+    try:
+        about = os.fstat(fd)
+        _check_kind(about.st_mode)
+        if about.st_nlink > most_links:
+            raise OSError(errno.EMLINK, "it has a second name (a hard link)")
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
 
 
 def _check_name(path: Path) -> None:

@@ -6,16 +6,7 @@ Imports `data` and below.
 import torch
 from torch import nn
 
-from samestep.config.model import (
-    CnnModel,
-    CustomModel,
-    MlpModel,
-    ModelRecipe,
-    ResnetModel,
-    RnnModel,
-    TransformerModel,
-    VitModel,
-)
+from samestep.config import model as section
 from samestep.data.dataset import Dataset
 from samestep.models import user_model
 from samestep.models.cnn import Cnn
@@ -29,7 +20,7 @@ from samestep.user_code.references import UserCode, title
 
 
 def build(
-    recipe: ModelRecipe,
+    recipe: section.ModelRecipe,
     data: Dataset,
     own: UserCode | None = None,
     dtype: torch.dtype = torch.float32,
@@ -40,25 +31,25 @@ def build(
     functions. Raises OwnCodeError.
     """
     model = dtypes.converted(_drawn(recipe, data, own or UserCode()), dtype)
-    if isinstance(recipe, CustomModel):
+    if isinstance(recipe, section.CustomModel):
         who = title(recipe.build, "model")
         user_model.check_types(model, who, dtype, user_model.TYPE)
     return model
 
 
-def _drawn(recipe: ModelRecipe, data: Dataset, own: UserCode) -> nn.Module:
+def _drawn(recipe: section.ModelRecipe, data: Dataset, own: UserCode) -> nn.Module:
     match recipe:
-        case MlpModel():
+        case section.MlpModel():
             return Mlp(recipe, data)
-        case CnnModel():
+        case section.CnnModel():
             return Cnn(recipe, data)
-        case ResnetModel():
+        case section.ResnetModel():
             return Resnet(recipe, data)
-        case RnnModel():
+        case section.RnnModel():
             return Rnn(recipe, data)
-        case VitModel():
+        case section.VitModel():
             return Vit(recipe, data)
-        case TransformerModel():
+        case section.TransformerModel():
             return Transformer(recipe, data)
-        case CustomModel():
+        case section.CustomModel():
             return user_model.build(recipe, data.inputs, data.outputs, own)

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from samestep.config.model import CnnModel
 from samestep.data.dataset import Dataset
-from samestep.models.layers import Conv2d, Linear, dropout_masks
+from samestep.models.layers import Conv2d, Layers
 
 
 class Cnn(nn.Module):
@@ -34,28 +34,15 @@ class Cnn(nn.Module):
         self.norms = nn.ModuleList(
             nn.BatchNorm2d(width) for width in (recipe.channels if has_norms else ())
         )
-        self._widths, self._dropout = list(recipe.hidden), recipe.dropout
         with torch.no_grad():  # in evaluation mode: zeros are no statistics
             self.eval()
             features = self._convolve(torch.zeros(1, *data.input_shape)).shape[1]
             self.train()
-        self.layers = nn.ModuleList(
-            Linear(*ends) for ends in pairwise([features, *self._widths, data.outputs])
-        )
+        self.layers = Layers([features, *recipe.hidden, data.outputs], recipe.dropout)
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute logits [b, classes] of images [b, c, h, w]."""
-        hidden = self._convolve(images)
-        masks: list[Tensor] | list[None] = [None] * len(self._widths)
-        if self.training and self._dropout:
-            masks = dropout_masks(
-                self._dropout, len(images), self._widths, images.device
-            )
-        *layers, last = self.layers
-        for layer, mask in zip(layers, masks, strict=True):
-            assert isinstance(layer, Linear)
-            hidden = layer.activate(hidden, mask)
-        logits: Tensor = last(hidden)
+        logits: Tensor = self.layers(self._convolve(images))
         return logits
 
     def _convolve(self, images: Tensor) -> Tensor:

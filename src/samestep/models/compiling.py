@@ -1,12 +1,18 @@
-"""torch.compile of the model's passes in training; evaluation runs as usual.
+"""torch.compile of the model's passes in training, and the cache of its products.
 
 Every worker compiles the same code for each size of a micro-batch, before its first
 step: a failure is then an early one, and no step is late. Later workers and trainings
-find the products in torch's cache on disk.
+find the products in torch's cache on disk. By default that is a directory below the
+temporary one, under a name that any user of the machine can take first; torch makes it
+when DistributedDataParallel is imported.
 """
 
 import os
 import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -14,9 +20,43 @@ from torch import nn
 from samestep.core.plan import Plan
 from samestep.data.dataset import Dataset
 from samestep.errors import RecipeError
+from samestep.files import cache
 from samestep.models.objective import Objective
 from samestep.state import dtypes
 from samestep.state.flat import Flat
+
+
+VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
+
+
+@contextmanager
+def own_directory() -> Iterator[None]:
+    """Use a directory in our cache, in this process and those that it starts.
+
+    One that the user has named stays. Without a writable cache it is temporary, and is
+    removed at the end.
+    """
+    if VARIABLE in os.environ:
+        yield
+        return
+    path = _lasting()
+    temporary = tempfile.TemporaryDirectory
+    with nullcontext(path) if path else temporary(prefix="samestep-") as directory:
+        os.environ[VARIABLE] = str(directory)
+        try:
+            yield
+        finally:
+            del os.environ[VARIABLE]
+
+
+def _lasting() -> Path | None:
+    """Return a directory in this user's cache; None if it cannot be written."""
+    try:
+        path = cache.directory() / "compiled"
+        path.mkdir(parents=True, exist_ok=True)
+    except cache.UNWRITABLE:
+        return None
+    return path if os.access(path, os.W_OK) else None
 
 
 def prepare(objective: Objective, data: Dataset, plan: Plan, flat: Flat) -> None:

@@ -1,6 +1,7 @@
 """Layers whose passes cost less than torch's own, with the same meaning."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -122,6 +123,36 @@ class Conv2d(nn.Conv2d):
         )
         out: Tensor = self._conv_forward(images, weight, self.bias)
         return out
+
+
+class Layers(nn.ModuleList):
+    """(linear -> (norm) -> ReLU -> dropout) for each hidden layer -> linear."""
+
+    def __init__(
+        self,
+        widths: Sequence[int],
+        dropout: float,
+        make: Callable[[int, int], Linear] = Linear,
+    ) -> None:
+        super().__init__(make(*ends) for ends in pairwise(widths))
+        self._widths, self._dropout = list(widths[1:-1]), dropout
+
+    def forward(self, inputs: Tensor, norms: nn.ModuleList | None = None) -> Tensor:
+        """Map [b, widths[0]] to [b, widths[-1]]."""
+        masks: list[Tensor] | list[None] = [None] * len(self._widths)
+        if self.training and self._dropout:
+            size, device = len(inputs), inputs.device
+            masks = dropout_masks(self._dropout, size, self._widths, device)
+        *hidden, last = self
+        for index, (layer, mask) in enumerate(zip(hidden, masks, strict=True)):
+            assert isinstance(layer, Linear)
+            if norms:
+                inputs = functional.relu(norms[index](layer(inputs)))
+                inputs = inputs if mask is None else inputs * mask
+            else:
+                inputs = layer.activate(inputs, mask)
+        outputs: Tensor = last(inputs)
+        return outputs
 
 
 def dropout_masks(

@@ -16,35 +16,16 @@ from samestep.data import pytree
 from samestep.data.augment import Mixed
 from samestep.data.pytree import Nested
 from samestep.errors import OwnCodeError
+from samestep.output.schema import Result, Step
 from samestep.state import dtypes
 from samestep.user_code.references import capital, title
 
 
 WORD = re.compile(r"[^\W\d]\w{0,99}")
-TAKEN = (
-    "loss",
-    "type",
-    "epoch",
-    "step",
-    "lr",
-    "samples_per_second",
-    "workers",
-    "waited_for",
-    "communication_share",
-    "straggler_share",
-    "bytes_exchanged",
-    "network_bytes",
-    "minor_faults_per_step",
-    "noise_scale",
-    "own_metrics",
-    "speeds",
-    "shares",
-    "at",
-    # result.json has test_confusion and test_worst.
-    "confusion",
-    "worst",
-)
-"""Names of the other fields of a record, see `output/schema.py`."""
+TESTED = [name for name in Result.model_fields if name.startswith("test_")]
+TAKEN = {"type", *Step.model_fields, *(n.removeprefix("test_") for n in TESTED)}
+TAKEN -= {"accuracy"}
+"""Names of the other fields of a record."""
 
 
 def outputs(model: nn.Module, inputs: Nested, precision: Precision) -> Any:

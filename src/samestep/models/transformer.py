@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from samestep.config.model import TransformerModel
+from samestep.config.model import TransformerModel, VitModel
 from samestep.data.dataset import Dataset
 from samestep.models.layers import Linear, dropout_masks
 
@@ -16,9 +16,10 @@ from samestep.models.layers import Linear, dropout_masks
 class Block(nn.Module):
     """Attention over the tokens, then two linear layers on each of them."""
 
-    def __init__(self, width: int, heads: int, dropout: float, causal: bool) -> None:
+    def __init__(self, recipe: TransformerModel | VitModel, causal: bool) -> None:
         super().__init__()
-        self._heads, self._dropout, self._causal = heads, dropout, causal
+        self._heads, self._dropout = recipe.heads, recipe.dropout
+        self._causal, width = causal, recipe.width
         self.first_norm, self.second_norm = nn.LayerNorm(width), nn.LayerNorm(width)
         self.query_key_value = Linear(width, 3 * width)
         self.project = Linear(width, width)
@@ -64,12 +65,8 @@ class Transformer(nn.Module):
         self.position = nn.Parameter(torch.zeros(context, recipe.width))
         nn.init.normal_(self.embed.weight, std=0.02)
         nn.init.normal_(self.position, std=0.02)
-        self.blocks = nn.Sequential(
-            *(
-                Block(recipe.width, recipe.heads, recipe.dropout, causal=True)
-                for _ in range(recipe.depth)
-            )
-        )
+        blocks = (Block(recipe, causal=True) for _ in range(recipe.depth))
+        self.blocks = nn.Sequential(*blocks)
         self.norm = nn.LayerNorm(recipe.width)
         self.head = Linear(recipe.width, data.outputs)
 

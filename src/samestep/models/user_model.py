@@ -1,13 +1,12 @@
 """A user's own model: how it is built, and what it must be."""
 
-from typing import Any
-
 import torch
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
 from samestep.config.model import CustomModel
 from samestep.data.pytree import Shape
+from samestep.data.sources.samples import describe
 from samestep.errors import OwnCodeError
 from samestep.user_code.references import UserCode, title
 
@@ -27,12 +26,12 @@ def build(recipe: CustomModel, inputs: Shape, outputs: int, own: UserCode) -> nn
     model = own.find(recipe.build, "model")
     if not isinstance(model, nn.Module):
         if not callable(model):
-            raise OwnCodeError(f"{who} must be callable; it is {_kind(model)}.")
+            raise OwnCodeError(f"{who} must be callable; it is {describe(model)}.")
         offered = {"inputs": inputs, "outputs": outputs}
         model = own.call(recipe.build, "model", offered, recipe.arguments)
     if not isinstance(model, nn.Module):
         raise OwnCodeError(
-            f"{who} must return a torch.nn.Module; it returned {_kind(model)}."
+            f"{who} must return a torch.nn.Module; it returned {describe(model)}."
         )
     check_parameters(model, who)
     set_modes(model)
@@ -79,7 +78,3 @@ def check_types(model: nn.Module, who: str, wanted: torch.dtype, rule: str) -> N
     ]
     if others:
         raise OwnCodeError(f"{rule}; of {who} are not: {', '.join(others)}.")
-
-
-def _kind(value: Any) -> str:
-    return "None" if value is None else f"an object of type {type(value).__name__}"

@@ -24,12 +24,8 @@ class Vit(nn.Module):
         tokens = (height // patch) * (width // patch)
         self.embed = Linear(channels * patch * patch, recipe.width)
         self.position = nn.Parameter(0.02 * torch.randn(tokens, recipe.width))
-        self.blocks = nn.Sequential(
-            *(
-                Block(recipe.width, recipe.heads, recipe.dropout, causal=False)
-                for _ in range(recipe.depth)
-            )
-        )
+        blocks = (Block(recipe, causal=False) for _ in range(recipe.depth))
+        self.blocks = nn.Sequential(*blocks)
         self.norm = nn.LayerNorm(recipe.width)
         self.head = Linear(recipe.width, data.outputs)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from samestep.config.recipe import Recipe
-from samestep.core.early_stopping import Stopping
+from samestep.core.progress import Stopping
 from samestep.exchange import Exchange
 from samestep.state.flat import Flat
 from samestep.state.layout import AVERAGE, BEST

@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,16 +30,14 @@ TAKEN = ".generation-"
 
 def number_in(run: Path) -> int:
     """Return the newest number in a run directory; 0: none yet. Raises OSError."""
-    number = _read(run).get("number", 0)
-    return max(
-        number if isinstance(number, int) and number < MOST else 0, *_taken(run), 0
-    )
+    number = _read(run).get("number")
+    numbers = [number] if isinstance(number, int) and number < MOST else []
+    return max([0, *numbers, *_taken(run)])
 
 
 def _taken(run: Path) -> list[int]:
-    names = [path.name for path in run.glob(f"{TAKEN}*")]
-    digits = [name.removeprefix(TAKEN) for name in names if len(name) < 28]
-    numbers = [int(text) for text in digits if text.isdecimal() and text.isascii()]
+    names = (path.name.removeprefix(TAKEN) for path in run.glob(f"{TAKEN}*"))
+    numbers = [int(name) for name in names if re.fullmatch("[0-9]{1,16}", name)]
     return [number for number in numbers if number < MOST]
 
 

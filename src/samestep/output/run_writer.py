@@ -59,6 +59,10 @@ PATIENCE_SECONDS = 15.0
 """At the end of a training, writing the weights is tried for so long."""
 
 
+def _ignore(_: object) -> None:
+    """Do nothing."""
+
+
 @dataclass
 class RunWriter(AbstractContextManager["RunWriter"]):
     """One run directory, locked against other writers until the context ends."""
@@ -68,9 +72,9 @@ class RunWriter(AbstractContextManager["RunWriter"]):
     placement: Placement
     started: float
     """time.monotonic() when the command began."""
-    warn: Callable[[str], None] = lambda _: None
+    warn: Callable[[str], None] = _ignore
     """Shows a warning about the disk."""
-    on_record: Callable[[Mapping[str, Any]], None] = lambda _: None
+    on_record: Callable[[Mapping[str, Any]], None] = _ignore
     """Gets the records of metrics.jsonl, and one more before and after them."""
     step: int = 0
     """Optimizer steps taken before the command began."""
@@ -113,8 +117,15 @@ class RunWriter(AbstractContextManager["RunWriter"]):
         self, number: int | None = None, writer: str = "", patience: float = 0.0
     ) -> Self:
         untrusted.check_parts(self.path)
-        self._lock = _lock(self.path, patience)
-        self.fence = _claim(self.path, number, writer)
+        try:
+            self._lock = _lock(self.path, patience)
+            self.logs.mkdir(exist_ok=True)
+            self.fence = Fence.claim(self.path, number, writer)
+        except OSError as error:
+            raise OutputError(
+                f"{self.path} cannot be written: {error.strerror}. Make it writable "
+                "first."
+            ) from None
         # A lambda, since `warn` is set later, by the session.
         self._metrics, self._events = (
             JsonLines(self.path / name, self.fence, lambda text: self.warn(text))
@@ -156,10 +167,8 @@ class RunWriter(AbstractContextManager["RunWriter"]):
             exchange=self.placement.exchange,
             monotonic=self.started,
         )
-        run = str(self.path)
-        self.on_record(
-            {"type": "started", **self._fields, "run": run, "step": self.step}
-        )
+        began = {"type": "started", "run": str(self.path), "step": self.step}
+        self.on_record(began | self._fields)
 
     def rewind(
         self, step: int, epochs: list[JsonObject], metrics: str | None = None
@@ -173,9 +182,8 @@ class RunWriter(AbstractContextManager["RunWriter"]):
         lines = own if metrics is None else metrics.splitlines(keepends=True)
         kept = [line for line in lines if _is_kept(line, step, epochs)]
         self._write("metrics.jsonl", "".join(kept).encode())
-        self._write(
-            "events.jsonl", "".join(whole_lines(self.path / "events.jsonl")).encode()
-        )
+        happened = whole_lines(self.path / "events.jsonl")
+        self._write("events.jsonl", "".join(happened).encode())
 
     @property
     def logs(self) -> Path:
@@ -227,21 +235,16 @@ class RunWriter(AbstractContextManager["RunWriter"]):
     def write_model(self, content: bytes) -> None:
         """Write the final weights, as soon as the disk works. Raises OutputError."""
         end = time.monotonic() + PATIENCE_SECONDS
-        warned = False
+        warn = self.warn
         while True:
             try:
-                self._write(MODEL_FILE, content)
+                return self._write(MODEL_FILE, content)
             except OutputError as error:
                 if time.monotonic() > end:
                     raise
-                if not warned:
-                    self.warn(
-                        f"{error} It will keep trying for {PATIENCE_SECONDS:.0f} s."
-                    )
-                warned = True
+                warn(f"{error} It will keep trying for {PATIENCE_SECONDS:.0f} s.")
+                warn = _ignore  # only the first time
                 time.sleep(0.2)
-            else:
-                return
 
     def close(self, status: str, **fields: Any) -> RunResult:
         """Write result.json, atomically and last. Raises OutputError."""
@@ -291,34 +294,15 @@ def _is_kept(line: str, step: int, epochs: list[JsonObject]) -> bool:
 def _lock(path: Path, patience: float) -> int:
     """Lock a run until the returned descriptor is closed.
 
-    Raises RunError if another process writes the run, OutputError if files cannot be
-    made.
+    Raises RunError if another process writes the run, and OSError.
     """
-    try:
-        fd = lock.acquire(path / LOCK_FILE, patience)
-    except OSError as error:
-        raise _unwritable(path / LOCK_FILE, error) from None
+    fd = lock.acquire(path / LOCK_FILE, patience)
     if fd is None:
         raise RunError(
             f"Only one process may write a run, and another one is training {path}. "
             "Wait for its end, or end it."
         )
     return fd
-
-
-def _claim(path: Path, number: int | None, writer: str) -> Fence:
-    """Make the directory of logs, and the fence. Raises OutputError."""
-    try:
-        (path / "logs").mkdir(exist_ok=True)
-        return Fence.claim(path, number, writer)
-    except OSError as error:
-        raise _unwritable(path, error) from None
-
-
-def _unwritable(path: Path, error: OSError) -> OutputError:
-    return OutputError(
-        f"{path} cannot be written: {error.strerror}. Make it writable first."
-    )
 
 
 def _new_directory(chosen: Path | None, name: str) -> Path:

@@ -237,6 +237,11 @@ class Point(Record):
     limit_speedup: float | None = None
     efficiency_of_limit: float | None = None
 
+    def share(self, phase: str) -> float:
+        """Return the share of a phase in the time of a step."""
+        total = sum(self.seconds_by_phase.values()) or 1.0
+        return self.seconds_by_phase.get(phase, 0.0) / total
+
 
 class Noise(Record):
     """The gradient noise scale, in samples."""

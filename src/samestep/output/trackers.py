@@ -110,15 +110,6 @@ class Follower:
             )
 
 
-def load(name: str) -> Tracker:
-    """Import the callable that `module:function` names, which runs the module's code.
-
-    The module may be in the current directory, which is on the path for this import
-    only. Raises UsageError.
-    """
-    return imports.load(name, "tracker")
-
-
 def _name(tracker: Tracker) -> str:
     named = tracker if hasattr(tracker, "__qualname__") else type(tracker)
     return f"{named.__module__}:{named.__qualname__}"

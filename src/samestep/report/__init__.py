@@ -20,11 +20,6 @@ if TYPE_CHECKING:
     from samestep.document.blocks import Document
 
 
-LIBRARIES = {"matplotlib": "matplotlib", "jinja2": "jinja2"}
-"""The modules that a report needs -> their names for pip."""
-FOR_WORD = {"docx": "python-docx"}
-
-
 def write(
     path: str | Path,
     out: Path | None = None,
@@ -90,8 +85,8 @@ def compare(
 
 
 def _check_libraries(docx: bool) -> None:
-    needed = LIBRARIES | (FOR_WORD if docx else {})
-    missing = [name for module, name in needed.items() if find_spec(module) is None]
+    needed = ["matplotlib", "jinja2", *(["docx"] if docx else [])]
+    missing = [module for module in needed if find_spec(module) is None]
     if missing:
         raise UsageError(
             f"A report needs {' and '.join(missing)}, which cannot be imported here. "

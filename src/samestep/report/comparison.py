@@ -4,19 +4,9 @@ from collections.abc import Sequence
 
 from matplotlib.ticker import PercentFormatter
 
+from samestep.document import blocks as doc
 from samestep.document import formatting as fmt
 from samestep.document import plot_style
-from samestep.document.blocks import (
-    Block,
-    Document,
-    Plot,
-    Row,
-    Section,
-    Table,
-    Text,
-    side_by_side,
-    table,
-)
 from samestep.output.schema import measured
 from samestep.report import learning_plots
 from samestep.report.learning_plots import Curve
@@ -32,7 +22,7 @@ Runs = dict[str, RunFiles]
 """By letter."""
 
 
-def comparison_document(runs: Sequence[RunFiles]) -> Document:
+def comparison_document(runs: Sequence[RunFiles]) -> doc.Document:
     """Return a report on several runs; call it in `plot_style.style()`."""
     named = {letter(at): run for at, run in enumerate(runs)}
     notices = [
@@ -41,13 +31,13 @@ def comparison_document(runs: Sequence[RunFiles]) -> Document:
     if len(runs) > MAX_RUNS:
         notices.append(f"The figures show the first {MAX_RUNS} of {len(runs)} runs.")
     sections = [
-        Section("Results", "results", [_results(named), Text(_verdict(named))]),
-        Section("Curves", "curves", _curves(dict([*named.items()][:MAX_RUNS]))),
-        Section("Differences", "differences", _differences(named)),
+        doc.Section("Results", "results", [_results(named), doc.Text(_verdict(named))]),
+        doc.Section("Curves", "curves", _curves(dict([*named.items()][:MAX_RUNS]))),
+        doc.Section("Differences", "differences", _differences(named)),
     ]
     paths = ", ".join(f"{name}: {run.path}" for name, run in named.items())
     title = f"{len(runs)} runs compared"
-    return Document(title, clean(paths), "", notices, sections)
+    return doc.Document(title, clean(paths), "", notices, sections)
 
 
 def letter(at: int) -> str:
@@ -56,8 +46,8 @@ def letter(at: int) -> str:
     return (letter(first - 1) if first else "") + chr(ord("A") + last)
 
 
-def _results(runs: Runs) -> Table:
-    return table(
+def _results(runs: Runs) -> doc.Table:
+    return doc.table(
         "Runs",
         [(name, run.path, run.result) for name, run in runs.items()],
         {
@@ -65,7 +55,7 @@ def _results(runs: Runs) -> Table:
             "directory": lambda run: str(run[1]),
             "status": lambda run: run[2].status,
             "test accuracy": lambda run: fmt.percent(run[2].test_accuracy, 2),
-            "test loss": lambda run: fmt.number(run[2].test_loss, ".4f"),
+            "test loss": lambda run: fmt.score("loss", run[2].test_loss),
             "training time": lambda run: fmt.seconds(run[2].train_seconds),
             "workers": lambda run: fmt.setting(run[2].placement.get("workers")),
             "restarts": lambda run: fmt.count(run[2].restarts),
@@ -87,7 +77,7 @@ def _verdict(runs: Runs) -> str:
     return f"The same weights, bit for bit: {'; '.join(same)}."
 
 
-def _curves(runs: Runs) -> list[Block]:
+def _curves(runs: Runs) -> list[doc.Block]:
     metrics = dict.fromkeys(m for run in runs.values() for m in run.result.metrics)
     titles = {
         "validation_loss": "Validation loss",
@@ -108,10 +98,12 @@ def _curves(runs: Runs) -> list[Block]:
             for name, run in runs.items()
         }
         plots.append(_plot(field.replace("_", "-"), title, "epoch", curves))
-    return side_by_side(plots)
+    return doc.side_by_side(plots)
 
 
-def _plot(name: str, title: str, over: str, curves: dict[str, Curve]) -> Plot | None:
+def _plot(
+    name: str, title: str, over: str, curves: dict[str, Curve]
+) -> doc.Plot | None:
     """Draw a line for each run."""
     if not any(curves.values()):
         return None
@@ -137,10 +129,10 @@ def _plot(name: str, title: str, over: str, curves: dict[str, Curve]) -> Plot | 
         learning_plots.from_zero(axes)
     plot_style.legend_below(figure, axes)
     text = f"{title} of {len(curves)} runs over their {over}s."
-    return Plot(name, title, text, figure)
+    return doc.Plot(name, title, text, figure)
 
 
-def _differences(runs: Runs) -> list[Block]:
+def _differences(runs: Runs) -> list[doc.Block]:
     parts = {
         "Recipe": [run.result.recipe for run in runs.values()],
         "Placement": [run.result.placement for run in runs.values()],
@@ -149,13 +141,13 @@ def _differences(runs: Runs) -> list[Block]:
     return [_difference(caption, tuple(runs), part) for caption, part in parts.items()]
 
 
-def _difference(caption: str, names: Row, parts: Sequence[JsonObject]) -> Block:
+def _difference(caption: str, names: doc.Row, parts: Sequence[JsonObject]) -> doc.Block:
     """List the settings that differ between runs."""
     fields = [dict(fmt.flat(part)) for part in parts]
     known = dict.fromkeys(name for part in fields for name in part)
     values = {name: [fmt.setting(part.get(name)) for part in fields] for name in known}
     rows = [(name, *row) for name, row in values.items() if len(set(row)) > 1]
     if not rows:
-        return Text(f"{caption}: no difference.")
+        return doc.Text(f"{caption}: no difference.")
     columns = ("setting", *names)
-    return Table(caption, columns, rows, words=len(columns))
+    return doc.Table(caption, columns, rows, words=len(columns))

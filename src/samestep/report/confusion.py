@@ -122,7 +122,7 @@ def worst_table(worst: Sequence[Worst]) -> Table:
             "index in the test split": lambda w: str(w.index),
             "true class": lambda w: str(w.target),
             "predicted class": lambda w: str(w.predicted),
-            "loss": lambda w: fmt.number(w.loss, ".4f"),
+            "loss": lambda w: fmt.score("loss", w.loss),
         },
     )
 

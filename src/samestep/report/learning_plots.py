@@ -8,7 +8,6 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import (
-    FuncFormatter,
     Locator,
     LogLocator,
     MaxNLocator,
@@ -115,7 +114,7 @@ def noise_plot(steps: Sequence[Step], epochs: Sequence[Epoch]) -> Plot | None:
     figure, axes = _line_figure(curve, "samples", color=plot_style.SERIES[2])
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(_log_ticks([y for _, y in curve]))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.6g}"))
+    axes.yaxis.set_major_formatter(plot_style.thousands())
     axes.yaxis.set_minor_locator(NullLocator())
     return Plot(
         "noise-scale",

@@ -4,7 +4,7 @@ import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -25,6 +25,7 @@ from samestep.system.json_values import JsonObject
 
 SCALING_FILE = "scaling.json"
 R = TypeVar("R", bound=Record)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def read_run(path: Path) -> RunFiles:
             f"report shows what it recorded up to step {steps[-1].step:,}. If it is "
             f"no longer running, `samestep resume {path}` continues it."
         ]
-    environment = _read_environment(path / "environment.json")
+    environment = _read_object(path / "environment.json", parse_json)
     notices += damage + damage_of_events
     return RunFiles(path, result, steps, events, environment, notices)
 
@@ -87,7 +88,7 @@ def _unfinished(
             f"continue it with `samestep resume {path}`."
         )
     return Result(
-        recipe=_read_recipe(path / "recipe.toml"),
+        recipe=_read_object(path / "recipe.toml", tomllib.loads),
         placement=_placement(events),
         status="unfinished",
         epochs=epochs,
@@ -125,9 +126,6 @@ def _verdict(result: Result) -> list[str]:
 def _metric(line: JsonObject) -> Step | Epoch:
     kinds: dict[str, type[Step] | type[Epoch]] = {"step": Step, "epoch": Epoch}
     return kinds[line["type"]].model_validate(line)
-
-
-T = TypeVar("T")
 
 
 def _read_lines(
@@ -169,22 +167,14 @@ def _read(kind: type[R], file: Path, remedy: str) -> R:
         raise RunError(f"{file} is not valid JSON: {error}. {remedy}") from None
 
 
-def _read_environment(path: Path) -> JsonObject:
+def _read_object(path: Path, parse: Callable[[str], Any]) -> JsonObject:
     """Return {} if the file is missing or damaged: the rest is worth showing."""
     try:
-        content = parse_json(_text(path))
-    except ValueError:
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def _read_recipe(path: Path) -> JsonObject:
-    try:
-        content = tomllib.loads(_text(path))
+        content = parse(_text(path))
         check_depth(content)
     except (ValueError, RecursionError):
         return {}
-    return content
+    return content if isinstance(content, dict) else {}
 
 
 def _placement(events: list[Event]) -> JsonObject:

@@ -1,7 +1,6 @@
 """Recipe, placement and machine as tables, and the commands that repeat a training."""
 
 import shlex
-from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
 
@@ -9,9 +8,9 @@ import tomli_w
 
 from samestep.document import formatting as fmt
 from samestep.document.blocks import Block, Code, Section, Sheets, Table, Text
+from samestep.system.json_values import JsonObject
 
 
-Json = Mapping[str, Any]
 HARDWARE = {
     "processor": "processor",
     "architecture": "machine",
@@ -21,13 +20,13 @@ HARDWARE = {
 """Label -> field of environment.json."""
 
 
-def settings_sheet(caption: str, fields: Json) -> Table:
+def settings_sheet(caption: str, fields: JsonObject) -> Table:
     """List nested fields under dotted names."""
     rows = [(name, fmt.setting(value)) for name, value in fmt.flat(dict(fields))]
     return Table(caption, (), rows, words=2)
 
 
-def machine_section(environment: Json) -> Section:
+def machine_section(environment: JsonObject) -> Section:
     """Describe processor, memory, limits, operating system, libraries and data."""
     if not environment:
         unknown = Text("Nothing is known: environment.json is missing or damaged.")
@@ -36,13 +35,13 @@ def machine_section(environment: Json) -> Section:
     software = settings_sheet("Software", _software(environment))
     blocks: list[Block] = [Sheets([hardware, software])]
     files = _part(environment, "data").get("files")
-    if isinstance(files, Mapping) and files:
+    if isinstance(files, dict) and files:
         blocks.append(_data_table(files))
     return Section("Machine and software", "machine", blocks)
 
 
 def repeat_section(
-    recipe: Json, placement: Json, run: str, sha256: str | None
+    recipe: JsonObject, placement: JsonObject, run: str, sha256: str | None
 ) -> Section:
     """Show the recipe as a file, and the commands that train it again."""
     file = str(PurePath(run, "recipe.toml"))
@@ -54,7 +53,7 @@ def repeat_section(
     return Section("How to repeat it", "repeat", [code, recipe_code(recipe)])
 
 
-def recipe_code(recipe: Json) -> Code:
+def recipe_code(recipe: JsonObject) -> Code:
     """Show the recipe as TOML."""
     try:
         text = tomli_w.dumps(dict(recipe))
@@ -63,7 +62,7 @@ def recipe_code(recipe: Json) -> Code:
     return Code("recipe.toml, from the run directory", text.strip())
 
 
-def _flags(placement: Json) -> list[str]:
+def _flags(placement: JsonObject) -> list[str]:
     flags: list[str] = []
     for name in ("workers", "exchange"):
         if placement.get(name) is not None:
@@ -78,7 +77,7 @@ def _flags(placement: Json) -> list[str]:
     return flags
 
 
-def _hardware(environment: Json) -> Json:
+def _hardware(environment: JsonObject) -> JsonObject:
     affinity, quota = environment.get("affinity"), environment.get("cpu_quota")
     cores = fmt.setting(environment.get("usable_cores"))
     because = fmt.setting(environment.get("usable_cores_because"))
@@ -99,7 +98,7 @@ def _hardware(environment: Json) -> Json:
     }
 
 
-def _software(environment: Json) -> Json:
+def _software(environment: JsonObject) -> JsonObject:
     threads = _part(environment, "thread_variables")
     return {
         "operating system": environment.get("system"),
@@ -109,19 +108,19 @@ def _software(environment: Json) -> Json:
     }
 
 
-def _data_table(files: Json) -> Table:
+def _data_table(files: JsonObject) -> Table:
     rows = []
     for name, file in files.items():
-        if isinstance(file, Mapping):
+        if isinstance(file, dict):
             size = file.get("bytes")
             size = fmt.count(size) if fmt.is_number(size) else fmt.MISSING
             rows.append((name, size, fmt.setting(file.get("sha256"))))
     return Table("Data files", ("file", "bytes", "SHA-256"), rows)
 
 
-def _part(environment: Json, name: str) -> Json:
+def _part(environment: JsonObject, name: str) -> JsonObject:
     part = environment.get(name)
-    return part if isinstance(part, Mapping) else {}
+    return part if isinstance(part, dict) else {}
 
 
 def _ranges(numbers: list[Any]) -> str:

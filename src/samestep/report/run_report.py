@@ -1,23 +1,9 @@
 """The report of one run: which blocks it has, in which order."""
 
 import math
-from collections.abc import Mapping
 
+from samestep.document import blocks as doc
 from samestep.document import formatting as fmt
-from samestep.document.blocks import (
-    Block,
-    Code,
-    Document,
-    Fact,
-    KeyFigures,
-    Pictures,
-    Row,
-    Section,
-    Sheets,
-    Table,
-    Text,
-    side_by_side,
-)
 from samestep.output.schema import Epoch, Record, Result, measured
 from samestep.report import confusion, learning_plots, provenance
 from samestep.report.load import RunFiles
@@ -30,7 +16,7 @@ MAX_ROWS = 100
 SPLITS = {"train": "training", "validation": "validation"}
 
 
-def run_document(run: RunFiles) -> Document:
+def run_document(run: RunFiles) -> doc.Document:
     """Return the report of a run; call it in `plot_style.style()`."""
     result = run.result
     name = fmt.setting(result.recipe.get("name", run.path.name))
@@ -46,72 +32,66 @@ def run_document(run: RunFiles) -> Document:
         ),
     ]
     subtitle = clean(f"A training with samestep, recorded in {run.path}")
-    return Document(clean(name), subtitle, result.status, run.notices, sections)
+    return doc.Document(clean(name), subtitle, result.status, run.notices, sections)
 
 
-def _summary(run: RunFiles) -> Section:
-    result = run.result
-    facts = _facts(result)
-    if result.test_loss is None and run.steps:
-        last = run.steps[-1]
-        loss = fmt.number(last.loss, ".4f")
-        facts.insert(0, Fact("Training loss", loss, f"at step {last.step:,}"))
-    blocks: list[Block] = [KeyFigures(facts)]
-    if result.weights_sha256:
+def _summary(run: RunFiles) -> doc.Section:
+    blocks = doc.key_figures([_training_loss(run), *_facts(run.result)])
+    if run.result.weights_sha256:
         caption = "Fingerprint of the weights (SHA-256)"
-        blocks.append(Code(caption, result.weights_sha256))
-    return Section("Summary", "summary", blocks)
+        blocks.append(doc.Code(caption, run.result.weights_sha256))
+    return doc.Section("Summary", "summary", blocks)
 
 
-def _facts(result: Result) -> list[Fact]:
-    last = result.epochs[-1] if result.epochs else None
-    facts = _scores(result, "test", result.metrics)
-    if result.test_loss is not None:
-        facts.append(Fact("Test loss", fmt.number(result.test_loss, ".4f")))
-        facts += _bits(result.test_loss, result.baselines)
-    if last:
-        note = "after the last epoch"
-        facts += _scores(last, "validation", result.metrics, note)
-    if result.train_seconds is not None:
-        total = f"{fmt.seconds(result.wall_seconds)} in all"
-        facts.append(Fact("Training time", fmt.seconds(result.train_seconds), total))
-    if last and last.samples_per_second is not None:
-        rate = fmt.count(last.samples_per_second)
-        facts.append(Fact("Samples per second", rate, "in the last epoch"))
+def _training_loss(run: RunFiles) -> doc.Fact | None:
+    """Return the last loss of a run that has none of the test split."""
+    if run.result.test_loss is not None or not run.steps:
+        return None
+    last = run.steps[-1]
+    note = f"at step {last.step:,}"
+    return doc.Fact("Training loss", fmt.score("loss", last.loss), note)
+
+
+def _facts(result: Result) -> list[doc.Fact | None]:
+    last = result.epochs[-1] if result.epochs else Epoch(epoch=0)
     workers = fmt.setting(result.placement.get("workers"))
     exchange = fmt.setting(result.placement.get("exchange", "unknown"))
-    facts.append(Fact("Workers", workers, f"exchange: {exchange}"))
-    facts.append(Fact("Restarts", fmt.count(result.restarts), "after failures"))
-    if result.noise_scale is not None:
-        scale = fmt.count(result.noise_scale)
-        facts.append(Fact("Noise scale", scale, "samples: the critical batch size"))
-    return facts
-
-
-def _scores(
-    record: Record, split: str, metrics: list[str], note: str = ""
-) -> list[Fact]:
-    values = {name: measured(record, f"{split}_{name}") for name in metrics}
+    total = f"{fmt.seconds(result.wall_seconds)} in all"
+    batch_size = "samples: the critical batch size"
+    ended = "after the last epoch"
     return [
-        Fact(
-            f"{split.capitalize()} {fmt.plain_name(name)}", fmt.score(name, value), note
-        )
-        for name, value in values.items()
-        if value is not None
+        *(_score(result, "test", name) for name in (*result.metrics, "loss")),
+        _bits(result),
+        *(_score(last, "validation", name, ended) for name in result.metrics),
+        doc.fact("Training time", result.train_seconds, fmt.seconds, total),
+        doc.fact(
+            "Samples per second",
+            last.samples_per_second,
+            fmt.count,
+            "in the last epoch",
+        ),
+        doc.Fact("Workers", workers, f"exchange: {exchange}"),
+        doc.Fact("Restarts", fmt.count(result.restarts), "after failures"),
+        doc.fact("Noise scale", result.noise_scale, fmt.count, batch_size),
     ]
 
 
-def _bits(loss: float, baselines: Mapping[str, fmt.Value]) -> list[Fact]:
+def _score(record: Record, split: str, name: str, note: str = "") -> doc.Fact | None:
+    label = f"{split.capitalize()} {fmt.plain_name(name)}"
+    value = measured(record, f"{split}_{name}")
+    return doc.fact(label, value, lambda value: fmt.score(name, value), note)
+
+
+def _bits(result: Result) -> doc.Fact | None:
     """Compare a model of text with simple methods; return nothing for other models."""
-    if not baselines:
-        return []
-    others = ", ".join(
-        f"{name} {fmt.number(b, '.3f')}" for name, b in baselines.items()
-    )
-    return [Fact("Bits per character", fmt.number(loss / math.log(2), ".3f"), others)]
+    if not result.baselines or result.test_loss is None:
+        return None
+    others = [f"{name} {fmt.number(b, '.3f')}" for name, b in result.baselines.items()]
+    bits = fmt.number(result.test_loss / math.log(2), ".3f")
+    return doc.Fact("Bits per character", bits, ", ".join(others))
 
 
-def _learning(run: RunFiles) -> Section:
+def _learning(run: RunFiles) -> doc.Section:
     epochs, names = run.result.epochs, ["loss", *run.result.metrics]
     plots = [
         *(learning_plots.learning_plot(name, run.steps, epochs) for name in names),
@@ -119,23 +99,26 @@ def _learning(run: RunFiles) -> Section:
         learning_plots.throughput_plot(run.steps),
         learning_plots.noise_plot(run.steps, epochs),
     ]
-    blocks = side_by_side(plots)
+    blocks = doc.side_by_side(plots)
     if epochs:
         blocks.append(_epoch_table(epochs, names))
-    return Section("Learning", "learning", blocks)
+    return doc.Section("Learning", "learning", blocks)
 
 
-def _epoch_table(epochs: list[Epoch], names: list[str]) -> Table:
-    scores = [(split, name) for split in SPLITS for name in names]
-    titles = [f"{SPLITS[split]} {fmt.plain_name(name)}" for split, name in scores]
-    columns: Row = ("epoch", "time", "samples/s", *titles, "fingerprint")
+def _epoch_table(epochs: list[Epoch], names: list[str]) -> doc.Table:
+    scores = {
+        f"{title} {fmt.plain_name(name)}": (name, f"{split}_{name}")
+        for split, title in SPLITS.items()
+        for name in names
+    }
+    columns: doc.Row = ("epoch", "time", "samples/s", *scores, "fingerprint")
     stride = math.ceil(len(epochs) / MAX_ROWS)
     rows = [
         (
             str(epoch.epoch),
             fmt.seconds(epoch.seconds),
             fmt.count(epoch.samples_per_second),
-            *(_score_cell(epoch, split, name) for split, name in scores),
+            *(fmt.score(name, measured(epoch, key)) for name, key in scores.values()),
             fmt.digest(epoch.weights_sha256),
         )
         for epoch in epochs[::-stride][::-1]  # the last one is always shown
@@ -143,32 +126,27 @@ def _epoch_table(epochs: list[Epoch], names: list[str]) -> Table:
     caption = "Epochs"
     if stride > 1:
         caption += f" ({len(rows)} of {len(epochs):,}; all in result.json)"
-    return Table(caption, columns, rows)
+    return doc.Table(caption, columns, rows)
 
 
-def _score_cell(epoch: Epoch, split: str, name: str) -> str:
-    value = measured(epoch, f"{split}_{name}")
-    return fmt.number(value, ".4f") if name == "loss" else fmt.score(name, value)
-
-
-def _classes(result: Result) -> Section:
-    blocks: list[Block] = []
+def _classes(result: Result) -> doc.Section:
+    blocks: list[doc.Block] = []
     if confusion.is_matrix(result.test_confusion):
-        blocks += side_by_side([confusion.confusion_plot(result.test_confusion)])
+        blocks += doc.side_by_side([confusion.confusion_plot(result.test_confusion)])
         blocks.append(confusion.class_table(result.test_confusion))
     pictures = confusion.worst_pictures(result)
     if pictures:
-        blocks.append(Text("The test samples with the highest loss:"))
-        blocks.append(Pictures(pictures))
+        blocks.append(doc.Text("The test samples with the highest loss:"))
+        blocks.append(doc.Pictures(pictures))
     elif result.test_worst:
         blocks.append(confusion.worst_table(result.test_worst))
-    return Section("Classes", "classes", blocks)
+    return doc.Section("Classes", "classes", blocks)
 
 
-def _recipe(result: Result) -> Section:
+def _recipe(result: Result) -> doc.Section:
     caption = "Recipe: it determines the result"
     sheets = [provenance.settings_sheet(caption, result.recipe)]
     if result.placement:
         caption = "Placement: it affects only the time"
         sheets.append(provenance.settings_sheet(caption, result.placement))
-    return Section("Recipe and placement", "recipe", [Sheets(sheets)])
+    return doc.Section("Recipe and placement", "recipe", [doc.Sheets(sheets)])

@@ -25,13 +25,10 @@ Series = list[tuple[str, list[Point]]]
 def series(points: Sequence[Point], kind: str) -> Series:
     """Group points that have a speed-up by global batch, with workers ascending."""
     of_kind = [p for p in points if p.kind == kind and fmt.is_finite(p.speedup)]
-    exchanges = {point.exchange for point in of_kind}
     grouped: dict[str, list[Point]] = {}
-    for point in sorted(of_kind, key=lambda p: (p.global_batch, p.exchange, p.workers)):
+    for point in sorted(of_kind, key=lambda p: (p.global_batch, p.workers)):
         # In weak scaling the global batch grows with the workers: one group for all.
         name = f"batch {point.global_batch:,}" if kind == "strong" else "weak scaling"
-        if len(exchanges) > 1:
-            name += f", {point.exchange}"
         grouped.setdefault(name, []).append(point)
     return list(grouped.items())
 
@@ -45,8 +42,7 @@ def speedup_plot(grouped: Series, kind: str) -> Plot | None:
     first_name, first = grouped[0]
     limit = finite((point.workers, point.limit_speedup) for point in first)
     if limit:
-        of = f", {plot_style.label(first_name)}" if len(grouped) > 1 else ""
-        label = f"limit{of}"
+        label = f"limit, {first_name}" if len(grouped) > 1 else "limit"
         axes.plot(*xy(limit), color=plot_style.INK, ls="--", lw=1.1, label=label)
     for at, (name, points) in enumerate(grouped[:MAX_BATCHES]):
         _draw_measured(axes, at, name, points)
@@ -72,7 +68,7 @@ def efficiency_plot(grouped: Series, kind: str) -> Plot | None:
     for at, (name, points) in enumerate(grouped[:MAX_BATCHES]):
         look: dict[str, Any] = {"color": plot_style.SERIES[at], "marker": MARKERS[at]}
         linear = finite((p.workers, p.efficiency) for p in points)
-        axes.plot(*xy(linear), label=plot_style.label(name), **look)
+        axes.plot(*xy(linear), label=name, **look)
         limit = finite((p.workers, p.efficiency_of_limit) for p in points)
         axes.plot(*xy(limit), mfc="none", ls="--", **look)
     plot_style.name_axes(axes, "efficiency", "workers")
@@ -165,7 +161,7 @@ def _draw_measured(axes: Axes, at: int, name: str, points: list[Point]) -> None:
         elinewidth=1,
         color=plot_style.SERIES[at],
         marker=MARKERS[at],
-        label=plot_style.label(name),
+        label=name,
     )
 
 

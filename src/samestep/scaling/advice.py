@@ -64,13 +64,11 @@ def _speedups(points: list[Point]) -> list[str]:
         sentences.append(f"{text}.")
     last = points[-1]
     if last.workers > 1:
-        phases = last.seconds_by_phase
-        total = sum(phases.values()) or 1.0
         sentences.append(
             f"With {last.workers} workers a step takes "
             f"{1e3 * (last.step_seconds or 0.0):.2f} ms, of which "
-            f"{phases.get('exchange', 0.0) / total:.0%} is exchange and "
-            f"{phases.get('wait', 0.0) / total:.0%} is waiting for the slowest worker."
+            f"{last.share('exchange'):.0%} is exchange and {last.share('wait'):.0%} is "
+            "waiting for the slowest worker."
         )
     return sentences
 

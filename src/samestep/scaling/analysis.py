@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from samestep.output.schema import Analysis, HeldOut, Noise, Parameter, Prediction
 from samestep.output.schema import Model as FittedModel
 from samestep.scaling.advice import advise
-from samestep.scaling.fit import Observation, errors, fit, observations
+from samestep.scaling.fit import Observation, fit, observations
 from samestep.scaling.grid import Point
 from samestep.scaling.intervals import band, draws, summarise
 from samestep.scaling.predict import Forecaster, best_per_node, machine_counts
@@ -74,7 +74,8 @@ def _with_model(analysis: Analysis, study: Study, cores: int) -> Analysis:
         fit(observations(study.runs, chosen), exchange, cores, n)
         for chosen in draws(rounds, RESAMPLES)
     ]
-    misfits = [abs(error) for error in errors(model, seen)]
+    trained = [o for o in seen if o.point.kind != "limit"]
+    misfits = [abs(model.step(o.work) / o.step - 1) for o in trained]
     held_out = hold_out(seen, exchange, cores, n)
     unseen = [abs(held_out.error or 0.0)] if held_out else []
     forecaster = Forecaster(
@@ -124,7 +125,7 @@ def hold_out(
     model = fit(others, exchange, cores, gradient_bytes)
     target = next(o for o in strong if o.together == most)
     batch = target.point.global_batch
-    predicted = batch / model.step(most, batch, target.point.micro_batches)
+    predicted = batch / model.step(target.work)
     measured = batch / target.step
     return HeldOut(
         workers=most,

@@ -5,19 +5,18 @@ and a small linear problem with non-negative unknowns; a fit to total times coul
 tell a slow exchange from a slow optimizer. Residuals are in shares of the step's time.
 """
 
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import sqrt
+from statistics import fmean, median
 
 import numpy as np
 from numpy.typing import NDArray
 
 from samestep.scaling.grid import Point
 from samestep.scaling.intervals import Runs
-from samestep.scaling.step_model import MEANING, Model
+from samestep.scaling.step_model import MEANING, Model, Work, expected_maximum, work
 from samestep.scaling.study import Measurement
-from samestep.scaling.work_counts import Work, expected_maximum, work
 
 
 Floats = NDArray[np.float64]
@@ -54,10 +53,9 @@ class Observation:
 def observe(point: Point, runs: Sequence[Measurement]) -> Observation:
     """Return the medians over rounds, with phases scaled to add up to the step."""
     phases = {
-        name: statistics.median(run.per_step(name) for run in runs)
-        for name in runs[0].workers[0]
+        name: median(run.per_step(name) for run in runs) for name in runs[0].workers[0]
     }
-    step = statistics.median(run.seconds / run.steps for run in runs)
+    step = median(run.seconds / run.steps for run in runs)
     scale = step / (sum(phases.values()) or 1.0)
     named = {name: scale * phases.get(name, 0.0) for name in NAMED}
     trained_by = 1 if point.kind == "limit" else point.workers
@@ -72,7 +70,7 @@ def observe(point: Point, runs: Sequence[Measurement]) -> Observation:
         exchange=named["exchange"],
         optimizer=named["optimizer"],
         other=step - sum(named.values()),
-        adding=statistics.median(run.add_seconds for run in runs),
+        adding=median(run.add_seconds for run in runs),
     )
 
 
@@ -95,14 +93,14 @@ def fit(
 ) -> Model:
     """Fit the model to observations."""
     trained = [o for o in seen if o.point.kind != "limit"]
-    backward = statistics.fmean(o.backward / o.compute for o in trained)
+    backward = fmean(o.backward / o.compute for o in trained)
     parameters = dict.fromkeys(MEANING, 0.0) | {"q": 1.0}
     model = Model(parameters, exchange, cores, gradient_bytes, backward)
     # The model shares this dict: later fits use the parameters of earlier ones.
-    parameters["rho"] = statistics.median(o.adding for o in seen) / gradient_bytes
+    parameters["rho"] = median(o.adding for o in seen) / gradient_bytes
     parameters |= _fit_compute(seen, model)
     parameters |= _fit_optimizer(trained, model)
-    parameters["o0"] = max(0.0, statistics.fmean(o.other for o in trained))
+    parameters["o0"] = max(0.0, fmean(o.other for o in trained))
     parameters |= _fit_straggling(trained, model)
     parameters |= _fit_exchange(trained, model)
     return model
@@ -118,8 +116,8 @@ def _fit_compute(seen: Sequence[Observation], model: Model) -> dict[str, float]:
     crowd = np.array([model.crowd(o.together) for o in usable])
     others = np.array([min(o.together, cores) - 1 for o in usable])
     done = [o.work for o in usable]
-    terms = np.array([[_mean(w.micro_batches), _mean(w.samples)] for w in done])
-    adding = np.array([rho * _mean(w.merges) for w in done])
+    terms = np.array([[fmean(w.micro_batches), fmean(w.samples)] for w in done])
+    adding = np.array([rho * fmean(w.merges) for w in done])
     seconds = np.array([o.compute for o in usable])
     weights = 1 / np.array([o.step for o in usable])
 
@@ -157,7 +155,7 @@ def _fit_straggling(seen: Sequence[Observation], model: Model) -> dict[str, floa
         each = model.compute(o.work, o.together)
         critical = max(*each, sum(each) / model.cores)
         if o.together <= model.cores:
-            left.append(max(0.0, o.wait - (max(each) - _mean(each))))
+            left.append(max(0.0, o.wait - (max(each) - fmean(each))))
         else:  # workers take turns on the cores: waiting is part of computing
             left.append(max(0.0, o.compute + o.wait - critical))
         terms.append([expected_maximum(o.together) * sqrt(critical)])
@@ -194,10 +192,11 @@ def _fit_overlap(
     def residuals(x: Floats) -> Floats:
         values = dict(zip(names, (x * scale).tolist(), strict=True))
         tried = replace(model, parameters={**model.parameters, **values})
-        errors = [
-            (tried.exchange_seconds(o.work, _micro_batch(o)) - o.exchange) / o.step
-            for o in seen
-        ]
+        errors = []
+        for o in seen:
+            micro_batch = o.compute / fmean(o.work.micro_batches)
+            predicted = tried.exchange_seconds(o.work, micro_batch)
+            errors.append((predicted - o.exchange) / o.step)
         # AdaptDL's prior: no overlap without evidence of it.
         return np.array([*errors, sqrt(1e-3) * (x[3] - 1)])
 
@@ -206,17 +205,13 @@ def _fit_overlap(
     return dict(zip(names, (solved.x * scale).tolist(), strict=True))
 
 
-def _micro_batch(o: Observation) -> float:
-    return o.compute / _mean(o.work.micro_batches)
-
-
 def _solve(
     terms: Floats, seen: Sequence[Observation], seconds: Sequence[float]
 ) -> list[float]:
     # Errors count relative to the step, so that slow points do not dominate.
     weights = 1 / np.array([o.step for o in seen])
     solution, _ = nonnegative(terms, np.array(seconds), weights)
-    return [float(value) for value in solution]
+    return list(map(float, solution))
 
 
 def nonnegative(
@@ -237,16 +232,3 @@ def nonnegative(
     target = np.concatenate([seconds * weights, np.zeros(terms.shape[1])])
     solution, residual = nnls(padded, target)
     return solution / scale, float(residual)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
-def errors(model: Model, seen: Sequence[Observation]) -> list[float]:
-    """Return the relative errors of the step time of every measured training."""
-    return [
-        model.step(o.together, o.point.global_batch, o.point.micro_batches) / o.step - 1
-        for o in seen
-        if o.point.kind != "limit"
-    ]

@@ -35,20 +35,17 @@ def band(value: float, resampled: Sequence[float]) -> tuple[float, float]:
     return min(low, value), max(high, value)
 
 
-def base_of(point: Point) -> Point | None:
+def base_of(point: Point) -> Point:
     """Return the 1-worker point that a speed-up is relative to."""
-    if point.kind == "calibration":
-        return None
     if point.kind == "weak":
         n = point.workers
         return Point("weak", 1, point.global_batch // n, point.micro_batches // n)
     return Point("strong", 1, point.global_batch, point.micro_batches)
 
 
-def ratios(runs: Runs, point: Point, base: Point | None) -> list[float]:
+def ratios(runs: Runs, point: Point, base: Point) -> list[float]:
     """Return the speed of `point` relative to `base`, in each round that has both."""
-    base_runs = runs.get(base, ()) if base else ()
-    rates = {run.round: run.samples_per_second for run in base_runs}
+    rates = {run.round: run.samples_per_second for run in runs.get(base, ())}
     return [
         run.samples_per_second / rates[run.round]
         for run in runs.get(point, ())
@@ -94,10 +91,8 @@ def _summary(runs: Runs, point: Point, exchange: str) -> schema.Point:
     )
 
 
-def _limit_ratios(runs: Runs, point: Point, base: Point | None) -> list[float]:
+def _limit_ratios(runs: Runs, point: Point, base: Point) -> list[float]:
     """Return the speed-ups of as many independent trainings, round by round."""
-    if base is None:
-        return []
     if point.workers == 1:
         return [1.0]
     batch, micro_batches = base.global_batch, base.micro_batches

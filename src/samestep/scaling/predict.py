@@ -10,7 +10,7 @@ from math import ceil
 
 from samestep.output.schema import Prediction
 from samestep.scaling.intervals import band
-from samestep.scaling.step_model import NO_NETWORK, Model, Network
+from samestep.scaling.step_model import NO_NETWORK, Model, Network, work
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,9 @@ class Forecaster:
         together = nodes * workers
         if network:
             micro_batches = even_micro_batches(micro_batches, together)
-        between = network or NO_NETWORK
+        done = work(workers, batch, micro_batches, nodes)
         rate, *others = (
-            batch / model.step(workers, batch, micro_batches, nodes, between)
+            batch / model.step(done, network or NO_NETWORK)
             for model in (self.model, *self.resampled)
         )
         low, high = band(rate, [rate, *others])

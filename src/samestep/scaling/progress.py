@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -22,18 +22,19 @@ from samestep.system.log import logger, shown_on_stderr
 
 PLAIN_SECONDS = 10.0
 """Seconds between two plain lines, at least."""
-COLUMNS = (
-    "batch",
-    "workers",
-    "samples/s",
-    "speed-up",
-    "95%",
-    "efficiency",
-    "limit",
-    "of limit",
-    "exchange",
-    "waiting",
-)
+COLUMNS: dict[str, Callable[[Point], str]] = {
+    "kind": lambda p: p.kind,
+    "batch": lambda p: str(p.global_batch),
+    "workers": lambda p: str(p.workers),
+    "samples/s": lambda p: f"{p.samples_per_second:,.0f}",
+    "speed-up": lambda p: _number(p.speedup, ".2f"),
+    "95%": lambda p: f"{p.speedup_low:.2f}-{p.speedup_high:.2f}" if p.speedup else "-",
+    "efficiency": lambda p: _number(p.efficiency, ".0%"),
+    "limit": lambda p: _number(p.limit_speedup, ".2f"),
+    "of limit": lambda p: _number(p.efficiency_of_limit, ".0%"),
+    "exchange": lambda p: f"{p.share('exchange'):.0%}",
+    "waiting": lambda p: f"{p.share('wait'):.0%}",
+}
 
 
 @contextmanager
@@ -84,33 +85,11 @@ class _Lines:
 def table(points: list[Point]) -> Table:
     """Return the table of all points; intervals are 95%."""
     shown = Table(box=None, pad_edge=False)
-    shown.add_column("kind")
     for name in COLUMNS:
-        shown.add_column(name, justify="right")
+        shown.add_column(name, justify="left" if name == "kind" else "right")
     for point in points:
-        shown.add_row(*_cells(point))
+        shown.add_row(*(cell(point) for cell in COLUMNS.values()))
     return shown
-
-
-def _cells(point: Point) -> list[str]:
-    phases = point.seconds_by_phase
-    total = sum(phases.values()) or 1.0
-    interval = "-"
-    if point.speedup is not None:
-        interval = f"{point.speedup_low:.2f}-{point.speedup_high:.2f}"
-    return [
-        point.kind,
-        str(point.global_batch),
-        str(point.workers),
-        f"{point.samples_per_second:,.0f}",
-        _number(point.speedup, ".2f"),
-        interval,
-        _number(point.efficiency, ".0%"),
-        _number(point.limit_speedup, ".2f"),
-        _number(point.efficiency_of_limit, ".0%"),
-        f"{phases.get('exchange', 0.0) / total:.0%}",
-        f"{phases.get('wait', 0.0) / total:.0%}",
-    ]
 
 
 def _number(value: float | None, form: str) -> str:

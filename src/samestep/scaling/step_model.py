@@ -1,48 +1,20 @@
-"""The formulas for the time of one step.
+"""The time of one step as a sum of terms, and the work that they are computed from.
 
-All times in seconds, sizes in bytes. With p workers on c cores, worker r owning m_r
-micro-batches with s_r samples, and a gradient of n bytes:
-
-    compute_r = slow(p) (alpha m_r + beta s_r + rho n merges_r)
-        A fixed cost per micro-batch, one per sample, and one per byte of the worker's
-        own sums of gradients (`samestep.core.tree`). rho is measured by itself.
-    slow(p)   = 1 + kappa (min(p, c) - 1)
-        How independent workers slow each other down through memory and clock rate; it
-        is measured with such workers.
-    compute   = max(max_r compute_r, sum_r compute_r / c)
-        The slowest worker; beyond the cores, they take turns.
-    straggle  = nu E_p sqrt(compute)
-        Interruptions come at random, so the variance of a worker's time grows with the
-        time, and all wait for the unluckiest: E_p is the expected maximum of p standard
-        normal numbers.
-    exchange  = e0 + [p > 1] e1 + lambda ceil(log2 p) + rho n partials / p    (shared)
-        Barriers by dissemination (Hensgen et al. 1988), and a fixed cost of having any
-        other worker; every worker adds its slice of all partial sums.
-    exchange  = e0 + overlap(B, (p - 1) (lambda + tau n rows)) + rho n partials (gloo)
-        A ring all-gather (alpha-beta model, Thakur et al. 2005), which begins inside
-        the last backward pass, B seconds long: overlap(B, N) = (B^q + N^q)^(1/q) - B
-        (p-norm of Qiao et al. 2021, AdaptDL; q = 1: no overlap).
-    optimizer = u0 + u1 / p                     (gloo: u0 + u1, each worker updates all)
-    other     = o0
-    T_step    = compute + straggle + exchange + network + optimizer + other
-
-Beyond the cores, exchange and optimizer take p / c times as long. N nodes of p workers
-each: compute and straggle are of all N p workers, exchange and optimizer of one node's.
-Of k partial sums of each node, its leader sends every other node the pieces that are
-that one's to sum, then the sums of its own piece (reduce-scatter and all-gather, Thakur
-et al. 2005: where k = 1, as many bytes as a ring all-reduce). Nothing overlaps it:
-
-    network   = 2 latency + (k + 1) (N - 1) / N n (1 / bandwidth + tau) + rho n k
-    network   = (N p - 1) (latency + n rows / bandwidth)                       (gloo)
-        The ring of all workers enters and leaves each node once; the workers' own
-        costs are those above, with N p for p.
+All times in seconds, sizes in bytes. The formulas and their assumptions are in
+docs/scaling.md. Sources: barriers by dissemination (Hensgen et al. 1988);
+reduce-scatter and ring all-gather in the alpha-beta model (Thakur et al. 2005); overlap
+of communication as a p-norm (Qiao et al. 2021, AdaptDL).
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import sqrt
+from functools import lru_cache
 
-from samestep.scaling.work_counts import Work, expected_maximum, work
+import numpy as np
+
+from samestep.core import tree
+from samestep.core.ownership import shares
 
 
 MEANING: dict[str, tuple[str, str]] = {
@@ -94,6 +66,61 @@ NO_NETWORK = Network(float("inf"), 0.0)
 
 
 @dataclass(frozen=True)
+class Work:
+    """One step with even shares; a tuple has one entry for each rank of all nodes."""
+
+    workers: int
+    """Number on each node."""
+    nodes: int
+    micro_batches: tuple[int, ...]
+    samples: tuple[float, ...]
+    merges: tuple[int, ...]
+    """Sums of two gradients inside the worker's own part of the tree."""
+    partials: int
+    """The most partial sums that the workers of one node contribute together."""
+    rows: int
+    """The most that one worker contributes."""
+    node_rows: int
+    """The most that one node contributes, having summed those of its workers."""
+
+    @property
+    def rounds(self) -> int:
+        """The rounds of a barrier: ceil(log2 p)."""
+        return (self.workers - 1).bit_length()
+
+
+@lru_cache(maxsize=4096)
+def work(workers: int, global_batch: int, micro_batches: int, nodes: int = 1) -> Work:
+    """Count the work of one step with `workers` on each node."""
+    owned = shares(micro_batches, nodes * workers)
+    counts = [end - first for first, end in owned]
+    contributed = [len(tree.subtrees(range_, micro_batches)) for range_ in owned]
+    first_ranks = range(0, nodes * workers, workers)
+    spans = [(owned[rank][0], owned[rank + workers - 1][1]) for rank in first_ranks]
+    return Work(
+        workers,
+        nodes,
+        tuple(counts),
+        tuple(global_batch * count / micro_batches for count in counts),
+        tuple(c - k for c, k in zip(counts, contributed, strict=True)),
+        max(sum(contributed[rank : rank + workers]) for rank in first_ranks),
+        max(contributed),
+        max(len(tree.subtrees(span, micro_batches)) for span in spans),
+    )
+
+
+@lru_cache(maxsize=4096)
+def expected_maximum(count: int) -> float:
+    """Return E_p of p = `count` standard normal numbers: 0, 0.564, 0.846, 1.029 ..."""
+    if count == 1:
+        return 0.0
+    x = np.linspace(-8, 8, 4001)
+    cumulative = np.array([0.5 * math.erfc(-value / math.sqrt(2)) for value in x])
+    density = np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
+    return float(np.trapezoid(x * count * density * cumulative ** (count - 1), x))
+
+
+@dataclass(frozen=True)
 class Model:
     """The formulas with their parameters."""
 
@@ -104,9 +131,31 @@ class Model:
     backward: float = 0.5
     """Share of the compute time that is backward pass (gloo's overlap)."""
 
-    def slow(self, workers: int) -> float:
-        """Return the factor by which so many workers slow each other down."""
-        return 1 + self.parameters["kappa"] * (min(workers, self.cores) - 1)
+    def step(self, done: Work, network: Network = NO_NETWORK) -> float:
+        """Return seconds of a step on machines like this one."""
+        return sum(self.terms(done, network).values())
+
+    def terms(self, done: Work, network: Network = NO_NETWORK) -> dict[str, float]:
+        """Return seconds of a step by term."""
+        workers, each = done.workers, self.compute(done, done.workers)
+        by_node = [each[i : i + workers] for i in range(0, len(each), workers)]
+        # The slowest worker; beyond the cores, workers take turns.
+        compute = max(max(each), max(map(sum, by_node)) / self.cores)
+        # Interruptions come at random, so the variance of a worker's time grows with
+        # the time, and all wait for the unluckiest.
+        unluckiest = expected_maximum(len(each)) * math.sqrt(compute)
+        cost, shared = self.parameters, self.exchange == "shared"
+        updating = cost["u0"] + (cost["u1"] / workers if shared else cost["u1"])
+        return {
+            "compute": compute,
+            "straggle": cost["nu"] * unluckiest,
+            "exchange": self.exchange_seconds(
+                done, max(each) / max(done.micro_batches)
+            ),
+            "network": self.network_seconds(done, network),
+            "optimizer": self.crowd(workers) * updating,
+            "other": cost["o0"],
+        }
 
     def crowd(self, workers: int) -> float:
         """Return workers per core, at least 1."""
@@ -114,53 +163,14 @@ class Model:
 
     def compute(self, done: Work, together: int) -> list[float]:
         """Return seconds of each rank, with `together` workers on its machine."""
-        alpha, beta, rho = (self.parameters[k] for k in ("alpha", "beta", "rho"))
-        n, slow = self.gradient_bytes, self.slow(together)
+        cost, n = self.parameters, self.gradient_bytes
+        slow = 1 + cost["kappa"] * (min(together, self.cores) - 1)
         return [
-            slow * (alpha * m + beta * s + rho * n * a)
+            slow * (cost["alpha"] * m + cost["beta"] * s + cost["rho"] * n * a)
             for m, s, a in zip(
                 done.micro_batches, done.samples, done.merges, strict=True
             )
         ]
-
-    def step(
-        self,
-        workers: int,
-        global_batch: int,
-        micro_batches: int,
-        nodes: int = 1,
-        network: Network = NO_NETWORK,
-    ) -> float:
-        """Return seconds of a step on `nodes` like this machine, `workers` on each."""
-        terms = self.terms(workers, global_batch, micro_batches, nodes, network)
-        return sum(terms.values())
-
-    def terms(
-        self,
-        workers: int,
-        global_batch: int,
-        micro_batches: int,
-        nodes: int = 1,
-        network: Network = NO_NETWORK,
-    ) -> dict[str, float]:
-        """Return seconds of a step by term."""
-        done = work(workers, global_batch, micro_batches, nodes)
-        each = self.compute(done, workers)
-        by_node = [each[i : i + workers] for i in range(0, len(each), workers)]
-        compute = max(max(each), max(map(sum, by_node)) / self.cores)
-        micro_batch = max(each) / max(done.micro_batches)
-        return {
-            "compute": compute,
-            "straggle": self.straggle(nodes * workers, compute),
-            "exchange": self.exchange_seconds(done, micro_batch),
-            "network": self.network_seconds(done, network),
-            "optimizer": self.optimizer(workers),
-            "other": self.parameters["o0"],
-        }
-
-    def straggle(self, workers: int, compute: float) -> float:
-        """Return seconds until the unluckiest of so many workers arrives."""
-        return self.parameters["nu"] * expected_maximum(workers) * sqrt(compute)
 
     def exchange_seconds(self, done: Work, micro_batch: float) -> float:
         """Return seconds within one machine; `micro_batch`: compute seconds of one."""
@@ -194,12 +204,6 @@ class Model:
             return 2 * network.latency + sent * byte + self.parameters["rho"] * n * k
         hops = nodes * done.workers - 1
         return hops * (network.latency + n * done.rows / network.bandwidth)
-
-    def optimizer(self, workers: int) -> float:
-        """Return seconds of the update on one machine."""
-        u0, u1 = self.parameters["u0"], self.parameters["u1"]
-        divided = u1 / workers if self.exchange == "shared" else u1
-        return self.crowd(workers) * (u0 + divided)
 
 
 def overlapped(hidden: float, network: float, q: float) -> float:

@@ -131,7 +131,6 @@ def open_study(
     Raises RunError.
     """
     study = Study(path, recipe, environment, settings, 0, {p: [] for p in points})
-    _make(path)
     # Locked until the end: two commands must not measure on the same cores.
     fd = _lock(path)
     try:
@@ -146,30 +145,22 @@ def open_study(
         os.close(fd)
 
 
-def _make(path: Path) -> None:
+def _lock(path: Path) -> int:
+    """Make the directory, and return the descriptor that locks it. Raises RunError."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         check_parts(path)
         names = {entry.name for entry in path.iterdir()}
-    except OSError as error:
-        raise RunError(
-            f"The directory {path} cannot be created: {error.strerror}. Choose another "
-            "with `--out`."
-        ) from None
-    if FILE not in names and names - {LOCK_FILE}:
-        raise RunError(
-            f"{path} is not an unfinished scaling study: it has no {FILE}. Choose "
-            "another `--out`."
-        )
-
-
-def _lock(path: Path) -> int:
-    try:
+        if FILE not in names and names - {LOCK_FILE}:
+            raise RunError(
+                f"{path} is not an unfinished scaling study: it has no {FILE}. Choose "
+                "another `--out`."
+            )
         fd = lock.acquire(path / LOCK_FILE)
     except OSError as error:
         raise RunError(
-            f"{path / LOCK_FILE} cannot be locked: {error.strerror}. Choose another "
-            "`--out`."
+            f"The directory {path} cannot be created or locked: {error.strerror}. "
+            "Choose another with `--out`."
         ) from None
     if fd is None:
         raise RunError(

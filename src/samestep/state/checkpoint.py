@@ -27,6 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
 
 from samestep.config.recipe import Recipe
+from samestep.core.progress import Count, Progress
 from samestep.errors import CheckpointError
 from samestep.files import atomic, untrusted
 from samestep.state.layout import AVERAGE, BEST, Floats, Layout
@@ -39,7 +40,6 @@ OPTIMIZER: Final = "optimizer.safetensors"
 MANIFEST: Final = "manifest.json"
 MOST_MANIFEST_BYTES = 64 << 20
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Count = Annotated[int, Field(ge=0)]
 
 
 class _Section(BaseModel):
@@ -53,50 +53,13 @@ class FileEntry(_Section):
     sha256: Sha256
 
 
-class SumsEntry(_Section):
-    """The fields of `metrics.MetricSums`."""
-
-    loss: float
-    metrics: list[float]
-    targets: Count
-
-
-class NoiseEntry(_Section):
-    """The fields of `gradient_noise.Noise`."""
-
-    signal: float
-    variance: float
-
-
-class StoppingEntry(_Section):
-    """The fields of `early_stopping.Stopping`."""
-
-    best: float | None = None
-    best_epoch: Count
-    waited: Count
-    counts: list[int]
-
-
-class ProgressEntry(_Section):
-    """The fields of `progress.Progress`."""
-
-    step: Count
-    epoch: SumsEntry
-    logged: SumsEntry
-    noise: NoiseEntry
-    seconds: float
-    phases: list[float]
-    counts: list[int]
-    stopping: StoppingEntry | None = None
-
-
 class Manifest(_Section):
     """The content of manifest.json."""
 
     format: Literal[2] = 2
     epoch: Count
     """Complete epochs."""
-    progress: ProgressEntry
+    progress: Progress
     epochs: list[JsonObject]
     """The records of the complete epochs, as in result.json."""
     recipe: JsonObject
@@ -177,11 +140,11 @@ def write(
     """
     contents = {
         MODEL: model_bytes(state, layout, recipe),
-        OPTIMIZER: _optimizer_bytes(state, layout),
+        OPTIMIZER: safetensors.numpy.save(dict(_state_views(state, layout))),
     }
     manifest = Manifest(
         epoch=len(epochs),
-        progress=ProgressEntry.model_validate(state.progress),
+        progress=Progress.model_validate(state.progress),
         epochs=epochs,
         recipe=recipe.to_dict(),
         recipe_digest=recipe.digest,
@@ -225,7 +188,7 @@ def load(path: Path) -> Checkpoint:
     _check_size(path, layout, len(optimizer), manifest.files[MODEL].bytes)
     size, states = layout.size, len(layout.states)
     state = State(
-        manifest.progress.model_dump(exclude_none=True),
+        manifest.progress.model_dump(),
         np.zeros(size, layout.dtype),
         np.zeros((states, size), layout.dtype),
         np.zeros(layout.kept_tail, layout.dtype),
@@ -316,10 +279,6 @@ def _fill(
     for name in counters:
         if tensors[name].shape != () or tensors[name].dtype != np.int64:
             raise _damaged(file, f"{name} is not one int64")
-
-
-def _optimizer_bytes(state: State, layout: Layout) -> bytes:
-    return safetensors.numpy.save(dict(_state_views(state, layout)))
 
 
 def _state_views(state: State, layout: Layout) -> dict[str, Floats]:

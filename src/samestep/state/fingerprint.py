@@ -19,6 +19,11 @@ def fingerprint(state: Mapping[str, Tensor]) -> str:
         digest.update(name.encode())
         digest.update(str(tensor.dtype).removeprefix("torch.").encode())
         digest.update(",".join(map(str, tensor.shape)).encode())
-        raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        digest.update(raw.numpy().data)
+        digest.update(raw_bytes(tensor))
     return digest.hexdigest()
+
+
+def raw_bytes(tensor: Tensor) -> memoryview:
+    """Return a tensor's bytes in row-major order."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    return flat.numpy().data

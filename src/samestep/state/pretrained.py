@@ -20,13 +20,12 @@ def resolved(recipe: Recipe) -> Recipe:
     """
     if recipe.init is None:
         return recipe
-    path, content = read(recipe.init)
-    sha256 = hashlib.sha256(content).hexdigest()
+    path, _, sha256 = read(recipe.init)
     return recipe.changed({"init.weights": str(path), "init.sha256": sha256})
 
 
-def read(init: InitRecipe) -> tuple[Path, bytes]:
-    """Return the file's path and content.
+def read(init: InitRecipe) -> tuple[Path, bytes, str]:
+    """Return the file's path, its content, and the SHA-256 of that.
 
     Raises RecipeError if it cannot be read, or is not the one that the recipe means.
     """
@@ -46,4 +45,4 @@ def read(init: InitRecipe) -> tuple[Path, bytes]:
             f"SHA-256 {init.sha256}, and has {sha256}. Bring back that file, or train "
             "a new run without `init.sha256`."
         )
-    return path, content
+    return path, content, sha256

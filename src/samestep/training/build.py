@@ -14,6 +14,7 @@ from samestep.config.recipe import Recipe
 from samestep.core.balancer import Balancer
 from samestep.core.metric import num_cells
 from samestep.core.ownership import Share, contiguous, shares
+from samestep.core.progress import Progress
 from samestep.core.topology import Topology
 from samestep.data.prefetch import HelperProcess, MicroBatches, Prefetcher
 from samestep.errors import PlacementError
@@ -52,8 +53,7 @@ from samestep.training.components import (
 from samestep.training.evaluate import Evaluator
 from samestep.training.metrics import MetricsBuffer
 from samestep.training.monitor import StepMonitor
-from samestep.training.progress import Progress
-from samestep.training.timing import Clock, Tracer
+from samestep.training.timing import PHASES, Clock, Tracer
 from samestep.training.trainer import (
     Ownership,
     Replica,
@@ -141,7 +141,7 @@ def build_trainer(context: WorkerContext, samples_sha256: str = "") -> Trainer:
         snapshots=Snapshots(
             context.fds["snapshots"], flat.layout, topology.local_workers
         ),
-        progress=Progress(counts=flat.counts),
+        progress=Progress(phases=[0.0] * len(PHASES), counts=flat.counts),
         conditions=startup.conditions(recipe, sha256),
     )
     trainer.restore()

@@ -11,6 +11,7 @@ from samestep.config.model import CrossEntropy
 from samestep.core.metric import COUNTED, num_cells
 from samestep.core.ownership import shares
 from samestep.core.plan import derive_seed
+from samestep.core.progress import MetricSums
 from samestep.core.tree import tree_sum
 from samestep.data import pytree
 from samestep.errors import DataError
@@ -22,7 +23,6 @@ from samestep.portable.evaluation import ANSWER, LOSS, TARGET, RecordedEvaluatio
 from samestep.system.heartbeat import Heartbeat
 from samestep.system.json_values import JsonObject
 from samestep.training.components import ModelAndData
-from samestep.training.metrics import MetricSums
 from samestep.user_code import seeding
 
 
@@ -81,7 +81,7 @@ class Evaluator:
                 "no loss. Hold out other samples, or none."
             )
         size = len(data.splits[name]) * data.targets_per_sample
-        return MetricSums(total, list(measured), size)
+        return MetricSums(loss=total, metrics=list(measured), targets=size)
 
     def _measure(self, recorded: RecordedEvaluation, name: str) -> Tensor:
         """All workers: measure every sample of a split, float64 [4, n]."""

@@ -42,7 +42,7 @@ from samestep.messages.processes import (
     Spawned,
 )
 from samestep.models import device
-from samestep.models.compiler_cache import own_directory
+from samestep.models.compiling import own_directory
 from samestep.system.machine import Gpus
 from samestep.training import worker
 

@@ -46,7 +46,7 @@ def prepare(model: nn.Module, recipe: Recipe) -> None:
 
 def load(model: nn.Module, init: InitRecipe) -> None:
     """Load initial weights from a file. Raises RecipeError if they do not fit."""
-    path, content = pretrained.read(init)
+    path, content, _ = pretrained.read(init)
     given = _tensors(path, content)
     expected: dict[str, Tensor] = model.state_dict()
     names = sorted(expected.keys() | given.keys())
@@ -54,14 +54,6 @@ def load(model: nn.Module, init: InitRecipe) -> None:
         for name in matching(pattern, names, "init.reinit"):
             expected.pop(name, None)
             given.pop(name, None)
-    _check_fit(expected, given, path)
-    model.load_state_dict(given, strict=False)
-
-
-def _check_fit(
-    expected: Mapping[str, Tensor], given: Mapping[str, Tensor], path: Path
-) -> None:
-    """Raise RecipeError unless names and shapes fit the model."""
     problems = replicas.describe_mismatch(expected, given)
     if problems:
         raise RecipeError(
@@ -69,6 +61,7 @@ def _check_fit(
             f"{problems}. Parameters to be drawn anew can be named in "
             "`init.reinit`, by regular expressions."
         )
+    model.load_state_dict(given, strict=False)
 
 
 def _tensors(path: Path, content: bytes) -> dict[str, Tensor]:

@@ -8,12 +8,12 @@ summed in the order of the canonical tree. Losses are float64 sums over samples.
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from samestep.core.metric import COUNTED, Metric
+from samestep.core.progress import MetricSums
 from samestep.core.topology import Topology
 from samestep.core.tree import tree_sum
 from samestep.errors import NonFiniteLoss
@@ -21,43 +21,6 @@ from samestep.exchange import Exchange
 from samestep.training import cadence
 from samestep.training.cadence import Decision
 from samestep.training.timing import PHASES, Times, separate_waiting
-
-
-@dataclass
-class MetricSums:
-    """Totals over targets, such as samples or tokens."""
-
-    loss: float = 0.0
-    metrics: list[float] = field(default_factory=list)
-    """Cells of metrics (`core.metric.Metric`), exact if they count; none: all zero."""
-    targets: int = 0
-
-    def add(self, other: "MetricSums") -> None:
-        """Add other sums. The order of the calls decides the rounding."""
-        self.loss += other.loss
-        before = self.metrics or [0.0] * len(other.metrics)
-        self.metrics = [a + b for a, b in zip(before, other.metrics, strict=True)]
-        self.targets += other.targets
-
-    def divisor(self, metrics: Sequence[Metric]) -> float:
-        """Return the divisor of the loss and of metrics without a count."""
-        return self.metrics[1] if COUNTED in metrics else self.targets
-
-    def means(self, metrics: Sequence[Metric]) -> dict[str, float]:
-        """Return `loss` and the metrics by name, per target or by their own counts.
-
-        Metrics whose count is zero are left out: JSON has no NaN. The loss is 0 if no
-        target counts.
-        """
-        means = {"loss": self.loss / self.targets}
-        divisor = self.divisor(metrics)
-        cells = iter(self.metrics)
-        for metric in metrics:
-            total = next(cells)
-            count = next(cells) if metric.has_count else divisor
-            if count:
-                means[metric.name] = total / count
-        return means
 
 
 class MetricsBuffer:
@@ -146,7 +109,12 @@ class MetricsBuffer:
         loss, metrics = self._loss[:rows], self._metrics[:, :rows]
         self._check_finite(loss)
         losses, cells_by_step = tree_sum(loss).tolist(), tree_sum(metrics).T.tolist()
-        sums = list(map(MetricSums, losses, cells_by_step, self._sizes))
+        sums = [
+            MetricSums(loss=loss, metrics=cells, targets=targets)
+            for loss, cells, targets in zip(
+                losses, cells_by_step, self._sizes, strict=True
+            )
+        ]
         times = separate_waiting(self._phases.clone(), self._arrived[:rows])
         merged = Decision.from_cells(self._decisions[0].tolist())
         merged = replace(merged, stop=bool(self._decisions[:, cadence.STOP].any()))

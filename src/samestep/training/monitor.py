@@ -7,19 +7,22 @@ manager for each phase would cost more than what it measures.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
 
+from samestep.core.progress import MetricSums
 from samestep.exchange import Exchange
 from samestep.models.device import Device
 from samestep.system.fault_injection import Faults
 from samestep.system.heartbeat import Heartbeat
 from samestep.training.cadence import Decision
-from samestep.training.metrics import MetricsBuffer, MetricSums
+from samestep.training.metrics import MetricsBuffer
 from samestep.training.timing import Clock, Times
 from samestep.verification.mutation_check import MutationCheck
 
 
+@dataclass
 class StepMonitor:
     """Watch the steps of one worker.
 
@@ -28,24 +31,21 @@ class StepMonitor:
     `begin_exchange`, `end_exchange`, `end_update` and `end_step`.
     """
 
-    def __init__(
-        self,
-        clock: Clock,
-        heartbeat: Heartbeat,
-        faults: Faults,
-        metrics: MetricsBuffer,
-        mutation_check: MutationCheck | None,
-        exchange: Exchange,
-        device: Device,
-    ) -> None:
-        """Keep the instruments; `mutation_check` is None for built-in models."""
-        self.clock, self.heartbeat, self.faults = clock, heartbeat, faults
-        self.metrics, self.mutation_check = metrics, mutation_check
-        self.epoch_times = Times.zero(exchange.workers)
+    clock: Clock
+    heartbeat: Heartbeat
+    faults: Faults
+    metrics: MetricsBuffer
+    mutation_check: MutationCheck | None
+    """None for built-in models."""
+    exchange: Exchange
+    device: Device
+
+    def __post_init__(self) -> None:
+        """Begin to count."""
+        self.epoch_times = Times.zero(self.exchange.workers)
         """The times of the steps since the last record of an epoch."""
-        self.logged_times = Times.zero(exchange.workers)
+        self.logged_times = Times.zero(self.exchange.workers)
         """And since the last record of some steps."""
-        self._exchange, self._device = exchange, device
         self._step = self._row = 0
         self._arrived = 0.0
         self._bytes = self._network_bytes = 0
@@ -56,7 +56,7 @@ class StepMonitor:
         self._row = self.metrics.begin_step(step, num_targets)
         self.heartbeat.begin(step)
         self.clock.begin(step)
-        self._exchange.watch.begin(step)
+        self.exchange.watch.begin(step)
         self._arrived = self.clock.lap("other")
 
     def begin_micro_batch(self) -> None:
@@ -101,11 +101,11 @@ class StepMonitor:
 
     def end_exchange(self) -> None:
         """Charge what the sum of the gradients took."""
-        self._bytes += self._exchange.bytes_per_step
-        self._network_bytes += self._exchange.network_bytes_per_step
+        self._bytes += self.exchange.bytes_per_step
+        self._network_bytes += self.exchange.network_bytes_per_step
         # A GPU only queues work: without waiting, the exchange would be charged to
         # the phase that happens to wait next.
-        self._device.finish()
+        self.device.finish()
         self.clock.lap("exchange")
         self.faults.at("update", self._step)
 

@@ -1,54 +1,12 @@
-"""The progress of a training, and the records that it reports."""
-
-from dataclasses import asdict, dataclass, field
+"""The records of a training's progress that it reports."""
 
 import torch
 
-from samestep.core.early_stopping import Stopping
-from samestep.core.gradient_noise import Noise
 from samestep.core.metric import COUNTED
+from samestep.core.progress import Progress
 from samestep.data.dataset import Dataset
 from samestep.messages.training import EpochRecord, StepRecord
-from samestep.system.json_values import JsonObject
-from samestep.training.metrics import MetricSums
-from samestep.training.timing import PHASES, Times, by_phase
-
-
-@dataclass
-class Progress:
-    """The progress between two steps; part of every snapshot."""
-
-    step: int = 0
-    """Optimizer steps taken, over all epochs."""
-    epoch: MetricSums = field(default_factory=MetricSums)
-    """Loss and metrics of this epoch so far."""
-    logged: MetricSums = field(default_factory=MetricSums)
-    """Loss and metrics since the last step record."""
-    noise: Noise = field(default_factory=Noise)
-    seconds: float = 0.0
-    """Seconds of training in this epoch, without steps that a failure undid."""
-    phases: list[float] = field(default_factory=lambda: [0.0] * len(PHASES))
-    """Seconds by phase of this epoch before this process, mean over workers."""
-    counts: list[int] = field(default_factory=list)
-    """The values of the integer buffers."""
-    stopping: Stopping = field(default_factory=Stopping)
-
-    def to_dict(self) -> JsonObject:
-        """Return plain JSON values."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, fields: JsonObject) -> "Progress":
-        """Return the progress that `to_dict` was called on."""
-        sums = {name: MetricSums(**fields[name]) for name in ("epoch", "logged")}
-        noise = Noise(**fields["noise"])
-        stopping = Stopping(**(fields.get("stopping") or {}))
-        return cls(**{**fields, **sums, "noise": noise, "stopping": stopping})
-
-    def begin_epoch(self) -> None:
-        """Reset what belongs to one epoch."""
-        self.epoch, self.logged, self.seconds = MetricSums(), MetricSums(), 0.0
-        self.phases = [0.0] * len(PHASES)
+from samestep.training.timing import Times, by_phase
 
 
 def step_record(

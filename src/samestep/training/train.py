@@ -16,6 +16,7 @@ from torch import Tensor
 from samestep.config.model import CustomLoss
 from samestep.core.metric import COUNTED
 from samestep.core.ownership import lengths
+from samestep.core.progress import MetricSums
 from samestep.kernels.interface import ARITHMETIC
 from samestep.messages.training import (
     EpochRecord,
@@ -34,7 +35,6 @@ from samestep.state import dtypes
 from samestep.state.fingerprint import fingerprint
 from samestep.system.json_values import JsonObject
 from samestep.training.cadence import Decision
-from samestep.training.metrics import MetricSums
 from samestep.training.progress import epoch_record, own_metrics, step_record
 from samestep.training.timing import PHASES, Times
 from samestep.training.trainer import Replica, Trainer, steps_per_report
@@ -133,7 +133,8 @@ def train_step(trainer: Trainer, step: int) -> None:
     gradient, buffers = exchange.sum()  # in the order of the canonical tree
     factor, sizes = _rescale(trainer, gradient, step)
     # Micro-batches without samples leave the buffers unchanged: they are no update.
-    flat.advance_buffers(buffers, recipe.micro_batches, samples.num_updates(step))
+    count = samples.num_nonempty_micro_batches(step)
+    flat.advance_buffers(buffers, recipe.micro_batches, count)
     _observe_noise(trainer, gradient, factor, sizes)
     if recipe.optimizer.max_grad_norm is not None:
         limit = recipe.optimizer.max_grad_norm
@@ -150,11 +151,8 @@ def train_step(trainer: Trainer, step: int) -> None:
 def compute_micro_batches(trainer: Trainer, step: int) -> None:
     """Compute the gradients of the micro-batches that this worker owns, one by one."""
     samples, replica, monitor = trainer.samples, trainer.replica, trainer.monitor
-    exchange, flat, owned = (
-        replica.exchange,
-        replica.flat,
-        trainer.ownership.micro_batches,
-    )
+    exchange, flat = replica.exchange, replica.flat
+    owned = trainer.ownership.micro_batches
     # Losses are sums: divided by one number, uneven micro-batches get the right weight.
     share = 1 / samples.num_targets(step)
     weight = torch.tensor(share, dtype=flat.dtype, device=flat.device)

@@ -14,6 +14,7 @@ from samestep.core.balancer import Balancer, Change, random_ownership
 from samestep.core.lr_schedule import LIBM, PORTABLE, learning_rate
 from samestep.core.ownership import Share, contiguous, lengths
 from samestep.core.plan import Plan, derive_seed
+from samestep.core.progress import Progress
 from samestep.core.speeds import StepWindow
 from samestep.core.straggler import Straggler
 from samestep.core.topology import Topology
@@ -33,7 +34,6 @@ from samestep.state.snapshot import Snapshots
 from samestep.training.cadence import Cadence, Decision
 from samestep.training.evaluate import Evaluator
 from samestep.training.monitor import StepMonitor
-from samestep.training.progress import Progress
 from samestep.training.timing import PHASES, Times
 from samestep.verification.probe import Probe
 
@@ -59,7 +59,7 @@ class Samples:
         step_in_epoch = step % self.plan.steps_per_epoch
         return self.plan.batch_size(step_in_epoch) * self.data.targets_per_sample
 
-    def num_updates(self, step: int) -> int:
+    def num_nonempty_micro_batches(self, step: int) -> int:
         """Return how many micro-batches of a step have samples."""
         return self.plan.num_pieces(step % self.plan.steps_per_epoch)
 
@@ -192,7 +192,7 @@ class Trainer:
         part = slice(first - exchange.owned[0], end - exchange.owned[0])
         rest = (
             replica.averages.buffers().cpu().numpy(),
-            self._saved_progress().to_dict(),
+            self._saved_progress().model_dump(),
         )
         return self.snapshots.save(
             topology.local_rank,
@@ -207,7 +207,8 @@ class Trainer:
         phases = self.monitor.epoch_times.seconds.mean(dim=0)
         phases += torch.tensor(self.progress.phases, dtype=torch.float64)
         counts = self.replica.flat.counts
-        return replace(self.progress, counts=counts, phases=phases.tolist())
+        changed = {"counts": counts, "phases": phases.tolist()}
+        return self.progress.model_copy(update=changed)
 
     def restore(self) -> None:
         """All workers: go on from the newest snapshot, if there is one.
@@ -220,7 +221,7 @@ class Trainer:
             return
         replica, exchange = self.replica, self.replica.exchange
         part = slice(*exchange.owned)
-        self.progress = Progress.from_dict(state.progress)
+        self.progress = Progress.model_validate(state.progress)
         exchange.parameters[part] = torch.from_numpy(state.parameters)[part]
         saved_states = torch.from_numpy(state.states)
         for own, saved in zip(exchange.states, saved_states, strict=True):

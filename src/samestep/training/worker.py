@@ -4,7 +4,6 @@ Its rank comes from torchrun's environment variables (`core.topology`). It recei
 job from the supervisor over a socket, and sends its reports back (`samestep.messages`).
 """
 
-import contextlib
 import ctypes
 import faulthandler
 import os
@@ -13,7 +12,7 @@ import signal
 import socket
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -53,7 +52,7 @@ from samestep.training.components import load_data, load_replay
 from samestep.training.progress import own_metrics
 from samestep.user_code.imports import user_frames
 from samestep.user_code.references import UserCode, names
-from samestep.user_code.transport import Received
+from samestep.user_code.transport import unpack
 from samestep.verification import threads
 from samestep.verification.probe import Replay, Witness
 
@@ -147,13 +146,14 @@ def run(
         helper = _helper(recipe, setup, user_code, fds)
         witness = _witness(recipe, setup, topology, fds, witness)
     threads.check(recipe.threads)
+    compression = Compression.of(recipe.compression)
     control.watch()
     context = WorkerContext(
         setup=setup,
         recipe=recipe,
         topology=topology,
         fds=fds,
-        connect=_connection(setup, recipe, topology, fds, store),
+        connect=Connection(setup, topology, compression, fds.get("memory"), store),
         report=control.send,
         heartbeat=heartbeat,
         faults=Faults(
@@ -181,16 +181,17 @@ def run(
 def _train(job: TrainingJob, context: WorkerContext) -> bool:
     context.faults.at("start", job.step)
     trainer = build_trainer(context, job.conditions.get("samples", ""))
-    with _begun():
+    try:
         return train.train(trainer)
+    except UsageError as error:  # no longer: the training has begun
+        raise TrainingError(str(error)) from (error.__cause__ or error)
 
 
 def _user_code(setup: Setup, objects: int | None) -> UserCode:
-    extents = {
-        name: [(first, size) for first, size in parts]
-        for name, parts in setup.objects.items()
-    }
-    return UserCode(setup.search_path, Received(objects, extents))
+    if objects is None:
+        return UserCode(setup.search_path)
+    given = {n: partial(unpack, objects, parts) for n, parts in setup.objects.items()}
+    return UserCode(setup.search_path, given)
 
 
 def _helper(
@@ -266,7 +267,8 @@ def _measure_alone(job: MeasurementJob, context: WorkerContext) -> None:
     Each is a group of one worker, so it makes its own exchange and snapshots. The
     descriptors are those of all: the workers only agree on when to measure.
     """
-    setup, recipe, rank = context.setup, context.recipe, context.topology.rank
+    setup, rank = context.setup, context.topology.rank
+    compression = Compression.of(context.recipe.compression)
     times = measure.StepTimes(context.fds["board"], rank)
     gate = measure.Gate(context.fds["snapshots"], rank)
     with resources(setup.exchange, 1) as (fds, port):
@@ -276,60 +278,26 @@ def _measure_alone(job: MeasurementJob, context: WorkerContext) -> None:
             context,
             topology=topology,
             fds={"snapshots": shared_memory.create()},
-            connect=_connection(setup, recipe, topology, fds, store),
+            connect=Connection(setup, topology, compression, fds.get("memory"), store),
             heartbeat=times,
         )
         measure.measure(build_trainer(alone), times, context.report, job, gate)
-
-
-def _connection(
-    setup: Setup,
-    recipe: Recipe,
-    topology: Topology,
-    fds: dict[str, int],
-    store: Callable[[], Store],
-) -> Connection:
-    return Connection(
-        setup.exchange,
-        topology,
-        setup.peer_timeout,
-        setup.start_timeout + setup.peer_timeout,
-        setup.spin_seconds,
-        Compression.of(recipe.compression),
-        fds.get("memory"),
-        store=store,
-    )
 
 
 def _set_up(recipe: Recipe) -> None:
     """Set what must be equal in all workers before anything is computed."""
     bf16.check(recipe)
     torch.set_num_threads(recipe.threads)
-    _keep_memory()
     # Subnormal numbers are slow; the mode decides bits, so all workers set it. Portable
     # arithmetic keeps them, since processors differ in what they flush.
     torch.set_flush_denormal(not recipe.is_portable)
-
-
-def _keep_memory() -> None:
-    """Tell glibc to reuse freed memory rather than to return it to the kernel.
-
-    Otherwise every step faults in the pages of its temporaries again: 17 to 35 faults.
-    Other C libraries have no such call and need none.
-    """
+    # Lets glibc reuse freed memory rather than return it to the kernel: otherwise every
+    # step faults in the pages of its temporaries again. Other C libraries need no such
+    # call and have none.
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, 32 << 20)  # the largest that glibc takes
         mallopt(M_TRIM_THRESHOLD, 1 << 30)
-
-
-@contextlib.contextmanager
-def _begun() -> Iterator[None]:
-    """Turn a UsageError into a TrainingError: by now the training has begun."""
-    try:
-        yield
-    except UsageError as error:
-        raise TrainingError(str(error)) from (error.__cause__ or error)
 
 
 def failure(error: BaseException) -> Failed:
@@ -342,12 +310,10 @@ def failure(error: BaseException) -> Failed:
     message = str(error) or type(error).__name__
     if isinstance(error, SamestepError):
         kind = type(error).__name__
-    elif isinstance(error, DistError) or _is_of_gloo(error):
+    elif isinstance(error, DistError) or (
+        isinstance(error, RuntimeError) and PEER_LOST.search(str(error))
+    ):
         kind, message = PeerLost.__name__, f"A worker lost its peers: {message}"
     else:
         kind, message = "WorkerFailed", f"{type(error).__name__}: {message}"
     return Failed(error=kind, message=message, traceback=text, own=own)
-
-
-def _is_of_gloo(error: BaseException) -> bool:
-    return isinstance(error, RuntimeError) and bool(PEER_LOST.search(str(error)))

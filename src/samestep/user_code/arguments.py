@@ -15,7 +15,6 @@ from samestep.config.placement import Placement
 from samestep.config.recipe import Recipe, parse_override
 from samestep.config.renames import PLACEMENT_NAMES, new_name, rename
 from samestep.errors import PlacementError, RecipeError, did_you_mean
-from samestep.user_code import references
 from samestep.user_code.references import NOTHING, Given
 
 
@@ -40,23 +39,24 @@ USER_CODE_DEFAULTS: dict[str, Any] = {
 """The recipe of user code where none is named."""
 
 
-def sections_of(parts: Mapping[str, str | None]) -> dict[str, Any]:
+def _sections_of(parts: Mapping[str, str], before: Mapping[str, Any]) -> dict[str, Any]:
     """Return the sections `model`, `data` and `loss` of a recipe, from their names.
 
-    A name is `module:function`, or a built-in kind such as `squared-error`.
+    A name is `module:function`, or a built-in kind such as `squared-error`. What a
+    section of the same kind had `before` is kept, such as arguments.
     """
     sections = {}
     for part, name in parts.items():
         tag, key = SECTIONS[part]
-        if name is not None:
-            is_custom = ":" in name
-            sections[part] = {tag: "custom", key: name} if is_custom else {tag: name}
+        section = {tag: "custom", key: name} if ":" in name else {tag: name}
+        old = before.get(part, {})
+        sections[part] = {**old, **section} if old.get(tag) == section[tag] else section
     return sections
 
 
 def recipe_of(
     base: Recipe | str | Path | None,
-    parts: Mapping[str, str | None],
+    parts: Mapping[str, str],
     fields: Mapping[str, Any],
 ) -> Recipe:
     """Return a recipe with other parts, and with other fields by their dotted names.
@@ -64,14 +64,13 @@ def recipe_of(
     Without a base it is the default recipe, or that for user code if there are parts.
     Raises RecipeError.
     """
-    sections = sections_of(parts)
-    if base is None and sections:
+    if base is None and parts:
         base = Recipe.from_dict(USER_CODE_DEFAULTS)
     if not isinstance(base, Recipe):
-        return Recipe.load(base or "mnist-mlp", sections | dict(fields))
-    if not sections and not fields:
+        return Recipe.load(base or "mnist-mlp", _sections_of(parts, {}) | dict(fields))
+    if not parts and not fields:
         return base
-    return base.changed(_with_arguments(base.to_dict(), sections) | dict(fields))
+    return base.changed(_sections_of(parts, base.to_dict()) | dict(fields))
 
 
 def placement_of(placement: Placement | None, fields: Mapping[str, Any]) -> Placement:
@@ -114,30 +113,15 @@ def parts_of(options: dict[str, Any]) -> dict[str, Any]:
     return {part: name for part, name in given.items() if name is not None}
 
 
-def _with_arguments(
-    before: Mapping[str, Any], sections: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Return the sections with the arguments that a part of the same kind had."""
-    result = {}
-    for part, section in sections.items():
-        tag = SECTIONS[part][0]
-        old = before.get(part, {})
-        result[part] = {**old, **section} if old.get(tag) == section[tag] else section
-    return result
-
-
 @contextmanager
 def packed(parts: Mapping[str, Part | None]) -> Iterator[tuple[dict[str, str], Given]]:
     """Give all parts names, and pack the objects among them for the workers.
 
     The memory of the objects is released when the context ends. Raises OwnCodeError.
     """
-    names = {part: each for part, each in parts.items() if isinstance(each, str)}
-    objects = {
-        part: each
-        for part, each in parts.items()
-        if each is not None and not isinstance(each, str)
-    }
+    given = {part: each for part, each in parts.items() if each is not None}
+    names = {part: each for part, each in given.items() if isinstance(each, str)}
+    objects = {part: each for part, each in given.items() if part not in names}
     if not objects:
         yield names, NOTHING
         return
@@ -147,8 +131,7 @@ def packed(parts: Mapping[str, Part | None]) -> Iterator[tuple[dict[str, str], G
     names |= {part: each.name for part, each in packed.items()}
     fd, index = transport.fill(list(packed.values()))
     try:
-        extents = {name: [list(each) for each in index[name]] for name in index}
-        yield names, Given(extents, {"objects": fd})
+        yield names, Given(index, {"objects": fd})
     finally:
         os.close(fd)
 
@@ -174,11 +157,3 @@ def split_fields(fields: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, A
                 f"{did_you_mean(name, known)}"
             )
     return rest, placed
-
-
-def check_trusted(recipe: Recipe, names: Mapping[str, str]) -> None:
-    """Raise unless the code that the recipe names exists and may be run.
-
-    Raises OwnCodeError, UsageError; see `references.check_origin`.
-    """
-    references.check_origin(references.names(recipe), names, set(names.values()))

@@ -1,7 +1,6 @@
 """Finds and imports user code that is named `module:function`."""
 
 import contextlib
-import hashlib
 import importlib
 import os
 import pkgutil
@@ -57,7 +56,7 @@ def search_path() -> list[str]:
     return [*(each for each in sys.path if each not in ("", here)), here]
 
 
-def source_of(name: str, role: str) -> Path:
+def file_of(name: str, role: str) -> Path:
     """Return the file of the module in `module:function`, without running any code.
 
     `importlib.util.find_spec` would import the packages around it. Raises UsageError.
@@ -74,11 +73,6 @@ def source_of(name: str, role: str) -> Path:
     if spec is None or not spec.origin:
         raise UsageError(f"The module of the {role} `{name}` has no file.")
     return Path(spec.origin)
-
-
-def checksum_of(name: str, role: str) -> str:
-    """Return the SHA-256 of the file that the function is in. Raises UsageError."""
-    return hashlib.sha256(source_of(name, role).read_bytes()).hexdigest()
 
 
 def is_near(path: Path) -> bool:
@@ -113,13 +107,8 @@ def user_frames(error: BaseException) -> str:
     ]
     if not kept:
         return ""
-    return "".join(
-        [
-            "Traceback (most recent call last):\n",
-            *traceback.format_list(kept),
-            *traceback.format_exception_only(error),
-        ]
-    )
+    lines = [*traceback.format_list(kept), *traceback.format_exception_only(error)]
+    return "".join(["Traceback (most recent call last):\n", *lines])
 
 
 def explain(error: BaseException) -> str:
@@ -139,9 +128,8 @@ def _import(name: str, role: str) -> ModuleType:
             missing = error.name or ""
             if not f"{name}.".startswith(f"{missing}."):  # the module lacks another
                 raise _broken(name, role, error) from error
-            inside = getattr(
-                sys.modules.get(missing.rpartition(".")[0]), "__path__", []
-            )
+            package = sys.modules.get(missing.rpartition(".")[0])
+            inside = getattr(package, "__path__", [])
             raise _missing(missing, role, inside) from None
         except Exception as error:
             raise _broken(name, role, error) from error

@@ -6,14 +6,15 @@ given.
 
 import contextlib
 import inspect
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from samestep.config.data import CustomData
 from samestep.config.model import CustomLoss, CustomModel
 from samestep.config.recipe import Recipe
 from samestep.errors import OwnCodeError, UsageError, did_you_mean
+from samestep.files.cache import sha256_of
 from samestep.user_code import imports
 
 
@@ -52,7 +53,7 @@ def checksums(recipe: Recipe) -> dict[str, str]:
     Raises UsageError where there is no such module.
     """
     return {
-        f"file of {name}": imports.checksum_of(name, role(part))
+        f"file of {name}": sha256_of(imports.file_of(name, role(part)))
         for part, name in names(recipe).items()
         if not name.startswith(GIVEN)
     }
@@ -63,26 +64,26 @@ def role(part: str) -> str:
     return {"model": "build", "data": "load", "loss": "loss"}[part] + " function"
 
 
-def check_origin(
-    parts: Mapping[str, str], named: Mapping[str, str], given: Container[str]
-) -> None:
-    """Raise unless the user code of a recipe exists and may be called.
+def check_trusted(recipe: Recipe, named: Mapping[str, str], only: str = "") -> None:
+    """Raise unless the code that a recipe names exists and may be run.
 
-    `parts` are the references in a recipe, `named` those that the caller has typed, and
-    `given` the objects of the caller. References that only a file contains must be to
-    files below the current directory: a recipe or a model file from elsewhere could
-    otherwise call any function of any library. Raises OwnCodeError, UsageError.
+    `named` are the references that the caller has typed, and those to objects of the
+    caller; `only` is the one part to check. References that only a file contains must
+    be to files below the current directory: a recipe or a model file from elsewhere
+    could otherwise call any function of any library. Raises OwnCodeError, UsageError.
     """
-    for part, name in parts.items():
+    for part, name in names(recipe).items():
+        if only not in ("", part):
+            continue
         if name.startswith(GIVEN):
-            if name not in given:
+            if name not in named.values():
                 raise OwnCodeError(
                     f"The {part} of this recipe is an object that was given in Python "
                     f"({name[: len(GIVEN) + 12]}...), and such objects are never "
                     f"stored. Give it again: `{part}=...`."
                 )
             continue
-        file = imports.source_of(name, role(part))
+        file = imports.file_of(name, role(part))
         if named.get(part) != name and not imports.is_near(file):
             raise OwnCodeError(
                 "Code that only a file names must be below the current directory, and "
@@ -91,21 +92,14 @@ def check_origin(
             )
 
 
-class Lookup(Protocol):
-    """Objects by name."""
-
-    def __contains__(self, name: object, /) -> bool: ...
-
-    def __getitem__(self, name: str, /) -> Any: ...
-
-
 @dataclass(frozen=True)
 class UserCode:
     """Resolves references in a worker."""
 
     places: Sequence[str] = ()
     """Directories of modules besides those of the worker's own path."""
-    given: Lookup = field(default_factory=dict[str, Any])
+    given: Mapping[str, Callable[[], Any]] = field(default_factory=dict)
+    """By name, what returns the objects that a Python caller has given."""
 
     def find(self, name: str, part: str) -> Any:
         """Return the function or object. Raises UsageError."""
@@ -115,7 +109,7 @@ class UserCode:
             if name not in self.given:
                 raise OwnCodeError(f"The {part} {name} did not reach the worker.")
             with blaming(title(name, part)):
-                return self.given[name]
+                return self.given[name]()
 
     def call(
         self,

@@ -14,7 +14,7 @@ import mmap
 import os
 import pickle
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, TypeVar
@@ -27,14 +27,15 @@ from samestep.system.shared_memory import pages
 from samestep.user_code.references import GIVEN
 
 
+PROTOCOL = 5
+"""Of pickle: the first that can keep arrays apart."""
 HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 """A tensor's hooks: functions that are called with its gradient."""
-
 PLACES = ("__file__", "__firstlineno__")
 """Attributes that say where in a file a function or a class is."""
 
-Extent = tuple[int, int]
-"""First byte and length."""
+Extents = list[list[int]]
+"""The first byte and the length of each part of an object."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def pack(value: object, role: str) -> PackedObject:
     buffers: list[pickle.PickleBuffer] = []
     stream = io.BytesIO()
     try:
-        _Pickler(stream, buffers.append).dump(value)
+        _Pickler(stream, PROTOCOL, buffers.append).dump(value)
         name = GIVEN + identity(value)
     except Exception as error:
         raise OwnCodeError(
@@ -69,7 +70,7 @@ def pack(value: object, role: str) -> PackedObject:
 def identity(value: object) -> str:
     """Return the SHA-256 of the code and the data, wherever the code is in its file."""
     digest, stream = hashlib.sha256(), io.BytesIO()
-    pickler = _IdentityPickler(stream, lambda buffer: digest.update(buffer.raw()))
+    pickler = _IdentityPickler(stream, PROTOCOL, lambda b: digest.update(b.raw()))
     pickler.dump(value)
     content = stream.getvalue()
     for tracker_id in pickler.tracker_ids:
@@ -78,7 +79,7 @@ def identity(value: object) -> str:
     return digest.hexdigest()
 
 
-def fill(objects: list[PackedObject]) -> tuple[int, dict[str, list[Extent]]]:
+def fill(objects: list[PackedObject]) -> tuple[int, dict[str, Extents]]:
     """Copy objects into memory for the workers.
 
     Returns its descriptor, and where the parts of each object are.
@@ -93,18 +94,17 @@ def fill(objects: list[PackedObject]) -> tuple[int, dict[str, list[Extent]]]:
         os.close(fd)
         raise
     with area:
-        index, position = {}, 0
+        index, extents = {}, zip(starts, sizes, strict=False)
         for packed in objects:
-            index[packed.name] = list[Extent]()
+            index[packed.name] = Extents()
             for part in packed.parts:
-                first, size = starts[position], sizes[position]
+                first, size = next(extents)
                 area[first : first + size] = part.raw()
-                index[packed.name].append((first, size))
-                position += 1
+                index[packed.name].append([first, size])
     return fd, index
 
 
-def unpack(fd: int, extents: list[Extent]) -> Any:
+def unpack(fd: int, extents: Extents) -> Any:
     """Unpickle an object in a worker; its arrays are views of the memory.
 
     A worker that writes to them gets copies of the pages of its own.
@@ -117,30 +117,19 @@ def unpack(fd: int, extents: list[Extent]) -> Any:
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     """Keeps arrays, and tensors as arrays, out of the pickle."""
 
-    def __init__(
-        self, stream: io.BytesIO, keep: Callable[[pickle.PickleBuffer], Any]
-    ) -> None:
-        super().__init__(stream, protocol=5, buffer_callback=lambda b: bool(keep(b)))
-
     def reducer_override(self, value: Any) -> Any:
-        kind = type(value)
-        if kind.__module__.startswith("torch") and kind.__name__ in (
-            "Tensor",
-            "Parameter",
-        ):
+        module, name = type(value).__module__, type(value).__name__
+        reduced = None
+        if module.startswith("torch") and name in ("Tensor", "Parameter"):
             reduced = _reduce_tensor(value)
-            if reduced is not None:
-                return reduced
-        return super().reducer_override(value)
+        return super().reducer_override(value) if reduced is None else reduced
 
 
 class _IdentityPickler(_Pickler):
     """Leaves out where functions and classes are: file names and lines."""
 
-    def __init__(
-        self, stream: io.BytesIO, keep: Callable[[pickle.PickleBuffer], Any]
-    ) -> None:
-        super().__init__(stream, keep)
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
         self.tracker_ids: list[str] = []
         """Random names that cloudpickle gives to classes."""
 
@@ -223,19 +212,3 @@ def restore_hooks(tensor: Any, hooks: list[list[Callable[..., Any]]]) -> None:
         tensor.register_hook(hook)
     for hook in after:
         tensor.register_post_accumulate_grad_hook(hook)
-
-
-@dataclass(frozen=True)
-class Received:
-    """The objects that came with a worker's job, by name."""
-
-    fd: int | None
-    """Descriptor of the memory that `fill` has filled."""
-    index: Mapping[str, list[Extent]]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.index
-
-    def __getitem__(self, name: str) -> Any:
-        assert self.fd is not None
-        return unpack(self.fd, self.index[name])

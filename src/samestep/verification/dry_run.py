@@ -3,9 +3,8 @@
 It finds what would fail later with an error that names neither layer nor function.
 """
 
-import contextlib
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -65,24 +64,32 @@ def run(
     before = {name: buffer.clone() for name, buffer in copied.named_buffers()}
     model_name, loss_name = _names(recipe)
     dtype = dtypes.of(recipe.precision)
-    with _naming_layers(copied, model_name, inputs), dtypes.default(dtype):
-        outputs = pytree.call(copied, inputs)
+    with dtypes.default(dtype):
+        outputs = _call(copied, inputs, model_name)
     if loss is None:
         _check_outputs(outputs, targets, data, model_name)
     objective = Objective(copied, recipe.loss, loss)
     with references.blaming(loss_name), dtypes.default(dtype):
         total, _ = objective.measure(outputs, targets)
-        _check_loss(total, loss_name)
+        if not total.requires_grad:
+            raise OwnCodeError(
+                f"A loss must depend on the parameters, and that of {loss_name} has no "
+                "gradient: is something detached, or turned into a number?"
+            )
         torch.autograd.backward(total)
     check_gradients(copied, model_name)
-    unused = tuple(_without_gradient(copied))
+    parameters = copied.named_parameters()
+    unused = [name for name, p in parameters if p.requires_grad and p.grad is None]
     constant = constant_buffers(copied, before, model_name)
-    if any(len(data.splits.get(name, ())) for name in ("validation", "test")):
-        _evaluate(copied.eval(), objective, inputs, targets, model_name, loss_name)
+    if any(len(data.splits[name]) for name in ("validation", "test")):
+        with torch.no_grad(), dtypes.default(dtype):
+            results = _call(copied.eval(), inputs, f"{model_name} in evaluation mode")
+            with references.blaming(f"{loss_name} in evaluation"):
+                objective.measure(results, targets)
     if loss is not None:
         with dtypes.default(dtype):
             _check_reduction(objective, (inputs, targets, outputs), train, loss_name)
-    return Findings(constant, objective.metrics or (), unused)
+    return Findings(constant, objective.metrics or (), tuple(unused))
 
 
 def _names(recipe: Recipe) -> tuple[str, str]:
@@ -94,23 +101,6 @@ def _names(recipe: Recipe) -> tuple[str, str]:
     if "loss" in names:
         loss_name = references.title(names["loss"], "loss")
     return model_name, loss_name
-
-
-def _evaluate(
-    copied: nn.Module,
-    objective: Objective,
-    inputs: Nested,
-    targets: Tensor,
-    model_name: str,
-    loss_name: str,
-) -> None:
-    """Run the same samples in evaluation mode. Raises OwnCodeError."""
-    dtype = next(copied.parameters()).dtype
-    with torch.no_grad(), dtypes.default(dtype):
-        with _naming_layers(copied, f"{model_name} in evaluation mode", inputs):
-            outputs = pytree.call(copied, inputs)
-        with references.blaming(f"{loss_name} in evaluation"):
-            objective.measure(outputs, targets)
 
 
 def check_family(recipe: ModelRecipe, data: Dataset) -> None:
@@ -185,9 +175,11 @@ def check_norms(recipe: Recipe, data: Dataset, plan: Plan, model: nn.Module) -> 
         ) from None
 
 
-@contextlib.contextmanager
-def _naming_layers(model: nn.Module, model_name: str, inputs: Nested) -> Iterator[None]:
-    """Name the innermost layer and what it received in exceptions inside."""
+def _call(model: nn.Module, inputs: Nested, model_name: str) -> Any:
+    """Return the outputs of a model.
+
+    Raises OwnCodeError, which names the innermost layer and what it received.
+    """
     active: list[str] = []
 
     def enter(name: str, layer: nn.Module, given: tuple[Any, ...]) -> None:
@@ -203,21 +195,16 @@ def _naming_layers(model: nn.Module, model_name: str, inputs: Nested) -> Iterato
             )
             layer.register_forward_hook(lambda *_: active.pop() and None)
     try:
-        yield
+        return pytree.call(model, inputs)
     except Exception as error:
         layer_name = f" in {active[-1]}" if active else ""
-        hint = HOW_CALLED if _is_call(error, active, inputs) else ""
+        is_call = not active and isinstance(error, TypeError)
+        hint = HOW_CALLED if is_call and not isinstance(inputs, Tensor) else ""
         raise OwnCodeError(
             f"{references.capital(model_name)} fails on training samples of shape "
             f"{pytree.describe(inputs)}{layer_name}: {type(error).__name__}: {error}."
             f"{hint}"
         ) from error
-
-
-def _is_call(error: Exception, active: list[str], inputs: Nested) -> bool:
-    """Return whether several inputs may not fit the parameters of `forward`."""
-    several = not isinstance(inputs, Tensor)
-    return several and not active and isinstance(error, TypeError)
 
 
 def _check_outputs(
@@ -230,9 +217,7 @@ def _check_outputs(
     shape = list(outputs.shape) if isinstance(outputs, Tensor) else None
     if shape == expected:
         return
-    returned = (
-        f"{shape}" if shape is not None else f"an object {type(outputs).__name__}"
-    )
+    returned = f"an object {type(outputs).__name__}" if shape is None else f"{shape}"
     hint = ""
     if data.task != "regression" and shape and shape[:-1] == expected[:-1]:
         hint = (
@@ -243,15 +228,6 @@ def _check_outputs(
         f"For {data.task}, the outputs for targets {list(targets.shape)} have the "
         f"shape {expected}; {model_name} returned {returned}.{hint}"
     )
-
-
-def _check_loss(loss: Tensor, loss_name: str) -> None:
-    """Raise OwnCodeError if the loss depends on no parameter."""
-    if not loss.requires_grad:
-        raise OwnCodeError(
-            f"A loss must depend on the parameters, and that of {loss_name} has no "
-            "gradient: is something detached, or turned into a number?"
-        )
 
 
 def _check_reduction(
@@ -307,13 +283,6 @@ def check_gradients(model: nn.Module, model_name: str) -> None:
             f"{model_name}, none has a gradient. Call `backward` on a loss that "
             "depends on them."
         )
-
-
-def _without_gradient(model: nn.Module) -> Iterator[str]:
-    """Yield the names of trained parameters without a gradient."""
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and parameter.grad is None:
-            yield name
 
 
 def constant_buffers(

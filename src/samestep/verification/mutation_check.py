@@ -15,10 +15,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from samestep.errors import NotReproducible
+from samestep.state.fingerprint import raw_bytes
 from samestep.state.flat import Flat
 
 
@@ -130,7 +130,4 @@ def _message(watched: _Watched, who: str) -> str:
 
 def _content(tensor: Tensor | None) -> bytes:
     """Return a SHA-256 of the values; empty without a tensor."""
-    if tensor is None:
-        return b""
-    plain = tensor.detach().cpu().contiguous().reshape(-1)
-    return hashlib.sha256(plain.view(torch.uint8).numpy().data).digest()
+    return b"" if tensor is None else hashlib.sha256(raw_bytes(tensor)).digest()

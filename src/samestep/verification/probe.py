@@ -37,6 +37,7 @@ from samestep.messages.processes import ReplayJob, ReplayRequest, ReplayResult
 from samestep.models.device import Device
 from samestep.models.objective import Objective
 from samestep.state import dtypes
+from samestep.state.fingerprint import raw_bytes
 from samestep.state.flat import Flat, dense
 from samestep.system import child_process, shared_memory
 from samestep.system.heartbeat import Heartbeat
@@ -303,6 +304,5 @@ def _sha256(tensors: Iterable[Tensor]) -> str:
     """Return the SHA-256 of the values of all tensors."""
     digest = hashlib.sha256()
     for tensor in tensors:
-        flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        digest.update(flat.numpy().data)
+        digest.update(raw_bytes(tensor))
     return digest.hexdigest()

@@ -9,7 +9,7 @@ import hashlib
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from samestep.config.data import CustomData
 from samestep.config.model import CustomModel
@@ -83,7 +83,8 @@ class StartupCheck:
         Costs a SHA-256 over the model, as every epoch does. Raises OwnCodeError or
         ReplicasDiffer, on all workers.
         """
-        values = _values(model)
+        # Not the state_dict: buffers that are not in it are compared, too.
+        values = dict(model.named_parameters()) | dict(model.named_buffers())
         sums = [fingerprint({name: value}) for name, value in values.items()]
         names = hashlib.sha256("\n".join(values).encode()).hexdigest()
         whole = hashlib.sha256("".join(sums).encode()).hexdigest()
@@ -169,11 +170,6 @@ def samples_sha256(split: Split, seed: int) -> str:
         seeding.seed(seed)
         samples = split.gather(torch.tensor(chosen))
     return fingerprint(dict(leaves(samples)))
-
-
-def _values(model: nn.Module) -> dict[str, Tensor]:
-    """Return parameters and all buffers, also those that are not in the state_dict."""
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
 def _cell(sha256: str) -> int:

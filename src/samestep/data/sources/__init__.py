@@ -1,6 +1,6 @@
 """One module for each source of data; `source_of` finds the one of a recipe.
 
-Supervisors import these modules, too: those with torch are imported in `load`.
+Supervisors import all but `rows`, `samples` and `user_dataset`, which import torch.
 Imports `data` and below.
 """
 
@@ -9,12 +9,11 @@ from typing import Any
 
 from samestep.config import data
 from samestep.config.data import DataRecipe
-from samestep.data.sources.custom import CustomSource
 from samestep.data.sources.idx import IdxSource
 from samestep.data.sources.image_folder import ImageSource
 from samestep.data.sources.mnist import MnistSource
 from samestep.data.sources.npy import NpySource, NpzSource
-from samestep.data.sources.source import Source
+from samestep.data.sources.source import CustomSource, Source
 from samestep.data.sources.tables import TableSource
 from samestep.data.sources.text import TextSource
 

@@ -11,16 +11,19 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from samestep.config.data import FashionData, IdxData
-from samestep.data.sources.arrays import (
+from samestep.data.sources.source import (
     Array,
     ArraySource,
     Pair,
     describe_files,
+    first_notice,
     mapped,
+    reading,
 )
 from samestep.errors import DataError
 from samestep.files import cache
@@ -59,7 +62,7 @@ class IdxFile:
 
     def prepare(self) -> str | None:
         """Unpack it into the cache. Returns a notice. Raises DataError."""
-        if not self.is_packed:
+        if not self._is_packed:
             return None
         # Known files are small: a full disk costs a notice, not the training.
         size = 0 if self.sha256 else self._unpacked_size()
@@ -70,14 +73,13 @@ class IdxFile:
         content = self._content()
         first = 4 + 4 * dimensions
         header = bytes(content[:first])
-        magic = bytes((0, 0, UNSIGNED_BYTES, dimensions))
-        if header[:4] != magic or len(header) < first:
+        shape = _shape(header, dimensions)
+        if shape is None:
             raise DataError(
                 f"{self.path} must be an IDX file of unsigned bytes in {dimensions} "
                 f"dimensions, which begins with 0 0 8 {dimensions}; it begins with "
                 f"{' '.join(map(str, header[:4]))}."
             )
-        shape = tuple(map(int, np.frombuffer(header, ">u4", offset=4)))
         if math.prod(shape) != len(content) - first:
             raise self._damaged(
                 f"its header says {list(shape)}, {math.prod(shape):,} values; it has "
@@ -86,37 +88,31 @@ class IdxFile:
         return content[first:].reshape(shape)
 
     @property
-    def is_packed(self) -> bool:
-        """Whether it is compressed by gzip."""
+    def _is_packed(self) -> bool:
         return self.path.suffix == ".gz"
 
     @property
     def _key(self) -> str:
-        try:
+        with reading(self.path, self.remedy):
             return f"{self.path.stem}-{cache.sha256_of(self.path)[:16]}"
-        except OSError as error:
-            raise self._unreadable(error) from None
 
     def _content(self) -> cache.Bytes:
-        if not self.is_packed:
+        if not self._is_packed:
             return mapped(self.path)
-        try:
+        with reading(self.path, self.remedy):
             return cache.read(self._key, self._unpack)
-        except OSError as error:
-            raise self._unreadable(error) from None
 
     def _unpacked_size(self) -> int:
         """Return the size that the header of the content claims. Raises DataError."""
         with gzip.open(self.path) as file:
             header = self._piece(file, MOST_HEADER)
         for dimensions in (1, 3):
-            magic, first = bytes((0, 0, UNSIGNED_BYTES, dimensions)), 4 + 4 * dimensions
-            if header[:4] == magic and len(header) >= first:
-                shape = np.frombuffer(header[4:first], ">u4")
-                return first + math.prod(map(int, shape))
+            shape = _shape(header, dimensions)
+            if shape is not None:
+                return 4 + 4 * dimensions + math.prod(shape)
         return len(header)  # `array` says what is wrong with it
 
-    def _unpack(self, sink: cache.Sink) -> None:
+    def _unpack(self, sink: BinaryIO) -> None:
         digest = hashlib.sha256()
         left = self._unpacked_size() + 1  # one more shows that it is too long
         with gzip.open(self.path) as file:
@@ -139,10 +135,6 @@ class IdxFile:
     def _damaged(self, reason: str) -> DataError:
         return DataError(f"{self.path} is damaged: {reason}. {self.remedy}".rstrip())
 
-    def _unreadable(self, error: OSError) -> DataError:
-        reason = f"{self.path} cannot be read: {error.strerror}."
-        return DataError(f"{reason} {self.remedy}".rstrip())
-
 
 Files = Mapping[str, tuple[IdxFile, IdxFile]]
 """The images and the labels of each split."""
@@ -150,8 +142,6 @@ Files = Mapping[str, tuple[IdxFile, IdxFile]]
 
 @dataclass(frozen=True)
 class IdxSource(ArraySource):
-    """See `Source`."""
-
     recipe: IdxData | FashionData
 
     def prepare(self) -> str | None:
@@ -197,8 +187,7 @@ class IdxSource(ArraySource):
 
 def prepare(files: Files) -> str | None:
     """Unpack compressed files into the cache. Returns a notice. Raises DataError."""
-    notices = [file.prepare() for pair in files.values() for file in pair]
-    return next(filter(None, notices), None)
+    return first_notice(file.prepare() for pair in files.values() for file in pair)
 
 
 def pairs(files: Files) -> dict[str, Pair]:
@@ -207,6 +196,15 @@ def pairs(files: Files) -> dict[str, Pair]:
         split: Pair(images.array(3), labels.array(1), str(images.path))
         for split, (images, labels) in files.items()
     }
+
+
+def _shape(header: bytes, dimensions: int) -> tuple[int, ...] | None:
+    """Return the shape in a header; None if that has other dimensions or no bytes."""
+    first = 4 + 4 * dimensions
+    magic = bytes((0, 0, UNSIGNED_BYTES, dimensions))
+    if header[:4] != magic or len(header) < first:
+        return None
+    return tuple(map(int, np.frombuffer(header[4:first], ">u4")))
 
 
 def _find(folder: Path, stem: str, kind: str) -> Path | None:

@@ -14,42 +14,92 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from samestep.config.data import ImageData
-from samestep.data.sources.arrays import ArraySource, Pair
+from samestep.data.sources.source import ArraySource, Pair, library
 from samestep.errors import DataError
 from samestep.files import cache
 from samestep.system.json_values import JsonObject
 
 
-if TYPE_CHECKING:
-    from types import ModuleType
-
 LENGTH_BYTES = 8
 MOST_NAMES = 5
-LIBRARY = (
-    "A folder of images is read by Pillow, which is not installed: "
-    "`pip install 'samestep[data]'`."
-)
 
 
 @dataclass(frozen=True)
 class Folder:
     """The images of one split."""
 
+    recipe: ImageData
     path: Path
     classes: list[str]
     files: list[tuple[str, int]]
     """Paths below it, and the numbers of their classes."""
 
+    @property
+    def key(self) -> str:
+        """The name of the cached file. Raises DataError without Pillow."""
+        recipe = self.recipe
+        how = (recipe.size, recipe.channels, recipe.skip_bad, _version())
+        digest = hashlib.sha256(repr((how, self.classes)).encode())
+        for name, _ in self.files:
+            stat = (self.path / name).stat()
+            digest.update(repr((name, stat.st_size, stat.st_mtime_ns)).encode())
+        return f"images-{digest.hexdigest()[:24]}"
+
+    def decoded(self) -> tuple[JsonObject, cache.Bytes]:
+        """Return what the JSON says, and the bytes of all images. Raises DataError."""
+        content = cache.read(self.key, self.decode)
+        length = int.from_bytes(content[-LENGTH_BYTES:].tobytes(), "little")
+        end = len(content) - LENGTH_BYTES - length
+        return json.loads(content[end:-LENGTH_BYTES].tobytes()), content[:end]
+
+    def decode(self, sink: BinaryIO) -> None:
+        """Write the file for the cache. Raises DataError."""
+        digest, size, labels = hashlib.sha256(), 0, list[int]()
+        skipped: list[tuple[str, str]] = []
+        for name, number in self.files:
+            try:
+                content = (self.path / name).read_bytes()
+                pixels = _pixels(content, self.recipe)
+            except Exception as error:
+                # Damaged files make Pillow raise almost anything, SyntaxError too.
+                skipped.append((name, f"{type(error).__name__}: {error}"))
+                continue
+            sink.write(pixels)
+            for part in (os.fsencode(name), content):
+                digest.update(len(part).to_bytes(8, "little") + part)
+            labels.append(number)
+            size += len(content)
+        self._check(skipped, labels)
+        summary = {
+            "labels": labels,
+            "bytes": size,
+            "sha256": digest.hexdigest(),
+            "skipped": skipped,
+        }
+        text = json.dumps(summary).encode()
+        sink.write(text + len(text).to_bytes(LENGTH_BYTES, "little"))
+
+    def _check(self, skipped: list[tuple[str, str]], labels: list[int]) -> None:
+        if skipped and not self.recipe.skip_bad:
+            raise DataError(
+                f"Every file in a folder of images must be one; {len(skipped)} of "
+                f"{len(self.files)} in {self.path} cannot be read: {_listed(skipped)}. "
+                "Remove them, or go on without them: `--skip-bad`."
+            )
+        for empty in sorted(set(range(len(self.classes))) - set(labels)):
+            raise DataError(
+                f"Every class has images; none in {self.path / self.classes[empty]} "
+                "can be read."
+            )
+
 
 @dataclass(frozen=True)
 class ImageSource(ArraySource):
-    """See `Source`."""
-
     recipe: ImageData
     may_be_slow = True  # the images may be larger than the memory
 
@@ -57,9 +107,8 @@ class ImageSource(ArraySource):
         """Decode what is not in the cache. Returns a notice. Raises DataError."""
         notices = []
         for folder in _folders(self.recipe).values():
-            fill = _decoding(self.recipe, folder)
-            notices.append(cache.prepare(_key(self.recipe, folder), fill))
-            if skipped := _decoded(self.recipe, folder)[0]["skipped"]:
+            notices.append(cache.prepare(folder.key, folder.decode))
+            if skipped := folder.decoded()[0]["skipped"]:
                 notices.append(
                     f"{len(skipped)} of {len(folder.files)} images in {folder.path} "
                     f"are left out: {_listed(skipped)}"
@@ -69,23 +118,17 @@ class ImageSource(ArraySource):
     def describe(self) -> JsonObject:
         """Return names, sizes, checksums, and what was left out. Raises DataError."""
         folders = _folders(self.recipe)
-        splits, skipped = {}, 0
+        splits = {}
         for split, folder in folders.items():
-            summary, _ = _decoded(self.recipe, folder)
-            skipped += len(summary["skipped"])
-            splits[split] = {
-                "path": str(folder.path),
-                "images": len(summary["labels"]),
-                "bytes": summary["bytes"],
-                "sha256": summary["sha256"],
-                "skipped": summary["skipped"],
-            }
+            summary, _ = folder.decoded()
+            labels = summary.pop("labels")
+            splits[split] = {"path": str(folder.path), "images": len(labels), **summary}
         return {
             "source": "images",
             "classes": folders["train"].classes,
             "splits": splits,
-            "pillow": _pillow().__version__,
-            "skipped": skipped,
+            "pillow": _version(),
+            "skipped": sum(len(split["skipped"]) for split in splits.values()),
         }
 
     def arrays(self) -> Mapping[str, Pair]:
@@ -95,27 +138,24 @@ class ImageSource(ArraySource):
         """
         size, pairs = self.recipe.size, {}
         for split, folder in _folders(self.recipe).items():
-            summary, content = _decoded(self.recipe, folder)
+            summary, content = folder.decoded()
             labels = np.array(summary["labels"], np.int64)
             images = content.reshape(len(labels), self.recipe.channels, size, size)
             pairs[split] = Pair(images, labels, str(folder.path))
         return pairs
 
 
-def _pillow() -> "ModuleType":
-    """Import Pillow. Raises DataError if it is not installed."""
-    try:
-        import PIL
-    except ImportError:
-        raise DataError(LIBRARY) from None
-    return PIL
+def _version() -> str:
+    """Return the version of Pillow. Raises DataError if it is not installed."""
+    version: str = library("PIL", "A folder of images is read by Pillow").__version__
+    return version
 
 
 def _folders(recipe: ImageData) -> dict[str, Folder]:
-    train = _folder(Path(recipe.path))
+    train = _folder(recipe, Path(recipe.path))
     if recipe.test_path is None:
         return {"train": train}
-    test = _folder(Path(recipe.test_path))
+    test = _folder(recipe, Path(recipe.test_path))
     if test.classes != train.classes:
         extra = sorted(set(test.classes) ^ set(train.classes))
         raise DataError(
@@ -125,7 +165,7 @@ def _folders(recipe: ImageData) -> dict[str, Folder]:
     return {"train": train, "test": test}
 
 
-def _folder(path: Path) -> Folder:
+def _folder(recipe: ImageData, path: Path) -> Folder:
     if not path.is_dir():
         raise DataError(f"{path} is not a folder; it has one folder for each class.")
     folders = sorted(p for p in path.iterdir() if p.is_dir() and not _is_hidden(p))
@@ -144,78 +184,11 @@ def _folder(path: Path) -> Folder:
             )
         files += [(p, number) for p in sorted(images)]
     named = [(str(p.relative_to(path)), number) for p, number in files]
-    return Folder(path, [folder.name for folder in folders], named)
+    return Folder(recipe, path, [folder.name for folder in folders], named)
 
 
 def _is_hidden(path: Path) -> bool:
     return path.name.startswith(".")
-
-
-def _key(recipe: ImageData, folder: Folder) -> str:
-    how = (recipe.size, recipe.channels, recipe.skip_bad, _pillow().__version__)
-    digest = hashlib.sha256(repr((how, folder.classes)).encode())
-    for name, _ in folder.files:
-        stat = (folder.path / name).stat()
-        digest.update(repr((name, stat.st_size, stat.st_mtime_ns)).encode())
-    return f"images-{digest.hexdigest()[:24]}"
-
-
-def _decoded(recipe: ImageData, folder: Folder) -> tuple[JsonObject, cache.Bytes]:
-    """Return what the JSON says, and the bytes of all images."""
-    content = cache.read(_key(recipe, folder), _decoding(recipe, folder))
-    length = int.from_bytes(content[-LENGTH_BYTES:].tobytes(), "little")
-    end = len(content) - LENGTH_BYTES - length
-    return json.loads(content[end:-LENGTH_BYTES].tobytes()), content[:end]
-
-
-def _decoding(recipe: ImageData, folder: Folder) -> cache.Fill:
-    def fill(sink: cache.Sink) -> None:
-        text = json.dumps(_decode(recipe, folder, sink)).encode()
-        sink.write(text + len(text).to_bytes(LENGTH_BYTES, "little"))
-
-    return fill
-
-
-def _decode(recipe: ImageData, folder: Folder, sink: cache.Sink) -> JsonObject:
-    """Write the pixels; return what the JSON says of the files. Raises DataError."""
-    digest, size, labels = hashlib.sha256(), 0, list[int]()
-    skipped: list[tuple[str, str]] = []
-    for name, number in folder.files:
-        try:
-            content = (folder.path / name).read_bytes()
-            pixels = _pixels(content, recipe)
-        except Exception as error:
-            # Damaged files make Pillow raise almost anything, SyntaxError too.
-            skipped.append((name, f"{type(error).__name__}: {error}"))
-            continue
-        sink.write(pixels)
-        for part in (os.fsencode(name), content):
-            digest.update(len(part).to_bytes(8, "little") + part)
-        labels.append(number)
-        size += len(content)
-    _check(recipe, folder, skipped, labels)
-    return {
-        "labels": labels,
-        "skipped": skipped,
-        "bytes": size,
-        "sha256": digest.hexdigest(),
-    }
-
-
-def _check(
-    recipe: ImageData, folder: Folder, skipped: list[tuple[str, str]], labels: list[int]
-) -> None:
-    if skipped and not recipe.skip_bad:
-        raise DataError(
-            f"Every file in a folder of images must be one; {len(skipped)} of "
-            f"{len(folder.files)} in {folder.path} cannot be read: {_listed(skipped)}. "
-            "Remove them, or go on without them: `--skip-bad`."
-        )
-    for empty in sorted(set(range(len(folder.classes))) - set(labels)):
-        raise DataError(
-            f"Every class has images; none in {folder.path / folder.classes[empty]} "
-            "can be read."
-        )
 
 
 def _listed(skipped: list[Any]) -> str:

@@ -7,21 +7,14 @@ worker maps what is there, so they are in memory once, however many workers read
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from samestep.config.data import MnistData
 from samestep.data.sources import idx
-from samestep.data.sources.arrays import Pair
 from samestep.data.sources.idx import IdxFile
-from samestep.data.sources.source import Source
+from samestep.data.sources.source import Pair, Source
 from samestep.errors import DataError
 from samestep.system.json_values import JsonObject
-from samestep.user_code.references import UserCode
 
-
-if TYPE_CHECKING:
-    from samestep.data.splits import Samples
-    from samestep.data.targets import Labels
 
 FOLDER = Path(__file__).parents[1] / "files"
 CONTENT = {
@@ -52,8 +45,6 @@ MEAN, STD = 0.1307, 0.3081
 
 @dataclass(frozen=True)
 class MnistSource(Source):
-    """See `Source`."""
-
     recipe: MnistData
 
     def prepare(self) -> str | None:
@@ -64,20 +55,6 @@ class MnistSource(Source):
         """Return name, size and SHA-256 of each file."""
         described = {n: {"bytes": b, "sha256": s} for n, (b, s) in CONTENT.items()}
         return {"source": "mnist", "files": described}
-
-    def load(self, user_code: UserCode, labels: "Labels") -> "Samples":
-        """Return the splits and what they share. Raises DataError."""
-        import torch
-
-        from samestep.data.sources.rows import Rows
-        from samestep.data.targets import DataInfo
-
-        normal = torch.tensor([1 / (255 * STD)]), torch.tensor([MEAN / STD])
-        splits = {
-            name: Rows(pair.inputs, pair.targets, "classification", normal=normal)
-            for name, pair in self.arrays().items()
-        }
-        return splits, DataInfo(SHAPE, NUM_CLASSES, "classification", 1)
 
     def arrays(self) -> Mapping[str, Pair]:
         """Return images uint8 [n, 28, 28] and labels uint8 [n] of all three splits.

@@ -7,19 +7,21 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, BinaryIO
 
 import numpy as np
 from numpy.lib import format as npy
 
 from samestep.config.data import NpyData, NpzData
-from samestep.data.sources.arrays import (
+from samestep.data.sources.source import (
     SPLITS,
     Array,
     ArraySource,
     Pair,
     describe_files,
+    first_notice,
     mapped,
+    reading,
 )
 from samestep.errors import DataError, did_you_mean
 from samestep.files import cache, untrusted
@@ -35,8 +37,6 @@ MOST_HEADER = 1 << 16
 
 @dataclass(frozen=True)
 class NpySource(ArraySource):
-    """See `Source`."""
-
     recipe: NpyData
     may_be_slow = True  # the files may be larger than the memory
 
@@ -44,7 +44,7 @@ class NpySource(ArraySource):
         """Return name, size and SHA-256 of each file. Raises DataError."""
         recipe = self.recipe
         files = [recipe.inputs, recipe.targets, recipe.test_inputs, recipe.test_targets]
-        return describe_files(recipe.source, [file for file in files if file])
+        return describe_files(recipe.source, files)
 
     def arrays(self) -> Mapping[str, Pair]:
         """Map `train`, and `test` if it is given. Raises DataError."""
@@ -57,22 +57,18 @@ class NpySource(ArraySource):
 
 @dataclass(frozen=True)
 class NpzSource(ArraySource):
-    """See `Source`."""
-
     recipe: NpzData
 
     def prepare(self) -> str | None:
         """Unpack what is compressed into the cache. Returns a notice."""
         path = Path(self.recipe.path)
         with _zip(path) as file:
-            packed = [
-                m for m in file.infolist() if m.compress_type != zipfile.ZIP_STORED
-            ]
-        notices = [
+            members = file.infolist()
+        return first_notice(
             cache.prepare(_key(path, m), _unpacking(path, m), m.file_size)
-            for m in packed
-        ]
-        return next(filter(None, notices), None)
+            for m in members
+            if m.compress_type != zipfile.ZIP_STORED
+        )
 
     def describe(self) -> JsonObject:
         """Return name, size and SHA-256 of the file. Raises DataError."""
@@ -123,15 +119,16 @@ def _mapped(name: str) -> Array:
 
 
 def _zip(path: Path) -> zipfile.ZipFile:
-    try:
+    with reading(path):
         untrusted.check_regular(path)
-        return zipfile.ZipFile(path)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}.") from None
-    except Exception:  # damaged ones raise almost anything
-        raise DataError(
-            f"{path} is not an .npz file, as numpy.savez writes it."
-        ) from None
+        try:
+            return zipfile.ZipFile(path)
+        except OSError:
+            raise
+        except Exception:  # damaged ones raise almost anything
+            raise DataError(
+                f"{path} is not an .npz file, as numpy.savez writes it."
+            ) from None
 
 
 def _member(path: Path, file: zipfile.ZipFile, member: zipfile.ZipInfo) -> Array:
@@ -160,31 +157,21 @@ def _parsed(content: cache.Bytes) -> Array:
     Raises ValueError.
     """
     stream = io.BytesIO(content[:MOST_HEADER].tobytes())
-    shape, is_fortran, dtype = _header(stream)
+    try:
+        is_first = npy.read_magic(stream) == (1, 0)
+        read = npy.read_array_header_1_0 if is_first else npy.read_array_header_2_0
+        shape, is_fortran, dtype = read(stream)
+    except Exception as error:  # it is Python text, parsed by numpy: anything may come
+        raise ValueError(f"its header cannot be read ({error})") from None
+    if dtype.hasobject or dtype.subdtype or not dtype.itemsize:
+        raise ValueError(f"it holds {'Python objects' if dtype.hasobject else dtype}")
+    if any(type(size) is not int for size in shape):  # numpy takes True for one
+        raise ValueError(f"its shape is {shape}")
     size = math.prod(shape) * dtype.itemsize
     if min(shape, default=0) < 0 or size > len(content) - stream.tell():
         raise ValueError(f"it has too few values for the shape {shape}")
     values = content[stream.tell() :][:size].view(dtype)
     return values.reshape(shape, order="F" if is_fortran else "C")
-
-
-def _header(stream: io.BytesIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Read shape, whether in Fortran's order, and type. Raises ValueError."""
-    read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
-    version = npy.read_magic(stream)
-    if version not in read:
-        raise ValueError(f"its format has version {version}")
-    try:
-        shape, is_fortran, dtype = read[version](stream)
-    except Exception as error:  # it is Python text, parsed by numpy: anything may come
-        raise ValueError(f"its header cannot be read ({error})") from None
-    if dtype.hasobject:
-        raise ValueError("it holds Python objects")
-    if dtype.subdtype or not dtype.itemsize:
-        raise ValueError(f"it holds {dtype}")
-    if any(type(size) is not int for size in shape):  # numpy takes True for one
-        raise ValueError(f"its shape is {shape}")
-    return shape, is_fortran, dtype
 
 
 def _key(path: Path, member: zipfile.ZipInfo) -> str:
@@ -197,7 +184,7 @@ def _key(path: Path, member: zipfile.ZipInfo) -> str:
 
 
 def _unpacking(path: Path, member: zipfile.ZipInfo) -> cache.Fill:
-    def fill(sink: cache.Sink) -> None:
+    def fill(sink: BinaryIO) -> None:
         with _blaming(path), zipfile.ZipFile(path) as file:
             content = file.open(member)
         with content:  # which keeps the file open

@@ -1,16 +1,23 @@
-"""Splits whose samples are rows of arrays, which may be mapped from files."""
+"""The splits of all sources but the user's: rows of arrays, and windows of texts."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from samestep.config.data import Divided, NpyData, NpzData, TableData, Task
-from samestep.data.sources.arrays import SPLITS, Array, Pair
-from samestep.data.sources.tables import Table
-from samestep.data.splits import Converted, First, Part, Samples, Split, divide
+from samestep.config.data import (
+    PADDING,
+    MnistData,
+    NpyData,
+    NpzData,
+    TableData,
+    Task,
+    TextData,
+)
+from samestep.data.sources import mnist, tables, text
+from samestep.data.sources.source import SPLITS, Array, ArraySource, Pair
+from samestep.data.splits import Converted, Loaded, Part, Split, divide
 from samestep.data.targets import (
     ALL_LABELS,
     DataInfo,
@@ -44,7 +51,6 @@ class Rows:
         return len(self.targets)
 
     def gather(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Return samples as `Split.gather` does."""
         rows = indices.numpy()
         inputs = _tensor(self.inputs[rows])
         if inputs.dim() == 3:
@@ -82,13 +88,14 @@ class ByteRows:
 def byte_rows(split: Split) -> ByteRows | None:
     """Return the bytes behind a split; None if its inputs are not rows of bytes."""
     match split:
-        case First(split=inner) | Converted(split=inner):
+        case Converted(split=inner):
             return byte_rows(inner)
         case Part(whole=inner, members=members):
             rows = byte_rows(inner)
-            if rows is None or rows.members is not None:
+            if rows is None:
                 return None
-            return replace(rows, members=members)
+            own = members if rows.members is None else rows.members[members]
+            return replace(rows, members=own)
         case Rows(normal=normal, channels_last=False) if normal is not None:
             values, targets = (
                 split.inputs,
@@ -99,43 +106,98 @@ def byte_rows(split: Split) -> ByteRows | None:
     return None
 
 
-def build(
-    recipe: Divided, pairs: Mapping[str, Pair], labels: Labels = ALL_LABELS
-) -> Samples:
+@dataclass(frozen=True)
+class Windows:
+    """Windows of a text, each to predict from it the window one character later."""
+
+    tokens: Tensor
+    """int32 [n], of the whole text."""
+    starts: Tensor
+    """int64 [windows]"""
+    lengths: Tensor
+    """int64 [windows]: how many targets each of them has."""
+    context: int
+    is_padded: bool
+    """Whether some windows are shorter than `context`."""
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def gather(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Return windows int64 [b, context] and targets of the same shape.
+
+        Behind the end of a window inputs are 0, the first character of the vocabulary.
+        """
+        places = self.starts[indices].unsqueeze(1) + torch.arange(self.context + 1)
+        if not self.is_padded:
+            windows = self.tokens[places].long()
+            return windows[:, :-1], windows[:, 1:]
+        windows = self.tokens[places.clamp(max=len(self.tokens) - 1)].long()
+        is_behind = torch.arange(self.context) >= self.lengths[indices].unsqueeze(1)
+        inputs, targets = windows[:, :-1], windows[:, 1:]
+        return inputs.masked_fill(is_behind, 0), targets.masked_fill(is_behind, PADDING)
+
+
+def array_rows(source: ArraySource, labels: Labels) -> Loaded:
     """Return splits of arrays and what they share. Raises DataError, OwnCodeError."""
+    pairs, recipe = source.arrays(), source.recipe
     for pair in pairs.values():
         _check_numbers(pair)
     train = pairs["train"]
     if len(train.targets) == 0:
         raise DataError(f"{train.who} has no training samples.")
     options = recipe if isinstance(recipe, NpyData | NpzData) else None
-    task = (options and options.task) or task_of(
-        _tensor(train.targets[:1].copy()), train.who
-    )
-    outputs = (options and options.outputs) or _outputs(train, task, labels)
+    task = (options and options.task) or task_of(_some(train.targets, 0, 1), train.who)
+    outputs = options and options.outputs
     last = options is not None and options.channels_last
     rows = {s: Rows(p.inputs, p.targets, task, last) for s, p in pairs.items()}
     inputs, targets = rows["train"].gather(torch.zeros(1, dtype=torch.int64))
+    info = DataInfo(
+        tuple(inputs.shape[1:]),
+        outputs or _outputs(train, task, labels),
+        task,
+        targets[0].numel() if task == "next-token" else 1,
+        labels,
+    )
     for pair in pairs.values():
-        _check(pair, train, task, outputs, labels)
-    if (
-        task == "classification"
-        and labels.are_checked
-        and not (options and options.outputs)
-    ):
-        _check_classes(train, outputs, labels)
+        _check(pair, train, info)
+    if task == "classification" and labels.are_checked and not outputs:
+        _check_classes(train, info)
     held_out = tuple(name for name in SPLITS if name not in pairs)
     members = divide(len(train.targets), recipe, train.who, held_out)
     if train.inputs.dtype == np.uint8 and task != "next-token":
         normal = _normal(rows["train"], members["train"])
         rows = {split: replace(each, normal=normal) for split, each in rows.items()}
-    per_sample = targets[0].numel() if task == "next-token" else 1
-    info = DataInfo(tuple(inputs.shape[1:]), outputs, task, per_sample)
-    return _splits(rows, members), info
+    splits: dict[str, Split] = {s: Part(rows["train"], members[s]) for s in SPLITS}
+    return splits | {s: rows[s] for s in rows if s != "train"}, info
 
 
-def build_table(recipe: TableData, table: Table) -> Samples:
+def mnist_images(recipe: MnistData) -> Loaded:
+    """Return the splits of MNIST and what they share. Raises DataError."""
+    factor = torch.tensor([1 / (255 * mnist.STD)])
+    normal = factor, torch.tensor([mnist.MEAN / mnist.STD])
+    splits = {
+        name: Rows(pair.inputs, pair.targets, "classification", normal=normal)
+        for name, pair in mnist.MnistSource(recipe).arrays().items()
+    }
+    return splits, DataInfo(mnist.SHAPE, mnist.NUM_CLASSES, "classification")
+
+
+def text_windows(recipe: TextData) -> Loaded:
+    """Return windows of a text and what they share. Raises DataError."""
+    read, context = text.read(recipe), recipe.context
+    tokens = torch.from_numpy(read.tokens)
+    splits = {}
+    for name, (first, end) in read.windows.items():
+        starts = torch.from_numpy(read.starts[first:end])
+        lengths = torch.from_numpy(read.lengths[first:end])
+        splits[name] = Windows(tokens, starts, lengths, context, recipe.lines)
+    return splits, DataInfo((context,), len(read.vocabulary), "next-token", context)
+
+
+def table_rows(recipe: TableData) -> Loaded:
     """Return splits of a table and what they share. Raises DataError."""
+    table = tables.read(recipe)
     held_out = ("validation",) if recipe.test_path else ("validation", "test")
     members = divide(table.num_first, recipe, recipe.path, held_out)
     if recipe.test_path:
@@ -143,18 +205,8 @@ def build_table(recipe: TableData, table: Table) -> Samples:
     inputs = table.inputs(members["train"].numpy())
     task: Task = "regression" if table.is_regression else "classification"
     rows = Rows(inputs, table.targets(), task)
-    info = DataInfo((inputs.shape[1],), len(table.classes) or 1, task, 1)
+    info = DataInfo((inputs.shape[1],), len(table.classes) or 1, task)
     return {split: Part(rows, members[split]) for split in SPLITS}, info
-
-
-def _splits(
-    rows: Mapping[str, Rows], members: Mapping[str, Tensor]
-) -> dict[str, Split]:
-    splits: dict[str, Split] = {}
-    for split in SPLITS:
-        is_given = split in rows and split != "train"
-        splits[split] = rows[split] if is_given else Part(rows["train"], members[split])
-    return splits
 
 
 def _tensor(array: Array) -> Tensor:
@@ -166,6 +218,11 @@ def _tensor(array: Array) -> Tensor:
     kinds = {"f": floats, "i": np.int64, "u": np.int64, "b": np.int64}
     kind = np.uint8 if array.dtype == np.uint8 else kinds[array.dtype.kind]
     return torch.from_numpy(np.asarray(array, kind, order="C"))
+
+
+def _some(array: Array, first: int, end: int) -> Tensor:
+    """Return a copy of some rows as a tensor."""
+    return _tensor(array[first:end].copy())
 
 
 def _outputs(train: Pair, task: Task, labels: Labels) -> int:
@@ -199,7 +256,7 @@ def _check_numbers(pair: Pair) -> None:
         )
 
 
-def _check(pair: Pair, train: Pair, task: Task, outputs: int, labels: Labels) -> None:
+def _check(pair: Pair, train: Pair, info: DataInfo) -> None:
     """Raise DataError unless a split has the shapes and types of `train`."""
     for what in ("inputs", "targets"):
         shape, expected = getattr(pair, what).shape[1:], getattr(train, what).shape[1:]
@@ -214,26 +271,25 @@ def _check(pair: Pair, train: Pair, task: Task, outputs: int, labels: Labels) ->
             f"{train.inputs.dtype}, those of {pair.who} {pair.inputs.dtype}."
         )
     for first in range(0, len(pair.targets), CHECKED_AT_ONCE):
-        numbers = torch.arange(first, min(first + CHECKED_AT_ONCE, len(pair.targets)))
-        targets = shaped(
-            _tensor(pair.targets[numbers[0] : numbers[-1] + 1].copy()), task
-        )
-        check_labels(targets, task, outputs, pair.who, numbers, labels)
-        if task == "next-token":
-            tokens = _tensor(pair.inputs[numbers[0] : numbers[-1] + 1].copy()).long()
-            check_labels(tokens, task, outputs, pair.who, numbers)
+        end = min(first + CHECKED_AT_ONCE, len(pair.targets))
+        numbers = torch.arange(first, end)
+        targets = shaped(_some(pair.targets, first, end), info.task)
+        check_labels(targets, info, pair.who, numbers)
+        if info.task == "next-token":
+            tokens = _some(pair.inputs, first, end).long()
+            check_labels(tokens, replace(info, labels=ALL_LABELS), pair.who, numbers)
         finite = targets.float().isfinite()  # as most recipes take them
-        if task == "regression" and not finite.all():
+        if info.task == "regression" and not finite.all():
             bad = int((~finite).flatten(1).any(1).nonzero()[0]) + first
             raise DataError(
                 f"Targets are finite numbers; sample {bad} of {pair.who} has another."
             )
 
 
-def _check_classes(train: Pair, outputs: int, labels: Labels) -> None:
-    targets = _valid(train.targets, labels).ravel().astype(np.int64)
-    counts = np.bincount(targets, minlength=outputs)
-    empty = np.flatnonzero(counts == 0)
+def _check_classes(train: Pair, info: DataInfo) -> None:
+    outputs = info.outputs
+    targets = _valid(train.targets, info.labels).ravel().astype(np.int64)
+    empty = np.flatnonzero(np.bincount(targets, minlength=outputs) == 0)
     if len(empty):
         raise DataError(
             f"Every class from 0 to the largest label, {outputs - 1}, has training "

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from samestep.data import pytree
 from samestep.data.pytree import Nested
 from samestep.data.targets import narrow
 from samestep.errors import OwnCodeError
@@ -98,39 +99,17 @@ def tensor(value: Any, who: str) -> Tensor:
 
 def stack(values: Sequence[Any], indices: Sequence[int], who: str) -> Any:
     """Stack the results of `tensors` for samples to [b, ...]. Raises OwnCodeError."""
-    first = values[0]
-    for value, index in zip(values, indices, strict=True):
-        if _form(value) != _form(first):
+    parts = [dict(pytree.leaves(value)) for value in values]
+    first = {name: part.shape for name, part in parts[0].items()}
+    for value, index, part in zip(values, indices, parts, strict=True):
+        if {name: tensor.shape for name, tensor in part.items()} != first:
             raise OwnCodeError(
-                f"All samples have one shape: {who} has {_form_in_words(value)} in "
-                f"sample {index}, {_form_in_words(first)} in sample {indices[0]}. Pad "
-                "them to one length, or give the data set a `collate_fn` that does."
+                f"All samples have one shape: {who} has {pytree.describe(value)} in "
+                f"sample {index}, {pytree.describe(values[0])} in sample {indices[0]}. "
+                "Pad them to one length, or give the data set a `collate_fn` that does."
             )
-    if isinstance(first, Tensor):
-        return narrow(torch.stack(list(values)))
-    if isinstance(first, dict):
-        return {
-            key: stack([value[key] for value in values], indices, f"`{key}` of {who}")
-            for key in first
-        }
-    return tuple(
-        stack(parts, indices, f"input {number} of {who}")
-        for number, parts in enumerate(zip(*values, strict=True))
-    )
-
-
-def _form(value: Nested) -> Any:
-    if isinstance(value, Tensor):
-        return value.shape
-    return value.keys() if isinstance(value, dict) else len(value)
-
-
-def _form_in_words(value: Nested) -> str:
-    if isinstance(value, Tensor):
-        return f"the shape {list(value.shape)}"
-    if isinstance(value, dict):
-        return f"the keys {', '.join(value)}"
-    return f"{len(value)} inputs"
+    stacked = (narrow(torch.stack([part[name] for part in parts])) for name in first)
+    return pytree.restore(pytree.apply(lambda _: None, values[0]), stacked)
 
 
 def _complex(who: str, kind: Any) -> OwnCodeError:

@@ -13,27 +13,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from samestep.config.data import TableData
-from samestep.data.sources.arrays import Array, describe_files
-from samestep.data.sources.source import Source
+from samestep.data.sources.source import (
+    Array,
+    Source,
+    describe_files,
+    library,
+    reading,
+)
 from samestep.errors import DataError, did_you_mean
 from samestep.files.untrusted import check_regular
 from samestep.system.json_values import JsonObject
-from samestep.user_code.references import UserCode
 
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from samestep.data.splits import Samples
-    from samestep.data.targets import Labels
-
 
 MOST_WORDS = 1000
 """Different words in one column."""
-LIBRARY = (
-    "Tables are read by pyarrow, which is not installed: "
-    "`pip install 'samestep[data]'`."
-)
 
 
 @dataclass(frozen=True)
@@ -70,9 +67,8 @@ class Table:
         """Return float64 [n] values, or int64 [n] classes."""
         if self.is_regression:
             return self.target.values
-        numbers = {name: number for number, name in enumerate(self.classes)}
-        names = map(_class_name, self.target.values.tolist())
-        return np.array([numbers[name] for name in names], np.int64)
+        known = np.unique(self.target.values[: self.num_first])
+        return np.searchsorted(known, self.target.values)
 
     def inputs(self, train: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return inputs [n, features], standardized by the samples `train`."""
@@ -87,26 +83,18 @@ class Table:
 
 @dataclass(frozen=True)
 class TableSource(Source):
-    """See `Source`."""
-
     recipe: TableData
 
     def describe(self) -> JsonObject:
         """Return sizes, checksums, and what the columns are. Raises DataError."""
         recipe, table = self.recipe, read(self.recipe)
-        files = [name for name in (recipe.path, recipe.test_path) if name]
+        files = recipe.path, recipe.test_path
         return describe_files("table", files) | {
             "rows": len(table),
             "columns": [c.name for c in table.features],
             "missing": int(sum(c.is_missing.sum() for c in table.features)),
             "classes": table.classes,
         }
-
-    def load(self, user_code: UserCode, labels: "Labels") -> "Samples":
-        """Return the splits and what they share. Raises DataError."""
-        from samestep.data.sources import rows
-
-        return rows.build_table(self.recipe, read(self.recipe))
 
 
 def read(recipe: TableData) -> Table:
@@ -115,11 +103,10 @@ def read(recipe: TableData) -> Table:
     tables = [_file(path) for path in files]
     names = tables[0].column_names
     _check_names(recipe, tables[0], files[0])
-    for path, table in zip(files[1:], tables[1:], strict=True):
-        missing = [name for name in names if name not in table.column_names]
-        if missing:
+    for name in names:
+        if name not in tables[-1].column_names:
             raise DataError(
-                f"Both tables have the same columns; {path} has no `{missing[0]}`."
+                f"Both tables have the same columns; {files[-1]} has no `{name}`."
             )
     kept = [name for name in names if name not in recipe.ignore]
     columns = {name: _column(name, tables, files, recipe) for name in kept}
@@ -141,16 +128,12 @@ def _file(path: Path) -> "pa.Table":
         raise DataError(
             f"A table is a file that ends with .csv or .parquet; received {path}."
         )
+    pyarrow = library("pyarrow", "Tables are read by pyarrow")
     try:
-        import pyarrow
-    except ImportError:
-        raise DataError(LIBRARY) from None
-    try:
-        check_regular(path)
-        table = _csv(path) if path.suffix == ".csv" else _parquet(path)
+        with reading(path):
+            check_regular(path)
+            table = _csv(path) if path.suffix == ".csv" else _parquet(path)
         table.column_names  # noqa: B018  raises where they are not UTF-8
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error}.") from None
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         raise DataError(f"{path} is not a table: {error}.") from None
     if table.num_rows == 0:
@@ -256,34 +239,33 @@ def _is_regression(recipe: TableData, target: Column, table: "pa.Table") -> bool
     """Return whether to predict a quantity; by default whole numbers are classes."""
     from pyarrow import types
 
-    is_float = target.is_number and types.is_floating(table[target.name].type)
     if recipe.task == "regression" and not target.is_number:
         raise DataError(f"A regression predicts a number; `{target.name}` holds words.")
     if recipe.task is not None:
         return recipe.task == "regression"
-    return bool(is_float)
+    return target.is_number and bool(types.is_floating(table[target.name].type))
 
 
 def _classes(target: Column, num_first: int) -> list[str]:
     """Return the first file's classes. Raises DataError if the second has others."""
     first, second = target.values[:num_first], target.values[num_first:]
-    known = [_class_name(value) for value in np.unique(first).tolist()]
+    known = np.unique(first)
+    names = [_class_name(value) for value in known.tolist()]
     if len(known) < 2:
         raise DataError(
-            f"There are at least 2 classes; `{target.name}` has only {known[0]}."
+            f"There are at least 2 classes; `{target.name}` has only {names[0]}."
         )
     if len(known) > MOST_WORDS:
         raise DataError(
             f"`{target.name}` has {len(known):,} different values, too many for "
             'classes. If it is a quantity, set `data.task = "regression"`.'
         )
-    for value in map(_class_name, np.unique(second).tolist()):
-        if value not in known:
-            raise DataError(
-                f"The test has the classes of the first table; `{target.name}` has "
-                f"`{value}` only in the test."
-            )
-    return known
+    for value in np.setdiff1d(second, known).tolist():
+        raise DataError(
+            f"The test has the classes of the first table; `{target.name}` has "
+            f"`{_class_name(value)}` only in the test."
+        )
+    return names
 
 
 def _class_name(value: float | str) -> str:

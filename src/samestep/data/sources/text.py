@@ -11,22 +11,15 @@ import math
 import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from samestep.config.data import TextData
-from samestep.data.sources.source import Source
+from samestep.data.sources.source import Source, reading
 from samestep.errors import DataError
 from samestep.files.untrusted import read_text
 from samestep.system.json_values import JsonObject
-from samestep.user_code.references import UserCode
-
-
-if TYPE_CHECKING:
-    from samestep.data.splits import Samples
-    from samestep.data.targets import Labels
 
 
 @dataclass(frozen=True)
@@ -58,8 +51,6 @@ class Text:
 
 @dataclass(frozen=True)
 class TextSource(Source):
-    """See `Source`."""
-
     recipe: TextData
 
     def describe(self) -> JsonObject:
@@ -77,23 +68,6 @@ class TextSource(Source):
             "vocabulary": text.vocabulary,
             "baselines": baselines(text),
         }
-
-    def load(self, user_code: UserCode, labels: "Labels") -> "Samples":
-        """Return windows of the text. Raises DataError."""
-        import torch
-
-        from samestep.data.splits import Windows
-        from samestep.data.targets import DataInfo
-
-        text, context = read(self.recipe), self.recipe.context
-        tokens = torch.from_numpy(text.tokens)
-        splits = {}
-        for name, (first, end) in text.windows.items():
-            starts = torch.from_numpy(text.starts[first:end])
-            lengths = torch.from_numpy(text.lengths[first:end])
-            splits[name] = Windows(tokens, starts, lengths, context, self.recipe.lines)
-        outputs = len(text.vocabulary)
-        return splits, DataInfo((context,), outputs, "next-token", context)
 
 
 def read(recipe: TextData) -> Text:
@@ -164,18 +138,18 @@ def baselines(text: Text) -> dict[str, float]:
 
 
 def _read_files(recipe: TextData) -> list[str]:
-    path = _python() if recipe.path == "python" else Path(recipe.path)
+    is_python = recipe.path == "python"  # the directory of its standard library
+    path = Path(sysconfig.get_path("stdlib") if is_python else recipe.path)
     texts = []
     for file in _files(path, recipe.pattern):
         try:
-            texts.append(read_text(file))
+            with reading(file):
+                texts.append(read_text(file))
         except UnicodeDecodeError as error:
             raise DataError(
                 f"A text is read as UTF-8; {file} is not, at byte {error.start}. "
                 "Convert it, or leave it out with `data.pattern`."
             ) from None
-        except OSError as error:
-            raise DataError(f"{file} cannot be read: {error.strerror}.") from None
     if not texts:
         raise DataError(f"No file in {path} matches `data.pattern` {recipe.pattern}.")
     return texts
@@ -191,8 +165,3 @@ def _files(path: Path, pattern: str) -> list[Path]:
             f"`data.pattern` is of names below `data.path`, such as `*.txt` or "
             f"`**/*.py`; received `{pattern}`."
         ) from None
-
-
-def _python() -> Path:
-    """Return the directory of Python's standard library."""
-    return Path(sysconfig.get_paths()["stdlib"])

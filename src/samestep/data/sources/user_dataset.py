@@ -13,7 +13,6 @@ from torch import Tensor
 from samestep.config.data import CustomData, Task
 from samestep.data import pytree
 from samestep.data.pytree import Nested
-from samestep.data.sources.arrays import SPLITS
 from samestep.data.sources.samples import (
     TARGETS,
     describe,
@@ -22,7 +21,8 @@ from samestep.data.sources.samples import (
     tensor,
     tensors,
 )
-from samestep.data.splits import Part, divide
+from samestep.data.sources.source import SPLITS
+from samestep.data.splits import Loaded, Part, Split, divide
 from samestep.data.targets import (
     ALL_LABELS,
     DataInfo,
@@ -47,7 +47,6 @@ class Arrays:
         return len(self.targets)
 
     def gather(self, indices: Tensor) -> tuple[Nested, Tensor]:
-        """Return samples as `Split.gather` does."""
         picked = self.inputs, self.targets
         inputs, targets = pytree.apply(
             lambda values: narrow(values.index_select(0, indices)), picked
@@ -62,9 +61,8 @@ class Indexed:
     source: Any
     who: str
     is_train: bool
-    task: Task | None = None
-    outputs: int | None = None
-    labels: Labels = ALL_LABELS
+    info: DataInfo | None = None
+    """What the samples are checked for, once it is known."""
 
     def __len__(self) -> int:
         return len(self.source)
@@ -83,10 +81,9 @@ class Indexed:
         random.seed(seed)
         np.random.seed(seed % 2**32)
         inputs, targets = self._batch(indices.tolist())
-        if self.task is not None:
-            targets = shaped(targets, self.task)
-            where = self.who, indices, self.labels
-            check_labels(targets, self.task, self.outputs, *where)
+        if self.info is not None:
+            targets = shaped(targets, self.info.task)
+            check_labels(targets, self.info, self.who, indices)
         return inputs, targets
 
     def _batch(self, indices: list[int]) -> tuple[Nested, Tensor]:
@@ -101,12 +98,12 @@ class Indexed:
             inputs, targets = map(tensors, pair(batch, self.who), names)
             # Contiguous, as what comes from a helper: strides may decide bits.
             inputs = pytree.apply(lambda t: narrow(t).contiguous(), inputs)
-            return inputs, _only(targets, self.who)
-        pairs = [pair(sample, self.who) for sample in samples]
-        inputs, targets = (
-            stack([tensors(p[part], who) for p in pairs], indices, who)
-            for part, who in enumerate(names)
-        )
+        else:
+            pairs = [pair(sample, self.who) for sample in samples]
+            inputs, targets = (
+                stack([tensors(p[part], who) for p in pairs], indices, who)
+                for part, who in enumerate(names)
+            )
         return inputs, _only(targets, self.who)
 
     @property
@@ -115,12 +112,12 @@ class Indexed:
         return getattr(self.source, "collate_fn", None)
 
 
-Samples = Arrays | Indexed
+Undivided = Arrays | Indexed
 
 
 def load(
     recipe: CustomData, user_code: UserCode, labels: Labels = ALL_LABELS
-) -> tuple[dict[str, Samples | Part], DataInfo]:
+) -> Loaded:
     """Return the splits and what they share. Raises OwnCodeError, DataError."""
     who = title(recipe.load, "data")
     data = None
@@ -128,28 +125,31 @@ def load(
         data = user_code.find(recipe.load, "data")
     if data is None or isinstance(data, type) or _is_function(data):
         data = user_code.call(recipe.load, "data", {}, recipe.arguments)
-    if isinstance(data, Mapping):
-        splits = _given_splits(data, who)
-    else:
-        splits = {"train": _samples(data, who, is_train=True)}
-    info = _infer(splits["train"], recipe, who, labels)
-    padded = any(isinstance(s, Indexed) and s.collate for s in splits.values())
-    checked = {
-        name: _conforming(samples, info, f"{who}, split `{name}`", padded)
-        for name, samples in splits.items()
+    is_divided = isinstance(data, Mapping)
+    if is_divided:
+        _check_splits(data, who)
+    given = data if is_divided else {"train": data}
+    samples = {
+        name: _samples(value, f"{who}, split `{name}`" if is_divided else who, name)
+        for name, value in given.items()
     }
-    if isinstance(data, Mapping):
-        none = torch.zeros(0, dtype=torch.int64)
-        empty = Part(checked["train"], none)
-        return {name: checked.get(name, empty) for name in SPLITS}, info
-    return dict(_divided(checked["train"], recipe, who)), info
+    info = _infer(samples["train"], recipe, who, labels)
+    padded = any(isinstance(s, Indexed) and s.collate for s in samples.values())
+    checked = {
+        name: _conforming(each, info, f"{who}, split `{name}`", padded)
+        for name, each in samples.items()
+    }
+    if not is_divided:
+        return _divided(checked["train"], recipe, who), info
+    empty = Part(checked["train"], torch.zeros(0, dtype=torch.int64))
+    return {name: checked.get(name, empty) for name in SPLITS}, info
 
 
 def _is_function(value: Any) -> bool:
     return callable(value) and not hasattr(value, "__getitem__")
 
 
-def _given_splits(data: Mapping[Any, Any], who: str) -> dict[str, Samples]:
+def _check_splits(data: Mapping[Any, Any], who: str) -> None:
     for name in data:
         if name not in SPLITS:
             raise OwnCodeError(
@@ -158,17 +158,13 @@ def _given_splits(data: Mapping[Any, Any], who: str) -> dict[str, Samples]:
             )
     if "train" not in data:
         raise OwnCodeError(f"{who} must have a split `train`; it has {list(data)}.")
-    return {
-        name: _samples(value, f"{who}, split `{name}`", name == "train")
-        for name, value in data.items()
-    }
 
 
-def _samples(value: Any, who: str, is_train: bool) -> Samples:
+def _samples(value: Any, who: str, split: str) -> Undivided:
     if type(value).__name__ == "TensorDataset" and len(value.tensors) == 2:
         value = value.tensors
     if isinstance(value, tuple | list) and len(value) == 2:
-        samples: Samples = _arrays(value, who)
+        samples: Undivided = _arrays(value, who)
     elif not hasattr(value, "__getitem__") or isinstance(value, Tensor | np.ndarray):
         raise OwnCodeError(
             f"{who} must give (inputs, targets), or a data set with a length and an "
@@ -182,8 +178,8 @@ def _samples(value: Any, who: str, is_train: bool) -> Samples:
                 f"{who}: {describe(value)} has no length (`__len__`), so its samples "
                 "cannot be put into an order that every worker agrees on."
             ) from None
-        samples = Indexed(value, who, is_train)
-    if is_train and len(samples) == 0:
+        samples = Indexed(value, who, split == "train")
+    if split == "train" and len(samples) == 0:
         raise OwnCodeError(f"{who} has no training samples.")
     return samples
 
@@ -210,7 +206,7 @@ def _only(targets: Nested, who: str) -> Tensor:
     )
 
 
-def _infer(train: Samples, recipe: CustomData, who: str, labels: Labels) -> DataInfo:
+def _infer(train: Undivided, recipe: CustomData, who: str, labels: Labels) -> DataInfo:
     """Infer from the training samples what all splits share."""
     inputs, targets = train.gather(torch.zeros(1, dtype=torch.int64))
     task = recipe.task or task_of(targets, who)
@@ -223,7 +219,7 @@ def _infer(train: Samples, recipe: CustomData, who: str, labels: Labels) -> Data
     return DataInfo(pytree.shapes(inputs), outputs, task, per_sample, labels)
 
 
-def _largest(train: Samples, task: Task, who: str, labels: Labels) -> int:
+def _largest(train: Undivided, task: Task, who: str, labels: Labels) -> int:
     """Return the largest label or token of the training samples."""
     if isinstance(train, Arrays):
         values = [train.targets[labels.count(train.targets)]]
@@ -256,7 +252,9 @@ def _names(source: Any) -> Any:
     return getattr(label, "names", None)
 
 
-def _conforming(samples: Samples, info: DataInfo, who: str, is_padded: bool) -> Samples:
+def _conforming(
+    samples: Undivided, info: DataInfo, who: str, is_padded: bool
+) -> Undivided:
     """Return samples that conform to `info`; data sets check each batch later.
 
     With `is_padded`, a `collate_fn` may give each batch a length of its own. Raises
@@ -272,28 +270,17 @@ def _conforming(samples: Samples, info: DataInfo, who: str, is_padded: bool) -> 
             f"{json.dumps(info.inputs)}; the first of {who} has {json.dumps(shapes)}."
         )
     if isinstance(samples, Indexed):
-        return replace(
-            samples,
-            who=who,
-            task=info.task,
-            outputs=info.outputs,
-            labels=info.labels,
-        )
+        return replace(samples, who=who, info=info)
     targets = shaped(samples.targets, info.task)
-    where = who, torch.arange(len(targets)), info.labels
-    check_labels(targets, info.task, info.outputs, *where)
+    check_labels(targets, info, who, torch.arange(len(targets)))
     return Arrays(samples.inputs, targets)
 
 
-def _divided(
-    samples: Samples, recipe: CustomData, who: str
-) -> dict[str, Samples | Part]:
+def _divided(samples: Undivided, recipe: CustomData, who: str) -> dict[str, Split]:
     """Divide one data set into three splits; see `divide`."""
     members = divide(len(samples), recipe, who, ("validation", "test"))
     held_out = samples
     if isinstance(samples, Indexed):
         held_out = replace(samples, is_train=False)
-    return {
-        name: Part(samples if name == "train" else held_out, members[name])
-        for name in SPLITS
-    }
+    wholes = zip(SPLITS, (samples, held_out, held_out), strict=True)
+    return {name: Part(whole, members[name]) for name, whole in wholes}

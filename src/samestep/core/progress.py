@@ -1,0 +1,133 @@
+"""The progress of a training between two steps; part of every snapshot and checkpoint.
+
+No torch is needed.
+"""
+
+from collections.abc import Sequence
+from typing import Annotated
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from samestep.config.training import EarlyStoppingRecipe
+from samestep.core.metric import COUNTED, Metric
+
+
+DECAY = 0.95
+"""The weight of an older estimate beside the next: about 20 watched steps count."""
+Count = Annotated[int, Field(ge=0)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class MetricSums(_Part):
+    """Totals over targets, such as samples or tokens."""
+
+    loss: float = 0.0
+    metrics: list[float] = []
+    """Cells of metrics (`core.metric.Metric`), exact if they count; none: all zero."""
+    targets: Count = 0
+
+    def add(self, other: "MetricSums") -> None:
+        """Add other sums. The order of the calls decides the rounding."""
+        self.loss += other.loss
+        before = self.metrics or [0.0] * len(other.metrics)
+        self.metrics = [a + b for a, b in zip(before, other.metrics, strict=True)]
+        self.targets += other.targets
+
+    def divisor(self, metrics: Sequence[Metric]) -> float:
+        """Return the divisor of the loss and of metrics without a count."""
+        return self.metrics[1] if COUNTED in metrics else self.targets
+
+    def means(self, metrics: Sequence[Metric]) -> dict[str, float]:
+        """Return `loss` and the metrics by name, per target or by their own counts.
+
+        Metrics whose count is zero are left out: JSON has no NaN. The loss is 0 if no
+        target counts.
+        """
+        means = {"loss": self.loss / self.targets}
+        divisor = self.divisor(metrics)
+        cells = iter(self.metrics)
+        for metric in metrics:
+            total = next(cells)
+            count = next(cells) if metric.has_count else divisor
+            if count:
+                means[metric.name] = total / count
+        return means
+
+
+class Noise(_Part):
+    """Decaying sums over the watched steps; the noise scale is their ratio.
+
+    A ratio of sums: both estimates are noisy, so a mean of ratios would be biased.
+    The sums have the same weights, so it is the ratio of the exponential averages.
+    """
+
+    signal: float = 0.0
+    """Estimates of |G|^2 (`core.gradient_noise`); a single one may be negative."""
+    variance: float = 0.0
+    """Estimates of tr(S), for single samples."""
+
+    def add(self, signal: float, variance: float) -> None:
+        """Add the estimates of one watched step."""
+        self.signal = DECAY * self.signal + signal
+        self.variance = DECAY * self.variance + variance
+
+    @property
+    def scale(self) -> float | None:
+        """The noise scale in samples; None while an estimate is not positive."""
+        if self.signal <= 0 or self.variance <= 0:
+            return None
+        return self.variance / self.signal
+
+
+class Stopping(_Part):
+    """The state of early stopping, of exact numbers: so all workers agree."""
+
+    best: float | None = None
+    """The best value so far."""
+    best_epoch: Count = 0
+    """The epoch of the best value, counted from 1; 0 before there is one."""
+    waited: Count = 0
+    """Epochs since the best one."""
+    counts: list[int] = []
+    """The integer buffers of the best weights, if these are kept."""
+
+    def observe(self, recipe: EarlyStoppingRecipe, value: float, epoch: int) -> bool:
+        """Take the value of an epoch, counted from 1; return whether it is the best."""
+        sign = -1 if recipe.metric == "validation_accuracy" else 1
+        if self.best is None or sign * value < sign * self.best - recipe.min_delta:
+            self.best, self.best_epoch, self.waited = value, epoch, 0
+            return True
+        self.waited += 1
+        return False
+
+    def is_over(self, recipe: EarlyStoppingRecipe | None) -> bool:
+        """Return whether the patience is exhausted; without a recipe it never is."""
+        return recipe is not None and self.waited >= recipe.patience
+
+
+class Progress(_Part):
+    """All of it; `samestep.training` knows the phases."""
+
+    step: Count = 0
+    """Optimizer steps taken, over all epochs."""
+    epoch: MetricSums = MetricSums()
+    """Loss and metrics of this epoch so far."""
+    logged: MetricSums = MetricSums()
+    """Loss and metrics since the last step record."""
+    noise: Noise = Noise()
+    seconds: float = 0.0
+    """Seconds of training in this epoch, without steps that a failure undid."""
+    phases: list[float]
+    """Seconds by phase of this epoch before this process, mean over workers."""
+    counts: list[int]
+    """The values of the integer buffers."""
+    # Older checkpoints have none.
+    stopping: Annotated[Stopping, BeforeValidator(lambda it: it or {})] = Stopping()
+
+    def begin_epoch(self) -> None:
+        """Reset what belongs to one epoch."""
+        self.epoch, self.logged, self.seconds = MetricSums(), MetricSums(), 0.0
+        self.phases = [0.0] * len(self.phases)
