@@ -16,7 +16,6 @@ import safetensors.torch
 import test_checkpoint
 import torch
 from conftest import small_recipe
-from pydantic import ValidationError
 from report_samples import write_run, write_scaling
 
 from samestep import Placement, Recipe, Run, models, report
@@ -24,10 +23,10 @@ from samestep.api import sample
 from samestep.config.training import InitRecipe
 from samestep.data import dataset
 from samestep.data.sources import checksums, source_of
-from samestep.doctor import check_link, check_peer, observe, peer_client, peer_server
-from samestep.doctor.peer_protocol import Connection, ProtocolError
+from samestep.doctor import check_link, check_peer, observe, peer
+from samestep.doctor.peer import Link, Session
 from samestep.elastic import node_state
-from samestep.elastic.node_state import SnapshotDirectory, StateInfo
+from samestep.elastic.node_state import StateInfo
 from samestep.errors import SamestepError
 from samestep.output.run import MODEL_FILE, first_difference, read_recipe
 from samestep.output.run_writer import RunWriter
@@ -125,19 +124,20 @@ def vouch(topology: Path) -> None:
 
 def held_in_memory(topology: Path) -> Read:
     """Return the reader of a memory that killed workers have left."""
-    shelf = SnapshotDirectory.create(topology / "run", "h1", 1)
+    shelf = node_state.make_directory(topology / "run", "h1", 1)
     layout = test_checkpoint.LAYOUT
-    fd = shelf.open()
+    fd = node_state.open_memory(shelf)
     Snapshots(fd, layout, 1).fill(test_checkpoint.state_of(7))
     os.close(fd)
-    shelf.describe(
+    node_state.describe(
+        shelf,
         StateInfo(
             recipe=RECIPE.to_dict(),
             build=test_checkpoint.BUILD,
             layout=layout,
             workers=1,
             steps_per_epoch=9,
-        )
+        ),
     )
     return lambda: node_state.newest(topology / "run")
 
@@ -242,7 +242,7 @@ def data(make: Callable[[Path], dict[str, Any]]) -> Callable[[Path], Read]:
 
 
 @contextlib.contextmanager
-def _talk(said: bytes) -> Iterator[Connection]:
+def _talk(said: bytes) -> Iterator[Session]:
     """Yield a connection on which the other side says this, and hears everything."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         ours = socket.create_connection(server.getsockname())
@@ -253,7 +253,7 @@ def _talk(said: bytes) -> Iterator[Connection]:
         hears = threading.Thread(target=_drain, args=(ours,))
         hears.start()
         try:
-            yield Connection(theirs)
+            yield Session(theirs)
         finally:
             theirs.close()
             hears.join()
@@ -268,14 +268,17 @@ def _drain(connection: socket.socket) -> None:
 def doctors_answer(topology: Path) -> Read:
     """Return the reader of an answer to `samestep doctor --peer`."""
     path, own = topology / "facts.json", observe.observe(port=0)
-    path.write_text(json.dumps({"facts": own.model_dump(), "seen": "127.0.0.1"}))
+    said = {"facts": own.model_dump(), "seen_address": "127.0.0.1"}
+    path.write_text(json.dumps(said))
 
     def read() -> None:
         content = path.read_bytes()[: 60 << 10]
         with _talk(len(content).to_bytes(4, "big") + content) as wire:
-            found = peer_client._facts(wire)
-        check_link.check(peer_client.Link(peer="h", port=1, outcome="reached", **found))
-        check_peer.compare(own, found["facts"])
+            link = Link(peer="h", port=1)
+            peer._facts(wire, link)
+        check_link.check(link)
+        if link.facts:
+            check_peer.compare(own, link.facts)
 
     return read
 
@@ -286,7 +289,7 @@ def doctors_questions(topology: Path) -> Read:
     asked: list[dict[str, Any]] = [
         {"ask": "facts"},
         {"ask": "echo", "times": 1},
-        {"ask": "give", "bytes": 4096},
+        {"ask": "give", "size": 4096},
         {"ask": "connect", "port": 1024},
         {"ask": "listen"},
         {"ask": "end"},
@@ -297,16 +300,16 @@ def doctors_questions(topology: Path) -> Read:
         clock = bytes(8) if "times" in message else b""
         parts.append(len(raw).to_bytes(4, "big") + raw + clock)
     path.write_bytes(b"".join(parts))
-    setattr(peer_server, "CONNECT_SECONDS", 0.01)  # noqa: B010  not one of its names
+    setattr(peer, "CONNECT_SECONDS", 0.01)  # noqa: B010  not one of its names
 
     def read() -> None:
         with _talk(path.read_bytes()[: 60 << 10]) as wire:
-            peer_server.answer(wire, lambda: own)
+            peer._answer(wire, lambda: own)
 
     return read
 
 
-SAID = (OSError, ProtocolError, ValidationError)
+SAID = (OSError, ValueError)
 """What both doctors take for a peer that does not keep to the language."""
 READERS = {
     "compare": Reader(compared),

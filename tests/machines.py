@@ -19,7 +19,7 @@ from samestep.state.layout import Layout
 from samestep.state.snapshot import Snapshots, State
 from samestep.supervisor.forkserver_client import ForkServer
 from samestep.supervisor.job import make_setup
-from samestep.supervisor.launch import PRELOAD, _environment
+from samestep.supervisor.launch import PRELOAD, Worker, _end, _environment
 from samestep.system import barrier, shared_memory
 from samestep.system.heartbeat import Heartbeat
 
@@ -47,28 +47,22 @@ class Machines:
     """All nodes of one training."""
 
     nodes: list[Machine]
-    controls: list[socket.socket] = field(default_factory=list)
+    workers: list[Worker] = field(default_factory=list)
     said: list[list[Message]] = field(default_factory=list)
     """The messages of each worker."""
 
     def listen(self, stuck: Sequence[int] = ()) -> None:
         """Listen until all workers have ended, but for those that are stopped."""
-        buffers = {rank: b"" for rank in range(len(self.controls)) if rank not in stuck}
         end = time.monotonic() + PATIENCE
         with selectors.DefaultSelector() as selector:
-            for rank in buffers:
-                selector.register(self.controls[rank], selectors.EVENT_READ, rank)
+            for worker in self.workers:
+                if worker.rank not in stuck:
+                    selector.register(worker.control, selectors.EVENT_READ, worker)
             while selector.get_map():
                 assert time.monotonic() < end, f"still running: {self.said}"
                 for key, _ in selector.select(1.0):
-                    if data := self.controls[key.data].recv(1 << 16):
-                        *lines, buffers[key.data] = (buffers[key.data] + data).split(
-                            b"\n"
-                        )
-                        self.said[key.data] += [
-                            wire.decode(line, Message) for line in lines
-                        ]
-                    else:
+                    self.said[key.data.rank] += key.data.receive()
+                    if key.data.is_closed:
                         selector.unregister(key.fileobj)
 
     def failure(self, rank: int) -> Failed:
@@ -107,7 +101,7 @@ def machines(
     **fields: Any,
 ) -> Iterator[Machines]:
     """Start a training on nodes of so many workers; `fields` change its set-up."""
-    workers, pids = sum(sizes), list[int]()
+    workers = sum(sizes)
     placement = Placement(workers=workers, exchange=exchange)
     placement, _ = placement.resolve(recipe.micro_batches)
     setup = replace(make_setup(recipe, placement), **fields)
@@ -119,25 +113,23 @@ def machines(
         try:
             for node, machine in enumerate(nodes):
                 for local in range(machine.workers):
-                    env = _place(len(played.controls), workers, local, node, sizes)
+                    rank = len(played.workers)
+                    env = _place(rank, workers, local, node, sizes)
                     env |= {"MASTER_PORT": str(store.getsockname()[1])}
                     ours, theirs = socket.socketpair()
                     stack.enter_context(ours)
                     fds = {"control": theirs.fileno(), **_descriptors(machine)}
-                    if not played.controls:
+                    if rank == 0:
                         fds["store"] = store.fileno()
-                    log = logs / f"rank-{len(played.controls)}.log"
+                    log = logs / f"rank-{rank}.log"
                     with theirs:
-                        pids.append(server.spawn(env, log, fds, PRELOAD[exchange]))
+                        pid = server.spawn(env, log, fds, PRELOAD[exchange])
+                    played.workers.append(Worker(rank, pid, ours, log))
                     ours.sendall(line)
-                    played.controls.append(ours)
+                    ours.setblocking(False)
             yield played
         finally:
-            left, end = set(pids), time.monotonic() + PATIENCE
-            for pid in pids:
-                server.kill(pid)
-            while left and time.monotonic() < end:
-                left -= {pid for pid, _ in server.exits(0.1)}
+            _end(server, played.workers)
 
 
 def _machine(stack: ExitStack, size: int) -> Machine:
@@ -150,7 +142,7 @@ def _machine(stack: ExitStack, size: int) -> Machine:
 def _descriptors(machine: Machine) -> dict[str, int]:
     return {
         "memory": machine.memory,
-        "board": machine.heartbeat,
+        "heartbeat": machine.heartbeat,
         "snapshots": machine.snapshots,
     }
 

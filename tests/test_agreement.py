@@ -1,6 +1,5 @@
 """What machines conclude from what they know of each other, and how a state travels."""
 
-import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -10,10 +9,10 @@ import pytest
 from test_checkpoint import LAYOUT, RECIPE, state_of
 from torch._C._distributed_c10d import HashStore
 
-from samestep.elastic.consensus import Agreement, NodeStatus, agree, is_writer, refusal
+from samestep.elastic.consensus import Agreement, NodeStatus, agree, is_writer
 from samestep.elastic.node_state import Held
 from samestep.elastic.state_transfer import Courier
-from samestep.errors import DataError, PlacementError, ReplicasDiffer
+from samestep.errors import PlacementError, ReplicasDiffer
 
 
 def facts(*steps: int, **fields: Any) -> list[NodeStatus]:
@@ -49,7 +48,7 @@ def test_what_differs_is_listed_by_host() -> None:
 
 
 def test_whoever_cannot_take_part_is_named_with_the_reason() -> None:
-    nodes = [*facts(-1), refusal(DataError("There is no x.npy."), "host-1")]
+    nodes = [*facts(-1), NodeStatus("host-1", error="There is no x.npy.")]
     with pytest.raises(PlacementError, match=r"host-1: There is no x\.npy\."):
         agree(nodes)
 
@@ -91,11 +90,6 @@ def test_the_lowest_of_those_who_share_a_directory_writes_it() -> None:
     nodes = facts(0, 0, 0)
     nodes = [replace(nodes[0], sees=[0, 2]), nodes[1], replace(nodes[2], sees=[0, 2])]
     assert [is_writer(nodes, node) for node in range(3)] == [True, True, False]
-
-
-def test_facts_survive_the_way_through_the_store() -> None:
-    nodes = facts(3, conditions={"torch": "2.13.0"})[0]
-    assert NodeStatus.from_dict(json.loads(json.dumps(nodes.to_dict()))) == nodes
 
 
 @pytest.mark.parametrize("metrics", ["", '{"type": "step", "step": 1}\n'])

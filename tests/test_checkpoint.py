@@ -23,7 +23,7 @@ from samestep.state import checkpoint
 from samestep.state.checkpoint import Checkpoint
 from samestep.state.layout import Entry, Layout
 from samestep.state.snapshot import State
-from samestep.supervisor.checkpoint_writer import CheckpointWriter
+from samestep.supervisor.checkpoint_writer import CheckpointWriter, Offer
 
 
 LAYOUT = Layout(
@@ -355,7 +355,7 @@ def test_no_error_ends_the_writing_of_checkpoints(
     with checkpoints_of(tmp_path, report) as writer:
         for _ in range(3):
             happened.clear()
-            writer.offer(read, LAYOUT, [], 3)
+            writer.offer(Offer(read, LAYOUT, [], 3))
             assert happened.wait(30)
     failed = [each for each in reports if isinstance(each, CheckpointFailed)]
     assert [each.error for each in failed] == ["MemoryError", "full"]

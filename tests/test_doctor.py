@@ -6,17 +6,11 @@ from typing import Any
 import pytest
 
 from samestep.cli.doctor import parse_peer, peer_name
-from samestep.doctor import (
-    check_hardware,
-    check_link,
-    check_network,
-    check_peer,
-    check_software,
-    observe,
-)
+from samestep.doctor import check_link, check_peer, observe
+from samestep.doctor.check_host import check
 from samestep.doctor.findings import Finding, text
 from samestep.doctor.observe import HostObservation
-from samestep.doctor.peer_client import Link
+from samestep.doctor.peer import Link
 from samestep.errors import PlacementError
 from samestep.scaling import units
 
@@ -58,14 +52,6 @@ HEALTHY: dict[str, Any] = {
 
 def made_up(**changes: Any) -> HostObservation:
     return HostObservation.model_validate({**HEALTHY, **changes})
-
-
-def check(one: HostObservation, chosen: str = "", used: str = "") -> list[Finding]:
-    return (
-        check_network.check(one, chosen, used)
-        + check_hardware.check(one)
-        + check_software.check(one)
-    )
 
 
 def bad(findings: list[Finding]) -> list[Finding]:

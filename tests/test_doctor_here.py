@@ -9,7 +9,7 @@ import pytest
 from test_cli import samestep
 
 from samestep.doctor import observe
-from samestep.doctor.peer_protocol import listen
+from samestep.doctor.peer import listen
 from samestep.system import network_interfaces
 
 

@@ -314,7 +314,7 @@ def test_a_worker_that_closed_its_socket_is_not_listened_to_any_more() -> None:
     ours.setblocking(False)
     listened: list[Message] = []
     polls = itertools.count()
-    worker = Worker(0, 1, ours, Path("log"), None)
+    worker = Worker(0, 1, ours, Path("log"))
     heartbeat = Heartbeat.create(1)
     with ours, socket.socket() as quiet:
         theirs.sendall(wire.encode(Stopped(step=7)))

@@ -180,7 +180,7 @@ def worker_and_socket() -> Iterator[tuple[Worker, socket.socket]]:
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
     with ours, theirs:
-        yield Worker(0, 1, ours, Path("log"), None), theirs
+        yield Worker(0, 1, ours, Path("log")), theirs
 
 
 def test_the_supervisor_puts_lines_together_from_their_parts() -> None:

@@ -207,6 +207,7 @@ class Cluster:
             thread.start()
         for thread in threads:
             thread.join(40)
+        assert not any(thread.is_alive() for thread in threads)
 
     def sums(self, leaves: list[Tensor]) -> list[tuple[Range, Tensor]]:
         """Return what every worker gets."""

@@ -2,33 +2,19 @@
 
 import json
 import threading
-from dataclasses import dataclass, field
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._C._distributed_c10d import HashStore
 
 from samestep.elastic.membership import ROOT, Roster
 from samestep.errors import PeerLost
 
 
-@dataclass
-class Memory:
-    """A store in this process."""
-
-    values: dict[str, str] = field(default_factory=dict)
-
-    def set(self, key: str, value: str, /) -> None:
-        self.values[key] = value
-
-    def get(self, key: str, /) -> bytes:
-        return self.values[key].encode()
-
-    def check(self, keys: list[str], /) -> bool:
-        return all(key in self.values for key in keys)
-
-
-def agree(store: Memory, ranks: list[int], workers: int, order: list[int]) -> list[str]:
+def agree(
+    store: HashStore, ranks: list[int], workers: int, order: list[int]
+) -> list[str]:
     """Return the names that fresh workers find, one after another in any order."""
     rosters = {rank: Roster(store, rank, workers) for rank in ranks}
     done: dict[int, str] = {}
@@ -50,7 +36,7 @@ def test_every_generation_agrees_on_a_name_that_no_other_had(
     generations: list[tuple[int, list[int], list[int]]],
 ) -> None:
     """Before each, workers of a generation come that dies before it is complete."""
-    store, names = Memory(), set()
+    store, names = HashStore(), set()
     for workers, lost, order in generations:
         agree(store, list(range(workers))[: workers - 1] or [0], workers + 1, lost)
         found = agree(store, list(range(workers)), workers, order)
@@ -61,7 +47,7 @@ def test_every_generation_agrees_on_a_name_that_no_other_had(
 
 
 def test_workers_that_look_at_the_same_time_agree() -> None:
-    store, names = Memory(), []
+    store, names = HashStore(), []
     store.set(f"{ROOT}/nonce/3", "of an earlier worker")
     store.set(f"{ROOT}/roster", json.dumps(["a", "b", "c", "of an earlier worker"]))
 
@@ -78,7 +64,7 @@ def test_workers_that_look_at_the_same_time_agree() -> None:
 
 
 def test_an_earlier_worker_that_writes_late_is_overwritten() -> None:
-    store = Memory()
+    store = HashStore()
     first, second = (Roster(store, rank, 2) for rank in range(2))
     assert not second.look()
     store.set(f"{ROOT}/nonce/1", "of an earlier worker")
@@ -91,4 +77,4 @@ def test_an_earlier_worker_that_writes_late_is_overwritten() -> None:
 
 def test_whoever_does_not_come_is_named() -> None:
     with pytest.raises(PeerLost, match="missing: worker 1, 2"):
-        Roster(Memory(), 0, 3, pause=lambda: None, seconds=0.05).agree()
+        Roster(HashStore(), 0, 3, pause=lambda: None, seconds=0.05).agree()

@@ -175,7 +175,7 @@ def test_a_start_has_a_timeout_of_its_own(board_of: BoardOf) -> None:
     assert board.late_after(11.0) == []
     slow = board.detector.slow_start()
     assert slow is not None
-    assert (slow.phase, slow.seconds, slow.patience) == ("loading the data", 11, 100)
+    assert (slow.phase, slow.waited, slow.patience) == ("loading the data", 11, 100)
     assert board.detector.slow_start() is None  # once per phase
     assert board.late_after(90.0) == [1]
     assert "has been loading the data for longer" in board.detector.complaint("1")

@@ -6,9 +6,7 @@ fingerprints. Each of these trainings watches and probes user code, as all train
 (`samestep.verification.mutation_check`, `samestep.verification.probe`).
 """
 
-import os
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -131,10 +129,7 @@ def _run(recipe: Recipe, trial: Trial, server: ForkServer, given: Given) -> Outc
         if isinstance(message, EpochRecord):
             outcome.sha256.append(message.weights_sha256)
 
-    with ExitStack() as stack:
-        fd = shared_memory.create()
-        stack.callback(os.close, fd)
-        logs = stack.enter_context(temporary_logs())
+    with shared_memory.temporary() as fd, temporary_logs() as logs:
         memories = {**given.memories, "snapshots": fd}
         job = _job(recipe, trial, given)
         try:

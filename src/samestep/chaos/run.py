@@ -29,7 +29,12 @@ class Report:
     undisturbed: str
     """The fingerprint of the undisturbed training."""
     trials: list[Trial] = field(default_factory=list)
-    fingerprints: list[str] = field(default_factory=list)
+
+    @property
+    def fingerprints(self) -> list[str]:
+        """Those that the disturbed trainings ended with."""
+        runs = [Run.open(trial.directory) for trial in self.trials]
+        return [run.weights_sha256 for run in runs]
 
     @property
     def is_identical(self) -> bool:
@@ -107,7 +112,6 @@ def run_chaos(
         if missed := trial.take_missed():
             plans.insert(0, missed)
         report.trials.append(trial)
-        report.fingerprints.append(Run.open(trial.directory).weights_sha256)
     return report
 
 

@@ -13,7 +13,7 @@ from samestep.system.terminal import echo
 if TYPE_CHECKING:
     from samestep.doctor.findings import Finding
     from samestep.doctor.observe import HostObservation
-    from samestep.doctor.peer_client import Link
+    from samestep.doctor.peer import Link
 
 
 PORT = click.IntRange(1, 65535)
@@ -111,26 +111,18 @@ def _examine(
 ) -> tuple["HostObservation", "Link | None", list["Finding"]]:
     from dataclasses import replace
 
-    from samestep.doctor import (
-        check_hardware,
-        check_link,
-        check_network,
-        check_peer,
-        check_software,
-    )
+    from samestep.doctor import check_host, check_link, check_peer
     from samestep.doctor.observe import observe
-    from samestep.doctor.peer_client import probe
+    from samestep.doctor.peer import probe
 
     facts = observe(chosen, port)
     link = probe(*parse_peer(peer, port), chosen) if peer else None
-    findings = check_network.check(facts, chosen, link.own_address if link else "")
-    findings += check_hardware.check(facts) + check_software.check(facts)
+    findings = check_host.check(facts, chosen, link.own_address if link else "")
     if link:
         findings += check_link.check(link)
     if link and link.facts:
         findings += check_peer.compare(facts, link.facts)
-        theirs = check_network.check(link.facts, used=link.peer_address)
-        theirs += check_hardware.check(link.facts) + check_software.check(link.facts)
+        theirs = check_host.check(link.facts, used=link.peer_address)
         wrong = [finding for finding in theirs if finding.level != "ok"]
         findings += [replace(finding, host=link.facts.host) for finding in wrong]
     return facts, link, findings
@@ -164,8 +156,7 @@ def _serve(chosen: str, port: int, seconds: float) -> None:
     from functools import partial
 
     from samestep.doctor.observe import observe
-    from samestep.doctor.peer_protocol import listen
-    from samestep.doctor.peer_server import serve
+    from samestep.doctor.peer import listen, serve
 
     address = chosen or "127.0.0.1"
     try:

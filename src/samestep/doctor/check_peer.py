@@ -33,21 +33,17 @@ def _names(own: HostObservation, peer: HostObservation) -> Finding:
 
 
 def _sources(own: HostObservation, peer: HostObservation) -> Finding:
-    version = own.libraries.get("samestep", "?")
-    if own.sources_sha256 == peer.sources_sha256:
-        return Finding("ok", "samestep on both", f"{version}, the same sources")
-    theirs = peer.libraries.get("samestep", "?")
-    return Finding(
-        "problem",
+    version, theirs = (host.libraries.get("samestep", "?") for host in (own, peer))
+    same = own.sources_sha256 == peer.sources_sha256
+    ours = f"{version} ({own.sources_sha256[:12]})"
+    theirs = f"{theirs} ({peer.sources_sha256[:12]})"
+    return judge(
         "samestep on both",
-        _by_host(
-            own,
-            peer,
-            f"{version} ({own.sources_sha256[:12]})",
-            f"{theirs} ({peer.sources_sha256[:12]})",
-        ),
+        same,
+        f"{version}, the same sources" if same else _by_host(own, peer, ours, theirs),
         "Other code may compute other bits: a training on both does not start.",
         f"pip install --force-reinstall --no-deps samestep=={version}",
+        "problem",
     )
 
 
@@ -101,19 +97,18 @@ def _libraries(own: HostObservation, peer: HostObservation) -> Finding:
         for name in {**ours, **theirs}
         if name not in HAVE_OWN_CHECK and ours.get(name) != theirs.get(name)
     ]
-    if not differing:
-        versions = ", ".join(map(" ".join, ours.items()))
-        return Finding("ok", "libraries on both", versions)
-    mend = "pip install --constraint constraints.txt samestep"
-    seen = "; ".join(differing)
-    if _runtime(own) != _runtime(peer):
-        why = (
-            "Another Python or libc may compute other bits: a training on both does "
-            "not start."
-        )
-        return Finding("problem", "libraries on both", seen, why, mend)
-    why = "Another version may prepare other data from the same files."
-    return Finding("warning", "libraries on both", seen, why, mend)
+    starts = _runtime(own) == _runtime(peer)
+    return judge(
+        "libraries on both",
+        not differing,
+        "; ".join(differing) or ", ".join(map(" ".join, ours.items())),
+        "Another version may prepare other data from the same files."
+        if starts
+        else "Another Python or libc may compute other bits: a training on both does "
+        "not start.",
+        "pip install --constraint constraints.txt samestep",
+        "warning" if starts else "problem",
+    )
 
 
 def _runtime(host: HostObservation) -> tuple[str, str]:

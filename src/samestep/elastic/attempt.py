@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from samestep.elastic import node_state
 from samestep.elastic.gathering import Meeting
-from samestep.elastic.node_state import Held, SnapshotDirectory, StateInfo
+from samestep.elastic.node_state import Held, StateInfo
 from samestep.elastic.watchdog import Watcher
 from samestep.errors import Interrupted, PeerLost, SamestepError, WorkerLate
 from samestep.messages.job import Job, TrainingJob
@@ -12,7 +14,7 @@ from samestep.messages.training import GenerationFailed, Message, Started
 from samestep.state.layout import Layout
 from samestep.state.snapshot import State
 from samestep.supervisor import launch
-from samestep.supervisor.snapshot_memory import Offer, SnapshotMemory
+from samestep.supervisor.snapshot_memory import OnSnapshot, SnapshotMemory
 from samestep.system.heartbeat import Heartbeat
 from samestep.system.signals import Stop
 from samestep.training import worker
@@ -77,13 +79,12 @@ class Generation:
     fds: dict[str, int]
     conditions: Mapping[str, str]
     """Everything that decides bits besides the recipe."""
-    about: Callable[[Layout, Started], StateInfo]
-    """Makes the description of snapshots from the layout and the message `Started`."""
-    directory: SnapshotDirectory
+    directory: Path
+    """Where the snapshots of this generation are."""
     held: Held | None
     """The state to continue from."""
     listen: Callable[[Message], None] = lambda _: None
-    offer: Offer = lambda *_: None
+    offer: OnSnapshot = lambda *_: None
     is_finished: bool = False
     _memory: SnapshotMemory = field(init=False)
 
@@ -117,7 +118,7 @@ class Generation:
 
     def run(self) -> State | None:
         """Train until the end or a request to stop; return the newest state."""
-        heartbeat = Heartbeat(self.fds["board"], self.meeting.topology.local_rank)
+        heartbeat = Heartbeat(self.fds["heartbeat"], self.meeting.topology.local_rank)
         rank = self.meeting.topology.rank
         channel = InProcessChannel(self.job, self._receive)
         try:
@@ -138,10 +139,20 @@ class Generation:
     def _receive(self, message: Message) -> None:
         if isinstance(message, Started):
             self._memory.receive(message, self.offer)
-            layout = self.layout
-            assert layout is not None
-            self.directory.describe(self.about(layout, message))
+            self._describe(message)
             self.listen(message)
         else:
             self.listen(message)
             self._memory.receive(message, self.offer)
+
+    def _describe(self, started: Started) -> None:
+        """Make the snapshots readable for the next generation."""
+        assert self.layout is not None
+        about = StateInfo(
+            recipe=self.job.setup.recipe,
+            build={**self.conditions, **started.conditions},
+            layout=self.layout,
+            workers=self.meeting.topology.local_workers,
+            steps_per_epoch=started.steps_per_epoch,
+        )
+        node_state.describe(self.directory, about)

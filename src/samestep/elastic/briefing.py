@@ -9,8 +9,8 @@ the same user.
 import os
 import socket
 import struct
-from collections.abc import Callable
 
+from samestep.elastic.gathering import Meeting
 from samestep.errors import PeerLost
 from samestep.messages import wire
 from samestep.messages.job import Briefing
@@ -20,42 +20,34 @@ LOOK_SECONDS = 0.1
 """Seconds to wait for a connection before `pause` is called."""
 ANSWER_SECONDS = 60.0
 MOST_DESCRIPTORS = 16
-LENGTH = struct.Struct("<q")
 CREDENTIALS = struct.Struct("iII")
 """Process, user and group, as Linux's SO_PEERCRED gives them."""
 
 
-def give(
-    name: str,
-    message: Briefing,
-    descriptors: list[int],
-    receivers: int,
-    pause: Callable[[], None],
-) -> None:
-    """Send a message and descriptors to `receivers` workers of this machine.
+def give(meeting: Meeting, message: Briefing, descriptors: list[int]) -> None:
+    """Leader: send a message and descriptors to the other workers of this machine.
 
-    `pause` is called while none connects; it may raise, which ends the wait.
+    `meeting.pause` is called while none connects; it may raise, which ends the wait.
     """
-    content = wire.encode(message)
+    line, receivers = wire.encode(message), meeting.topology.local_workers - 1
     with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(_address(name))
+        listener.bind(f"\0samestep/{meeting.socket}")
         listener.listen(receivers + 1)
         listener.settimeout(LOOK_SECONDS)
         while receivers:
             try:
                 connection, _ = listener.accept()
             except TimeoutError:
-                pause()
+                meeting.pause()
                 continue
             with connection:
                 if _is_of_same_user(connection):
-                    length = LENGTH.pack(len(content))
-                    socket.send_fds(connection, [length], descriptors)
-                    connection.sendall(content)
+                    socket.send_fds(connection, [line[:1]], descriptors)
+                    connection.sendall(line[1:])
                     receivers -= 1
 
 
-def take(name: str, pause: Callable[[], None]) -> tuple[Briefing, dict[str, int]]:
+def take(meeting: Meeting) -> tuple[Briefing, dict[str, int]]:
     """Return the leader's message and descriptors, as soon as it sends them.
 
     Raises PeerLost.
@@ -63,9 +55,9 @@ def take(name: str, pause: Callable[[], None]) -> tuple[Briefing, dict[str, int]
     while True:
         with socket.socket(socket.AF_UNIX) as connection:
             try:
-                connection.connect(_address(name))
+                connection.connect(f"\0samestep/{meeting.socket}")
             except ConnectionError:
-                pause()
+                meeting.pause()
                 continue
             if not _is_of_same_user(connection):
                 raise PeerLost(
@@ -76,22 +68,15 @@ def take(name: str, pause: Callable[[], None]) -> tuple[Briefing, dict[str, int]
 
 
 def _received(connection: socket.socket) -> tuple[Briefing, dict[str, int]]:
-    head, fds, *_ = socket.recv_fds(connection, LENGTH.size, MOST_DESCRIPTORS)
+    head, fds, *_ = socket.recv_fds(connection, 1, MOST_DESCRIPTORS)
     with connection.makefile("rb") as stream:
-        if len(head) < LENGTH.size:
-            raise PeerLost("The leader of this machine has ended.")
-        (length,) = LENGTH.unpack(head)
-        content = stream.read(length)
-    if len(content) < length:
+        line = head + stream.read()
+    if not line.endswith(b"\n"):
         raise PeerLost("The leader of this machine has ended.")
     for fd in fds:
         os.set_inheritable(fd, False)
-    message: Briefing = wire.decode(content, Briefing)
+    message: Briefing = wire.decode(line, Briefing)
     return message, dict(zip(message.names, fds, strict=True))
-
-
-def _address(name: str) -> str:
-    return f"\0samestep/{name}"
 
 
 def _is_of_same_user(connection: socket.socket) -> bool:

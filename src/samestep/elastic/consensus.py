@@ -5,11 +5,9 @@ functions to them. Equal inputs give equal decisions, so no vote has to be taken
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Self
+from dataclasses import dataclass, field
 
-from samestep.errors import PlacementError, ReplicasDiffer, SamestepError
-from samestep.system.json_values import JsonObject
+from samestep.errors import PlacementError, ReplicasDiffer
 
 
 @dataclass(frozen=True)
@@ -36,15 +34,6 @@ class NodeStatus:
     """All interfaces of the node, as text for an error message."""
     error: str = ""
     """The reason why it cannot take part; empty if it can."""
-
-    @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> Self:
-        """Return the status that `to_dict` described."""
-        return cls(**fields)
-
-    def to_dict(self) -> JsonObject:
-        """Return the fields as plain JSON values."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -92,9 +81,8 @@ def _check_errors(nodes: Sequence[NodeStatus]) -> None:
 
 
 def _check_conditions(nodes: Sequence[NodeStatus]) -> None:
-    names = sorted({name for node in nodes for name in node.conditions})
     differences = []
-    for name in names:
+    for name in sorted({name for node in nodes for name in node.conditions}):
         hosts: dict[str, list[str]] = {}
         for node in nodes:
             value = node.conditions.get(name, "nothing")
@@ -124,10 +112,8 @@ def _check_states(nodes: Sequence[NodeStatus], holders: Sequence[int]) -> None:
     """Check that all states of the newest step have the same bits."""
     checksums = {nodes[number].checksum for number in holders}
     if len(checksums) > 1:
-        listed = ", ".join(
-            f"{nodes[number].checksum:08x} on {nodes[number].host}"
-            for number in holders
-        )
+        newest = [nodes[number] for number in holders]
+        listed = ", ".join(f"{node.checksum:08x} on {node.host}" for node in newest)
         raise ReplicasDiffer(
             "All machines must hold the same state after step "
             f"{nodes[holders[0]].step}; the checksums are {listed}. The usual cause is "
@@ -135,8 +121,3 @@ def _check_states(nodes: Sequence[NodeStatus], holders: Sequence[int]) -> None:
             "check` looks for it). Otherwise a machine computes wrongly: find out "
             "which by running `samestep train` on each alone."
         )
-
-
-def refusal(error: SamestepError, host: str) -> NodeStatus:
-    """Return the status of a node that cannot take part."""
-    return NodeStatus(host, error=str(error))

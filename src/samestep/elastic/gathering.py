@@ -3,17 +3,16 @@
 import contextlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from torch._C._distributed_c10d import PrefixStore, Store
 
 from samestep.core.topology import Topology
-from samestep.elastic import briefing, tcp_store
+from samestep.elastic import tcp_store
 from samestep.elastic.membership import START_SECONDS, Roster, wait
 from samestep.errors import PeerLost
-from samestep.messages.job import Briefing, TrainingJob
 from samestep.verification.probe import Witness
 
 
@@ -49,30 +48,16 @@ class Meeting:
     def all_gather(self, topic: str, value: Any) -> list[Any]:
         """All leaders: return the JSON value of each node. Raises PeerLost."""
         self.store.set(f"{topic}/{self.topology.node}", json.dumps(value))
-        return [
-            self._wait_for(f"{topic}/{node}") for node in range(self.topology.nodes)
-        ]
-
-    def brief(
-        self,
-        job: TrainingJob,
-        environment: Mapping[str, str],
-        descriptors: Mapping[str, int],
-    ) -> None:
-        """Send a job, variables and descriptors to the other workers of this node."""
-        message = Briefing(
-            job=job, environment=dict(environment), names=list(descriptors)
-        )
-        others, fds = self.topology.local_workers - 1, list(descriptors.values())
-        briefing.give(self._socket, message, fds, others, self.pause)
-
-    def briefing(self) -> tuple[Briefing, dict[str, int]]:
-        """Return what the leader of this node has sent. Raises PeerLost."""
-        return briefing.take(self._socket, self.pause)
+        keys = [f"{topic}/{node}" for node in range(self.topology.nodes)]
+        self._wait_for(keys, PREPARE_SECONDS)
+        return [json.loads(self.store.get(key)) for key in keys]
 
     @property
-    def _socket(self) -> str:
-        """The socket's name: job, node and generation, as a host may have several."""
+    def socket(self) -> str:
+        """The name of the socket of this node's workers, see `briefing`.
+
+        It has the job, the node and the generation, as a host may have several.
+        """
         topology = self.topology
         return f"{topology.address}:{topology.port}/{topology.node}/{self.name}"
 
@@ -87,25 +72,17 @@ class Meeting:
             return
         keys = [f"parted/{node}" for node in range(1, topology.nodes)]
         with contextlib.suppress(PeerLost):  # some have ended without this message
-            wait(
-                lambda: self.store.check(keys),
-                self.pause,
-                lambda: "the end of the others",
-                PART_SECONDS,
-            )
+            self._wait_for(keys, PART_SECONDS)
 
     def workers_store(self) -> Store:
         """Return the store in which the workers set up their exchange."""
         return PrefixStore("exchange", self.store)
 
-    def _wait_for(self, key: str) -> Any:
-        wait(
-            lambda: self.store.check([key]),
-            self.pause,
-            lambda: f"`{key}`",
-            PREPARE_SECONDS,
-        )
-        return json.loads(self.store.get(key))
+    def _wait_for(self, keys: list[str], seconds: float) -> None:
+        def missing() -> str:
+            return ", ".join(f"`{key}`" for key in keys if not self.store.check([key]))
+
+        wait(lambda: self.store.check(keys), self.pause, missing, seconds)
 
 
 def _open_store(topology: Topology) -> Store:

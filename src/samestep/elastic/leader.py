@@ -6,23 +6,23 @@ the run; where several machines share a run directory, the first of them does.
 """
 
 import os
-from collections.abc import Sequence
+import shutil
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from samestep import report
 from samestep.api import train
-from samestep.config.recipe import Recipe
 from samestep.data.sources import source_of
-from samestep.elastic import consensus, state_transfer
+from samestep.elastic import briefing, consensus, node_state, state_transfer
 from samestep.elastic.attempt import Generation
 from samestep.elastic.consensus import Agreement, NodeStatus
 from samestep.elastic.gathering import Meeting
-from samestep.elastic.node_state import Held, SnapshotDirectory, StateInfo
+from samestep.elastic.node_state import Held
 from samestep.elastic.preflight import Comparison, Prepared, Request
 from samestep.elastic.watchdog import Watcher
 from samestep.errors import Interrupted, SamestepError
-from samestep.messages.job import TrainingJob
+from samestep.messages.job import Briefing, TrainingJob
 from samestep.output.console import PlainView, SilentView, View
 from samestep.output.run_writer import RunWriter
 from samestep.output.summary import summary
@@ -47,28 +47,32 @@ class Leader:
     meeting: Meeting
     watcher: Watcher
     started: float
+    _prepared: Prepared = field(init=False)
+    _nodes: list[NodeStatus] = field(init=False)
+    _agreed: Agreement = field(init=False)
 
     def lead(self) -> None:
         """Run the leader. Raises SamestepError, and Interrupted if it was stopped."""
         comparison = Comparison(self.request, self.meeting)
         try:
-            prepared, nodes = comparison.compare(comparison.recipe())
-            agreed = consensus.agree(nodes)
+            prepared, self._nodes = comparison.compare(comparison.recipe())
+            self._agreed = consensus.agree(self._nodes)
         except SamestepError:
             self.meeting.part()
             raise
         assert prepared is not None
-        variables = self._variables(nodes)
+        self._prepared = prepared
+        variables = self._variables()
         os.environ.update(variables)
-        held = self._catch_up(agreed, prepared.held)
-        snapshots = SnapshotDirectory.create(
-            self.request.run, self._directory_name(nodes), agreed.generation
+        held = self._catch_up()
+        snapshots = node_state.make_directory(
+            self.request.run, self._directory_name(), self._agreed.generation
         )
-        generation = self._share(prepared, agreed.step, held, variables, snapshots)
-        node = self.meeting.topology.node
-        if consensus.is_writer(nodes, node):
-            self._keep(prepared, nodes, agreed, generation)
-            snapshots.remove_all()
+        generation = self._share(held, variables, snapshots)
+        if consensus.is_writer(self._nodes, self.meeting.topology.node):
+            self._keep(generation)
+            # The last state of the run is on disk.
+            shutil.rmtree(snapshots.parent.parent, ignore_errors=True)
         else:
             generation.run()
             if not generation.is_finished:
@@ -76,17 +80,17 @@ class Leader:
                     "stopped with the others", self.watcher.stop.exit_code
                 )
 
-    def _variables(self, nodes: Sequence[NodeStatus]) -> dict[str, str]:
+    def _variables(self) -> dict[str, str]:
         """Return the variables that tell Gloo and NCCL on which interface to listen.
 
         If none was named, all workers are on one machine.
         """
-        name = nodes[self.meeting.topology.node].interface or machine.loopback()
+        name = self._nodes[self.meeting.topology.node].interface or machine.loopback()
         return {network_interfaces.GLOO_VARIABLE: name, "NCCL_SOCKET_IFNAME": name}
 
-    def _catch_up(self, agreed: Agreement, own: Held | None) -> Held | None:
+    def _catch_up(self) -> Held | None:
         """All leaders: return the newest state that any of them has."""
-        topology = self.meeting.topology
+        topology, agreed, own = self.meeting.topology, self._agreed, self._prepared.held
         if agreed.step == 0 or not agreed.receivers:
             return own
         seconds = self.request.placement.hang_timeout
@@ -100,64 +104,48 @@ class Leader:
             return courier.receive(agreed.donor)
         return own
 
-    def _directory_name(self, nodes: Sequence[NodeStatus]) -> str:
+    def _directory_name(self) -> str:
         """Return the host, numbered if several nodes of a host share the run."""
+        nodes = self._nodes
         status = nodes[self.meeting.topology.node]
         same = [node for node in status.sees if nodes[node].host == status.host]
         index = same.index(self.meeting.topology.node)
         return status.host if index == 0 else f"{status.host}-{index + 1}"
 
     def _share(
-        self,
-        prepared: Prepared,
-        step: int,
-        state: Held | None,
-        variables: dict[str, str],
-        snapshots: SnapshotDirectory,
+        self, state: Held | None, variables: dict[str, str], snapshots: Path
     ) -> Generation:
         """Create what the workers of this machine share, and brief them."""
-        topology, placement = self.meeting.topology, prepared.placement
+        prepared, workers = self._prepared, self.meeting.topology.local_workers
         fds = {
-            "snapshots": snapshots.open(),
+            "snapshots": node_state.open_memory(snapshots),
             "constants": shared_memory.create(),
-            "board": Heartbeat.create(topology.local_workers),
+            "heartbeat": Heartbeat.create(workers),
         }
-        if placement.exchange == "shared":
-            fds["memory"] = barrier.create(topology.local_workers)
+        if prepared.placement.exchange == "shared":
+            fds["memory"] = barrier.create(workers)
         if state is not None:
-            workers = topology.local_workers
             Snapshots(fds["snapshots"], state.layout, workers).fill(state.state)
-        job = _job(prepared, topology.local_workers, step)
+        job = _job(prepared, workers, self._agreed.step)
         if state is not None and not self.request.allow_different_numerics:
             job = replace(job, conditions=kept_for_workers(state.build))
-        self.meeting.brief(job, variables, fds)
+        message = Briefing(job=job, environment=variables, names=list(fds))
+        briefing.give(self.meeting, message, list(fds.values()))
         return Generation(
             meeting=self.meeting,
             watcher=self.watcher,
             job=job,
             fds=fds,
             conditions=prepared.build,
-            about=lambda layout, started: StateInfo(
-                recipe=prepared.recipe.to_dict(),
-                build={**prepared.build, **started.conditions},
-                layout=layout,
-                workers=topology.local_workers,
-                steps_per_epoch=started.steps_per_epoch,
-            ),
             directory=snapshots,
             held=state,
         )
 
-    def _keep(
-        self,
-        prepared: Prepared,
-        nodes: Sequence[NodeStatus],
-        agreed: Agreement,
-        generation: Generation,
-    ) -> None:
+    def _keep(self, generation: Generation) -> None:
         """Train, and write the run."""
-        topology, request, recipe = self.meeting.topology, self.request, prepared.recipe
-        trackers = train.loaded(request.trackers if topology.rank == 0 else ())
+        request, prepared, recipe = self.request, self._prepared, self._prepared.recipe
+        is_first = self.meeting.topology.rank == 0
+        trackers = train.loaded(request.trackers if is_first else ())
         with ExitStack() as stack:
             writer = stack.enter_context(
                 RunWriter.reopen(
@@ -165,28 +153,69 @@ class Leader:
                     recipe,
                     prepared.placement,
                     self.started,
-                    (agreed.generation, machine.name_of_process(os.getppid())),
+                    (self._agreed.generation, machine.name_of_process(os.getppid())),
                     LOCK_SECONDS + prepared.placement.hang_timeout,
                 )
             )
-            view = stack.enter_context(_view(recipe, topology.rank))
+            view = stack.enter_context(PlainView(recipe) if is_first else SilentView())
             stack.enter_context(train.tracking(writer, view, trackers))
-            _introduce(view, prepared, nodes, agreed, topology.port)
-            _begin(writer, prepared, nodes, agreed, generation.held, topology.node)
-            is_behind = topology.node in agreed.receivers and agreed.step > 0
-            session = Session(writer, view, prepared.checksums, is_behind)
+            self._introduce(view)
+            self._begin(writer, generation.held)
+            session = Session(writer, view, prepared.checksums, self._is_behind)
             generation.listen, generation.offer = session.listen, session.offer
             self.watcher.save = lambda: session.abandon(generation)
             run = session.run(generation, prepared.notice)
-        if topology.rank == 0:
+        if is_first:
             echo(summary(run))
         if request.with_report:
             report.try_to_write(run.path)
 
+    @property
+    def _is_behind(self) -> bool:
+        """Whether the state came from another machine."""
+        agreed = self._agreed
+        return agreed.step > 0 and self.meeting.topology.node in agreed.receivers
 
-def lead(request: Request, meeting: Meeting, watcher: Watcher, started: float) -> None:
-    """Bring this machine up to date, train, and keep the run."""
-    Leader(request, meeting, watcher, started).lead()
+    def _introduce(self, view: View) -> None:
+        """Show who takes part, and the warnings."""
+        prepared, nodes = self._prepared, self._nodes
+        hosts = ", ".join(f"{node.host}: {node.workers}" for node in nodes)
+        machines = "1 machine" if len(nodes) == 1 else f"{len(nodes)} machines"
+        view.note(
+            f"{prepared.recipe.name}: {sum(node.workers for node in nodes)} workers on "
+            f"{machines} ({hosts}), exchange {prepared.placement.exchange}"
+        )
+        if len({node.host for node in nodes}) > 1:
+            ports = [self.meeting.topology.port]
+            view.warn(network_interfaces.warning(nodes[0].address, ports))
+        is_slow = source_of(prepared.recipe.data).may_be_slow
+        if is_slow and prepared.placement.prefetch == "auto":
+            view.note(
+                "note: Under torchrun, `--prefetch auto` has no effect: samples are "
+                "not drawn ahead of time. The result is the same."
+            )
+        for warning in prepared.warnings:
+            view.warn(warning)
+        if self._agreed.step:
+            view.note(f"going on after step {self._agreed.step}")
+
+    def _begin(self, writer: RunWriter, state: Held | None) -> None:
+        """Write the files of a run as they are before the first step."""
+        prepared, agreed = self._prepared, self._agreed
+        received = state.metrics if state and self._is_behind else None
+        writer.rewind(agreed.step, state.epochs if state else [], received)
+        writer.restarts = agreed.generation - 1
+        name = "resumed" if agreed.step else "started"
+        writer.start(name, prepared.described, prepared.build.get("device", "cpu"))
+        writer.event(
+            "generation",
+            number=agreed.generation,
+            step=agreed.step,
+            node=self.meeting.topology.node,
+            machines=[{"host": n.host, "workers": n.workers} for n in self._nodes],
+            donor=agreed.donor if agreed.receivers and agreed.step else None,
+            receivers=agreed.receivers if agreed.step else [],
+        )
 
 
 def _job(prepared: Prepared, local_workers: int, step: int) -> TrainingJob:
@@ -199,70 +228,3 @@ def _job(prepared: Prepared, local_workers: int, step: int) -> TrainingJob:
         faults=[],
     )
     return TrainingJob(setup=setup, step=step)
-
-
-def _view(recipe: Recipe, rank: int) -> View:
-    if rank == 0:
-        return PlainView(recipe)
-    return SilentView()
-
-
-def _introduce(
-    view: View,
-    prepared: Prepared,
-    nodes: Sequence[NodeStatus],
-    agreed: Agreement,
-    port: int,
-) -> None:
-    """Show who takes part, and the warnings."""
-    hosts = ", ".join(f"{node.host}: {node.workers}" for node in nodes)
-    machines = "1 machine" if len(nodes) == 1 else f"{len(nodes)} machines"
-    view.note(
-        f"{prepared.recipe.name}: {sum(node.workers for node in nodes)} workers on "
-        f"{machines} ({hosts}), exchange {prepared.placement.exchange}"
-    )
-    if len({node.host for node in nodes}) > 1:
-        view.warn(network_interfaces.warning(nodes[0].address, [port]))
-    if _would_prefetch(prepared):
-        view.note(
-            "note: Under torchrun, `--prefetch auto` has no effect: samples are not "
-            "drawn ahead of time. The result is the same."
-        )
-    for warning in prepared.warnings:
-        view.warn(warning)
-    if agreed.step:
-        view.note(f"going on after step {agreed.step}")
-
-
-def _would_prefetch(prepared: Prepared) -> bool:
-    slow = source_of(prepared.recipe.data).may_be_slow
-    return slow and prepared.placement.prefetch == "auto"
-
-
-def _begin(
-    writer: RunWriter,
-    prepared: Prepared,
-    nodes: Sequence[NodeStatus],
-    agreed: Agreement,
-    state: Held | None,
-    node: int,
-) -> None:
-    """Write the files of a run as they are before the first step."""
-    is_received = node in agreed.receivers and state is not None
-    writer.rewind(
-        agreed.step,
-        state.epochs if state else [],
-        state.metrics if state and is_received else None,
-    )
-    writer.restarts = agreed.generation - 1
-    name = "resumed" if agreed.step else "started"
-    writer.start(name, prepared.described, prepared.build.get("device", "cpu"))
-    writer.event(
-        "generation",
-        number=agreed.generation,
-        step=agreed.step,
-        node=node,
-        machines=[{"host": one.host, "workers": one.workers} for one in nodes],
-        donor=agreed.donor if agreed.receivers and agreed.step else None,
-        receivers=agreed.receivers if agreed.step else [],
-    )

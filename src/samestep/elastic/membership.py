@@ -19,7 +19,8 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+
+from torch._C._distributed_c10d import Store
 
 from samestep.errors import PeerLost
 
@@ -30,21 +31,11 @@ START_SECONDS = 120.0
 """Deadline for all workers of a generation to arrive."""
 
 
-class KeyStore(Protocol):
-    """The part of `torch.distributed.Store` that is used here."""
-
-    def set(self, key: str, value: str, /) -> None: ...
-
-    def get(self, key: str, /) -> bytes: ...
-
-    def check(self, keys: list[str], /) -> bool: ...
-
-
 @dataclass
 class Roster:
     """One worker's part in the agreement."""
 
-    store: KeyStore
+    store: Store
     rank: int
     workers: int
     pause: Callable[[], None] = lambda: time.sleep(POLL_SECONDS)
@@ -120,7 +111,6 @@ def wait(
         if time.monotonic() > end:
             raise PeerLost(
                 f"All workers must arrive and answer within {seconds:.0f} s; missing: "
-                f"{missing()}. "
-                "Check that all machines are up and can reach each other."
+                f"{missing()}. Check that all machines are up and can reach each other."
             )
         pause()

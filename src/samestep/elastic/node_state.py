@@ -86,11 +86,12 @@ def newest(run: Path) -> Held | None:
     """
     if run.exists():
         untrusted.check_parts(run)
-    states = [*_snapshots(run), *_checkpoints(run)]
+    metrics = _metrics(run)
+    states = [*_snapshots(run, metrics), *_checkpoints(run, metrics)]
     return max(states, key=lambda held: held.state.step, default=None)
 
 
-def _checkpoints(run: Path) -> Iterator[Held]:
+def _checkpoints(run: Path, metrics: str) -> Iterator[Held]:
     for _, read in checkpoint.newest_valid(checkpoint.directory_of(run)):
         if isinstance(read, Checkpoint):
             manifest = read.manifest
@@ -100,14 +101,13 @@ def _checkpoints(run: Path) -> Iterator[Held]:
                 Recipe.from_dict(manifest.recipe, warn=False),
                 manifest.build,
                 manifest.epochs,
-                _metrics(run),
+                metrics,
             )
 
 
-def _snapshots(run: Path) -> Iterator[Held]:
+def _snapshots(run: Path, metrics: str) -> Iterator[Held]:
     """Yield snapshots whose record is complete: a full disk may have lost lines."""
-    metrics = _metrics(run)
-    epochs = epochs_in(metrics)
+    epochs = _epochs_in(metrics)
     for file in (run / DIRECTORY).glob(f"*/*/{ABOUT}"):
         with contextlib.suppress(OSError, ValueError, KeyError, SamestepError):
             about = StateInfo.model_validate_json(file.read_bytes())
@@ -153,48 +153,32 @@ def _is_record(line: str) -> bool:
         return False
 
 
-def epochs_in(metrics: str) -> list[JsonObject]:
+def _epochs_in(metrics: str) -> list[JsonObject]:
     """Return the records of the epochs, as in result.json."""
-    epochs = []
-    for line in metrics.splitlines():
-        record = json.loads(line)
-        if record.pop("type", None) == "epoch":
-            record.pop("at", None)
-            epochs.append(record)
-    return epochs
+    records = map(json.loads, metrics.splitlines())
+    epochs = [record for record in records if record.get("type") == "epoch"]
+    left_out = "type", "at"
+    return [{k: v for k, v in epoch.items() if k not in left_out} for epoch in epochs]
 
 
-@dataclass(frozen=True)
-class SnapshotDirectory:
-    """The directory in which one generation of a node keeps its snapshots."""
+def make_directory(run: Path, host: str, generation: int) -> Path:
+    """Make the directory in which one generation of a node keeps its snapshots."""
+    path = run / DIRECTORY / host / str(generation)
+    # A generation of this number may have ended before its first snapshot.
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir(parents=True)
+    return path
 
-    path: Path
 
-    @classmethod
-    def create(cls, run: Path, host: str, generation: int) -> "SnapshotDirectory":
-        """Create the directory of one generation. Raises OSError."""
-        path = run / DIRECTORY / host / str(generation)
-        # A generation of this number may have ended before its first snapshot.
-        shutil.rmtree(path, ignore_errors=True)
-        path.mkdir(parents=True)
-        return cls(path)
+def open_memory(directory: Path) -> int:
+    """Open the file that the workers map; return its descriptor. Raises OSError."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+    return os.open(directory / MEMORY, flags, 0o600)
 
-    @property
-    def memory(self) -> Path:
-        """The file that the workers map."""
-        return self.path / MEMORY
 
-    def open(self) -> int:
-        """Open the memory; return its descriptor. Raises OSError."""
-        return os.open(self.memory, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-
-    def describe(self, about: StateInfo) -> None:
-        """Make the snapshots readable, and remove older generations. Raises OSError."""
-        atomic.write(self.path / ABOUT, about.model_dump_json().encode())
-        for other in self.path.parent.iterdir():
-            if other != self.path:
-                shutil.rmtree(other, ignore_errors=True)
-
-    def remove_all(self) -> None:
-        """Remove all snapshots, once the last state of the run is on disk."""
-        shutil.rmtree(self.path.parent.parent, ignore_errors=True)
+def describe(directory: Path, about: StateInfo) -> None:
+    """Make the snapshots readable, and remove older generations. Raises OSError."""
+    atomic.write(directory / ABOUT, about.model_dump_json().encode())
+    for other in directory.parent.iterdir():
+        if other != directory:
+            shutil.rmtree(other, ignore_errors=True)

@@ -13,7 +13,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,36 +53,6 @@ OURS = ("nodes", "rdzv_endpoint", "rdzv_id", "workers", "max_restarts")
 """Options that become torchrun's own."""
 
 
-@dataclass(frozen=True)
-class Nodes:
-    """The options of torchrun."""
-
-    nodes: str
-    """Number of machines: `N` or `MIN:MAX`."""
-    endpoint: str
-    """HOST:PORT of the machine where all meet."""
-    interface: str
-    workers: int
-    """Workers on this machine."""
-    max_restarts: int
-    rdzv_id: str = RDZV_ID
-
-    def command(self, arguments: Sequence[str]) -> list[str]:
-        """Return the torchrun command for this machine. Raises PlacementError."""
-        wait = ["--rdzv-conf", f"last_call_timeout={LAST_CALL_SECONDS}"]
-        return [
-            *(sys.executable, "-m", "torch.distributed.run"),
-            *("--nnodes", self.nodes, "--nproc-per-node", str(self.workers)),
-            *("--max-restarts", str(self.max_restarts)),
-            *("--rdzv-backend", "samestep", "--rdzv-endpoint", self.endpoint),
-            *("--rdzv-id", self.rdzv_id, *(wait if ":" in self.nodes else [])),
-            *("--local-addr", network_interfaces.resolve(self.interface).address),
-            *("--signals-to-handle", SIGNALS),
-            *("--shutdown-timeout", str(SHUTDOWN_SECONDS)),
-            *("-m", "samestep.worker", *arguments),
-        ]
-
-
 def run(path: Path | None, recipe: Recipe | None) -> None:
     """Run the current command under torchrun, until it ends.
 
@@ -101,13 +70,9 @@ def run(path: Path | None, recipe: Recipe | None) -> None:
     given = context.params
     workers = given["workers"]
     if workers == "auto":
-        micro_batches = recipe.micro_batches if recipe else None
-        workers = auto_workers(micro_batches, most(given["nodes"]))
-    check_endpoint(given["rdzv_endpoint"])
-    where = given["nodes"], given["rdzv_endpoint"], given["interface"]
-    rdzv_id = given["rdzv_id"] or RDZV_ID
-    nodes = Nodes(*where, workers, given["max_restarts"], rdzv_id)
-    command = nodes.command(arguments_of(context))
+        workers = _auto_workers(recipe, given["nodes"])
+    _check_endpoint(given["rdzv_endpoint"])
+    command = _command(context, workers)
     logger.info(shlex.join(command))
     with tempfile.TemporaryDirectory(prefix="samestep-") as directory:
         error_file = Path(directory) / "error.json"
@@ -117,7 +82,7 @@ def run(path: Path | None, recipe: Recipe | None) -> None:
             # Torch would print a line for every peer address without a host name.
             "TORCH_CPP_LOG_LEVEL": "ERROR",
             **os.environ,
-            JOB: job_of(recipe),
+            JOB: _job_of(recipe),
             # Otherwise every worker would have to start itself again to set it.
             "PYTHONHASHSEED": "0",
             "TORCHELASTIC_ERROR_FILE": str(error_file),
@@ -127,7 +92,7 @@ def run(path: Path | None, recipe: Recipe | None) -> None:
             _judge(code, stop, _read(error_file), path)
 
 
-def check_endpoint(endpoint: str) -> None:
+def _check_endpoint(endpoint: str) -> None:
     """Check the form of HOST:PORT and that the host is known. Raises PlacementError."""
     host, _, port = endpoint.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
@@ -145,20 +110,38 @@ def check_endpoint(endpoint: str) -> None:
         ) from None
 
 
-def job_of(recipe: Recipe | None) -> str:
+def _job_of(recipe: Recipe | None) -> str:
     """Return the recipe as JSON, to compare between machines; empty if unknown here."""
     fields = flatten(recipe.to_dict()) if recipe else {}
     fields.pop("init.weights", None)  # a path, whose SHA-256 is compared later
     return json.dumps(fields, sort_keys=True) if fields else ""
 
 
-def arguments_of(context: click.Context, without: Sequence[str] = OURS) -> list[str]:
-    """Return the words of the current command line, without some options."""
+def _command(context: click.Context, workers: int) -> list[str]:
+    """Return the torchrun command for this machine. Raises PlacementError."""
+    given = context.params
+    wait = ["--rdzv-conf", f"last_call_timeout={LAST_CALL_SECONDS}"]
+    return [
+        *(sys.executable, "-m", "torch.distributed.run"),
+        *("--nnodes", given["nodes"], "--nproc-per-node", str(workers)),
+        *("--max-restarts", str(given["max_restarts"])),
+        *("--rdzv-backend", "samestep", "--rdzv-endpoint", given["rdzv_endpoint"]),
+        *("--rdzv-id", given["rdzv_id"] or RDZV_ID),
+        *(wait if ":" in given["nodes"] else []),
+        *("--local-addr", network_interfaces.resolve(given["interface"]).address),
+        *("--signals-to-handle", SIGNALS),
+        *("--shutdown-timeout", str(SHUTDOWN_SECONDS)),
+        *("-m", "samestep.worker", *_arguments(context)),
+    ]
+
+
+def _arguments(context: click.Context) -> list[str]:
+    """Return the words of the current command line, without those for torchrun."""
     words = [str(context.info_name)]
     for parameter in context.command.params:
         name = str(parameter.name)
         given = context.get_parameter_source(name) == ParameterSource.COMMANDLINE
-        if not given or name in without:
+        if not given or name in OURS:
             continue
         value = context.params[name]
         if isinstance(parameter, click.Argument):
@@ -177,17 +160,13 @@ def _option(option: click.Option, value: Any) -> list[str]:
     return [option.opts[0], text]
 
 
-def most(nodes: str) -> int:
-    """Return MAX of `MIN:MAX`, or N of `N`."""
-    return int(nodes.rpartition(":")[2])
-
-
-def auto_workers(micro_batches: int | None, most_nodes: int) -> int:
+def _auto_workers(recipe: Recipe | None, nodes: str) -> int:
     """Return one worker per core, if there are micro-batches for so many."""
     cores = machine.usable_cores()[0]
-    if micro_batches is None:
+    if recipe is None:
         return cores
-    return max(1, min(cores, micro_batches // most_nodes))
+    most_nodes = int(nodes.rpartition(":")[2])  # of `N` or `MIN:MAX`
+    return max(1, min(cores, recipe.micro_batches // most_nodes))
 
 
 def _run(command: Sequence[str], variables: dict[str, str], stop: Stop) -> int:

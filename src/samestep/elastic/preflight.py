@@ -4,7 +4,7 @@ import os
 import secrets
 import socket
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from samestep.api import train
 from samestep.config.placement import Placement
 from samestep.config.recipe import Recipe
 from samestep.data.sources import source_of
-from samestep.elastic import consensus, node_state
+from samestep.elastic import node_state
 from samestep.elastic.consensus import NodeStatus
 from samestep.elastic.gathering import Meeting
 from samestep.elastic.node_state import Held
@@ -30,9 +30,6 @@ from samestep.system import machine, network_interfaces
 from samestep.system.conditions import deciding
 from samestep.system.network_interfaces import Interface
 from samestep.user_code.references import check_trusted
-
-
-PRESENCE = ".node-"
 
 
 @dataclass(frozen=True)
@@ -77,7 +74,7 @@ class Comparison:
 
     request: Request
     meeting: Meeting
-    token: str = field(default_factory=lambda: f"{PRESENCE}{secrets.token_hex(8)}")
+    token: str = field(default_factory=lambda: f".node-{secrets.token_hex(8)}")
 
     def recipe(self) -> Recipe:
         """Return the requested recipe, or that of the run on a machine that has it."""
@@ -106,12 +103,12 @@ class Comparison:
         try:
             prepared = self._prepare(recipe)
         except SamestepError as error:
-            status = consensus.refusal(error, host)
+            status = NodeStatus(host, error=str(error))
             self._sees(is_fine=False)
         else:
             status = self._status(prepared, host, self._sees(is_fine=True))
-        statuses = self.meeting.all_gather("status", status.to_dict())
-        return prepared, [NodeStatus.from_dict(fields) for fields in statuses]
+        statuses = self.meeting.all_gather("status", asdict(status))
+        return prepared, [NodeStatus(**fields) for fields in statuses]
 
     def _prepare(self, recipe: Recipe) -> Prepared:
         request, topology = self.request, self.meeting.topology

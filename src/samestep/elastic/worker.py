@@ -23,8 +23,9 @@ from torch.distributed import DistError
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from samestep.core.topology import Topology
-from samestep.elastic import attempt, leader
+from samestep.elastic import attempt, briefing
 from samestep.elastic.gathering import Meeting
+from samestep.elastic.leader import Leader
 from samestep.elastic.membership import POLL_SECONDS
 from samestep.elastic.preflight import Request
 from samestep.elastic.watchdog import Watcher
@@ -56,7 +57,7 @@ def take_part(request: Request) -> None:
         _check(request)
         meeting = Meeting.join(topology, lambda: _pause(watcher), witness)
         if topology.is_leader:
-            leader.lead(request, meeting, watcher, STARTED)
+            Leader(request, meeting, watcher, STARTED).lead()
         else:
             _follow(meeting, watcher)
 
@@ -80,10 +81,10 @@ def _check(request: Request) -> None:
 
 def _follow(meeting: Meeting, watcher: Watcher) -> None:
     """Train under the leader of this machine, which keeps the run."""
-    briefing, fds = meeting.briefing()
-    os.environ.update(briefing.environment)
-    heartbeat = Heartbeat(fds["board"], meeting.topology.local_rank)
-    channel = attempt.InProcessChannel(briefing.job)
+    message, fds = briefing.take(meeting)
+    os.environ.update(message.environment)
+    heartbeat = Heartbeat(fds["heartbeat"], meeting.topology.local_rank)
+    channel = attempt.InProcessChannel(message.job)
     if not attempt.train_here(channel, meeting, fds, heartbeat, watcher):
         raise Interrupted("stopped with the others", watcher.stop.exit_code)
 

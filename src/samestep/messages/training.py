@@ -262,7 +262,8 @@ class SlowStart:
     """A phase before the first step takes longer than a step may."""
 
     phase: str
-    seconds: float
+    waited: float
+    """Seconds."""
     patience: float
 
 

@@ -30,9 +30,9 @@ def sentence(message: Message) -> str | None:
             return None  # the command shows the error with which it ends
         case GenerationFailed(error=error):
             return f"failure: {error}"
-        case SlowStart(phase=phase, seconds=seconds, patience=patience):
+        case SlowStart(phase=phase, waited=waited, patience=patience):
             return (
-                f"still {phase}, after {seconds:.0f} s; `--start-timeout` allows "
+                f"still {phase}, after {waited:.0f} s; `--start-timeout` allows "
                 f"{patience:.0f} s"
             )
         case Restarted(number=number, step=step, workers=workers):

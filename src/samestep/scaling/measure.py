@@ -1,6 +1,5 @@
 """The measurements themselves: one cell is one point in one round."""
 
-import os
 import statistics
 from collections.abc import Callable
 
@@ -87,8 +86,8 @@ def run_cell(
             case Measured():
                 reports.append(message)
 
-    fd = shared_memory.create(8 * point.workers if point.kind == "limit" else 0)
-    try:
+    size = 8 * point.workers if point.kind == "limit" else 0
+    with shared_memory.temporary(size) as fd:
         job = MeasurementJob(
             setup=cell_setup(study.recipe, point, study.settings.exchange),
             warm_up=warm_up,
@@ -97,8 +96,6 @@ def run_cell(
         )
         logs = study.path / "logs"
         run_workers(server, job, point.workers, logs, listen, stop, {"snapshots": fd})
-    finally:
-        os.close(fd)
     return reports
 
 

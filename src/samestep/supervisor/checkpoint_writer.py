@@ -83,16 +83,10 @@ class CheckpointWriter:
         assert self._thread is not None
         self._thread.join()
 
-    def offer(
-        self,
-        read: Callable[[], State | None],
-        layout: Layout,
-        epochs: list[JsonObject],
-        step: int,
-    ) -> None:
-        """Offer a snapshot to the thread, see `Offer`; replaces one that waits."""
+    def offer(self, offer: Offer) -> None:
+        """Offer a snapshot to the thread; replaces one that waits."""
         with self._changed:
-            self._waiting = Offer(read, layout, epochs, step)
+            self._waiting = offer
             self._changed.notify()
 
     def newest(self) -> int | None:

@@ -101,7 +101,7 @@ class HangDetector:
             return None
         self._last_slow_phase = phase
         return SlowStart(
-            phase=self.heartbeat.phase, seconds=self.seconds, patience=self.patience
+            phase=self.heartbeat.phase, waited=self.seconds, patience=self.patience
         )
 
 

@@ -8,11 +8,9 @@ occupied or seen from outside. The supervisor does not import torch.
 import contextlib
 import os
 import selectors
-import signal
 import socket
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,10 +46,9 @@ class Worker:
 
     rank: int
     pid: int
+    """0: not started yet."""
     control: socket.socket
     log: Path
-    pidfd: int | None
-    """Names this process even when its parent is gone and its id is used again."""
     buffer: bytes = b""
     is_closed: bool = False
     """Whether it has closed its end of the socket, as code in it may do."""
@@ -73,21 +70,6 @@ class Worker:
         *lines, self.buffer = self.buffer.split(b"\n")
         return [wire.decode(line, Message) for line in lines]
 
-    def kill(self) -> None:
-        """End the process without the fork server.
-
-        Elsewhere than on Linux, the worker ends when its socket does.
-        """
-        if self.pidfd is not None:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
-
-    def forget(self) -> None:
-        """Close the descriptor of the process."""
-        if self.pidfd is not None:
-            os.close(self.pidfd)
-        self.pidfd = None
-
 
 def run_workers(
     server: ForkServer,
@@ -106,9 +88,8 @@ def run_workers(
     SamestepError that it reported, with the `step` in its `details`. No worker is left
     when this returns or raises.
     """
-    with ExitStack() as stack:
-        fds, port = stack.enter_context(resources(job.setup.exchange, workers))
-        heartbeat = Heartbeat(fds["board"])
+    with resources(job.setup.exchange, workers) as (fds, port):
+        heartbeat = Heartbeat(fds["heartbeat"])
         inherited = {**fds, **(memories or {})}
         group = _start(server, job, workers, logs, inherited, port)
     supervision = _Supervision(server, group, heartbeat, job.setup, listen, stop)
@@ -133,22 +114,17 @@ def _start(
     try:
         for rank in range(workers):
             ours, theirs = socket.socketpair()
+            group.append(Worker(rank, 0, ours, logs / f"rank-{rank}.log"))
+            inherited = {"control": theirs.fileno(), **fds}
+            if rank > 0:
+                inherited.pop("store", None)
+            env = _environment(rank, workers, port)
             with theirs:
-                log = logs / f"rank-{rank}.log"
-                inherited = {"control": theirs.fileno(), **fds}
-                if rank > 0:
-                    inherited.pop("store", None)
-                env = _environment(rank, workers, port)
-                try:
-                    pid = server.spawn(env, log, inherited, preload)
-                except BaseException:
-                    ours.close()
-                    raise
-            group.append(Worker(rank, pid, ours, log, _pidfd(pid)))
+                group[-1].pid = server.spawn(env, group[-1].log, inherited, preload)
             ours.sendall(line)
             ours.setblocking(False)
     except BaseException:
-        _end(server, group)
+        _end(server, [worker for worker in group if worker.pid])
         for worker in group:
             worker.control.close()
         raise
@@ -199,7 +175,7 @@ class _Supervision:
             self.heartbeat,
             self.setup.hang_timeout,
             self.setup.start_timeout,
-            self._is_stopped,
+            lambda rank: is_stopped(self.group[rank].pid),
         )
         with selectors.DefaultSelector() as selector:
             selector.register(self.server, selectors.EVENT_READ)
@@ -269,9 +245,6 @@ class _Supervision:
                 how = how_it_ended(code)
                 worker.failure = Failed(error="WorkerFailed", message=how, code=code)
 
-    def _is_stopped(self, rank: int) -> bool:
-        return is_stopped(self.group[rank].pid)
-
     def _blame(self, late: list[int], detector: HangDetector) -> None:
         """Record as a failure that workers hang, and where."""
         titles, stacks = [], ""
@@ -325,20 +298,8 @@ def _end(server: ForkServer, group: list[Worker]) -> None:
             server.kill(pid)
         while left and time.monotonic() < deadline:
             left -= {pid for pid, _ in server.exits(seconds=0.1)}
-    except WorkerFailed:  # the server has ended, and cannot kill them any more
-        for worker in group:
-            worker.kill()
-    finally:
-        for worker in group:
-            worker.forget()
-
-
-def _pidfd(pid: int) -> int | None:
-    if not hasattr(os, "pidfd_open"):
-        return None
-    with contextlib.suppress(OSError):  # it has already ended and been reaped
-        return os.pidfd_open(pid)
-    return None
+    except WorkerFailed:
+        return  # the server has ended, and on Linux they end with it
 
 
 def _first_cause(group: list[Worker]) -> Worker | None:

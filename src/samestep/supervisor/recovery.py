@@ -6,10 +6,8 @@ the same bits, so a failure costs time and nothing else. Each generation has mem
 its own, so what an old worker may still write is never read.
 """
 
-import os
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -37,7 +35,7 @@ from samestep.state.layout import Layout
 from samestep.state.snapshot import State
 from samestep.supervisor.forkserver_client import ForkServer
 from samestep.supervisor.launch import run_workers
-from samestep.supervisor.snapshot_memory import Offer, SnapshotMemory
+from samestep.supervisor.snapshot_memory import OnSnapshot, SnapshotMemory
 from samestep.system import machine, shared_memory
 from samestep.system.signals import Stop
 
@@ -132,7 +130,7 @@ class Recovery:
     listen: Callable[[Message], None]
     """Called with the workers' messages, each step and epoch once, and with those of
     this class: GenerationFailed, Restarted, CaughtUp."""
-    offer: Offer
+    offer: OnSnapshot
     memories: Mapping[str, int] = field(default_factory=dict)
     """Further descriptors for the workers."""
 
@@ -199,14 +197,11 @@ class Recovery:
 
     def _run_generation(self) -> None:
         self._evicted = False
-        with ExitStack() as stack:
-            fds = {
-                "snapshots": _memory(stack),
-                "constants": _memory(stack),
-            }
-            memory = SnapshotMemory(
-                fds["snapshots"], fds["constants"], self.workers, self.layout
-            )
+        with (
+            shared_memory.temporary() as snapshots,
+            shared_memory.temporary() as constants,
+        ):
+            memory = SnapshotMemory(snapshots, constants, self.workers, self.layout)
             if self.state is not None:
                 memory.fill(self.state)
             try:
@@ -217,7 +212,7 @@ class Recovery:
                     self.logs,
                     lambda message: self._receive(message, memory),
                     self.stop,
-                    {**self.memories, **fds},
+                    {**self.memories, "snapshots": snapshots, "constants": constants},
                 )
             finally:
                 self.state = memory.newest or self.state
@@ -296,13 +291,6 @@ class Recovery:
         self.listen(
             Restarted(number=self.restarts, step=self._step, workers=self.workers)
         )
-
-
-def _memory(stack: ExitStack) -> int:
-    """Create shared memory that is closed with the stack; return its descriptor."""
-    fd = shared_memory.create()
-    stack.callback(os.close, fd)
-    return fd
 
 
 def _kind(error: SamestepError) -> str:

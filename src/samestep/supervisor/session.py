@@ -9,8 +9,6 @@ from typing import Any, Protocol
 from samestep.errors import Interrupted, OutputError, SamestepError
 from samestep.messages.job import TrainingJob
 from samestep.messages.training import (
-    CheckpointFailed,
-    CheckpointWritten,
     EpochRecord,
     Finished,
     Message,
@@ -24,7 +22,7 @@ from samestep.state import checkpoint
 from samestep.state.checkpoint import Checkpoint
 from samestep.state.layout import Layout
 from samestep.state.snapshot import State
-from samestep.supervisor.checkpoint_writer import CheckpointWriter
+from samestep.supervisor.checkpoint_writer import CheckpointWriter, Offer
 from samestep.supervisor.forkserver_client import ForkServer
 from samestep.supervisor.job import make_setup
 from samestep.supervisor.recovery import Recovery
@@ -97,7 +95,7 @@ class Session:
     def _train(self, training: Training) -> None:
         writer, build = self.writer, training.build() | dict(self.checksums)
         self._checkpoints = CheckpointWriter(
-            writer.path, writer.recipe, build, self._report, writer.fence
+            writer.path, writer.recipe, build, self.listen, writer.fence
         )
         try:
             with self._checkpoints:
@@ -148,10 +146,14 @@ class Session:
         state, layout = training.state, training.layout
         if state is not None and layout is not None:
             epochs = self._epochs_at(state.step)
-            self._checkpoints.offer(lambda: state, layout, epochs, state.step)
+            offer = Offer(lambda: state, layout, epochs, state.step)
+            self._checkpoints.offer(offer)
 
     def listen(self, message: Message) -> None:
-        """Receive a message of rank 0 or of the recovery; each step and epoch once."""
+        """Receive a message of rank 0, the recovery or the thread of checkpoints.
+
+        Each step and each epoch comes once.
+        """
         self.writer.receive(message)
         self.view.receive(message)
         match message:
@@ -182,15 +184,11 @@ class Session:
         if step % self._steps_per_epoch == 0 or now >= self._next_checkpoint:
             seconds = self.writer.placement.checkpoint_seconds
             self._next_checkpoint = now + seconds
-            self._checkpoints.offer(read, layout, self._epochs_at(step), step)
+            offer = Offer(read, layout, self._epochs_at(step), step)
+            self._checkpoints.offer(offer)
 
     def _epochs_at(self, step: int) -> list[JsonObject]:
         return self.writer.epochs[: step // self._steps_per_epoch]
-
-    def _report(self, message: CheckpointWritten | CheckpointFailed) -> None:
-        """Receive a message of the thread that writes checkpoints."""
-        self.writer.receive(message)
-        self.view.receive(message)
 
     def _stopped(self, state: State | None) -> str:
         """Return where the training stopped, and whether that is on disk."""

@@ -10,7 +10,7 @@ from samestep.state.layout import Layout
 from samestep.state.snapshot import Snapshots, State
 
 
-Offer = Callable[[Callable[[], State | None], Layout, int], None]
+OnSnapshot = Callable[[Callable[[], State | None], Layout, int], None]
 """Called with (read, layout, step) for each snapshot; `read` returns None too late."""
 
 
@@ -43,7 +43,7 @@ class SnapshotMemory:
         self._memory = Snapshots(self.snapshots, self.layout, self.workers, constants)
         self._memory.fill(state)
 
-    def receive(self, message: Message, offer: Offer) -> None:
+    def receive(self, message: Message, offer: OnSnapshot) -> None:
         """Follow a message of the workers: their start, or a snapshot to offer.
 
         Raises CheckpointError if the model is not the one that was saved.

@@ -132,19 +132,12 @@ class Barrier:
         for number, (theirs, own) in enumerate(self._rounds):
             _quick.sem_post(theirs)
             # The number of rounds posted so far; only `_raise_late` needs it.
-            self._posted[self._rank * WORDS] = self._before() + number + 1
+            before = (self._count - 1) * len(self._rounds)
+            self._posted[self._rank * WORDS] = before + number + 1
             if _quick.sem_trywait(own):
                 start = time.monotonic()
                 self._spin_or_sleep(own, start, start + patience.seconds)
                 patience.learn(time.monotonic() - start)
-
-    @property
-    def _flag(self) -> str:
-        is_starting = self._most_seconds > self._timeout_seconds
-        return "--start-timeout" if is_starting else "--hang-timeout"
-
-    def _before(self) -> int:
-        return (self._count - 1) * len(self._rounds)
 
     def _spin_or_sleep(
         self, semaphore: ctypes.c_void_p, start: float, end: float
@@ -170,11 +163,12 @@ class Barrier:
             for rank in range(self._workers)
             if not self._waits(rank)
         ]
+        is_starting = self._most_seconds > self._timeout_seconds
         raise WorkerLate.naming(
             f"worker {', '.join(late)}",
             "Every worker must reach the exchange",
             self._most_seconds,
-            f"`{self._flag}`",
+            "`--start-timeout`" if is_starting else "`--hang-timeout`",
         )
 
     def _waits(self, rank: int) -> bool:

@@ -15,10 +15,6 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 
-POINTS = ("start", "forward", "exchange", "update", "snapshot")
-"""While a worker starts, before a forward pass, before its gradients are summed,
-between that and the update, in the middle of saving a snapshot."""
-
 SCHEDULE, DISK_FULL = "SAMESTEP_FAULTS", "SAMESTEP_DISK_FULL"
 
 
@@ -31,6 +27,8 @@ class Fault:
     number: int
     kind: Literal["kill", "stop", "exception", "loop"]
     point: Literal["start", "forward", "exchange", "update", "snapshot"]
+    """While a worker starts, before a forward pass, before its gradients are summed,
+    between that and the update, in the middle of saving a snapshot."""
     step: int
     rank: int
 

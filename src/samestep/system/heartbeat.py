@@ -70,10 +70,6 @@ class Heartbeat:
 
     def workers(self) -> list[tuple[int, int, int, int]]:
         """Supervisor: return (beats, rounds, step, phase) of each worker."""
-        count = len(self._all) // CELLS - 1
-        cells = self._all.tolist()
-        starts = (CELLS * (rank + 1) for rank in range(count))
-        return [
-            (cells[s + BEATS], cells[s + ROUNDS], cells[s + STEP], cells[s + PHASE])
-            for s in starts
-        ]
+        cells = self._all[CELLS:].tolist()
+        columns = (cells[kind::CELLS] for kind in (BEATS, ROUNDS, STEP, PHASE))
+        return list(zip(*columns, strict=True))

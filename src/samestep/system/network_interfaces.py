@@ -3,14 +3,7 @@
 import os
 import socket
 from collections.abc import Mapping, Sequence
-from ipaddress import (
-    IPv4Address,
-    IPv4Network,
-    IPv6Address,
-    IPv6Network,
-    ip_address,
-    ip_network,
-)
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import NamedTuple
 
@@ -139,8 +132,7 @@ def warning(address: str, ports: Sequence[int]) -> str:
         f"Workers listen on {address}, TCP ports {fixed}some of {first}-{last}. "
         "PyTorch's transport is unauthenticated and unencrypted, and Gloo has no TLS "
         "in this build: anyone who can reach these ports can read and change the "
-        "training, "
-        "and run programs as you. Use a private network only."
+        "training, and run programs as you. Use a private network only."
     )
 
 
@@ -154,19 +146,9 @@ def ephemeral_ports() -> tuple[int, int]:
 
 
 def _within(text: str, known: Sequence[Interface]) -> list[Interface]:
-    network = _network(text)
-    return [one for one in known if network and _contains(network, one.address)]
-
-
-def _network(text: str) -> IPv4Network | IPv6Network | None:
-    """Parse a network or an address, without its scope (`fe80::1%eth0`)."""
-    address, _, _ = text.partition("%")
+    """Return those in a network or with an address; its scope (`%eth0`) is ignored."""
     try:
-        return ip_network(address, strict=False)
+        network = ip_network(text.partition("%")[0], strict=False)
     except ValueError:
-        return None
-
-
-def _contains(network: IPv4Network | IPv6Network, address: str) -> bool:
-    one: IPv4Address | IPv6Address = ip_address(address)
-    return one.version == network.version and one in network
+        return []
+    return [one for one in known if ip_address(one.address) in network]

@@ -13,10 +13,10 @@ from samestep.system.heartbeat import Heartbeat
 def resources(exchange: str, workers: int) -> Iterator[tuple[dict[str, int], int]]:
     """Yield descriptors for the workers, and the port of the store if there is one.
 
-    `board` is the memory of the heartbeats, `memory` that of a `shared` exchange, and
-    `store` a listening socket for rank 0.
+    `heartbeat` is the memory of all heartbeats, `memory` that of a `shared` exchange,
+    and `store` a listening socket for rank 0.
     """
-    fds = {"board": Heartbeat.create(workers)}
+    fds = {"heartbeat": Heartbeat.create(workers)}
     try:
         if exchange == "shared":
             fds["memory"] = barrier.create(workers)

@@ -4,6 +4,8 @@ import errno
 import mmap
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from samestep.errors import PlacementError
 from samestep.system import machine
@@ -25,6 +27,16 @@ def create(num_bytes: int = 0) -> int:
             fd = os.dup(file.fileno())
     os.ftruncate(fd, num_bytes)
     return fd
+
+
+@contextmanager
+def temporary(num_bytes: int = 0) -> Iterator[int]:
+    """Create memory, and close its descriptor at the end."""
+    fd = create(num_bytes)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def reserve(fd: int, num_bytes: int, purpose: str, remedy: str) -> mmap.mmap:

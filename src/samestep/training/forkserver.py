@@ -115,8 +115,10 @@ class ForkServer:
             importlib.import_module(module)
         names = request.names
         fds, self._fds = self._fds[: len(names)], self._fds[len(names) :]
+        server = os.getpid()
         pid = os.fork()
         if pid == 0:
+            end_with(server)
             self._become_worker(request.env, dict(zip(names, fds, strict=True)))
         for fd in fds:
             os.close(fd)

@@ -112,7 +112,7 @@ def main(fds: dict[str, int]) -> int:
     faulthandler.register(signal.SIGUSR2, all_threads=True)
     topology = Topology.from_environment()
     control = ControlSocket(fds["control"])
-    heartbeat = Heartbeat(fds["board"], topology.local_rank)
+    heartbeat = Heartbeat(fds["heartbeat"], topology.local_rank)
     seconds = control.job.setup.start_timeout
     store = partial(tcp_store, topology, fds.get("store"), seconds)
     try:
@@ -256,7 +256,7 @@ def _evaluate(job: EvaluationJob, context: WorkerContext) -> None:
 
 def _measure(job: MeasurementJob, context: WorkerContext) -> None:
     """All workers: train together for some seconds, and report the speed."""
-    times = measure.StepTimes(context.fds["board"], context.topology.local_rank)
+    times = measure.StepTimes(context.fds["heartbeat"], context.topology.local_rank)
     trainer = build_trainer(replace(context, heartbeat=times))
     measure.measure(trainer, times, context.report, job)
 
@@ -269,7 +269,7 @@ def _measure_alone(job: MeasurementJob, context: WorkerContext) -> None:
     """
     setup, rank = context.setup, context.topology.rank
     compression = Compression.of(context.recipe.compression)
-    times = measure.StepTimes(context.fds["board"], rank)
+    times = measure.StepTimes(context.fds["heartbeat"], rank)
     gate = measure.Gate(context.fds["snapshots"], rank)
     with resources(setup.exchange, 1) as (fds, port):
         topology = Topology.on_one_node(0, 1, port)
