@@ -63,13 +63,14 @@ class Execution:
             setattr(self.call, name, array.data_ptr())
         self._bound |= arrays
 
-    def bind_micro_batches(self, starts: Sequence[int], merges: Sequence[int]) -> None:
+    def bind_micro_batches(self, starts: Tensor, merges: Tensor) -> None:
         """Say where each micro-batch begins among the samples, and where the last ends.
 
-        `merges` are the sums that each completes in the canonical tree.
+        `starts` is int64 [n + 1], `merges` int64 [n]: the sums that each completes in
+        the canonical tree.
         """
         self.call.micro_batches = len(merges)
-        self.bind(starts=torch.tensor(starts), merges=torch.tensor(merges))
+        self.bind(starts=starts, merges=merges)
 
     def bind_slots(self, slots: Sequence[Tensor], tail: int) -> None:
         """Write the sums of gradients to these vectors, statistics from `tail` on."""

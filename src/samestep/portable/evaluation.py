@@ -54,7 +54,7 @@ class RecordedEvaluation:
         size = len(samples)
         answers = torch.zeros(size, dtype=torch.int64)
         execution.bind(answers=answers, running=self.flat.saved_buffers())
-        execution.bind_micro_batches([0, size], [0])
+        execution.bind_micro_batches(torch.tensor([0, size]), torch.tensor([0]))
         execution.run()
         classes = torch.zeros(size) if targets.is_floating_point() else targets
         rows = classes, answers, execution.losses[:size], execution.metrics[:size]

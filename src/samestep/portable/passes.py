@@ -69,7 +69,9 @@ class Piece:
 
     starts: list[int]
     """Where each begins among the call's samples, and where the last ends."""
-    merges: list[int]
+    kernel_starts: Tensor
+    """The same, for the kernels."""
+    merges: Tensor
     """How many sums of the tree each completes."""
     first: int
     """The first sample in the epoch's order, counted from the step's first."""
@@ -141,8 +143,8 @@ class RecordedPasses:
             return
         num_targets = self._batch_size(step) * self.data.targets_per_sample
         self.execution.call.weight = 1 / num_targets
-        running = self.flat.saved_buffers()
-        self.execution.bind(running=running)
+        if self.flat.tail:
+            self.execution.bind(running=self.flat.saved_buffers())
         run = _Run(self, step, owned, lap, record)
         if not self.exchange.watch.active and self._fits(owned, step):
             run.compute(owned, slots)
@@ -168,7 +170,9 @@ class RecordedPasses:
             first = parts[0][0]
             starts = [start - first for start, _ in parts] + [parts[-1][1] - first]
             merges = [tree.num_merges(m, node, num) for m in range(*node)]
-            self._pieces[key] = Piece(starts, merges, first)
+            self._pieces[key] = Piece(
+                starts, torch.tensor(starts), torch.tensor(merges), first
+            )
         return self._pieces[key]
 
     def samples(self, step: int, piece: Piece) -> Tensor:
@@ -215,7 +219,7 @@ class _Run:
         program = execution.program
         piece = passes.piece(node, passes._batch_size(self.step))
         targets = self._load(node, piece)
-        execution.bind_micro_batches(piece.starts, piece.merges)
+        execution.bind_micro_batches(piece.kernel_starts, piece.merges)
         execution.bind_slots(slots, passes.flat.size)
         if program.has_dropout:
             execution.bind(keys=self._keys(node))

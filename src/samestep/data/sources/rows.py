@@ -99,7 +99,7 @@ def byte_rows(split: Split) -> ByteRows | None:
         case Rows(normal=normal, channels_last=False) if normal is not None:
             values, targets = (
                 split.inputs,
-                shaped(_tensor(split.targets[:]), split.task),
+                shaped(_tensor(split.targets.copy()), split.task),
             )
             if values.dtype == np.uint8 and values.flags.c_contiguous:
                 return ByteRows(values, targets, None, normal)
