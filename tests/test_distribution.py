@@ -66,8 +66,8 @@ def test_without_a_compiler_a_wheel_is_made_without_kernels(tmp_path: Path) -> N
     (tmp_path / "ziglang.py").write_text("raise SystemExit(1)")
     env = {name: value for name, value in os.environ.items() if name != "CC"}
     env |= {"PATH": "", "PYTHONPATH": str(tmp_path)}
-    command = (sys.executable, "-m", "build", "--no-isolation", "--wheel")
-    command += ("--skip-dependency-check",)  # it asks for ziglang
+    command = [sys.executable, "-m", "build", "--no-isolation", "--wheel"]
+    command += ["--skip-dependency-check"]  # it asks for ziglang
     run(*command, "--outdir", tmp_path, ROOT, env=env)
     (built,) = tmp_path.glob("*.whl")
     assert built.name.endswith("-py3-none-any.whl")

@@ -42,7 +42,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
             "SOURCES": f'"{targets.sources_digest()}"',
         }
         macros = [f"-D{name}={value}" for name, value in (defaults | says).items()]
-        paths = ["-o", tmp_path / "fake.so", tmp_path / "fake.c"]
+        paths = ["-o", f"{tmp_path}/fake.so", f"{tmp_path}/fake.c"]
         subprocess.run([*command, "-shared", "-fPIC", *macros, *paths], check=True)
         monkeypatch.setattr(library, "library_path", lambda: tmp_path / "fake.so")
         monkeypatch.setattr(library, "architecture", lambda: "x86_64")
