@@ -1,6 +1,7 @@
 """What is released works without the repository: sdist, wheel, a clean environment."""
 
 import os
+import platform
 import subprocess
 import sys
 import sysconfig
@@ -15,6 +16,7 @@ from conftest import Train, small_recipe
 from documents import ROOT
 
 from samestep import Run
+from samestep.kernels import compiling, targets
 
 
 def run(*command: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -36,15 +38,47 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_wheel_has_every_file_of_the_package(wheel: Path) -> None:
     package = ROOT / "src"
+    library = targets.library_path().relative_to(package)
     sources = {
         str(path.relative_to(package))
         for path in package.rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
-    }
+    } - {str(library)}
     assert {"samestep/py.typed", "samestep/recipes/mnist-mlp.toml"} <= sources
+    assert "samestep/kernels/csrc/runner/main.c" in sources
+    compiled = {str(library)} if compiling.machine_compiler() else set()
+    assert _files(wheel) == sources | compiled
+
+
+def _files(wheel: Path) -> set[str]:
     with zipfile.ZipFile(wheel) as packed:
-        names = {name for name in packed.namelist() if ".dist-info/" not in name}
-    assert names == sources
+        return {name for name in packed.namelist() if ".dist-info/" not in name}
+
+
+def test_the_tag_of_a_wheel_is_that_of_its_kernels(wheel: Path) -> None:
+    if compiling.machine_compiler() is None:
+        pytest.skip("there is no C compiler")
+    assert wheel.name.endswith(f"-py3-none-linux_{platform.machine()}.whl")
+
+
+def test_without_a_compiler_a_wheel_is_made_without_kernels(tmp_path: Path) -> None:
+    """As is one with a compiler that fails. A wheel for a platform needs them."""
+    (tmp_path / "ziglang.py").write_text("raise SystemExit(1)")
+    env = {name: value for name, value in os.environ.items() if name != "CC"}
+    env |= {"PATH": "", "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-m", "build", "--no-isolation", "--wheel"]
+    command += ["--skip-dependency-check"]  # it asks for ziglang
+    run(*command, "--outdir", tmp_path, ROOT, env=env)
+    (built,) = tmp_path.glob("*.whl")
+    assert built.name.endswith("-py3-none-any.whl")
+    assert str(targets.library_path().relative_to(ROOT / "src")) not in _files(built)
+
+    env["SAMESTEP_WHEEL"] = "manylinux_2_17_x86"
+    ended = subprocess.run(
+        command, cwd=ROOT, env=env, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode
+    assert "Did you mean `manylinux_2_17_x86_64`?" in ended.stdout + ended.stderr
 
 
 def test_a_wheel_trains_in_a_clean_environment(

@@ -127,7 +127,7 @@ def _refusal(compiled: list[str], isa: str | None) -> str:
     known = [name for isas in ISAS.values() for name in isas]
     rule = f"{VARIABLE} must be one of {', '.join(known)}, not {isa!r}."
     if isa not in known:
-        return rule + did_you_mean(isa, known)
+        return rule + did_you_mean(isa.lower(), known)
     if isa not in compiled:
         return (
             f"{VARIABLE}={isa} is not an instruction set of {architecture()}, which "

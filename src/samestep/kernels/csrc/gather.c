@@ -52,13 +52,13 @@ INLINE Lanes widen(Bytes x) {
 
 /* Zipping the halves four times is a rotation of the digits of (row, column). */
 INLINE void transpose_bytes(Bytes block[16]) {
-    for (int round = 0; round < 4; round++) {
+    UNROLL for (int round = 0; round < 4; round++) {
         Bytes zipped[16];
-        for (int j = 0; j < 8; j++) {
+        UNROLL for (int j = 0; j < 8; j++) {
             zipped[2 * j] = zip_low_bytes(block[j], block[j + 8]);
             zipped[2 * j + 1] = zip_high_bytes(block[j], block[j + 8]);
         }
-        for (int j = 0; j < 16; j++) block[j] = zipped[j];
+        UNROLL for (int j = 0; j < 16; j++) block[j] = zipped[j];
     }
 }
 
@@ -92,17 +92,16 @@ INLINE Channels channels_at(const Gather *g, int64_t f) {
     return channels;
 }
 
-/* Rows of bytes [s, s + 16) at features [f, f + 16); what is not there is 0. */
-INLINE void load_block(const Gather *g, int64_t s, int64_t f, Bytes block[16]) {
+/* Bytes [f, f + 16) of sixteen rows; what is not there is 0. */
+INLINE void load_block(const Gather *g, const uint8_t *const *rows, int64_t f,
+                       Bytes block[16]) {
     int64_t n = g->features - f;
-    for (int64_t j = 0; j < 16; j++) {
+    UNROLL for (int j = 0; j < 16; j++) {
         block[j] = (Bytes){0};
-        if (s + j >= g->samples || n <= 0) continue;
-        const uint8_t *row = g->call->bytes + g->call->indices[s + j] * g->features + f;
-        if (n >= 16)
-            block[j] = load_bytes(row);
-        else
-            memcpy(&block[j], row, (size_t)n);
+        if (n >= 16 && rows[j])
+            block[j] = load_bytes(rows[j] + f);
+        else if (n > 0 && rows[j])
+            memcpy(&block[j], rows[j] + f, (size_t)n);
     }
 }
 
@@ -124,35 +123,37 @@ INLINE void store_by_feature(const Gather *g, int64_t s, int64_t f,
     transpose_bytes(block);
     int64_t rows = g->features - f < 16 ? g->features - f : 16;
     float *to = g->by_feature + (s / PANEL * g->features + f) * PANEL + s % PANEL;
+    int64_t samples = g->samples - s < LANES ? g->samples - s : LANES;
     for (int64_t j = 0; j < rows; j++) {
         Lanes x = widen(block[j]);
         for (int k = 0; k < LANES / VW; k++)
             x.part[k] = x.part[k] * channels->scale[j] - channels->offset[j];
-        if (g->samples - s < LANES) x = first_of(x, g->samples - s);
-        store_lanes(to + j * PANEL, x);
+        store_lanes(to + j * PANEL, samples < LANES ? first_of(x, samples) : x);
     }
 }
 
-/* The half of a panel of samples, [s, s + 16). */
-static void gather_half(const Gather *g, int64_t s) {
+/* The panel of samples [s, s + 32), whose rows of bytes are `rows` or NULL. */
+static void gather_panel(const Gather *g, int64_t s, const uint8_t *const *rows) {
     int64_t end = g->by_sample ? (g->features + PANEL - 1) / PANEL * PANEL : g->features;
     for (int64_t f = 0; f < end; f += LANES) {
-        Bytes block[16];
-        load_block(g, s, f, block);
         Channels channels = channels_at(g, f);
-        if (g->by_sample && s < g->samples)
-            store_by_sample(g, s, f, &channels, block);
-        if (g->by_feature && f < g->features)
-            store_by_feature(g, s, f, &channels, block);
+        for (int64_t half = 0; half < PANEL; half += LANES) {
+            Bytes block[16];
+            load_block(g, rows + half, f, block);
+            if (g->by_sample && s + half < g->samples)
+                store_by_sample(g, s + half, f, &channels, block);
+            if (g->by_feature && f < g->features)
+                store_by_feature(g, s + half, f, &channels, block);
+        }
     }
 }
 
-/* Rows lie anywhere in memory: ask for all of a panel's before using the first. */
-static void prefetch_rows(const Gather *g, int64_t s) {
-    for (int64_t j = s; j < g->samples && j < s + PANEL; j++) {
-        const uint8_t *row = g->call->bytes + g->call->indices[j] * g->features;
-        for (int64_t i = 0; i < g->features; i += 64) __builtin_prefetch(row + i);
-    }
+/* Rows lie anywhere in memory: ask for all of a panel's before using the first, one line
+ * of every row after the other, so that their pages are looked up at the same time. */
+static void prefetch_rows(const Gather *g, const uint8_t *const *rows) {
+    for (int64_t i = 0; i < g->features; i += 64)
+        for (int64_t j = 0; j < PANEL; j++)
+            if (rows[j]) __builtin_prefetch(rows[j] + i);
 }
 
 INLINE float *buffer_or_null(const Call *call, int64_t number) {
@@ -169,9 +170,11 @@ static void op_gather_bytes(const Op *op, const Call *call) {
                 .scale = call->buffers[op->i[4]],
                 .offset = call->buffers[op->i[5]]};
     for (int64_t s = 0; s < g.samples; s += PANEL) {
-        prefetch_rows(&g, s);
-        gather_half(&g, s);
-        gather_half(&g, s + LANES);
+        const uint8_t *rows[PANEL] = {NULL};
+        for (int64_t j = 0; j < PANEL && s + j < g.samples; j++)
+            rows[j] = call->bytes + call->indices[s + j] * g.features;
+        prefetch_rows(&g, rows);
+        gather_panel(&g, s, rows);
     }
 }
 

@@ -14,21 +14,35 @@ INLINE void add_into(float *out, const float *a, const float *b, int64_t n) {
     for (; i < n; i++) out[i] = a[i] + b[i];
 }
 
-/* Elements [first, first + n), n <= CHUNK, of the sum: in a leaf or in `room`. */
-static const float *sum_chunk(const float *const *leaves, const int32_t *order,
-                              int64_t order_size, int64_t first, int64_t n,
-                              float room[DEEPEST][CHUNK]) {
-    const float *stack[DEEPEST];
+/* The two sums below the root of the tree; of a tree of one leaf, b is NULL. */
+typedef struct {
+    const float *a, *b;
+} Halves;
+
+INLINE vf root_of(Halves sum, int64_t i) {
+    return sum.b ? load(sum.a + i) + load(sum.b + i) : load(sum.a + i);
+}
+INLINE vf root_part(Halves sum, int64_t i, int64_t n) {
+    vf a = load_part(sum.a + i, n);
+    return sum.b ? a + load_part(sum.b + i, n) : a;
+}
+
+/* Elements [first, first + n), n <= CHUNK, of all sums but the last: in the leaves, or
+ * in `room`. */
+static Halves sum_chunk(const float *const *leaves, const int32_t *order,
+                        int64_t order_size, int64_t first, int64_t n,
+                        float room[DEEPEST][CHUNK]) {
+    const float *stack[DEEPEST] = {NULL};
     int64_t size = 0;
     for (int64_t i = 0; i < order_size; i++)
         if (order[i] >= 0) {
             stack[size++] = leaves[order[i]] + first;
-        } else {
+        } else if (i + 1 < order_size) {
             size--;
             add_into(room[size - 1], stack[size - 1], stack[size], n);
             stack[size - 1] = room[size - 1];
         }
-    return stack[0];
+    return (Halves){stack[0], size > 1 ? stack[1] : NULL};
 }
 
 static void tree_sum(float *out, const float *const *leaves, const int32_t *order,
@@ -36,8 +50,11 @@ static void tree_sum(float *out, const float *const *leaves, const int32_t *orde
     float room[DEEPEST][CHUNK];
     for (int64_t i = 0; i < size; i += CHUNK) {
         int64_t n = size - i < CHUNK ? size - i : CHUNK;
-        const float *sum = sum_chunk(leaves, order, order_size, i, n, room);
-        memmove(out + i, sum, (size_t)n * sizeof(float));
+        Halves sum = sum_chunk(leaves, order, order_size, i, n, room);
+        if (sum.b)
+            add_into(out + i, sum.a, sum.b, n);
+        else
+            memmove(out + i, sum.a, (size_t)n * sizeof(float));
     }
 }
 
@@ -77,51 +94,58 @@ INLINE vf sgd(const Numbers *with, const Optimizer *how, int has_decay, vf g, vf
     return fma_(with->lr, g, p);
 }
 
-/* VW elements, or n < VW of them. */
+/* Elements [i, i + VW), or n < VW of them. */
 INLINE void update_vector(const Numbers *with, const Optimizer *how, int kind,
-                          int has_decay, const float *sum, float *p, float *m, float *v,
-                          int64_t n) {
+                          int has_decay, Halves sum, float *p, float *m, float *v,
+                          int64_t i, int64_t n) {
     int is_whole = n >= VW, has_first = kind != SGD || how->beta1 != 0;
     vf first = {0}, second = {0};
-    vf g = is_whole ? load(sum) : load_part(sum, n);
-    vf old = is_whole ? load(p) : load_part(p, n);
-    if (has_first) first = is_whole ? load(m) : load_part(m, n);
-    if (kind != SGD) second = is_whole ? load(v) : load_part(v, n);
+    vf g = is_whole ? root_of(sum, i) : root_part(sum, i, n);
+    vf old = is_whole ? load(p + i) : load_part(p + i, n);
+    if (has_first) first = is_whole ? load(m + i) : load_part(m + i, n);
+    if (kind != SGD) second = is_whole ? load(v + i) : load_part(v + i, n);
     vf new = kind == SGD ? sgd(with, how, has_decay, g, old, &first)
                          : adam(with, kind, has_decay, g, old, &first, &second);
-    is_whole ? store(p, new) : store_part(p, new, n);
-    if (has_first) is_whole ? store(m, first) : store_part(m, first, n);
-    if (kind != SGD) is_whole ? store(v, second) : store_part(v, second, n);
+    is_whole ? store(p + i, new) : store_part(p + i, new, n);
+    if (has_first) is_whole ? store(m + i, first) : store_part(m + i, first, n);
+    if (kind != SGD) is_whole ? store(v + i, second) : store_part(v + i, second, n);
 }
 
-INLINE void update_chunk(const Optimizer *how, int kind, int has_decay, const float *sum,
-                         float *p, float *m, float *v, int64_t n) {
+INLINE void update_all(const Optimizer *how, int kind, int has_decay, Halves sum,
+                       float *p, float *m, float *v, int64_t n) {
     Numbers with = numbers_of(how);
     int64_t i = 0;
     for (; i + VW <= n; i += VW)
-        update_vector(&with, how, kind, has_decay, sum + i, p + i, m + i, v + i, VW);
-    if (i < n)
-        update_vector(&with, how, kind, has_decay, sum + i, p + i, m + i, v + i, n - i);
+        update_vector(&with, how, kind, has_decay, sum, p, m, v, i, VW);
+    if (i < n) update_vector(&with, how, kind, has_decay, sum, p, m, v, i, n - i);
+}
+/* Each case is code of its own, without tests in the loop. */
+INLINE void update_chunk(const Optimizer *how, Halves sum, float *p, float *m, float *v,
+                         int64_t n) {
+    int has_decay = how->weight_decay != 0;
+    Halves one = {sum.a, NULL};
+    if (how->kind == SGD)
+        update_all(how, SGD, has_decay, sum, p, m, v, n);
+    else if (how->kind == ADAM && has_decay && sum.b)
+        update_all(how, ADAM, 1, sum, p, m, v, n);
+    else if (how->kind == ADAM && has_decay)
+        update_all(how, ADAM, 1, one, p, m, v, n);
+    else if (how->kind == ADAM)
+        update_all(how, ADAM, 0, sum, p, m, v, n);
+    else
+        update_all(how, ADAMW, 0, sum, p, m, v, n);
 }
 
 static void update(const Optimizer *how, const float *const *leaves,
                    const int32_t *order, int64_t order_size, float *parameters,
                    float *state1, float *state2, int64_t size) {
     float room[DEEPEST][CHUNK];
-    int has_decay = how->weight_decay != 0;
-    for (int64_t i = 0; i < size; i += CHUNK) {
-        int64_t n = size - i < CHUNK ? size - i : CHUNK;
-        const float *sum = sum_chunk(leaves, order, order_size, i, n, room);
-        float *p = parameters + i, *m = state1 ? state1 + i : NULL;
-        float *v = state2 ? state2 + i : NULL;
-        if (how->kind == ADAMW)
-            update_chunk(how, ADAMW, 0, sum, p, m, v, n);
-        else if (how->kind == ADAM && has_decay)
-            update_chunk(how, ADAM, 1, sum, p, m, v, n);
-        else if (how->kind == ADAM)
-            update_chunk(how, ADAM, 0, sum, p, m, v, n);
-        else
-            update_chunk(how, SGD, has_decay, sum, p, m, v, n);
+    int64_t chunk = order_size > 3 ? CHUNK : size; /* without sums in between: all */
+    for (int64_t i = 0; i < size; i += chunk) {
+        int64_t n = size - i < chunk ? size - i : chunk;
+        Halves sum = sum_chunk(leaves, order, order_size, i, n, room);
+        update_chunk(how, sum, parameters + i, state1 ? state1 + i : NULL,
+                     state2 ? state2 + i : NULL, n);
     }
 }
 
