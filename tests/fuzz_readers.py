@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import data_samples
+import kernel_trainings
 import safetensors.torch
 import test_checkpoint
 import torch
@@ -28,6 +29,7 @@ from samestep.doctor.peer import Link, Session
 from samestep.elastic import node_state
 from samestep.elastic.node_state import StateInfo
 from samestep.errors import SamestepError
+from samestep.kernels.program_file import ProgramFile
 from samestep.output.run import MODEL_FILE, first_difference, read_recipe
 from samestep.output.run_writer import RunWriter
 from samestep.report import load
@@ -156,6 +158,12 @@ def model_file(topology: Path) -> Read:
         replicas.load_into(_network(), path)
 
     return read
+
+
+def program_file(topology: Path) -> Read:
+    path = topology / "training.program"
+    kernel_trainings.training(steps=1).write(path)
+    return lambda: ProgramFile.read(path)
 
 
 def loaded_model(topology: Path) -> Read:
@@ -320,6 +328,7 @@ READERS = {
     "state": Reader(held_in_memory),
     "model": Reader(model_file, share=2),
     "load-model": Reader(loaded_model),
+    "program": Reader(program_file),
     "start": Reader(start_weights),
     "recipe": Reader(recipe_file, share=2),
     "vocabulary": Reader(vocabulary, share=0.3),

@@ -62,14 +62,13 @@ def find_compiler() -> list[str]:
     return machine_compiler() or zig_compiler(this_target())
 
 
-def compile_here(command: Sequence[str] = (), extra: Iterable[str] = ()) -> Path:
+def compile_here(command: Sequence[str] = (), extra: Iterable[str] = ()) -> None:
     """Compile the library beside this package, by default with the compiler found.
 
-    Return its path. Raises KernelError.
+    Raises KernelError.
     """
     target = this_target()
     compile_library(library_path(), command or find_compiler(), target, extra)
-    return library_path()
 
 
 def compile_library(
@@ -168,18 +167,25 @@ def _run(command: Sequence[str]) -> None:
 
 
 def main() -> None:
-    """Compile the library of this installation."""
+    """Compile the library of this installation, or the runner of trainings in files."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument(
         "--cc", help="the compiler's command; default: $CC, cc, gcc ..."
     )
     parser.add_argument("--werror", action="store_true", help="warnings are errors")
+    parser.add_argument("--runner", type=Path, help="where to put the runner")
     options = parser.parse_args()
     command = shlex.split(options.cc or "")
+    extra = ["-Werror"] if options.werror else []
     try:
-        print(compile_here(command, ["-Werror"] if options.werror else []))
+        if options.runner:
+            command = command or find_compiler()
+            compile_runner(options.runner, command, this_target(), extra)
+        else:
+            compile_here(command, extra)
     except (KernelError, OSError) as error:
         sys.exit(str(error))
+    print(options.runner or library_path())
 
 
 if __name__ == "__main__":
