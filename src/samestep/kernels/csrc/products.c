@@ -31,18 +31,18 @@ struct Product {
                    int64_t last, const Draws *draws);
 };
 
-/* Weights are packed where many panels of samples share them: tiles of PACK_ROWS floats
- * for each k, one after the other, are read faster than rows that lie far apart. */
-#define PACK_ROWS ((TILE_ROWS + VW - 1) / VW * VW)
+/* Weights are packed where many panels of samples share them: tiles of TILE_ROWS floats
+ * for each k, one after the other, are read faster than rows that lie far apart. Whole
+ * vectors are stored, so each ends in what is stored next, and the last one behind. */
 #define PACK_TILES 8
-#define PACKED_TILE (PACK_ROWS * K_BLOCK)
+#define PACKED_TILE (TILE_ROWS * K_BLOCK)
 #define PANELS_TO_PACK 4
 
 /* Copy a tile of w [rows, terms] that lies by row, transposed. */
 static void pack_by_row(float *pack, const float *w, int64_t step, int64_t rows,
                         int64_t terms) {
     for (int64_t k = 0; k < terms; k += VW)
-        for (int64_t r = 0; r < PACK_ROWS; r += VW) {
+        for (int64_t r = (rows - 1) / VW * VW; r >= 0; r -= VW) {
             vf block[VW];
             for (int64_t j = 0; j < VW; j++)
                 block[j] = r + j >= rows ? (vf){0}
@@ -50,7 +50,7 @@ static void pack_by_row(float *pack, const float *w, int64_t step, int64_t rows,
                                                      smaller(VW, terms - k));
             transpose_block(block);
             UNROLL for (int64_t j = 0; j < VW; j++)
-                store(pack + (k + j) * PACK_ROWS + r, block[j]);
+                store(pack + (k + j) * TILE_ROWS + r, block[j]);
         }
 }
 
@@ -58,7 +58,7 @@ static void pack_by_k(float *pack, const float *w, int64_t step, int64_t rows,
                       int64_t terms) {
     for (int64_t k = 0; k < terms; k++)
         for (int64_t r = 0; r < rows; r += VW)
-            store(pack + k * PACK_ROWS + r,
+            store(pack + k * TILE_ROWS + r,
                   load_part(w + k * step + r, smaller(VW, rows - r)));
 }
 
@@ -86,7 +86,9 @@ INLINE const float *first_weight(const Product *p, int64_t row, int64_t k) {
 /* Tiles [tile, last) of rows for one block of k: all panels. */
 static void fill_group(const Product *p, int64_t k, int64_t tile, int64_t last,
                        int64_t tiles, float *pack) {
-    Tile t = {.c_step = PANEL, .a_step = pack ? PACK_ROWS : p->w_step};
+    Tile t = {.c_step = PANEL, .a_step = pack ? TILE_ROWS : p->w_step};
+    /* The next tile's rows lie beside these, the next k's follow. */
+    t.ahead = pack ? 12 * TILE_ROWS : 2 * TILE_ROWS;
     int64_t terms = smaller(K_BLOCK, p->terms - k);
     for (int64_t panel = 0; panel < parts_of(p->samples, PANEL); panel++) {
         Draws draws;
@@ -107,7 +109,7 @@ static void fill_group(const Product *p, int64_t k, int64_t tile, int64_t last,
 }
 
 static void multiply_packed(const Product *p, int64_t tiles) {
-    float pack[PACK_TILES * PACKED_TILE];
+    float pack[PACK_TILES * PACKED_TILE + VW];
     for (int64_t k = 0; k == 0 || k < p->terms; k += K_BLOCK)
         for (int64_t n = 0; n < tiles; n += PACK_TILES)
             fill_group(p, k, n, smaller(n + PACK_TILES, tiles), tiles, pack);

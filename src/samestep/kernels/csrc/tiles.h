@@ -30,6 +30,7 @@ typedef struct {
     const float *a;
     int64_t a_step; /* from one row to the next, or from one k to the next */
     const float *b; /* from one k to the next: PANEL */
+    int64_t ahead;  /* by k: what to prefetch of `a` */
     int64_t terms;  /* how many k */
     int64_t until;  /* terms until `a` jumps; then again every PANEL terms */
     int64_t jump;
@@ -43,8 +44,8 @@ typedef vf Sums[TILE_ROWS][TILE_VECTORS];
 
 /* Terms of one row at most: no jump. `row_step` is 1 where `a` lies by k. */
 INLINE const float *sum_terms(Sums sums, const float *a, int64_t row_step,
-                              int64_t k_step, const float *b, int64_t terms, int rows,
-                              int vectors) {
+                              int64_t k_step, int64_t ahead, const float *b, int64_t terms,
+                              int rows, int vectors) {
     /* Rows in threes: an address may add once or twice a step, not three times. */
     const float *a3[(TILE_ROWS + 2) / 3];
     UNROLL for (int r = 0; r < rows; r += 3) a3[r / 3] = a + r * row_step;
@@ -53,7 +54,7 @@ INLINE const float *sum_terms(Sums sums, const float *a, int64_t row_step,
         /* By k, rows of `a` are no stream that a processor foresees: the next tile's.
          * By row, b may come from the second cache: two lines of each row. */
         if (row_step == 1) {
-            __builtin_prefetch(a3[0] + 2 * TILE_ROWS, 0, 2);
+            __builtin_prefetch(a3[0] + ahead);
         } else {
             __builtin_prefetch(b + 12 * PANEL);
             __builtin_prefetch(b + 12 * PANEL + PANEL / 2);
@@ -90,7 +91,8 @@ INLINE void fill_tile(const Tile *t, int rows, int vectors, int by_k) {
     const float *a = t->a, *b = t->b;
     for (int64_t left = t->terms, until = t->until; left > 0; until = PANEL) {
         int64_t terms = left < until ? left : until;
-        a = sum_terms(sums, a, row_step, k_step, b, terms, rows, vectors) + t->jump;
+        a = sum_terms(sums, a, row_step, k_step, t->ahead, b, terms, rows, vectors);
+        a += t->jump;
         b += terms * PANEL;
         left -= terms;
     }
