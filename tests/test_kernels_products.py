@@ -56,6 +56,7 @@ class Example:
         self.weight = self.draw(draws, outputs, inputs)
         self.bias = self.draw(draws, outputs)
         self.merges = merges_of(len(pieces), draws)
+        self.keys = np.zeros(len(pieces), np.uint64)
 
     @staticmethod
     def draw(draws: np.random.Generator, *shape: int) -> Floats:
@@ -109,6 +110,7 @@ def run(
         micro_batches=len(example.starts) - 1,
         starts=example.starts.ctypes.data,
         merges=example.merges.ctypes.data,
+        keys=example.keys.ctypes.data,
         slots_size=len(slots or []),
         slots=slot_pointers.ctypes.data,
     )
@@ -181,6 +183,48 @@ def test_a_linear_layer_equals_the_reference(
         is_relu,
     )
     assert equal(from_panels(y, samples).T.copy(), expected)
+
+
+def mix(x: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    """Return the numbers that docs/arithmetic.md makes of counters."""
+    x = (x ^ x >> np.uint32(16)) * np.uint32(0x21F0AAAD)
+    x = (x ^ x >> np.uint32(15)) * np.uint32(0x735A2D97)
+    return x ^ x >> np.uint32(15)
+
+
+def kept(example: Example, keys: NDArray[np.uint64], stream: int, p: float) -> Floats:
+    """Return the factors [samples, outputs] of dropout: 0 or 1 / (1 - p)."""
+    draws = []
+    for samples, key in zip(micro_batches(example), keys, strict=True):
+        size = (samples.stop - samples.start) * example.outputs
+        counters = np.arange(size, dtype=np.uint32) * np.uint32(0x9E3779B9)
+        high = np.uint32(((int(key) >> 32) + stream * 0x85EBCA6B) % 2**32)
+        draws.append(mix(mix(counters + np.uint32(int(key) % 2**32)) ^ high))
+    is_kept = np.concatenate(draws) >= round(p * 2**32)
+    factors = np.where(is_kept, np.float32(1 / (1 - p)), np.float32(0))
+    return factors.reshape(example.samples, example.outputs)
+
+
+@each_isa
+@settings(max_examples=15)
+@given(st.integers(1, 40), pieces, st.sampled_from([0.0, 0.25, 0.75]), st.integers(0))
+def test_dropout_draws_from_the_key_of_each_micro_batch(
+    isa: str, outputs: int, pieces: list[int], p: float, seed: int
+) -> None:
+    example, stream = Example(5, outputs, pieces, seed), 2
+    draws = np.random.default_rng(seed)
+    example.keys = draws.integers(2**64, size=len(pieces), dtype=np.uint64)
+    x, parameters = by_panels(example.x.T), parameters_of(example)
+    y = np.zeros((2, example.capacity // PANEL, outputs, PANEL), np.float32)
+    i = numbers(0, 1, 5, outputs, 3, -1, stream)
+    flags, f = OpFlag.RELU, (c_float * 4)(p)
+    plain = Op(kind=OpKind.LINEAR, flags=flags, i=i, f=f)
+    dropped = Op(kind=OpKind.LINEAR, flags=flags | OpFlag.DROPOUT, i=i, f=f)
+    for n, op in enumerate((plain, dropped)):
+        run(load_kernels(isa), op, example, [x, y[n]], parameters)
+    before, after = (from_panels(panels, example.samples).T for panels in y)
+    factors = kept(example, example.keys, stream, p)
+    assert equal(after.copy(), np.where(factors > 0, before * factors, np.float32(0)))
 
 
 @each_isa

@@ -109,7 +109,7 @@ static void fill_group(const Product *p, int64_t k, int64_t tile, int64_t last,
 }
 
 static void multiply_packed(const Product *p, int64_t tiles) {
-    float pack[PACK_TILES * PACKED_TILE + VW];
+    float pack[PACK_TILES * PACKED_TILE + VW] __attribute__((aligned(64)));
     for (int64_t k = 0; k == 0 || k < p->terms; k += K_BLOCK)
         for (int64_t n = 0; n < tiles; n += PACK_TILES)
             fill_group(p, k, n, smaller(n + PACK_TILES, tiles), tiles, pack);

@@ -44,15 +44,15 @@ typedef vf Sums[TILE_ROWS][TILE_VECTORS];
 
 /* Terms of one row at most: no jump. `row_step` is 1 where `a` lies by k. */
 INLINE const float *sum_terms(Sums sums, const float *a, int64_t row_step,
-                              int64_t k_step, int64_t ahead, const float *b, int64_t terms,
-                              int rows, int vectors) {
+                              int64_t k_step, int64_t ahead, const float *b,
+                              int64_t terms, int rows, int vectors) {
     /* Rows in threes: an address may add once or twice a step, not three times. */
     const float *a3[(TILE_ROWS + 2) / 3];
     UNROLL for (int r = 0; r < rows; r += 3) a3[r / 3] = a + r * row_step;
     for (int64_t k = 0; k < terms; k++, b += PANEL) {
         vf row[TILE_VECTORS];
-        /* By k, rows of `a` are no stream that a processor foresees: the next tile's.
-         * By row, b may come from the second cache: two lines of each row. */
+        /* By k, what follows in `a` may be no stream that a processor foresees; by row,
+         * b may come from the second cache: two lines of each of its rows. */
         if (row_step == 1) {
             __builtin_prefetch(a3[0] + ahead);
         } else {
