@@ -6,12 +6,18 @@ step to step is prepared once.
 
 import ctypes
 from collections.abc import Sequence
+from typing import TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from samestep.kernels.interface import Call, Kernels
 from samestep.kernels.program import ALIGNMENT, OPERATION, PANEL, Program, places
+
+
+T = TypeVar("T", bound=np.generic)
 
 
 class Execution:
@@ -34,18 +40,19 @@ class Execution:
         self._address = ctypes.addressof(self.call)
         self._bound: dict[str, Tensor] = {}
         self._slots: ctypes.Array[ctypes.c_void_p] | None = None
-        self.losses, self.metrics = torch.zeros(2, capacity)
+        # numpy writes a cell in 0.1 us, torch in 5.
+        self.indices = self._array("indices", capacity, np.int64)
+        """Of the samples among the bytes that are gathered."""
+        self.labels = self._array("labels", capacity, np.int64)
+        self.keys = self._array("keys", micro_batches, np.uint64)
+        """Of each micro-batch's dropout."""
+        self.losses = self._array("losses", capacity, np.float32)
         """Of the samples of the last call."""
-        self.loss_sums, self.metric_sums = torch.zeros(
-            2, micro_batches, dtype=torch.float64
-        )
+        self.metrics = self._array("metrics", capacity, np.float32)
+        self.answers = self._array("answers", capacity, np.int64)
+        self.loss_sums = self._array("loss_sums", micro_batches, np.float64)
         """Of its micro-batches."""
-        self.bind(
-            losses=self.losses,
-            metrics=self.metrics,
-            loss_sums=self.loss_sums,
-            metric_sums=self.metric_sums,
-        )
+        self.metric_sums = self._array("metric_sums", micro_batches, np.float64)
 
     def _set_constants(self, first: int, starts: Sequence[int]) -> None:
         for start, buffer in zip(starts, self.program.buffers, strict=True):
@@ -53,6 +60,12 @@ class Execution:
                 values = torch.tensor(buffer.constant, dtype=torch.float32)
                 place = self._workspace[first + start :][: 4 * len(values)]
                 place.view(torch.float32).copy_(values)
+
+    def _array(self, name: str, size: int, dtype: type[T]) -> NDArray[T]:
+        """Return room for an array of the call, by its name there."""
+        array = np.zeros(size, dtype)
+        self.bind(**{name: torch.from_numpy(array)})
+        return array
 
     def bind(self, **arrays: Tensor) -> None:
         """Use these arrays from now on, by their names in `Call`.

@@ -1,8 +1,10 @@
 """Evaluation by recorded programs: each sample's loss and answer."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -46,19 +48,20 @@ class RecordedEvaluation:
         source = inputs.inputs_of(self.data, split, in_training=False)
         execution = self._execution(split, source)
         if source is not None:
-            targets = source.bind(execution, samples)
+            source.load(execution, samples.numpy())
         else:
-            floats, targets = self.data.splits[split].gather(samples)
-            inputs.bind_floats(execution, floats)
-        inputs.bind_targets(execution, targets)
+            inputs.load_floats(execution, *self.data.splits[split].gather(samples))
         size = len(samples)
-        answers = torch.zeros(size, dtype=torch.int64)
-        execution.bind(answers=answers, running=self.flat.saved_buffers())
+        execution.bind(running=self.flat.saved_buffers())
         execution.bind_micro_batches(torch.tensor([0, size]), torch.tensor([0]))
         execution.run()
-        classes = torch.zeros(size) if targets.is_floating_point() else targets
-        rows = classes, answers, execution.losses[:size], execution.metrics[:size]
-        return torch.stack([row.double() for row in rows])
+        rows = (
+            execution.labels,
+            execution.answers,
+            execution.losses,
+            execution.metrics,
+        )
+        return torch.from_numpy(np.stack([row[:size].astype(float) for row in rows]))
 
     def batches(self, first: int, end: int) -> Iterator[Tensor]:
         """Cut the samples from `first` to before `end` into batches."""
@@ -85,6 +88,7 @@ class RecordedEvaluation:
         `measured` [4, n] is of all samples, so how they were cut into batches and
         shared among workers does not matter.
         """
-        loss, right = (inputs.exact_sum(measured[row]) for row in (LOSS, METRIC))
-        counted = inputs.num_counted(measured[TARGET], ignored_label(self.loss))
+        loss, right = (math.fsum(measured[row].tolist()) for row in (LOSS, METRIC))
+        labels = measured[TARGET].long().numpy()
+        counted = inputs.num_counted(labels, ignored_label(self.loss))
         return [loss, *inputs.cells_of(metrics, loss, right, counted)]

@@ -1,9 +1,10 @@
 """How samples reach a program: as bytes that it gathers, or as floats."""
 
-import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from samestep.core.metric import Metric
@@ -13,6 +14,9 @@ from samestep.data.sources.rows import ByteRows, byte_rows
 from samestep.kernels.execution import Execution
 from samestep.kernels.interface import OpKind
 from samestep.kernels.program import Buffer, Op, Program
+
+
+Numbers = NDArray[np.int64]
 
 
 def inputs_of(data: Dataset, split: str, in_training: bool) -> "ByteInputs | None":
@@ -37,27 +41,27 @@ class ByteInputs:
         constants = [Buffer(0, constant=tuple(values)) for values in (scale, offset)]
         return program.with_load(Op(OpKind.GATHER_BYTES, i), constants)
 
-    def bind(self, execution: Execution, samples: Tensor) -> Tensor:
-        """Let the next call compute samples int64 [n]; return their targets."""
-        rows = self.rows
+    def load(self, execution: Execution, samples: Numbers) -> None:
+        """Let the next call compute samples int64 [n], with their targets."""
+        rows, size = self.rows, len(samples)
         if rows.members is not None:
             samples = rows.members[samples]
-        execution.bind(indices=samples)
+        execution.indices[:size] = samples
         execution.call.bytes = rows.address
-        return rows.targets[samples]
+        targets = rows.targets[samples]
+        if rows.targets.ndim == 1:
+            execution.labels[:size] = targets
+        else:
+            execution.bind(targets=torch.from_numpy(targets))
 
 
-def bind_floats(execution: Execution, inputs: Tensor) -> None:
-    """Let the next call compute inputs [n, ...]."""
+def load_floats(execution: Execution, inputs: Tensor, targets: Tensor) -> None:
+    """Let the next call compute inputs [n, ...], with their targets."""
     execution.bind(inputs=inputs.flatten(1).contiguous())
-
-
-def bind_targets(execution: Execution, targets: Tensor) -> None:
-    """Compare with int64 labels [n], or with floats [n, values]."""
     if targets.is_floating_point():
         execution.bind(targets=targets.contiguous())
     else:
-        execution.bind(labels=targets.contiguous())
+        execution.labels[: len(targets)] = targets.numpy()
 
 
 def cells_of(
@@ -71,11 +75,6 @@ def cells_of(
     return [loss, counted, measured, counted] if metrics else [measured]
 
 
-def exact_sum(values: Tensor) -> float:
-    """Return the sum of float64 [n], rounded once: no order changes it."""
-    return math.fsum(values.tolist())
-
-
-def num_counted(targets: Tensor, ignored: int) -> int:
-    """Return how many targets are not ignored."""
-    return int(torch.count_nonzero(targets != ignored))
+def num_counted(labels: Numbers, ignored: int) -> int:
+    """Return how many labels are not ignored."""
+    return int(np.count_nonzero(labels != ignored))

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -91,7 +92,7 @@ class RecordedPasses:
     source: inputs.ByteInputs | None
     ignored: int
     _epoch: int = -1
-    _order: Tensor = field(default_factory=lambda: torch.empty(0))
+    _order: inputs.Numbers = field(default_factory=lambda: np.empty(0, np.int64))
     _pieces: dict[tuple[Range, int], Piece] = field(default_factory=dict)
 
     @classmethod
@@ -175,16 +176,16 @@ class RecordedPasses:
             )
         return self._pieces[key]
 
-    def samples(self, step: int, piece: Piece) -> Tensor:
+    def samples(self, step: int, piece: Piece) -> inputs.Numbers:
         """Return the training samples of a piece, int64 [n]."""
         epoch, step_in_epoch = divmod(step, self.plan.steps_per_epoch)
         if epoch != self._epoch:
-            self._epoch, self._order = epoch, self.plan.order(epoch)
+            self._epoch, self._order = epoch, self.plan.order(epoch).numpy()
         first = step_in_epoch * self.plan.global_batch + piece.first
         return self._order[first : first + piece.starts[-1]]
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Run:
     """One step of one worker."""
 
@@ -218,44 +219,40 @@ class _Run:
         passes, execution = self.passes, self.passes.execution
         program = execution.program
         piece = passes.piece(node, passes._batch_size(self.step))
-        targets = self._load(node, piece)
+        self._load(node, piece)
         execution.bind_micro_batches(piece.kernel_starts, piece.merges)
         execution.bind_slots(slots, passes.flat.size)
         if program.has_dropout:
-            execution.bind(keys=self._keys(node))
-        inputs.bind_targets(execution, targets)
+            seed = passes.plan.seed
+            for place, m in enumerate(range(*node)):
+                execution.keys[place] = derive_seed(seed, "step", self.step, m)
         end = program.num_loads + program.num_forward
         execution.run(0, program.num_loads)
         self.lap("data")
         execution.run(program.num_loads, end)
         self.lap("forward")
         execution.run(end)
-        self._record(node, piece, targets)
+        self._record(node, piece)
         self.lap("backward")
 
-    def _load(self, node: Range, piece: Piece) -> Tensor:
+    def _load(self, node: Range, piece: Piece) -> None:
         passes, execution = self.passes, self.passes.execution
         if passes.source is not None:
-            return passes.source.bind(execution, passes.samples(self.step, piece))
+            passes.source.load(execution, passes.samples(self.step, piece))
+            return
         drawn = [passes.draw(self.step, m, self.owned) for m in range(*node)]
         floats, targets = (torch.cat(parts) for parts in zip(*drawn, strict=True))
-        inputs.bind_floats(execution, floats)
-        return targets
+        inputs.load_floats(execution, floats, targets)
 
-    def _keys(self, node: Range) -> Tensor:
-        seed = self.passes.plan.seed
-        keys = [derive_seed(seed, "step", self.step, m) for m in range(*node)]
-        return torch.tensor(keys)
-
-    def _record(self, node: Range, piece: Piece, targets: Tensor) -> None:
+    def _record(self, node: Range, piece: Piece) -> None:
         passes, execution = self.passes, self.passes.execution
         metrics, counted = passes.data.own_metrics, 0
         losses = execution.loss_sums.tolist()
         measured = execution.metric_sums.tolist()
         for place, m in enumerate(range(*node)):
             if metrics:
-                part = targets[piece.starts[place] : piece.starts[place + 1]]
-                counted = inputs.num_counted(part, passes.ignored)
+                part = slice(piece.starts[place], piece.starts[place + 1])
+                counted = inputs.num_counted(execution.labels[part], passes.ignored)
             loss = losses[place]
             cells = inputs.cells_of(metrics, loss, measured[place], counted)
             self.record(m, loss, cells)

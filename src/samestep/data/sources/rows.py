@@ -72,17 +72,14 @@ class ByteRows:
 
     values: Array
     """uint8 [n, ...]"""
-    targets: Tensor
-    """Of all n rows, as `Split.gather` gives them."""
-    members: Tensor | None
+    targets: Array
+    """Of all n rows: int64 [n], or floats [n, values]."""
+    members: Array | None
     """int64: the rows that are the split's samples; None: all, in order."""
     normal: tuple[Tensor, Tensor]
     """A factor, and what is then subtracted, for each channel."""
-
-    @property
-    def address(self) -> int:
-        """Where the values are."""
-        return self.values.ctypes.data
+    address: int
+    """Where the values are."""
 
 
 def byte_rows(split: Split) -> ByteRows | None:
@@ -94,7 +91,8 @@ def byte_rows(split: Split) -> ByteRows | None:
             rows = byte_rows(inner)
             if rows is None:
                 return None
-            own = members if rows.members is None else rows.members[members]
+            own = members.numpy()
+            own = own if rows.members is None else rows.members[own]
             return replace(rows, members=own)
         case Rows(normal=normal, channels_last=False) if normal is not None:
             values, targets = (
@@ -102,7 +100,8 @@ def byte_rows(split: Split) -> ByteRows | None:
                 shaped(_tensor(split.targets.copy()), split.task),
             )
             if values.dtype == np.uint8 and values.flags.c_contiguous:
-                return ByteRows(values, targets, None, normal)
+                address: int = values.ctypes.data
+                return ByteRows(values, targets.numpy(), None, normal, address)
     return None
 
 
