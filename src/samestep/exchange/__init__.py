@@ -5,12 +5,23 @@ Imports `models` and below.
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from samestep.core.gradient_noise import Watch
+
+
+@dataclass(frozen=True)
+class Summands:
+    """A sum over all micro-batches that has not been taken yet."""
+
+    leaves: list[Tensor]
+    """Partials over the own slice."""
+    order: list[int]
+    """In postfix: n adds leaf n to a stack, -1 replaces the top two by their sum."""
 
 
 class Merger(Protocol):
@@ -89,6 +100,12 @@ class Exchange(Merger, Protocol):
 
         Returns the gradient over the own slice, and the tail [flat.tail]: the buffers,
         or whatever else `flat.read_tail` gave. The next step overwrites both.
+        """
+
+    def summands(self) -> tuple[Summands, Tensor]:
+        """All workers: do as `sum`, but leave the last additions to the caller.
+
+        They need no pass over memory of their own then.
         """
 
     def all_gather_parameters(self) -> None:

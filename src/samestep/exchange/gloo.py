@@ -26,6 +26,7 @@ from torch.futures import Future
 from samestep.core.gradient_noise import Watch
 from samestep.core.topology import Topology
 from samestep.core.tree import Range
+from samestep.exchange import Summands
 from samestep.exchange.compression import EXACT, Compression
 from samestep.exchange.partials import Add, GatheredPartials, PartialSums
 from samestep.messages.job import Setup
@@ -188,6 +189,11 @@ class GlooExchange:
         self._clear()
         self._compression.check(self._gradient)
         return self._gradient, tail
+
+    def summands(self) -> tuple[Summands, Tensor]:
+        """All workers: return the sum, as the only summand, and that of the tails."""
+        total, tail = self.sum()
+        return Summands([total], [0]), tail
 
     def _gather_rest(self, tail: Tensor) -> None:
         """All workers: send what has not been sent during the backward pass."""

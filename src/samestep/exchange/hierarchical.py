@@ -37,6 +37,7 @@ from samestep.core import tree
 from samestep.core.ownership import pieces
 from samestep.core.topology import Topology
 from samestep.core.tree import Range
+from samestep.exchange import Summands
 from samestep.exchange.compression import EXACT, Compression
 from samestep.exchange.internode import Leaders, Message, Wait
 from samestep.exchange.shared import Pieces, SharedExchange, vectors_read
@@ -159,6 +160,11 @@ class NodesExchange:
         self._sum.copy_(self._total[part])
         self._compression.check(self._sum)
         return self._sum, self._tails
+
+    def summands(self) -> tuple[Summands, Tensor]:
+        """All workers: return the sum, as the only summand, and that of the tails."""
+        total, tail = self.sum()
+        return Summands([total], [0]), tail
 
     def _add_up(self, leaders: Leaders, subtrees: list[Range]) -> None:
         """All leaders: sum the rows of all nodes into the memory of this one.

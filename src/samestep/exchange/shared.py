@@ -35,6 +35,7 @@ from samestep.core import tree
 from samestep.core.gradient_noise import Watch
 from samestep.core.topology import Topology
 from samestep.core.tree import Range
+from samestep.exchange import Summands
 from samestep.exchange.compression import EXACT, Compression
 from samestep.exchange.partials import PartialSums
 from samestep.state.flat import Flat, dense
@@ -157,9 +158,23 @@ class SharedExchange:
             for worker, owned in enumerate(local)
             for slot, node in enumerate(tree.subtrees(owned, micro_batches))
         }
+        leaves = [v[slice(*self.owned)] for v in self._partials.values()]
+        self._summands = Summands(leaves, self._order())
         vectors = vectors_read(local, micro_batches)
         vector = self._flat.dtype.itemsize * self._flat.size
         self.bytes_per_step = round(vector * vectors)
+
+    def _order(self) -> list[int]:
+        """Return the postfix order in which partials of this machine are added."""
+        number = {node: n for n, node in enumerate(self._partials)}
+
+        def postfix(node: Range) -> list[int]:
+            if node in number or node[1] - node[0] < 2:
+                return [number[node]] if node in number else []
+            middle = tree.split(node)
+            return [*postfix((node[0], middle)), *postfix((middle, node[1])), -1]
+
+        return postfix((0, self._num_micro_batches))
 
     def attach(self, objective: nn.Module, overlap: bool = True) -> nn.Module:
         """All workers: make the parameters views of the leader's, which are shared."""
@@ -258,6 +273,13 @@ class SharedExchange:
         total = self.value(root, slice(*self.owned), self.compression)
         self.compression.check(total)
         return total, self.value(root, slice(size, size + self._flat.tail), EXACT)
+
+    def summands(self) -> tuple[Summands, Tensor]:
+        """All workers: return the partials over the own slice, and the tail's sum."""
+        self.gather()
+        root, size = (0, self._num_micro_batches), self._flat.size
+        tail = self.value(root, slice(size, size + self._flat.tail), EXACT)
+        return self._summands, tail
 
     def value(self, node: Range, part: slice, compression: Compression) -> Tensor:
         """Return part of the sum that belongs to a node of the tree, after `gather`.

@@ -9,7 +9,7 @@ imports torch._dynamo, 0.9 s. Muon needs whole matrices, which the layout never 
 
 import math
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -42,8 +42,8 @@ class Optimizer(Protocol):
     def resume(self, steps: int) -> None:
         """Go on after `steps` steps, whose states have been restored."""
 
-    def step(self, gradient: Tensor, lr: float) -> None:
-        """Update the parameters with the gradient [n]."""
+    def step(self, gradient: Any, lr: float) -> None:
+        """Update the parameters with the gradient [n]; kernels also take `Summands`."""
 
 
 class SliceOptimizer:

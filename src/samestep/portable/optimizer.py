@@ -13,6 +13,7 @@ from samestep.config.optimizer import (
     SgdRecipe,
 )
 from samestep.core.lr_schedule import power
+from samestep.exchange import Summands
 from samestep.kernels.interface import Kernels, Optimizer, OptimizerKind
 from samestep.optim.param_groups import ParamGroup, Slice
 
@@ -48,19 +49,23 @@ class PortableOptimizer:
         """Go on after `steps` steps, whose states have been restored."""
         self._steps = steps
 
-    def step(self, gradient: Tensor, lr: float) -> None:
-        """Update the parameters with the gradient [n]."""
+    def step(self, gradient: Tensor | Summands, lr: float) -> None:
+        """Update the parameters with the gradient [n], or with the sum of partials."""
         self._steps += 1
-        order = ctypes.c_int32(0)
+        if isinstance(gradient, Tensor):
+            gradient = Summands([gradient], [0])
+        order = (ctypes.c_int32 * len(gradient.order))(*gradient.order)
+        starts = [leaf.data_ptr() for leaf in gradient.leaves]
         for part, parameters, states in self._parts:
             how = numbers(self._recipe, part.group, lr, self._steps)
-            leaf = ctypes.c_void_p(gradient[part.first :].data_ptr())
+            places = [start + 4 * part.first for start in starts]
+            pointers = (ctypes.c_void_p * len(places))(*places)
             first, second = (*states, None, None)[:2]
             self._update(
                 ctypes.addressof(how),
-                ctypes.addressof(leaf),
+                ctypes.addressof(pointers),
                 ctypes.addressof(order),
-                1,
+                len(order),
                 parameters,
                 first,
                 second,

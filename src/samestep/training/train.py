@@ -17,6 +17,7 @@ from samestep.config.model import CustomLoss
 from samestep.core.metric import COUNTED
 from samestep.core.ownership import lengths
 from samestep.core.progress import MetricSums
+from samestep.exchange import Summands
 from samestep.kernels.interface import ARITHMETIC
 from samestep.messages.training import (
     EpochRecord,
@@ -130,15 +131,10 @@ def train_step(trainer: Trainer, step: int) -> None:
         run_program(trainer, step, replica.passes)
 
     monitor.begin_exchange()
-    gradient, buffers = exchange.sum()  # in the order of the canonical tree
-    factor, sizes = _rescale(trainer, gradient, step)
+    gradient, buffers = _sum(trainer, step)
     # Micro-batches without samples leave the buffers unchanged: they are no update.
     count = samples.num_nonempty_micro_batches(step)
     flat.advance_buffers(buffers, recipe.micro_batches, count)
-    _observe_noise(trainer, gradient, factor, sizes)
-    if recipe.optimizer.max_grad_norm is not None:
-        limit = recipe.optimizer.max_grad_norm
-        gradients.clip(gradient, limit, exchange, replica.norms)
     monitor.end_exchange()
 
     replica.optimizer.step(gradient, trainer.learning_rate(step))
@@ -177,6 +173,25 @@ def run_program(trainer: Trainer, step: int, passes: RecordedPasses) -> None:
         monitor.begin_micro_batch()
     passes.run(step, owned, monitor.lap, monitor.record)
     monitor.end_micro_batches()
+
+
+def _sum(trainer: Trainer, step: int) -> tuple[Tensor | Summands, Tensor]:
+    """All workers: sum gradients and buffers in the order of the canonical tree.
+
+    Portable kernels can take the last sums while they update, unless something needs
+    the whole gradient before.
+    """
+    replica, limit = trainer.replica, trainer.recipe.optimizer.max_grad_norm
+    exchange, counts = replica.exchange, COUNTED in trainer.samples.data.own_metrics
+    is_needed = counts or limit is not None or exchange.watch.active
+    if replica.passes is not None and not is_needed:
+        return exchange.summands()
+    gradient, buffers = exchange.sum()
+    factor, sizes = _rescale(trainer, gradient, step)
+    _observe_noise(trainer, gradient, factor, sizes)
+    if limit is not None:
+        gradients.clip(gradient, limit, exchange, replica.norms)
+    return gradient, buffers
 
 
 def _rescale(
