@@ -11,7 +11,10 @@ INLINE int64_t first_row(int64_t rows, int64_t tiles, int64_t n) {
 
 static __attribute__((noinline)) void fill(const Tile *t, int64_t rows, int is_by_k) {
     int64_t vectors = parts_of(t->columns, VW);
-    (is_by_k ? by_k : by_row)[vectors - 1][rows - 1](t);
+    if (is_by_k)
+        by_k[vectors - 1][rows - 1](t);
+    else
+        by_row[vectors - 1][rows - 1](t);
 }
 
 /* Both products with the weights: c[row, sample] = sum over k of w[row, k] b[k,
