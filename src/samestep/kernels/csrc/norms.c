@@ -45,38 +45,61 @@ INLINE void normalise(Feature x, Feature z, float mean, float inverse, int64_t s
         store_columns(z.row, z.step, c, n, d);
     }
 }
-INLINE float inverse_of(float variance, float eps) {
-    return (1 / sqrt_(splat(variance + eps)))[0];
+INLINE vf inverse_of(vf variance, float eps) { return 1 / sqrt_(variance + eps); }
+
+/* VW features, or fewer: `n` beginning with `first`. Their numbers are one vector. */
+typedef struct {
+    const Op *op;
+    const Call *call;
+    int64_t first, n;
+    TreeSums means[VW], variances[VW]; /* up the tree */
+} Group;
+
+/* The running statistic after micro-batch m: old + momentum (new - old). */
+INLINE void push_moved(Group *group, TreeSums *sums, int64_t m, int64_t place, vf new,
+                       int is_empty) {
+    vf old = load_part(group->call->running + place + group->first, group->n);
+    float moved[VW];
+    vf step = fma_(splat(group->op->f[1]), new - old, old);
+    store(moved, is_empty ? old : step);
+    for (int64_t j = 0; j < group->n; j++) push_sum(sums + j, m, moved[j]);
 }
 
-/* The first pass over one feature, and its running statistics after the step. */
-static void take_statistics(const Op *op, const Call *call, int64_t f) {
+/* Micro-batch m of a group: its statistics, and what they normalise. */
+static void take_statistics(Group *group, int64_t m) {
+    const Op *op = group->op;
+    const Call *call = group->call;
+    int64_t features = op->i[4], first = group->first;
+    int64_t start = call->starts[m], end = call->starts[m + 1], b = end - start;
+    float means[VW] = {0}, variances[VW] = {0}, inverses[VW];
+    for (int64_t j = 0; j < group->n && b > 0; j++) {
+        Feature x = feature_of(call, op->i[0], features, first + j);
+        means[j] = mean_of(x, start, end);
+        variances[j] = variance_of(x, means[j], start, end);
+    }
+    vf variance = load(variances), inverse = inverse_of(variance, op->f[0]);
+    store(inverses, inverse);
+    for (int64_t j = 0; j < group->n && b > 0; j++)
+        normalise(feature_of(call, op->i[0], features, first + j),
+                  feature_of(call, op->i[2], features, first + j), means[j],
+                  inverses[j], start, end);
+    if (b > 0)
+        store_part(call->buffers[op->i[3]] + m * features + first, inverse, group->n);
+    float ratio = b > 1 ? (float)((double)b / (double)(b - 1)) : 0;
+    vf unbiased = b > 1 ? variance * ratio : (vf){0};
+    push_moved(group, group->means, m, op->i[7], load(means), b == 0);
+    push_moved(group, group->variances, m, op->i[8], unbiased, b == 0);
+}
+static void take_all_statistics(const Op *op, const Call *call) {
     int64_t features = op->i[4];
-    Feature x = feature_of(call, op->i[0], features, f);
-    Feature z = feature_of(call, op->i[2], features, f);
-    float *inverses = call->buffers[op->i[3]], momentum = op->f[1];
-    float old_mean = call->running[op->i[7] + f];
-    float old_variance = call->running[op->i[8] + f];
-    TreeSums means = {.call = call, .place = call->tail + op->i[9] + f};
-    TreeSums variances = {.call = call, .place = call->tail + op->i[10] + f};
-    for (int64_t m = 0; m < call->micro_batches; m++) {
-        int64_t start = call->starts[m], end = call->starts[m + 1], b = end - start;
-        float new_mean = old_mean, new_variance = old_variance;
-        if (b > 0) {
-            float mean = mean_of(x, start, end);
-            float variance = variance_of(x, mean, start, end);
-            float inverse = inverse_of(variance, op->f[0]);
-            normalise(x, z, mean, inverse, start, end);
-            inverses[m * features + f] = inverse;
-            float unbiased = b > 1 ? variance * (float)((double)b / (double)(b - 1)) : 0;
-            vf moved = fma_(splat(momentum), splat(mean - old_mean), splat(old_mean));
-            new_mean = moved[0];
-            moved = fma_(splat(momentum), splat(unbiased - old_variance),
-                         splat(old_variance));
-            new_variance = moved[0];
+    Group group = {.op = op, .call = call};
+    for (int64_t f = 0; f < features; f += VW) {
+        group.first = f, group.n = at_most(features - f, VW);
+        for (int64_t j = 0; j < group.n; j++) {
+            begin_sum(&group.means[j], call, call->tail + op->i[9] + f + j);
+            begin_sum(&group.variances[j], call, call->tail + op->i[10] + f + j);
         }
-        push_sum(&means, m, new_mean);
-        push_sum(&variances, m, new_variance);
+        for (int64_t m = 0; m < call->micro_batches; m++) take_statistics(&group, m);
     }
 }
 
@@ -93,7 +116,7 @@ static void scale_and_shift(const Op *op, const Call *call, int64_t first,
         float mean = 0, inverse = 1;
         if (op->flags & OP_EVAL) {
             mean = call->running[op->i[7] + f];
-            inverse = inverse_of(call->running[op->i[8] + f], op->f[0]);
+            inverse = inverse_of(splat(call->running[op->i[8] + f]), op->f[0])[0];
         }
         for (int64_t c = 0; c < PANEL; c += VW) {
             vf z = load(from + c);
@@ -104,8 +127,7 @@ static void scale_and_shift(const Op *op, const Call *call, int64_t first,
 }
 
 static void op_batch_norm(const Op *op, const Call *call) {
-    if (!(op->flags & OP_EVAL))
-        for (int64_t f = 0; f < op->i[4]; f++) take_statistics(op, call, f);
+    if (!(op->flags & OP_EVAL)) take_all_statistics(op, call);
     Draws draws;
     for (int64_t first = 0; first < num_samples(call); first += PANEL) {
         if (op->flags & OP_DROPOUT)
@@ -133,8 +155,9 @@ static void grad_feature(const Op *op, const Call *call, int64_t f) {
     if (op->i[2] >= 0) y = feature_of(call, op->i[2], features, f);
     const float *inverses = call->buffers[op->i[4]];
     float weight = call->parameters[op->i[6] + f], factor = op->f[0];
-    TreeSums weights = {.call = call, .place = op->i[7] + f};
-    TreeSums biases = {.call = call, .place = op->i[8] + f};
+    TreeSums weights, biases;
+    begin_sum(&weights, call, op->i[7] + f);
+    begin_sum(&biases, call, op->i[8] + f);
     for (int64_t m = 0; m < call->micro_batches; m++) {
         int64_t start = call->starts[m], end = call->starts[m + 1];
         Lanes sum = {0}, products = {0};

@@ -71,6 +71,9 @@ typedef struct {
     float above[64];
 } TreeSums;
 
+INLINE void begin_sum(TreeSums *sums, const Call *call, int64_t place) {
+    sums->call = call, sums->place = place, sums->size = 0;
+}
 INLINE float *sum_at(TreeSums *sums, int64_t i) {
     int64_t num_slots = sums->call->slots_size;
     return i < num_slots ? sums->call->slots[i] + sums->place
