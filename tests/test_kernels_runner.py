@@ -9,9 +9,12 @@ from pathlib import Path
 import kernel_trainings
 import numpy as np
 import pytest
+from conftest import Train
 from kernel_trainings import PythonRun
+from test_portable import recipe_of
 
 from samestep import DataError, KernelError
+from samestep.api.record import record
 from samestep.kernels import compiling, library, targets
 from samestep.kernels.interface import OptimizerKind
 from samestep.kernels.program_file import ProgramFile
@@ -124,6 +127,20 @@ def test_aarch64_trains_hundreds_of_steps_to_the_same_bits(
     training = kernel_trainings.training(kind, steps=200)
     training.write(tmp_path / "program")
     assert run(aarch64, tmp_path / "program") == PythonRun(training).run()
+
+
+RECORDED = ("plain", "batch-norm", "clipping", "sgd", "average", "uneven", "groups")
+
+
+@pytest.mark.parametrize("kind", RECORDED)
+def test_a_recipe_has_its_fingerprint_without_python_and_on_aarch64(
+    train: Train, aarch64: list[str], sanitized: Path, tmp_path: Path, kind: str
+) -> None:
+    recipe = recipe_of(kind)
+    expected = train(recipe, 2).weights_sha256
+    file = record(recipe, tmp_path / "program")
+    for command in ([str(sanitized)], aarch64):
+        assert run(command, file)["weights"] == expected
 
 
 def test_a_file_is_read_as_it_was_written(tmp_path: Path) -> None:

@@ -40,6 +40,8 @@ def _not_portable(recipe: "Recipe") -> Iterator[str]:
         yield "a loss of your own"
     if isinstance(recipe.optimizer, MuonRecipe):
         yield "`optimizer.name = muon` (it multiplies in bfloat16)"
+    if recipe.freeze:
+        yield "`freeze`"
     augment = getattr(recipe.data, "augment", None)
     if isinstance(recipe.data, TextData):
         yield "`data.source = text`"

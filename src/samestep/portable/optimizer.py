@@ -33,7 +33,6 @@ class PortableOptimizer:
         slices: Sequence[Slice],
     ) -> None:
         """Take the slice's `parameters` [n] and `states`, each [n] and zeroed."""
-        assert isinstance(recipe, SgdRecipe | AdamRecipe | AdamWRecipe)
         self._recipe, self._update, self._steps = recipe, kernels.update, 0
         self._parts = [
             (
@@ -74,7 +73,7 @@ class PortableOptimizer:
 
 
 def numbers(
-    recipe: SgdRecipe | AdamRecipe | AdamWRecipe,
+    recipe: OptimizerRecipe,
     group: ParamGroup,
     lr: float,
     steps: int,
@@ -83,6 +82,7 @@ def numbers(
 
     `steps` includes this one.
     """
+    assert isinstance(recipe, SgdRecipe | AdamRecipe | AdamWRecipe)
     lr *= group.lr_factor
     if isinstance(recipe, SgdRecipe):
         return Optimizer(

@@ -1,0 +1,151 @@
+"""A whole training as a program file, which the runner in C repeats without Python.
+
+It has one worker, which owns every micro-batch. The runner prints the fingerprint that
+samestep gives the same recipe, on whatever processor it runs.
+"""
+
+from collections.abc import Callable
+from itertools import accumulate
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from samestep.config.recipe import Recipe
+from samestep.core import tree
+from samestep.core.plan import Plan, derive_seed
+from samestep.data.dataset import Dataset
+from samestep.errors import RecipeError
+from samestep.kernels.program import PANEL
+from samestep.kernels.program_file import (
+    OPTIMIZER,
+    Averaging,
+    ProgramFile,
+    Source,
+    buffers_of,
+    step_type,
+)
+from samestep.optim.param_groups import slices
+from samestep.portable.inputs import inputs_of
+from samestep.portable.optimizer import numbers
+from samestep.portable.passes import places_of, training_program
+from samestep.state.flat import Flat
+from samestep.state.layout import AVERAGE
+
+
+def training_file(
+    recipe: Recipe,
+    model: nn.Module,
+    data: Dataset,
+    plan: Plan,
+    flat: Flat,
+    learning_rate: Callable[[int], float],
+) -> ProgramFile:
+    """Return the training of a model that has its initial weights.
+
+    `learning_rate` gives that of a step, counted from 0. Raises RecipeError for what
+    the runner does not know: early stopping, augmentation, ignored labels.
+    """
+    _check(recipe, data)
+    program = training_program(model, data, recipe.loss, flat)
+    source = inputs_of(data, "train", in_training=True)
+    if source is not None:
+        rows, program = source.rows, source.adapted(program)
+        members = np.arange(len(rows.targets)) if rows.members is None else rows.members
+        samples = rows.values.reshape(len(rows.values), -1)
+        targets = rows.targets
+    else:
+        everything = torch.arange(plan.num_samples)
+        inputs, drawn = data.splits["train"].gather(everything)
+        samples, targets = inputs.flatten(1).numpy(), drawn.numpy()
+        members = everything.numpy()
+    capacity = -(-plan.global_batch // PANEL) * PANEL
+    vector = torch.zeros(flat.size)
+    flat.bind(vector, write=True)
+    groups = slices(recipe.optimizer, flat.layout, (0, flat.size))
+    leaves = range(plan.micro_batches)
+    merges = [tree.num_merges(m, (0, len(leaves)), len(leaves)) for m in leaves]
+    steps = np.zeros(
+        recipe.epochs * plan.steps_per_epoch,
+        step_type(plan.micro_batches, capacity, len(groups)),
+    )
+    for number, step in enumerate(steps):
+        _fill_samples(step, plan, number, members)
+        _fill_average(step, recipe, number)
+        lr = learning_rate(number)
+        ways = [numbers(recipe.optimizer, g.group, lr, number + 1) for g in groups]
+        step["optimizers"] = np.frombuffer(b"".join(map(bytes, ways)), OPTIMIZER)
+    pieces, text = _pieces(model, flat, plan, recipe)
+    return ProgramFile(
+        **buffers_of(program, capacity, plan.micro_batches),
+        capacity=capacity,
+        tail=flat.size,
+        merges=np.array(merges),
+        parameters=vector.numpy(),
+        running=flat.saved_buffers().numpy(),
+        data=samples,
+        targets=targets,
+        groups=np.array([[g.first, g.end - g.first] for g in groups]),
+        pieces=pieces,
+        text=text,
+        steps=steps,
+    )
+
+
+def _check(recipe: Recipe, data: Dataset) -> None:
+    unknown = {
+        "`early_stopping`": recipe.early_stopping,
+        "`data.augment`": getattr(recipe.data, "augment", None),
+        "`loss.ignore_index`": data.own_metrics or None,
+    }
+    names = [name for name, value in unknown.items() if value is not None]
+    if names:
+        raise RecipeError(
+            f"A program file cannot have {', '.join(names)}: train with samestep, or "
+            "leave that out."
+        )
+
+
+def _fill_samples(
+    step: np.void, plan: Plan, number: int, members: NDArray[np.int64]
+) -> None:
+    epoch, place = divmod(number, plan.steps_per_epoch)
+    first, size = place * plan.global_batch, plan.batch_size(place)
+    order = plan.order(epoch).numpy()[first : first + size]
+    step["samples"], step["weight"] = size, 1 / size
+    step["starts"] = [*accumulate(plan.micro_batch_sizes(place), initial=0)]
+    step["indices"][:size] = members[order]
+    step["keys"] = [
+        derive_seed(plan.seed, "step", number, m) for m in range(plan.micro_batches)
+    ]
+
+
+def _fill_average(step: np.void, recipe: Recipe, number: int) -> None:
+    step["max_norm"] = recipe.optimizer.max_grad_norm or 0
+    if recipe.ema:
+        step["average"] = Averaging.MOVES if number else Averaging.BEGINS
+        step["average_weight"] = 1 - recipe.ema.decay
+
+
+def _pieces(
+    model: nn.Module, flat: Flat, plan: Plan, recipe: Recipe
+) -> tuple[NDArray[np.int64], bytes]:
+    """Return what the fingerprint consists of; see `state.fingerprint`."""
+    places, text = places_of(flat), b""
+    weights = Source.AVERAGE if AVERAGE in flat.layout.states else Source.PARAMETERS
+    per_epoch = map(plan.num_pieces, range(plan.steps_per_epoch))
+    updates = recipe.epochs * sum(per_epoch)
+    pieces: list[list[int]] = []
+    for name, tensor in model.state_dict().items():
+        kind = str(tensor.dtype).removeprefix("torch.")
+        added = f"{name}{kind}{','.join(map(str, tensor.shape))}".encode()
+        if name in flat.layout.counters:
+            added += (tensor + updates).numpy().tobytes()
+        pieces.append([Source.TEXT, len(text), len(added)])
+        text += added
+        if name in places.parameters:
+            pieces.append([weights, places.parameters[name], tensor.numel()])
+        elif name in places.buffers:
+            pieces.append([Source.RUNNING, places.buffers[name], tensor.numel()])
+    return np.array(pieces), text
