@@ -4,7 +4,7 @@
 
 Products and sums: the mean and the largest error, against float64, in units of 2^-24 of
 the mean magnitude of the exact results. Functions: in units in the last place of each
-exact result, at a million normal inputs. A table in Markdown.
+exact result, at n normal inputs. A table in Markdown.
 """
 
 import argparse
@@ -128,10 +128,10 @@ def product_row(
     return Row(name, relative(own, exact), relative(formula(*of), exact))
 
 
-def function_row(number: int) -> Row:
+def function_row(number: int, inputs: int) -> Row:
     """Return the errors of one function."""
     function = getattr(torch, FUNCTIONS[number])
-    x = torch.randn(2**20)
+    x = torch.randn(inputs)
     x = x.abs() if FUNCTIONS[number] in ("log", "rsqrt") else x
     y = torch.empty_like(x)
     load_kernels().function(number, x.data_ptr(), y.data_ptr(), x.numel())
@@ -141,14 +141,17 @@ def function_row(number: int) -> Row:
 
 def main() -> None:
     """Print the table."""
-    argparse.ArgumentParser(description=__doc__).parse_args()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--inputs", type=int, default=2**20, help="of each function")
+    inputs = parser.parse_args().inputs
     torch.manual_seed(0)
     rows = [
         *layer_rows(32, 784, 512),
         *layer_rows(256, 512, 256),
         *layer_rows(1024, 1024, 1024),
-        *(function_row(number) for number in range(len(FUNCTIONS))),
+        *(function_row(number, inputs) for number in range(len(FUNCTIONS))),
     ]
+    print(f"Functions: n={inputs:,}.\n")
     print("| | mean | largest | torch: mean | largest |")
     print("|---|---|---|---|---|")
     for name, own, theirs in rows:

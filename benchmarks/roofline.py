@@ -255,7 +255,8 @@ def main() -> None:
                 loop.burst()
                 case.burst()
     isa = kernels.isa.decode()
-    print(f"One core, {isa}: a loop of fma reaches {loop.rate:.0f} GFLOP/s.\n")
+    print(f"One core, {isa}: a loop of fma reaches {loop.rate:.0f} GFLOP/s.")
+    print(f"The shortest of n={options.rounds} bursts each.\n")
     print_products(products, loop.rate)
     print("\n| kernel | GB/s |\n|---|---|")
     for case in memory:

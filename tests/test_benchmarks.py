@@ -32,6 +32,7 @@ SMALL = ("--set", "data.train_samples=1000")
 TWO_EPOCHS = ("--rounds", "1", "--epochs", "2", "--set", "data.train_samples=2000")
 """For mnist-mlp-classic: in fewer steps the order of samples decides the accuracy."""
 SMALLEST = {
+    "accuracy.py": ("--inputs", "1000"),
     "agreement.py": ("--blocks", "1", "--epochs", "1", "--seconds", "0.1", *SMALL),
     "balance.py": ("half", "--rounds", "1", "--pace", "0.05"),
     "compare.py": (
@@ -44,6 +45,7 @@ SMALLEST = {
     "nodes.py": ("throughput", "--rounds", "1", "--seconds", "0.5"),
     "phases.py": ("--pairs", "1", "--steps", "5"),
     "recovery.py": ("worker-killed",),
+    "roofline.py": ("--rounds", "1"),
     "safety.py": ("--rounds", "1", "--epochs", "1", *SMALL),
     "seeds.py": ("mnist-mlp", "--seeds", "1", *SMALL),
     "tax.py": ("--rounds", "1", "--epochs", "2", "--samples", "1000"),
