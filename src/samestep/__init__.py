@@ -17,6 +17,7 @@ from samestep.errors import (
     KernelError,
     NonFiniteGradient,
     NonFiniteLoss,
+    NotPortable,
     NotReproducible,
     OldNameWarning,
     OutputError,
@@ -36,6 +37,7 @@ from samestep.errors import (
 
 if TYPE_CHECKING:
     from samestep.api.evaluate import Evaluation, evaluate
+    from samestep.api.record import record
     from samestep.api.run import Run
     from samestep.api.train import resume, train
     from samestep.config.placement import Placement
@@ -50,6 +52,7 @@ _LAZY = {
     "Recipe": "samestep.config.recipe",
     "Run": "samestep.api.run",
     "evaluate": "samestep.api.evaluate",
+    "record": "samestep.api.record",
     "resume": "samestep.api.train",
     "train": "samestep.api.train",
 }
@@ -64,6 +67,7 @@ __all__ = [
     "Loop",
     "NonFiniteGradient",
     "NonFiniteLoss",
+    "NotPortable",
     "NotReproducible",
     "OldNameWarning",
     "OutputError",
@@ -82,6 +86,7 @@ __all__ = [
     "WorkerFailed",
     "WorkerLate",
     "evaluate",
+    "record",
     "resume",
     "train",
 ]
