@@ -138,6 +138,19 @@ MAKERS = (
 )
 
 
+def check_bits(reference: ctypes.CDLL, made: Callable[[], Made]) -> None:
+    """Compare an operation of every instruction set with the reference."""
+
+    def plain(op: Op, call: Call) -> None:
+        reference.reference_run(ctypes.byref(op), ctypes.byref(call))
+
+    expected = outcome(made(), plain)
+    for isa in supported_isas():
+        found = outcome(made(), run_with(load_kernels(isa)))
+        for x, y in zip(found, expected, strict=True):
+            assert torch.equal(x, y), isa
+
+
 @pytest.mark.parametrize("make", MAKERS, ids=lambda make: make.__name__)
 @settings(max_examples=40)
 @given(
@@ -167,14 +180,25 @@ def test_an_operation_gives_the_bits_of_the_reference(
         sample = Sample(sizes, first, leaves, seed, misalignment, specials)
         return make(sample, features, choice)
 
-    def plain(op: Op, call: Call) -> None:
-        reference.reference_run(ctypes.byref(op), ctypes.byref(call))
+    check_bits(reference, made)
 
-    expected = outcome(made(), plain)
-    for isa in supported_isas():
-        found = outcome(made(), run_with(load_kernels(isa)))
-        for x, y in zip(found, expected, strict=True):
-            assert torch.equal(x, y), isa
+
+@pytest.mark.parametrize("choice", [0, 7])
+@pytest.mark.parametrize("make", [make_norm, make_norm_grad])
+def test_statistics_of_many_samples_are_sums_of_blocks(
+    reference: ctypes.CDLL, make: Maker, choice: int
+) -> None:
+    """Blocks of 256 samples begin with a micro-batch, wherever its columns begin."""
+    check_bits(reference, lambda: make(Sample([5, 256, 257, 0, 800]), 9, choice))
+
+
+@pytest.mark.parametrize("features", [255, 256, 257, 512, 1000])
+@pytest.mark.parametrize("make", [make_cross_entropy, make_squared_error])
+def test_losses_of_many_classes_are_sums_of_blocks(
+    reference: ctypes.CDLL, make: Maker, features: int
+) -> None:
+    """Of 256 classes or values each; with label smoothing."""
+    check_bits(reference, lambda: make(Sample([3, 20]), features, 4))
 
 
 def rows_of(sample: Sample, number: int, features: int) -> torch.Tensor:

@@ -49,11 +49,15 @@ void grad_weight(const float *dy, const float *x, float *dw, int64_t samples, in
 /* db [out] of one micro-batch. */
 void grad_bias(const float *dy, float *db, int64_t samples, int64_t out) {
     for (int64_t o = 0; o < out; o++) {
-        float lane[16] = {0};
-        for (int64_t s = 0; s < samples; s++) lane[s % 16] = lane[s % 16] + dy[s * out + o];
-        for (int64_t half = 8; half > 0; half /= 2)
-            for (int64_t l = 0; l < half; l++) lane[l] = lane[l] + lane[l + half];
-        db[o] = lane[0];
+        db[o] = 0;
+        for (int64_t first = 0; first < samples; first += 256) {
+            float lane[16] = {0};
+            for (int64_t s = first; s < samples && s < first + 256; s++)
+                lane[s % 16] = lane[s % 16] + dy[s * out + o];
+            for (int64_t half = 8; half > 0; half /= 2)
+                for (int64_t l = 0; l < half; l++) lane[l] = lane[l] + lane[l + half];
+            db[o] = db[o] + lane[0];
+        }
     }
 }
 

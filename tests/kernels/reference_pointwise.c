@@ -22,9 +22,13 @@ static float tree_of_lanes(float lanes[16]) {
     return lanes[0];
 }
 static float reduction(const float *x, int64_t n) {
-    float lanes[16] = {0};
-    for (int64_t i = 0; i < n; i++) lanes[i % 16] += x[i];
-    return tree_of_lanes(lanes);
+    float sum = 0;
+    for (int64_t first = 0; first < n; first += 256) {
+        float lanes[16] = {0};
+        for (int64_t i = first; i < n && i < first + 256; i++) lanes[i % 16] += x[i];
+        sum += tree_of_lanes(lanes);
+    }
+    return sum;
 }
 /* Values of all micro-batches, up the tree into the slots. */
 static void into_slots(At call, int64_t place, const float *values) {

@@ -1,15 +1,26 @@
 /* Losses and their gradients. Every lane is a sample; of a sample's sums over classes
  * or values, the sixteen lanes are vectors. */
 
-/* Sixteen lanes of VW samples each. */
+/* Reductions of VW samples: the sums of the blocks so far, the lanes of this block. */
 typedef struct {
+    vf blocks;
     vf lane[LANES];
-} LanesOfSamples;
+} SumsOfSamples;
 
-INLINE vf sum_of_samples(LanesOfSamples sum) {
+INLINE void end_block(SumsOfSamples *sums) {
     for (int half = LANES / 2; half; half /= 2)
-        for (int l = 0; l < half; l++) sum.lane[l] += sum.lane[l + half];
-    return sum.lane[0];
+        for (int l = 0; l < half; l++) sums->lane[l] += sums->lane[l + half];
+    sums->blocks += sums->lane[0];
+    for (int l = 0; l < LANES; l++) sums->lane[l] = (vf){0};
+}
+/* Add term n, which is the next. */
+INLINE void add_term(SumsOfSamples *sums, int64_t n, vf x) {
+    sums->lane[n % LANES] += x;
+    if (n % K_BLOCK == K_BLOCK - 1) end_block(sums);
+}
+INLINE vf sum_of_terms(SumsOfSamples *sums) {
+    end_block(sums);
+    return sums->blocks;
 }
 /* |x| < 2^-64 ? +0 : x */
 INLINE vf without_tiny(vf x) { return keep(~(abs_(x) < 0x1p-64f), x); }
@@ -63,12 +74,12 @@ INLINE Targets targets_of(const Op *op, const Call *call, Columns logits) {
 INLINE vf losses_of(Columns logits, Targets targets, vf top, vf l, float smoothing) {
     vf loss = l + (top - targets.logit);
     if (smoothing == 0) return loss;
-    LanesOfSamples sum = {0};
+    SumsOfSamples sums = {0};
     for (int64_t c = 0; c < logits.rows; c++)
-        sum.lane[c % LANES] += l + (top - row_at(logits, c));
+        add_term(&sums, c, l + (top - row_at(logits, c)));
     vf even = splat((float)((double)smoothing / (double)logits.rows));
     vf own = splat((float)(1 - (double)smoothing));
-    return fma_(own, loss, even * sum_of_samples(sum));
+    return fma_(own, loss, even * sum_of_terms(&sums));
 }
 
 INLINE void store_answers(const Call *call, Columns logits, Targets targets,
@@ -100,10 +111,10 @@ INLINE void cross_entropy(const Op *op, const Call *call, Columns logits, float 
     float smoothing = op->f[0];
     vi answer;
     vf top = top_of(logits, &answer);
-    LanesOfSamples sum = {0};
+    SumsOfSamples sums = {0};
     for (int64_t c = 0; c < logits.rows; c++)
-        sum.lane[c % LANES] += exp_below(row_at(logits, c), top);
-    vf total = sum_of_samples(sum);
+        add_term(&sums, c, exp_below(row_at(logits, c), top));
+    vf total = sum_of_terms(&sums);
     Targets targets = targets_of(op, call, logits);
     vf loss = losses_of(logits, targets, top, log_(total), smoothing);
     int64_t left = logits.samples - logits.column;
@@ -143,19 +154,19 @@ static void op_cross_entropy(const Op *op, const Call *call) {
 }
 
 INLINE void squared_error(const Call *call, Columns outputs, float *to) {
-    LanesOfSamples squares = {0}, errors = {0};
+    SumsOfSamples squares = {0}, errors = {0};
     int64_t left = outputs.samples - outputs.column, n = left < VW ? left : VW;
     for (int64_t v = 0; v < outputs.rows; v++) {
         float targets[VW] = {0};
         for (int64_t j = 0; j < n; j++)
             targets[j] = call->targets[(outputs.column + j) * outputs.rows + v];
         vf d = row_at(outputs, v) - load(targets);
-        squares.lane[v % LANES] += d * d;
-        errors.lane[v % LANES] += abs_(d);
+        add_term(&squares, v, d * d);
+        add_term(&errors, v, abs_(d));
         if (to) store(to + v * PANEL, d * call->weight);
     }
-    store_part(call->losses + outputs.column, sum_of_samples(squares) / 2, n);
-    store_part(call->metrics + outputs.column, sum_of_samples(errors), n);
+    store_part(call->losses + outputs.column, sum_of_terms(&squares) / 2, n);
+    store_part(call->metrics + outputs.column, sum_of_terms(&errors), n);
 }
 
 static void op_squared_error(const Op *op, const Call *call) {

@@ -15,15 +15,16 @@ INLINE Feature feature_of(const Call *call, int64_t buffer, int64_t features,
 }
 INLINE int64_t at_most(int64_t n, int64_t limit) { return n < limit ? n : limit; }
 
-/* mean and variance of the columns [start, end). */
-INLINE float mean_of(Feature x, int64_t start, int64_t end) {
+/* The sum over a block, columns [start, end). */
+INLINE float block_sum(Feature x, int64_t start, int64_t end) {
     Lanes sum = {0};
     for (int64_t c = start; c < end; c += LANES)
-        sum = add_lanes(
-            sum, load_columns(x.row, x.step, c, at_most(end - c, LANES)));
-    return sum_of(sum) / (float)(end - start);
+        sum = add_lanes(sum,
+                        load_columns(x.row, x.step, c, at_most(end - c, LANES)));
+    return sum_of(sum);
 }
-INLINE float variance_of(Feature x, float mean, int64_t start, int64_t end) {
+/* That of the squared distances from the mean. */
+INLINE float block_squares(Feature x, float mean, int64_t start, int64_t end) {
     Lanes sum = {0};
     for (int64_t c = start; c < end; c += LANES) {
         int64_t n = at_most(end - c, LANES);
@@ -34,7 +35,19 @@ INLINE float variance_of(Feature x, float mean, int64_t start, int64_t end) {
         }
         sum = add_lanes(sum, n < LANES ? first_of(d, n) : d);
     }
-    return sum_of(sum) / (float)(end - start);
+    return sum_of(sum);
+}
+INLINE float mean_of(Feature x, int64_t start, int64_t end) {
+    float sum = 0;
+    for (int64_t c = start; c < end; c += K_BLOCK)
+        sum += block_sum(x, c, at_most(c + K_BLOCK, end));
+    return sum / (float)(end - start);
+}
+INLINE float variance_of(Feature x, float mean, int64_t start, int64_t end) {
+    float sum = 0;
+    for (int64_t c = start; c < end; c += K_BLOCK)
+        sum += block_squares(x, mean, c, at_most(c + K_BLOCK, end));
+    return sum / (float)(end - start);
 }
 INLINE void normalise(Feature x, Feature z, float mean, float inverse, int64_t start,
                       int64_t end) {
@@ -136,53 +149,73 @@ static void op_batch_norm(const Op *op, const Call *call) {
     }
 }
 
+/* One feature on its way back. `y` is the gate: without a row, there is none. */
+typedef struct {
+    Feature dy, dx, y, z;
+    float factor; /* of the gate */
+} FeatureGradient;
+
 /* The gradient behind the gate, in columns [c, c + n). */
-INLINE Lanes gated_columns(Feature dy, Feature y, float factor, int64_t c, int64_t n) {
-    Lanes g = load_columns(dy.row, dy.step, c, n);
-    if (!y.row) return g;
-    Lanes gate = load_columns(y.row, y.step, c, n);
+INLINE Lanes gated_columns(const FeatureGradient *g, int64_t c, int64_t n) {
+    Lanes dy = load_columns(g->dy.row, g->dy.step, c, n);
+    if (!g->y.row) return dy;
+    Lanes gate = load_columns(g->y.row, g->y.step, c, n);
     for (int j = 0; j < LANES / VW; j++)
-        g.part[j] = gated(g.part[j], gate.part[j], factor);
-    return g;
+        dy.part[j] = gated(dy.part[j], gate.part[j], g->factor);
+    return dy;
+}
+
+/* Add the sums over a block, columns [start, end), of dy and dy z. */
+INLINE void add_block(const FeatureGradient *g, int64_t start, int64_t end,
+                      float *dbias, float *dweight) {
+    Lanes sum = {0}, products = {0};
+    for (int64_t c = start; c < end; c += LANES) {
+        int64_t n = at_most(end - c, LANES);
+        Lanes dy = gated_columns(g, c, n);
+        Lanes z = load_columns(g->z.row, g->z.step, c, n);
+        sum = add_lanes(sum, dy);
+        for (int j = 0; j < LANES / VW; j++)
+            products.part[j] += dy.part[j] * z.part[j];
+    }
+    *dbias += sum_of(sum), *dweight += sum_of(products);
+}
+
+/* dx = scale ((dy - mean) - z slope) in columns [start, end). */
+INLINE void grad_columns(const FeatureGradient *g, int64_t start, int64_t end,
+                         float scale, float mean, float slope) {
+    for (int64_t c = start; c < end; c += LANES) {
+        int64_t n = at_most(end - c, LANES);
+        Lanes dx = gated_columns(g, c, n);
+        Lanes z = load_columns(g->z.row, g->z.step, c, n);
+        for (int j = 0; j < LANES / VW; j++)
+            dx.part[j] = scale * ((dx.part[j] - mean) - z.part[j] * slope);
+        store_columns(g->dx.row, g->dx.step, c, n, dx);
+    }
 }
 
 /* One feature: the gradients of its weight and bias, then of its inputs. */
 static void grad_feature(const Op *op, const Call *call, int64_t f) {
     int64_t features = op->i[5];
-    Feature dy = feature_of(call, op->i[0], features, f);
-    Feature dx = feature_of(call, op->i[1], features, f), y = {NULL, 0};
-    Feature z = feature_of(call, op->i[3], features, f);
-    if (op->i[2] >= 0) y = feature_of(call, op->i[2], features, f);
+    FeatureGradient g = {.dy = feature_of(call, op->i[0], features, f),
+                         .dx = feature_of(call, op->i[1], features, f),
+                         .z = feature_of(call, op->i[3], features, f),
+                         .factor = op->f[0]};
+    if (op->i[2] >= 0) g.y = feature_of(call, op->i[2], features, f);
     const float *inverses = call->buffers[op->i[4]];
-    float weight = call->parameters[op->i[6] + f], factor = op->f[0];
+    float weight = call->parameters[op->i[6] + f];
     TreeSums weights, biases;
     begin_sum(&weights, call, op->i[7] + f);
     begin_sum(&biases, call, op->i[8] + f);
     for (int64_t m = 0; m < call->micro_batches; m++) {
         int64_t start = call->starts[m], end = call->starts[m + 1];
-        Lanes sum = {0}, products = {0};
-        for (int64_t c = start; c < end; c += LANES) {
-            int64_t n = at_most(end - c, LANES);
-            Lanes g = gated_columns(dy, y, factor, c, n);
-            Lanes normalised = load_columns(z.row, z.step, c, n);
-            sum = add_lanes(sum, g);
-            for (int j = 0; j < LANES / VW; j++)
-                products.part[j] += g.part[j] * normalised.part[j];
-        }
-        float dbias = sum_of(sum), dweight = sum_of(products);
+        float dbias = 0, dweight = 0, b = (float)(end - start);
+        for (int64_t c = start; c < end; c += K_BLOCK)
+            add_block(&g, c, at_most(c + K_BLOCK, end), &dbias, &dweight);
         if (op->i[8] >= 0) push_sum(&biases, m, dbias);
         if (op->i[7] >= 0) push_sum(&weights, m, dweight);
-        if (end == start) continue;
-        float b = (float)(end - start), scale = weight * inverses[m * features + f];
-        float mean = dbias / b, slope = dweight / b;
-        for (int64_t c = start; c < end; c += LANES) {
-            int64_t n = at_most(end - c, LANES);
-            Lanes g = gated_columns(dy, y, factor, c, n);
-            Lanes normalised = load_columns(z.row, z.step, c, n);
-            for (int j = 0; j < LANES / VW; j++)
-                g.part[j] = scale * ((g.part[j] - mean) - normalised.part[j] * slope);
-            store_columns(dx.row, dx.step, c, n, g);
-        }
+        if (end > start)
+            grad_columns(&g, start, end, weight * inverses[m * features + f], dbias / b,
+                         dweight / b);
     }
 }
 

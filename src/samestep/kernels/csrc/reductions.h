@@ -5,7 +5,7 @@
 #include "samestep.h"
 #include "vector.h"
 
-/* The sixteen lanes of a reduction. */
+/* The sixteen lanes of a block of a reduction. */
 typedef struct {
     vf part[LANES / VW];
 } Lanes;

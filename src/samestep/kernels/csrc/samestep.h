@@ -15,7 +15,7 @@
 #define SAMESTEP_SPECIFICATION 1 /* of the arithmetic: docs/arithmetic.md */
 #define SAMESTEP_INTERFACE 1     /* of this header */
 #define PANEL 32                 /* columns of a panel */
-#define K_BLOCK 256              /* terms of a product's chain: part of the specification */
+#define K_BLOCK 256              /* terms of a block of a sum: part of the specification */
 #define LANES 16                 /* lanes of a reduction: part of the specification */
 
 typedef enum {

@@ -105,7 +105,7 @@ static void op_linear_grad_weight(const Op *op, const Call *call) {
         }
 }
 
-/* The lanes of one feature's sum over samples [first, end). */
+/* The lanes of one feature's sum over a block, samples [first, end). */
 static Lanes sum_samples(const float *row, int64_t step, int64_t first, int64_t end) {
     Lanes sum = {0};
     for (int64_t s = first; s < end; s += LANES)
@@ -113,10 +113,10 @@ static Lanes sum_samples(const float *row, int64_t step, int64_t first, int64_t 
     return sum;
 }
 
-/* The sums of VW features (of `rows` that exist) over one micro-batch. Lanes are
- * transposed, so that features are side by side and the tree of lanes is additions. */
-static vf sum_features(const float *dy, int64_t rows, int64_t step, int64_t first,
-                       int64_t end) {
+/* The sums of VW features (of `rows` that exist) over a block. Lanes are transposed, so
+ * that features are side by side and the tree of lanes is additions. */
+static vf sum_block(const float *dy, int64_t rows, int64_t step, int64_t first,
+                    int64_t end) {
     vf lanes[LANES];
     for (int64_t r = 0; r < VW; r++) {
         Lanes sum = {0};
@@ -127,6 +127,15 @@ static vf sum_features(const float *dy, int64_t rows, int64_t step, int64_t firs
     for (int half = LANES / 2; half; half /= 2)
         for (int l = 0; l < half; l++) lanes[l] += lanes[l + half];
     return lanes[0];
+}
+
+/* Their sums over one micro-batch, samples [first, end). */
+static vf sum_features(const float *dy, int64_t rows, int64_t step, int64_t first,
+                       int64_t end) {
+    vf sum = {0};
+    for (int64_t s = first; s < end; s += K_BLOCK)
+        sum += sum_block(dy, rows, step, s, smaller(s + K_BLOCK, end));
+    return sum;
 }
 
 static void op_grad_bias(const Op *op, const Call *call) {
