@@ -1,4 +1,4 @@
-"""samestep and its peers, side by side in one run: A B C A B C ...
+r"""samestep and its peers, side by side in one run: A B C A B C ...
 
     python benchmarks/compare.py mnist-mlp-classic
     python benchmarks/compare.py mnist-mlp-classic --set global_batch=512
@@ -11,6 +11,12 @@ the drift of the machine's speed cancels. Nothing else should run on the machine
 "rest" is what a whole process takes besides its epochs: start-up, compilation, the
 evaluation. "memory" is the largest sum of the proportional set sizes (each shared page
 counted once) of a contender's processes, sampled every two seconds.
+
+Everybody is kept to AVX2 by
+
+    SAMESTEP_ISA=v3 ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 \
+        ONEDNN_MAX_CPU_ISA=AVX2 XLA_FLAGS=--xla_cpu_max_isa=AVX2 \
+        python benchmarks/compare.py mnist-mlp-classic
 
 A peer's network must have the shapes of samestep's. Peers have Adam and AdamW, and none
 of a recipe's fields beyond the usual; other recipes are refused.
@@ -91,6 +97,7 @@ TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node=2")
 CONTENDERS = {
     "samestep-2": samestep(2),
     "samestep-1": samestep(1),
+    "samestep-2-torch": samestep(2, "--set", "arithmetic=torch"),
     "samestep-2-gloo": samestep(2, "--exchange", "gloo"),
     "plain-1": peer("plain", 1),
     "plain-2": peer("plain", 2),
@@ -102,7 +109,7 @@ CONTENDERS = {
     "samestep-1-whole": samestep(1, "--micro-batches", "1"),
     "samestep-2-halves": samestep(2, "--micro-batches", "2", "--exchange", "gloo"),
 }
-EXTRA = ("samestep-2-gloo", "samestep-1-whole", "samestep-2-halves")
+EXTRA = ("samestep-2-torch", "samestep-2-gloo", "samestep-1-whole", "samestep-2-halves")
 DEFAULT = [name for name in CONTENDERS if name not in EXTRA]
 
 
@@ -110,6 +117,7 @@ Shapes = list[list[int]]
 PEERS_READ = {
     *("name", "seed", "epochs", "global_batch", "micro_batches", "evaluation_batch"),
     *("threads", "data", "model", "loss", "optimizer", "schedule", "precision"),
+    "arithmetic",
 }
 """Fields of a recipe that the peers know, or that change nothing for them."""
 OPTIMIZER_READ = {"name", "lr", "betas", "eps", "weight_decay", "max_grad_norm"}

@@ -7,8 +7,8 @@ wants them.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -64,6 +64,16 @@ def training_program(
     return lower(model, data.input_shape, places_of(flat), loss_op(loss))
 
 
+class Instruments(Protocol):
+    """What watches the passes: `training.monitor.StepMonitor`."""
+
+    def lap(self, phase: str) -> float:
+        """End a phase of the step and begin the next."""
+
+    def record(self, index: int, loss: float, metrics: list[float]) -> None:
+        """Record the sums of a micro-batch."""
+
+
 @dataclass(frozen=True)
 class Piece:
     """A range of micro-batches of one step, which a call computes."""
@@ -75,29 +85,45 @@ class Piece:
     merges: Tensor
     """How many sums of the tree each completes."""
     first: int
-    """The first sample in the epoch's order, counted from the step's first."""
+    """The first sample, counted from the first of the step."""
 
 
-@dataclass
+class Pieces:
+    """Which samples belong to which micro-batches; cached, since steps repeat."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan, self._epoch = plan, -1
+        self._order: inputs.Numbers = np.empty(0, np.int64)
+        self._pieces: dict[tuple[Range, int], Piece] = {}
+
+    def piece(self, step: int, node: Range) -> Piece:
+        """Return a range of the micro-batches of a step."""
+        size = self._plan.batch_size(step % self._plan.steps_per_epoch)
+        if (node, size) not in self._pieces:
+            num = self._plan.micro_batches
+            parts = shares(size, num)[slice(*node)]
+            first = parts[0][0]
+            starts = [start - first for start, _ in parts] + [parts[-1][1] - first]
+            merges = [tree.num_merges(m, node, num) for m in range(*node)]
+            self._pieces[node, size] = Piece(
+                starts, torch.tensor(starts), torch.tensor(merges), first
+            )
+        return self._pieces[node, size]
+
+    def samples(self, step: int, piece: Piece) -> inputs.Numbers:
+        """Return the training samples of a piece, int64 [n]."""
+        epoch, step_in_epoch = divmod(step, self._plan.steps_per_epoch)
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, self._plan.order(epoch).numpy()
+        first = step_in_epoch * self._plan.global_batch + piece.first
+        return self._order[first : first + piece.starts[-1]]
+
+
 class RecordedPasses:
     """A worker's micro-batches, by a program."""
 
-    plan: Plan
-    data: Dataset
-    exchange: Exchange
-    flat: Flat
-    execution: Execution
-    draw: Draw
-    kernels: Kernels
-    source: inputs.ByteInputs | None
-    ignored: int
-    _epoch: int = -1
-    _order: inputs.Numbers = field(default_factory=lambda: np.empty(0, np.int64))
-    _pieces: dict[tuple[Range, int], Piece] = field(default_factory=dict)
-
-    @classmethod
-    def build(
-        cls,
+    def __init__(
+        self,
         model: nn.Module,
         data: Dataset,
         plan: Plan,
@@ -106,153 +132,107 @@ class RecordedPasses:
         exchange: Exchange,
         draw: Draw,
         kernels: Kernels,
-    ) -> "RecordedPasses":
-        """Record the model, and make room for what a call computes at most."""
+    ) -> None:
+        """Record the model, and make room for what a call computes at most.
+
+        `draw` gives the samples of a micro-batch where they are not bytes in memory.
+        Raises NotPortable.
+        """
+        self.kernels, self._plan, self._data, self._draw = kernels, plan, data, draw
+        self._flat, self._exchange, self._ignored = flat, exchange, ignored_label(loss)
+        self._pieces, self._owned = Pieces(plan), (0, 0)
         program = training_program(model, data, loss, flat)
-        source = inputs.inputs_of(data, "train", in_training=True)
-        if source is not None:
-            program = source.adapted(program)
+        self._source = inputs.inputs_of(data, "train", in_training=True)
+        if self._source is not None:
+            program = self._source.adapted(program)
         largest = -(-plan.global_batch // plan.micro_batches)
         samples = min(plan.global_batch, max(MAX_SAMPLES, largest))
-        execution = Execution(program, kernels, samples, plan.micro_batches)
-        execution.bind(parameters=exchange.parameters)
-        return cls(
-            plan,
-            data,
-            exchange,
-            flat,
-            execution,
-            draw,
-            kernels,
-            source,
-            ignored_label(loss),
-        )
+        self._execution = Execution(program, kernels, samples, plan.micro_batches)
+        self._execution.bind(parameters=exchange.parameters)
 
-    def run(
-        self,
-        step: int,
-        owned: Share,
-        lap: Callable[[str], float],
-        record: Callable[[int, float, list[float]], None],
-    ) -> None:
+    def run(self, step: int, owned: Share, instruments: Instruments) -> None:
         """Compute the worker's `owned` micro-batches of a step, counted from 0.
 
-        Calls `lap` with each phase that ends, and `record` with the sums of each.
+        Their partials go to where the exchange wants them. Usually one call computes
+        them all.
         """
-        slots = self.exchange.partials()
+        slots, self._owned = self._exchange.partials(), owned
         if owned[0] == owned[1]:
             return
-        num_targets = self._batch_size(step) * self.data.targets_per_sample
-        self.execution.call.weight = 1 / num_targets
-        if self.flat.tail:
-            self.execution.bind(running=self.flat.saved_buffers())
-        run = _Run(self, step, owned, lap, record)
-        if not self.exchange.watch.active and self._fits(owned, step):
-            run.compute(owned, slots)
+        size = self._plan.batch_size(step % self._plan.steps_per_epoch)
+        self._execution.call.weight = 1 / (size * self._data.targets_per_sample)
+        if self._flat.tail:
+            self._execution.bind(running=self._flat.saved_buffers())
+        if self._is_one_call(step, owned):
+            self._compute(step, owned, slots, instruments)
             return
-        subtrees = tree.subtrees(owned, self.plan.micro_batches)
+        subtrees = tree.subtrees(owned, self._plan.micro_batches)
         for node, slot in zip(subtrees, slots, strict=True):
-            run.sum(node, slot)
+            self._sum(step, node, slot, instruments)
 
-    def _batch_size(self, step: int) -> int:
-        return self.plan.batch_size(step % self.plan.steps_per_epoch)
+    def _is_one_call(self, step: int, node: Range) -> bool:
+        """Return whether there is room, and no single micro-batch is watched."""
+        piece, capacity = self._pieces.piece(step, node), self._execution.call.capacity
+        return piece.starts[-1] <= capacity and not self._exchange.watch.active
 
-    def _fits(self, node: Range, step: int) -> bool:
-        piece = self.piece(node, self._batch_size(step))
-        capacity: int = self.execution.call.capacity
-        return piece.starts[-1] <= capacity
-
-    def piece(self, node: Range, batch_size: int) -> Piece:
-        """Return the parts of a range of micro-batches of a global batch."""
-        key = node, batch_size
-        if key not in self._pieces:
-            num = self.plan.micro_batches
-            parts = shares(batch_size, num)[slice(*node)]
-            first = parts[0][0]
-            starts = [start - first for start, _ in parts] + [parts[-1][1] - first]
-            merges = [tree.num_merges(m, node, num) for m in range(*node)]
-            self._pieces[key] = Piece(
-                starts, torch.tensor(starts), torch.tensor(merges), first
-            )
-        return self._pieces[key]
-
-    def samples(self, step: int, piece: Piece) -> inputs.Numbers:
-        """Return the training samples of a piece, int64 [n]."""
-        epoch, step_in_epoch = divmod(step, self.plan.steps_per_epoch)
-        if epoch != self._epoch:
-            self._epoch, self._order = epoch, self.plan.order(epoch).numpy()
-        first = step_in_epoch * self.plan.global_batch + piece.first
-        return self._order[first : first + piece.starts[-1]]
-
-
-@dataclass
-class _Run:
-    """One step of one worker."""
-
-    passes: RecordedPasses
-    step: int
-    owned: Share
-    lap: Callable[[str], float]
-    record: Callable[[int, float, list[float]], None]
-
-    def sum(self, node: Range, out: Tensor) -> None:
-        """Write the sum over a node of the tree into a vector [size + tail].
-
-        In pieces that fit, or one by one where single micro-batches are watched.
-        """
-        passes, watch = self.passes, self.passes.exchange.watch
-        is_single = node[1] - node[0] == 1
-        if is_single or (not watch.active and passes._fits(node, self.step)):
-            self.compute(node, [out])
-            if watch.active:
-                gradient = out[: passes.flat.size]
-                watch.note_square(node[0], squared_norm(passes.kernels, gradient))
+    def _sum(
+        self, step: int, node: Range, out: Tensor, instruments: Instruments
+    ) -> None:
+        """Write the sum over a node of the tree into a vector [size + tail]."""
+        if node[1] - node[0] == 1 or self._is_one_call(step, node):
+            self._compute(step, node, [out], instruments)
+            if self._exchange.watch.active:
+                norm = squared_norm(self.kernels, out[: self._flat.size])
+                self._exchange.watch.note_square(node[0], norm)
             return
         middle = tree.split(node)
-        self.sum((node[0], middle), out)
+        self._sum(step, (node[0], middle), out, instruments)
         right = torch.zeros_like(out)
-        self.sum((middle, node[1]), right)
+        self._sum(step, (middle, node[1]), right, instruments)
         out.add_(right)
 
-    def compute(self, node: Range, slots: Sequence[Tensor]) -> None:
+    def _compute(
+        self,
+        step: int,
+        node: Range,
+        slots: Sequence[Tensor],
+        instruments: Instruments,
+    ) -> None:
         """Compute micro-batches by one call; their partials go to `slots`."""
-        passes, execution = self.passes, self.passes.execution
-        program = execution.program
-        piece = passes.piece(node, passes._batch_size(self.step))
-        self._load(node, piece)
+        execution, program = self._execution, self._execution.program
+        piece = self._pieces.piece(step, node)
+        self._load(step, node, piece)
         execution.bind_micro_batches(piece.kernel_starts, piece.merges)
-        execution.bind_slots(slots, passes.flat.size)
+        execution.bind_slots(slots, self._flat.size)
         if program.has_dropout:
-            seed = passes.plan.seed
             for place, m in enumerate(range(*node)):
-                execution.keys[place] = derive_seed(seed, "step", self.step, m)
+                key = derive_seed(self._plan.seed, "step", step, m)
+                execution.keys[place] = key
         end = program.num_loads + program.num_forward
         execution.run(0, program.num_loads)
-        self.lap("data")
+        instruments.lap("data")
         execution.run(program.num_loads, end)
-        self.lap("forward")
+        instruments.lap("forward")
         execution.run(end)
-        self._record(node, piece)
-        self.lap("backward")
+        self._record(node, piece, instruments)
+        instruments.lap("backward")
 
-    def _load(self, node: Range, piece: Piece) -> None:
-        passes, execution = self.passes, self.passes.execution
-        if passes.source is not None:
-            passes.source.load(execution, passes.samples(self.step, piece))
+    def _load(self, step: int, node: Range, piece: Piece) -> None:
+        if self._source is not None:
+            self._source.load(self._execution, self._pieces.samples(step, piece))
             return
-        drawn = [passes.draw(self.step, m, self.owned) for m in range(*node)]
+        drawn = [self._draw(step, m, self._owned) for m in range(*node)]
         floats, targets = (torch.cat(parts) for parts in zip(*drawn, strict=True))
-        inputs.load_floats(execution, floats, targets)
+        inputs.load_floats(self._execution, floats, targets)
 
-    def _record(self, node: Range, piece: Piece) -> None:
-        passes, execution = self.passes, self.passes.execution
-        metrics, counted = passes.data.own_metrics, 0
-        losses = execution.loss_sums.tolist()
-        measured = execution.metric_sums.tolist()
+    def _record(self, node: Range, piece: Piece, instruments: Instruments) -> None:
+        metrics, counted = self._data.own_metrics, 0
+        losses = self._execution.loss_sums.tolist()
+        measured = self._execution.metric_sums.tolist()
         for place, m in enumerate(range(*node)):
             if metrics:
                 part = slice(piece.starts[place], piece.starts[place + 1])
-                counted = inputs.num_counted(execution.labels[part], passes.ignored)
-            loss = losses[place]
-            cells = inputs.cells_of(metrics, loss, measured[place], counted)
-            self.record(m, loss, cells)
+                labels = self._execution.labels[part]
+                counted = inputs.num_counted(labels, self._ignored)
+            cells = inputs.cells_of(metrics, losses[place], measured[place], counted)
+            instruments.record(m, losses[place], cells)

@@ -226,7 +226,7 @@ def _portable_replica(
             f"{flat.device.type}. Use `--device cpu`, or `--set arithmetic=torch`."
         )
     exchange.attach(objective, overlap=False)
-    passes = RecordedPasses.build(
+    passes = RecordedPasses(
         components.model,
         components.data,
         components.plan,

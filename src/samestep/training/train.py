@@ -171,7 +171,7 @@ def run_program(trainer: Trainer, step: int, passes: RecordedPasses) -> None:
     owned, monitor = trainer.ownership.micro_batches, trainer.monitor
     for _ in range(*owned):
         monitor.begin_micro_batch()
-    passes.run(step, owned, monitor.lap, monitor.record)
+    passes.run(step, owned, monitor)
     monitor.end_micro_batches()
 
 
