@@ -147,6 +147,22 @@ def test_another_device_is_refused_like_another_instruction_set(
         samestep.resume(run, server=server, epochs=2, device="cuda")
 
 
+def test_portable_arithmetic_is_refused_on_a_gpu(
+    train: Train, server: ForkServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = small_recipe(arithmetic="portable", schedule={"name": "constant"})
+    run = train(recipe)
+    monkeypatch.setattr(server, "gpus", lambda: FOUR)
+    attempts = (
+        lambda: train(recipe, device="auto"),
+        lambda: samestep.resume(run, server=server, epochs=2, device="cuda"),
+        lambda: samestep.evaluate(run, server=server, device="cuda"),
+    )
+    for attempt in attempts:
+        with pytest.raises(PlacementError, match=r"not on `cuda`. Use `--device cpu`"):
+            attempt()
+
+
 def test_a_worker_prepares_its_gpu_before_it_uses_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -196,8 +212,8 @@ def test_a_gpu_is_seeded_for_each_micro_batch(monkeypatch: pytest.MonkeyPatch) -
 STEPS: dict[str, tuple[str, dict[str, Any]]] = {
     name: (name, {}) for name in built_in_recipes()
 } | {
-    "compressed": ("mnist-mlp", {"compression": "bf16"}),
-    "batch-norm": ("mnist-mlp", {"model.norm": "batch"}),
+    "compressed": ("mnist-mlp", {"arithmetic": "torch", "compression": "bf16"}),
+    "batch-norm": ("mnist-mlp", {"arithmetic": "torch", "model.norm": "batch"}),
 }
 
 

@@ -22,6 +22,7 @@ from processes import reserved_port
 
 import samestep
 from samestep import Run, resume
+from samestep.kernels.library import VARIABLE, supported_isas
 from samestep.output.console import SilentView
 from samestep.output.run import first_difference
 from samestep.state import checkpoint
@@ -185,6 +186,23 @@ def test_machines_give_the_weights_of_one(
         assert shlex.split(machine.log.splitlines()[0]) == machine.torchrun_command
     hurry()
     assert_same(train(recipe), *machines)
+
+
+@pytest.mark.skipif(len(supported_isas()) < 2, reason="one instruction set only")
+def test_machines_with_different_instruction_sets_train_together(
+    start: Start, train: Train
+) -> None:
+    recipe = small_recipe(arithmetic="portable", model__norm="batch")
+    isas = supported_isas()[:2]
+    machines = [
+        start(recipe, name, 1, variables={VARIABLE: isa})
+        for name, isa in zip("ab", isas, strict=True)
+    ]
+    assert_same(train(recipe), *machines)
+    assert (
+        len({machine.events("training")[0]["instruction_set"] for machine in machines})
+        == 2
+    )
 
 
 def test_a_killed_worker_costs_time_and_no_bit(

@@ -49,6 +49,11 @@ from samestep.training.timing import PHASES
         ([1, 1, 1, 1], {"model__norm": "batch"}, {"balance": "random"}),
         ([2, 1], {"micro_batches": 7}, {"exchange": "gloo"}),
         ([1, 2], {"precision": "float64", "model__norm": "batch"}, {}),
+        (
+            [2, 1, 1],
+            {"arithmetic": "portable", "micro_batches": 7, "model__norm": "batch"},
+            {"balance": "random"},
+        ),
     ],
 )
 def test_several_nodes_give_the_result_of_one(

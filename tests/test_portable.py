@@ -5,9 +5,14 @@ from typing import Any
 
 import pytest
 from conftest import Train, fault, small_recipe
+from test_resume import forget_after, resume
 
-from samestep import Recipe
+from samestep import CheckpointError, KernelError, Recipe, evaluate
+from samestep.api import export
+from samestep.api import train as api
 from samestep.kernels.library import VARIABLE, supported_isas
+from samestep.state import checkpoint
+from samestep.supervisor.forkserver_client import ForkServer
 
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -64,3 +69,63 @@ def test_an_instruction_set_changes_no_bit(
     assert started["instruction_set"] == isa
     assert forced.weights_sha256 == best.weights_sha256
     assert forced.result["test_loss"] == best.result["test_loss"]
+
+
+def test_a_run_goes_on_with_another_instruction_set(
+    train: Train, server: ForkServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_of("average").changed({"epochs": 2, "model.norm": "batch"})
+    whole, run = train(recipe, 1), train(recipe, 2, checkpoint_seconds=0.0)
+    earlier, _ = checkpoint.steps(checkpoint.directory_of(run.path))
+    forget_after(run.path, earlier)
+    monkeypatch.setenv(VARIABLE, supported_isas()[-1])
+    resumed = resume(run.path, server, 3, exchange="gloo")
+    assert resumed.weights_sha256 == whole.weights_sha256
+    assert (
+        resumed.history[-1]["validation_loss"] == whole.history[-1]["validation_loss"]
+    )
+
+
+def test_another_version_of_the_specification_is_refused(
+    train: Train, server: ForkServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = train(recipe_of("plain").changed({"schedule": {"name": "constant"}}))
+    monkeypatch.setattr(api, "ARITHMETIC", "portable-2")
+    with pytest.raises(CheckpointError, match="portable-1 then, portable-2 now"):
+        resume(run.path, server, epochs=2)
+
+
+def test_without_kernels_a_training_ends_before_it_begins(
+    train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, "v9")
+    with pytest.raises(KernelError, match=f"{VARIABLE} must be one of"):
+        train(recipe_of("plain"))
+
+
+@pytest.mark.parametrize("norm", ["none", "batch"])
+def test_exported_files_predict_the_same(train: Train, norm: str) -> None:
+    """Up to 1e-5, since they are executed by the kernels of torch and onnxruntime."""
+    run = train(recipe_of("plain").changed({"model.norm": norm}))
+    for form in export.SUFFIXES:
+        assert export.export(run, form).difference < 1e-5
+
+
+def test_evaluation_does_not_depend_on_batches_or_workers(
+    train: Train, server: ForkServer
+) -> None:
+    recipe = recipe_of("batch-norm")
+    run = train(recipe.changed({"evaluation_batch": 7}), 1)
+    other = train(recipe.changed({"evaluation_batch": 250}), 3, exchange="gloo")
+    again = evaluate(run, server=server, workers=2)
+    assert run.result["test_loss"] == other.result["test_loss"] == again.loss
+
+
+@pytest.mark.parametrize(
+    "placement", [{"profile": 3}, {"prefetch": "off"}, {"balance": "auto"}]
+)
+def test_nothing_about_a_placement_changes_a_bit(
+    train: Train, placement: dict[str, Any]
+) -> None:
+    recipe = recipe_of("augmented")
+    assert train(recipe, 2, **placement).weights_sha256 == train(recipe).weights_sha256

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from samestep.api.run import Run
+from samestep.config import portable
 from samestep.config.placement import Placement
 from samestep.data.sources import source_of
 from samestep.errors import RunError
@@ -71,6 +72,7 @@ def evaluate(
         resolved, _ = placement_of(placement, placed).resolve(None, running.gpus)
         recipe = recipe_of(read_recipe(model_file), names, {})
         check_trusted(recipe, names)
+        portable.check_device(recipe, resolved.device)
         source_of(recipe.data).prepare()
         run_workers(
             running,

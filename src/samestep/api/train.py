@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from samestep.api.run import Run
-from samestep.config import bf16
+from samestep.config import bf16, portable
 from samestep.config.placement import Placement
 from samestep.config.recipe import Recipe
 from samestep.data.sources import checksums as data_checksums
@@ -77,6 +77,7 @@ def train(
         check_trusted(recipe, names)
         recipe = pretrained.resolved(recipe)
         placement, why = placement.resolve(recipe.micro_batches, running.gpus)
+        portable.check_device(recipe, placement.device)
         notice = source_of(recipe.data).prepare()
         with (
             RunWriter.create(recipe, placement, started) as writer,
@@ -130,6 +131,7 @@ def resume(
         check_trusted(start.recipe, names)
         pretrained.resolved(start.recipe)
         placement, why = placement.resolve(start.recipe.micro_batches, running.gpus)
+        portable.check_device(start.recipe, placement.device)
         notice = source_of(start.recipe.data).prepare()
         with (
             RunWriter.reopen(path, start.recipe, placement, started) as writer,

@@ -1,4 +1,4 @@
-"""What portable arithmetic has no kernels for, as far as a recipe shows it."""
+"""What portable arithmetic has no kernels for, as far as the configuration shows it."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from samestep.config.data import TextData
 from samestep.config.model import CustomLoss, MlpModel
 from samestep.config.optimizer import MuonRecipe
+from samestep.errors import PlacementError
 
 
 if TYPE_CHECKING:
@@ -19,6 +20,15 @@ def check(recipe: "Recipe") -> None:
         raise ValueError(
             f'`arithmetic = "portable"` has no kernels for {"; ".join(parts)}. '
             'Change that, or set `arithmetic = "torch"`'
+        )
+
+
+def check_device(recipe: "Recipe", device: str) -> None:
+    """Raise PlacementError if a portable recipe is to be computed on a GPU."""
+    if recipe.is_portable and device != "cpu":
+        raise PlacementError(
+            f"Portable arithmetic computes on the CPU so far, not on `{device}`. Use "
+            "`--device cpu`, or train with `--set arithmetic=torch`."
         )
 
 

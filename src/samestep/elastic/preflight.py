@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from samestep.api import train
+from samestep.config import portable
 from samestep.config.placement import Placement
 from samestep.config.recipe import Recipe
 from samestep.data.sources import source_of
@@ -117,6 +118,7 @@ class Comparison:
         _check_directory(request.run, recipe, request.recipe is None)
         where = request.placement.model_copy(update={"workers": topology.workers})
         placement, _ = where.resolve(recipe.micro_batches, device.gpus)
+        portable.check_device(recipe, placement.device)
         notice = source_of(recipe.data).prepare()
         described, checksums = train.described(recipe)
         build = device.build() | checksums

@@ -17,7 +17,6 @@ from samestep.core.ownership import Share, contiguous, shares
 from samestep.core.progress import Progress
 from samestep.core.topology import Topology
 from samestep.data.prefetch import HelperProcess, MicroBatches, Prefetcher
-from samestep.errors import PlacementError
 from samestep.exchange import Exchange
 from samestep.kernels.library import load_kernels
 from samestep.messages.job import Setup
@@ -99,7 +98,7 @@ def build_trainer(context: WorkerContext, samples_sha256: str = "") -> Trainer:
     """All workers: build the parts, and go on from the newest snapshot, if any.
 
     `samples_sha256` is that of the samples that the run began with; empty: not known.
-    Raises DataError, RecipeError, OwnCodeError, PlacementError.
+    Raises DataError, RecipeError, OwnCodeError.
     """
     setup, recipe = context.setup, context.recipe
     topology, heartbeat, start = context.topology, context.heartbeat, time.monotonic()
@@ -217,14 +216,9 @@ def _portable_replica(
 ) -> Replica:
     """All workers: do the same for portable arithmetic.
 
-    Raises NotPortable, KernelError, PlacementError.
+    Raises NotPortable, KernelError.
     """
     recipe, flat, kernels = components.recipe, components.flat, load_kernels()
-    if flat.device.type != "cpu":
-        raise PlacementError(
-            "Portable arithmetic computes on the CPU so far, and `device` is "
-            f"{flat.device.type}. Use `--device cpu`, or `--set arithmetic=torch`."
-        )
     exchange.attach(objective, overlap=False)
     passes = RecordedPasses(
         components.model,
