@@ -50,6 +50,7 @@ def test_chaos_changes_no_bit_and_leaves_nothing(tmp_path: Path) -> None:
     ended = subprocess.run(
         [
             *(sys.executable, "-m", "samestep", "chaos", "--kills", "8"),
+            *("--set", "data.train_samples=20000"),
             *("--seed", "1", "--out", str(tmp_path / "chaos")),
         ],
         capture_output=True,
