@@ -69,12 +69,11 @@ static void pack_by_k(float *pack, const float *w, int64_t step, int64_t rows,
 static void fill_rows(const Product *p, Tile *t, int64_t row, int64_t rows,
                       int64_t panel, int64_t k, int is_by_k, const Draws *draws) {
     int64_t first = panel * PANEL, end = smaller(first + PANEL, p->samples);
-    t->terms = t->until = smaller(K_BLOCK, p->terms - k);
-    t->merges = k > 0;
+    t->terms = smaller(K_BLOCK, p->terms - k);
+    t->is_addition = k > 0;
     for (int64_t s = first; s < end; s += TILE_COLUMNS) {
         t->b = p->b + (panel * p->terms + k) * PANEL + s % PANEL;
         t->c = p->c + (panel * p->rows + row) * PANEL + s % PANEL;
-        t->sums = t->c;
         t->columns = parts_of(smaller(TILE_COLUMNS, end - s), VW) * VW;
         fill(t, rows, is_by_k);
     }
@@ -90,8 +89,7 @@ INLINE const float *first_weight(const Product *p, int64_t row, int64_t k) {
 static void fill_group(const Product *p, int64_t k, int64_t tile, int64_t last,
                        int64_t tiles, float *pack) {
     Tile t = {.c_step = PANEL, .a_step = pack ? TILE_ROWS : p->w_step};
-    /* The next tile's rows lie beside these, the next k's follow. */
-    t.ahead = pack ? 12 * TILE_ROWS : 2 * TILE_ROWS;
+    t.ahead_step = p->is_by_k || pack ? t.a_step : 0;
     int64_t terms = smaller(K_BLOCK, p->terms - k);
     for (int64_t panel = 0; panel < parts_of(p->samples, PANEL); panel++) {
         Draws draws;
@@ -103,6 +101,8 @@ static void fill_group(const Product *p, int64_t k, int64_t tile, int64_t last,
             int64_t rows = first_row(p->rows, tiles, n + 1) - row;
             const float *w = first_weight(p, row, k);
             t.a = pack ? pack + (n - tile) * PACKED_TILE : w;
+            /* The next tile's rows lie beside these, the next k's follow. */
+            t.ahead = t.a + (pack ? 12 * TILE_ROWS : 2 * TILE_ROWS);
             if (pack && panel == 0)
                 (p->is_by_k ? pack_by_k : pack_by_row)((float *)t.a, w, p->w_step, rows,
                                                        terms);

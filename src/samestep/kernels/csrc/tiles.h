@@ -16,7 +16,8 @@
 #define TILE_VECTORS 1
 #endif
 #define TILE_COLUMNS (TILE_VECTORS * VW)
-#define TILE_SIZE (TILE_ROWS * PANEL) /* of a tile in memory: rows of PANEL floats */
+#define LINE 16 /* floats of a line of the cache */
+#define TILE_SIZE (TILE_ROWS * TILE_COLUMNS)
 
 #if defined(__clang__)
 #define UNROLL _Pragma("unroll")
@@ -24,38 +25,63 @@
 #define UNROLL _Pragma("GCC unroll 16")
 #endif
 
-/* c[r, 0..columns-1] = chain over k of a[r, k] b[k, :], added to the `merges` tiles
- * that end with `sums`, the last one first. */
+/* One chain of a weight's gradient, and what becomes of its sum: the `merges` sums on
+ * top of the stack are added, the last one first, and the sum takes their place. */
+typedef struct {
+    int64_t a, b;  /* where its terms begin, from where the tile's begin */
+    int64_t terms; /* how many k */
+    int64_t until; /* terms until `a` jumps; then again every PANEL terms */
+    int64_t merges;
+    int64_t size; /* of the stack before it */
+} Chain;
+
+/* c[r, 0..columns-1] = chain over k of a[r, k] b[k, :]. */
 typedef struct {
     const float *a;
     int64_t a_step; /* from one row to the next, or from one k to the next */
     const float *b; /* from one k to the next: PANEL */
-    int64_t ahead;  /* by k: what to prefetch of `a` */
-    int64_t terms;  /* how many k */
-    int64_t until;  /* terms until `a` jumps; then again every PANEL terms */
-    int64_t jump;
-    const float *sums;
-    int64_t merges;
+    const float *ahead; /* what to prefetch with every k */
+    int64_t ahead_step;
+    int64_t terms;   /* of a product: how many k */
+    int is_addition; /* of a product: to what is in c */
+    const Chain *chains; /* of a weight's gradient */
+    const Chain *end;
+    const Chain *last; /* its sum goes to c, others to the stack */
+    int64_t jump;      /* of `a`, from one panel to the next */
+    float *stack;      /* of tiles */
     float *c;
     int64_t c_step, columns;
 } Tile;
 
 typedef vf Sums[TILE_ROWS][TILE_VECTORS];
 
-/* Terms of one row at most: no jump. `row_step` is 1 where `a` lies by k. */
+INLINE void clear_sums(Sums sums, int rows, int vectors) {
+    UNROLL for (int r = 0; r < rows; r++)
+        UNROLL for (int v = 0; v < vectors; v++) sums[r][v] = (vf){0};
+}
+
+/* sums = c + sums */
+INLINE void add_sums(Sums sums, const float *c, int64_t step, int rows, int vectors) {
+    UNROLL for (int r = 0; r < rows; r++)
+        UNROLL for (int v = 0; v < vectors; v++)
+            sums[r][v] = load(c + r * step + v * VW) + sums[r][v];
+}
+
+/* `row_step` is 1 where `a` lies by k. */
 INLINE const float *sum_terms(Sums sums, const float *a, int64_t row_step,
-                              int64_t k_step, int64_t ahead, const float *b,
-                              int64_t terms, int rows, int vectors) {
+                              int64_t k_step, const float *b, int64_t terms,
+                              const float *ahead, int64_t ahead_step, int rows,
+                              int vectors) {
     /* Rows in threes: an address may add once or twice a step, not three times. */
     const float *a3[(TILE_ROWS + 2) / 3];
     UNROLL for (int r = 0; r < rows; r += 3) a3[r / 3] = a + r * row_step;
     for (int64_t k = 0; k < terms; k++, b += PANEL) {
         vf row[TILE_VECTORS];
-        /* By k, what follows in `a` may be no stream that a processor foresees; by row,
-         * b may come from the second cache: two lines of each of its rows. */
-        if (row_step == 1) {
-            __builtin_prefetch(a3[0] + ahead);
-        } else {
+        /* What follows in `a` may be no stream that a processor foresees; by row, b may
+         * come from the second cache: two lines of each of its rows. */
+        __builtin_prefetch(ahead);
+        ahead += ahead_step;
+        if (row_step != 1) {
             __builtin_prefetch(b + 12 * PANEL);
             __builtin_prefetch(b + 12 * PANEL + PANEL / 2);
         }
@@ -85,23 +111,48 @@ INLINE void store_sums(Sums sums, const Tile *t, int rows, int vectors) {
 
 INLINE void fill_tile(const Tile *t, int rows, int vectors, int by_k) {
     Sums sums;
-    UNROLL for (int r = 0; r < rows; r++)
-        UNROLL for (int v = 0; v < vectors; v++) sums[r][v] = (vf){0};
+    clear_sums(sums, rows, vectors);
     int64_t row_step = by_k ? 1 : t->a_step, k_step = by_k ? t->a_step : 1;
-    const float *a = t->a, *b = t->b;
-    for (int64_t left = t->terms, until = t->until; left > 0; until = PANEL) {
-        int64_t terms = left < until ? left : until;
-        a = sum_terms(sums, a, row_step, k_step, t->ahead, b, terms, rows, vectors);
+    sum_terms(sums, t->a, row_step, k_step, t->b, t->terms, t->ahead, t->ahead_step,
+              rows, vectors);
+    if (t->is_addition) add_sums(sums, t->c, t->c_step, rows, vectors);
+    store_sums(sums, t, rows, vectors);
+}
+
+INLINE void sum_chain(Sums sums, const Tile *t, const Chain *chain, int rows,
+                      int vectors) {
+    const float *a = t->a + chain->a, *b = t->b + chain->b;
+    clear_sums(sums, rows, vectors);
+    for (int64_t left = chain->terms, until = chain->until; left > 0; until = PANEL) {
+        int64_t terms = left < until ? left : until, k = PANEL - until;
+        /* The lines of the tile in the next panel, one with each term of this one. */
+        const float *ahead = a - k + PANEL + t->jump + k * LINE;
+        a = sum_terms(sums, a, PANEL, 1, b, terms, ahead, LINE, rows, vectors);
         a += t->jump;
         b += terms * PANEL;
         left -= terms;
     }
-    const float *other = t->sums;
-    for (int64_t m = t->merges; m > 0; m--, other -= TILE_SIZE)
+}
+
+/* All micro-batches of a tile in one function: the next one's terms begin while this
+ * one's are added up the tree. */
+INLINE void sum_chains(const Tile *t, int rows, int vectors) {
+    for (const Chain *chain = t->chains; chain < t->end; chain++) {
+        Sums sums;
+        sum_chain(sums, t, chain, rows, vectors);
+        float *top = t->stack + chain->size * TILE_SIZE;
+        for (int64_t m = chain->merges; m > 0; m--) {
+            top -= TILE_SIZE;
+            add_sums(sums, top, TILE_COLUMNS, rows, vectors);
+        }
+        if (chain == t->last) {
+            store_sums(sums, t, rows, vectors);
+            return;
+        }
         UNROLL for (int r = 0; r < rows; r++)
             UNROLL for (int v = 0; v < vectors; v++)
-                sums[r][v] = load(other + r * PANEL + v * VW) + sums[r][v];
-    store_sums(sums, t, rows, vectors);
+                store(top + r * TILE_COLUMNS + v * VW, sums[r][v]);
+    }
 }
 
 /* One function for each shape of a tile. */
@@ -112,9 +163,13 @@ typedef void (*FillTile)(const Tile *);
     }                                                                            \
     static void by_k_##rows##x##vectors(const Tile *t) {                         \
         fill_tile(t, rows, vectors, 1);                                          \
+    }                                                                            \
+    static void chains_##rows##x##vectors(const Tile *t) {                       \
+        sum_chains(t, rows, vectors);                                            \
     }
 #define NAME_BY_ROW(rows, vectors) by_row_##rows##x##vectors,
 #define NAME_BY_K(rows, vectors) by_k_##rows##x##vectors,
+#define NAME_CHAINS(rows, vectors) chains_##rows##x##vectors,
 #if TILE_ROWS == 12
 #define EACH_ROWS(X, v) X(1, v) X(2, v) X(3, v) X(4, v) X(5, v) X(6, v) X(7, v) \
     X(8, v) X(9, v) X(10, v) X(11, v) X(12, v)
@@ -138,3 +193,5 @@ static const FillTile by_row[TILE_VECTORS][TILE_ROWS] = {
     EACH_VECTORS(NAME_BY_ROW, LIST_BRACED)};
 static const FillTile by_k[TILE_VECTORS][TILE_ROWS] = {
     EACH_VECTORS(NAME_BY_K, LIST_BRACED)};
+static const FillTile by_chains[TILE_VECTORS][TILE_ROWS] = {
+    EACH_VECTORS(NAME_CHAINS, LIST_BRACED)};

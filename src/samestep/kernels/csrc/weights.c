@@ -18,10 +18,14 @@ static int64_t stack_size(const Call *call) {
 
 /* Stacks begin with a line of the cache: stores across two lines would cost a third of
  * the sums of 16 samples. */
-#define LINE 16 /* floats */
 INLINE float *align(float *p) {
     return (float *)(((uintptr_t)p + 63) & ~(uintptr_t)63);
 }
+
+/* How many tiles of rows share a block of x; of few samples x is small, and what counts
+ * is that rows of dW are written from one end to the other. */
+#define TILES_TOGETHER 8
+#define FEW_SAMPLES 128
 
 typedef struct {
     const Call *call;
@@ -29,80 +33,107 @@ typedef struct {
     const float *x;  /* panels [samples, in] */
     int64_t in, out;
     int64_t offset;  /* of the weight in a slot */
-    float *stack;    /* tiles */
+    int64_t tiles;   /* of TILE_ROWS rows at most */
+    const Chain *chains;
+    int64_t num_chains;
+    int64_t stack_size;
+    float *stack; /* tiles, for each tile of rows that is summed */
 } WeightGradient;
 
+/* The chains of all micro-batches in order, blocks of K_BLOCK samples. Returns how many
+ * there are; with NULL only that. */
+static int64_t list_chains(const WeightGradient *g, Chain *chains) {
+    int64_t n = 0, size = 0;
+    for (int64_t m = 0; m < g->call->micro_batches; m++) {
+        int64_t first = g->call->starts[m], end = g->call->starts[m + 1], s = first;
+        do {
+            int64_t terms = smaller(K_BLOCK, end - s);
+            int64_t merges = s > first;
+            if (s + terms == end) merges += g->call->merges[m];
+            if (chains)
+                chains[n] = (Chain){.a = s / PANEL * g->out * PANEL + s % PANEL,
+                                    .b = s * PANEL,
+                                    .terms = terms,
+                                    .until = PANEL - s % PANEL,
+                                    .merges = merges,
+                                    .size = size};
+            size += 1 - merges;
+            s += terms;
+            n++;
+        } while (s < end);
+    }
+    return n;
+}
+
+/* The first chain after `chain` that is no longer among the first K_BLOCK samples. */
+static const Chain *end_of_block(const Chain *chain, const Chain *end) {
+    int64_t terms = 0;
+    do terms += chain++->terms;
+    while (chain < end && terms + chain->terms <= K_BLOCK);
+    return chain;
+}
+
 /* The tile's sums that are left on the stack, all but the last. */
-static void copy_to_slots(const WeightGradient *g, int64_t size, int64_t rows,
-                          int64_t row, int64_t column, int64_t columns) {
+static void copy_to_slots(const WeightGradient *g, const float *stack, int64_t size,
+                          int64_t rows, int64_t row, int64_t column, int64_t columns) {
     for (int64_t n = 0; n < size; n++)
         for (int64_t r = 0; r < rows; r++)
             memcpy(g->call->slots[n] + g->offset + (row + r) * g->in + column,
-                   g->stack + n * TILE_SIZE + r * PANEL, columns * sizeof(float));
+                   stack + n * TILE_SIZE + r * TILE_COLUMNS, columns * sizeof(float));
 }
 
-/* The sum over samples [s, s + terms), added to the `merges` sums on top of the stack,
- * takes their place; the last of all goes to its slot. Returns the stack's size. */
-static int64_t add_samples(const WeightGradient *g, Tile *t, int64_t rows, int64_t s,
-                           int64_t terms, int64_t size, float *slot) {
-    int64_t base = size - t->merges;
-    t->terms = terms;
-    t->until = PANEL - s % PANEL;
-    t->sums = g->stack + (size - 1) * TILE_SIZE;
-    t->c = slot ? slot : g->stack + base * TILE_SIZE;
-    t->c_step = slot ? g->in : PANEL;
-    fill(t, rows, 0);
-    return base + 1;
+/* Tile n of dW, the chains of one block: TILE_COLUMNS columns from `column`. */
+static void sum_tile(const WeightGradient *g, Tile *t, int64_t n, int64_t column) {
+    int64_t row = first_row(g->out, g->tiles, n);
+    int64_t rows = first_row(g->out, g->tiles, n + 1) - row;
+    int64_t left = t->last->size - t->last->merges, place = g->offset + row * g->in;
+    t->a = g->dy + row * PANEL;
+    t->c = g->call->slots[left] + place + column;
+    by_chains[parts_of(t->columns, VW) - 1][rows - 1](t);
+    if (t->end > t->last)
+        copy_to_slots(g, t->stack, left, rows, row, column, t->columns);
 }
 
-/* A tile of dW, all micro-batches: rows [row, row + rows), columns of one panel. */
-static void sum_tile(const WeightGradient *g, int64_t row, int64_t rows, int64_t column,
-                     int64_t columns) {
-    const Call *call = g->call;
-    const float *dy = g->dy + row * PANEL;
-    const float *x = g->x + column / PANEL * call->capacity * PANEL + column % PANEL;
-    Tile t = {.a_step = PANEL, .jump = (g->out - 1) * PANEL, .columns = columns};
-    int64_t size = 0;
-    for (int64_t m = 0; m < call->micro_batches; m++) {
-        int64_t first = call->starts[m], end = call->starts[m + 1], s = first;
-        do {
-            int64_t terms = smaller(K_BLOCK, end - s);
-            int is_end = s + terms == end;
-            t.merges = (s > first) + (is_end ? call->merges[m] : 0);
-            t.a = dy + s / PANEL * g->out * PANEL + s % PANEL;
-            t.b = x + s * PANEL;
-            float *slot = NULL;
-            if (is_end && m == call->micro_batches - 1)
-                slot = call->slots[size - t.merges] + g->offset + row * g->in + column;
-            size = add_samples(g, &t, rows, s, terms, size, slot);
-            s += terms;
-        } while (s < end);
+/* Tiles [first, last) of rows, all micro-batches: a block of x stays in the first cache
+ * while the rows pass by, each with a stack of its own. */
+static void sum_column(const WeightGradient *g, int64_t first, int64_t last,
+                       int64_t column) {
+    const Chain *end = g->chains + g->num_chains;
+    int64_t panel = column / PANEL * g->call->capacity;
+    Tile t = {.a_step = PANEL,
+              .b = g->x + panel * PANEL + column % PANEL,
+              .jump = (g->out - 1) * PANEL,
+              .last = end - 1,
+              .c_step = g->in,
+              .columns = smaller(TILE_COLUMNS, g->in - column)};
+    for (t.chains = g->chains; t.chains < end; t.chains = t.end) {
+        t.end = end_of_block(t.chains, end);
+        for (int64_t n = first; n < last; n++) {
+            t.stack = g->stack + (n - first) * g->stack_size * TILE_SIZE;
+            sum_tile(g, &t, n, column);
+        }
     }
-    copy_to_slots(g, size - 1, rows, row, column, columns);
 }
-
-/* Elements of x that stay in the second cache while the rows of dy pass by. */
-#define GROUP_SIZE (1 << 16)
 
 static void op_linear_grad_weight(const Op *op, const Call *call) {
-    float room[stack_size(call) * TILE_SIZE + LINE];
-    const WeightGradient g = {.call = call,
-                              .dy = call->buffers[op->i[0]],
-                              .x = call->buffers[op->i[1]],
-                              .in = op->i[2],
-                              .out = op->i[3],
-                              .offset = op->i[4],
-                              .stack = align(room)};
-    int64_t tiles = parts_of(g.out, TILE_ROWS);
-    int64_t group = (GROUP_SIZE / (call->capacity * PANEL + 1) + 1) * PANEL;
-    for (int64_t first = 0; first < g.in; first += group)
-        for (int64_t n = 0; n < tiles; n++) {
-            int64_t row = first_row(g.out, tiles, n);
-            int64_t rows = first_row(g.out, tiles, n + 1) - row;
-            int64_t end = smaller(first + group, g.in);
-            for (int64_t column = first; column < end; column += TILE_COLUMNS)
-                sum_tile(&g, row, rows, column, smaller(TILE_COLUMNS, g.in - column));
-        }
+    int64_t samples = call->starts[call->micro_batches];
+    int64_t together = samples > FEW_SAMPLES ? TILES_TOGETHER : 1;
+    WeightGradient g = {.call = call,
+                        .dy = call->buffers[op->i[0]],
+                        .x = call->buffers[op->i[1]],
+                        .in = op->i[2],
+                        .out = op->i[3],
+                        .offset = op->i[4],
+                        .tiles = parts_of(op->i[3], TILE_ROWS),
+                        .stack_size = stack_size(call)};
+    float room[together * g.stack_size * TILE_SIZE + LINE];
+    Chain chains[list_chains(&g, NULL)];
+    g.stack = align(room);
+    g.chains = chains;
+    g.num_chains = list_chains(&g, chains);
+    for (int64_t n = 0; n < g.tiles; n += together)
+        for (int64_t column = 0; column < g.in; column += TILE_COLUMNS)
+            sum_column(&g, n, smaller(n + together, g.tiles), column);
 }
 
 /* The lanes of one feature's sum over a block, samples [first, end). */
