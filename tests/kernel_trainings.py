@@ -14,7 +14,8 @@ from torch import nn
 from samestep.core.tree import num_merges
 from samestep.kernels.interface import Call, OpKind, Optimizer, OptimizerKind
 from samestep.kernels.library import load_kernels
-from samestep.kernels.lower import LossOp, Places, lower
+from samestep.kernels.lower import lower
+from samestep.kernels.lowering import LossOp, Places
 from samestep.kernels.program import PANEL, Buffer, Op, Program
 from samestep.kernels.program_file import (
     OPTIMIZER,

@@ -1,7 +1,7 @@
 """The Python API: train and resume, from a script or the command line."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from samestep.output.trackers import Tracker, Tracking
 from samestep.state import pretrained
 from samestep.supervisor.forkserver_client import ForkServer, given_or_new
 from samestep.supervisor.recovery import build_of
-from samestep.supervisor.resume import find_start
+from samestep.supervisor.resume import Start, find_start
 from samestep.supervisor.session import Session, supervise
 from samestep.system.json_values import JsonObject
 from samestep.system.log import shown_on_stderr
@@ -143,16 +143,20 @@ def resume(
             most = placement.max_restarts
             build = build_of(running, placement.device, most) | conditions
             warnings = [] if allow_different_numerics else start.check(build)
-            shown.note(_headline(start.recipe, why))
-            for warning in [*start.warnings, *warnings]:
-                shown.warn(warning)
-            shown.note(start.headline)
+            _announce(shown, start, why, warnings)
             writer.rewind(start.step, start.epochs)
             writer.start("resumed", facts, running.device(placement.device))
             session = Session(writer, shown, conditions)
             kept = {} if allow_different_numerics else start.kept
             record = supervise(session, running, given, notice, start.checkpoint, kept)
             return Run(record.path, record.result)
+
+
+def _announce(view: View, start: Start, why: str, warnings: Sequence[str]) -> None:
+    view.note(_headline(start.recipe, why))
+    for warning in [*start.warnings, *warnings]:
+        view.warn(warning)
+    view.note(start.headline)
 
 
 def described(recipe: Recipe) -> tuple[JsonObject, dict[str, str]]:

@@ -23,7 +23,8 @@ from samestep.data.dataset import Dataset
 from samestep.exchange import Exchange
 from samestep.kernels.execution import Execution
 from samestep.kernels.interface import Kernels, OpKind
-from samestep.kernels.lower import LossOp, Places, lower
+from samestep.kernels.lower import lower
+from samestep.kernels.lowering import LossOp, Places
 from samestep.kernels.program import Program
 from samestep.models.objective import ignored_label
 from samestep.portable import inputs

@@ -5,8 +5,32 @@ import torch
 from samestep.core.metric import COUNTED
 from samestep.core.progress import Progress
 from samestep.data.dataset import Dataset
-from samestep.messages.training import EpochRecord, StepRecord
+from samestep.messages.training import EpochRecord, Started, StepRecord
 from samestep.training.timing import Times, by_phase
+from samestep.training.trainer import Replica, Trainer
+
+
+def started(trainer: Trainer) -> Started:
+    """Return the message with which a training begins."""
+    plan, replica = trainer.samples.plan, trainer.replica
+    return Started(
+        step=trainer.progress.step,
+        steps_per_epoch=plan.steps_per_epoch,
+        train_samples=plan.num_samples,
+        parameters=sum(p.numel() for p in replica.model.parameters()),
+        layout=replica.flat.layout.to_dict(),
+        conditions=trainer.conditions,
+        torch=torch.__version__,
+        instruction_set=_instruction_set(replica),
+    )
+
+
+def _instruction_set(replica: Replica) -> str:
+    """Return that of the kernels: torch's, or those of portable arithmetic."""
+    if replica.passes is None:
+        return torch.backends.cpu.get_cpu_capability()
+    isa: bytes = replica.passes.kernels.isa
+    return isa.decode()
 
 
 def step_record(

@@ -26,7 +26,6 @@ from samestep.messages.training import (
     NoTargets,
     Rebalanced,
     SnapshotSaved,
-    Started,
     Stopped,
     StragglerFound,
 )
@@ -36,9 +35,14 @@ from samestep.state import dtypes
 from samestep.state.fingerprint import fingerprint
 from samestep.system.json_values import JsonObject
 from samestep.training.cadence import Decision
-from samestep.training.progress import epoch_record, own_metrics, step_record
+from samestep.training.progress import (
+    epoch_record,
+    own_metrics,
+    started,
+    step_record,
+)
 from samestep.training.timing import PHASES, Times
-from samestep.training.trainer import Replica, Trainer, steps_per_report
+from samestep.training.trainer import Trainer, steps_per_report
 from samestep.user_code.references import names
 from samestep.verification import replicas
 
@@ -49,7 +53,7 @@ def train(trainer: Trainer) -> bool:
     Returns False if the training was asked to stop before its end.
     """
     progress, clock = trainer.progress, trainer.monitor.clock
-    _report_start(trainer)
+    trainer.report(started(trainer))
     _probe(trainer)
     while not is_over(trainer):
         decision, record = train_epoch(trainer)
@@ -326,30 +330,6 @@ def _inspect(trainer: Trainer, split: str) -> JsonObject:
         return {}
     details = trainer.evaluator.inspect(split)
     return {f"{split}_{key}": value for key, value in details.items()}
-
-
-def _report_start(trainer: Trainer) -> None:
-    plan, replica = trainer.samples.plan, trainer.replica
-    trainer.report(
-        Started(
-            step=trainer.progress.step,
-            steps_per_epoch=plan.steps_per_epoch,
-            train_samples=plan.num_samples,
-            parameters=sum(p.numel() for p in replica.model.parameters()),
-            layout=replica.flat.layout.to_dict(),
-            conditions=trainer.conditions,
-            torch=torch.__version__,
-            instruction_set=_instruction_set(replica),
-        )
-    )
-
-
-def _instruction_set(replica: Replica) -> str:
-    """Return that of the kernels: torch's, or those of portable arithmetic."""
-    if replica.passes is None:
-        return torch.backends.cpu.get_cpu_capability()
-    isa: bytes = replica.passes.kernels.isa
-    return isa.decode()
 
 
 def _report_steps(trainer: Trainer, epoch: int) -> None:
