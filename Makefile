@@ -58,9 +58,10 @@ sanitize: .venv/tested
 kinds: .venv/tested
 	$(PYTEST) tests/test_kinds.py -m "full or not full"
 
-# The functions of portable arithmetic on all floats, on this processor; 20 minutes.
+# The functions of portable arithmetic on all floats, on this processor; 10 minutes.
+# Some of them: make arithmetic FUNCTIONS="exp or log"
 arithmetic: .venv/tested
-	$(PYTEST) tests/test_kernels_functions.py -n0 -m "full or not full"
+	$(PYTEST) tests/test_kernels_functions.py -n0 -m "full or not full" -k "$(FUNCTIONS)"
 
 # Modules of other libraries, which are installed beside what the tests need.
 zoo:

@@ -17,8 +17,8 @@ static float product(const float *a, int64_t a_step, const float *b, int64_t b_s
 }
 
 /* y [samples, out] from x [samples, in], w [out, in] and bias [out] or NULL. */
-void linear(const float *x, const float *w, const float *bias, float *y, int64_t samples,
-            int64_t in, int64_t out, int32_t is_relu) {
+void linear(const float *x, const float *w, const float *bias, float *y,
+            int64_t samples, int64_t in, int64_t out, int32_t is_relu) {
     for (int64_t s = 0; s < samples; s++)
         for (int64_t o = 0; o < out; o++) {
             float v = product(w + o * in, 1, x + s * in, 1, in);
@@ -39,8 +39,8 @@ void grad_input(const float *dy, const float *w, const float *gate, float factor
 }
 
 /* dw [out, in] of one micro-batch. */
-void grad_weight(const float *dy, const float *x, float *dw, int64_t samples, int64_t in,
-                 int64_t out) {
+void grad_weight(const float *dy, const float *x, float *dw, int64_t samples,
+                 int64_t in, int64_t out) {
     for (int64_t o = 0; o < out; o++)
         for (int64_t i = 0; i < in; i++)
             dw[o * in + i] = product(dy + o, out, x + i, in, samples);

@@ -1,6 +1,7 @@
 /* The functions of docs/arithmetic.md, as plainly as they can be written. */
 #include <math.h>
 #include <stdint.h>
+#include <string.h>
 
 static double polynomial(double x, const double *c, int size) {
     double sum = c[size - 1];
@@ -115,11 +116,9 @@ void reference_function(int32_t number, const float *x, float *y, int64_t size) 
         y[i] = number < 7 ? (float)of[number](x[i]) : 1 / sqrtf(x[i]);
 }
 
-/* The largest error of y, in units in the last place of the C library's results in
- * double. Where a NaN, an infinity (beyond the largest float) or the sign of a zero is
- * missing, or should not be there, it is infinite. */
-static double sigmoid_exact(double x) { return 1 / (1 + exp(-x)); }
-static double rsqrt_exact(double x) { return 1 / sqrt(x); }
+/* The error of y in units in the last place of the C library's result in double. Where
+ * a NaN, an infinity (beyond the largest float) or the sign of a zero is missing, or
+ * should not be there, it is infinite. */
 static double error_of(float y, double exact) {
     float nearest = (float)exact;
     if (isnan(y) || isnan(nearest)) return isnan(y) && isnan(nearest) ? 0 : INFINITY;
@@ -128,12 +127,20 @@ static double error_of(float y, double exact) {
     int exponent = exact == 0 ? -126 : ilogb(exact);
     return fabs(y - exact) * ldexp(1, 23 - (exponent < -126 ? -126 : exponent));
 }
+static int have_same_bits(float x, float y) { return memcmp(&x, &y, sizeof x) == 0; }
+
+static double sigmoid_exact(double x) { return 1 / (1 + exp(-x)); }
+static double rsqrt_exact(double x) { return 1 / sqrt(x); }
+/* The largest error of y, or 0.5 if none is larger: nearly all results are the floats
+ * nearest to the exact ones, and those are not measured. */
 double reference_error(int32_t number, const float *x, const float *y, int64_t size) {
     double (*const of[])(double) = {exp, log, tanh, sigmoid_exact,
                                     erf, sin, cos,  rsqrt_exact};
-    double largest = 0;
+    double largest = 0.5;
     for (int64_t i = 0; i < size; i++) {
-        double error = error_of(y[i], of[number](x[i]));
+        double exact = of[number](x[i]);
+        if (have_same_bits(y[i], (float)exact)) continue;
+        double error = error_of(y[i], exact);
         if (error > largest) largest = error;
     }
     return largest;

@@ -122,7 +122,8 @@ static void batch_norm_feature(In op, At call, int64_t f) {
     float means[count], variances[count];
     float old_mean = call->running[op->i[7] + f];
     float old_variance = call->running[op->i[8] + f];
-    float weight = call->parameters[op->i[5] + f], bias = call->parameters[op->i[6] + f];
+    float weight = call->parameters[op->i[5] + f];
+    float bias = call->parameters[op->i[6] + f];
     for (int64_t m = 0; m < count; m++) {
         int64_t start = call->starts[m], b = call->starts[m + 1] - start;
         float x[b + 1], d[b + 1], squares[b + 1];

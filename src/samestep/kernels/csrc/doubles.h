@@ -14,7 +14,6 @@ typedef int64_t vl __attribute__((vector_size(4 * VW)));
 typedef uint64_t vul __attribute__((vector_size(4 * VW)));
 typedef double vd_memory __attribute__((vector_size(4 * VW), aligned(8), may_alias));
 
-INLINE vd load_double(const double *p) { return *(const vd_memory *)p; }
 INLINE void store_double(double *p, vd x) { *(vd_memory *)p = x; }
 INLINE vd splat_double(double x) { return x - (vd){0}; }
 INLINE vd select_double(vl mask, vd a, vd b) {

@@ -31,7 +31,7 @@ static int64_t micro_batch_of(const Call *call, int64_t column) {
 }
 
 /* For the panel that begins at column `first`, and dropout with a float p < 1. */
-__attribute__((unused)) static void prepare_draws(Draws *draws, const Call *call, int64_t first, int64_t width,
+static void prepare_draws(Draws *draws, const Call *call, int64_t first, int64_t width,
                           int64_t stream, float p) {
     int64_t m = micro_batch_of(call, first);
     for (int64_t c = 0; c < PANEL; c++) {

@@ -1,6 +1,5 @@
 /* Activations, their gradients, and outputs for the caller. Whole panels are computed,
  * padding too: an element depends on nothing beside it. */
-#include "draws.h"
 
 INLINE int64_t num_samples(const Call *call) {
     return call->starts[call->micro_batches];
@@ -26,14 +25,16 @@ static void op_activate(const Op *op, const Call *call) {
     }
 }
 
-/* gate <= 0 ? +0 : dy * factor, and dy where a gate is a NaN. */
-INLINE vf gated(vf dy, vf gate, float factor) { return keep(~(gate <= 0), dy * factor); }
+/* gate <= 0 ? +0 : dy * factor; a gate that is a NaN is open. */
+INLINE vf gated(vf dy, vf gate, float factor) {
+    return keep(~(gate <= 0), dy * factor);
+}
 
 static void op_gate(const Op *op, const Call *call) {
     const float *dy = call->buffers[op->i[0]], *gate = call->buffers[op->i[2]];
     float *dx = call->buffers[op->i[1]];
-    int64_t panels = (num_samples(call) + PANEL - 1) / PANEL;
-    for (int64_t i = 0; i < panels * op->i[3] * PANEL; i += VW)
+    int64_t size = parts_of(num_samples(call), PANEL) * op->i[3] * PANEL;
+    for (int64_t i = 0; i < size; i += VW)
         store(dx + i, gated(load(dy + i), load(gate + i), op->f[0]));
 }
 

@@ -1,8 +1,8 @@
 /* Functions of one float, computed in double out of + - * / only and rounded to float
- * once: the error is at most 0.51 units in the last place for all 2^32 inputs (rsqrt,
- * in float: 1). docs/arithmetic.md has the formulas; `make arithmetic` tests all inputs.
- * The coefficients interpolate at Chebyshev nodes, or are weighted least squares (erf),
- * with a relative error of the result of 2^-31.8 to 2^-36. */
+ * once: so the error is at most 0.51 units in the last place (rsqrt, in float: 1.5).
+ * docs/arithmetic.md has the formulas, with the same names; `make arithmetic` tests all
+ * 2^32 inputs. The coefficients interpolate at Chebyshev nodes, or are weighted least
+ * squares (erf), with a relative error of the result of 2^-31.8 to 2^-36. */
 #ifndef FUNCTIONS_H
 #define FUNCTIONS_H
 
@@ -16,19 +16,20 @@ INLINE vd polynomial(vd x, const double *c, int size) {
     return sum;
 }
 
-/* Added and subtracted again, it rounds to an integer; its low bits are that integer. */
+/* Added and subtracted again, it rounds to an integer. The sum's low bits are that
+ * integer, modulo 2^51. */
 #define ROUND 0x1.8p52
 
-/* e^x = 2^n (1 + r P(r)), |r| <= log(2) / 2, for |x| <= 128: returns r P(r) and sets
+/* e^x = 2^n (1 + r E(r)), |r| <= log(2) / 2, for |x| <= 128: returns r E(r) and sets
  * `power` to 2^n. A NaN gives a NaN and an arbitrary power. */
 INLINE vd exp_parts(vd x, vd *power) {
-    static const double P[] = {
+    static const double E[] = {
         0x1p0, 0x1.000000288b44fp-1, 0x1.555555675861fp-3, 0x1.5554acaf47b8cp-5,
         0x1.1110c6242ab95p-7, 0x1.6d7565c858406p-10, 0x1.a15197f39bb88p-13};
     vd shifted = x * 0x1.71547652b82fep+0 + ROUND;
     vd r = x - (shifted - ROUND) * 0x1.62e42fefa39efp-1;
     *power = (vd)(((vul)shifted + 1023) << 52);
-    return r * POLYNOMIAL(r, P);
+    return r * POLYNOMIAL(r, E);
 }
 INLINE vd exp_double(vd x) {
     vd power, rest = exp_parts(clamp(x, -110, 90), &power);
@@ -40,16 +41,16 @@ INLINE vd expm1_double(vd x) {
     return rest * power + (power - 1);
 }
 
-/* x = 2^k m with m in [sqrt(1/2), sqrt(2)); log(m) = s (2 + s^2 P(s^2)). */
+/* x = 2^k m with m in [sqrt(1/2), sqrt(2)); log(m) = s (2 + s^2 L(s^2)). */
 INLINE vd log_double(vd x) {
-    static const double P[] = {0x1.5555554b9093fp-1, 0x1.9999ec3729b4fp-2,
+    static const double L[] = {0x1.5555554b9093fp-1, 0x1.9999ec3729b4fp-2,
                                0x1.245be339569aep-2, 0x1.dde346532ee16p-3};
     vul bits = (vul)x;
     vul k = (bits - (0x3FE6A09E667F3BCDu - (1023ull << 52))) >> 52; /* k + 1023 */
     vd m = (vd)(bits - ((k - 1023) << 52));
     vd s = (m - 1) / (m + 1), z = s * s;
     vd exponent = (vd)(k | 0x4330000000000000u) - 0x1.00000000003ffp52;
-    vd y = exponent * 0x1.62e42fefa39efp-1 + s * (z * POLYNOMIAL(z, P) + 2);
+    vd y = exponent * 0x1.62e42fefa39efp-1 + s * (z * POLYNOMIAL(z, L) + 2);
     y = select_double(x == __builtin_inf(), x, y);
     y = select_double(x == 0, splat_double(-__builtin_inf()), y);
     return select_double(x >= 0, y, splat_double(__builtin_nan("")));
@@ -63,15 +64,15 @@ INLINE vd sigmoid_double(vd x) {
     vd power, rest = exp_parts(clamp(-x, -110, 110), &power);
     return 1 / ((rest + 1) * power + 1);
 }
-/* erf(x) = 1 - e^(-x P(x)) for 0 <= x <= 3.95; beyond 3.92 it is 1 as a float. */
+/* erf(x) = 1 - e^(-x F(x)) for 0 <= x <= 3.95; beyond 3.92 it is 1 as a float. */
 INLINE vd erf_double(vd x) {
-    static const double P[] = {
+    static const double F[] = {
         0x1.20dd7503b0dccp+0, 0x1.45f3076a5cd55p-1, 0x1.a4f477a1aa1f4p-4,
         -0x1.39571a81db2e9p-6, -0x1.da9babaa2b633p-13, 0x1.c8b7ed6978843p-10,
         -0x1.5db10c3b8bd2fp-11, 0x1.c5c134ad99c10p-14, 0x1.1ab255b8447c0p-17,
         -0x1.06f3ad99fd0c0p-17, 0x1.940ce0207b849p-20, -0x1.c4c08194c610ap-24};
     vd t = clamp(abs_double(x), 0, 3.95);
-    return with_sign(expm1_double(-(t * POLYNOMIAL(t, P))), x);
+    return with_sign(expm1_double(-(t * POLYNOMIAL(t, F))), x);
 }
 
 /* 2 / pi, in binary digits after the point. */
@@ -162,7 +163,8 @@ enum { EXP, LOG, TANH, SIGMOID, ERF, SIN, COS, RSQRT };
     static void name##_array(const float *x, float *y, int64_t size) {          \
         int64_t i = 0;                                                          \
         for (; i + VW <= size; i += VW) store(y + i, name##_(load(x + i)));     \
-        if (i < size) store_part(y + i, name##_(load_part(x + i, size - i)), size - i); \
+        int64_t n = size - i;                                                   \
+        if (n > 0) store_part(y + i, name##_(load_part(x + i, n)), n);          \
     }
 ON_ARRAY(exp)
 ON_ARRAY(log)

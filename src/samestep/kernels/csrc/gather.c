@@ -1,7 +1,7 @@
 /* Inputs into panels, both ways: by feature, as the forward product reads them, and by
  * sample, as the gradient of the weight does. Blocks of 16 samples and features stay in
- * registers or in the nearest cache between the two. Padding up to a panel's end is +0. */
-#include "reductions.h"
+ * registers or in the nearest cache between the two. Padding up to a panel's end is +0:
+ * products add whole panels. */
 
 typedef uint8_t Bytes __attribute__((vector_size(16)));
 
@@ -50,7 +50,7 @@ INLINE Lanes widen(Bytes x) {
 }
 #endif
 
-/* Zipping the halves four times is a rotation of the digits of (row, column). */
+/* As transpose_block, for bytes. */
 INLINE void transpose_bytes(Bytes block[16]) {
     UNROLL for (int round = 0; round < 4; round++) {
         Bytes zipped[16];
@@ -107,7 +107,7 @@ INLINE void load_block(const Gather *g, const uint8_t *const *rows, int64_t f,
 
 INLINE void store_by_sample(const Gather *g, int64_t s, int64_t f,
                             const Channels *channels, const Bytes block[16]) {
-    int64_t rows = g->samples - s < 16 ? g->samples - s : 16;
+    int64_t rows = smaller(16, g->samples - s);
     float *to =
         g->by_sample + (f / PANEL * g->call->capacity + s) * PANEL + f % PANEL;
     Lanes scale = lanes_at(channels->scale), offset = lanes_at(channels->offset);
@@ -121,9 +121,9 @@ INLINE void store_by_sample(const Gather *g, int64_t s, int64_t f,
 INLINE void store_by_feature(const Gather *g, int64_t s, int64_t f,
                              const Channels *channels, Bytes block[16]) {
     transpose_bytes(block);
-    int64_t rows = g->features - f < 16 ? g->features - f : 16;
+    int64_t rows = smaller(16, g->features - f);
     float *to = g->by_feature + (s / PANEL * g->features + f) * PANEL + s % PANEL;
-    int64_t samples = g->samples - s < LANES ? g->samples - s : LANES;
+    int64_t samples = smaller(LANES, g->samples - s);
     for (int64_t j = 0; j < rows; j++) {
         Lanes x = widen(block[j]);
         for (int k = 0; k < LANES / VW; k++)
@@ -134,7 +134,8 @@ INLINE void store_by_feature(const Gather *g, int64_t s, int64_t f,
 
 /* The panel of samples [s, s + 32), whose rows of bytes are `rows` or NULL. */
 static void gather_panel(const Gather *g, int64_t s, const uint8_t *const *rows) {
-    int64_t end = g->by_sample ? (g->features + PANEL - 1) / PANEL * PANEL : g->features;
+    int64_t panels = parts_of(g->features, PANEL);
+    int64_t end = g->by_sample ? panels * PANEL : g->features;
     for (int64_t f = 0; f < end; f += LANES) {
         Channels channels = channels_at(g, f);
         for (int64_t half = 0; half < PANEL; half += LANES) {
@@ -148,8 +149,8 @@ static void gather_panel(const Gather *g, int64_t s, const uint8_t *const *rows)
     }
 }
 
-/* Rows lie anywhere in memory: ask for all of a panel's before using the first, one line
- * of every row after the other, so that their pages are looked up at the same time. */
+/* Rows lie anywhere in memory: ask for all of a panel's before using the first, one
+ * line of every row after the other, so that pages are looked up at the same time. */
 static void prefetch_rows(const Gather *g, const uint8_t *const *rows) {
     for (int64_t i = 0; i < g->features; i += 64)
         for (int64_t j = 0; j < PANEL; j++)
@@ -184,17 +185,6 @@ INLINE vf load_row(const float *row, int64_t c, int64_t size) {
     return c < size ? load_part(row + c, size - c) : (vf){0};
 }
 
-INLINE void transpose_floats(vf block[VW]) {
-    for (int round = 1; round < VW; round *= 2) {
-        vf zipped[VW];
-        for (int j = 0; j < VW / 2; j++) {
-            zipped[2 * j] = zip_low(block[j], block[j + VW / 2]);
-            zipped[2 * j + 1] = zip_high(block[j], block[j + VW / 2]);
-        }
-        for (int j = 0; j < VW; j++) block[j] = zipped[j];
-    }
-}
-
 /* Samples [s, s + VW) at features [f, f + VW). */
 static void load_floats(const Gather *g, int64_t s, int64_t f) {
     vf block[VW];
@@ -208,7 +198,7 @@ static void load_floats(const Gather *g, int64_t s, int64_t f) {
                   block[j]);
     }
     if (!g->by_feature) return;
-    transpose_floats(block);
+    transpose_block(block);
     for (int64_t j = 0; j < VW && f + j < g->features; j++)
         store(g->by_feature + (s / PANEL * g->features + f + j) * PANEL + s % PANEL,
               block[j]);
@@ -220,8 +210,8 @@ static void op_load(const Op *op, const Call *call) {
                 .by_sample = buffer_or_null(call, op->i[1]),
                 .features = op->i[2],
                 .samples = num_samples(call)};
-    int64_t panels = (g.samples + PANEL - 1) / PANEL;
-    int64_t end = (g.features + PANEL - 1) / PANEL * PANEL;
-    for (int64_t s = 0; s < panels * PANEL; s += VW)
+    int64_t columns = parts_of(g.samples, PANEL) * PANEL;
+    int64_t end = parts_of(g.features, PANEL) * PANEL;
+    for (int64_t s = 0; s < columns; s += VW)
         for (int64_t f = 0; f < end; f += VW) load_floats(&g, s, f);
 }

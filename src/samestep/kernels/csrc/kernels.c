@@ -1,4 +1,5 @@
-/* All kernels for one instruction set, compiled once for each: -DISA=v4 -march=... */
+/* All kernels for one instruction set: one unit, compiled once for each (-DISA=v4
+ * -march=...). Files use what those above them define. */
 #include <stddef.h>
 
 #include "samestep.h"

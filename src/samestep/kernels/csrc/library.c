@@ -1,5 +1,5 @@
-/* The exported symbols: what the library is, and the choice of the kernels. This file is
- * compiled for any processor of the architecture; it must run before the choice. */
+/* The exported symbols: what the library is, and the choice of the kernels. This file
+ * is compiled for any processor of the architecture: it runs before the choice. */
 #include "samestep.h"
 
 #include <stddef.h>
@@ -23,7 +23,7 @@ static Registers ask(unsigned leaf) {
 
 static int all(unsigned value, unsigned bits) { return (value & bits) == bits; }
 
-/* The states that the operating system saves (XCR0); AVX needs more than a processor. */
+/* The states that the operating system saves (XCR0): AVX needs its support, too. */
 static unsigned saved_states(void) {
     if (!all(ask(1).c, bit_OSXSAVE)) return 0;
     unsigned low, high;

@@ -117,9 +117,8 @@ INLINE void cross_entropy(const Op *op, const Call *call, Columns logits, float 
     vf total = sum_of_terms(&sums);
     Targets targets = targets_of(op, call, logits);
     vf loss = losses_of(logits, targets, top, log_(total), smoothing);
-    int64_t left = logits.samples - logits.column;
     store_part(call->losses + logits.column, keep(~targets.is_ignored, loss),
-               left < VW ? left : VW);
+               smaller(VW, logits.samples - logits.column));
     store_answers(call, logits, targets, answer);
     if (to) store_gradients(to, logits, targets, top, total, smoothing, call->weight);
 }
@@ -155,7 +154,7 @@ static void op_cross_entropy(const Op *op, const Call *call) {
 
 INLINE void squared_error(const Call *call, Columns outputs, float *to) {
     SumsOfSamples squares = {0}, errors = {0};
-    int64_t left = outputs.samples - outputs.column, n = left < VW ? left : VW;
+    int64_t n = smaller(VW, outputs.samples - outputs.column);
     for (int64_t v = 0; v < outputs.rows; v++) {
         float targets[VW] = {0};
         for (int64_t j = 0; j < n; j++)

@@ -1,8 +1,6 @@
 /* BatchNorm. The first pass, feature by feature, takes the statistics of every
  * micro-batch and normalises; the second, panel by panel, is elementwise. */
 
-#include "reductions.h"
-
 /* One feature of a matrix by feature. */
 typedef struct {
     float *row;   /* in the first panel */
@@ -13,21 +11,20 @@ INLINE Feature feature_of(const Call *call, int64_t buffer, int64_t features,
                           int64_t f) {
     return (Feature){call->buffers[buffer] + f * PANEL, features * PANEL};
 }
-INLINE int64_t at_most(int64_t n, int64_t limit) { return n < limit ? n : limit; }
 
 /* The sum over a block, columns [start, end). */
 INLINE float block_sum(Feature x, int64_t start, int64_t end) {
     Lanes sum = {0};
     for (int64_t c = start; c < end; c += LANES)
         sum = add_lanes(sum,
-                        load_columns(x.row, x.step, c, at_most(end - c, LANES)));
+                        load_columns(x.row, x.step, c, smaller(LANES, end - c)));
     return sum_of(sum);
 }
 /* That of the squared distances from the mean. */
 INLINE float block_squares(Feature x, float mean, int64_t start, int64_t end) {
     Lanes sum = {0};
     for (int64_t c = start; c < end; c += LANES) {
-        int64_t n = at_most(end - c, LANES);
+        int64_t n = smaller(LANES, end - c);
         Lanes d = load_columns(x.row, x.step, c, n);
         for (int j = 0; j < LANES / VW; j++) {
             d.part[j] -= mean;
@@ -40,19 +37,19 @@ INLINE float block_squares(Feature x, float mean, int64_t start, int64_t end) {
 INLINE float mean_of(Feature x, int64_t start, int64_t end) {
     float sum = 0;
     for (int64_t c = start; c < end; c += K_BLOCK)
-        sum += block_sum(x, c, at_most(c + K_BLOCK, end));
+        sum += block_sum(x, c, smaller(c + K_BLOCK, end));
     return sum / (float)(end - start);
 }
 INLINE float variance_of(Feature x, float mean, int64_t start, int64_t end) {
     float sum = 0;
     for (int64_t c = start; c < end; c += K_BLOCK)
-        sum += block_squares(x, mean, c, at_most(c + K_BLOCK, end));
+        sum += block_squares(x, mean, c, smaller(c + K_BLOCK, end));
     return sum / (float)(end - start);
 }
 INLINE void normalise(Feature x, Feature z, float mean, float inverse, int64_t start,
                       int64_t end) {
     for (int64_t c = start; c < end; c += LANES) {
-        int64_t n = at_most(end - c, LANES);
+        int64_t n = smaller(LANES, end - c);
         Lanes d = load_columns(x.row, x.step, c, n);
         for (int j = 0; j < LANES / VW; j++) d.part[j] = (d.part[j] - mean) * inverse;
         store_columns(z.row, z.step, c, n, d);
@@ -107,7 +104,7 @@ static void take_all_statistics(const Op *op, const Call *call) {
     int64_t features = op->i[4];
     Group group = {.op = op, .call = call};
     for (int64_t f = 0; f < features; f += VW) {
-        group.first = f, group.n = at_most(features - f, VW);
+        group.first = f, group.n = smaller(VW, features - f);
         for (int64_t j = 0; j < group.n; j++) {
             begin_sum(&group.means[j], call, call->tail + op->i[9] + f + j);
             begin_sum(&group.variances[j], call, call->tail + op->i[10] + f + j);
@@ -170,7 +167,7 @@ INLINE void add_block(const FeatureGradient *g, int64_t start, int64_t end,
                       float *dbias, float *dweight) {
     Lanes sum = {0}, products = {0};
     for (int64_t c = start; c < end; c += LANES) {
-        int64_t n = at_most(end - c, LANES);
+        int64_t n = smaller(LANES, end - c);
         Lanes dy = gated_columns(g, c, n);
         Lanes z = load_columns(g->z.row, g->z.step, c, n);
         sum = add_lanes(sum, dy);
@@ -184,7 +181,7 @@ INLINE void add_block(const FeatureGradient *g, int64_t start, int64_t end,
 INLINE void grad_columns(const FeatureGradient *g, int64_t start, int64_t end,
                          float scale, float mean, float slope) {
     for (int64_t c = start; c < end; c += LANES) {
-        int64_t n = at_most(end - c, LANES);
+        int64_t n = smaller(LANES, end - c);
         Lanes dx = gated_columns(g, c, n);
         Lanes z = load_columns(g->z.row, g->z.step, c, n);
         for (int j = 0; j < LANES / VW; j++)
@@ -210,7 +207,7 @@ static void grad_feature(const Op *op, const Call *call, int64_t f) {
         int64_t start = call->starts[m], end = call->starts[m + 1];
         float dbias = 0, dweight = 0, b = (float)(end - start);
         for (int64_t c = start; c < end; c += K_BLOCK)
-            add_block(&g, c, at_most(c + K_BLOCK, end), &dbias, &dweight);
+            add_block(&g, c, smaller(c + K_BLOCK, end), &dbias, &dweight);
         if (op->i[8] >= 0) push_sum(&biases, m, dbias);
         if (op->i[7] >= 0) push_sum(&weights, m, dweight);
         if (end > start)

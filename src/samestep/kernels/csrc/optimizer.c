@@ -1,8 +1,7 @@
 /* The sum of the gradients up the tree, and what follows it, in one pass over memory:
  * chunks of the sums stay in the nearest cache. */
-#include "doubles.h"
 
-#define CHUNK 512 /* elements */
+#define CHUNK 512  /* elements */
 #define DEEPEST 34 /* sums that wait, at most: the tree of 2^31 leaves is no deeper */
 
 INLINE void add_into(float *out, const float *a, const float *b, int64_t n) {
@@ -49,7 +48,7 @@ static void tree_sum(float *out, const float *const *leaves, const int32_t *orde
                      int64_t order_size, int64_t size) {
     float room[DEEPEST][CHUNK];
     for (int64_t i = 0; i < size; i += CHUNK) {
-        int64_t n = size - i < CHUNK ? size - i : CHUNK;
+        int64_t n = smaller(CHUNK, size - i);
         Halves sum = sum_chunk(leaves, order, order_size, i, n, room);
         if (sum.b)
             add_into(out + i, sum.a, sum.b, n);
@@ -142,7 +141,7 @@ static void update(const Optimizer *how, const float *const *leaves,
     float room[DEEPEST][CHUNK];
     int64_t chunk = order_size > 3 ? CHUNK : size; /* without sums in between: all */
     for (int64_t i = 0; i < size; i += chunk) {
-        int64_t n = size - i < chunk ? size - i : chunk;
+        int64_t n = smaller(chunk, size - i);
         Halves sum = sum_chunk(leaves, order, order_size, i, n, room);
         update_chunk(how, sum, parameters + i, state1 ? state1 + i : NULL,
                      state2 ? state2 + i : NULL, n);
@@ -165,8 +164,6 @@ static void scale(float *vector, float factor, int64_t size) {
     for (; i + VW <= size; i += VW) store(vector + i, load(vector + i) * factor);
     for (; i < size; i++) vector[i] *= factor;
 }
-
-#define NORM_BLOCK 1024 /* elements: part of the specification */
 
 /* The square of a float is exact in double. */
 static double squared_norm(const float *x) {

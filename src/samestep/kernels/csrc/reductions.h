@@ -1,4 +1,5 @@
-/* TreeSums over the samples of a micro-batch, and up the tree into the slots. */
+/* Sums over the samples of a micro-batch, and over micro-batches up the tree into the
+ * slots. */
 #ifndef REDUCTIONS_H
 #define REDUCTIONS_H
 
@@ -61,9 +62,9 @@ INLINE void store_columns(float *row, int64_t step, int64_t column, int64_t n,
     for (int64_t l = here; l < n; l++) p[step - place + l - here] = some[l];
 }
 
-/* TreeSums of one element of a slot on their way up the tree: a stack of what is summed so
- * far. Its lowest values stay where they end, in the slots; no more than 64 lie above
- * them, as the tree of 2^63 leaves is no deeper. */
+/* The sums of one element of a slot on their way up the tree: a stack of those that
+ * wait for their partner. Its lowest values stay where they end, in the slots; no more
+ * than 64 lie above them, as the tree of 2^63 leaves is no deeper. */
 typedef struct {
     const Call *call;
     int64_t place; /* of the element in a slot */

@@ -15,13 +15,15 @@
 #define SAMESTEP_SPECIFICATION 1 /* of the arithmetic: docs/arithmetic.md */
 #define SAMESTEP_INTERFACE 1     /* of this header */
 #define PANEL 32                 /* columns of a panel */
-#define K_BLOCK 256              /* terms of a block of a sum: part of the specification */
-#define LANES 16                 /* lanes of a reduction: part of the specification */
+/* Parts of the specification. */
+#define K_BLOCK 256     /* terms of a block of a sum */
+#define LANES 16        /* of a block of a reduction */
+#define NORM_BLOCK 1024 /* elements of a block of a squared norm */
 
 typedef enum {
     /* Inputs of the call's samples. i: by_feature, by_sample, features, channels,
-     * scale, offset (both buffers [channels]): x = byte * scale[channel] - offset[channel],
-     * rounded twice. -1 as by_feature or
+     * scale, offset (both buffers [channels]).
+     * x = byte * scale[channel] - offset[channel], rounded twice. -1 as by_feature or
      * by_sample: not needed. */
     OP_GATHER_BYTES,
     /* Inputs from `call->inputs`, float32 [samples, features].
@@ -34,7 +36,8 @@ typedef enum {
      * probability. flags: OP_RELU, OP_DROPOUT. */
     OP_LINEAR,
     /* dx = dy W, then the gate. i: dy, dx (both by feature), in, out, offset of W,
-     * gate (by feature) or -1. f: factor. With a gate, dx = gate <= 0 ? 0 : dx * factor. */
+     * gate (by feature) or -1. f: factor. With a gate,
+     * dx = gate <= 0 ? 0 : dx * factor. */
     OP_LINEAR_GRAD_INPUT,
     /* dW = dy^T x of every micro-batch, summed up the tree into the slots.
      * i: dy (by feature), x (by sample), in, out, offset of W in a slot. */
@@ -44,14 +47,15 @@ typedef enum {
     OP_GRAD_BIAS,
     /* y = dropout(relu(batch_norm(x))) with the statistics of every micro-batch, or
      * with the running ones (flag OP_EVAL). i: x, y, normalised (all by feature),
-     * inverse deviations [micro-batches, features] (a micro-batch without samples gives
-     * the slot's tail the running statistics as they were), features, offsets of weight and
-     * bias, place of the running mean and variance among the buffers, offset of both
-     * in a slot's tail, dropout's stream.
+     * inverse deviations [micro-batches, features], features, offsets of weight and
+     * bias, places of mean and variance among the running statistics, and in a slot's
+     * tail, dropout's stream. A micro-batch without samples gives the tail the running
+     * statistics as they were.
      * f: eps, momentum, dropout's probability. flags as OP_LINEAR, OP_EVAL. */
     OP_BATCH_NORM,
     /* i: dy, dx (both by feature), y (the gate, by feature, or -1), normalised, inverse
-     * deviations, features, offset of the weight, offsets of weight and bias in a slot.
+     * deviations, features, offset of the weight, offsets of weight and bias in a slot
+     * or -1.
      * f: factor of the gate. */
     OP_BATCH_NORM_GRAD,
     /* Cross-entropy with label smoothing, and right answers. i: logits, gradient or -1
@@ -89,26 +93,26 @@ typedef struct {
     float *const *buffers;     /* activations and constants, by number */
     const float *parameters;   /* the vector of all parameters */
     const float *running;      /* BatchNorm's running statistics before the step */
-    int64_t capacity;          /* samples that the buffers have room for, a multiple of 32 */
+    int64_t capacity;          /* samples that buffers have room for: whole panels */
     int64_t micro_batches;     /* of this worker, at least 1 */
     const int64_t *starts;     /* [micro_batches + 1] */
     const int64_t *merges;     /* [micro_batches]: sums that each completes */
     const uint64_t *keys;      /* [micro_batches]: of dropout */
     float weight;              /* of a sample's loss in the gradient */
     int32_t slots_size;        /* how many slots there are */
-    float *const *slots;       /* vectors [parameters | tail], one for each sum that is left */
+    float *const *slots;       /* [slots_size] of [parameters | tail]: a sum each */
     int64_t tail;              /* where a slot's tail begins */
-    const uint8_t *bytes;      /* samples [*, features] for OP_GATHER_BYTES */
-    const int64_t *indices;    /* [samples] rows of `bytes` */
-    const float *inputs;       /* for OP_LOAD */
+    const uint8_t *bytes;      /* [*, features], for OP_GATHER_BYTES */
+    const int64_t *indices;    /* [samples]: rows of `bytes` */
+    const float *inputs;       /* [samples, features], for OP_LOAD */
     const int64_t *labels;     /* [samples], or NULL */
     const float *targets;      /* [samples, values], or NULL */
-    float *losses;             /* [samples]: each sample's loss */
-    float *metrics;            /* [samples]: 1 for a right answer, or the absolute error */
-    double *loss_sums;         /* [micro_batches]: the losses' sums, one by one in double */
+    float *losses;             /* [samples] */
+    float *metrics;            /* [samples]: 1 for a right answer, or absolute errors */
+    double *loss_sums;         /* [micro_batches]: of the losses, in double */
     double *metric_sums;       /* [micro_batches] */
-    int64_t *answers;          /* [samples]: the class with the largest logit, or NULL */
-    float *outputs;            /* for OP_STORE */
+    int64_t *answers;          /* [samples]: classes with the largest logit, or NULL */
+    float *outputs;            /* [samples, features], for OP_STORE */
 } Call;
 
 /* Elementwise update of parameters [size] by the sum of partial gradients. */
@@ -117,13 +121,13 @@ typedef enum { SGD, ADAM, ADAMW } OptimizerKind;
 typedef struct {
     int32_t kind;
     int32_t nesterov;
-    int32_t is_first;  /* SGD: the momentum begins with the gradient */
-    float lr;          /* SGD: learning rate; Adam: lr / (1 - beta1^t) */
-    float weight_decay; /* ADAMW: the factor 1 - lr * weight_decay */
-    float beta1;       /* SGD: momentum */
+    int32_t is_first;    /* SGD: the momentum begins with the gradient */
+    float lr;            /* SGD: learning rate; Adam: lr / (1 - beta1^t) */
+    float weight_decay;  /* ADAMW: the factor 1 - lr * weight_decay */
+    float beta1;         /* SGD: momentum */
     float beta2;
     float one_minus_beta1, one_minus_beta2;
-    float root;        /* 1 / sqrt(1 - beta2^t) */
+    float root;          /* 1 / sqrt(1 - beta2^t) */
     float eps;
 } Optimizer;
 
@@ -142,7 +146,8 @@ typedef struct {
                    const int32_t *order, int64_t order_size, float *parameters,
                    float *state1, float *state2, int64_t size);
     /* average = fma(weight, parameters - average, average) */
-    void (*average)(float *average, const float *parameters, float weight, int64_t size);
+    void (*average)(float *average, const float *parameters, float weight,
+                    int64_t size);
     /* squares[b] = the squared norm of block b of 1,024 elements, in float64. */
     void (*squared_norms)(const float *vector, double *squares, int64_t blocks);
     void (*scale)(float *vector, float factor, int64_t size);

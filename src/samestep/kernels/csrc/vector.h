@@ -33,11 +33,9 @@ typedef int32_t vi_memory __attribute__((vector_size(4 * VW), aligned(4), may_al
 INLINE vf load(const float *p) { return *(const vf_memory *)p; }
 INLINE void store(float *p, vf x) { *(vf_memory *)p = x; }
 INLINE vi load_int(const int32_t *p) { return *(const vi_memory *)p; }
-INLINE void store_int(int32_t *p, vi x) { *(vi_memory *)p = x; }
 
 INLINE vf splat(float x) { return x - (vf){0}; }
 INLINE vi splat_int(int32_t x) { return x - (vi){0}; }
-INLINE vu splat_uint(uint32_t x) { return x - (vu){0}; }
 
 /* 0, 1, 2, ... */
 INLINE vi iota(void) {
@@ -46,25 +44,17 @@ INLINE vi iota(void) {
     return load_int(lanes);
 }
 
-INLINE vf as_float(vi x) { return (vf)x; }
-INLINE vi as_int(vf x) { return (vi)x; }
-
 /* Lanes of `a` where the mask is -1, of `b` where it is 0. */
 INLINE vf select_(vi mask, vf a, vf b) {
     return (vf)((mask & (vi)a) | (~mask & (vi)b));
 }
 /* `x` where the mask is -1, +0 where it is 0. */
 INLINE vf keep(vi mask, vf x) { return (vf)(mask & (vi)x); }
-/* `b` where one of the two is a NaN. */
-INLINE vf min_(vf a, vf b) { return select_(a < b, a, b); }
-INLINE vf max_(vf a, vf b) { return select_(a > b, a, b); }
 INLINE vf abs_(vf x) { return (vf)((vi)x & 0x7FFFFFFF); }
 /* x <= 0 ? +0 : x, and a NaN stays. */
 INLINE vf relu(vf x) { return (vf)(~(x <= 0) & (vi)x); }
 
 INLINE vf to_float(vi x) { return __builtin_convertvector(x, vf); }
-/* Rounds toward zero; only for what an int32 holds. */
-INLINE vi to_int(vf x) { return __builtin_convertvector(x, vi); }
 
 /* The first n lanes (0 <= n <= VW); load_part gives +0 in the others. */
 INLINE vf load_part(const float *p, int64_t n);

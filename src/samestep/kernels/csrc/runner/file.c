@@ -41,7 +41,8 @@ static void *read_array(int64_t count, int64_t size) {
 static void check_header(const Header *h) {
     require(memcmp(h->magic, "SAMESTEP", 8) == 0, "it does not begin with SAMESTEP");
     require(h->version == FILE_VERSION, "the version of the format");
-    require(h->specification == SAMESTEP_SPECIFICATION, "the version of the arithmetic");
+    require(h->specification == SAMESTEP_SPECIFICATION,
+            "the version of the arithmetic");
     const int64_t *numbers = &h->ops;
     for (const int64_t *n = numbers; n <= &h->steps; n++)
         require(*n >= 0 && *n <= MOST, "a size is negative or too large");

@@ -1,16 +1,14 @@
 /* Runs a training from a file, without Python: `samestep-runner FILE`.
  *
  * Prints the SHA-256 of the weights and of all losses. One worker computes all
- * micro-batches; any other number of workers has the same bits. SAMESTEP_ISA chooses the
- * instruction set. */
+ * micro-batches; any other number of workers has the same bits. SAMESTEP_ISA chooses
+ * the instruction set. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "runner.h"
-
-#define NORM_BLOCK 1024
 
 /* What a training holds besides its file. */
 typedef struct {
@@ -100,7 +98,8 @@ static void compute_gradients(Run *run, const Training *t) {
 }
 
 /* Add x to a list of doubles whose exact sum is kept: each is the rounding error of a
- * sum of larger ones (Shewchuk, 1997). Return the new length, 40 at most for squares. */
+ * sum of larger ones (Shewchuk, 1997). Returns the new length: at most 40, for squares
+ * of floats. */
 static int add_exactly(double *parts, int size, double x) {
     int kept = 0;
     for (int n = 0; n < size; n++) {
@@ -113,8 +112,8 @@ static int add_exactly(double *parts, int size, double x) {
     return kept;
 }
 
-/* The exact sum, rounded once: of its parts, in increasing order, the largest two decide
- * unless they lie half-way between two numbers; then the sign of the third does. */
+/* The exact sum, rounded once: of its parts, in increasing order, the largest two
+ * decide unless they lie half-way between two numbers; then the third's sign does. */
 static double rounded(const double *parts, int size) {
     double high = parts[--size], low = 0;
     while (size > 0 && low == 0) {
@@ -122,14 +121,12 @@ static double rounded(const double *parts, int size) {
         high = x + y;
         low = y - (high - x);
     }
-    if (size > 0 && ((low < 0 && parts[size - 1] < 0) || (low > 0 && parts[size - 1] > 0))) {
-        double twice = low * 2, next = high + twice;
-        if (twice == next - high) high = next;
-    }
-    return high;
+    if (size == 0 || low == 0 || (low < 0) != (parts[size - 1] < 0)) return high;
+    double twice = low * 2, next = high + twice;
+    return twice == next - high ? next : high;
 }
 
-/* The gradient's norm, from the squares of whole blocks; the last is padded with zeros. */
+/* The gradient's norm, from the squares of blocks; the last is padded with zeros. */
 static double norm_of(Run *run, int64_t size) {
     float last[NORM_BLOCK] = {0};
     int64_t whole = size / NORM_BLOCK, rest = size % NORM_BLOCK;
@@ -176,7 +173,8 @@ static void print_fingerprint(const Run *run, const Training *t) {
         if (piece->source == TEXT)
             sha256_add(&weights, t->text + piece->start, piece->size);
         else
-            sha256_add(&weights, vectors[piece->source] + piece->start, 4 * piece->size);
+            sha256_add(&weights, vectors[piece->source] + piece->start,
+                       4 * piece->size);
     }
     sha256_print(&weights, "weights");
 }
@@ -189,7 +187,8 @@ int main(int count, char **words) {
     Training training = {0};
     Run run = {.kernels = samestep_kernels(getenv("SAMESTEP_ISA"))};
     if (!run.kernels) {
-        fprintf(stderr, "This processor has no kernels, or not those of SAMESTEP_ISA.\n");
+        fprintf(stderr,
+                "This processor has no kernels, or not those of SAMESTEP_ISA.\n");
         return 1;
     }
     open_training(&training, words[1]);

@@ -22,7 +22,7 @@ typedef struct {
     int64_t ops, buffers, constants; /* constants: floats of all buffers */
     int64_t capacity, micro_batches;
     int64_t parameters, running, tail;
-    int64_t rows, features, element; /* of the data; element: 1 for bytes, 4 for floats */
+    int64_t rows, features, element; /* of the data; element: bytes of one, 1 or 4 */
     int64_t values;                  /* of a row's target, 0 for labels */
     int64_t groups, pieces, text, steps;
 } Header;
