@@ -121,9 +121,12 @@ static double rounded(const double *parts, int size) {
         high = x + y;
         low = y - (high - x);
     }
-    if (size == 0 || low == 0 || (low < 0) != (parts[size - 1] < 0)) return high;
-    double twice = low * 2, next = high + twice;
-    return twice == next - high ? next : high;
+    if (size > 0 && ((low < 0 && parts[size - 1] < 0) ||
+                     (low > 0 && parts[size - 1] > 0))) {
+        double twice = low * 2, next = high + twice;
+        if (twice == next - high) high = next;
+    }
+    return high;
 }
 
 /* The gradient's norm, from the squares of blocks; the last is padded with zeros. */
