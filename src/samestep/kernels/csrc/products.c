@@ -40,6 +40,7 @@ struct Product {
 #define PACK_TILES 8
 #define PACKED_TILE (TILE_ROWS * K_BLOCK)
 #define PANELS_TO_PACK 4
+#define AHEAD (PANEL / PACK_TILES) /* floats of the next panel with each k of a tile */
 
 /* Copy a tile of w [rows, terms] that lies by row, transposed. */
 static void pack_by_row(float *pack, const float *w, int64_t step, int64_t rows,
@@ -65,6 +66,14 @@ static void pack_by_k(float *pack, const float *w, int64_t step, int64_t rows,
                   load_part(w + k * step + r, smaller(VW, rows - r)));
 }
 
+/* Fetch what a tile of sums is added to or written to while it is summed: the sums of
+ * large products lie far away. */
+INLINE void fetch_tile(const Tile *t, int64_t rows) {
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t s = 0; s < t->columns; s += LINE)
+            __builtin_prefetch(t->c + r * t->c_step + s, 1);
+}
+
 /* One tile of rows, all vectors of one panel, one block of k. */
 static void fill_rows(const Product *p, Tile *t, int64_t row, int64_t rows,
                       int64_t panel, int64_t k, int is_by_k, const Draws *draws) {
@@ -75,6 +84,7 @@ static void fill_rows(const Product *p, Tile *t, int64_t row, int64_t rows,
         t->b = p->b + (panel * p->terms + k) * PANEL + s % PANEL;
         t->c = p->c + (panel * p->rows + row) * PANEL + s % PANEL;
         t->columns = parts_of(smaller(TILE_COLUMNS, end - s), VW) * VW;
+        fetch_tile(t, rows);
         fill(t, rows, is_by_k);
     }
     if (k + K_BLOCK >= p->terms && p->finish)
@@ -89,20 +99,24 @@ INLINE const float *first_weight(const Product *p, int64_t row, int64_t k) {
 static void fill_group(const Product *p, int64_t k, int64_t tile, int64_t last,
                        int64_t tiles, float *pack) {
     Tile t = {.c_step = PANEL, .a_step = pack ? TILE_ROWS : p->w_step};
-    t.ahead_step = p->is_by_k || pack ? t.a_step : 0;
+    t.ahead_step = pack ? AHEAD : p->is_by_k ? t.a_step : 0;
     int64_t terms = smaller(K_BLOCK, p->terms - k);
-    for (int64_t panel = 0; panel < parts_of(p->samples, PANEL); panel++) {
+    int64_t panels = parts_of(p->samples, PANEL);
+    for (int64_t panel = 0; panel < panels; panel++) {
         Draws draws;
         if (p->op->flags & OP_DROPOUT && k + K_BLOCK >= p->terms)
             prepare_draws(&draws, p->call, panel * PANEL, p->rows, p->op->i[6],
                           p->op->f[0]);
+        /* The panel that follows, a piece with each tile. */
+        const float *next = p->b + ((panel + 1) % panels * p->terms + k) * PANEL;
         for (int64_t n = tile; n < last; n++) {
             int64_t row = first_row(p->rows, tiles, n);
             int64_t rows = first_row(p->rows, tiles, n + 1) - row;
             const float *w = first_weight(p, row, k);
             t.a = pack ? pack + (n - tile) * PACKED_TILE : w;
             /* The next tile's rows lie beside these, the next k's follow. */
-            t.ahead = t.a + (pack ? 12 * TILE_ROWS : 2 * TILE_ROWS);
+            t.ahead = t.a + 2 * TILE_ROWS;
+            if (pack) t.ahead = next + (n - tile) * AHEAD * K_BLOCK;
             if (pack && panel == 0)
                 (p->is_by_k ? pack_by_k : pack_by_row)((float *)t.a, w, p->w_step, rows,
                                                        terms);

@@ -34,6 +34,7 @@ typedef struct {
     int64_t in, out;
     int64_t offset;  /* of the weight in a slot */
     int64_t tiles;   /* of TILE_ROWS rows at most */
+    int64_t together; /* how many of them share a block of x */
     const Chain *chains;
     int64_t num_chains;
     int64_t stack_size;
@@ -89,6 +90,7 @@ static void sum_tile(const WeightGradient *g, Tile *t, int64_t n, int64_t column
     int64_t left = t->last->size - t->last->merges, place = g->offset + row * g->in;
     t->a = g->dy + row * PANEL;
     t->c = g->call->slots[left] + place + column;
+    if (t->end > t->last && g->together > 1) fetch_tile(t, rows);
     by_chains[parts_of(t->columns, VW) - 1][rows - 1](t);
     if (t->end > t->last)
         copy_to_slots(g, t->stack, left, rows, row, column, t->columns);
@@ -117,7 +119,6 @@ static void sum_column(const WeightGradient *g, int64_t first, int64_t last,
 
 static void op_linear_grad_weight(const Op *op, const Call *call) {
     int64_t samples = call->starts[call->micro_batches];
-    int64_t together = samples > FEW_SAMPLES ? TILES_TOGETHER : 1;
     WeightGradient g = {.call = call,
                         .dy = call->buffers[op->i[0]],
                         .x = call->buffers[op->i[1]],
@@ -125,15 +126,16 @@ static void op_linear_grad_weight(const Op *op, const Call *call) {
                         .out = op->i[3],
                         .offset = op->i[4],
                         .tiles = parts_of(op->i[3], TILE_ROWS),
+                        .together = samples > FEW_SAMPLES ? TILES_TOGETHER : 1,
                         .stack_size = stack_size(call)};
-    float room[together * g.stack_size * TILE_SIZE + LINE];
+    float room[g.together * g.stack_size * TILE_SIZE + LINE];
     Chain chains[list_chains(&g, NULL)];
     g.stack = align(room);
     g.chains = chains;
     g.num_chains = list_chains(&g, chains);
-    for (int64_t n = 0; n < g.tiles; n += together)
+    for (int64_t n = 0; n < g.tiles; n += g.together)
         for (int64_t column = 0; column < g.in; column += TILE_COLUMNS)
-            sum_column(&g, n, smaller(n + together, g.tiles), column);
+            sum_column(&g, n, smaller(n + g.together, g.tiles), column);
 }
 
 /* The lanes of one feature's sum over a block, samples [first, end). */
