@@ -21,7 +21,7 @@ from samestep.state.fingerprint import fingerprint
 
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-DEADLINE = 120.0
+DEADLINE = 280.0
 
 
 @pytest.fixture(autouse=True)
