@@ -124,8 +124,9 @@ def test_a_training_does_not_start_with_fewer_threads_than_its_recipe_says(
     tmp_path: Path,
 ) -> None:
     command = [sys.executable, "-m", "samestep", "train", "mnist-mlp", "--set"]
+    torch = ("--set", "arithmetic=torch")
     ended = subprocess.run(
-        [*command, "threads=2", "--out", str(tmp_path / "run")],
+        [*command, "threads=2", *torch, "--out", str(tmp_path / "run")],
         env={**os.environ, "OMP_THREAD_LIMIT": "1"},
         capture_output=True,
         text=True,
