@@ -66,12 +66,12 @@ static void pack_by_k(float *pack, const float *w, int64_t step, int64_t rows,
                   load_part(w + k * step + r, smaller(VW, rows - r)));
 }
 
-/* Fetch what a tile of sums is added to or written to while it is summed: the sums of
- * large products lie far away. */
-INLINE void fetch_tile(const Tile *t, int64_t rows) {
+/* Fetch what a tile of sums is added to or written to while it is summed, or the tile
+ * that begins `ahead` columns later: sums lie far away, or another core has read them. */
+INLINE void fetch_tile(const Tile *t, int64_t rows, int64_t ahead) {
     for (int64_t r = 0; r < rows; r++)
         for (int64_t s = 0; s < t->columns; s += LINE)
-            __builtin_prefetch(t->c + r * t->c_step + s, 1);
+            __builtin_prefetch(t->c + r * t->c_step + ahead + s, 1);
 }
 
 /* One tile of rows, all vectors of one panel, one block of k. */
@@ -84,7 +84,7 @@ static void fill_rows(const Product *p, Tile *t, int64_t row, int64_t rows,
         t->b = p->b + (panel * p->terms + k) * PANEL + s % PANEL;
         t->c = p->c + (panel * p->rows + row) * PANEL + s % PANEL;
         t->columns = parts_of(smaller(TILE_COLUMNS, end - s), VW) * VW;
-        fetch_tile(t, rows);
+        fetch_tile(t, rows, 0);
         fill(t, rows, is_by_k);
     }
     if (k + K_BLOCK >= p->terms && p->finish)
@@ -132,10 +132,37 @@ static void multiply_packed(const Product *p, int64_t tiles) {
             fill_group(p, k, n, smaller(n + PACK_TILES, tiles), tiles, pack);
 }
 
+/* Weights by row that few panels share are read once, from the first to the last. The
+ * next tile's are fetched meanwhile: another core has just updated half of them. */
+static void multiply_in_order(const Product *p, int64_t tiles) {
+    Draws draws[PANELS_TO_PACK];
+    int64_t panels = parts_of(p->samples, PANEL);
+    for (int64_t panel = 0; panel < panels && p->op->flags & OP_DROPOUT; panel++)
+        prepare_draws(&draws[panel], p->call, panel * PANEL, p->rows, p->op->i[6],
+                      p->op->f[0]);
+    Tile t = {.c_step = PANEL, .a_step = p->w_step};
+    for (int64_t n = 0; n < tiles; n++) {
+        int64_t row = first_row(p->rows, tiles, n);
+        int64_t rows = first_row(p->rows, tiles, n + 1) - row;
+        for (int64_t panel = 0; panel < panels; panel++) {
+            t.ahead_step = panel == 0 ? rows : 0;
+            for (int64_t k = 0; k == 0 || k < p->terms; k += K_BLOCK) {
+                t.a = first_weight(p, row, k);
+                t.ahead = first_weight(p, row + rows, 0) + k * t.ahead_step;
+                fill_rows(p, &t, row, rows, panel, k, 0, &draws[panel]);
+            }
+        }
+    }
+}
+
 static void multiply(const Product *p) {
     int64_t tiles = parts_of(p->rows, TILE_ROWS);
     if (p->samples > PANELS_TO_PACK * PANEL) {
         multiply_packed(p, tiles);
+        return;
+    }
+    if (!p->is_by_k) {
+        multiply_in_order(p, tiles);
         return;
     }
     for (int64_t k = 0; k == 0 || k < p->terms; k += K_BLOCK)

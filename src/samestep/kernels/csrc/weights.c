@@ -90,7 +90,7 @@ static void sum_tile(const WeightGradient *g, Tile *t, int64_t n, int64_t column
     int64_t left = t->last->size - t->last->merges, place = g->offset + row * g->in;
     t->a = g->dy + row * PANEL;
     t->c = g->call->slots[left] + place + column;
-    if (t->end > t->last && g->together > 1) fetch_tile(t, rows);
+    if (t->end > t->last) fetch_tile(t, rows, g->together > 1 ? 0 : TILE_COLUMNS);
     by_chains[parts_of(t->columns, VW) - 1][rows - 1](t);
     if (t->end > t->last)
         copy_to_slots(g, t->stack, left, rows, row, column, t->columns);
