@@ -40,7 +40,7 @@ from samestep.kernels.targets import ISAS, SOURCES, architecture
 SHAPES = ((784, 512), (512, 256), (256, 128), (1024, 1024))
 SAMPLES = (32, 512)
 PARAMETERS = 567_434
-"""Of the multilayer perceptron 784-512-256-128-10."""
+"""The layers of the perceptron 784-512-256-128-10."""
 BURST = 1e-3
 PANEL = 32
 

@@ -197,7 +197,7 @@ def test_statistics_of_many_samples_are_sums_of_blocks(
 def test_losses_of_many_classes_are_sums_of_blocks(
     reference: ctypes.CDLL, make: Maker, features: int
 ) -> None:
-    """Of 256 classes or values each; with label smoothing."""
+    """A block has 256 classes or values."""
     check_bits(reference, lambda: make(Sample([3, 20]), features, 4))
 
 

@@ -175,7 +175,7 @@ def test_averages_and_scaled_vectors_have_the_bits_of_the_reference(
 def test_squared_norms_have_the_bits_of_the_reference(
     reference: ctypes.CDLL, blocks: int, seed: int, by: int
 ) -> None:
-    """Of blocks of 1,024 elements, in double."""
+    """A block has 1,024 elements; the sums are in double."""
     vector = Arrays(1, blocks * 1024, seed, by, 0.0).parameters
     expected, found = torch.zeros(2, blocks, dtype=torch.float64)
     arguments = [vector.data_ptr(), expected.data_ptr(), blocks]

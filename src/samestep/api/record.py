@@ -14,7 +14,6 @@ def record(recipe: Recipe | str | Path, path: Path | str) -> Path:
     RecipeError, DataError, KernelError, OSError.
     """
     # They import torch.
-    from samestep.core.lr_schedule import PORTABLE, learning_rate
     from samestep.models.device import Device
     from samestep.portable.training_file import training_file
     from samestep.training.components import load_and_build
@@ -28,18 +27,7 @@ def record(recipe: Recipe | str | Path, path: Path | str) -> Path:
             f"PyTorch; that of {recipe.name} is `torch`."
         )
     parts = load_and_build(recipe, UserCode(), None, Device())
-
-    def lr(step: int) -> float:
-        return learning_rate(
-            recipe.schedule,
-            recipe.optimizer.lr,
-            step,
-            parts.plan.steps_per_epoch,
-            recipe.epochs,
-            PORTABLE,
-        )
-
-    file = training_file(recipe, parts.model, parts.data, parts.plan, parts.flat, lr)
+    file = training_file(recipe, parts.model, parts.data, parts.plan, parts.flat)
     path = Path(path)
     file.write(path)
     return path

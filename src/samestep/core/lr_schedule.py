@@ -26,6 +26,7 @@ from samestep.config.optimizer import (
     ScheduleRecipe,
     StepLR,
 )
+from samestep.config.recipe import Recipe
 
 
 COSINE = [(-1) ** k / math.factorial(2 * k) for k in range(9)]
@@ -89,6 +90,18 @@ def learning_rate(
     warmup = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
     total = epochs * steps_per_epoch
     return lr * warmup * _factor(schedule, step, steps_per_epoch, total, functions)
+
+
+def rate_of(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
+    """Return the learning rate of a recipe's step, counted from 0 over all epochs."""
+    return learning_rate(
+        recipe.schedule,
+        recipe.optimizer.lr,
+        step,
+        steps_per_epoch,
+        recipe.epochs,
+        PORTABLE if recipe.is_portable else LIBM,
+    )
 
 
 def _factor(

@@ -42,16 +42,16 @@ class Execution:
         self._slots: ctypes.Array[ctypes.c_void_p] | None = None
         # numpy writes a cell in 0.1 us, torch in 5.
         self.indices = self._array("indices", capacity, np.int64)
-        """Of the samples among the bytes that are gathered."""
+        """The rows of the bytes that are gathered, int64 [samples]."""
         self.labels = self._array("labels", capacity, np.int64)
         self.keys = self._array("keys", micro_batches, np.uint64)
-        """Of each micro-batch's dropout."""
+        """Keys of dropout, uint64 [micro-batches]."""
         self.losses = self._array("losses", capacity, np.float32)
-        """Of the samples of the last call."""
+        """float32 [samples], after a call."""
         self.metrics = self._array("metrics", capacity, np.float32)
         self.answers = self._array("answers", capacity, np.int64)
         self.loss_sums = self._array("loss_sums", micro_batches, np.float64)
-        """Of its micro-batches."""
+        """float64 [micro-batches], after a call."""
         self.metric_sums = self._array("metric_sums", micro_batches, np.float64)
 
     def _set_constants(self, first: int, starts: Sequence[int]) -> None:

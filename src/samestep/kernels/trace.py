@@ -35,7 +35,7 @@ class Value:
     shape: tuple[int, ...]
     dtype: torch.dtype
     name: str = ""
-    """Of a parameter or a buffer; `inputs` or `gradient` (of the outputs)."""
+    """The name of a parameter or buffer; `inputs`, or `gradient` for the outputs'."""
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,9 @@ class RecordedEvaluation:
     """[size]: the vector that the model's parameters are views of."""
     kernels: Kernels
     batch: int
-    _executions: dict[str, Execution] = field(default_factory=dict)
+    _prepared: dict[str, tuple[Execution, inputs.ByteInputs | None]] = field(
+        default_factory=dict
+    )
 
     def measure(self, split: str, samples: Tensor) -> Tensor:
         """Measure at most `batch` samples int64 [n]; return float64 [4, n].
@@ -45,8 +47,9 @@ class RecordedEvaluation:
         The rows are the target (0 for values), the answer, the loss without label
         smoothing, and 1 for a right answer or the absolute error.
         """
-        source = inputs.inputs_of(self.data, split, in_training=False)
-        execution = self._execution(split, source)
+        if split not in self._prepared:
+            self._prepared[split] = self._prepare(split)
+        execution, source = self._prepared[split]
         if source is not None:
             source.load(execution, samples.numpy())
         else:
@@ -67,20 +70,20 @@ class RecordedEvaluation:
         """Cut the samples from `first` to before `end` into batches."""
         yield from torch.split(torch.arange(first, end), self.batch)
 
-    def _execution(self, split: str, source: inputs.ByteInputs | None) -> Execution:
-        if split not in self._executions:
-            loss = self.loss
-            if isinstance(loss, CrossEntropy):
-                loss = CrossEntropy(ignore_index=loss.ignore_index)
-            places, shape = places_of(self.flat), self.data.input_shape
-            with evaluating(self.model):
-                program = lower(self.model, shape, places, loss_op(loss), False)
-            if source is not None:
-                program = source.adapted(program)
-            execution = Execution(program, self.kernels, self.batch, 1)
-            execution.bind(parameters=self.parameters)
-            self._executions[split] = execution
-        return self._executions[split]
+    def _prepare(self, split: str) -> tuple[Execution, inputs.ByteInputs | None]:
+        """Return the program for a split, and its samples if they are bytes."""
+        loss = self.loss
+        if isinstance(loss, CrossEntropy):
+            loss = CrossEntropy(ignore_index=loss.ignore_index)
+        places, shape = places_of(self.flat), self.data.input_shape
+        with evaluating(self.model):
+            program = lower(self.model, shape, places, loss_op(loss), backward=False)
+        source = inputs.inputs_of(self.data, split, in_training=False)
+        if source is not None:
+            program = source.adapted(program)
+        execution = Execution(program, self.kernels, self.batch, 1)
+        execution.bind(parameters=self.parameters)
+        return execution, source
 
     def totals(self, measured: Tensor, metrics: tuple[Metric, ...]) -> list[float]:
         """Return the exact sums of the loss and of the metrics' cells.

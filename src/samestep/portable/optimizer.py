@@ -15,6 +15,7 @@ from samestep.config.optimizer import (
 from samestep.core.lr_schedule import power
 from samestep.exchange import Summands
 from samestep.kernels.interface import Kernels, Optimizer, OptimizerKind
+from samestep.optim.optimizer import state_names
 from samestep.optim.param_groups import ParamGroup, Slice
 
 
@@ -34,11 +35,12 @@ class PortableOptimizer:
     ) -> None:
         """Take the slice's `parameters` [n] and `states`, each [n] and zeroed."""
         self._recipe, self._update, self._steps = recipe, kernels.update, 0
+        states = states[: len(state_names(recipe))]  # others are averages of weights
         self._parts = [
             (
                 part,
                 parameters[part.first :].data_ptr(),
-                [state[part.first :].data_ptr() for state in states[:2]],
+                [state[part.first :].data_ptr() for state in states],
             )
             for part in slices
         ]

@@ -4,7 +4,6 @@ It has one worker, which owns every micro-batch. The runner prints the fingerpri
 samestep gives the same recipe, on whatever processor it runs.
 """
 
-from collections.abc import Callable
 from itertools import accumulate
 
 import numpy as np
@@ -14,6 +13,7 @@ from torch import nn
 
 from samestep.config.recipe import Recipe
 from samestep.core import tree
+from samestep.core.lr_schedule import rate_of
 from samestep.core.plan import Plan, derive_seed
 from samestep.data.dataset import Dataset
 from samestep.errors import RecipeError
@@ -40,12 +40,11 @@ def training_file(
     data: Dataset,
     plan: Plan,
     flat: Flat,
-    learning_rate: Callable[[int], float],
 ) -> ProgramFile:
     """Return the training of a model that has its initial weights.
 
-    `learning_rate` gives that of a step, counted from 0. Raises RecipeError for what
-    the runner does not know: early stopping, augmentation, ignored labels.
+    Raises RecipeError for what the runner does not know: early stopping, augmentation,
+    ignored labels.
     """
     _check(recipe, data)
     program = training_program(model, data, recipe.loss, flat)
@@ -73,7 +72,7 @@ def training_file(
     for number, step in enumerate(steps):
         _fill_samples(step, plan, number, members)
         _fill_average(step, recipe, number)
-        lr = learning_rate(number)
+        lr = rate_of(recipe, number, plan.steps_per_epoch)
         ways = [numbers(recipe.optimizer, g.group, lr, number + 1) for g in groups]
         step["optimizers"] = np.frombuffer(b"".join(map(bytes, ways)), OPTIMIZER)
     pieces, text = _pieces(model, flat, plan, recipe)

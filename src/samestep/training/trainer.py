@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from samestep.config.recipe import Recipe
 from samestep.core.balancer import Balancer, Change, random_ownership
-from samestep.core.lr_schedule import LIBM, PORTABLE, learning_rate
+from samestep.core.lr_schedule import rate_of
 from samestep.core.ownership import Share, contiguous, lengths
 from samestep.core.plan import Plan, derive_seed
 from samestep.core.progress import Progress
@@ -169,16 +169,7 @@ class Trainer:
 
     def learning_rate(self, step: int) -> float:
         """Return the learning rate of a step, counted from 0 over all epochs."""
-        recipe, per_epoch = self.recipe, self.samples.plan.steps_per_epoch
-        functions = PORTABLE if recipe.is_portable else LIBM
-        return learning_rate(
-            recipe.schedule,
-            recipe.optimizer.lr,
-            step,
-            per_epoch,
-            recipe.epochs,
-            functions,
-        )
+        return rate_of(self.recipe, step, self.samples.plan.steps_per_epoch)
 
     def save(self) -> int:
         """All workers: copy this worker's part of the state; return the slot.

@@ -28,7 +28,7 @@ from samestep.user_code.references import GIVEN
 
 
 PROTOCOL = 5
-"""Of pickle: the first that can keep arrays apart."""
+"""The first version of pickle that can keep arrays apart."""
 HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 """A tensor's hooks: functions that are called with its gradient."""
 PLACES = ("__file__", "__firstlineno__")

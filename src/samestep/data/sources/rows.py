@@ -73,7 +73,7 @@ class ByteRows:
     values: Array
     """uint8 [n, ...]"""
     targets: Array
-    """Of all n rows: int64 [n], or floats [n, values]."""
+    """int64 [n] or floats [n, values], for all n rows."""
     members: Array | None
     """int64: the rows that are the split's samples; None: all, in order."""
     normal: tuple[Tensor, Tensor]
