@@ -113,8 +113,12 @@ def small_recipe(**overrides: Any) -> samestep.Recipe:
 
 
 @pytest.fixture
-def train(server: ForkServer, tmp_path: Path) -> Train:
-    """`train(recipe, workers, **placement)` in a new directory."""
+def train(server: ForkServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
+    """`train(recipe, workers, **placement)` in a new directory.
+
+    Checkpoints are never left out for having taken long on a busy machine.
+    """
+    monkeypatch.setattr("samestep.supervisor.checkpoint_writer.WRITING_SHARE", 1e9)
 
     def run(
         recipe: samestep.Recipe, workers: int = 1, **placement: Any

@@ -1,12 +1,12 @@
 """What the tensors of a recording become when it is lowered to a program."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from samestep.kernels.interface import OpKind
 from samestep.kernels.program import NONE, Buffer, Op
-from samestep.kernels.trace import Trace, Value
+from samestep.kernels.trace import Node, Trace, Value
 
 
 @dataclass(frozen=True)
@@ -137,3 +137,10 @@ class Lowering:
                 i = [source.buffer, copy, source.features]
                 self.ops.append(Op(OpKind.TRANSPOSE, i))
         return self.by_sample[source.buffer]
+
+
+Results = list[Any] | None
+"""What the outputs of an operation became; None: there is no kernel."""
+
+Lowerings = Mapping[str, Callable[[Lowering, Node, list[Any]], Results]]
+"""The functions that lower ATen operations, by their names."""

@@ -1,0 +1,17 @@
+"""The lowerings of ATen operations, by their names, in one file for each kind.
+
+A function takes what the arguments of an operation became, and appends operations of
+the program or says what the result stands for. To add an operation, add a function
+here and, if it computes something new, a kernel (CONTRIBUTING.md).
+"""
+
+from samestep.kernels.aten import activations, linear, norms, views
+from samestep.kernels.lowering import Lowerings
+
+
+LOWERINGS: Lowerings = {
+    **activations.LOWERINGS,
+    **linear.LOWERINGS,
+    **norms.LOWERINGS,
+    **views.LOWERINGS,
+}
