@@ -17,7 +17,7 @@ SPECIFICATION = 1
 """The version of docs/arithmetic.md: which operations decide the bits."""
 ARITHMETIC = f"portable-{SPECIFICATION}"
 """Its name in runs and checkpoints."""
-INTERFACE = 1
+INTERFACE = 2
 """The version of samestep.h: how Python and the library talk."""
 
 
@@ -62,7 +62,7 @@ class Op(Structure):
     _fields_ = (
         ("kind", c_int32),
         ("flags", c_int32),
-        ("i", c_int64 * 13),
+        ("i", c_int64 * 29),
         ("f", c_float * 4),
     )
 

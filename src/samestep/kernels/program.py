@@ -18,7 +18,7 @@ PANEL = 32
 ALIGNMENT = 64
 """Bytes to whose multiples buffers are aligned: a cache line."""
 OPERATION = np.dtype(
-    [("kind", "<i4"), ("flags", "<i4"), ("i", "<i8", 13), ("f", "<f4", 4)]
+    [("kind", "<i4"), ("flags", "<i4"), ("i", "<i8", 29), ("f", "<f4", 4)]
 )
 NONE = -1
 NO_FLAGS = OpFlag(0)

@@ -33,7 +33,7 @@ from samestep.kernels.program import OPERATION, PANEL, Program
 
 
 MAGIC = b"SAMESTEP"
-VERSION = 1
+VERSION = 2
 HEADER = (
     *("version", "specification", "ops", "buffers", "constants", "capacity"),
     *("micro_batches", "parameters", "running", "tail", "rows", "features"),

@@ -13,7 +13,7 @@
 #include <stdint.h>
 
 #define SAMESTEP_SPECIFICATION 1 /* of the arithmetic: docs/arithmetic.md */
-#define SAMESTEP_INTERFACE 1     /* of this header */
+#define SAMESTEP_INTERFACE 2     /* of this header */
 #define PANEL 32                 /* columns of a panel */
 /* Parts of the specification. */
 #define K_BLOCK 256     /* terms of a block of a sum */
@@ -79,11 +79,11 @@ typedef enum {
 enum { OP_RELU = 1, OP_DROPOUT = 2, OP_EVAL = 4 };
 
 /* One operation. `i` holds numbers of buffers, sizes and offsets (in elements), in the
- * order of the comments above; unused ones are 0. 128 bytes, little-endian in files. */
+ * order of the comments above; unused ones are 0. 256 bytes, little-endian in files. */
 typedef struct {
     int32_t kind;
     int32_t flags;
-    int64_t i[13];
+    int64_t i[29];
     float f[4];
 } Op;
 

@@ -10,7 +10,7 @@
 
 #include "../samestep.h"
 
-#define FILE_VERSION 1
+#define FILE_VERSION 2
 #define MOST ((int64_t)1 << 28) /* of any number in the header: products fit 64 bits */
 
 enum { TEXT, PARAMETERS, RUNNING, AVERAGE, NUM_SOURCES };
