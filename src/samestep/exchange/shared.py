@@ -129,6 +129,7 @@ class SharedExchange:
         states = shared.take(num_states, flat.size, dtype=dtype)
         self._all_slots = shared.take(local_workers, num_slots, width, dtype=dtype)
         self.num_bytes = len(shared.map)
+        self._no_tail = torch.empty(0, dtype=dtype)
 
         self.owned = flat.layout.slices(local_workers)[rank]
         self.states = [state[slice(*self.owned)] for state in states]
@@ -159,6 +160,7 @@ class SharedExchange:
             for slot, node in enumerate(tree.subtrees(owned, micro_batches))
         }
         leaves = [v[slice(*self.owned)] for v in self._partials.values()]
+        # Made once: when the caches are full of numbers, each slice takes microseconds.
         self._summands = Summands(leaves, self._order())
         vectors = vectors_read(local, micro_batches)
         vector = self._flat.dtype.itemsize * self._flat.size
@@ -269,17 +271,23 @@ class SharedExchange:
     def sum(self) -> tuple[Tensor, Tensor]:
         """All workers: sum the gradients over the own slice, and the tails [tail]."""
         self.gather()
-        root, size = (0, self._num_micro_batches), self._flat.size
+        root = 0, self._num_micro_batches
         total = self.value(root, slice(*self.owned), self.compression)
         self.compression.check(total)
-        return total, self.value(root, slice(size, size + self._flat.tail), EXACT)
+        return total, self._tail()
 
     def summands(self) -> tuple[Summands, Tensor]:
         """All workers: return the partials over the own slice, and the tail's sum."""
         self.gather()
-        root, size = (0, self._num_micro_batches), self._flat.size
-        tail = self.value(root, slice(size, size + self._flat.tail), EXACT)
-        return self._summands, tail
+        return self._summands, self._tail()
+
+    def _tail(self) -> Tensor:
+        """Return the sum of the tails of all micro-batches, [tail], after `gather`."""
+        if not self._flat.tail:
+            return self._no_tail
+        size = self._flat.size
+        part = slice(size, size + self._flat.tail)
+        return self.value((0, self._num_micro_batches), part, EXACT)
 
     def value(self, node: Range, part: slice, compression: Compression) -> Tensor:
         """Return part of the sum that belongs to a node of the tree, after `gather`.

@@ -40,11 +40,12 @@ class PortableOptimizer:
             (
                 part,
                 parameters[part.first :].data_ptr(),
-                [state[part.first :].data_ptr() for state in states],
+                _both([state[part.first :].data_ptr() for state in states]),
             )
             for part in slices
         ]
         self._kept = parameters, states  # the addresses are theirs
+        self._bind(Summands([parameters], [0]))
 
     def resume(self, steps: int) -> None:
         """Go on after `steps` steps, whose states have been restored."""
@@ -55,23 +56,37 @@ class PortableOptimizer:
         self._steps += 1
         if isinstance(gradient, Tensor):
             gradient = Summands([gradient], [0])
-        order = (ctypes.c_int32 * len(gradient.order))(*gradient.order)
-        starts = [leaf.data_ptr() for leaf in gradient.leaves]
-        for part, parameters, states in self._parts:
+        if gradient is not self._summands:
+            self._bind(gradient)
+        for (part, parameters, states), leaves in zip(
+            self._parts, self._leaves, strict=True
+        ):
             how = numbers(self._recipe, part.group, lr, self._steps)
-            places = [start + 4 * part.first for start in starts]
-            pointers = (ctypes.c_void_p * len(places))(*places)
-            first, second = (*states, None, None)[:2]
             self._update(
                 ctypes.addressof(how),
-                ctypes.addressof(pointers),
-                ctypes.addressof(order),
-                len(order),
+                ctypes.addressof(leaves),
+                ctypes.addressof(self._order),
+                len(self._order),
                 parameters,
-                first,
-                second,
+                *states,
                 part.end - part.first,
             )
+
+    def _bind(self, summands: Summands) -> None:
+        """Prepare the kernels' arguments for these summands, which seldom change."""
+        order, starts = summands.order, [leaf.data_ptr() for leaf in summands.leaves]
+        self._summands = summands
+        self._order = (ctypes.c_int32 * len(order))(*order)
+        self._leaves = [
+            (ctypes.c_void_p * len(starts))(*(s + 4 * part.first for s in starts))
+            for part, _, _ in self._parts
+        ]
+
+
+def _both(states: Sequence[int]) -> tuple[int | None, int | None]:
+    """Return the addresses of two states; None is for one that an optimizer lacks."""
+    first, second = (*states, None, None)[:2]
+    return first, second
 
 
 def numbers(
