@@ -21,15 +21,17 @@ SPECIAL = (0.0, -0.0, 1e-40, -1e-44, 1e38, float("inf"), float("-inf"), float("n
 SOURCES = Path(__file__).with_name("kernels")
 
 
-def compile_reference(directory: Path) -> ctypes.CDLL | None:
-    """Compile tests/kernels/reference_pointwise.c; None without a C compiler."""
+def compile_reference(
+    directory: Path, name: str = "reference_pointwise.c"
+) -> ctypes.CDLL | None:
+    """Compile a file of tests/kernels; None without a C compiler."""
     command = machine_compiler()
     if command is None:
         return None
     made = directory / "reference.so"
     headers = Path(__file__).parents[1] / "src/samestep/kernels/csrc"
     flags = ["-std=gnu11", "-O2", "-ffp-contract=off", "-shared", "-fPIC"]
-    source = str(SOURCES / "reference_pointwise.c")
+    source = str(SOURCES / name)
     subprocess.run(
         [*command, *flags, f"-I{headers}", source, "-o", str(made), "-lm"], check=True
     )

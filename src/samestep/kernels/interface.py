@@ -38,6 +38,12 @@ class OpKind(IntEnum):
     ACTIVATE = 11
     GATE = 12
     STORE = 13
+    MAX_POOL = 14
+    MAX_POOL_GRAD = 15
+    MEAN_POOL = 16
+    MEAN_POOL_GRAD = 17
+    BATCH_NORM_2D = 18
+    BATCH_NORM_2D_GRAD = 19
 
 
 class OpFlag(IntFlag):

@@ -39,6 +39,12 @@ READS: dict[OpKind, tuple[int, ...]] = {
     OpKind.ACTIVATE: (0,),
     OpKind.GATE: (0, 2),
     OpKind.STORE: (0,),
+    OpKind.MAX_POOL: (0,),
+    OpKind.MAX_POOL_GRAD: (0, 2),
+    OpKind.MEAN_POOL: (0,),
+    OpKind.MEAN_POOL_GRAD: (0,),
+    OpKind.BATCH_NORM_2D: (0, 10),
+    OpKind.BATCH_NORM_2D_GRAD: (0, 2, 3, 4, 5),
 }
 """Which of an operation's numbers are buffers that it reads."""
 WRITES: dict[OpKind, tuple[int, ...]] = {
@@ -48,6 +54,9 @@ WRITES: dict[OpKind, tuple[int, ...]] = {
     OpKind.LINEAR_GRAD_WEIGHT: (),
     OpKind.GRAD_BIAS: (),
     OpKind.STORE: (),
+    OpKind.MAX_POOL: (1, 2),
+    OpKind.BATCH_NORM_2D: (1, 2, 3),
+    OpKind.BATCH_NORM_2D_GRAD: (1, 6),
 }
 """And which it writes; by default the second."""
 

@@ -20,6 +20,8 @@
 #include "elementwise.c"
 #include "gather.c"
 #include "norms.c"
+#include "batch_norm_2d.c"
+#include "pool.c"
 #include "loss.c"
 #include "optimizer.c"
 
@@ -40,6 +42,12 @@ static const Operation operations[NUM_OPS] = {
     [OP_SQUARED_ERROR] = op_squared_error,
     [OP_ACTIVATE] = op_activate,
     [OP_GATE] = op_gate,
+    [OP_MAX_POOL] = op_max_pool,
+    [OP_MAX_POOL_GRAD] = op_max_pool_grad,
+    [OP_MEAN_POOL] = op_mean_pool,
+    [OP_MEAN_POOL_GRAD] = op_mean_pool_grad,
+    [OP_BATCH_NORM_2D] = op_batch_norm_2d,
+    [OP_BATCH_NORM_2D_GRAD] = op_batch_norm_2d_grad,
 };
 
 static int64_t run(const Op *ops, int64_t num_ops, const Call *call) {

@@ -73,6 +73,32 @@ typedef enum {
     /* Outputs for the caller, float32 [samples, features] in `call->outputs`.
      * i: x (by feature), features. */
     OP_STORE,
+    /* Pooling of images [planes, height, width]. A kernel of 0 is adaptive: windows
+     * share the axis. i: x, y (both by feature), pixels with the largest values (int32,
+     * by feature) or -1, planes; of the height: size, size of the result, kernel,
+     * stride, padding, dilation; the same of the width. flags: OP_RELU, which cuts off
+     * y and leaves -1 in the pixels where it did. */
+    OP_MAX_POOL,
+    /* i: dy, dx, pixels, and the others as OP_MAX_POOL. */
+    OP_MAX_POOL_GRAD,
+    /* Means of windows. i: x, y, -1, and as OP_MAX_POOL, then what a sum is divided by:
+     * 0 its pixels, -1 those in the padding, too, or a number. */
+    OP_MEAN_POOL,
+    /* i: dy, dx, and the others as OP_MEAN_POOL. */
+    OP_MEAN_POOL_GRAD,
+    /* y = relu(batch_norm(x) + added) of images, rows [channels, pixels], with the
+     * statistics of every micro-batch, or with the running ones (OP_EVAL, without means
+     * and inverse deviations). i: x, y, means, inverse deviations (both by feature,
+     * [channels]), channels, pixels, offsets of weight and bias, places of mean and
+     * variance among the running statistics and in a slot's tail, added (by feature);
+     * from the offsets on, each may be -1.
+     * f: eps, momentum. flags: OP_RELU, OP_EVAL. */
+    OP_BATCH_NORM_2D,
+    /* i: dy, dx, y (the gate, or -1), x, means, inverse deviations, room (by feature,
+     * [2 channels]), channels, pixels, offsets of weight and bias, the same in a slot;
+     * the last four may be -1. flags: OP_RELU, with which the gate is computed anew if
+     * there is none. */
+    OP_BATCH_NORM_2D_GRAD,
     NUM_OPS
 } OpKind;
 

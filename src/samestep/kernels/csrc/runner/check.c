@@ -55,6 +55,56 @@ static int is_batch_norm_grad(const Training *t, const int64_t *i) {
            in_parameters(t, i[8], features);
 }
 
+/* One axis of a pool: every window has a pixel of the image. */
+static int is_axis(const int64_t *i) {
+    int64_t size = i[0], out = i[1], kernel = i[2];
+    int64_t stride = i[3], padding = i[4], dilation = i[5];
+    if (!is_size(size) || !is_size(out)) return 0;
+    if (kernel == 0) return 1;
+    return is_size(kernel) && is_size(stride) && is_size(dilation) && padding >= 0 &&
+           padding <= (kernel - 1) * dilation && (padding == 0 || dilation <= size) &&
+           (out - 1) * stride - padding < size;
+}
+static int is_pool(const Training *t, const Op *op) {
+    const int64_t *i = op->i;
+    int is_grad = op->kind == OP_MAX_POOL_GRAD || op->kind == OP_MEAN_POOL_GRAD;
+    int is_max = op->kind == OP_MAX_POOL || op->kind == OP_MAX_POOL_GRAD;
+    if (!is_axis(i + 4) || !is_axis(i + 10) || !is_size(i[3])) return 0;
+    int64_t pixels = i[4] * i[10], out = i[5] * i[11];
+    if (!is_size(pixels) || !is_size(out)) return 0;
+    return by_feature(t, i[0], i[3] * (is_grad ? out : pixels)) &&
+           by_feature(t, i[1], i[3] * (is_grad ? pixels : out)) &&
+           (is_max ? (i[2] == -1 && !is_grad) || by_feature(t, i[2], i[3] * out)
+                   : i[16] >= -1);
+}
+
+static int optional(int is_there, int64_t i) { return i == -1 || is_there; }
+
+static int is_batch_norm_2d(const Training *t, const Op *op) {
+    const int64_t *i = op->i, channels = i[4], pixels = i[5];
+    if (!is_size(channels) || !is_size(pixels) || op->flags & OP_EVAL) return 0;
+    return by_feature(t, i[0], channels * pixels) &&
+           by_feature(t, i[1], channels * pixels) && by_feature(t, i[2], channels) &&
+           by_feature(t, i[3], channels) &&
+           optional(in_parameters(t, i[6], channels), i[6]) &&
+           optional(in_parameters(t, i[7], channels), i[7]) &&
+           optional(in_running(t, i[8], channels), i[8]) &&
+           optional(in_running(t, i[9], channels), i[9]) &&
+           optional(by_feature(t, i[10], channels * pixels), i[10]);
+}
+static int is_batch_norm_2d_grad(const Training *t, const int64_t *i) {
+    int64_t channels = i[7], pixels = i[8];
+    if (!is_size(channels) || !is_size(pixels)) return 0;
+    int is_room = optional(by_feature(t, i[2], channels * pixels), i[2]) &&
+                  by_feature(t, i[4], channels) && by_feature(t, i[5], channels) &&
+                  by_feature(t, i[6], 2 * channels);
+    for (int k = 0; k < 4; k += 3) /* dy and x */
+        is_room = is_room && by_feature(t, i[k], channels * pixels);
+    for (int k = 9; k < 13; k++)
+        is_room = is_room && optional(in_parameters(t, i[k], channels), i[k]);
+    return is_room && by_feature(t, i[1], channels * pixels);
+}
+
 static int is_valid(const Training *t, const Op *op) {
     const int64_t *i = op->i, values = t->header.values;
     switch (op->kind) {
@@ -96,6 +146,15 @@ static int is_valid(const Training *t, const Op *op) {
     case OP_GATE:
         return by_feature(t, i[0], i[3]) && by_feature(t, i[1], i[3]) &&
                by_feature(t, i[2], i[3]);
+    case OP_MAX_POOL:
+    case OP_MAX_POOL_GRAD:
+    case OP_MEAN_POOL:
+    case OP_MEAN_POOL_GRAD:
+        return is_pool(t, op);
+    case OP_BATCH_NORM_2D:
+        return is_batch_norm_2d(t, op);
+    case OP_BATCH_NORM_2D_GRAD:
+        return is_batch_norm_2d_grad(t, i);
     default: /* a training stores no outputs */
         return 0;
     }
