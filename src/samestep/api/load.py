@@ -7,15 +7,13 @@ from typing import Any
 
 from torch import nn
 
-from samestep import models
 from samestep.config.recipe import Recipe
-from samestep.core.plan import derive_seed
 from samestep.data import dataset
 from samestep.data.dataset import Dataset
 from samestep.data.sources import source_of
 from samestep.errors import OwnCodeError, RunError, SamestepError
 from samestep.output.run import RunResult
-from samestep.state import dtypes
+from samestep.training import components
 from samestep.user_code import seeding
 from samestep.user_code.arguments import recipe_of
 from samestep.user_code.imports import search_path
@@ -43,8 +41,7 @@ def _built(run: RunResult, recipe: Recipe, own: UserCode) -> nn.Module:
     facts = run.result.get("data")
     try:
         data = Dataset.from_facts(facts) if facts else dataset.of_recipe(recipe)
-        seeding.seed(derive_seed(recipe.seed, "model"))
-        return models.build(recipe.model, data, own, dtypes.of(recipe.precision))
+        return components.new_model(recipe, data, own)
     except SamestepError:
         raise
     except Exception as error:  # of torch, for sizes that are impossible or too large

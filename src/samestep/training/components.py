@@ -9,7 +9,7 @@ from torch import nn
 
 from samestep import models
 from samestep.config.data import MnistData, TextData
-from samestep.config.model import LossRecipe
+from samestep.config.model import LossRecipe, MlpModel
 from samestep.config.recipe import Recipe
 from samestep.core.plan import Plan, derive_seed
 from samestep.data import dataset
@@ -20,6 +20,7 @@ from samestep.models.objective import Objective, built_in
 from samestep.optim import averaging
 from samestep.optim.optimizer import state_names
 from samestep.optim.param_groups import unsharded_names
+from samestep.portable.initial import from_counters
 from samestep.portable.weights import draw_weights
 from samestep.state import dtypes
 from samestep.state.flat import Flat
@@ -156,8 +157,12 @@ def new_model(recipe: Recipe, data: dataset.Dataset, user_code: UserCode) -> nn.
     """
     seeding.seed(derive_seed(recipe.seed, "model"))
     dtype = dtypes.of(recipe.precision)
-    model = models.build(recipe.model, data, user_code, dtype)
-    if recipe.is_portable:
+    if not recipe.is_portable:
+        return models.build(recipe.model, data, user_code, dtype)
+    with from_counters(recipe.seed) as building:
+        model = models.build(recipe.model, data, user_code, dtype)
+    building.check(model)
+    if isinstance(recipe.model, MlpModel):
         draw_weights(model, recipe.seed)
     return model
 
