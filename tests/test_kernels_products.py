@@ -145,7 +145,7 @@ def parameters_of(example: Example) -> Floats:
 
 def numbers(*of_op: int) -> ctypes.Array[c_int64]:
     """Return the numbers of an operation."""
-    return (c_int64 * 29)(*of_op)
+    return (c_int64 * 30)(*of_op)
 
 
 @each_isa

@@ -44,6 +44,8 @@ class OpKind(IntEnum):
     MEAN_POOL_GRAD = 17
     BATCH_NORM_2D = 18
     BATCH_NORM_2D_GRAD = 19
+    ATTENTION = 20
+    ATTENTION_GRAD = 21
 
 
 class OpFlag(IntFlag):
@@ -52,6 +54,7 @@ class OpFlag(IntFlag):
     RELU = 1
     DROPOUT = 2
     EVAL = 4
+    CAUSAL = 8
 
 
 class OptimizerKind(IntEnum):
@@ -68,7 +71,7 @@ class Op(Structure):
     _fields_ = (
         ("kind", c_int32),
         ("flags", c_int32),
-        ("i", c_int64 * 29),
+        ("i", c_int64 * 30),
         ("f", c_float * 4),
     )
 

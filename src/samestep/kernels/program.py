@@ -18,7 +18,7 @@ PANEL = 32
 ALIGNMENT = 64
 """Bytes to whose multiples buffers are aligned: a cache line."""
 OPERATION = np.dtype(
-    [("kind", "<i4"), ("flags", "<i4"), ("i", "<i8", 29), ("f", "<f4", 4)]
+    [("kind", "<i4"), ("flags", "<i4"), ("i", "<i8", 30), ("f", "<f4", 4)]
 )
 NONE = -1
 NO_FLAGS = OpFlag(0)
@@ -45,6 +45,8 @@ READS: dict[OpKind, tuple[int, ...]] = {
     OpKind.MEAN_POOL_GRAD: (0,),
     OpKind.BATCH_NORM_2D: (0, 10),
     OpKind.BATCH_NORM_2D_GRAD: (0, 2, 3, 4, 5),
+    OpKind.ATTENTION: (0, 5, 10),
+    OpKind.ATTENTION_GRAD: (0, 5, 10, 15, 16, 17),
 }
 """Which of an operation's numbers are buffers that it reads."""
 WRITES: dict[OpKind, tuple[int, ...]] = {
@@ -57,6 +59,8 @@ WRITES: dict[OpKind, tuple[int, ...]] = {
     OpKind.MAX_POOL: (1, 2),
     OpKind.BATCH_NORM_2D: (1, 2, 3),
     OpKind.BATCH_NORM_2D_GRAD: (1, 6),
+    OpKind.ATTENTION: (15, 16, 25),
+    OpKind.ATTENTION_GRAD: (22, 23, 24, 25),
 }
 """And which it writes; by default the second."""
 

@@ -23,6 +23,8 @@
 #include "batch_norm_2d.c"
 #include "pool.c"
 #include "loss.c"
+#include "vertical.h"
+#include "attention.c"
 #include "optimizer.c"
 
 typedef void (*Operation)(const Op *, const Call *);
@@ -48,6 +50,8 @@ static const Operation operations[NUM_OPS] = {
     [OP_MEAN_POOL_GRAD] = op_mean_pool_grad,
     [OP_BATCH_NORM_2D] = op_batch_norm_2d,
     [OP_BATCH_NORM_2D_GRAD] = op_batch_norm_2d_grad,
+    [OP_ATTENTION] = op_attention,
+    [OP_ATTENTION_GRAD] = op_attention_grad,
 };
 
 static int64_t run(const Op *ops, int64_t num_ops, const Call *call) {

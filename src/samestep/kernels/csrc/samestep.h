@@ -99,17 +99,28 @@ typedef enum {
      * the last four may be -1. flags: OP_RELU, with which the gate is computed anew if
      * there is none. */
     OP_BATCH_NORM_2D_GRAD,
+    /* Attention of every head: softmax(scale q k^T) v, and what its gradient needs.
+     * i: views of q, k and v, 5 numbers each (buffer, its rows, the row of the first
+     * vector, rows from one head to the next, from one position to the next; features
+     * lie side by side), y [queries, heads, width], kept [2, heads, queries], both by
+     * feature; 17 to 24 unused; workspace, heads, queries, keys, width. f: scale, above
+     * 0. flags: OP_CAUSAL, a query sees no later keys. */
+    OP_ATTENTION,
+    /* The gradients of q, k and v. i: 0 to 16 as OP_ATTENTION, a view of dy (17 to 21),
+     * the buffers of dq, dk and dv, in which they lie as q, k and v in theirs, and the
+     * last five again. */
+    OP_ATTENTION_GRAD,
     NUM_OPS
 } OpKind;
 
-enum { OP_RELU = 1, OP_DROPOUT = 2, OP_EVAL = 4 };
+enum { OP_RELU = 1, OP_DROPOUT = 2, OP_EVAL = 4, OP_CAUSAL = 8 };
 
 /* One operation. `i` holds numbers of buffers, sizes and offsets (in elements), in the
- * order of the comments above; unused ones are 0. 256 bytes, little-endian in files. */
+ * order of the comments above; unused ones are 0. 264 bytes, little-endian in files. */
 typedef struct {
     int32_t kind;
     int32_t flags;
-    int64_t i[29];
+    int64_t i[30];
     float f[4];
 } Op;
 

@@ -105,6 +105,40 @@ static int is_batch_norm_2d_grad(const Training *t, const int64_t *i) {
     return is_room && by_feature(t, i[1], channels * pixels);
 }
 
+/* a b, or a number that is no size. */
+static int64_t times(int64_t a, int64_t b) {
+    return is_size(a) && is_size(b) && a <= MOST / b ? a * b : 0;
+}
+
+/* A view of `positions` vectors for each head: five numbers of an attention. */
+static int is_view(const Training *t, const int64_t *view, int64_t buffer,
+                   int64_t heads, int64_t positions, int64_t width) {
+    int64_t rows = view[1], last = width;
+    for (int n = 2; n < 5; n++)
+        if (view[n] < 0 || view[n] > MOST) return 0;
+    if (!is_size(times(heads, positions)) || !is_size(width)) return 0;
+    last += view[2] + (heads - 1) * view[3] + (positions - 1) * view[4];
+    return last <= rows && by_feature(t, buffer, rows);
+}
+
+static int is_attention(const Training *t, const Op *op) {
+    const int64_t *i = op->i;
+    int64_t heads = i[26], queries = i[27], keys = i[28], width = i[29];
+    int64_t room = times(heads, times(queries, width)), kept = times(heads, queries);
+    if (!is_view(t, i, i[0], heads, queries, width) ||
+        !is_view(t, i + 5, i[5], heads, keys, width) ||
+        !is_view(t, i + 10, i[10], heads, keys, width) || !by_feature(t, i[15], room) ||
+        !by_feature(t, i[16], 2 * kept))
+        return 0;
+    int64_t vectors = 6 * times(keys, width) + 16 * (4 * width + 1 + 2 * keys);
+    if (!has(t, i[25], LANES * vectors)) return 0;
+    return op->kind == OP_ATTENTION ||
+           (is_view(t, i + 17, i[17], heads, queries, width) &&
+            is_view(t, i, i[22], heads, queries, width) &&
+            is_view(t, i + 5, i[23], heads, keys, width) &&
+            is_view(t, i + 10, i[24], heads, keys, width));
+}
+
 static int is_valid(const Training *t, const Op *op) {
     const int64_t *i = op->i, values = t->header.values;
     switch (op->kind) {
@@ -155,6 +189,9 @@ static int is_valid(const Training *t, const Op *op) {
         return is_batch_norm_2d(t, op);
     case OP_BATCH_NORM_2D_GRAD:
         return is_batch_norm_2d_grad(t, i);
+    case OP_ATTENTION:
+    case OP_ATTENTION_GRAD:
+        return is_attention(t, op);
     default: /* a training stores no outputs */
         return 0;
     }

@@ -1,0 +1,152 @@
+/* Attention and embeddings of docs/arithmetic.md, one element after the other, as
+ * plainly as it can be written. */
+#include <math.h>
+#include <string.h>
+
+#include "samestep.h"
+
+typedef const Op *In;
+typedef const Call *At;
+
+static float decay(float x) {
+    if (x < -32) return 0;
+    if (isnan(x)) return x;
+    float n = fmaf(x, 0x1.715476p+0f, 0x1.8p23f) - 0x1.8p23f;
+    float r = fmaf(n, 0x1.05c610p-29f, fmaf(n, -0x1.62e430p-1f, x));
+    float q = fmaf(0x1.6a23d0p-10f, r, 0x1.123a20p-7f);
+    q = fmaf(fmaf(fmaf(q, r, 0x1.5558f2p-5f), r, 0x1.555492p-3f), r, 0x1.fffffcp-2f);
+    float power = ldexpf(1, (int)n);
+    return fmaf(fmaf(r * r, q, r), power, power);
+}
+
+/* Sum over k of a[k] b[k], or of a[k], in blocks of 256. */
+static float product(const float *a, const float *b, int64_t n) {
+    float total = 0;
+    for (int64_t k = 0; k < n; k += 256) {
+        float s = 0;
+        for (int64_t j = k; j < n && j < k + 256; j++)
+            s = b ? fmaf(a[j], b[j], s) : s + a[j];
+        total = k == 0 ? s : total + s;
+    }
+    return total;
+}
+
+static float *row(At call, int64_t buffer, int64_t rows, int64_t r, int64_t s) {
+    return call->buffers[buffer] + (s / 32 * rows + r) * 32 + s % 32;
+}
+/* Element (head, position, feature) of a view, in its own or in another buffer. */
+static float *in_view(At call, const int64_t *i, int64_t buffer, int64_t h, int64_t p,
+                      int64_t d, int64_t s) {
+    return row(call, buffer, i[1], i[2] + h * i[3] + p * i[4] + d, s);
+}
+
+typedef struct {
+    int64_t heads, queries, keys, width;
+} Sizes;
+
+static float *output(In op, At call, Sizes z, int64_t h, int64_t p, int64_t d,
+                     int64_t s) {
+    int64_t i[5] = {0, z.queries * z.heads * z.width, 0, z.width, z.heads * z.width};
+    return in_view(call, i, op->i[15], h, p, d, s);
+}
+static float *kept(In op, At call, Sizes z, int64_t which, int64_t h, int64_t p,
+                   int64_t s) {
+    int64_t half = z.heads * z.queries;
+    return row(call, op->i[16], 2 * half, which * half + h * z.queries + p, s);
+}
+
+static void scores(In op, At call, Sizes z, int64_t h, int64_t q, int64_t s,
+                   float *to) {
+    for (int64_t j = 0; j < z.keys; j++) {
+        float a[z.width], b[z.width];
+        for (int64_t d = 0; d < z.width; d++) {
+            a[d] = *in_view(call, op->i, op->i[0], h, q, d, s);
+            b[d] = *in_view(call, op->i + 5, op->i[5], h, j, d, s);
+        }
+        to[j] = product(a, b, z.width);
+    }
+}
+
+static void attention(In op, At call, Sizes z, int64_t h, int64_t q, int64_t s) {
+    int64_t n = op->flags & OP_CAUSAL && q + 1 < z.keys ? q + 1 : z.keys;
+    float e[z.keys], v[z.keys];
+    scores(op, call, z, h, q, s, e);
+    float top = e[0];
+    for (int64_t j = 0; j < n; j++) top = e[j] > top ? e[j] : top;
+    top += 0.0f;
+    for (int64_t j = 0; j < n; j++) e[j] = decay((e[j] - top) * op->f[0]);
+    float total = product(e, NULL, n);
+    *kept(op, call, z, 0, h, q, s) = top;
+    *kept(op, call, z, 1, h, q, s) = total;
+    for (int64_t d = 0; d < z.width; d++) {
+        for (int64_t j = 0; j < n; j++)
+            v[j] = *in_view(call, op->i + 10, op->i[10], h, j, d, s);
+        *output(op, call, z, h, q, d, s) = product(e, v, n) / total;
+    }
+}
+
+/* Exponentials e[q, j] and gradients g[q, j] of the scores; y / total in `dy`. */
+static void gradients(In op, At call, Sizes z, int64_t h, int64_t q, int64_t s,
+                      float *dy, float *e, float *g) {
+    float y[z.width], v[z.width], top = *kept(op, call, z, 0, h, q, s);
+    for (int64_t d = 0; d < z.width; d++) {
+        y[d] = *output(op, call, z, h, q, d, s);
+        dy[d] = *in_view(call, op->i + 17, op->i[17], h, q, d, s) /
+                *kept(op, call, z, 1, h, q, s);
+    }
+    float delta = product(dy, y, z.width);
+    scores(op, call, z, h, q, s, e);
+    for (int64_t j = 0; j < z.keys; j++) {
+        for (int64_t d = 0; d < z.width; d++)
+            v[d] = *in_view(call, op->i + 10, op->i[10], h, j, d, s);
+        e[j] = decay((e[j] - top) * op->f[0]);
+        g[j] = e[j] * (product(dy, v, z.width) - delta);
+    }
+}
+
+/* Sum over the queries that see key j, in blocks of 256 of all queries. */
+static float over_queries(In op, Sizes z, int64_t j, const float *a, const float *b) {
+    float total = 0;
+    for (int64_t first = 0; first < z.queries; first += 256) {
+        float sum = 0;
+        for (int64_t q = first; q < z.queries && q < first + 256; q++)
+            if (!(op->flags & OP_CAUSAL) || j <= q)
+                sum = fmaf(a[q * z.keys + j], b[q * z.width], sum);
+        total = first == 0 ? sum : total + sum;
+    }
+    return total;
+}
+
+static void attention_grad(In op, At call, Sizes z, int64_t h, int64_t s) {
+    float dy[z.queries][z.width], e[z.queries][z.keys], g[z.queries][z.keys];
+    float x[z.queries][z.width], k[z.keys], scale = op->f[0];
+    for (int64_t q = 0; q < z.queries; q++) {
+        gradients(op, call, z, h, q, s, dy[q], e[q], g[q]);
+        int64_t n = op->flags & OP_CAUSAL && q + 1 < z.keys ? q + 1 : z.keys;
+        for (int64_t d = 0; d < z.width; d++) {
+            x[q][d] = *in_view(call, op->i, op->i[0], h, q, d, s);
+            for (int64_t j = 0; j < n; j++)
+                k[j] = *in_view(call, op->i + 5, op->i[5], h, j, d, s);
+            *in_view(call, op->i, op->i[22], h, q, d, s) = product(g[q], k, n) * scale;
+        }
+    }
+    for (int64_t j = 0; j < z.keys; j++)
+        for (int64_t d = 0; d < z.width; d++) {
+            *in_view(call, op->i + 5, op->i[23], h, j, d, s) =
+                over_queries(op, z, j, g[0], x[0] + d) * scale;
+            *in_view(call, op->i + 10, op->i[24], h, j, d, s) =
+                over_queries(op, z, j, e[0], dy[0] + d);
+        }
+}
+
+void reference_run(In op, At call) {
+    Sizes z = {op->i[26], op->i[27], op->i[28], op->i[29]};
+    for (int64_t s = 0; s < call->starts[call->micro_batches]; s++)
+        for (int64_t h = 0; h < z.heads; h++) {
+            if (op->kind == OP_ATTENTION_GRAD)
+                attention_grad(op, call, z, h, s);
+            else
+                for (int64_t q = 0; q < z.queries; q++)
+                    attention(op, call, z, h, q, s);
+        }
+}
