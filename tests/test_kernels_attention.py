@@ -60,14 +60,14 @@ def make_attention(sample: Sample, sizes: Sizes, causal: bool, scale: float) -> 
 
 def workspace(sizes: Sizes) -> int:
     """Return how many floats an attention's workspace has."""
-    _, queries, keys, width = sizes
+    _, _, keys, width = sizes
     return 16 * (6 * keys * width + 16 * (4 * width + 1 + 2 * keys))
 
 
 def with_gradient(made: Made, scale: float) -> Made:
     """Return the gradient's operation after that of the forward pass."""
     sample, forward, features = made
-    heads, queries, keys, width = forward.i[26:30]
+    heads, queries, _, width = forward.i[26:30]
     run_with(load_kernels())(forward, sample.call())
     rows = heads * queries * width
     dy = sample.by_feature(rows, scale)
@@ -164,7 +164,8 @@ def test_attention_is_that_of_torch_up_to_rounding(is_causal: bool) -> None:
     run_with(load_kernels())(op, sample.call())
     views = [list(op.i[k : k + 5]) for k in (0, 5, 10)]
     parts = [heads_of(sample, v, sizes).double().requires_grad_() for v in views]
-    y = functional.scaled_dot_product_attention(*parts, is_causal=is_causal)
+    q, k, v = parts
+    y = functional.scaled_dot_product_attention(q, k, v, is_causal=is_causal)
     out = heads_of(sample, [op.i[15], 336, 0, 8, 16], sizes)
     assert torch.allclose(out.double(), y, atol=1e-6)
     dy = heads_of(sample, list(op.i[17:22]), sizes)
