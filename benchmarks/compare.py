@@ -124,10 +124,11 @@ OPTIMIZER_READ = {"name", "lr", "betas", "eps", "weight_decay", "max_grad_norm"}
 
 
 def default(recipe: Recipe) -> list[str]:
-    """The contenders that can train it: that of JAX is written for the MLP alone."""
-    if recipe.model.family == "mlp":
+    """The contenders that can train it; networks in JAX are written for some alone."""
+    family, norm = recipe.model.family, getattr(recipe.model, "norm", "none")
+    if family in ("mlp", "cnn", "transformer") and norm == "none":
         return DEFAULT
-    print("jax-2 is left out: it is written for the family `mlp`", file=sys.stderr)
+    print(f"jax-2 is left out: it has no network for `{family}`", file=sys.stderr)
     return [name for name in DEFAULT if name != "jax-2"]
 
 
