@@ -123,7 +123,7 @@ class Layer:
 
     def starter(self, kind: OpKind, *i: int) -> Callable[[], object]:
         """Return what runs an operation once."""
-        op, call = Op(kind=kind, i=(c_int64 * 13)(*i)), ctypes.addressof(self.call)
+        op, call = Op(kind=kind, i=(c_int64 * 29)(*i)), ctypes.addressof(self.call)
         self.kept.append(op)
 
         def start() -> None:

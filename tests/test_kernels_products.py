@@ -29,17 +29,22 @@ pieces = st.lists(
 each_isa = pytest.mark.parametrize("isa", supported_isas())
 
 
-@pytest.fixture(scope="session")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    """Compile the plain loops."""
+def compiled(name: str, directory: Path) -> ctypes.CDLL:
+    """Compile a file of plain loops; skip the test where there is no compiler."""
     compiler = machine_compiler()
     if compiler is None:
         pytest.skip("the reference needs a C compiler")
-    out = tmp_path_factory.mktemp("reference") / "reference.so"
+    out = directory / "reference.so"
     flags = ["-O1", "-ffp-contract=off", "-shared", "-fPIC"]
-    source = HERE / "kernels" / "reference.c"
+    source = HERE / "kernels" / name
     subprocess.run([*compiler, *flags, str(source), "-o", str(out), "-lm"], check=True)
     return ctypes.CDLL(str(out))
+
+
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """Compile the plain loops."""
+    return compiled("reference.c", tmp_path_factory.mktemp("reference"))
 
 
 class Example:

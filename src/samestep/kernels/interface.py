@@ -46,6 +46,9 @@ class OpKind(IntEnum):
     BATCH_NORM_2D_GRAD = 19
     ATTENTION = 20
     ATTENTION_GRAD = 21
+    CONV = 22
+    CONV_GRAD_INPUT = 23
+    CONV_GRAD_WEIGHT = 24
 
 
 class OpFlag(IntFlag):

@@ -47,6 +47,9 @@ READS: dict[OpKind, tuple[int, ...]] = {
     OpKind.BATCH_NORM_2D_GRAD: (0, 2, 3, 4, 5),
     OpKind.ATTENTION: (0, 5, 10),
     OpKind.ATTENTION_GRAD: (0, 5, 10, 15, 16, 17),
+    OpKind.CONV: (0,),
+    OpKind.CONV_GRAD_INPUT: (0, 16),
+    OpKind.CONV_GRAD_WEIGHT: (0, 1),
 }
 """Which of an operation's numbers are buffers that it reads."""
 WRITES: dict[OpKind, tuple[int, ...]] = {
@@ -61,6 +64,7 @@ WRITES: dict[OpKind, tuple[int, ...]] = {
     OpKind.BATCH_NORM_2D_GRAD: (1, 6),
     OpKind.ATTENTION: (15, 16, 25),
     OpKind.ATTENTION_GRAD: (22, 23, 24, 25),
+    OpKind.CONV_GRAD_WEIGHT: (17,),
 }
 """And which it writes; by default the second."""
 

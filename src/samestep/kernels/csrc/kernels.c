@@ -19,6 +19,8 @@
 #include "weights.c"
 #include "elementwise.c"
 #include "gather.c"
+#include "conv.c"
+#include "conv_weights.c"
 #include "norms.c"
 #include "batch_norm_2d.c"
 #include "pool.c"
@@ -52,6 +54,9 @@ static const Operation operations[NUM_OPS] = {
     [OP_BATCH_NORM_2D_GRAD] = op_batch_norm_2d_grad,
     [OP_ATTENTION] = op_attention,
     [OP_ATTENTION_GRAD] = op_attention_grad,
+    [OP_CONV] = op_conv,
+    [OP_CONV_GRAD_INPUT] = op_conv_grad_input,
+    [OP_CONV_GRAD_WEIGHT] = op_conv_grad_weight,
 };
 
 static int64_t run(const Op *ops, int64_t num_ops, const Call *call) {

@@ -110,8 +110,23 @@ typedef enum {
      * the buffers of dq, dk and dv, in which they lie as q, k and v in theirs, and the
      * last five again. */
     OP_ATTENTION_GRAD,
+    /* Convolutions. Their numbers i[2] to i[14] are: in and out channels, groups, then,
+     * each for height and width, the inputs' pixels, kernel, stride, padding, dilation.
+     * W is [out, in / groups, kernel...].
+     * y = x convolved with W, + b, then the epilogue. i: x, y (both by feature), ...,
+     * offset of W, of b or -1, dropout's stream. f, flags: as OP_LINEAR. */
+    OP_CONV,
+    /* dx, then the gate. i: dy, dx (both by feature), ..., offset of W, gate or -1. f:
+     * as OP_LINEAR_GRAD_INPUT. */
+    OP_CONV_GRAD_INPUT,
+    /* dW and db of every micro-batch, up the tree into the slots. i: dy, x (both by
+     * feature), ..., offset of W, of b or -1 in a slot, a buffer for [CONV_SUMS,
+     * samples] sums by feature. */
+    OP_CONV_GRAD_WEIGHT,
     NUM_OPS
 } OpKind;
+
+#define CONV_SUMS 256 /* of every sample that a convolution's gradient keeps */
 
 enum { OP_RELU = 1, OP_DROPOUT = 2, OP_EVAL = 4, OP_CAUSAL = 8 };
 

@@ -171,19 +171,26 @@ static vf sum_features(const float *dy, int64_t rows, int64_t step, int64_t firs
     return sum;
 }
 
-static void op_grad_bias(const Op *op, const Call *call) {
-    int64_t features = op->i[1], step = features * PANEL;
+/* The sums of `size` rows over the samples, up the tree into the slots from `place` on;
+ * a panel has `rows` rows. */
+static void sum_rows_to_slots(const Call *call, const float *x, int64_t rows, int64_t size,
+                     int64_t place) {
+    int64_t step = rows * PANEL;
     vf stack[stack_size(call)];
-    for (int64_t f = 0; f < features; f += VW) {
-        const float *dy = call->buffers[op->i[0]] + f * PANEL;
-        int64_t rows = smaller(VW, features - f), size = 0;
+    for (int64_t f = 0; f < size; f += VW) {
+        int64_t there = smaller(VW, size - f), height = 0;
         for (int64_t m = 0; m < call->micro_batches; m++) {
-            stack[size++] =
-                sum_features(dy, rows, step, call->starts[m], call->starts[m + 1]);
-            for (int64_t j = call->merges[m]; j > 0; j--, size--)
-                stack[size - 2] += stack[size - 1];
+            stack[height++] = sum_features(x + f * PANEL, there, step, call->starts[m],
+                                           call->starts[m + 1]);
+            for (int64_t j = call->merges[m]; j > 0; j--, height--)
+                stack[height - 2] += stack[height - 1];
         }
-        for (int64_t j = 0; j < size; j++)
-            store_part(call->slots[j] + op->i[2] + f, stack[j], rows);
+        for (int64_t j = 0; j < height; j++)
+            store_part(call->slots[j] + place + f, stack[j], there);
     }
+}
+
+static void op_grad_bias(const Op *op, const Call *call) {
+    int64_t features = op->i[1];
+    sum_rows_to_slots(call, call->buffers[op->i[0]], features, features, op->i[2]);
 }

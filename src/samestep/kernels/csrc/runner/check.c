@@ -28,6 +28,38 @@ static int is_matrix(const Training *t, int64_t start, int64_t in, int64_t out) 
 }
 static int is_probability(float p) { return p >= 0 && p < 1; }
 
+/* The pixels of a convolution's outputs in one dimension, 0 if it is none. */
+static int64_t conv_side(const int64_t *i) {
+    int64_t in = i[0], kernel = i[2], stride = i[4], padding = i[6], dilation = i[8];
+    if (!is_size(in) || !is_size(kernel) || !is_size(stride) || !is_size(dilation) ||
+        padding < 0 || padding > MOST)
+        return 0;
+    int64_t room = in + 2 * padding - dilation * (kernel - 1) - 1;
+    return room < 0 ? 0 : room / stride + 1;
+}
+static int64_t product_of_sizes(int64_t a, int64_t b, int64_t c) {
+    return is_size(a) && is_size(b) && is_size(a * b) && is_size(c) ? a * b * c : 0;
+}
+static int is_conv(const Training *t, const Op *op) {
+    const int64_t *i = op->i, in = i[2], out = i[3], groups = i[4];
+    if (!is_size(in) || !is_size(out) || !is_size(groups) || in % groups ||
+        out % groups)
+        return 0;
+    int64_t images = product_of_sizes(in, i[5], i[6]);
+    int64_t results = product_of_sizes(out, conv_side(i + 5), conv_side(i + 6));
+    int64_t weights = product_of_sizes(in / groups, i[7], i[8]);
+    int is_weight = op->kind == OP_CONV_GRAD_WEIGHT;
+    int is_back = is_weight || op->kind == OP_CONV_GRAD_INPUT;
+    return by_feature(t, i[0], is_back ? results : images) &&
+           by_feature(t, i[1], is_back ? images : results) &&
+           is_matrix(t, i[15], weights, out) &&
+           (i[16] == -1 || (op->kind == OP_CONV_GRAD_INPUT
+                                ? by_feature(t, i[16], images)
+                                : in_parameters(t, i[16], out))) &&
+           (!is_weight || by_feature(t, i[17], CONV_SUMS)) &&
+           (op->kind != OP_CONV || is_probability(op->f[0]));
+}
+
 static int is_gather(const Training *t, const int64_t *i) {
     int64_t channels = i[3];
     return t->header.element == 1 && i[2] == t->header.features && is_size(channels) &&
@@ -192,6 +224,10 @@ static int is_valid(const Training *t, const Op *op) {
     case OP_ATTENTION:
     case OP_ATTENTION_GRAD:
         return is_attention(t, op);
+    case OP_CONV:
+    case OP_CONV_GRAD_INPUT:
+    case OP_CONV_GRAD_WEIGHT:
+        return is_conv(t, op);
     default: /* a training stores no outputs */
         return 0;
     }

@@ -1,0 +1,346 @@
+/* Convolutions: products whose terms lie in rows that a table lists.
+ *
+ * The rows of an image [channels, height, width] are its elements in row-major order, so
+ * an output pixel is a product of weights with rows that lie at distances which depend
+ * only on what the border cuts off. A table of these distances serves all pixels of the
+ * same kind, all channels and all samples; nothing is copied. The gradient of the inputs
+ * is the same with another table. */
+
+/* One dimension of a convolution. */
+typedef struct {
+    int64_t in, out; /* pixels of its inputs and outputs */
+    int64_t kernel, stride, padding, dilation;
+} Side;
+
+typedef struct {
+    int64_t in, out; /* channels of one group */
+    int64_t groups;
+    int64_t taps; /* of the kernel */
+    Side y, x;
+} Conv;
+
+static Side side_of(int64_t in, int64_t kernel, int64_t stride, int64_t padding,
+                    int64_t dilation) {
+    int64_t room = in + 2 * padding - dilation * (kernel - 1) - 1;
+    return (Side){in, room / stride + 1, kernel, stride, padding, dilation};
+}
+
+/* The numbers that all operations of convolutions have in the same places. */
+static Conv conv_of(const Op *op) {
+    const int64_t *i = op->i;
+    return (Conv){.in = i[2] / i[4],
+                  .out = i[3] / i[4],
+                  .groups = i[4],
+                  .taps = i[7] * i[8],
+                  .y = side_of(i[5], i[7], i[9], i[11], i[13]),
+                  .x = side_of(i[6], i[8], i[10], i[12], i[14])};
+}
+enum { CONV_WEIGHT = 15, CONV_BIAS, CONV_GATE = CONV_BIAS, CONV_STREAM, CONV_SCRATCH = CONV_STREAM };
+
+/* The taps of a kernel that meet a pixel, in one dimension: they are evenly spaced, and
+ * so are the pixels where they meet it. */
+typedef struct {
+    int64_t first, count, step;  /* of the taps */
+    int64_t source, source_step; /* the pixel of the first one */
+} TapSpan;
+
+/* Where output pixel `p` and tap `t` read, or -1; with `is_gradient`, which output pixel
+ * reads input pixel `p` by tap `t`. */
+INLINE int64_t source_of(const Side *s, int is_gradient, int64_t p, int64_t t) {
+    if (!is_gradient) {
+        int64_t source = p * s->stride - s->padding + t * s->dilation;
+        return source < s->in ? source : -1;
+    }
+    int64_t source = p + s->padding - t * s->dilation;
+    if (source < 0 || source % s->stride) return -1;
+    return source / s->stride < s->out ? source / s->stride : -1;
+}
+
+static TapSpan tap_span(const Side *s, int is_gradient, int64_t p) {
+    TapSpan span = {.step = 1};
+    for (int64_t t = 0; t < s->kernel; t++) {
+        int64_t source = source_of(s, is_gradient, p, t);
+        if (source < 0) continue;
+        if (span.count == 0) span.first = t, span.source = source;
+        if (span.count == 1) {
+            span.step = t - span.first;
+            span.source_step = source - span.source;
+        }
+        span.count++;
+    }
+    return span;
+}
+
+/* That of the next pixel. Most differ by nothing but the pixel that they read. */
+static TapSpan next_tap_span(const Side *s, int is_gradient, int64_t p, TapSpan span) {
+    int64_t step = is_gradient ? 1 : s->stride;
+    int64_t last = span.source + step + (is_gradient ? 0 : span.count - 1) * s->dilation;
+    int is_even = span.count == s->kernel && !(is_gradient && s->stride > 1);
+    if (!is_even || last >= (is_gradient ? s->out : s->in))
+        return tap_span(s, is_gradient, p + 1);
+    span.source += step;
+    return span;
+}
+
+/* One term: distances from the first source, and from the first weight of a pack. */
+typedef struct {
+    int32_t source, weight;
+} Term;
+
+/* The terms of one kind of pixel in one block of K_BLOCK. */
+typedef struct {
+    int64_t kind, count;
+    Term terms[K_BLOCK];
+} Table;
+
+#define TABLES 16
+
+/* A convolution, or the gradient of its inputs. */
+typedef struct Gathering Gathering;
+struct Gathering {
+    Conv conv;
+    int is_gradient;
+    int64_t rows;    /* channels of a group of the result */
+    int64_t sources; /* of what is read */
+    int64_t width, plane;             /* of the result */
+    int64_t from_width, from_plane;   /* of what is read */
+    int64_t samples, from_rows, to_rows; /* all rows of a panel */
+    const float *w;
+    const float *from;
+    float *to;
+    const Op *op;
+    const Call *call;
+    /* What is done to a finished row of a panel: `n` samples, beginning with `first`. */
+    void (*finish)(const Gathering *g, int64_t row, int64_t first, int64_t n,
+                   const Draws *draws);
+};
+
+/* Where in a block of terms, and in which group, tiles of rows are computed. */
+typedef struct {
+    int64_t group, k, terms; /* the block: k of `terms` */
+    int64_t tile, last, tiles;
+    Table tables[TABLES];
+    float pack[PACK_TILES * PACKED_TILE + VW] __attribute__((aligned(64)));
+} Block;
+
+static void list_terms(const Gathering *g, const Block *block, const TapSpan *y,
+                       const TapSpan *x, Table *table) {
+    int64_t taps = g->conv.taps, end = block->k + block->terms, n = 0;
+    for (int64_t c = block->k / taps; c * taps < end; c++)
+        for (int64_t j = 0; j < y->count; j++)
+            for (int64_t i = 0; i < x->count; i++) {
+                int64_t tap = (y->first + j * y->step) * g->conv.x.kernel + x->first +
+                              i * x->step;
+                int64_t k = c * taps + tap - block->k;
+                if (k < 0 || k >= block->terms) continue;
+                int64_t row = c * g->from_plane + j * y->source_step * g->from_width +
+                              i * x->source_step;
+                table->terms[n++] = (Term){row * PANEL, k * TILE_ROWS};
+            }
+    table->count = n;
+}
+
+/* The table of a pixel, which is often there already. */
+static const Table *table_of(const Gathering *g, Block *block, const TapSpan *y,
+                             const TapSpan *x) {
+    int64_t kinds_x = (g->conv.x.kernel + 1) * (g->conv.x.kernel + 1);
+    int64_t kind_y = y->first * (g->conv.y.kernel + 1) + y->count;
+    int64_t kind = kind_y * kinds_x + x->first * (g->conv.x.kernel + 1) + x->count;
+    int64_t place = 2 * y->first + y->count + 4 * (2 * x->first + x->count);
+    Table *table = &block->tables[place % TABLES];
+    if (table->kind != kind) {
+        list_terms(g, block, y, x, table);
+        table->kind = kind;
+    }
+    return table;
+}
+
+/* The gradient's weights [sources, rows, taps] of a block, a tile of rows. */
+static void pack_channels(float *pack, const Gathering *g, const Block *block,
+                          int64_t row, int64_t rows) {
+    int64_t taps = g->conv.taps;
+    for (int64_t k = 0; k < block->terms; k++) {
+        int64_t c = block->group * g->sources + (block->k + k) / taps;
+        const float *w = g->w + (c * g->rows + row) * taps + (block->k + k) % taps;
+        for (int64_t r = 0; r < rows; r++) pack[k * TILE_ROWS + r] = w[r * taps];
+    }
+}
+
+static void pack_tiles(const Gathering *g, Block *block) {
+    int64_t step = g->sources * g->conv.taps;
+    for (int64_t n = block->tile; n < block->last; n++) {
+        int64_t row = first_row(g->rows, block->tiles, n);
+        int64_t rows = first_row(g->rows, block->tiles, n + 1) - row;
+        float *pack = block->pack + (n - block->tile) * PACKED_TILE;
+        if (g->is_gradient)
+            pack_channels(pack, g, block, row, rows);
+        else
+            pack_by_row(pack, g->w + (block->group * g->rows + row) * step + block->k,
+                        step, rows, block->terms);
+    }
+}
+
+/* c[r, columns] = sum over the table's terms of weight[r] source[columns]. */
+typedef struct {
+    const Table *table;
+    const float *pack, *source;
+    Tile tile; /* where the sums go */
+} ConvTile;
+
+INLINE void fill_conv_tile(const ConvTile *t, int rows, int vectors) {
+    Sums sums;
+    clear_sums(sums, rows, vectors);
+    const Term *end = t->table->terms + t->table->count;
+    for (const Term *term = t->table->terms; term < end; term++) {
+        const float *a = t->pack + term->weight, *b = t->source + term->source;
+        vf row[TILE_VECTORS];
+        UNROLL for (int v = 0; v < vectors; v++) row[v] = load(b + v * VW);
+        UNROLL for (int r = 0; r < rows; r++) {
+            vf x = splat(a[r]);
+            UNROLL for (int v = 0; v < vectors; v++)
+                sums[r][v] = fma_(x, row[v], sums[r][v]);
+        }
+    }
+    if (t->tile.is_addition) add_sums(sums, t->tile.c, t->tile.c_step, rows, vectors);
+    store_sums(sums, &t->tile, rows, vectors);
+}
+
+typedef void (*FillConvTile)(const ConvTile *);
+#define CONV_SHAPE(rows, vectors)                                \
+    static void conv_##rows##x##vectors(const ConvTile *t) { \
+        fill_conv_tile(t, rows, vectors);                        \
+    }
+#define NAME_CONV(rows, vectors) conv_##rows##x##vectors,
+EACH_VECTORS(CONV_SHAPE, LIST_PLAIN)
+static const FillConvTile conv_tiles[TILE_VECTORS][TILE_ROWS] = {
+    EACH_VECTORS(NAME_CONV, LIST_BRACED)};
+
+/* All tiles of a pixel: samples [first, end) of one panel. `source` and `pixel` are rows
+ * of that panel. */
+static void fill_pixel(const Gathering *g, const Block *block, const Table *table,
+                       int64_t first, int64_t end, int64_t source, int64_t pixel,
+                       const Draws *draws) {
+    const float *from = g->from + (first / PANEL * g->from_rows + source) * PANEL;
+    float *to = g->to + first / PANEL * g->to_rows * PANEL;
+    int is_last = block->k + block->terms == g->sources * g->conv.taps;
+    for (int64_t n = block->tile; n < block->last; n++) {
+        int64_t row = first_row(g->rows, block->tiles, n);
+        int64_t rows = first_row(g->rows, block->tiles, n + 1) - row;
+        int64_t place = (block->group * g->rows + row) * g->plane + pixel;
+        for (int64_t s = 0; s < end - first; s += TILE_COLUMNS) {
+            ConvTile t = {.table = table,
+                          .pack = block->pack + (n - block->tile) * PACKED_TILE,
+                          .source = from + s};
+            t.tile.c = to + place * PANEL + s;
+            t.tile.c_step = g->plane * PANEL;
+            t.tile.is_addition = block->k > 0;
+            t.tile.columns = parts_of(smaller(TILE_COLUMNS, end - first - s), VW) * VW;
+            conv_tiles[t.tile.columns / VW - 1][rows - 1](&t);
+        }
+        for (int64_t r = 0; is_last && g->finish && r < rows; r++)
+            g->finish(g, place + r * g->plane, first, end - first, draws);
+    }
+}
+
+/* All pixels of one panel. */
+static void fill_panel(const Gathering *g, Block *block, int64_t first) {
+    Draws draws;
+    if (g->op->flags & OP_DROPOUT)
+        prepare_draws(&draws, g->call, first, g->to_rows, g->op->i[CONV_STREAM],
+                      g->op->f[0]);
+    const Side *y = &g->conv.y, *x = &g->conv.x;
+    int64_t end = smaller(first + PANEL, g->samples);
+    int64_t base = block->group * g->sources * g->from_plane;
+    for (int64_t py = 0; py < g->plane / g->width; py++) {
+        TapSpan rows = tap_span(y, g->is_gradient, py), columns = {0};
+        for (int64_t px = 0; px < g->width; px++) {
+            columns = px ? next_tap_span(x, g->is_gradient, px - 1, columns)
+                         : tap_span(x, g->is_gradient, 0);
+            const Table *table = table_of(g, block, &rows, &columns);
+            fill_pixel(g, block, table, first, end,
+                       base + rows.source * g->from_width + columns.source,
+                       py * g->width + px, &draws);
+        }
+    }
+}
+
+static void gather_products(const Gathering *g) {
+    int64_t terms = g->sources * g->conv.taps, tiles = parts_of(g->rows, TILE_ROWS);
+    Block block = {.tiles = tiles};
+    for (block.group = 0; block.group < g->conv.groups; block.group++)
+        for (block.k = 0; block.k < terms; block.k += K_BLOCK) {
+            block.terms = smaller(K_BLOCK, terms - block.k);
+            for (int64_t n = 0; n < TABLES; n++) block.tables[n].kind = -1;
+            for (block.tile = 0; block.tile < tiles; block.tile += PACK_TILES) {
+                block.last = smaller(block.tile + PACK_TILES, tiles);
+                pack_tiles(g, &block);
+                for (int64_t s = 0; s < g->samples; s += PANEL)
+                    fill_panel(g, &block, s);
+            }
+        }
+}
+
+static void finish_conv(const Gathering *g, int64_t row, int64_t first, int64_t n,
+                        const Draws *draws) {
+    int64_t offset = g->op->i[CONV_BIAS];
+    const float *bias = offset < 0 ? NULL : g->call->parameters + offset;
+    float *y = g->to + (first / PANEL * g->to_rows + row) * PANEL;
+    for (int64_t s = 0; s < n; s += VW) {
+        vf x = load(y + s);
+        if (bias) x += splat(bias[row / g->plane]);
+        store(y + s, activate(x, g->op->flags, draws, s, row));
+    }
+}
+
+static void finish_conv_grad_input(const Gathering *g, int64_t row, int64_t first,
+                                   int64_t n, const Draws *draws) {
+    (void)draws;
+    int64_t place = (first / PANEL * g->to_rows + row) * PANEL;
+    const float *y = g->call->buffers[g->op->i[CONV_GATE]] + place;
+    for (int64_t s = 0; s < n; s += VW)
+        store(g->to + place + s,
+              gated(load(g->to + place + s), load(y + s), g->op->f[0]));
+}
+
+static void op_conv(const Op *op, const Call *call) {
+    Conv c = conv_of(op);
+    Gathering g = {.conv = c,
+                   .rows = c.out,
+                   .sources = c.in,
+                   .width = c.x.out,
+                   .plane = c.y.out * c.x.out,
+                   .from_width = c.x.in,
+                   .from_plane = c.y.in * c.x.in,
+                   .samples = num_samples(call),
+                   .from_rows = op->i[2] * c.y.in * c.x.in,
+                   .to_rows = op->i[3] * c.y.out * c.x.out,
+                   .w = call->parameters + op->i[CONV_WEIGHT],
+                   .from = call->buffers[op->i[0]],
+                   .to = call->buffers[op->i[1]],
+                   .op = op,
+                   .call = call,
+                   .finish = finish_conv};
+    gather_products(&g);
+}
+
+static void op_conv_grad_input(const Op *op, const Call *call) {
+    Conv c = conv_of(op);
+    Gathering g = {.conv = c,
+                   .is_gradient = 1,
+                   .rows = c.in,
+                   .sources = c.out,
+                   .width = c.x.in,
+                   .plane = c.y.in * c.x.in,
+                   .from_width = c.x.out,
+                   .from_plane = c.y.out * c.x.out,
+                   .samples = num_samples(call),
+                   .from_rows = op->i[3] * c.y.out * c.x.out,
+                   .to_rows = op->i[2] * c.y.in * c.x.in,
+                   .w = call->parameters + op->i[CONV_WEIGHT],
+                   .from = call->buffers[op->i[0]],
+                   .to = call->buffers[op->i[1]],
+                   .op = op,
+                   .call = call,
+                   .finish = op->i[CONV_GATE] < 0 ? NULL : finish_conv_grad_input};
+    gather_products(&g);
+}
