@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from samestep.config.data import TextData
-from samestep.config.model import CustomLoss, MlpModel
+from samestep.config.model import CustomLoss, CustomModel, MlpModel
 from samestep.config.optimizer import MuonRecipe
 from samestep.errors import PlacementError
 
@@ -33,7 +33,7 @@ def check_device(recipe: "Recipe", device: str) -> None:
 
 
 def _not_portable(recipe: "Recipe") -> Iterator[str]:
-    if not isinstance(recipe.model, MlpModel):
+    if not isinstance(recipe.model, MlpModel | CustomModel):
         yield f"`model.family = {recipe.model.family}` (so far only for `mlp`)"
     if recipe.precision != "float32":
         yield f"`precision = {recipe.precision}` (only for `float32`)"

@@ -9,7 +9,7 @@ from torch import nn
 
 from samestep.errors import NotPortable
 from samestep.kernels import fusion
-from samestep.kernels.aten import LOWERINGS
+from samestep.kernels.aten import LOWERINGS, advice
 from samestep.kernels.interface import OpKind
 from samestep.kernels.lowering import (
     Activation,
@@ -49,11 +49,7 @@ def lower(
     last = lowering.ops[-1]
     _lower_nodes(lowering, trace.nodes[trace.num_forward :])
     if lowering.unknown:
-        raise NotPortable(
-            "Portable arithmetic has no kernels for these operations: "
-            f"{'; '.join(dict.fromkeys(lowering.unknown))}. Use others, or set "
-            '`arithmetic = "torch"`.'
-        )
+        raise NotPortable(advice.refusal(lowering.unknown))
     lowering.ops[0].i[1] = lowering.by_sample.get(0, NONE)
     ops = fusion.fuse(lowering.ops)
     num_forward = next(n for n, op in enumerate(ops) if op is last)
@@ -66,13 +62,14 @@ def _lower_nodes(lowering: Lowering, nodes: list[Node]) -> None:
     gradients = {value: name for name, value in lowering.trace.gradients.items()}
     for node in nodes:
         arguments = [lowering.result_of(a) for a in node.arguments]
-        if any(isinstance(a, Unknown) for a in arguments):  # listed already
-            lowering.known |= dict.fromkeys(node.outputs, Unknown())
-            continue
         function = LOWERINGS.get(node.op)
-        results = function(lowering, node, arguments) if function else None
+        follows = any(isinstance(a, Unknown) for a in arguments)  # what is listed
+        results = None
+        if function and not follows:
+            results = function(lowering, node, arguments)
         if results is None:
-            lowering.unknown.append(f"`{node.op}` ({node.where})")
+            if not (function and follows):
+                lowering.unknown.append((node.op, node.where))
             results = [Unknown()] * len(node.outputs)
         for value, result in zip(node.outputs, results, strict=True):
             lowering.known[value] = result
@@ -84,13 +81,15 @@ def _measure(lowering: Lowering, loss: LossOp, backward: bool) -> None:
     """Append the loss, which also begins the backward pass."""
     outputs = lowering.result_of(lowering.trace.outputs)
     if not isinstance(outputs, Activation):
+        lowering.gradient = Unknown()
         return
     i, f = [outputs.buffer, outputs.features], list[float]()
     if loss.kind != OpKind.STORE:
+        written = NONE
         if backward:
-            lowering.gradient = lowering.activation(outputs.features)
-        gradient = lowering.gradient.buffer if lowering.gradient else NONE
-        i = [outputs.buffer, gradient, outputs.features]
+            lowering.gradient = gradient = lowering.activation(outputs.features)
+            written = gradient.buffer
+        i = [outputs.buffer, written, outputs.features]
     if loss.kind == OpKind.CROSS_ENTROPY:
         i, f = [*i, loss.ignored], [loss.smoothing]
     lowering.ops.append(Op(loss.kind, i, f))

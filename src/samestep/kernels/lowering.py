@@ -106,9 +106,9 @@ class Lowering:
     buffers: list[Buffer] = field(default_factory=list)
     known: dict[Value, Any] = field(default_factory=dict)
     streams: int = 0
-    gradient: Activation | None = None
+    gradient: Activation | Unknown | None = None
     """That of the outputs."""
-    unknown: list[str] = field(default_factory=list)
+    unknown: list[tuple[str, str]] = field(default_factory=list)
     """Operations without a kernel, and who called them."""
     by_sample: dict[int, int] = field(default_factory=dict)
     """The transposed copies of buffers."""

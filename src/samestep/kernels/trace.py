@@ -16,7 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
-from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.nn.modules.module import (
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
 from torch.utils._python_dispatch import (
     TorchDispatchMode,
     _get_current_dispatch_mode,
@@ -102,9 +105,13 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self, trace: Trace) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.trace, self.module = trace, "model"
+        self.trace = trace
         self._values: dict[int, Value] = {}
         self._alive: list[Tensor] = []  # a tensor's id is its own only while it lives
+        self.active: list[str] = []
+        """The modules that are being called, the innermost last."""
+        self._places: dict[int, str] = {}
+        """Where nodes of autograd's graph were made, by their sequence numbers."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -147,14 +154,19 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return self._values.get(id(tensor)) or self.add(tensor)
 
     def _where(self) -> str:
+        if (node := torch._C._current_autograd_node()) is not None:
+            place = self._places.get(node._sequence_nr())
+            return f"gradient of {place}" if place else "in the backward pass"
         frame = sys._getframe(2)
         while frame.f_back and frame.f_code.co_filename.startswith((TORCH, HERE)):
             frame = frame.f_back
-        if not self.module:
-            return "in the backward pass"
         is_own = not frame.f_code.co_filename.startswith((TORCH, HERE))
         line = f", {frame.f_code.co_filename}:{frame.f_lineno}" if is_own else ""
-        return f"module `{self.module}`{line}"
+        module = next((name for name in reversed(self.active) if name), "")
+        place = (f"module `{module}`" if module else "the model") + line
+        # The node of the operation was made just before.
+        self._places[torch._C._autograd._get_sequence_nr() - 1] = place
+        return place
 
 
 class _Begin(Function):
@@ -175,7 +187,7 @@ def _record_backward(module: nn.Module, outputs: Tensor, recorder: _Recorder) ->
     gradient = torch.ones_like(outputs)
     recorder.add(gradient, "gradient")
     loss: Tensor = _Begin.apply(outputs, [gradient])  # type: ignore[no-untyped-call]
-    parameters, recorder.module = list(trained.values()), ""
+    parameters = list(trained.values())
     with recorder:
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
     recorder.trace.gradients = {
@@ -191,14 +203,20 @@ def _names(module: nn.Module, recorder: _Recorder) -> Iterator[None]:
     names = {id(part): name for name, part in module.named_modules()}
 
     def enter(part: nn.Module, _: Any) -> None:
-        if name := names.get(id(part)):
-            recorder.module = name
+        recorder.active.append(names.get(id(part), ""))
 
-    handle = register_module_forward_pre_hook(enter)
+    def leave(*_: Any) -> None:
+        recorder.active.pop()
+
+    handles = (
+        register_module_forward_pre_hook(enter),
+        register_module_forward_hook(leave, always_call=True),
+    )
     try:
         yield
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 def _marker(module: nn.Module, input_shape: tuple[int, ...]) -> int:
