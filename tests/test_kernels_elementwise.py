@@ -113,11 +113,14 @@ def make_norm_grad(sample: Sample, features: int, choice: int) -> Made:
 
 
 def make_cross_entropy(sample: Sample, features: int, choice: int) -> Made:
-    """Labels of classes, ignored ones, and such as are no class."""
+    """Labels of classes, mixed, ignored ones, and such as are no class."""
     scale = (1.0, 60.0, 1e-6)[choice % 3]
     x, dx = sample.by_feature(features, scale), sample.by_feature(features)
     labels = torch.randint(-2, features + 1, (sample.samples,), generator=sample.draw)
     sample.integers("labels", labels)
+    if choice // 8 % 3 == 1:
+        sample.integers("partners", labels.flip(0).clamp(0, features - 1))
+        sample.memory["shares"] = torch.rand(sample.samples, generator=sample.draw)
     gradient = (dx, -1, x, dx)[choice % 4]
     op = operation(OpKind.CROSS_ENTROPY, [x, gradient, features, -1])
     op.f[0] = (0.0, 0.1)[choice // 4 % 2]

@@ -208,12 +208,17 @@ static void cross_entropy_sample(In op, At call, int64_t s) {
     for (int64_t c = 0; c < classes; c++) terms[c] = l + (top - x[c]);
     int is_ignored = t == op->i[3], is_class = t >= 0 && t < classes;
     float even = (float)((double)a / classes), loss = is_class ? terms[t] : NAN;
+    int64_t partner = call->partners ? call->partners[s] : -1;
+    float share = call->partners ? call->shares[s] : 1;
+    if (call->partners) loss = fmaf(share, loss, (1 - share) * terms[partner]);
     if (a != 0) loss = fmaf(own, loss, even * reduction(terms, classes));
     call->losses[s] = is_ignored ? 0 : loss;
     call->metrics[s] = !is_ignored && answer == t;
     if (call->answers) call->answers[s] = answer;
     for (int64_t c = 0; c < classes && op->i[1] >= 0; c++) {
-        float dx = (e[c] / total - (c == t ? own + even : even)) * call->weight;
+        float q = c == t ? fmaf(own, share, even) : even;
+        if (c == partner) q = fmaf(own, 1 - share, q);
+        float dx = (e[c] / total - q) * call->weight;
         if (fabsf(dx) < 0x1p-64f) dx = 0;
         if (!is_class) dx = NAN;
         *by_feature(call, op->i[1], classes, c, s) = is_ignored ? 0 : dx;

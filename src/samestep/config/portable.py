@@ -52,8 +52,5 @@ def _not_portable(recipe: "Recipe") -> Iterator[str]:
         yield "`optimizer.name = muon` (it multiplies in bfloat16)"
     if recipe.freeze:
         yield "`freeze`"
-    augment = getattr(recipe.data, "augment", None)
     if isinstance(recipe.data, TextData):
         yield "`data.source = text`"
-    elif augment and augment.mixup:
-        yield "`data.augment.mixup`"

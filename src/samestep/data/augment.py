@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from samestep.config.data import Augment
 from samestep.core.plan import derive_seed
+from samestep.core.powers import powers
 from samestep.core.splitmix import GOLDEN, Numbers, mix
 from samestep.data.pytree import Nested, describe
 from samestep.errors import RecipeError
@@ -148,15 +149,12 @@ def _mixed(
 def _beta(draws: Draws, alpha: float) -> list[float]:
     """Draw x from Beta(alpha, alpha), 0 < alpha <= 1; return max(x, 1 - x) [b].
 
-    By rejection (Joehnk 1964): at least half of the tries succeed. Powers are computed
-    one by one: vectorized, their last bit may depend on the place in the vector.
+    By rejection (Joehnk 1964): at least half of the tries succeed.
     """
     shares: dict[int, float] = {}
-    power = 1 / alpha
     while len(shares) < draws.size:
-        pairs = zip(draws.uniform().tolist(), draws.uniform().tolist(), strict=True)
-        for index, (u, v) in enumerate(pairs):
-            x, y = u**power, v**power
+        drawn = (powers(draws.uniform(), 1 / alpha).tolist() for _ in range(2))
+        for index, (x, y) in enumerate(zip(*drawn, strict=True)):
             if index not in shares and x + y <= 1:  # both 0: too small for a float
                 shares[index] = max(x, y) / (x + y) if x + y else 1.0
     return [shares[index] for index in range(draws.size)]

@@ -110,6 +110,8 @@ class Call(Structure):
         ("metric_sums", c_void_p),
         ("answers", c_void_p),
         ("outputs", c_void_p),
+        ("partners", c_void_p),
+        ("shares", c_void_p),
     )
 
 

@@ -1,5 +1,6 @@
 """How samples reach a program: as bytes that it gathers, or as floats."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from samestep.core.metric import Metric
-from samestep.data.augment import NONE
+from samestep.data.augment import NONE, Mixed
 from samestep.data.dataset import Dataset
 from samestep.data.sources.rows import ByteRows, byte_rows
 from samestep.kernels.execution import Execution
@@ -55,9 +56,21 @@ class ByteInputs:
             execution.bind(targets=torch.from_numpy(targets))
 
 
-def load_floats(execution: Execution, inputs: Tensor, targets: Tensor) -> None:
+def joined(targets: Sequence[Tensor | Mixed]) -> Tensor | Mixed:
+    """Return the targets of several micro-batches as those of one."""
+    if not any(isinstance(part, Mixed) for part in targets):
+        return torch.cat([part for part in targets if isinstance(part, Tensor)])
+    # A micro-batch without samples has plain targets, which are none.
+    mixed = [part.parts for part in targets if isinstance(part, Mixed)]
+    return Mixed(*(torch.cat(parts) for parts in zip(*mixed, strict=True)))
+
+
+def load_floats(execution: Execution, inputs: Tensor, targets: Tensor | Mixed) -> None:
     """Let the next call compute inputs [n, ...], with their targets."""
     execution.bind(inputs=inputs.flatten(1).contiguous())
+    if isinstance(targets, Mixed):
+        targets, partners, shares = targets.parts
+        execution.bind(partners=partners.contiguous(), shares=shares.contiguous())
     if targets.is_floating_point():
         execution.bind(targets=targets.contiguous())
     else:

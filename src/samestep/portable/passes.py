@@ -223,8 +223,8 @@ class RecordedPasses:
             self._source.load(self._execution, self._pieces.samples(step, piece))
             return
         drawn = [self._draw(step, m, self._owned) for m in range(*node)]
-        floats, targets = (torch.cat(parts) for parts in zip(*drawn, strict=True))
-        inputs.load_floats(self._execution, floats, targets)
+        floats, targets = zip(*drawn, strict=True)
+        inputs.load_floats(self._execution, torch.cat(floats), inputs.joined(targets))
 
     def _record(self, node: Range, piece: Piece, instruments: Instruments) -> None:
         metrics, counted = self._data.own_metrics, 0

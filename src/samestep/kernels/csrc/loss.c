@@ -56,16 +56,29 @@ INLINE vf exp_below(vf x, vf top) {
 typedef struct {
     vi label, is_ignored;
     vf logit; /* of the label */
+    int is_mixed;
+    vf share;   /* of the label; of the partner, the rest */
+    vi partner; /* the second label, which is a class */
+    vf partner_logit;
 } Targets;
 
 INLINE Targets targets_of(const Op *op, const Call *call, Columns logits) {
-    Targets targets = {splat_int(-1), splat_int(-1), splat(__builtin_nanf(""))};
+    Targets targets = {.label = splat_int(-1),
+                       .is_ignored = splat_int(-1),
+                       .logit = splat(__builtin_nanf("")),
+                       .is_mixed = call->partners != NULL};
     for (int j = 0; j < VW && logits.column + j < logits.samples; j++) {
         int64_t label = call->labels[logits.column + j];
         targets.is_ignored[j] = -(label == op->i[3]);
         if (label < 0 || label >= logits.rows) continue;
         targets.label[j] = (int32_t)label;
         targets.logit[j] = logits.x[label * PANEL + j];
+        if (!targets.is_mixed) continue;
+        int64_t partner = call->partners[logits.column + j];
+        targets.share[j] = call->shares[logits.column + j];
+        targets.partner[j] = (int32_t)partner;
+        if (partner >= 0 && partner < logits.rows)
+            targets.partner_logit[j] = logits.x[partner * PANEL + j];
     }
     return targets;
 }
@@ -73,6 +86,10 @@ INLINE Targets targets_of(const Op *op, const Call *call, Columns logits) {
 /* The losses, from the largest logits and the logarithms of the sums. */
 INLINE vf losses_of(Columns logits, Targets targets, vf top, vf l, float smoothing) {
     vf loss = l + (top - targets.logit);
+    if (targets.is_mixed) {
+        vf other = l + (top - targets.partner_logit);
+        loss = fma_(targets.share, loss, (1 - targets.share) * other);
+    }
     if (smoothing == 0) return loss;
     SumsOfSamples sums = {0};
     for (int64_t c = 0; c < logits.rows; c++)
@@ -96,11 +113,17 @@ INLINE void store_answers(const Call *call, Columns logits, Targets targets,
 INLINE void store_gradients(float *to, Columns logits, Targets targets, vf top,
                             vf total, float smoothing, float weight) {
     float even = (float)((double)smoothing / (double)logits.rows);
-    vf own = splat((float)(1 - (double)smoothing) + even);
+    vf own = splat((float)(1 - (double)smoothing));
     vi is_invalid = ~targets.is_ignored & (targets.label < 0);
     vf invalid = keep(is_invalid, splat(__builtin_nanf("")));
     for (int64_t c = 0; c < logits.rows; c++) {
-        vf q = select_(targets.label == (int32_t)c, own, splat(even));
+        vi is_label = targets.label == (int32_t)c;
+        vf q = select_(is_label, own + even, splat(even));
+        if (targets.is_mixed) {
+            q = select_(is_label, fma_(own, targets.share, splat(even)), splat(even));
+            q = select_(targets.partner == (int32_t)c,
+                        fma_(own, 1 - targets.share, q), q);
+        }
         vf dx = (exp_below(row_at(logits, c), top) / total - q) * weight;
         dx = select_(is_invalid, invalid, without_tiny(dx));
         store(to + c * PANEL, keep(~targets.is_ignored, dx));

@@ -165,6 +165,8 @@ typedef struct {
     double *metric_sums;       /* [micro_batches] */
     int64_t *answers;          /* [samples]: classes with the largest logit, or NULL */
     float *outputs;            /* [samples, features], for OP_STORE */
+    const int64_t *partners;   /* [samples]: labels that are mixed in, or NULL */
+    const float *shares;       /* [samples]: of `labels`, the rest is the partners' */
 } Call;
 
 /* Elementwise update of parameters [size] by the sum of partial gradients. */
