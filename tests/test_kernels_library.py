@@ -93,8 +93,8 @@ def test_a_processor_without_any_of_them_is_refused(fake: Fake) -> None:
 @pytest.mark.parametrize(
     ("says", "expected"),
     [
-        ({"SPECIFICATION": 9}, "specification 1 and interface 1, but .* has 9 and 1"),
-        ({"INTERFACE": 9}, "specification 1 and interface 1, but .* has 1 and 9"),
+        ({"SPECIFICATION": 9}, "specification 1 and interface 2, but .* has 9 and 2"),
+        ({"INTERFACE": 9}, "specification 1 and interface 2, but .* has 1 and 9"),
         ({"SOURCES": '"0"'}, "is of others: they have changed since"),
     ],
 )

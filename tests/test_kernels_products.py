@@ -148,6 +148,11 @@ def parameters_of(example: Example) -> Floats:
     return np.concatenate([others, example.weight.ravel(), example.bias])
 
 
+def alone(*rows: int) -> list[int]:
+    """Return the numbers of one position in buffers of so many rows."""
+    return [1, *(number for count in rows for number in (count, 0, 0))]
+
+
 def numbers(*of_op: int) -> ctypes.Array[c_int64]:
     """Return the numbers of an operation."""
     return (c_int64 * 30)(*of_op)
@@ -175,7 +180,7 @@ def test_a_linear_layer_equals_the_reference(
     op = Op(
         kind=OpKind.LINEAR,
         flags=OpFlag.RELU if is_relu else 0,
-        i=numbers(0, 1, inputs, outputs, 3, offset),
+        i=numbers(0, 1, inputs, outputs, 3, offset, 0, *alone(inputs, outputs)),
     )
     run(load_kernels(isa), op, example, [x, y], unaligned(parameters_of(example)))
     expected = np.empty((samples, outputs), np.float32)
@@ -221,7 +226,7 @@ def test_dropout_draws_from_the_key_of_each_micro_batch(
     example.keys = draws.integers(2**64, size=len(pieces), dtype=np.uint64)
     x, parameters = by_panels(example.x.T), parameters_of(example)
     y = np.zeros((2, example.capacity // PANEL, outputs, PANEL), np.float32)
-    i = numbers(0, 1, 5, outputs, 3, -1, stream)
+    i = numbers(0, 1, 5, outputs, 3, -1, stream, *alone(5, outputs))
     flags, f = OpFlag.RELU, (c_float * 4)(p)
     plain = Op(kind=OpKind.LINEAR, flags=flags, i=i, f=f)
     dropped = Op(kind=OpKind.LINEAR, flags=flags | OpFlag.DROPOUT, i=i, f=f)
@@ -252,7 +257,9 @@ def test_the_gradient_of_the_inputs_equals_the_reference(
     gate = unaligned(by_panels(example.x.T))
     op = Op(
         kind=OpKind.LINEAR_GRAD_INPUT,
-        i=numbers(0, 1, inputs, outputs, 3, 2 if has_gate else -1),
+        i=numbers(
+            *(0, 1, inputs, outputs, 3, 2 if has_gate else -1), *alone(outputs, inputs)
+        ),
         f=(c_float * 4)(1.25),
     )
     run(
@@ -316,8 +323,8 @@ def test_the_gradients_of_weight_and_bias_equal_the_reference(
     size = inputs * outputs
     slots = [unaligned(np.full(size + outputs + 4, GUARD, np.float32)) for _ in left]
     buffers = [by_panels(example.dy.T), by_panels(example.x, example.capacity)]
-    of_weight = numbers(0, 1, inputs, outputs, 2)
-    of_bias = numbers(0, outputs, 2 + size)
+    of_weight = numbers(0, 1, inputs, outputs, 2, *alone(outputs, 1))
+    of_bias = numbers(0, outputs, 2 + size, outputs, 0)
     kernels = load_kernels(isa)
     for kind, i in (
         (OpKind.LINEAR_GRAD_WEIGHT, of_weight),
@@ -340,7 +347,7 @@ def test_a_transpose_moves_every_element(
     x = unaligned(by_panels(example.x.T))
     panels = -(-features // PANEL)
     y = unaligned(np.full((panels, example.capacity, PANEL), GUARD, np.float32))
-    op = Op(kind=OpKind.TRANSPOSE, i=numbers(0, 1, features))
+    op = Op(kind=OpKind.TRANSPOSE, i=numbers(0, 1, features, *alone(features)))
     run(load_kernels(isa), op, example, [x, y], example.bias)
     assert equal(from_panels(y, features)[:samples], example.x)
 
@@ -352,7 +359,11 @@ def test_products_treat_infinities_and_nan_as_ieee_754_does(isa: str) -> None:
     example.weight = np.array([[1, 1, 1], [0, np.nan, 1]], np.float32)
     x = by_panels(example.x.T)
     y = np.zeros((1, 2, PANEL), np.float32)
-    op = Op(kind=OpKind.LINEAR, flags=OpFlag.RELU, i=numbers(0, 1, 3, 2, 3, -1))
+    op = Op(
+        kind=OpKind.LINEAR,
+        flags=OpFlag.RELU,
+        i=numbers(0, 1, 3, 2, 3, -1, 0, *alone(3, 2)),
+    )
     run(load_kernels(isa), op, example, [x, y], parameters_of(example))
     expected = np.array([[np.inf, np.nan], [6, np.nan]], np.float32)
     assert equal(from_panels(y, 2).T.copy(), expected)
@@ -378,7 +389,7 @@ def test_an_fma_rounds_once(
     example = Example(2, 1, [1], 0)
     example.x[0], example.weight[0] = np.array([[1, b], [c, a]], np.float32)
     y = np.zeros((1, 1, PANEL), np.float32)
-    op = Op(kind=OpKind.LINEAR, i=numbers(0, 1, 2, 1, 3, -1))
+    op = Op(kind=OpKind.LINEAR, i=numbers(0, 1, 2, 1, 3, -1, 0, *alone(2, 1)))
     buffers = [by_panels(example.x.T), y]
     run(load_kernels(isa), op, example, buffers, parameters_of(example))
     expected = np.empty((1, 1), np.float32)

@@ -8,8 +8,8 @@ from samestep.kernels.interface import OpFlag, OpKind
 from samestep.kernels.program import NONE, Op
 
 
-HOSTS = (OpKind.LINEAR, OpKind.BATCH_NORM)
-"""Operations that end with an activation; their stream is the last of their numbers."""
+HOSTS = {OpKind.LINEAR: 6, OpKind.BATCH_NORM: 11}
+"""Operations that end with an activation, and where the stream of dropout stands."""
 
 
 def fuse(ops: list[Op]) -> list[Op]:
@@ -71,7 +71,8 @@ def _join_dropout(ops: list[Op], dropout: Op) -> None:
         gate.i[0], gate.i[2] = drop.i[0], dropout.i[1]
         gate.f[0] = 1 / (1 - dropout.f[0])
         ops.remove(drop)
-    host.i[1], host.i[-1], host.f[-1] = dropout.i[1], stream, dropout.f[0]
+    host.i[1], host.i[HOSTS[host.kind]] = dropout.i[1], stream
+    host.f[-1] = dropout.f[0]
     host.flags |= OpFlag.DROPOUT
     ops.remove(dropout)
 

@@ -49,6 +49,9 @@ class OpKind(IntEnum):
     CONV = 22
     CONV_GRAD_INPUT = 23
     CONV_GRAD_WEIGHT = 24
+    SUM_ROWS = 25
+    UNARY = 26
+    BINARY = 27
 
 
 class OpFlag(IntFlag):
@@ -58,6 +61,23 @@ class OpFlag(IntFlag):
     DROPOUT = 2
     EVAL = 4
     CAUSAL = 8
+
+
+class Unary(IntEnum):
+    """The functions of `OpKind.UNARY`, `UNARY_...` in the header."""
+
+    COPY = 0
+    FILL = 1
+    """The number f[0], whatever x is."""
+
+
+class Binary(IntEnum):
+    """The functions of `OpKind.BINARY`, `BINARY_...` in the header."""
+
+    ADD = 0
+    SUB = 1
+    MUL = 2
+    DIV = 3
 
 
 class OptimizerKind(IntEnum):

@@ -13,12 +13,13 @@ from samestep.kernels.aten import LOWERINGS, advice
 from samestep.kernels.interface import OpKind
 from samestep.kernels.lowering import (
     Activation,
-    BiasGradient,
     LossOp,
     Lowering,
     Places,
+    SampleSum,
     Unknown,
     WeightGradient,
+    inputs,
 )
 from samestep.kernels.program import NONE, Op, Program
 from samestep.kernels.trace import Node, record
@@ -38,19 +39,16 @@ def lower(
     """
     trace = record(module, input_shape, backward)
     lowering = Lowering(trace, places)
-    features = 1
-    for size in input_shape:
-        features *= size
     assert trace.inputs is not None
-    lowering.known[trace.inputs] = lowering.activation(features)
-    lowering.ops.append(Op(OpKind.LOAD, [0, NONE, features]))
+    x = lowering.known[trace.inputs] = lowering.activation(trace.inputs.shape)
+    lowering.ops.append(Op(OpKind.LOAD, [0, NONE, x.rows]))
     _lower_nodes(lowering, trace.nodes[: trace.num_forward])
     _measure(lowering, loss, backward)
     last = lowering.ops[-1]
     _lower_nodes(lowering, trace.nodes[trace.num_forward :])
     if lowering.unknown:
         raise NotPortable(advice.refusal(lowering.unknown))
-    lowering.ops[0].i[1] = lowering.by_sample.get(0, NONE)
+    lowering.ops[0].i[1] = lowering.by_sample.get(inputs(x.rows), NONE)
     ops = fusion.fuse(lowering.ops)
     num_forward = next(n for n, op in enumerate(ops) if op is last)
     return Program(
@@ -63,7 +61,7 @@ def _lower_nodes(lowering: Lowering, nodes: list[Node]) -> None:
     for node in nodes:
         arguments = [lowering.result_of(a) for a in node.arguments]
         function = LOWERINGS.get(node.op)
-        follows = any(isinstance(a, Unknown) for a in arguments)  # what is listed
+        follows = _has_unknown(arguments)  # what is listed
         results = None
         if function and not follows:
             results = function(lowering, node, arguments)
@@ -77,19 +75,27 @@ def _lower_nodes(lowering: Lowering, nodes: list[Node]) -> None:
                 _write_gradient(lowering, gradients[value], result)
 
 
+def _has_unknown(arguments: list[Any]) -> bool:
+    return any(
+        _has_unknown(a) if isinstance(a, list) else isinstance(a, Unknown)
+        for a in arguments
+    )
+
+
 def _measure(lowering: Lowering, loss: LossOp, backward: bool) -> None:
     """Append the loss, which also begins the backward pass."""
     outputs = lowering.result_of(lowering.trace.outputs)
     if not isinstance(outputs, Activation):
         lowering.gradient = Unknown()
         return
-    i, f = [outputs.buffer, outputs.features], list[float]()
+    outputs = lowering.whole(outputs)
+    i, f = [outputs.buffer, outputs.rows], list[float]()
     if loss.kind != OpKind.STORE:
         written = NONE
         if backward:
-            lowering.gradient = gradient = lowering.activation(outputs.features)
+            lowering.gradient = gradient = lowering.like(outputs.dims)
             written = gradient.buffer
-        i = [outputs.buffer, written, outputs.features]
+        i = [outputs.buffer, written, outputs.rows]
     if loss.kind == OpKind.CROSS_ENTROPY:
         i, f = [*i, loss.ignored], [loss.smoothing]
     lowering.ops.append(Op(loss.kind, i, f))
@@ -99,10 +105,14 @@ def _write_gradient(lowering: Lowering, name: str, result: Any) -> None:
     """Append what writes the gradient of a parameter."""
     place = lowering.places.parameters[name]
     match result:
-        case WeightGradient(gradient, inputs):
-            copy = lowering.transposed(inputs)
-            i = [gradient.buffer, copy, inputs.features, gradient.features, place]
-            lowering.ops.append(Op(OpKind.LINEAR_GRAD_WEIGHT, i))
-        case BiasGradient(gradient):
-            i = [gradient.buffer, gradient.features, place]
+        case WeightGradient(gradient, x):
+            dy, source = lowering.tokens(gradient), lowering.tokens(x)
+            copy = lowering.transposed(source)
+            i = [dy.buffer, copy, source.features, dy.features, place, *dy.numbers]
+            lowering.ops.append(
+                Op(OpKind.LINEAR_GRAD_WEIGHT, [*i, source.positions, 0, 1])
+            )
+        case SampleSum(rows):
+            rows = lowering.flat(rows)
+            i = [rows.buffer, rows.size, place, rows.rows, rows.offset]
             lowering.ops.append(Op(OpKind.GRAD_BIAS, i))

@@ -1,29 +1,39 @@
 """What the tensors of a recording become when it is lowered to a program."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from samestep.kernels.interface import OpKind
+from samestep.errors import NotPortable
+from samestep.kernels.interface import Binary, OpKind, Unary
 from samestep.kernels.program import NONE, Buffer, Op
+from samestep.kernels.tensors import Axis, Dims, Strided, joined, paired, row_major
 from samestep.kernels.trace import Node, Trace, Value
 
 
+AXES = 6
+"""Axes of rows that a pointwise operation goes through at most."""
+
+
 @dataclass(frozen=True)
-class Activation:
-    """Activations [samples, features] in a buffer by feature."""
+class Activation(Strided):
+    """Activations: a tensor with samples, in a buffer by feature of `rows` rows."""
 
     buffer: int
-    features: int
-    is_transposed: bool = False
+    rows: int
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it has the whole buffer, its rows in their order."""
+        return self.size == self.rows and self.axes in ([], [Axis(self.rows, 1)])
 
 
 @dataclass(frozen=True)
-class Parameter:
-    """A parameter, or a buffer of the module."""
+class Parameter(Strided):
+    """A parameter, or a buffer of the module; strides and offset are in elements."""
 
     name: str
-    is_transposed: bool = False
 
 
 @dataclass(frozen=True)
@@ -44,14 +54,21 @@ class WeightGradient:
     """The product of a gradient's and an input's activations, [out, in]."""
 
     gradient: Activation
+    """[samples (and positions), out]."""
     inputs: Activation
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Its sizes, [out, in]."""
+        return self.gradient.shape[-1], self.inputs.shape[-1]
 
 
 @dataclass(frozen=True)
-class BiasGradient:
-    """The sum of a gradient's activations over the samples, [features]."""
+class SampleSum:
+    """The sum of activations over the samples."""
 
-    gradient: Activation
+    rows: Activation
+    """What is summed; its dimensions are those of the sum, without the samples."""
 
 
 @dataclass(frozen=True)
@@ -110,33 +127,236 @@ class Lowering:
     """That of the outputs."""
     unknown: list[tuple[str, str]] = field(default_factory=list)
     """Operations without a kernel, and who called them."""
-    by_sample: dict[int, int] = field(default_factory=dict)
-    """The transposed copies of buffers."""
+    by_sample: dict["Tokens", int] = field(default_factory=dict)
+    """The transposed copies of activations."""
 
-    def activation(self, features: int) -> Activation:
-        """Return a new buffer by feature."""
-        self.buffers.append(Buffer(features))
-        return Activation(len(self.buffers) - 1, features)
+    def activation(self, shape: Sequence[int]) -> Activation:
+        """Return a new buffer for a tensor of this shape, samples included."""
+        return self.like(self._dims(shape))
+
+    def like(self, dims: Dims) -> Activation:
+        """Return a new buffer for a tensor with these dimensions, in row-major order.
+
+        Only the sizes of axes count, and where the samples are.
+        """
+        rows = rows_of(dims)
+        self.buffers.append(Buffer(rows))
+        return Activation(len(self.buffers) - 1, rows, dims=row_major(dims))
+
+    def zeros(self, shape: Sequence[int]) -> Activation:
+        """Append zeros of this shape, samples included, and return them."""
+        y = self.activation(shape)
+        self._append_unary(Unary.FILL, y, y, [0.0])
+        return y
+
+    def whole(self, x: Activation) -> Activation:
+        """Return activations that have their buffer alone, rows in row-major order.
+
+        That is `x` itself, or a copy.
+        """
+        return x if x.is_whole else self._unary(Unary.COPY, x, ())
+
+    def flat(self, x: Activation) -> Activation:
+        """Return activations whose rows follow each other, perhaps among others."""
+        return x if x.axes in ([], [Axis(x.size, 1)]) else self.whole(x)
+
+    def unary(
+        self, function: Unary, x: Activation, numbers: Sequence[float] = ()
+    ) -> Activation:
+        """Append f(x), a function of `OP_UNARY`, and return it.
+
+        Rows that are repeated are computed once, and repeated again.
+        """
+        once = [tuple(a for a in dim if a.stride != 0) for dim in x.dims]
+        y = self._unary(function, replace(x, dims=tuple(once)), numbers)
+        dims = []
+        for dim, made in zip(x.dims, y.dims, strict=True):
+            left = iter(made)
+            dims.append(tuple(a if a.stride == 0 else next(left) for a in dim))
+        return replace(y, dims=tuple(dims))
+
+    def _unary(
+        self, function: Unary, x: Activation, numbers: Sequence[float]
+    ) -> Activation:
+        y = self.like(x.dims)
+        self._append_unary(function, x, y, numbers)
+        return y
+
+    def copy(self, x: Activation, y: Activation) -> bool:
+        """Append a copy of x into y; False if samples would meet other indices."""
+        return self._append_unary(Unary.COPY, x, y, ())
+
+    def _append_unary(
+        self, function: Unary, x: Activation, y: Activation, numbers: Sequence[float]
+    ) -> bool:
+        both = paired(x, y)
+        if both is None:
+            return False
+        i = [x.buffer, y.buffer, function, x.rows, x.offset, y.rows, y.offset]
+        i += axes_table(both[1])
+        self.ops.append(Op(OpKind.UNARY, i, list(numbers)))
+        return True
+
+    def binary(
+        self, function: Binary, a: Activation, b: Activation | Parameter | float
+    ) -> Activation | None:
+        """Append f(a, b), a function of `OP_BINARY`, and return it.
+
+        Dimensions of size 1 are repeated. None if samples would meet other indices.
+        """
+        number, rows, first = -2, 0, 0
+        if isinstance(b, Activation):
+            number, rows, first = b.buffer, b.rows, b.offset
+        elif isinstance(b, Parameter):
+            number, first = -1, self.place(b)
+        both = paired(a, b if isinstance(b, Strided) else Activation(0, 0, dims=()))
+        if both is None:
+            return None
+        dims, pairs = both
+        y = self.like(dims)
+        i = [a.buffer, y.buffer, number, function, a.rows, a.offset, rows, first]
+        i += axes_table(pairs)
+        self.ops.append(
+            Op(OpKind.BINARY, i, [] if isinstance(b, Strided) else [float(b)])
+        )
+        return y
+
+    def place(self, parameter: Parameter) -> int:
+        """Return where the first element of a parameter's view lies."""
+        return self.places.parameters[parameter.name] + parameter.offset
+
+    def sum_rows(
+        self, x: Activation, dims: Collection[int], divisor: float = 1.0
+    ) -> Activation:
+        """Append the sum over dimensions, apart from samples, and return it.
+
+        Summed dimensions stay, with size 1 (or the samples). Terms are ordered as in
+        the tensor.
+        """
+        kept = [dim for n, dim in enumerate(x.dims) if n not in dims]
+        summed = [dim for n, dim in enumerate(x.dims) if n in dims]
+        axes = [_without_samples(part) for part in (kept, summed)]
+        if max(map(len, axes)) > 2:
+            order = sorted(range(len(x.dims)), key=lambda n: (n in dims, n))
+            moved = self.whole(x.permute(order))
+            back = [order.index(n) for n in range(len(order))]
+            return self.sum_rows(moved.permute(back), dims, divisor)
+        shape = tuple(
+            tuple(a for a in dim if a.stride is None or n not in dims)
+            for n, dim in enumerate(x.dims)
+        )
+        y = self.like(shape)
+        padded = [[*(Axis(1, 0) for _ in range(2 - len(part))), *part] for part in axes]
+        four = [axis for part in padded for axis in part]
+        i = [x.buffer, y.buffer, x.rows, x.offset]
+        i += [*(axis.size for axis in four), *(axis.stride or 0 for axis in four)]
+        self.ops.append(Op(OpKind.SUM_ROWS, i, [divisor]))
+        return y
+
+    def tokens(self, x: Activation) -> "Tokens":
+        """Return activations [..., features] as positions; copied if they must be."""
+        *outer, inner = x.dims
+        positions, features = _without_samples(outer), joined(inner)
+        is_plain = len(positions) < 2 and features in ([], [Axis(x.shape[-1], 1)])
+        if not is_plain or any(axis.stride is None for axis in inner):
+            return self.tokens(self.whole(x))
+        count, step = positions[0] if positions else (1, 0)
+        return Tokens(x.buffer, x.rows, x.offset, count, step or 0, x.shape[-1])
 
     def result_of(self, value: Any) -> Any:
         """Return what an argument became; numbers are themselves."""
+        if isinstance(value, list):
+            return [self.result_of(part) for part in value]
         if not isinstance(value, Value):
             return value
         if value.name == "gradient":
             return self.gradient
         if value.name and value not in self.known:
-            self.known[value] = Parameter(value.name)
+            dims = row_major(
+                tuple((Axis(size, 1),) * (size > 1) for size in value.shape)
+            )
+            self.known[value] = Parameter(value.name, dims=dims)
         return self.known.get(value, Opaque())
 
-    def transposed(self, source: Activation) -> int:
+    def transposed(self, source: "Tokens") -> int:
         """Return a copy of activations by sample; made once."""
-        if source.buffer not in self.by_sample:
-            self.buffers.append(Buffer(source.features, is_by_sample=True))
-            copy = self.by_sample[source.buffer] = len(self.buffers) - 1
-            if source.buffer:  # buffer 0 are the inputs, which are loaded both ways
-                i = [source.buffer, copy, source.features]
+        if source not in self.by_sample:
+            buffer = Buffer(source.features, True, positions=source.positions)
+            self.buffers.append(buffer)
+            copy = self.by_sample[source] = len(self.buffers) - 1
+            if source != inputs(source.features):  # inputs are loaded both ways
+                i = [source.buffer, copy, source.features, *source.numbers]
                 self.ops.append(Op(OpKind.TRANSPOSE, i))
-        return self.by_sample[source.buffer]
+        return self.by_sample[source]
+
+    def _dims(self, shape: Sequence[int]) -> Dims:
+        """Return dimensions of this shape; samples come before what they merge with."""
+        samples = self.trace.samples
+        dims = []
+        for size in shape:
+            axes = [Axis(size, 1)]
+            if size % samples == 0:
+                axes = [Axis(samples, None), Axis(size // samples, 1)]
+            dims.append(tuple(axis for axis in axes if axis.size > 1))
+        return tuple(dims)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Activations at several positions, each of `features` rows that follow each other.
+
+    Position p has the rows from `first + p * step` on.
+    """
+
+    buffer: int
+    rows: int
+    """Of the buffer."""
+    first: int
+    positions: int
+    step: int
+    features: int
+
+    @property
+    def numbers(self) -> list[int]:
+        """Positions, rows, first and step, as operations take them."""
+        return [self.positions, *self.place]
+
+    @property
+    def place(self) -> list[int]:
+        """Rows, first and step."""
+        return [self.rows, self.first, self.step]
+
+
+def inputs(features: int) -> Tokens:
+    """Return the inputs of the program, as one position."""
+    return Tokens(0, features, 0, 1, 0, features)
+
+
+def rows_of(dims: Dims) -> int:
+    """Return the number of rows of a tensor with these dimensions."""
+    axes = (axis for dim in dims for axis in dim)
+    return math.prod(axis.size for axis in axes if axis.stride is not None)
+
+
+def _without_samples(dims: Iterable[Sequence[Axis]]) -> list[Axis]:
+    axes = (axis for dim in dims for axis in dim)
+    return joined(axis for axis in axes if axis.stride is not None)
+
+
+def axes_table(axes: Sequence[Sequence[int]]) -> list[int]:
+    """Return the sizes of `AXES` axes, then each operand's strides.
+
+    Each axis is (size, stride, ...). Raises NotPortable if there are more.
+    """
+    if len(axes) > AXES:
+        raise NotPortable(
+            f"Portable arithmetic goes through at most {AXES} axes of one operation, "
+            f"not {len(axes)}: make the tensor contiguous before, in two steps."
+        )
+    operands = len(axes[0]) if axes else 3
+    unit = (1, *(0,) * (operands - 1))
+    rows = [*(unit for _ in range(AXES - len(axes))), *axes]
+    return [row[column] for column in range(operands) for row in rows]
 
 
 Results = list[Any] | None

@@ -50,6 +50,9 @@ READS: dict[OpKind, tuple[int, ...]] = {
     OpKind.CONV: (0,),
     OpKind.CONV_GRAD_INPUT: (0, 16),
     OpKind.CONV_GRAD_WEIGHT: (0, 1),
+    OpKind.SUM_ROWS: (0,),
+    OpKind.UNARY: (0,),
+    OpKind.BINARY: (0, 2),
 }
 """Which of an operation's numbers are buffers that it reads."""
 WRITES: dict[OpKind, tuple[int, ...]] = {
@@ -81,7 +84,7 @@ class Op:
     @property
     def reads(self) -> list[int]:
         """The buffers that it reads."""
-        return [self.i[k] for k in READS[self.kind] if self.i[k] != NONE]
+        return [self.i[k] for k in READS[self.kind] if self.i[k] >= 0]
 
     @property
     def writes(self) -> list[int]:
@@ -100,6 +103,8 @@ class Buffer:
     is_by_micro_batch: bool = False
     """Whether it is [micro-batches, features], for statistics."""
     constant: tuple[float, ...] = ()
+    positions: int = 1
+    """By sample: how many matrices [samples, features], one under the other."""
 
     def size(self, capacity: int, micro_batches: int) -> int:
         """Return its elements, for `capacity` samples, a multiple of 32."""
@@ -108,7 +113,8 @@ class Buffer:
         if self.is_by_micro_batch:
             return micro_batches * self.features
         panels = -(-self.features // PANEL) if self.is_by_sample else capacity // PANEL
-        return panels * PANEL * (capacity if self.is_by_sample else self.features)
+        columns = capacity * self.positions if self.is_by_sample else self.features
+        return panels * PANEL * columns
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ class Node:
     op: str
     """For example `aten.addmm.default`."""
     arguments: list[Any]
-    """Values, numbers, and lists of them."""
+    """Values, numbers, and lists of them; last, a dict of options with a meaning."""
     outputs: list[Value]
     where: str
     """The module and the line of code that called it, for messages."""
@@ -136,6 +136,9 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         arguments = [self._described(a) for a in args]
+        options = {k: v for k, v in (kwargs or {}).items() if not _is_usual(k, v)}
+        if options:
+            arguments.append(options)
         result = func(*args, **(kwargs or {}))
         results = result if isinstance(result, tuple | list) else (result,)
         outputs = [self._output(r) for r in results if isinstance(r, Tensor)]
@@ -167,6 +170,13 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         # The node of the operation was made just before.
         self._places[torch._C._autograd._get_sequence_nr() - 1] = place
         return place
+
+
+def _is_usual(option: str, value: Any) -> bool:
+    """Return whether an option says nothing: where a tensor lies, or the default."""
+    if option in ("layout", "device", "pin_memory", "memory_format", "non_blocking"):
+        return True
+    return value is None or (option == "dtype" and value == torch.float32)
 
 
 class _Begin(Function):

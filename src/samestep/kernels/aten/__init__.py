@@ -5,7 +5,7 @@ the program or says what the result stands for. To add an operation, add a funct
 here and, if it computes something new, a kernel (CONTRIBUTING.md).
 """
 
-from samestep.kernels.aten import activations, linear, norms, views
+from samestep.kernels.aten import activations, linear, norms, pointwise, views
 from samestep.kernels.lowering import Lowerings
 
 
@@ -13,5 +13,6 @@ LOWERINGS: Lowerings = {
     **activations.LOWERINGS,
     **linear.LOWERINGS,
     **norms.LOWERINGS,
+    **pointwise.LOWERINGS,
     **views.LOWERINGS,
 }

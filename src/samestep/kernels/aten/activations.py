@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from samestep.kernels.interface import OpFlag, OpKind
+from samestep.kernels.aten.pointwise import arithmetic
+from samestep.kernels.interface import Binary, OpFlag, OpKind
 from samestep.kernels.lowering import (
     Activation,
     Lowering,
@@ -17,7 +18,7 @@ from samestep.kernels.trace import Node
 
 def _relu(lowering: Lowering, node: Node, arguments: list[Any]) -> Results:
     match arguments:
-        case [Activation(is_transposed=False) as x]:
+        case [Activation() as x]:
             return [_activate(lowering, x, OpFlag.RELU, Mask(0, 0.0))]
     return None
 
@@ -25,8 +26,9 @@ def _relu(lowering: Lowering, node: Node, arguments: list[Any]) -> Results:
 def _activate(
     lowering: Lowering, x: Activation, flags: OpFlag, mask: Mask
 ) -> Activation:
-    y = lowering.activation(x.features)
-    i = [x.buffer, y.buffer, x.features, mask.stream]
+    x = lowering.whole(x)
+    y = lowering.like(x.dims)
+    i = [x.buffer, y.buffer, x.rows, mask.stream]
     lowering.ops.append(Op(OpKind.ACTIVATE, i, [mask.probability], flags))
     return y
 
@@ -41,7 +43,7 @@ def _bernoulli(lowering: Lowering, node: Node, arguments: list[Any]) -> Results:
     return [Mask(lowering.streams - 1, 1 - kept)]
 
 
-def _div(lowering: Lowering, node: Node, arguments: list[Any]) -> Results:
+def _div_mask(lowering: Lowering, node: Node, arguments: list[Any]) -> Results:
     match arguments:
         case [Mask(probability=p) as mask, kept] if p == 1 - kept:
             return [mask]
@@ -50,20 +52,21 @@ def _div(lowering: Lowering, node: Node, arguments: list[Any]) -> Results:
 
 def _mul(lowering: Lowering, node: Node, arguments: list[Any]) -> Results:
     match arguments:
-        case [Activation(is_transposed=False) as x, Mask() as mask]:
+        case [Activation() as x, Mask() as mask]:
             return [_activate(lowering, x, OpFlag.DROPOUT, mask)]
         case [Ones(), Mask() as mask]:
             return [mask]
-    return None
+    return arithmetic(Binary.MUL)(lowering, node, arguments)
 
 
 def _threshold_backward(
     lowering: Lowering, node: Node, arguments: list[Any]
 ) -> Results:
     match arguments:
-        case [Activation() as dy, Activation() as y, 0]:
-            dx = lowering.activation(dy.features)
-            i = [dy.buffer, dx.buffer, y.buffer, dy.features]
+        case [Activation() as dy, Activation() as y, 0] if dy.shape == y.shape:
+            dy, y = lowering.whole(dy), lowering.whole(y)
+            dx = lowering.like(dy.dims)
+            i = [dy.buffer, dx.buffer, y.buffer, dy.rows]
             lowering.ops.append(Op(OpKind.GATE, i, [1.0]))
             return [dx]
     return None
@@ -71,7 +74,7 @@ def _threshold_backward(
 
 LOWERINGS: Lowerings = {
     "aten.bernoulli_.float": _bernoulli,
-    "aten.div_.Scalar": _div,
+    "aten.div_.Scalar": _div_mask,
     "aten.empty_like.default": _ones,
     "aten.mul.Tensor": _mul,
     "aten.ones.default": _ones,

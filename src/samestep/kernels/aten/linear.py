@@ -1,71 +1,114 @@
-"""Linear layers: products, and the sums that are gradients of biases."""
+"""Linear layers: products, and sums."""
 
 from dataclasses import replace
 from typing import Any
 
-from samestep.kernels.interface import OpKind
+from samestep.kernels.interface import Binary, OpKind
 from samestep.kernels.lowering import (
     Activation,
-    BiasGradient,
     Lowering,
     Lowerings,
     Parameter,
     Results,
+    SampleSum,
     WeightGradient,
 )
 from samestep.kernels.program import NONE, Op
+from samestep.kernels.tensors import Axis
 from samestep.kernels.trace import Node
 
 
 def _addmm(lowering: Lowering, node: Node, arguments: list[Any]) -> Results:
     match arguments:
-        case [
-            Parameter(bias),
-            Activation(is_transposed=False) as x,
-            Parameter(name, True),
-        ]:
-            return [_linear(lowering, node, x, name, lowering.places.parameters[bias])]
+        case [Parameter() as bias, Activation() as x, Parameter() as weight]:
+            if _is_vector(bias) and _is_by_row(weight) and x.samples_dim == 0:
+                return [_linear(lowering, x, weight, lowering.place(bias))]
+            product = _mm(lowering, node, [x, weight])
+            if product:
+                return [lowering.binary(Binary.ADD, product[0], bias)]
     return None
 
 
 def _mm(lowering: Lowering, node: Node, arguments: list[Any]) -> Results:
     match arguments:
-        case [Activation(is_transposed=False) as x, Parameter(name, True)]:
-            return [_linear(lowering, node, x, name, NONE)]
-        case [Activation(is_transposed=False) as x, Parameter(name, False)]:
-            # Also the forward pass of a weight that is kept as [in, out].
-            y = lowering.activation(node.outputs[0].shape[1])
-            place = lowering.places.parameters[name]
-            i = [x.buffer, y.buffer, y.features, x.features, place, NONE]
-            lowering.ops.append(Op(OpKind.LINEAR_GRAD_INPUT, i, [1.0]))
-            return [y]
-        case [
-            Activation(is_transposed=True) as x,
-            Activation(is_transposed=False) as y,
-        ]:
-            return [WeightGradient(replace(x, is_transposed=False), y)]
+        case [Activation(samples_dim=0) as x, Parameter() as weight]:
+            if _is_by_row(weight):
+                return [_linear(lowering, x, weight, NONE)]
+            # The gradient of inputs, or a weight that is kept as [in, out].
+            if _is_by_row(weight.transpose(0, 1)):
+                return [_linear_by_k(lowering, x, weight)]
+        case [Activation(samples_dim=1) as x, Activation(samples_dim=0) as y]:
+            return [WeightGradient(x.transpose(0, 1), y)]
     return None
 
 
+def _is_vector(parameter: Parameter) -> bool:
+    return parameter.axes in ([], [Axis(parameter.size, 1)])
+
+
+def _is_by_row(weight: Parameter) -> bool:
+    """Return whether [in, out] lies as [out, in], row after row."""
+    return _is_vector(weight.transpose(0, 1))
+
+
 def _linear(
-    lowering: Lowering, node: Node, x: Activation, weight: str, bias: int
+    lowering: Lowering, x: Activation, weight: Parameter, bias: int
 ) -> Activation:
-    y = lowering.activation(node.outputs[0].shape[1])
-    place = lowering.places.parameters[weight]
-    i = [x.buffer, y.buffer, x.features, y.features, place, bias, 0]
-    lowering.ops.append(Op(OpKind.LINEAR, i, [0.0]))
+    tokens, features = lowering.tokens(x), weight.shape[1]
+    y = lowering.like((*x.dims[:-1], (Axis(features, 1),)))
+    i = [tokens.buffer, y.buffer, tokens.features, features]
+    i += [lowering.place(weight), bias, 0, *tokens.numbers]
+    lowering.ops.append(Op(OpKind.LINEAR, [*i, *lowering.tokens(y).place], [0.0]))
+    return y
+
+
+def _linear_by_k(lowering: Lowering, x: Activation, weight: Parameter) -> Activation:
+    tokens, features = lowering.tokens(x), weight.shape[1]
+    y = lowering.like((*x.dims[:-1], (Axis(features, 1),)))
+    i = [tokens.buffer, y.buffer, features, tokens.features]
+    i += [lowering.place(weight), NONE, *tokens.numbers, *lowering.tokens(y).place]
+    lowering.ops.append(Op(OpKind.LINEAR_GRAD_INPUT, i, [1.0]))
     return y
 
 
 def _sum(lowering: Lowering, node: Node, arguments: list[Any]) -> Results:
     match arguments:
-        case [Activation(is_transposed=False) as dy, [0], *_]:
-            return [BiasGradient(dy)]
+        case [Activation() as x, [*dims], *keep]:
+            return [_summed(lowering, x, dims, keep == [True], mean=False)]
     return None
+
+
+def _mean(lowering: Lowering, node: Node, arguments: list[Any]) -> Results:
+    match arguments:
+        case [Activation() as x, [*dims], *keep]:
+            dims = [dim % len(x.dims) for dim in dims]
+            if x.samples_dim not in dims:
+                return [_summed(lowering, x, dims, keep == [True], mean=True)]
+    return None
+
+
+def _summed(
+    lowering: Lowering, x: Activation, dims: list[int], keep: bool, mean: bool
+) -> Activation | SampleSum:
+    dims = [dim % len(x.dims) for dim in dims]
+    count = 1
+    for dim in dims:
+        count *= x.shape[dim]
+    if any(axis.stride is not None for dim in dims for axis in x.dims[dim]):
+        x = lowering.sum_rows(x, dims, float(count) if mean else 1.0)
+    has_samples = x.samples_dim in dims
+    kept = [
+        () if n in dims else dim
+        for n, dim in enumerate(x.dims)
+        if keep or n not in dims
+    ]
+    result = replace(x, dims=tuple(kept))
+    return SampleSum(result) if has_samples else result
 
 
 LOWERINGS: Lowerings = {
     "aten.addmm.default": _addmm,
+    "aten.mean.dim": _mean,
     "aten.mm.default": _mm,
     "aten.sum.dim_IntList": _sum,
 }

@@ -19,7 +19,7 @@ from samestep.kernels.trace import Node
 def _batch_norm(lowering: Lowering, node: Node, arguments: list[Any]) -> Results:
     match arguments:
         case [
-            Activation(is_transposed=False) as x,
+            Activation() as x,
             Parameter(weight),
             Parameter(bias),
             Parameter(mean),
@@ -28,13 +28,16 @@ def _batch_norm(lowering: Lowering, node: Node, arguments: list[Any]) -> Results
             float(momentum),
             float(eps),
         ]:
-            y, z = lowering.activation(x.features), lowering.activation(x.features)
-            lowering.buffers.append(Buffer(x.features, is_by_micro_batch=True))
+            if len(x.dims) != 2 or x.samples_dim:
+                return None
+            x = lowering.whole(x)
+            y, z = lowering.like(x.dims), lowering.like(x.dims)
+            lowering.buffers.append(Buffer(x.rows, is_by_micro_batch=True))
             saved = Normalised(z.buffer, len(lowering.buffers) - 1, eps)
             parameters, buffers = lowering.places.parameters, lowering.places.buffers
             vectors = [parameters[weight], parameters[bias]]
             running = [buffers[mean], buffers[variance]]
-            i = [x.buffer, y.buffer, saved.buffer, saved.inverse, x.features]
+            i = [x.buffer, y.buffer, saved.buffer, saved.inverse, x.rows]
             i += [*vectors, *running, *running, 0]
             op = Op(OpKind.BATCH_NORM, i, [eps, momentum, 0.0])
             op.flags = NO_FLAGS if training else OpFlag.EVAL
@@ -56,14 +59,15 @@ def _batch_norm_backward(
             Normalised() as saved,
             *_,
         ]:
-            dx = lowering.activation(dy.features)
+            dy = lowering.whole(dy)
+            dx = lowering.like(dy.dims)
             gradients = {v: n for n, v in lowering.trace.gradients.items()}
             places = lowering.places.parameters
             written = [
                 places[gradients[value]] if value in gradients else NONE
                 for value in node.outputs[1:]
             ]
-            i = [dy.buffer, dx.buffer, NONE, saved.buffer, saved.inverse, dy.features]
+            i = [dy.buffer, dx.buffer, NONE, saved.buffer, saved.inverse, dy.rows]
             i += [places[weight], *written]
             lowering.ops.append(Op(OpKind.BATCH_NORM_GRAD, i, [1.0]))
             return [dx, NormGradient(), NormGradient()]

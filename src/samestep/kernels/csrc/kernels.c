@@ -18,6 +18,7 @@
 #include "products.c"
 #include "weights.c"
 #include "elementwise.c"
+#include "pointwise.c"
 #include "gather.c"
 #include "conv.c"
 #include "conv_weights.c"
@@ -57,6 +58,9 @@ static const Operation operations[NUM_OPS] = {
     [OP_CONV] = op_conv,
     [OP_CONV_GRAD_INPUT] = op_conv_grad_input,
     [OP_CONV_GRAD_WEIGHT] = op_conv_grad_weight,
+    [OP_SUM_ROWS] = op_sum_rows,
+    [OP_UNARY] = op_unary,
+    [OP_BINARY] = op_binary,
 };
 
 static int64_t run(const Op *ops, int64_t num_ops, const Call *call) {

@@ -17,6 +17,24 @@ static __attribute__((noinline)) void fill(const Tile *t, int64_t rows, int is_b
         by_row[vectors - 1][rows - 1](t);
 }
 
+/* Where positions lie: position p in rows [first + p step, ...) of a buffer. */
+typedef struct {
+    int64_t rows, first, step;
+} Place;
+
+INLINE Place place_at(const int64_t *i) { return (Place){i[0], i[1], i[2]}; }
+/* The first row of a position, in a panel of samples. */
+INLINE int64_t element_at(Place place, int64_t position, int64_t panel) {
+    return (panel * place.rows + place.first + position * place.step) * PANEL;
+}
+
+/* A panel of samples at one position. */
+typedef struct {
+    int64_t position, panel;
+    const float *b;
+    float *c;
+} Part;
+
 /* Both products with the weights: c[row, sample] = sum over k of w[row, k] b[k,
  * sample], where w lies by row (forward) or by k (the inputs' gradient). */
 typedef struct Product Product;
@@ -25,13 +43,15 @@ struct Product {
     int64_t w_step; /* from one row to the next, or from one k to the next */
     int is_by_k;
     int64_t rows, terms, samples;
-    const float *b; /* panels [terms, samples] */
-    float *c;       /* panels [rows, samples] */
+    int64_t positions; /* each a product of its own, with the same weights */
+    Place from, to;    /* of b and c */
+    const float *b;
+    float *c;
     const Op *op;
     const Call *call;
     /* What is done to finished sums: rows [row, end) of columns [column, last). */
-    void (*finish)(const Product *p, int64_t row, int64_t end, int64_t column,
-                   int64_t last, const Draws *draws);
+    void (*finish)(const Product *p, const Part *part, int64_t row, int64_t end,
+                   int64_t column, int64_t last, const Draws *draws);
 };
 
 /* Weights are packed where many panels of samples share them: tiles of TILE_ROWS floats
@@ -74,21 +94,33 @@ INLINE void fetch_tile(const Tile *t, int64_t rows, int64_t ahead) {
             __builtin_prefetch(t->c + r * t->c_step + ahead + s, 1);
 }
 
+INLINE int64_t panels_of(const Product *p) { return parts_of(p->samples, PANEL); }
+INLINE Part part_of(const Product *p, int64_t n) {
+    int64_t panels = panels_of(p), position = n / panels, panel = n % panels;
+    return (Part){position, panel, p->b + element_at(p->from, position, panel),
+                  p->c + element_at(p->to, position, panel)};
+}
+/* The counters of a part's dropout; row r of position p is feature p rows + r. */
+static void prepare_part(Draws *draws, const Product *p, const Part *part) {
+    prepare_draws(draws, p->call, part->panel * PANEL, p->positions * p->rows,
+                  p->op->i[6], p->op->f[0]);
+}
+
 /* One tile of rows, all vectors of one panel, one block of k. */
-static void fill_rows(const Product *p, Tile *t, int64_t row, int64_t rows,
-                      int64_t panel, int64_t k, int is_by_k, const Draws *draws) {
-    int64_t first = panel * PANEL, end = smaller(first + PANEL, p->samples);
+static void fill_rows(const Product *p, const Part *part, Tile *t, int64_t row,
+                      int64_t rows, int64_t k, int is_by_k, const Draws *draws) {
+    int64_t first = part->panel * PANEL, end = smaller(first + PANEL, p->samples);
     t->terms = smaller(K_BLOCK, p->terms - k);
     t->is_addition = k > 0;
     for (int64_t s = first; s < end; s += TILE_COLUMNS) {
-        t->b = p->b + (panel * p->terms + k) * PANEL + s % PANEL;
-        t->c = p->c + (panel * p->rows + row) * PANEL + s % PANEL;
+        t->b = part->b + k * PANEL + s % PANEL;
+        t->c = part->c + row * PANEL + s % PANEL;
         t->columns = parts_of(smaller(TILE_COLUMNS, end - s), VW) * VW;
         fetch_tile(t, rows, 0);
         fill(t, rows, is_by_k);
     }
     if (k + K_BLOCK >= p->terms && p->finish)
-        p->finish(p, row, row + rows, first, end, draws);
+        p->finish(p, part, row, row + rows, first, end, draws);
 }
 
 INLINE const float *first_weight(const Product *p, int64_t row, int64_t k) {
@@ -101,14 +133,14 @@ static void fill_group(const Product *p, int64_t k, int64_t tile, int64_t last,
     Tile t = {.c_step = PANEL, .a_step = pack ? TILE_ROWS : p->w_step};
     t.ahead_step = pack ? AHEAD : p->is_by_k ? t.a_step : 0;
     int64_t terms = smaller(K_BLOCK, p->terms - k);
-    int64_t panels = parts_of(p->samples, PANEL);
-    for (int64_t panel = 0; panel < panels; panel++) {
+    int64_t parts = p->positions * panels_of(p);
+    for (int64_t n_part = 0; n_part < parts; n_part++) {
+        Part part = part_of(p, n_part);
         Draws draws;
         if (p->op->flags & OP_DROPOUT && k + K_BLOCK >= p->terms)
-            prepare_draws(&draws, p->call, panel * PANEL, p->rows, p->op->i[6],
-                          p->op->f[0]);
-        /* The panel that follows, a piece with each tile. */
-        const float *next = p->b + ((panel + 1) % panels * p->terms + k) * PANEL;
+            prepare_part(&draws, p, &part);
+        /* The part that follows, a piece with each tile. */
+        const float *next = part_of(p, (n_part + 1) % parts).b + k * PANEL;
         for (int64_t n = tile; n < last; n++) {
             int64_t row = first_row(p->rows, tiles, n);
             int64_t rows = first_row(p->rows, tiles, n + 1) - row;
@@ -117,10 +149,10 @@ static void fill_group(const Product *p, int64_t k, int64_t tile, int64_t last,
             /* The next tile's rows lie beside these, the next k's follow. */
             t.ahead = t.a + 2 * TILE_ROWS;
             if (pack) t.ahead = next + (n - tile) * AHEAD * K_BLOCK;
-            if (pack && panel == 0)
+            if (pack && n_part == 0)
                 (p->is_by_k ? pack_by_k : pack_by_row)((float *)t.a, w, p->w_step, rows,
                                                        terms);
-            fill_rows(p, &t, row, rows, panel, k, p->is_by_k || pack, &draws);
+            fill_rows(p, &part, &t, row, rows, k, p->is_by_k || pack, &draws);
         }
     }
 }
@@ -136,10 +168,12 @@ static void multiply_packed(const Product *p, int64_t tiles) {
  * next tile's are fetched meanwhile: another core has just updated half of them. */
 static void multiply_in_order(const Product *p, int64_t tiles) {
     Draws draws[PANELS_TO_PACK];
-    int64_t panels = parts_of(p->samples, PANEL);
-    for (int64_t panel = 0; panel < panels && p->op->flags & OP_DROPOUT; panel++)
-        prepare_draws(&draws[panel], p->call, panel * PANEL, p->rows, p->op->i[6],
-                      p->op->f[0]);
+    Part parts[PANELS_TO_PACK];
+    int64_t panels = p->positions * panels_of(p);
+    for (int64_t panel = 0; panel < panels; panel++) {
+        parts[panel] = part_of(p, panel);
+        if (p->op->flags & OP_DROPOUT) prepare_part(&draws[panel], p, &parts[panel]);
+    }
     Tile t = {.c_step = PANEL, .a_step = p->w_step};
     for (int64_t n = 0; n < tiles; n++) {
         int64_t row = first_row(p->rows, tiles, n);
@@ -149,7 +183,7 @@ static void multiply_in_order(const Product *p, int64_t tiles) {
             for (int64_t k = 0; k == 0 || k < p->terms; k += K_BLOCK) {
                 t.a = first_weight(p, row, k);
                 t.ahead = first_weight(p, row + rows, 0) + k * t.ahead_step;
-                fill_rows(p, &t, row, rows, panel, k, 0, &draws[panel]);
+                fill_rows(p, &parts[panel], &t, row, rows, k, 0, &draws[panel]);
             }
         }
     }
@@ -157,7 +191,7 @@ static void multiply_in_order(const Product *p, int64_t tiles) {
 
 static void multiply(const Product *p) {
     int64_t tiles = parts_of(p->rows, TILE_ROWS);
-    if (p->samples > PANELS_TO_PACK * PANEL) {
+    if (p->positions * panels_of(p) > PANELS_TO_PACK) {
         multiply_packed(p, tiles);
         return;
     }
@@ -169,27 +203,29 @@ static void multiply(const Product *p) {
         fill_group(p, k, 0, tiles, tiles, NULL);
 }
 
-static void finish_linear(const Product *p, int64_t row, int64_t end, int64_t column,
-                          int64_t last, const Draws *draws) {
+static void finish_linear(const Product *p, const Part *part, int64_t row, int64_t end,
+                          int64_t column, int64_t last, const Draws *draws) {
     const Op *op = p->op;
     const float *bias = op->i[5] < 0 ? NULL : p->call->parameters + op->i[5];
     for (int64_t r = row; r < end; r++)
         for (int64_t s = column; s < last; s += VW) {
-            float *y = p->c + (column / PANEL * p->rows + r) * PANEL + s % PANEL;
+            float *y = part->c + r * PANEL + s % PANEL;
             vf x = load(y);
             if (bias) x += splat(bias[r]);
-            store(y, activate(x, op->flags, draws, s % PANEL, r));
+            store(y, activate(x, op->flags, draws, s % PANEL,
+                              part->position * p->rows + r));
         }
 }
 
-static void finish_grad_input(const Product *p, int64_t row, int64_t end,
-                              int64_t column, int64_t last, const Draws *draws) {
+static void finish_grad_input(const Product *p, const Part *part, int64_t row,
+                              int64_t end, int64_t column, int64_t last,
+                              const Draws *draws) {
     (void)draws;
     const float *y = p->call->buffers[p->op->i[5]];
     vf factor = splat(p->op->f[0]);
     for (int64_t r = row; r < end; r++)
         for (int64_t s = column; s < last; s += VW) {
-            int64_t place = (column / PANEL * p->rows + r) * PANEL + s % PANEL;
+            int64_t place = part->c - p->c + r * PANEL + s % PANEL;
             vf dx = load(p->c + place) * factor;
             store(p->c + place, keep(~(load(y + place) <= 0), dx));
         }
@@ -202,6 +238,9 @@ static void op_linear(const Op *op, const Call *call) {
                         .rows = out,
                         .terms = in,
                         .samples = call->starts[call->micro_batches],
+                        .positions = op->i[7],
+                        .from = place_at(op->i + 8),
+                        .to = place_at(op->i + 11),
                         .b = call->buffers[op->i[0]],
                         .c = call->buffers[op->i[1]],
                         .op = op,
@@ -217,6 +256,9 @@ static void op_linear_grad_input(const Op *op, const Call *call) {
                         .rows = in,
                         .terms = out,
                         .samples = call->starts[call->micro_batches],
+                        .positions = op->i[6],
+                        .from = place_at(op->i + 7),
+                        .to = place_at(op->i + 10),
                         .b = call->buffers[op->i[0]],
                         .c = call->buffers[op->i[1]],
                         .op = op,

@@ -29,21 +29,29 @@ typedef enum {
     /* Inputs from `call->inputs`, float32 [samples, features].
      * i: by_feature, by_sample, features. */
     OP_LOAD,
-    /* i: source (by feature), destination (by sample), features. */
+    /* i: source (by feature), destination (by sample), features, positions, then the
+     * source's rows, first row and step. Position p has rows [first + p step, ... +
+     * features); its samples are rows [p capacity, (p + 1) capacity) of the
+     * destination. */
     OP_TRANSPOSE,
     /* y = x W^T + b, then the epilogue. i: x, y (both by feature), in, out,
-     * offset of W [out, in], offset of b or -1, dropout's stream. f: dropout's
-     * probability. flags: OP_RELU, OP_DROPOUT. */
+     * offset of W [out, in], offset of b or -1, dropout's stream, positions, then rows,
+     * first row and step of x, then those of y. Each position is a product of its own,
+     * as in OP_TRANSPOSE. For dropout, y must have nothing else in its buffer.
+     * f: dropout's probability. flags: OP_RELU, OP_DROPOUT. */
     OP_LINEAR,
     /* dx = dy W, then the gate. i: dy, dx (both by feature), in, out, offset of W,
-     * gate (by feature) or -1. f: factor. With a gate,
+     * gate (by feature, laid out as dx) or -1, positions, then rows, first row and step
+     * of dy, then those of dx. f: factor. With a gate,
      * dx = gate <= 0 ? 0 : dx * factor. */
     OP_LINEAR_GRAD_INPUT,
-    /* dW = dy^T x of every micro-batch, summed up the tree into the slots.
-     * i: dy (by feature), x (by sample), in, out, offset of W in a slot. */
+    /* dW = dy^T x of every micro-batch, summed up the tree into the slots. Terms are
+     * ordered by position, then by sample.
+     * i: dy (by feature), x (by sample), in, out, offset of W in a slot, positions, then
+     * rows, first row and step of dy, then positions, first position and step of x. */
     OP_LINEAR_GRAD_WEIGHT,
     /* The sum of dy over the samples of every micro-batch, up the tree into the slots.
-     * i: dy (by feature), features, offset in a slot. */
+     * i: dy (by feature), features, offset in a slot, rows and first row of dy. */
     OP_GRAD_BIAS,
     /* y = dropout(relu(batch_norm(x))) with the statistics of every micro-batch, or
      * with the running ones (flag OP_EVAL). i: x, y, normalised (all by feature),
@@ -123,8 +131,28 @@ typedef enum {
      * feature), ..., offset of W, of b or -1 in a slot, a buffer for [CONV_SUMS,
      * samples] sums by feature. */
     OP_CONV_GRAD_WEIGHT,
+    /* y = (sum of x over `count` axes of rows) / divisor: +0, s = s + x in order, in
+     * blocks of 256 terms. i: x, y (both by feature), rows and first row of x, then the
+     * sizes of two axes of y, rows in row-major order, and of two axes of terms; then
+     * the four axes' strides in x. f: divisor. */
+    OP_SUM_ROWS,
+    /* y = f(x) row by row. i: x, y (both by feature), function, rows and first row of x,
+     * those of y, sizes of AXES axes of rows, their strides in x, in y. f: two numbers
+     * that some functions take. */
+    OP_UNARY,
+    /* y = f(a, b), likewise; y has nothing else in its buffer. i: a, y, b (all by
+     * feature), function, rows and first row of a, of b, sizes of AXES axes, their
+     * strides in a, in b. A `b` of -1 are parameters: first row and strides are in
+     * elements; -2 is the number f[0]. */
+    OP_BINARY,
     NUM_OPS
 } OpKind;
+
+#define AXES 6 /* of rows that pointwise operations go through */
+/* Functions of OP_UNARY: x, f[0]. */
+enum { UNARY_COPY, UNARY_FILL, NUM_UNARY };
+/* Functions of OP_BINARY: a + b, a - b, a * b, a / b. */
+enum { BINARY_ADD, BINARY_SUB, BINARY_MUL, BINARY_DIV, NUM_BINARY };
 
 #define CONV_SUMS 256 /* of every sample that a convolution's gradient keeps */
 

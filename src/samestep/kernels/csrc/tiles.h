@@ -28,9 +28,10 @@
 /* One chain of a weight's gradient, and what becomes of its sum: the `merges` sums on
  * top of the stack are added, the last one first, and the sum takes their place. */
 typedef struct {
-    int64_t a, b;  /* where its terms begin, from where the tile's begin */
+    int64_t a, b;   /* of its first position, from where the tile's begin */
+    int64_t sample; /* of its first term; then to `end`, and from `first` again at the */
+    int64_t first, end; /* next position */
     int64_t terms; /* how many k */
-    int64_t until; /* terms until `a` jumps; then again every PANEL terms */
     int64_t merges;
     int64_t size; /* of the stack before it */
 } Chain;
@@ -48,6 +49,7 @@ typedef struct {
     const Chain *end;
     const Chain *last; /* its sum goes to c, others to the stack */
     int64_t jump;      /* of `a`, from one panel to the next */
+    int64_t a_position, b_position; /* from one position to the next */
     float *stack;      /* of tiles */
     float *c;
     int64_t c_step, columns;
@@ -68,10 +70,9 @@ INLINE void add_sums(Sums sums, const float *c, int64_t step, int rows, int vect
 }
 
 /* `row_step` is 1 where `a` lies by k. */
-INLINE const float *sum_terms(Sums sums, const float *a, int64_t row_step,
-                              int64_t k_step, const float *b, int64_t terms,
-                              const float *ahead, int64_t ahead_step, int rows,
-                              int vectors) {
+INLINE void sum_terms(Sums sums, const float *a, int64_t row_step, int64_t k_step,
+                      const float *b, int64_t terms, const float *ahead,
+                      int64_t ahead_step, int rows, int vectors) {
     /* Rows in threes: an address may add once or twice a step, not three times. */
     const float *a3[(TILE_ROWS + 2) / 3];
     UNROLL for (int r = 0; r < rows; r += 3) a3[r / 3] = a + r * row_step;
@@ -93,7 +94,6 @@ INLINE const float *sum_terms(Sums sums, const float *a, int64_t row_step,
         }
         UNROLL for (int r = 0; r < rows; r += 3) a3[r / 3] += k_step;
     }
-    return a3[0];
 }
 
 INLINE void store_sums(Sums sums, const Tile *t, int rows, int vectors) {
@@ -123,14 +123,19 @@ INLINE void sum_chain(Sums sums, const Tile *t, const Chain *chain, int rows,
                       int vectors) {
     const float *a = t->a + chain->a, *b = t->b + chain->b;
     clear_sums(sums, rows, vectors);
-    for (int64_t left = chain->terms, until = chain->until; left > 0; until = PANEL) {
-        int64_t terms = left < until ? left : until, k = PANEL - until;
+    int64_t s = chain->sample;
+    for (int64_t left = chain->terms; left > 0;) {
+        int64_t k = s % PANEL, terms = PANEL - k;
+        terms = left < terms ? left : terms;
+        terms = chain->end - s < terms ? chain->end - s : terms;
+        const float *panel = a + s / PANEL * t->jump;
         /* The lines of the tile in the next panel, one with each term of this one. */
-        const float *ahead = a - k + PANEL + t->jump + k * LINE;
-        a = sum_terms(sums, a, PANEL, 1, b, terms, ahead, LINE, rows, vectors);
-        a += t->jump;
-        b += terms * PANEL;
+        const float *ahead = panel + t->jump + k * LINE;
+        sum_terms(sums, panel + k, PANEL, 1, b + s * PANEL, terms, ahead, LINE, rows,
+                  vectors);
         left -= terms;
+        s += terms;
+        if (s == chain->end) s = chain->first, a += t->a_position, b += t->b_position;
     }
 }
 

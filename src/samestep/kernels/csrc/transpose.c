@@ -22,15 +22,23 @@ INLINE void transpose_part(const float *x, float *y, int64_t rows) {
     UNROLL for (int64_t j = 0; j < VW; j++) store(y + j * PANEL, block[j]);
 }
 
-/* By blocks of 32 x 32: whole lines of the cache on both sides. */
+/* One panel of samples at one position, by blocks of 32 x 32: whole lines of the cache
+ * on both sides. `step` is from one panel of features to the next. */
+static void transpose_panel(const float *x, float *y, int64_t features, int64_t step) {
+    for (int64_t f = 0; f < features; f += VW)
+        for (int64_t s = 0; s < PANEL; s += VW)
+            transpose_part(x + f * PANEL + s,
+                           y + f / PANEL * step + s * PANEL + f % PANEL, features - f);
+}
+
 static void op_transpose(const Op *op, const Call *call) {
-    const float *x = call->buffers[op->i[0]];
-    float *y = call->buffers[op->i[1]];
-    int64_t features = op->i[2], samples = call->starts[call->micro_batches];
-    for (int64_t s0 = 0; s0 < samples; s0 += PANEL)
-        for (int64_t f = 0; f < features; f += VW)
-            for (int64_t s = s0; s < s0 + PANEL; s += VW)
-                transpose_part(x + (s0 / PANEL * features + f) * PANEL + s % PANEL,
-                               y + (f / PANEL * call->capacity + s) * PANEL + f % PANEL,
-                               features - f);
+    int64_t samples = call->starts[call->micro_batches], positions = op->i[3];
+    int64_t step = positions * call->capacity * PANEL;
+    for (int64_t s = 0; s < samples; s += PANEL)
+        for (int64_t p = 0; p < positions; p++) {
+            int64_t row = s / PANEL * op->i[4] + op->i[5] + p * op->i[6];
+            transpose_panel(call->buffers[op->i[0]] + row * PANEL,
+                            call->buffers[op->i[1]] + (p * call->capacity + s) * PANEL,
+                            op->i[2], step);
+        }
 }

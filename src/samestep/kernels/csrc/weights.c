@@ -29,9 +29,10 @@ INLINE float *align(float *p) {
 
 typedef struct {
     const Call *call;
-    const float *dy; /* panels [out, samples] */
-    const float *x;  /* panels [samples, in] */
-    int64_t in, out;
+    const float *dy; /* by feature */
+    const float *x;  /* by sample */
+    int64_t in, out, positions;
+    Place of_dy, of_x; /* x: positions, the first one, step */
     int64_t offset;  /* of the weight in a slot */
     int64_t tiles;   /* of TILE_ROWS rows at most */
     int64_t together; /* how many of them share a block of x */
@@ -41,27 +42,35 @@ typedef struct {
     float *stack; /* tiles, for each tile of rows that is summed */
 } WeightGradient;
 
-/* The chains of all micro-batches in order, blocks of K_BLOCK samples. Returns how many
- * there are; with NULL only that. */
+/* Elements from one position of x to the next. */
+INLINE int64_t position_of_x(const WeightGradient *g) {
+    return g->of_x.step * g->call->capacity * PANEL;
+}
+
+/* The chains of all micro-batches in order, blocks of K_BLOCK terms: samples of the
+ * first position, then of the next. Returns how many there are; with NULL only that. */
 static int64_t list_chains(const WeightGradient *g, Chain *chains) {
     int64_t n = 0, size = 0;
     for (int64_t m = 0; m < g->call->micro_batches; m++) {
-        int64_t first = g->call->starts[m], end = g->call->starts[m + 1], s = first;
+        int64_t first = g->call->starts[m], end = g->call->starts[m + 1];
+        int64_t b = end - first, all = g->positions * b, k = 0;
         do {
-            int64_t terms = smaller(K_BLOCK, end - s);
-            int64_t merges = s > first;
-            if (s + terms == end) merges += g->call->merges[m];
+            int64_t terms = smaller(K_BLOCK, all - k), position = b ? k / b : 0;
+            int64_t merges = k > 0;
+            if (k + terms == all) merges += g->call->merges[m];
             if (chains)
-                chains[n] = (Chain){.a = s / PANEL * g->out * PANEL + s % PANEL,
-                                    .b = s * PANEL,
+                chains[n] = (Chain){.a = position * g->of_dy.step * PANEL,
+                                    .b = position * position_of_x(g),
+                                    .sample = first + k - position * b,
+                                    .first = first,
+                                    .end = end,
                                     .terms = terms,
-                                    .until = PANEL - s % PANEL,
                                     .merges = merges,
                                     .size = size};
             size += 1 - merges;
-            s += terms;
+            k += terms;
             n++;
-        } while (s < end);
+        } while (k < all);
     }
     return n;
 }
@@ -88,7 +97,7 @@ static void sum_tile(const WeightGradient *g, Tile *t, int64_t n, int64_t column
     int64_t row = first_row(g->out, g->tiles, n);
     int64_t rows = first_row(g->out, g->tiles, n + 1) - row;
     int64_t left = t->last->size - t->last->merges, place = g->offset + row * g->in;
-    t->a = g->dy + row * PANEL;
+    t->a = g->dy + (g->of_dy.first + row) * PANEL;
     t->c = g->call->slots[left] + place + column;
     if (t->end > t->last) fetch_tile(t, rows, g->together > 1 ? 0 : TILE_COLUMNS);
     by_chains[parts_of(t->columns, VW) - 1][rows - 1](t);
@@ -101,10 +110,12 @@ static void sum_tile(const WeightGradient *g, Tile *t, int64_t n, int64_t column
 static void sum_column(const WeightGradient *g, int64_t first, int64_t last,
                        int64_t column) {
     const Chain *end = g->chains + g->num_chains;
-    int64_t panel = column / PANEL * g->call->capacity;
+    int64_t position = column / PANEL * g->of_x.rows + g->of_x.first;
     Tile t = {.a_step = PANEL,
-              .b = g->x + panel * PANEL + column % PANEL,
-              .jump = (g->out - 1) * PANEL,
+              .b = g->x + position * g->call->capacity * PANEL + column % PANEL,
+              .jump = g->of_dy.rows * PANEL,
+              .a_position = g->of_dy.step * PANEL,
+              .b_position = position_of_x(g),
               .last = end - 1,
               .c_step = g->in,
               .columns = smaller(TILE_COLUMNS, g->in - column)};
@@ -118,13 +129,16 @@ static void sum_column(const WeightGradient *g, int64_t first, int64_t last,
 }
 
 static void op_linear_grad_weight(const Op *op, const Call *call) {
-    int64_t samples = call->starts[call->micro_batches];
+    int64_t samples = call->starts[call->micro_batches] * op->i[5];
     WeightGradient g = {.call = call,
                         .dy = call->buffers[op->i[0]],
                         .x = call->buffers[op->i[1]],
                         .in = op->i[2],
                         .out = op->i[3],
                         .offset = op->i[4],
+                        .positions = op->i[5],
+                        .of_dy = place_at(op->i + 6),
+                        .of_x = place_at(op->i + 9),
                         .tiles = parts_of(op->i[3], TILE_ROWS),
                         .together = samples > FEW_SAMPLES ? TILES_TOGETHER : 1,
                         .stack_size = stack_size(call)};
@@ -191,6 +205,6 @@ static void sum_rows_to_slots(const Call *call, const float *x, int64_t rows, in
 }
 
 static void op_grad_bias(const Op *op, const Call *call) {
-    int64_t features = op->i[1];
-    sum_rows_to_slots(call, call->buffers[op->i[0]], features, features, op->i[2]);
+    const float *dy = call->buffers[op->i[0]] + op->i[4] * PANEL;
+    sum_rows_to_slots(call, dy, op->i[3], op->i[1], op->i[2]);
 }

@@ -26,6 +26,41 @@ static int in_running(const Training *t, int64_t start, int64_t size) {
 static int is_matrix(const Training *t, int64_t start, int64_t in, int64_t out) {
     return is_size(in) && is_size(out) && in_parameters(t, start, in * out);
 }
+/* Whether rows [first, ...) along axes with sizes and strides, and `width` rows from
+ * each, are among `rows`. */
+static int in_rows(int64_t rows, int64_t first, const int64_t *sizes,
+                   const int64_t *strides, int64_t axes, int64_t width) {
+    int64_t last = 0;
+    for (int64_t n = 0; n < axes; n++) {
+        if (!is_size(sizes[n]) || strides[n] < 0 || strides[n] > MOST) return 0;
+        last += (sizes[n] - 1) * strides[n];
+    }
+    return is_size(width) && first >= 0 && first <= MOST && first + last + width <= rows;
+}
+/* Whether axes are at most `most` rows. */
+static int is_product(const int64_t *sizes, int64_t axes, int64_t most) {
+    int64_t product = 1;
+    for (int64_t n = 0; n < axes; n++) {
+        if (!is_size(sizes[n]) || product * sizes[n] > most) return 0;
+        product *= sizes[n];
+    }
+    return 1;
+}
+/* Positions of `width` features by feature; `place` are rows, first row and step. */
+static int at_positions(const Training *t, int64_t buffer, int64_t positions,
+                        const int64_t *place, int64_t width) {
+    return by_feature(t, buffer, place[0]) &&
+           in_rows(place[0], place[1], &positions, &place[2], 1, width);
+}
+/* The same by sample; `place` are positions, the first one and step. */
+static int by_sample_at(const Training *t, int64_t buffer, int64_t positions,
+                        const int64_t *place, int64_t features) {
+    int64_t panels = (features + PANEL - 1) / PANEL;
+    return is_size(features) && is_size(place[0]) &&
+           panels * PANEL <= MOST / place[0] &&
+           has(t, buffer, t->header.capacity * panels * PANEL * place[0]) &&
+           in_rows(place[0], place[1], &positions, &place[2], 1, 1);
+}
 static int is_probability(float p) { return p >= 0 && p < 1; }
 
 /* The pixels of a convolution's outputs in one dimension, 0 if it is none. */
@@ -171,6 +206,29 @@ static int is_attention(const Training *t, const Op *op) {
             is_view(t, i + 10, i[24], heads, keys, width));
 }
 
+static int is_sum_rows(const Training *t, const int64_t *i) {
+    return by_feature(t, i[0], i[2]) && in_rows(i[2], i[3], i + 4, i + 8, 4, 1) &&
+           is_product(i + 4, 2, MOST) && by_feature(t, i[1], i[4] * i[5]);
+}
+
+static int is_unary(const Training *t, const int64_t *i) {
+    return i[2] >= 0 && i[2] < NUM_UNARY && by_feature(t, i[0], i[3]) &&
+           by_feature(t, i[1], i[5]) &&
+           in_rows(i[3], i[4], i + 7, i + 7 + AXES, AXES, 1) &&
+           in_rows(i[5], i[6], i + 7, i + 7 + 2 * AXES, AXES, 1);
+}
+
+static int is_binary(const Training *t, const int64_t *i) {
+    const int64_t *sizes = i + 8, *second = i + 8 + 2 * AXES;
+    int64_t rows = i[2] == -1 ? t->header.parameters : i[2] == -2 ? 1 : i[6], size = 1;
+    if (!is_product(sizes, AXES, MOST)) return 0;
+    for (int64_t n = 0; n < AXES; n++) size *= sizes[n];
+    return i[3] >= 0 && i[3] < NUM_BINARY && by_feature(t, i[0], i[4]) &&
+           by_feature(t, i[1], size) && (i[2] < 0 || by_feature(t, i[2], i[6])) &&
+           in_rows(i[4], i[5], sizes, i + 8 + AXES, AXES, 1) &&
+           in_rows(rows, i[7], sizes, second, AXES, 1);
+}
+
 static int is_valid(const Training *t, const Op *op) {
     const int64_t *i = op->i, values = t->header.values;
     switch (op->kind) {
@@ -182,20 +240,25 @@ static int is_valid(const Training *t, const Op *op) {
                     ? t->header.element == 4 && i[2] == t->header.features
                     : is_gather(t, i));
     case OP_TRANSPOSE:
-        return by_feature(t, i[0], i[2]) && by_sample(t, i[1], i[2]);
+        return at_positions(t, i[0], i[3], i + 4, i[2]) &&
+               by_sample_at(t, i[1], i[3], (int64_t[]){i[3], 0, 1}, i[2]);
     case OP_LINEAR:
-        return by_feature(t, i[0], i[2]) && by_feature(t, i[1], i[3]) &&
+        return at_positions(t, i[0], i[7], i + 8, i[2]) &&
+               at_positions(t, i[1], i[7], i + 11, i[3]) &&
                is_matrix(t, i[4], i[2], i[3]) &&
                (i[5] == -1 || in_parameters(t, i[5], i[3])) && is_probability(op->f[0]);
     case OP_LINEAR_GRAD_INPUT:
-        return by_feature(t, i[0], i[3]) && by_feature(t, i[1], i[2]) &&
+        return at_positions(t, i[0], i[6], i + 7, i[3]) &&
+               at_positions(t, i[1], i[6], i + 10, i[2]) &&
                is_matrix(t, i[4], i[2], i[3]) &&
-               (i[5] == -1 || by_feature(t, i[5], i[2]));
+               (i[5] == -1 || at_positions(t, i[5], i[6], i + 10, i[2]));
     case OP_LINEAR_GRAD_WEIGHT:
-        return by_feature(t, i[0], i[3]) && by_sample(t, i[1], i[2]) &&
+        return at_positions(t, i[0], i[5], i + 6, i[3]) &&
+               by_sample_at(t, i[1], i[5], i + 9, i[2]) &&
                is_matrix(t, i[4], i[2], i[3]);
     case OP_GRAD_BIAS:
-        return by_feature(t, i[0], i[1]) && in_parameters(t, i[2], i[1]);
+        return by_feature(t, i[0], i[3]) && is_size(i[1]) && i[4] >= 0 &&
+               i[4] <= i[3] - i[1] && in_parameters(t, i[2], i[1]);
     case OP_BATCH_NORM:
         return is_batch_norm(t, op);
     case OP_BATCH_NORM_GRAD:
@@ -228,6 +291,12 @@ static int is_valid(const Training *t, const Op *op) {
     case OP_CONV_GRAD_INPUT:
     case OP_CONV_GRAD_WEIGHT:
         return is_conv(t, op);
+    case OP_SUM_ROWS:
+        return is_sum_rows(t, i);
+    case OP_UNARY:
+        return is_unary(t, i);
+    case OP_BINARY:
+        return is_binary(t, i);
     default: /* a training stores no outputs */
         return 0;
     }
