@@ -1,15 +1,25 @@
 """Portable arithmetic for the user's own modules."""
 
+from functools import partial
+from pathlib import Path
+
 import pytest
 import torch
 from conftest import Own, Train, fault, small_recipe
 from torch import nn
 
 import samestep
-from samestep import NotPortable, Placement
-from samestep.kernels.library import VARIABLE, supported_isas
+from samestep import NotPortable, NotReproducible, Placement, Recipe
+from samestep.kernels.library import VARIABLE, load_kernels, supported_isas
+from samestep.models.device import Device
 from samestep.output.console import SilentView
+from samestep.portable.passes import training_program
 from samestep.supervisor.forkserver_client import ForkServer
+from samestep.training.components import Components, load_and_build
+from samestep.user_code import imports
+from samestep.user_code.references import UserCode
+from samestep.verification import beside_torch
+from samestep.verification.beside_torch import BesideTorch
 
 
 PORTABLE = {"arithmetic": "portable"}
@@ -37,6 +47,31 @@ class Net(nn.Module):
 def build(inputs, outputs):
     return Net(inputs[0], outputs)
 """
+
+
+REMEMBERS = """
+import os
+
+class Net(nn.Module):
+    def __init__(self, width, classes):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(width, width) for _ in range(3)])
+        self.last, self.calls = nn.Linear(width, classes), 0
+
+    def forward(self, x):
+        self.calls += 1
+        for layer in self.layers[: 1 + self.calls % 3]:
+            x = torch.relu(layer(x))
+        return self.last(x)
+
+def build(inputs, outputs):
+    return Net(inputs[0], outputs)
+"""
+
+
+def components_of(recipe: Recipe) -> Components:
+    with imports.on_path([str(Path.cwd())]):
+        return load_and_build(recipe, UserCode(), None, Device())
 
 
 def test_an_own_module_has_one_fingerprint_at_any_placement_and_after_a_kill(
@@ -83,3 +118,45 @@ def test_all_operations_without_a_kernel_are_named_at_once(
         "`aten.hardshrink_backward.default` (gradient of module `act`",
     ):
         assert part in message
+
+
+def test_a_program_that_is_not_the_model_is_refused(
+    own: Own, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gradients are compared with PyTorch's, dropout and statistics included."""
+    components = components_of(own(NORMS, **PORTABLE))
+    flat = components.flat
+    vector = torch.zeros(flat.size)
+    flat.bind(vector, write=True)
+    record = partial(
+        training_program,
+        *(components.model, components.data, components.recipe.loss, flat),
+    )
+    inputs, targets = components.data.splits["train"].gather(torch.arange(20))
+    beside = BesideTorch(
+        record, components.objective(), flat, vector, load_kernels(), 2**40 + 3
+    )
+    beside.check(inputs, targets)
+    monkeypatch.setattr(beside_torch, "_mix", lambda x: x)  # other dropout
+    with pytest.raises(NotPortable, match=r"that of `.*` differs from PyTorch's"):
+        beside.check(inputs, targets)
+
+
+def test_code_that_remembers_earlier_calls_is_found(train: Train, own: Own) -> None:
+    recipe = own(REMEMBERS, **PORTABLE)
+    with pytest.raises(NotReproducible, match="computes the same in each call"):
+        train(recipe, 2)
+
+
+def test_code_that_depends_on_its_process_is_found(train: Train, own: Own) -> None:
+    recipe = own(REMEMBERS.replace("self.calls += 1", "self.calls = os.getpid()"))
+    with pytest.raises(NotReproducible):
+        train(recipe.changed(PORTABLE), 3)
+
+
+def test_branches_by_numbers_that_torch_does_not_draw_are_refused(
+    train: Train, own: Own
+) -> None:
+    code = REMEMBERS.replace("self.calls += 1", "self.calls = random.randrange(9)")
+    with pytest.raises(NotPortable, match="random numbers of Python or NumPy"):
+        train(own(code, **PORTABLE))

@@ -46,6 +46,8 @@ def lower(
     _measure(lowering, loss, backward)
     last = lowering.ops[-1]
     _lower_nodes(lowering, trace.nodes[trace.num_forward :])
+    if trace.has_other_draws:
+        lowering.unknown.append(("random numbers of Python or NumPy", "the model"))
     if lowering.unknown:
         raise NotPortable(advice.refusal(lowering.unknown))
     lowering.ops[0].i[1] = lowering.by_sample.get(inputs(x.rows), NONE)

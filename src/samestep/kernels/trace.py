@@ -6,6 +6,7 @@ small batch, so that operations have real shapes; its size is a prime that divid
 dimension of the module, which marks the dimension of the samples wherever it appears.
 """
 
+import random
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
@@ -67,6 +69,8 @@ class Trace:
     outputs: Value | None = None
     gradients: dict[str, Value] = field(default_factory=dict)
     """The gradients of the trained parameters, by name."""
+    has_other_draws: bool = False
+    """Whether Python's or NumPy's generator was asked for numbers."""
 
 
 def record(module: nn.Module, input_shape: tuple[int, ...], backward: bool) -> Trace:
@@ -82,6 +86,7 @@ def record(module: nn.Module, input_shape: tuple[int, ...], backward: bool) -> T
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         recorder.add(tensor, name)
     trace.inputs = recorder.add(inputs, "inputs")
+    before = _other_generators()
     try:
         with torch.set_grad_enabled(backward), _names(module, recorder), recorder:
             outputs = module(inputs)
@@ -92,7 +97,14 @@ def record(module: nn.Module, input_shape: tuple[int, ...], backward: bool) -> T
     finally:
         for name, buffer in module.named_buffers():
             buffer.copy_(saved[name])
+    trace.has_other_draws = _other_generators() != before
     return trace
+
+
+def _other_generators() -> tuple[Any, ...]:
+    """Return the states of generators whose draws are no operations."""
+    _, words, *rest = np.random.get_state()
+    return random.getstate(), np.asarray(words).tobytes(), *rest
 
 
 def is_recording() -> bool:

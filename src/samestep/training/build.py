@@ -14,6 +14,7 @@ from samestep.config.recipe import Recipe
 from samestep.core.balancer import Balancer
 from samestep.core.metric import num_cells
 from samestep.core.ownership import Share, contiguous, shares
+from samestep.core.plan import derive_seed
 from samestep.core.progress import Progress
 from samestep.core.topology import Topology
 from samestep.data.prefetch import HelperProcess, MicroBatches, Prefetcher
@@ -36,7 +37,7 @@ from samestep.optim.param_groups import slices
 from samestep.portable.evaluation import RecordedEvaluation
 from samestep.portable.norms import block_norms, move_average
 from samestep.portable.optimizer import PortableOptimizer
-from samestep.portable.passes import RecordedPasses
+from samestep.portable.passes import RecordedPasses, training_program
 from samestep.state import frozen
 from samestep.state.flat import Flat
 from samestep.state.snapshot import Snapshots
@@ -63,6 +64,7 @@ from samestep.training.trainer import (
 )
 from samestep.user_code.references import UserCode, names, title
 from samestep.verification import startup
+from samestep.verification.beside_torch import BesideTorch
 from samestep.verification.mutation_check import MutationCheck
 from samestep.verification.probe import Probe, Witness
 
@@ -194,7 +196,10 @@ def _replica(
     """All workers: bind the model to the exchange, and the optimizer to its slice."""
     recipe, flat, objective = context.recipe, components.flat, components.objective()
     if recipe.is_portable:
-        return _portable_replica(components, objective, exchange, samples)
+        replica = _portable_replica(components, objective, exchange, samples)
+        if context.topology.is_leader and "model" in names(recipe):
+            _check_program(components, objective, exchange, samples)
+        return replica
     # Every pass uses each layer of a built-in family once, so gradients may be sent
     # while others are computed. The user's own model may branch.
     attached = exchange.attach(objective, overlap="model" not in names(recipe))
@@ -251,6 +256,31 @@ def _portable_replica(
         norms,
         passes,
     )
+
+
+def _check_program(
+    components: Components, objective: Objective, exchange: Exchange, samples: Samples
+) -> None:
+    """Compare the program of the user's own model with PyTorch. Raises NotPortable."""
+    recipe = components.recipe
+    record = partial(
+        training_program,
+        components.model,
+        components.data,
+        recipe.loss,
+        components.flat,
+    )
+    beside = BesideTorch(
+        record,
+        objective,
+        components.flat,
+        exchange.parameters,
+        load_kernels(),
+        derive_seed(recipe.seed, "step", 0, 0),
+    )
+    inputs, targets = samples.prefetcher.replay(0, 0)
+    if isinstance(targets, Tensor):
+        beside.check(inputs, targets)
 
 
 def _samples(context: WorkerContext, components: Components) -> Samples:

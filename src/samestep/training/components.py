@@ -21,6 +21,7 @@ from samestep.optim import averaging
 from samestep.optim.optimizer import state_names
 from samestep.optim.param_groups import unsharded_names
 from samestep.portable.initial import from_counters
+from samestep.portable.passes import training_program
 from samestep.portable.weights import draw_weights
 from samestep.state import dtypes
 from samestep.state.flat import Flat
@@ -69,7 +70,15 @@ class Components(ModelAndData):
 
     def replay(self, draw: Callable[[int, int], Drawn], device: Device) -> Replay:
         """Return what computes micro-batches outside of the training."""
-        return Replay(draw, self.objective(), self.flat, self.recipe.seed, device)
+        record = self._recorded if self.recipe.is_portable else None
+        return Replay(
+            draw, self.objective(), self.flat, self.recipe.seed, device, record
+        )
+
+    def _recorded(self) -> str:
+        """Return the SHA-256 of the model's program in training, recorded anew."""
+        program = training_program(self.model, self.data, self.recipe.loss, self.flat)
+        return program.sha256
 
 
 def load_and_build(

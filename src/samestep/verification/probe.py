@@ -70,6 +70,9 @@ class Replay:
     flat: Flat
     seed: int
     device: Device
+    record: Callable[[], str] | None = None
+    """With portable arithmetic: the SHA-256 of the model's program, recorded anew. Its
+    bits are not those of torch, which processors compute differently."""
 
     def digest(self, step: int) -> Digests:
         """Digest the forward and backward pass of one micro-batch.
@@ -81,6 +84,8 @@ class Replay:
         self.device.seed(derive_seed(self.seed, "step", step, MICRO_BATCH))
         inputs, targets = self.device.to_device(*self.draw(step, MICRO_BATCH))
         samples = _sha256(_tensors(inputs, targets))
+        if self.record is not None:
+            return {"the samples": samples, "the program": self.record()}
         before = _sha256(self.flat.parameters)
         self.flat.restore_buffers()
         with dtypes.default(self.flat.dtype):

@@ -28,6 +28,7 @@ INSTEAD: dict[str, str] = {
     "index_put": "`torch.where` with a mask",
     "max_pool3d_with_indices": "`max_pool2d` of slices",
     "native_dropout": "`nn.Dropout`",
+    "random numbers of Python or NumPy": "those of torch",
 }
 """By the name of an operation, without `aten::` and what follows a dot."""
 
