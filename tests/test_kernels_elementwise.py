@@ -113,18 +113,23 @@ def make_norm_grad(sample: Sample, features: int, choice: int) -> Made:
 
 
 def make_cross_entropy(sample: Sample, features: int, choice: int) -> Made:
-    """Labels of classes, mixed, ignored ones, and such as are no class."""
-    scale = (1.0, 60.0, 1e-6)[choice % 3]
-    x, dx = sample.by_feature(features, scale), sample.by_feature(features)
-    labels = torch.randint(-2, features + 1, (sample.samples,), generator=sample.draw)
+    """Labels of classes, mixed, ignored ones, no classes; several positions."""
+    scale, positions = (1.0, 60.0, 1e-6)[choice % 3], (1, 3, 0)[choice // 8 % 3]
+    rows = features * max(positions, 1)
+    x, dx = sample.by_feature(rows, scale), sample.by_feature(rows)
+    size = (sample.samples * max(positions, 1),)
+    labels = torch.randint(-2, features + 1, size, generator=sample.draw)
     sample.integers("labels", labels)
-    if choice // 8 % 3 == 1:
+    for name in ("losses", "metrics"):
+        sample.floats(name, *size)
+    sample.integers("answers", torch.zeros(size, dtype=torch.int64))
+    if choice // 8 % 3 == 2:
         sample.integers("partners", labels.flip(0).clamp(0, features - 1))
         sample.memory["shares"] = torch.rand(sample.samples, generator=sample.draw)
     gradient = (dx, -1, x, dx)[choice % 4]
-    op = operation(OpKind.CROSS_ENTROPY, [x, gradient, features, -1])
+    op = operation(OpKind.CROSS_ENTROPY, [x, gradient, features, -1, positions])
     op.f[0] = (0.0, 0.1)[choice // 4 % 2]
-    return sample, op, {x: features, dx: features}
+    return sample, op, {x: rows, dx: rows}
 
 
 def make_squared_error(sample: Sample, features: int, choice: int) -> Made:

@@ -157,12 +157,12 @@ def test_a_file_is_read_as_it_was_written(tmp_path: Path) -> None:
     ("place", "value", "says"),
     [
         (0, b"samestep", "must begin with SAMESTEP"),
-        (8, (9).to_bytes(8, "little"), "must have version 1, not 9"),
+        (8, (9).to_bytes(8, "little"), "must have version 2, not 9"),
         (16, (9).to_bytes(8, "little"), "must have specification 1, not 9"),
         (24, (1 << 62).to_bytes(8, "little"), "ops is 4611686018427387904"),
         (48, (33).to_bytes(8, "little"), "no room for whole panels"),
         (96, (1 << 20).to_bytes(8, "little"), "ends within its"),
-        (104, (2).to_bytes(8, "little"), "neither bytes nor float32"),
+        (104, (2).to_bytes(8, "little"), "neither bytes, float32 nor"),
     ],
 )
 def test_a_damaged_header_is_refused(

@@ -139,7 +139,64 @@ static void attention_grad(In op, At call, Sizes z, int64_t h, int64_t s) {
         }
 }
 
+/* Tokens, and tables of their rows. */
+static int64_t token_of(In op, At call, int64_t buffer, int64_t p, int64_t s) {
+    int32_t token;
+    memcpy(&token, row(call, buffer, op->i[4], op->i[5] + p * op->i[6], s), 4);
+    return token;
+}
+static void load_tokens(In op, At call, int64_t s) {
+    for (int64_t p = 0; p < op->i[2]; p++) {
+        int64_t token = call->tokens[s * op->i[2] + p];
+        int32_t kept = token < 0 || token > INT32_MAX ? -1 : token;
+        memcpy(row(call, op->i[0], op->i[2], p, s), &kept, 4);
+    }
+}
+static void embedding(In op, At call, int64_t s) {
+    int64_t width = op->i[2], positions = op->i[7];
+    for (int64_t p = 0; p < positions; p++) {
+        int64_t token = token_of(op, call, op->i[0], p, s);
+        int is_row = token >= 0 && token < op->i[8];
+        for (int64_t d = 0; d < width; d++)
+            *row(call, op->i[1], positions * width, p * width + d, s) =
+                is_row ? call->parameters[op->i[3] + token * width + d] : NAN;
+    }
+}
+static void embedding_grad(In op, At call, int64_t v, int64_t d) {
+    int64_t width = op->i[2], positions = op->i[7], size = 0;
+    float stack[call->micro_batches];
+    for (int64_t m = 0; m < call->micro_batches; m++) {
+        int64_t first = call->starts[m], end = call->starts[m + 1], n = 0;
+        float terms[positions * (end - first) + 1];
+        for (int64_t p = 0; p < positions; p++)
+            for (int64_t s = first; s < end; s++)
+                if (token_of(op, call, op->i[1], p, s) == v && v != op->i[11])
+                    terms[n++] = call->buffers[op->i[0]][
+                        (d / 32 * positions * call->capacity + p * call->capacity + s) *
+                            32 + d % 32];
+        stack[size++] = product(terms, NULL, n);
+        for (int64_t j = 0; j < call->merges[m]; j++, size--)
+            stack[size - 2] += stack[size - 1];
+    }
+    for (int64_t j = 0; j < size; j++)
+        call->slots[j][op->i[3] + v * width + d] = stack[j];
+}
+
+static void run_tokens(In op, At call) {
+    int64_t samples = call->starts[call->micro_batches];
+    for (int64_t s = 0; s < samples && op->kind == OP_LOAD_TOKENS; s++)
+        load_tokens(op, call, s);
+    for (int64_t s = 0; s < samples && op->kind == OP_EMBEDDING; s++)
+        embedding(op, call, s);
+    for (int64_t v = 0; v < op->i[8] && op->kind == OP_EMBEDDING_GRAD; v++)
+        for (int64_t d = 0; d < op->i[2]; d++) embedding_grad(op, call, v, d);
+}
+
 void reference_run(In op, At call) {
+    if (op->kind != OP_ATTENTION && op->kind != OP_ATTENTION_GRAD) {
+        run_tokens(op, call);
+        return;
+    }
     Sizes z = {op->i[26], op->i[27], op->i[28], op->i[29]};
     for (int64_t s = 0; s < call->starts[call->micro_batches]; s++)
         for (int64_t h = 0; h < z.heads; h++) {

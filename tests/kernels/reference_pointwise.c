@@ -179,10 +179,11 @@ static void batch_norm_grad_feature(In op, At call, int64_t f) {
 }
 
 /* Losses. */
-static void sum_losses(At call) {
+static void sum_losses(At call, int64_t positions) {
     for (int64_t m = 0; m < call->micro_batches; m++) {
         call->loss_sums[m] = call->metric_sums[m] = 0;
-        for (int64_t s = call->starts[m]; s < call->starts[m + 1]; s++) {
+        for (int64_t s = call->starts[m] * positions;
+             s < call->starts[m + 1] * positions; s++) {
             call->loss_sums[m] += call->losses[s];
             call->metric_sums[m] += call->metrics[s];
         }
@@ -194,11 +195,11 @@ static float softmax_term(float x, float top) {
     reference_function(0, &d, &y, 1);
     return y;
 }
-static void cross_entropy_sample(In op, At call, int64_t s) {
-    int64_t classes = op->i[2], t = call->labels[s], answer = 0;
+static void cross_entropy_sample(In op, At call, int64_t s, int64_t p, int64_t n) {
+    int64_t classes = op->i[2], t = call->labels[s * n + p], answer = 0;
     float x[classes], e[classes], terms[classes], l, a = op->f[0];
     for (int64_t c = 0; c < classes; c++) {
-        x[c] = *by_feature(call, op->i[0], classes, c, s);
+        x[c] = *by_feature(call, op->i[0], n * classes, p * classes + c, s);
         if (!isnan(x[answer]) && (isnan(x[c]) || x[c] > x[answer])) answer = c;
     }
     float top = x[answer];
@@ -212,16 +213,17 @@ static void cross_entropy_sample(In op, At call, int64_t s) {
     float share = call->partners ? call->shares[s] : 1;
     if (call->partners) loss = fmaf(share, loss, (1 - share) * terms[partner]);
     if (a != 0) loss = fmaf(own, loss, even * reduction(terms, classes));
-    call->losses[s] = is_ignored ? 0 : loss;
-    call->metrics[s] = !is_ignored && answer == t;
-    if (call->answers) call->answers[s] = answer;
+    call->losses[s * n + p] = is_ignored ? 0 : loss;
+    call->metrics[s * n + p] = !is_ignored && answer == t;
+    if (call->answers) call->answers[s * n + p] = answer;
     for (int64_t c = 0; c < classes && op->i[1] >= 0; c++) {
         float q = c == t ? fmaf(own, share, even) : even;
         if (c == partner) q = fmaf(own, 1 - share, q);
         float dx = (e[c] / total - q) * call->weight;
         if (fabsf(dx) < 0x1p-64f) dx = 0;
         if (!is_class) dx = NAN;
-        *by_feature(call, op->i[1], classes, c, s) = is_ignored ? 0 : dx;
+        *by_feature(call, op->i[1], n * classes, p * classes + c, s) =
+            is_ignored ? 0 : dx;
     }
 }
 static void squared_error_sample(In op, At call, int64_t s) {
@@ -252,12 +254,14 @@ void reference_run(In op, At call) {
             for (int64_t f = 0; f < op->i[5]; f++) batch_norm_grad_feature(op, call, f);
             break;
         case OP_CROSS_ENTROPY:
-            for (int64_t s = 0; s < samples; s++) cross_entropy_sample(op, call, s);
-            sum_losses(call);
+            for (int64_t s = 0; s < samples; s++)
+                for (int64_t p = 0, n = op->i[4] ? op->i[4] : 1; p < n; p++)
+                    cross_entropy_sample(op, call, s, p, n);
+            sum_losses(call, op->i[4] ? op->i[4] : 1);
             break;
         case OP_SQUARED_ERROR:
             for (int64_t s = 0; s < samples; s++) squared_error_sample(op, call, s);
-            sum_losses(call);
+            sum_losses(call, 1);
             break;
     }
 }

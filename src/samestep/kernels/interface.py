@@ -52,6 +52,9 @@ class OpKind(IntEnum):
     SUM_ROWS = 25
     UNARY = 26
     BINARY = 27
+    LOAD_TOKENS = 28
+    EMBEDDING = 29
+    EMBEDDING_GRAD = 30
 
 
 class OpFlag(IntFlag):
@@ -132,6 +135,7 @@ class Call(Structure):
         ("outputs", c_void_p),
         ("partners", c_void_p),
         ("shares", c_void_p),
+        ("tokens", c_void_p),
     )
 
 

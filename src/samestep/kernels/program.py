@@ -53,6 +53,9 @@ READS: dict[OpKind, tuple[int, ...]] = {
     OpKind.SUM_ROWS: (0,),
     OpKind.UNARY: (0,),
     OpKind.BINARY: (0, 2),
+    OpKind.LOAD_TOKENS: (),
+    OpKind.EMBEDDING: (0,),
+    OpKind.EMBEDDING_GRAD: (0, 1),
 }
 """Which of an operation's numbers are buffers that it reads."""
 WRITES: dict[OpKind, tuple[int, ...]] = {
@@ -68,6 +71,8 @@ WRITES: dict[OpKind, tuple[int, ...]] = {
     OpKind.ATTENTION: (15, 16, 25),
     OpKind.ATTENTION_GRAD: (22, 23, 24, 25),
     OpKind.CONV_GRAD_WEIGHT: (17,),
+    OpKind.LOAD_TOKENS: (0,),
+    OpKind.EMBEDDING_GRAD: (9, 10),
 }
 """And which it writes; by default the second."""
 

@@ -9,8 +9,8 @@ with the last one. `csrc/runner/runner.h` has the same as C structures.
 | operations; sizes of buffers, of which constant | `OPERATION`; int64 [buffers] twice |
 | constants of all buffers; merges | float32; int64 [micro-batches] |
 | parameters; running statistics | float32 |
-| data [rows, features] | uint8 or float32 |
-| targets | int64 [rows], or float32 [rows, values] |
+| data [rows, features] | uint8, float32, or tokens int64 |
+| targets | int64 [rows] or [rows, positions], or float32 [rows, values] |
 | groups: start, size; pieces: source, start, size; text | int64; int64; bytes |
 | steps | `step_type` |
 
@@ -37,11 +37,13 @@ VERSION = 2
 HEADER = (
     *("version", "specification", "ops", "buffers", "constants", "capacity"),
     *("micro_batches", "parameters", "running", "tail", "rows", "features"),
-    *("element", "values", "groups", "pieces", "text", "steps"),
+    *("element", "values", "positions", "groups", "pieces", "text", "steps"),
 )
 MOST = 1 << 28
 """The largest number in a header."""
 OPTIMIZER = np.dtype(Optimizer)
+_KINDS = {1: "u1", 4: "<f4", 8: "<i8"}
+"""The types of data, by the bytes of an element."""
 
 
 class Source(IntEnum):
@@ -108,7 +110,7 @@ class ProgramFile:
     merges: NDArray[np.int64]
     parameters: NDArray[np.float32]
     running: NDArray[np.float32]
-    data: NDArray[np.uint8] | NDArray[np.float32]
+    data: NDArray[np.uint8] | NDArray[np.float32] | NDArray[np.int64]
     targets: NDArray[np.int64] | NDArray[np.float32]
     groups: NDArray[np.int64]
     pieces: NDArray[np.int64]
@@ -117,6 +119,7 @@ class ProgramFile:
 
     def header(self) -> dict[str, int]:
         """Return the numbers of the header, by the names in `HEADER`."""
+        is_float = self.targets.dtype.kind == "f"
         return {
             "version": VERSION,
             "specification": SPECIFICATION,
@@ -131,7 +134,8 @@ class ProgramFile:
             "rows": len(self.data),
             "features": self.data.shape[1],
             "element": self.data.itemsize,
-            "values": self.targets.shape[1] if self.targets.ndim == 2 else 0,
+            "values": self.targets.shape[1] if is_float else 0,
+            "positions": int(np.prod(self.targets.shape[1:])) if not is_float else 1,
             "groups": len(self.groups),
             "pieces": len(self.pieces),
             "text": len(self.text),
@@ -191,8 +195,10 @@ def _read_header(path: Path, content: bytes) -> dict[str, int]:
             raise DataError(f"{path} is damaged: {name} is {number}.")
     if header["capacity"] % PANEL or not header["micro_batches"]:
         raise DataError(f"{path} is damaged: it has no room for whole panels.")
-    if header["element"] not in (1, 4):
-        raise DataError(f"{path} is damaged: its data are neither bytes nor float32.")
+    if header["element"] not in _KINDS:
+        raise DataError(
+            f"{path} is damaged: its data are neither bytes, float32 nor tokens."
+        )
     return header
 
 
@@ -200,8 +206,9 @@ def _arrays(header: dict[str, int]) -> list[tuple[str, np.dtype[Any], tuple[int,
     """Return the name, type and shape of each array, in their order."""
     h = header
     labels = h["values"] == 0
-    data = np.dtype("u1" if h["element"] == 1 else "<f4")
-    targets = (h["rows"],) if labels else (h["rows"], h["values"])
+    data = np.dtype(_KINDS[h["element"]])
+    each = h["positions"] if labels else h["values"]
+    targets = (h["rows"],) if labels and each == 1 else (h["rows"], each)
     step = step_type(h["micro_batches"], h["capacity"], h["groups"])
     ints, floats = np.dtype("<i8"), np.dtype("<f4")
     return [

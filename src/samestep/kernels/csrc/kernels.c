@@ -28,6 +28,7 @@
 #include "loss.c"
 #include "vertical.h"
 #include "attention.c"
+#include "embedding.c"
 #include "optimizer.c"
 
 typedef void (*Operation)(const Op *, const Call *);
@@ -61,6 +62,9 @@ static const Operation operations[NUM_OPS] = {
     [OP_SUM_ROWS] = op_sum_rows,
     [OP_UNARY] = op_unary,
     [OP_BINARY] = op_binary,
+    [OP_LOAD_TOKENS] = op_load_tokens,
+    [OP_EMBEDDING] = op_embedding,
+    [OP_EMBEDDING_GRAD] = op_embedding_grad,
 };
 
 static int64_t run(const Op *ops, int64_t num_ops, const Call *call) {

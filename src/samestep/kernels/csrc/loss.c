@@ -25,11 +25,17 @@ INLINE vf sum_of_terms(SumsOfSamples *sums) {
 /* |x| < 2^-64 ? +0 : x */
 INLINE vf without_tiny(vf x) { return keep(~(abs_(x) < 0x1p-64f), x); }
 
-/* VW columns of a matrix by feature; row f begins at x + f * PANEL. */
+/* VW columns of a matrix by feature; row f begins at x + f * PANEL. What is measured of
+ * column c lies at `place` + c * `step`: at `place` among several positions. */
 typedef struct {
     const float *x;
     int64_t rows, column, samples;
+    int64_t place, step;
 } Columns;
+
+INLINE int64_t target_at(Columns columns, int64_t j) {
+    return (columns.column + j) * columns.step + columns.place;
+}
 
 INLINE vf row_at(Columns columns, int64_t row) { return load(columns.x + row * PANEL); }
 
@@ -68,7 +74,7 @@ INLINE Targets targets_of(const Op *op, const Call *call, Columns logits) {
                        .logit = splat(__builtin_nanf("")),
                        .is_mixed = call->partners != NULL};
     for (int j = 0; j < VW && logits.column + j < logits.samples; j++) {
-        int64_t label = call->labels[logits.column + j];
+        int64_t label = call->labels[target_at(logits, j)];
         targets.is_ignored[j] = -(label == op->i[3]);
         if (label < 0 || label >= logits.rows) continue;
         targets.label[j] = (int32_t)label;
@@ -100,16 +106,17 @@ INLINE vf losses_of(Columns logits, Targets targets, vf top, vf l, float smoothi
 }
 
 INLINE void store_answers(const Call *call, Columns logits, Targets targets,
-                          vi answer) {
+                          vi answer, vf loss) {
     for (int j = 0; j < VW && logits.column + j < logits.samples; j++) {
-        int64_t s = logits.column + j;
+        int64_t s = target_at(logits, j);
+        call->losses[s] = targets.is_ignored[j] ? 0 : loss[j];
         int is_right = answer[j] == targets.label[j] && !targets.is_ignored[j];
         call->metrics[s] = (float)is_right;
         if (call->answers) call->answers[s] = answer[j];
     }
 }
 
-/* The gradients may take the place of the logits. */
+/* The gradients take the place of the exponentials e^(x - top), or of the logits. */
 INLINE void store_gradients(float *to, Columns logits, Targets targets, vf top,
                             vf total, float smoothing, float weight) {
     float even = (float)((double)smoothing / (double)logits.rows);
@@ -124,7 +131,9 @@ INLINE void store_gradients(float *to, Columns logits, Targets targets, vf top,
             q = select_(targets.partner == (int32_t)c,
                         fma_(own, 1 - targets.share, q), q);
         }
-        vf dx = (exp_below(row_at(logits, c), top) / total - q) * weight;
+        vf e = load(to + c * PANEL);
+        if (to == logits.x) e = exp_below(e, top);
+        vf dx = (e / total - q) * weight;
         dx = select_(is_invalid, invalid, without_tiny(dx));
         store(to + c * PANEL, keep(~targets.is_ignored, dx));
     }
@@ -135,22 +144,24 @@ INLINE void cross_entropy(const Op *op, const Call *call, Columns logits, float 
     vi answer;
     vf top = top_of(logits, &answer);
     SumsOfSamples sums = {0};
-    for (int64_t c = 0; c < logits.rows; c++)
-        add_term(&sums, c, exp_below(row_at(logits, c), top));
+    for (int64_t c = 0; c < logits.rows; c++) {
+        vf e = exp_below(row_at(logits, c), top);
+        add_term(&sums, c, e);
+        if (to && to != logits.x) store(to + c * PANEL, e);
+    }
     vf total = sum_of_terms(&sums);
     Targets targets = targets_of(op, call, logits);
     vf loss = losses_of(logits, targets, top, log_(total), smoothing);
-    store_part(call->losses + logits.column, keep(~targets.is_ignored, loss),
-               smaller(VW, logits.samples - logits.column));
-    store_answers(call, logits, targets, answer);
+    store_answers(call, logits, targets, answer, loss);
     if (to) store_gradients(to, logits, targets, top, total, smoothing, call->weight);
 }
 
-/* The sums over each micro-batch, in double, one by one. */
-static void sum_losses(const Call *call) {
+/* The sums over each micro-batch, in double, one by one: by sample, then position. */
+static void sum_losses(const Call *call, int64_t positions) {
     for (int64_t m = 0; m < call->micro_batches; m++) {
         double loss = 0, metric = 0;
-        for (int64_t s = call->starts[m]; s < call->starts[m + 1]; s++) {
+        for (int64_t s = call->starts[m] * positions;
+             s < call->starts[m + 1] * positions; s++) {
             loss += (double)call->losses[s];
             metric += (double)call->metrics[s];
         }
@@ -166,13 +177,17 @@ INLINE float *column_of(const Call *call, int64_t buffer, int64_t rows, int64_t 
 }
 
 static void op_cross_entropy(const Op *op, const Call *call) {
-    int64_t classes = op->i[2], samples = num_samples(call);
-    for (int64_t c = 0; c < samples; c += VW) {
-        const float *x = column_of(call, op->i[0], classes, c);
-        Columns logits = {x, classes, c, samples};
-        cross_entropy(op, call, logits, column_of(call, op->i[1], classes, c));
-    }
-    sum_losses(call);
+    int64_t classes = op->i[2], samples = num_samples(call), positions = op->i[4];
+    if (positions == 0) positions = 1;
+    for (int64_t c = 0; c < samples; c += VW)
+        for (int64_t p = 0; p < positions; p++) {
+            const float *x = column_of(call, op->i[0], positions * classes, c);
+            float *dx = column_of(call, op->i[1], positions * classes, c);
+            int64_t rows = p * classes * PANEL;
+            Columns logits = {x + rows, classes, c, samples, p, positions};
+            cross_entropy(op, call, logits, dx ? dx + rows : NULL);
+        }
+    sum_losses(call, positions);
 }
 
 INLINE void squared_error(const Call *call, Columns outputs, float *to) {
@@ -195,8 +210,8 @@ static void op_squared_error(const Op *op, const Call *call) {
     int64_t values = op->i[2], samples = num_samples(call);
     for (int64_t c = 0; c < samples; c += VW) {
         const float *x = column_of(call, op->i[0], values, c);
-        Columns outputs = {x, values, c, samples};
+        Columns outputs = {x, values, c, samples, 0, 1};
         squared_error(call, outputs, column_of(call, op->i[1], values, c));
     }
-    sum_losses(call);
+    sum_losses(call, 1);
 }

@@ -67,7 +67,8 @@ typedef enum {
      * f: factor of the gate. */
     OP_BATCH_NORM_GRAD,
     /* Cross-entropy with label smoothing, and right answers. i: logits, gradient or -1
-     * (both by feature), classes, ignored label. f: smoothing. */
+     * (both by feature, rows [positions, classes]), classes, ignored label, positions
+     * (0 is 1), each of which has a label. f: smoothing. */
     OP_CROSS_ENTROPY,
     /* Half the squared error, and absolute errors. i: outputs, gradient or -1 (both by
      * feature), values. */
@@ -145,6 +146,20 @@ typedef enum {
      * strides in a, in b. A `b` of -1 are parameters: first row and strides are in
      * elements; -2 is the number f[0]. */
     OP_BINARY,
+    /* Tokens from `call->tokens`, int64 [samples, positions], as int32; what is no int32
+     * from 0 on becomes -1. i: tokens (by feature), -1, positions. */
+    OP_LOAD_TOKENS,
+    /* Rows of a table. i: tokens, y (both by feature, rows of y [positions, width]),
+     * width, offset of the table [vocabulary, width], then the rows of the tokens'
+     * buffer, the first row, rows from one position to the next, positions, vocabulary.
+     * A token that is no row gives NaN. */
+    OP_EMBEDDING,
+    /* The gradient of the table, of every micro-batch, up the tree into the slots. Terms
+     * of a row are ordered by position, then by sample.
+     * i: dy (by sample, at the positions), tokens, width, offset in a slot, as
+     * OP_EMBEDDING from 4 to 8, room for vocabulary + 1 numbers, room (by feature,
+     * positions), a token that is padding or -1. */
+    OP_EMBEDDING_GRAD,
     NUM_OPS
 } OpKind;
 
@@ -185,16 +200,17 @@ typedef struct {
     const uint8_t *bytes;      /* [*, features], for OP_GATHER_BYTES */
     const int64_t *indices;    /* [samples]: rows of `bytes` */
     const float *inputs;       /* [samples, features], for OP_LOAD */
-    const int64_t *labels;     /* [samples], or NULL */
+    const int64_t *labels;     /* [samples, positions], or NULL */
     const float *targets;      /* [samples, values], or NULL */
-    float *losses;             /* [samples] */
-    float *metrics;            /* [samples]: 1 for a right answer, or absolute errors */
+    float *losses;             /* [samples, positions] */
+    float *metrics;            /* the same: 1 for a right answer, or absolute errors */
     double *loss_sums;         /* [micro_batches]: of the losses, in double */
     double *metric_sums;       /* [micro_batches] */
-    int64_t *answers;          /* [samples]: classes with the largest logit, or NULL */
+    int64_t *answers;          /* the same: classes with the largest logit, or NULL */
     float *outputs;            /* [samples, features], for OP_STORE */
     const int64_t *partners;   /* [samples]: labels that are mixed in, or NULL */
     const float *shares;       /* [samples]: of `labels`, the rest is the partners' */
+    const int64_t *tokens;     /* [samples, positions], for OP_LOAD_TOKENS */
 } Call;
 
 /* Elementwise update of parameters [size] by the sum of partial gradients. */

@@ -188,6 +188,21 @@ static int is_view(const Training *t, const int64_t *view, int64_t buffer,
     return last <= rows && by_feature(t, buffer, rows);
 }
 
+static int is_embedding(const Training *t, const int64_t *i, int64_t tokens) {
+    int64_t width = i[2], positions = i[7], vocabulary = i[8];
+    for (int n = 5; n < 7; n++)
+        if (i[n] < 0 || i[n] > MOST) return 0;
+    return is_matrix(t, i[3], width, vocabulary) && is_size(positions) &&
+           i[5] + (positions - 1) * i[6] < i[4] && by_feature(t, tokens, i[4]);
+}
+static int is_embedding_grad(const Training *t, const int64_t *i) {
+    int64_t size = times(i[7], t->header.capacity), panels = (i[2] + PANEL - 1) / PANEL;
+    int64_t room = times(size, panels * PANEL);
+    return i[9] != i[10] && i[9] != i[1] && i[10] != i[1] && room > 0 &&
+           has(t, i[0], room) && has(t, i[9], i[8] + 1) && has(t, i[10], size) &&
+           in_parameters(t, i[3], i[2] * i[8]);
+}
+
 static int is_attention(const Training *t, const Op *op) {
     const int64_t *i = op->i;
     int64_t heads = i[26], queries = i[27], keys = i[28], width = i[29];
@@ -263,9 +278,18 @@ static int is_valid(const Training *t, const Op *op) {
         return is_batch_norm(t, op);
     case OP_BATCH_NORM_GRAD:
         return is_batch_norm_grad(t, i);
-    case OP_CROSS_ENTROPY:
-        return values == 0 && by_feature(t, i[0], i[2]) &&
-               (i[1] == -1 || by_feature(t, i[1], i[2]));
+    case OP_CROSS_ENTROPY: {
+        int64_t rows = i[4] == 0 && t->header.positions == 1 ? i[2] : times(i[2], i[4]);
+        return values == 0 && (i[4] == 0 || i[4] == t->header.positions) &&
+               by_feature(t, i[0], rows) && (i[1] == -1 || by_feature(t, i[1], rows));
+    }
+    case OP_LOAD_TOKENS:
+        return t->header.element == 8 && i[2] == t->header.features &&
+               by_feature(t, i[0], i[2]);
+    case OP_EMBEDDING:
+        return is_embedding(t, i, i[0]) && by_feature(t, i[1], times(i[7], i[2]));
+    case OP_EMBEDDING_GRAD:
+        return is_embedding(t, i, i[1]) && is_embedding_grad(t, i);
     case OP_SQUARED_ERROR:
         return values > 0 && values == i[2] && by_feature(t, i[0], i[2]) &&
                (i[1] == -1 || by_feature(t, i[1], i[2]));

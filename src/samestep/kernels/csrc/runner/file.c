@@ -49,7 +49,10 @@ static void check_header(const Header *h) {
     require(h->capacity > 0 && h->capacity % PANEL == 0, "the capacity");
     require(h->micro_batches > 0, "the number of micro-batches");
     require(h->tail >= h->parameters, "the tail begins within the parameters");
-    require(h->element == 1 || h->element == 4, "the kind of the data");
+    require(h->element == 1 || h->element == 4 || h->element == 8,
+            "the kind of the data");
+    require(h->positions > 0 && (h->positions == 1 || h->values == 0),
+            "the number of positions");
 }
 
 /* The stack of sums must end with one, and the kernels' room is for 64. */
@@ -105,7 +108,7 @@ void open_training(Training *t, const char *path) {
     t->running = read_array(h->running, sizeof(float));
     t->data = read_array(h->rows * h->features, h->element);
     t->targets = h->values ? read_array(h->rows * h->values, sizeof(float))
-                           : read_array(h->rows, sizeof(int64_t));
+                           : read_array(h->rows * h->positions, sizeof(int64_t));
     t->groups = read_array(h->groups, sizeof(Group));
     t->pieces = read_array(h->pieces, sizeof(Piece));
     t->text = read_array(h->text, 1);

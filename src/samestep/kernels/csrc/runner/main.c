@@ -45,7 +45,7 @@ static void make_run(Run *run, Training *t) {
     run->state2 = allocate(h->parameters, sizeof(float));
     run->average = allocate(h->parameters, sizeof(float));
     run->inputs = allocate(h->capacity * h->features, h->element);
-    run->targets = allocate(h->capacity * (h->values ? h->values : 1), 8);
+    run->targets = allocate(h->capacity * (h->values ? h->values : h->positions), 8);
     sha256_begin(&run->losses);
     run->call = (Call){
         .buffers = run->buffers,
@@ -64,8 +64,9 @@ static void make_run(Run *run, Training *t) {
         .inputs = (const float *)run->inputs,
         .labels = run->targets,
         .targets = run->targets,
-        .losses = allocate(h->capacity, sizeof(float)),
-        .metrics = allocate(h->capacity, sizeof(float)),
+        .tokens = (const int64_t *)run->inputs,
+        .losses = allocate(h->capacity * h->positions, sizeof(float)),
+        .metrics = allocate(h->capacity * h->positions, sizeof(float)),
         .loss_sums = allocate(h->micro_batches, sizeof(double)),
         .metric_sums = allocate(h->micro_batches, sizeof(double)),
     };
@@ -88,12 +89,12 @@ static void pick(void *to, const void *from, const Training *t, int64_t size) {
 
 static void compute_gradients(Run *run, const Training *t) {
     const Header *h = &t->header;
-    pick(run->targets, t->targets, t, h->values ? 4 * h->values : 8);
-    if (h->element == 4) pick(run->inputs, t->data, t, 4 * h->features);
+    pick(run->targets, t->targets, t, h->values ? 4 * h->values : 8 * h->positions);
+    if (h->element > 1) pick(run->inputs, t->data, t, h->element * h->features);
     run->call.weight = t->step.weight;
     int64_t failed = run->kernels->run(t->ops, h->ops, &run->call);
     require(failed == 0, "an operation is unknown");
-    sha256_add(&run->losses, run->call.losses, 4 * t->step.samples);
+    sha256_add(&run->losses, run->call.losses, 4 * t->step.samples * h->positions);
     sha256_add(&run->losses, run->call.loss_sums, 8 * h->micro_batches);
 }
 

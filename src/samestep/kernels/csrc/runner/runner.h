@@ -22,8 +22,9 @@ typedef struct {
     int64_t ops, buffers, constants; /* constants: floats of all buffers */
     int64_t capacity, micro_batches;
     int64_t parameters, running, tail;
-    int64_t rows, features, element; /* of the data; element: bytes of one, 1 or 4 */
+    int64_t rows, features, element; /* of the data; element: bytes of one, 1, 4 or 8 */
     int64_t values;                  /* of a row's target, 0 for labels */
+    int64_t positions;               /* of which each has a label */
     int64_t groups, pieces, text, steps;
 } Header;
 
@@ -52,8 +53,8 @@ typedef struct {
     float *constants;
     int64_t *merges;
     float *parameters, *running;
-    uint8_t *data;
-    void *targets; /* labels int64 [rows], or float32 [rows, values] */
+    uint8_t *data; /* bytes, float32, or tokens int64 */
+    void *targets; /* labels int64 [rows, positions], or float32 [rows, values] */
     Group *groups;
     Piece *pieces;
     char *text;
