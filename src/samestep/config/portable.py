@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from samestep.config.data import TextData
 from samestep.config.model import CustomLoss, CustomModel, MlpModel
 from samestep.config.optimizer import MuonRecipe
 from samestep.errors import PlacementError
@@ -52,5 +51,3 @@ def _not_portable(recipe: "Recipe") -> Iterator[str]:
         yield "`optimizer.name = muon` (it multiplies in bfloat16)"
     if recipe.freeze:
         yield "`freeze`"
-    if isinstance(recipe.data, TextData):
-        yield "`data.source = text`"

@@ -43,13 +43,15 @@ class Execution:
         # numpy writes a cell in 0.1 us, torch in 5.
         self.indices = self._array("indices", capacity, np.int64)
         """The rows of the bytes that are gathered, int64 [samples]."""
-        self.labels = self._array("labels", capacity, np.int64)
+        targets = capacity * program.positions
+        self.labels = self._array("labels", targets, np.int64)
+        """int64 [samples * positions], like losses, metrics and answers."""
         self.keys = self._array("keys", micro_batches, np.uint64)
         """Keys of dropout, uint64 [micro-batches]."""
-        self.losses = self._array("losses", capacity, np.float32)
-        """float32 [samples], after a call."""
-        self.metrics = self._array("metrics", capacity, np.float32)
-        self.answers = self._array("answers", capacity, np.int64)
+        self.losses = self._array("losses", targets, np.float32)
+        """float32, after a call."""
+        self.metrics = self._array("metrics", targets, np.float32)
+        self.answers = self._array("answers", targets, np.int64)
         self.loss_sums = self._array("loss_sums", micro_batches, np.float64)
         """float64 [micro-batches], after a call."""
         self.metric_sums = self._array("metric_sums", micro_batches, np.float64)

@@ -5,18 +5,21 @@
 
 from typing import Any
 
+import torch
 from torch import nn
 
 from samestep.errors import NotPortable
 from samestep.kernels import fusion
-from samestep.kernels.aten import LOWERINGS, advice
+from samestep.kernels.aten import LOWERINGS, advice, embedding
 from samestep.kernels.interface import OpKind
 from samestep.kernels.lowering import (
     Activation,
+    Integers,
     LossOp,
     Lowering,
     Places,
     SampleSum,
+    TableGradient,
     Unknown,
     WeightGradient,
     inputs,
@@ -31,19 +34,24 @@ def lower(
     places: Places,
     loss: LossOp,
     backward: bool = True,
+    input_type: torch.dtype = torch.float32,
 ) -> Program:
-    """Return the program of a module that takes floats [b, *input_shape].
+    """Return the program of a module that takes inputs [b, *input_shape].
 
-    The module's modes decide what is recorded. Raises NotPortable, which names every
-    operation without a kernel.
+    They are floats, or tokens (int64). The module's modes decide what is recorded.
+    Raises NotPortable, which names every operation without a kernel.
     """
-    trace = record(module, input_shape, backward)
+    trace = record(module, input_shape, backward, input_type)
     lowering = Lowering(trace, places)
     assert trace.inputs is not None
-    x = lowering.known[trace.inputs] = lowering.activation(trace.inputs.shape)
-    lowering.ops.append(Op(OpKind.LOAD, [0, NONE, x.rows]))
+    x = lowering.activation(trace.inputs.shape)
+    lowering.known[trace.inputs] = x
+    if input_type == torch.int64:
+        lowering.known[trace.inputs] = Integers(x.buffer, x.rows, dims=x.dims)
+    kind = OpKind.LOAD if input_type == torch.float32 else OpKind.LOAD_TOKENS
+    lowering.ops.append(Op(kind, [0, NONE, x.rows]))
     _lower_nodes(lowering, trace.nodes[: trace.num_forward])
-    _measure(lowering, loss, backward)
+    positions = _measure(lowering, loss, backward)
     last = lowering.ops[-1]
     _lower_nodes(lowering, trace.nodes[trace.num_forward :])
     if trace.has_other_draws:
@@ -54,7 +62,12 @@ def lower(
     ops = fusion.fuse(lowering.ops)
     num_forward = next(n for n, op in enumerate(ops) if op is last)
     return Program(
-        tuple(ops), tuple(lowering.buffers), 1, num_forward, lowering.streams > 0
+        tuple(ops),
+        tuple(lowering.buffers),
+        1,
+        num_forward,
+        lowering.streams > 0,
+        positions,
     )
 
 
@@ -84,12 +97,16 @@ def _has_unknown(arguments: list[Any]) -> bool:
     )
 
 
-def _measure(lowering: Lowering, loss: LossOp, backward: bool) -> None:
-    """Append the loss, which also begins the backward pass."""
+def _measure(lowering: Lowering, loss: LossOp, backward: bool) -> int:
+    """Append the loss, which also begins the backward pass.
+
+    Returns how many positions of a sample have a target: classes are the last dimension
+    of the outputs.
+    """
     outputs = lowering.result_of(lowering.trace.outputs)
     if not isinstance(outputs, Activation):
         lowering.gradient = Unknown()
-        return
+        return 1
     outputs = lowering.whole(outputs)
     i, f = [outputs.buffer, outputs.rows], list[float]()
     if loss.kind != OpKind.STORE:
@@ -98,9 +115,13 @@ def _measure(lowering: Lowering, loss: LossOp, backward: bool) -> None:
             lowering.gradient = gradient = lowering.like(outputs.dims)
             written = gradient.buffer
         i = [outputs.buffer, written, outputs.rows]
+    positions = 1
     if loss.kind == OpKind.CROSS_ENTROPY:
-        i, f = [*i, loss.ignored], [loss.smoothing]
+        i[2] = outputs.shape[-1]
+        positions = outputs.rows // i[2]
+        i, f = [*i, loss.ignored, positions], [loss.smoothing]
     lowering.ops.append(Op(loss.kind, i, f))
+    return positions
 
 
 def _write_gradient(lowering: Lowering, name: str, result: Any) -> None:
@@ -114,6 +135,8 @@ def _write_gradient(lowering: Lowering, name: str, result: Any) -> None:
             lowering.ops.append(
                 Op(OpKind.LINEAR_GRAD_WEIGHT, [*i, source.positions, 0, 1])
             )
+        case TableGradient():
+            embedding.write_gradient(lowering, place, result)
         case SampleSum(rows):
             rows = lowering.flat(rows)
             i = [rows.buffer, rows.size, place, rows.rows, rows.offset]

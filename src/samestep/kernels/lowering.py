@@ -30,6 +30,14 @@ class Activation(Strided):
 
 
 @dataclass(frozen=True)
+class Integers(Strided):
+    """Integers of samples, such as tokens, in a buffer by feature of `rows` rows."""
+
+    buffer: int
+    rows: int
+
+
+@dataclass(frozen=True)
 class Parameter(Strided):
     """A parameter, or a buffer of the module; strides and offset are in elements."""
 
@@ -61,6 +69,18 @@ class WeightGradient:
     def shape(self) -> tuple[int, int]:
         """Its sizes, [out, in]."""
         return self.gradient.shape[-1], self.inputs.shape[-1]
+
+
+@dataclass(frozen=True)
+class TableGradient:
+    """The gradient of a table whose rows stand for tokens."""
+
+    gradient: Activation
+    """[..., width], of the rows that were taken."""
+    tokens: Integers
+    vocabulary: int
+    padding: int
+    """A token whose row has no gradient, or NONE."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +162,11 @@ class Lowering:
         rows = rows_of(dims)
         self.buffers.append(Buffer(rows))
         return Activation(len(self.buffers) - 1, rows, dims=row_major(dims))
+
+    def room(self, size: int) -> int:
+        """Return a new buffer of `size` elements, whatever the samples."""
+        self.buffers.append(Buffer(size, is_room=True))
+        return len(self.buffers) - 1
 
     def zeros(self, shape: Sequence[int]) -> Activation:
         """Append zeros of this shape, samples included, and return them."""

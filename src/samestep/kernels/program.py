@@ -110,11 +110,15 @@ class Buffer:
     constant: tuple[float, ...] = ()
     positions: int = 1
     """By sample: how many matrices [samples, features], one under the other."""
+    is_room: bool = False
+    """Whether it has `features` elements, whatever the samples: room for a kernel."""
 
     def size(self, capacity: int, micro_batches: int) -> int:
         """Return its elements, for `capacity` samples, a multiple of 32."""
         if self.constant:
             return len(self.constant)
+        if self.is_room:
+            return self.features
         if self.is_by_micro_batch:
             return micro_batches * self.features
         panels = -(-self.features // PANEL) if self.is_by_sample else capacity // PANEL
@@ -133,6 +137,8 @@ class Program:
     num_forward: int = 0
     """How many more are the forward pass, with the loss; the rest is the backward."""
     has_dropout: bool = False
+    positions: int = 1
+    """How many targets a sample has."""
 
     def encoded(self) -> NDArray[np.void]:
         """Return the operations as the kernels read them, OPERATION [ops]."""

@@ -73,14 +73,19 @@ class Trace:
     """Whether Python's or NumPy's generator was asked for numbers."""
 
 
-def record(module: nn.Module, input_shape: tuple[int, ...], backward: bool) -> Trace:
-    """Record the passes of a module that takes floats [b, *input_shape].
+def record(
+    module: nn.Module,
+    input_shape: tuple[int, ...],
+    backward: bool,
+    input_type: torch.dtype = torch.float32,
+) -> Trace:
+    """Record the passes of a module that takes floats or tokens [b, *input_shape].
 
     Its modes are as they are; its parameters and buffers are unchanged afterwards.
     With `backward` also the pass from the gradient of its outputs to its parameters.
     """
     trace = Trace(_marker(module, input_shape))
-    inputs = torch.zeros(trace.samples, *input_shape)
+    inputs = torch.zeros(trace.samples, *input_shape, dtype=input_type)
     saved = {name: buffer.clone() for name, buffer in module.named_buffers()}
     recorder = _Recorder(trace)
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):

@@ -45,7 +45,8 @@ class RecordedEvaluation:
         """Measure at most `batch` samples int64 [n]; return float64 [4, n].
 
         The rows are the target (0 for values), the answer, the loss without label
-        smoothing, and 1 for a right answer or the absolute error.
+        smoothing, and 1 for a right answer or the absolute error. Of a sample with
+        several targets, they are how many count, 0, and sums over them.
         """
         if split not in self._prepared:
             self._prepared[split] = self._prepare(split)
@@ -53,18 +54,24 @@ class RecordedEvaluation:
         if source is not None:
             source.load(execution, samples.numpy())
         else:
-            inputs.load_floats(execution, *self.data.splits[split].gather(samples))
+            inputs.load_samples(execution, *self.data.splits[split].gather(samples))
         size = len(samples)
         execution.bind(running=self.flat.saved_buffers())
         execution.bind_micro_batches(torch.tensor([0, size]), torch.tensor([0]))
         execution.run()
-        rows = (
-            execution.labels,
-            execution.answers,
-            execution.losses,
-            execution.metrics,
-        )
-        return torch.from_numpy(np.stack([row[:size].astype(float) for row in rows]))
+        shape = size, execution.program.positions
+        last = size * shape[1]
+        labels = execution.labels[:last].reshape(shape)
+        answers = execution.answers[:last].reshape(shape)
+        if shape[1] == 1:
+            rows = [part[:, 0].astype(float) for part in (labels, answers)]
+        else:
+            counts = (labels != ignored_label(self.loss)).sum(axis=1)
+            rows = [counts.astype(float), np.zeros(size)]
+        # `accumulate` adds one by one; `sum` would not.
+        measured = (execution.losses[:last], execution.metrics[:last])
+        sums = (np.add.accumulate(p.reshape(shape), 1, float)[:, -1] for p in measured)
+        return torch.from_numpy(np.stack([*rows, *sums]))
 
     def batches(self, first: int, end: int) -> Iterator[Tensor]:
         """Cut the samples from `first` to before `end` into batches."""
@@ -77,7 +84,14 @@ class RecordedEvaluation:
             loss = CrossEntropy(ignore_index=loss.ignore_index)
         places, shape = places_of(self.flat), self.data.input_shape
         with evaluating(self.model):
-            program = lower(self.model, shape, places, loss_op(loss), backward=False)
+            program = lower(
+                self.model,
+                shape,
+                places,
+                loss_op(loss),
+                backward=False,
+                input_type=inputs.type_of(self.data),
+            )
         source = inputs.inputs_of(self.data, split, in_training=False)
         if source is not None:
             program = source.adapted(program)
@@ -93,5 +107,8 @@ class RecordedEvaluation:
         """
         loss, right = (math.fsum(measured[row].tolist()) for row in (LOSS, METRIC))
         labels = measured[TARGET].long().numpy()
-        counted = inputs.num_counted(labels, ignored_label(self.loss))
+        if self.data.targets_per_sample == 1:
+            counted = inputs.num_counted(labels, ignored_label(self.loss))
+        else:
+            counted = int(labels.sum())
         return [loss, *inputs.cells_of(metrics, loss, right, counted)]

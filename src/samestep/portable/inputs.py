@@ -1,4 +1,4 @@
-"""How samples reach a program: as bytes that it gathers, or as floats."""
+"""How samples reach a program: as bytes that it gathers, as floats, or as tokens."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -65,16 +65,30 @@ def joined(targets: Sequence[Tensor | Mixed]) -> Tensor | Mixed:
     return Mixed(*(torch.cat(parts) for parts in zip(*mixed, strict=True)))
 
 
-def load_floats(execution: Execution, inputs: Tensor, targets: Tensor | Mixed) -> None:
-    """Let the next call compute inputs [n, ...], with their targets."""
-    execution.bind(inputs=inputs.flatten(1).contiguous())
+def type_of(data: Dataset) -> torch.dtype:
+    """Return the type of a data set's only input: float32, or int64 for tokens."""
+    inputs, _ = data.splits["train"].gather(torch.zeros(1, dtype=torch.int64))
+    is_float = isinstance(inputs, Tensor) and inputs.is_floating_point()
+    return torch.float32 if is_float else torch.int64
+
+
+def load_samples(execution: Execution, inputs: Tensor, targets: Tensor | Mixed) -> None:
+    """Let the next call compute inputs [n, ...], with their targets.
+
+    Inputs are floats, or tokens (int64).
+    """
+    inputs = inputs.flatten(1).contiguous()
+    if inputs.is_floating_point():
+        execution.bind(inputs=inputs)
+    else:
+        execution.bind(tokens=inputs.long())
     if isinstance(targets, Mixed):
         targets, partners, shares = targets.parts
         execution.bind(partners=partners.contiguous(), shares=shares.contiguous())
     if targets.is_floating_point():
         execution.bind(targets=targets.contiguous())
     else:
-        execution.labels[: len(targets)] = targets.numpy()
+        execution.labels[: targets.numel()] = targets.flatten().numpy()
 
 
 def cells_of(

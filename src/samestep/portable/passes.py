@@ -62,7 +62,8 @@ def training_program(
     model: nn.Module, data: Dataset, loss: LossRecipe, flat: Flat
 ) -> Program:
     """Record the model's passes in training. Raises NotPortable."""
-    return lower(model, data.input_shape, places_of(flat), loss_op(loss))
+    shape, kind = data.input_shape, inputs.type_of(data)
+    return lower(model, shape, places_of(flat), loss_op(loss), input_type=kind)
 
 
 class Instruments(Protocol):
@@ -223,8 +224,10 @@ class RecordedPasses:
             self._source.load(self._execution, self._pieces.samples(step, piece))
             return
         drawn = [self._draw(step, m, self._owned) for m in range(*node)]
-        floats, targets = zip(*drawn, strict=True)
-        inputs.load_floats(self._execution, torch.cat(floats), inputs.joined(targets))
+        drawn_inputs, targets = zip(*drawn, strict=True)
+        inputs.load_samples(
+            self._execution, torch.cat(drawn_inputs), inputs.joined(targets)
+        )
 
     def _record(self, node: Range, piece: Piece, instruments: Instruments) -> None:
         metrics, counted = self._data.own_metrics, 0
@@ -232,8 +235,9 @@ class RecordedPasses:
         measured = self._execution.metric_sums.tolist()
         for place, m in enumerate(range(*node)):
             if metrics:
-                part = slice(piece.starts[place], piece.starts[place + 1])
-                labels = self._execution.labels[part]
+                positions = self._execution.program.positions
+                first, end = piece.starts[place : place + 2]
+                labels = self._execution.labels[first * positions : end * positions]
                 counted = inputs.num_counted(labels, self._ignored)
             cells = inputs.cells_of(metrics, losses[place], measured[place], counted)
             instruments.record(m, losses[place], cells)

@@ -57,7 +57,7 @@ def training_file(
     else:
         everything = torch.arange(plan.num_samples)
         inputs, drawn = data.splits["train"].gather(everything)
-        samples, targets = inputs.flatten(1).numpy(), drawn.numpy()
+        samples, targets = inputs.flatten(1).numpy(), drawn.contiguous().numpy()
         members = everything.numpy()
     capacity = -(-plan.global_batch // PANEL) * PANEL
     vector = torch.zeros(flat.size)
@@ -70,7 +70,7 @@ def training_file(
         step_type(plan.micro_batches, capacity, len(groups)),
     )
     for number, step in enumerate(steps):
-        _fill_samples(step, plan, number, members)
+        _fill_samples(step, plan, number, members, data.targets_per_sample)
         _fill_average(step, recipe, number)
         lr = rate_of(recipe, number, plan.steps_per_epoch)
         ways = [numbers(recipe.optimizer, g.group, lr, number + 1) for g in groups]
@@ -107,12 +107,16 @@ def _check(recipe: Recipe, data: Dataset) -> None:
 
 
 def _fill_samples(
-    step: np.void, plan: Plan, number: int, members: NDArray[np.int64]
+    step: np.void,
+    plan: Plan,
+    number: int,
+    members: NDArray[np.int64],
+    per_sample: int,
 ) -> None:
     epoch, place = divmod(number, plan.steps_per_epoch)
     first, size = place * plan.global_batch, plan.batch_size(place)
     order = plan.order(epoch).numpy()[first : first + size]
-    step["samples"], step["weight"] = size, 1 / size
+    step["samples"], step["weight"] = size, 1 / (size * per_sample)
     step["starts"] = [*accumulate(plan.micro_batch_sizes(place), initial=0)]
     step["indices"][:size] = members[order]
     step["keys"] = [

@@ -90,7 +90,7 @@ class BesideTorch:
         execution.bind_micro_batches(torch.tensor([0, size]), torch.tensor([0]))
         execution.bind_slots([slot], flat.size)
         execution.keys[0], execution.call.weight = self.key, 1.0
-        inputs.load_floats(execution, given, targets)
+        inputs.load_samples(execution, given, targets)
         execution.run()
         return [view.double() for view in flat.views(slot[: flat.size])]
 

@@ -5,12 +5,22 @@ the program or says what the result stands for. To add an operation, add a funct
 here and, if it computes something new, a kernel (CONTRIBUTING.md).
 """
 
-from samestep.kernels.aten import activations, linear, norms, pointwise, views
+from samestep.kernels.aten import (
+    activations,
+    attention,
+    embedding,
+    linear,
+    norms,
+    pointwise,
+    views,
+)
 from samestep.kernels.lowering import Lowerings
 
 
 LOWERINGS: Lowerings = {
     **activations.LOWERINGS,
+    **attention.LOWERINGS,
+    **embedding.LOWERINGS,
     **linear.LOWERINGS,
     **norms.LOWERINGS,
     **pointwise.LOWERINGS,

@@ -217,6 +217,10 @@ def _slice_backward(lowering: Lowering, node: Node, arguments: list[Any]) -> Res
             dx = lowering.zeros(node.outputs[0].shape)
             first, last, _ = slice(start, end).indices(dx.shape[dim])
             return _put(lowering, dx, dx.slice(dim, first, last, step), dy)
+        case [SampleSum(rows) as whole, [*_], *_] if (
+            rows.shape == node.outputs[0].shape
+        ):
+            return [whole]
     return None
 
 
