@@ -208,16 +208,28 @@ def compare(run_a: Path, run_b: Path) -> None:
 
 @cli.command()
 @click.argument("name", required=False)
-def recipes(name: str | None) -> None:
+@click.option(
+    "--fingerprint", is_flag=True, help="Print the SHA-256 that NAME's weights have."
+)
+def recipes(name: str | None, fingerprint: bool) -> None:
     """List the built-in recipes, or print NAME with all its fields as TOML.
 
     \b
     Examples:
       samestep recipes
       samestep recipes mnist-mlp > mine.toml
+      samestep recipes mnist-mlp --fingerprint
     """
     from samestep.config.recipe import Recipe, built_in_recipes
 
+    if fingerprint:
+        from samestep.config import published
+        from samestep.kernels.interface import ARITHMETIC
+
+        if name is None:
+            raise click.UsageError("--fingerprint needs the NAME of a recipe.")
+        echo(published.of_built_in(name, ARITHMETIC))
+        return
     if name:
         echo(Recipe.load(name).to_toml(), nl=False)
         return

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from samestep.config import published
 from samestep.output.run import RunResult
 from samestep.output.sentences import scores
 
@@ -26,10 +27,24 @@ def summary(run: RunResult) -> str:
     lines += [
         f"time        {result['train_seconds']:.2f} s training, "
         f"{result['wall_seconds']:.2f} s in all",
-        f"weights     sha256 {run.weights_sha256}",
+        f"weights     sha256 {run.weights_sha256}{_beside_published(run)}",
         f"run         {run.path}",
     ]
     return "\n".join(lines)
+
+
+def _beside_published(run: RunResult) -> str:
+    """Say whether a built-in recipe has given the weights that it gives anywhere."""
+    found = published.fingerprint(run.recipe, run.result.get("arithmetic", "torch"))
+    if found is None:
+        return ""
+    name, expected = found
+    if run.weights_sha256 == expected:
+        return ", as published"
+    return (
+        f"\n            not as published: {name} gives {expected} on every processor; "
+        "please report this"
+    )
 
 
 def _text_line(run: RunResult) -> list[str]:
