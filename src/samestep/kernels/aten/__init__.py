@@ -12,6 +12,7 @@ from samestep.kernels.aten import (
     linear,
     norms,
     pointwise,
+    pooling,
     views,
 )
 from samestep.kernels.lowering import Lowerings
@@ -24,5 +25,6 @@ LOWERINGS: Lowerings = {
     **linear.LOWERINGS,
     **norms.LOWERINGS,
     **pointwise.LOWERINGS,
+    **pooling.LOWERINGS,
     **views.LOWERINGS,
 }

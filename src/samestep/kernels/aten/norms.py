@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from samestep.kernels.aten import image_norms
 from samestep.kernels.interface import OpFlag, OpKind
 from samestep.kernels.lowering import (
     Activation,
@@ -27,9 +28,7 @@ def _batch_norm(lowering: Lowering, node: Node, arguments: list[Any]) -> Results
             bool(training),
             float(momentum),
             float(eps),
-        ]:
-            if len(x.dims) != 2 or x.samples_dim:
-                return None
+        ] if len(x.dims) == 2 and x.samples_dim == 0:
             x = lowering.whole(x)
             y, z = lowering.like(x.dims), lowering.like(x.dims)
             lowering.buffers.append(Buffer(x.rows, is_by_micro_batch=True))
@@ -43,6 +42,8 @@ def _batch_norm(lowering: Lowering, node: Node, arguments: list[Any]) -> Results
             op.flags = NO_FLAGS if training else OpFlag.EVAL
             lowering.ops.append(op)
             return [y, saved, saved]
+        case [Activation(), *_]:
+            return image_norms.batch_norm(lowering, node, arguments)
     return None
 
 
@@ -71,6 +72,8 @@ def _batch_norm_backward(
             i += [places[weight], *written]
             lowering.ops.append(Op(OpKind.BATCH_NORM_GRAD, i, [1.0]))
             return [dx, NormGradient(), NormGradient()]
+        case [Activation(), _, _, _, _, image_norms.ImageNorm() as images, *_]:
+            return image_norms.batch_norm_backward(lowering, node, arguments, images)
     return None
 
 

@@ -45,6 +45,8 @@ def _view(lowering: Lowering, node: Node, arguments: list[Any]) -> Results:
             return [mask]
         case WeightGradient() as gradient if shape == gradient.shape:
             return [gradient]
+        case Opaque():
+            return [Opaque()]
     return None
 
 
