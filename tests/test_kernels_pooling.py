@@ -25,7 +25,8 @@ class Net(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Map [b, 3, 9, 8] to [b, 5]."""
         images = functional.relu(self.norm(images) + images)
-        return self.head(self.function(images).flatten(1))
+        logits: Tensor = self.head(self.function(images).flatten(1))
+        return logits
 
 
 POOLS: dict[str, tuple[Function, int]] = {

@@ -4,16 +4,21 @@ An operation that alone reads the result of another can often be part of it, whi
 saves a pass over memory.
 """
 
-from samestep.kernels.interface import OpFlag, OpKind
+from samestep.kernels.interface import Binary, OpFlag, OpKind
 from samestep.kernels.program import NONE, Op
 
 
 HOSTS = {OpKind.LINEAR: 6, OpKind.BATCH_NORM: 11}
 """Operations that end with an activation, and where the stream of dropout stands."""
+RELU_HOSTS = {*HOSTS, OpKind.MAX_POOL, OpKind.BATCH_NORM_2D}
+"""Operations that end with a ReLU."""
 
 
 def fuse(ops: list[Op]) -> list[Op]:
     """Return the operations with activations and gates joined to what is before."""
+    for op in list(ops):
+        if op.kind == OpKind.BINARY and op.i[3] == Binary.ADD:
+            _join_addition(ops, op)
     for op in list(ops):
         if op.kind == OpKind.ACTIVATE and op.flags == OpFlag.RELU:
             _join_relu(ops, op)
@@ -21,7 +26,7 @@ def fuse(ops: list[Op]) -> list[Op]:
         if op.kind == OpKind.ACTIVATE and op.flags == OpFlag.DROPOUT:
             _join_dropout(ops, op)
     for op in list(ops):
-        if op.kind == OpKind.GATE:
+        if op.kind == OpKind.GATE and not _join_gate_behind(ops, op):
             _join_gate(ops, op)
     return ops
 
@@ -36,7 +41,7 @@ def _readers(ops: list[Op], buffer: int) -> list[Op]:
 
 def _join_relu(ops: list[Op], relu: Op) -> None:
     host = _writer(ops, relu.i[0])
-    is_free = host.kind in HOSTS and not host.flags & OpFlag.RELU
+    is_free = host.kind in RELU_HOSTS and not host.flags & OpFlag.RELU
     if is_free and len(_readers(ops, relu.i[0])) == 1:
         host.i[1] = relu.i[1]
         host.flags |= OpFlag.RELU
@@ -84,3 +89,60 @@ def _join_gate(ops: list[Op], gate: Op) -> None:
     if is_free and len(_readers(ops, gate.i[0])) == 1:
         host.i[1], host.i[5], host.f[0] = gate.i[1], gate.i[2], gate.f[0]
         ops.remove(gate)
+
+
+def _join_addition(ops: list[Op], add: Op) -> None:
+    """Join the addition of whole activations to a norm of images before it."""
+    first, second, rows = add.i[0], add.i[2], add.i[4]
+    if second < 0 or not _is_row_by_row(add, rows):
+        return
+    for own, other in ((first, second), (second, first)):
+        host = _writer(ops, own)
+        if (
+            host.kind == OpKind.BATCH_NORM_2D
+            and not host.flags & OpFlag.RELU
+            and host.i[10] == NONE
+            and _readers(ops, own) == [add]
+        ):
+            ops.remove(host)  # it moves: the other may come after it
+            host.i[1], host.i[10] = add.i[1], other
+            ops[ops.index(add)] = host
+            return
+
+
+def _is_row_by_row(add: Op, rows: int) -> bool:
+    """Return whether both operands have `rows` rows, all of them, in their order."""
+    numbers, axes = add.i[4:8], len(add.i[8:]) // 3
+    ones = [1] * (axes - 1)
+    zeros = [0] * (axes - 1)
+    table = [*ones, rows, *zeros, 1, *zeros, 1]
+    return numbers == [rows, 0, rows, 0] and add.i[8:] == table
+
+
+def _join_gate_behind(ops: list[Op], gate: Op) -> bool:
+    """Join a ReLU's gate to the gradient of what was before the ReLU.
+
+    Pooling has noted where nothing is left; a norm computes anew what it gave.
+    """
+    readers = _readers(ops, gate.i[1])
+    if len(readers) != 1 or gate.f[0] != 1:
+        return False
+    host, grad = _writer(ops, gate.i[2]), readers[0]
+    if not host.flags & OpFlag.RELU or host.i[1] != gate.i[2] or grad.i[0] != gate.i[1]:
+        return False
+    is_pool = host.kind == OpKind.MAX_POOL and grad.kind == OpKind.MAX_POOL_GRAD
+    is_norm = (
+        host.kind == OpKind.BATCH_NORM_2D and grad.kind == OpKind.BATCH_NORM_2D_GRAD
+    )
+    if is_pool and grad.i[2] == host.i[2]:
+        grad.i[0] = gate.i[0]
+    elif is_norm and grad.i[3] == host.i[0] and grad.i[2] == NONE:
+        grad.i[0] = gate.i[0]
+        if host.i[10] == NONE:
+            grad.flags |= OpFlag.RELU
+        else:
+            grad.i[2] = gate.i[2]
+    else:
+        return False
+    ops.remove(gate)
+    return True

@@ -20,8 +20,8 @@ class ImageNorm:
     """What the backward pass needs of a batch norm of images."""
 
     x: Activation
-    means: int
-    inverses: int
+    statistics: list[int]
+    """The buffers of means and inverse deviations."""
     numbers: list[int]
     """Channels, pixels, and the offsets of weight and bias."""
 
@@ -49,7 +49,7 @@ def batch_norm(lowering: Lowering, node: Node, arguments: list[Any]) -> Results:
     op = Op(OpKind.BATCH_NORM_2D, i, [eps, momentum])
     op.flags = NO_FLAGS if training else OpFlag.EVAL
     lowering.ops.append(op)
-    saved = ImageNorm(x, *buffers, numbers)
+    saved = ImageNorm(x, buffers, numbers)
     return [y, saved, saved]
 
 
@@ -67,7 +67,7 @@ def batch_norm_backward(
         lowering.places.parameters[gradients[value]] if value in gradients else NONE
         for value in of_parameters
     ]
-    i = [dy.buffer, dx.buffer, NONE, x.buffer, saved.means, saved.inverses]
+    i = [dy.buffer, dx.buffer, NONE, x.buffer, *saved.statistics]
     i += [room.buffer, *saved.numbers, *written]
     lowering.ops.append(Op(OpKind.BATCH_NORM_2D_GRAD, i))
     results: list[Any] = [] if of_x is None else [dx]

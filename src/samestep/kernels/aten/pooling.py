@@ -1,6 +1,6 @@
 """Pooling of images: maxima and means of windows."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,19 +44,18 @@ def _windows(
         return None
     windows = [x.rows // (height * width)]
     for n, size in enumerate((height, width)):
-        axis = [size, out[n], *(number[n % len(number)] for number in numbers)]
-        _, _, kernel, _, padding, dilation = axis
+        own = [number[n % len(number)] for number in numbers]
+        kernel, _, padding, dilation = own
         if kernel and padding and dilation > size:
             return None
-        windows += axis
+        windows += [size, out[n], *own]
     return windows
 
 
 def _usual(arguments: list[Any]) -> tuple[list[list[int]], list[Any]]:
     """Return kernel, stride and padding, and the arguments after them."""
-    kernel, *rest = arguments
-    stride, padding, *rest = [*rest, *([], [0, 0])[len(rest) :]]
-    return [kernel, stride or kernel, padding], rest
+    kernel, stride, padding = [*arguments, *([], [0, 0])[len(arguments) - 1 :]][:3]
+    return [kernel, stride or kernel, padding], arguments[3:]
 
 
 def _max_pool(lowering: Lowering, node: Node, arguments: list[Any]) -> Results:
@@ -106,7 +105,8 @@ def _mean_windows(arguments: list[Any]) -> tuple[list[list[int]], int]:
     The arguments after the tensors are those of `avg_pool2d`.
     """
     numbers, rest = _usual(arguments)
-    _, with_padding, divisor = [*rest, *(False, True, None)[len(rest) :]]
+    left_out: list[Any] = [False, True, None]
+    _, with_padding, divisor = [*rest, *left_out[len(rest) :]]
     return [*numbers, [1, 1]], divisor or (-1 if with_padding else 0)
 
 
