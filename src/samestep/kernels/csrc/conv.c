@@ -215,53 +215,72 @@ EACH_VECTORS(CONV_SHAPE, LIST_PLAIN)
 static const FillConvTile conv_tiles[TILE_VECTORS][TILE_ROWS] = {
     EACH_VECTORS(NAME_CONV, LIST_BRACED)};
 
-/* All tiles of a pixel: samples [first, end) of one panel. `source` and `pixel` are rows
- * of that panel. */
-static void fill_pixel(const Gathering *g, const Block *block, const Table *table,
-                       int64_t first, int64_t end, int64_t source, int64_t pixel,
-                       const Draws *draws) {
-    const float *from = g->from + (first / PANEL * g->from_rows + source) * PANEL;
-    float *to = g->to + first / PANEL * g->to_rows * PANEL;
-    int is_last = block->k + block->terms == g->sources * g->conv.taps;
-    for (int64_t n = block->tile; n < block->last; n++) {
-        int64_t row = first_row(g->rows, block->tiles, n);
-        int64_t rows = first_row(g->rows, block->tiles, n + 1) - row;
-        int64_t place = (block->group * g->rows + row) * g->plane + pixel;
-        for (int64_t s = 0; s < end - first; s += TILE_COLUMNS) {
-            ConvTile t = {.table = table,
-                          .pack = block->pack + (n - block->tile) * PACKED_TILE,
-                          .source = from + s};
-            t.tile.c = to + place * PANEL + s;
-            t.tile.c_step = g->plane * PANEL;
-            t.tile.is_addition = block->k > 0;
-            t.tile.columns = parts_of(smaller(TILE_COLUMNS, end - first - s), VW) * VW;
-            conv_tiles[t.tile.columns / VW - 1][rows - 1](&t);
+/* What the tiles of one panel have in common: samples [first, first + columns). */
+typedef struct {
+    const Gathering *g;
+    Block *block;
+    int64_t first, columns;
+    const float *from;
+    float *to;
+    int is_last; /* block of terms */
+    const Draws *draws;
+} Strip;
+
+/* One tile of rows of one pixel. */
+static void fill_pixel(const Strip *p, const Table *table, int64_t tile, int64_t source,
+                       int64_t pixel) {
+    const Gathering *g = p->g;
+    const Block *block = p->block;
+    int64_t row = first_row(g->rows, block->tiles, tile);
+    int64_t rows = first_row(g->rows, block->tiles, tile + 1) - row;
+    int64_t place = (block->group * g->rows + row) * g->plane + pixel;
+    for (int64_t s = 0; s < p->columns; s += TILE_COLUMNS) {
+        ConvTile t = {.table = table,
+                      .pack = block->pack + (tile - block->tile) * PACKED_TILE,
+                      .source = p->from + source * PANEL + s};
+        t.tile.c = p->to + place * PANEL + s;
+        t.tile.c_step = g->plane * PANEL;
+        t.tile.is_addition = block->k > 0;
+        t.tile.columns = parts_of(smaller(TILE_COLUMNS, p->columns - s), VW) * VW;
+        conv_tiles[t.tile.columns / VW - 1][rows - 1](&t);
+    }
+    for (int64_t r = 0; p->is_last && g->finish && r < rows; r++)
+        g->finish(g, place + r * g->plane, p->first, p->columns, p->draws);
+}
+
+/* Row `y` of the pixels: a tile's weights stay in the first cache from pixel to pixel,
+ * and so does most of what they are multiplied with. */
+static void fill_row(const Strip *p, int64_t y) {
+    const Gathering *g = p->g;
+    const Side *side = &g->conv.x;
+    TapSpan rows = tap_span(&g->conv.y, g->is_gradient, y);
+    int64_t base = p->block->group * g->sources * g->from_plane +
+                   rows.source * g->from_width;
+    for (int64_t n = p->block->tile; n < p->block->last; n++) {
+        TapSpan columns = tap_span(side, g->is_gradient, 0);
+        for (int64_t x = 0; x < g->width; x++) {
+            if (x) columns = next_tap_span(side, g->is_gradient, x - 1, columns);
+            const Table *table = table_of(g, p->block, &rows, &columns);
+            fill_pixel(p, table, n, base + columns.source, y * g->width + x);
         }
-        for (int64_t r = 0; is_last && g->finish && r < rows; r++)
-            g->finish(g, place + r * g->plane, first, end - first, draws);
     }
 }
 
 /* All pixels of one panel. */
-static void fill_panel(const Gathering *g, Block *block, int64_t first) {
+static void fill_strip(const Gathering *g, Block *block, int64_t first) {
     Draws draws;
     if (g->op->flags & OP_DROPOUT)
         prepare_draws(&draws, g->call, first, g->to_rows, g->op->i[CONV_STREAM],
                       g->op->f[0]);
-    const Side *y = &g->conv.y, *x = &g->conv.x;
-    int64_t end = smaller(first + PANEL, g->samples);
-    int64_t base = block->group * g->sources * g->from_plane;
-    for (int64_t py = 0; py < g->plane / g->width; py++) {
-        TapSpan rows = tap_span(y, g->is_gradient, py), columns = {0};
-        for (int64_t px = 0; px < g->width; px++) {
-            columns = px ? next_tap_span(x, g->is_gradient, px - 1, columns)
-                         : tap_span(x, g->is_gradient, 0);
-            const Table *table = table_of(g, block, &rows, &columns);
-            fill_pixel(g, block, table, first, end,
-                       base + rows.source * g->from_width + columns.source,
-                       py * g->width + px, &draws);
-        }
-    }
+    Strip p = {.g = g,
+               .block = block,
+               .first = first,
+               .columns = smaller(PANEL, g->samples - first),
+               .from = g->from + first * g->from_rows,
+               .to = g->to + first * g->to_rows,
+               .is_last = block->k + block->terms == g->sources * g->conv.taps,
+               .draws = &draws};
+    for (int64_t y = 0; y < g->plane / g->width; y++) fill_row(&p, y);
 }
 
 static void gather_products(const Gathering *g) {
@@ -275,7 +294,7 @@ static void gather_products(const Gathering *g) {
                 block.last = smaller(block.tile + PACK_TILES, tiles);
                 pack_tiles(g, &block);
                 for (int64_t s = 0; s < g->samples; s += PANEL)
-                    fill_panel(g, &block, s);
+                    fill_strip(g, &block, s);
             }
         }
 }
