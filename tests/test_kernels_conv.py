@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from module_gradients import LOSS, check
 from test_kernels_products import (
     GUARD,
     PANEL,
@@ -25,9 +27,13 @@ from test_kernels_products import (
     summed,
     unaligned,
 )
+from torch import Tensor, nn
 
 from samestep.kernels.interface import Op, OpFlag, OpKind
 from samestep.kernels.library import load_kernels
+from samestep.kernels.lower import lower
+from samestep.portable.passes import places_of
+from samestep.state.flat import Flat
 
 
 @dataclass(frozen=True)
@@ -180,7 +186,7 @@ def test_the_gradient_of_the_images_equals_the_reference(
     dx = example.room(example.inputs)
     op = Op(
         kind=OpKind.CONV_GRAD_INPUT,
-        i=example.numbers(0, 1, 3, 2 if has_gate else -1),
+        i=example.numbers(0, 1, 3, 2 if has_gate else -1, -1),
         f=(c_float * 4)(1.25),
     )
     run(load_kernels(isa), op, example, [dy, dx, gate], example.parameters())
@@ -225,3 +231,44 @@ def test_the_gradients_of_kernel_and_bias_equal_the_reference(
         end = room - 4 if has_bias else size
         assert equal(slot[2 : 2 + end], expected[:end])
         assert np.all(slot[[0, 1, *range(2 + end, room)]] == GUARD)
+
+
+class Autoencoder(nn.Module):
+    """Strides, groups, dilation, transposed convolutions, and those of sequences."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encode = nn.Sequential(
+            *(nn.Conv2d(3, 6, 3, 2, padding=1), nn.ReLU(), nn.Dropout(0.0)),
+            *(nn.Conv2d(6, 6, 3, padding="same", dilation=2, groups=3), nn.ReLU()),
+            *(nn.Conv2d(6, 6, (1, 3), padding=(1, 0), groups=6, bias=False), nn.ReLU()),
+        )
+        self.decode = nn.Sequential(
+            nn.ConvTranspose2d(6, 4, 3, stride=2, output_padding=(1, 0), groups=2),
+            *(nn.ReLU(), nn.ConvTranspose2d(4, 2, 2)),
+        )
+        self.sequence = nn.Conv1d(2, 5, 3, stride=2)
+        self.head = nn.Linear(5, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        images = self.decode(self.encode(images))
+        out: Tensor = self.head(torch.relu(self.sequence(images.flatten(2))).mean(2))
+        return out
+
+
+@pytest.mark.parametrize("sizes", [[32, 32], [7, 9, 0, 4]])
+def test_gradients_of_convolutions_are_those_of_float64(sizes: list[int]) -> None:
+    torch.manual_seed(1)
+    check(Autoencoder(), (3, 8, 7), sizes)
+
+
+def test_activations_and_their_gradients_become_part_of_convolutions() -> None:
+    torch.manual_seed(1)
+    layers = nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Dropout(0.3), nn.Conv2d(4, 5, 2)
+    model = nn.Sequential(*layers, nn.ReLU(), nn.Flatten(), nn.Linear(20, 3))
+    program = lower(model, (2, 5, 5), places_of(Flat(model)), LOSS)
+    assert [op.kind.name for op in program.ops] == [
+        *("LOAD", "CONV", "CONV", "LINEAR", "CROSS_ENTROPY"),
+        *("LINEAR_GRAD_INPUT", "GRAD_BIAS", "TRANSPOSE", "LINEAR_GRAD_WEIGHT"),
+        *("CONV_GRAD_WEIGHT", "CONV_GRAD_INPUT", "CONV_GRAD_WEIGHT"),
+    ]

@@ -8,10 +8,13 @@ from samestep.kernels.interface import Binary, OpFlag, OpKind
 from samestep.kernels.program import NONE, Op
 
 
-HOSTS = {OpKind.LINEAR: 6, OpKind.BATCH_NORM: 11}
+HOSTS = {OpKind.LINEAR: 6, OpKind.BATCH_NORM: 11, OpKind.CONV: 17}
 """Operations that end with an activation, and where the stream of dropout stands."""
 RELU_HOSTS = {*HOSTS, OpKind.MAX_POOL, OpKind.BATCH_NORM_2D}
 """Operations that end with a ReLU."""
+
+GATES = {OpKind.LINEAR_GRAD_INPUT: 5, OpKind.CONV_GRAD_INPUT: 16}
+"""Those that end with a gate, and where its buffer stands."""
 
 
 def fuse(ops: list[Op]) -> list[Op]:
@@ -85,9 +88,11 @@ def _join_dropout(ops: list[Op], dropout: Op) -> None:
 def _join_gate(ops: list[Op], gate: Op) -> None:
     """Join a gate to the product whose result it changes."""
     host = _writer(ops, gate.i[0])
-    is_free = host.kind == OpKind.LINEAR_GRAD_INPUT and host.i[5] == NONE
-    if is_free and len(_readers(ops, gate.i[0])) == 1:
-        host.i[1], host.i[5], host.f[0] = gate.i[1], gate.i[2], gate.f[0]
+    place = GATES.get(host.kind)
+    if place is None or host.i[place] != NONE:
+        return
+    if len(_readers(ops, gate.i[0])) == 1:
+        host.i[1], host.i[place], host.f[0] = gate.i[1], gate.i[2], gate.f[0]
         ops.remove(gate)
 
 

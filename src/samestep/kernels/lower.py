@@ -22,6 +22,7 @@ from samestep.kernels.lowering import (
     TableGradient,
     Unknown,
     WeightGradient,
+    Written,
     inputs,
 )
 from samestep.kernels.program import NONE, Op, Program
@@ -141,3 +142,5 @@ def _write_gradient(lowering: Lowering, name: str, result: Any) -> None:
             rows = lowering.flat(rows)
             i = [rows.buffer, rows.size, place, rows.rows, rows.offset]
             lowering.ops.append(Op(OpKind.GRAD_BIAS, i))
+        case Written(op, number):
+            op.i[number] = place

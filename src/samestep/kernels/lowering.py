@@ -106,6 +106,15 @@ class NormGradient:
 
 
 @dataclass(frozen=True)
+class Written:
+    """The gradient of a parameter, which an operation writes."""
+
+    op: Op
+    number: int
+    """Which of its numbers is the gradient's place in a slot; NONE: nowhere."""
+
+
+@dataclass(frozen=True)
 class Opaque:
     """A tensor that no kernel can take."""
 

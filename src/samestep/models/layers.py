@@ -116,6 +116,8 @@ class Conv2d(nn.Conv2d):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map [b, c, h, w] to [b, out_channels, h', w'], channels last."""
+        if trace.is_recording():  # kernels have a layout of their own
+            return super().forward(images)
         # `to` also sets the strides of a single channel, where `contiguous` does not.
         images, weight = (
             tensor.to(memory_format=torch.channels_last)

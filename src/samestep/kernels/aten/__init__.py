@@ -8,6 +8,7 @@ here and, if it computes something new, a kernel (CONTRIBUTING.md).
 from samestep.kernels.aten import (
     activations,
     attention,
+    convolution,
     embedding,
     linear,
     norms,
@@ -21,6 +22,7 @@ from samestep.kernels.lowering import Lowerings
 LOWERINGS: Lowerings = {
     **activations.LOWERINGS,
     **attention.LOWERINGS,
+    **convolution.LOWERINGS,
     **embedding.LOWERINGS,
     **linear.LOWERINGS,
     **norms.LOWERINGS,

@@ -74,7 +74,7 @@ def _linear_by_k(lowering: Lowering, x: Activation, weight: Parameter) -> Activa
 def _sum(lowering: Lowering, node: Node, arguments: list[Any]) -> Results:
     match arguments:
         case [Activation() as x, [*dims], *keep]:
-            return [_summed(lowering, x, dims, keep == [True], mean=False)]
+            return [summed(lowering, x, dims, keep == [True])]
     return None
 
 
@@ -83,13 +83,18 @@ def _mean(lowering: Lowering, node: Node, arguments: list[Any]) -> Results:
         case [Activation() as x, [*dims], *keep]:
             dims = [dim % len(x.dims) for dim in dims]
             if x.samples_dim not in dims:
-                return [_summed(lowering, x, dims, keep == [True], mean=True)]
+                return [summed(lowering, x, dims, keep == [True], mean=True)]
     return None
 
 
-def _summed(
-    lowering: Lowering, x: Activation, dims: list[int], keep: bool, mean: bool
+def summed(
+    lowering: Lowering,
+    x: Activation,
+    dims: list[int],
+    keep: bool = False,
+    mean: bool = False,
 ) -> Activation | SampleSum:
+    """Append the sum over dimensions, or the mean, and return it."""
     dims = [dim % len(x.dims) for dim in dims]
     count = 1
     for dim in dims:

@@ -35,7 +35,10 @@ static Conv conv_of(const Op *op) {
                   .y = side_of(i[5], i[7], i[9], i[11], i[13]),
                   .x = side_of(i[6], i[8], i[10], i[12], i[14])};
 }
-enum { CONV_WEIGHT = 15, CONV_BIAS, CONV_GATE = CONV_BIAS, CONV_STREAM, CONV_SCRATCH = CONV_STREAM };
+/* What follows them. */
+enum { CONV_WEIGHT = 15, CONV_BIAS, CONV_STREAM };
+enum { CONV_GATE = 16, CONV_INPUT_BIAS };
+enum { CONV_SCRATCH = 17 };
 
 /* The taps of a kernel that meet a pixel, in one dimension: they are evenly spaced, and
  * so are the pixels where they meet it. */
@@ -299,26 +302,28 @@ static void gather_products(const Gathering *g) {
         }
 }
 
+INLINE vf add_bias(const Gathering *g, int number, int64_t row, vf x) {
+    int64_t offset = g->op->i[number];
+    return offset < 0 ? x : x + splat(g->call->parameters[offset + row / g->plane]);
+}
+
 static void finish_conv(const Gathering *g, int64_t row, int64_t first, int64_t n,
                         const Draws *draws) {
-    int64_t offset = g->op->i[CONV_BIAS];
-    const float *bias = offset < 0 ? NULL : g->call->parameters + offset;
     float *y = g->to + (first / PANEL * g->to_rows + row) * PANEL;
-    for (int64_t s = 0; s < n; s += VW) {
-        vf x = load(y + s);
-        if (bias) x += splat(bias[row / g->plane]);
-        store(y + s, activate(x, g->op->flags, draws, s, row));
-    }
+    for (int64_t s = 0; s < n; s += VW)
+        store(y + s, activate(add_bias(g, CONV_BIAS, row, load(y + s)), g->op->flags,
+                              draws, s, row));
 }
 
 static void finish_conv_grad_input(const Gathering *g, int64_t row, int64_t first,
                                    int64_t n, const Draws *draws) {
     (void)draws;
     int64_t place = (first / PANEL * g->to_rows + row) * PANEL;
-    const float *y = g->call->buffers[g->op->i[CONV_GATE]] + place;
-    for (int64_t s = 0; s < n; s += VW)
-        store(g->to + place + s,
-              gated(load(g->to + place + s), load(y + s), g->op->f[0]));
+    const float *y = buffer_or_null(g->call, g->op->i[CONV_GATE]);
+    for (int64_t s = 0; s < n; s += VW) {
+        vf dx = add_bias(g, CONV_INPUT_BIAS, row, load(g->to + place + s));
+        store(g->to + place + s, y ? gated(dx, load(y + place + s), g->op->f[0]) : dx);
+    }
 }
 
 static void op_conv(const Op *op, const Call *call) {
@@ -360,6 +365,7 @@ static void op_conv_grad_input(const Op *op, const Call *call) {
                    .to = call->buffers[op->i[1]],
                    .op = op,
                    .call = call,
-                   .finish = op->i[CONV_GATE] < 0 ? NULL : finish_conv_grad_input};
+                   .finish = finish_conv_grad_input};
+    if (op->i[CONV_GATE] < 0 && op->i[CONV_INPUT_BIAS] < 0) g.finish = NULL;
     gather_products(&g);
 }

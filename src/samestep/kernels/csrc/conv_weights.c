@@ -243,13 +243,13 @@ static void op_conv_grad_weight(const Op *op, const Call *call) {
     g.plane = g.conv.y.out * g.conv.x.out;
     g.dy_rows = op->i[3] * g.plane;
     g.x_rows = op->i[2] * g.conv.y.in * g.conv.x.in;
-    int64_t all = g.conv.in * g.conv.taps;
+    int64_t all = op->i[CONV_WEIGHT] < 0 ? 0 : g.conv.in * g.conv.taps;
     int64_t tiles = parts_of(g.conv.out, TILE_CHANNELS);
     for (int64_t group = 0; group < g.conv.groups; group++)
         for (int64_t n = 0; n < tiles; n++) {
             int64_t first = first_row(g.conv.out, tiles, n);
             int64_t channels = first_row(g.conv.out, tiles, n + 1) - first;
-            for (int64_t term = 0; term < all; term += TERMS_TOGETHER)
+            for (int64_t term = 0; term == 0 || term < all; term += TERMS_TOGETHER)
                 sum_terms_of_channels(&g, group, group * g.conv.out + first, channels,
                                       term, smaller(TERMS_TOGETHER, all - term));
         }

@@ -125,12 +125,12 @@ typedef enum {
      * y = x convolved with W, + b, then the epilogue. i: x, y (both by feature), ...,
      * offset of W, of b or -1, dropout's stream. f, flags: as OP_LINEAR. */
     OP_CONV,
-    /* dx, then the gate. i: dy, dx (both by feature), ..., offset of W, gate or -1. f:
-     * as OP_LINEAR_GRAD_INPUT. */
+    /* dx, + b, then the gate. i: dy, dx (both by feature), ..., offset of W, gate or -1,
+     * offset of b [in] or -1, for transposed convolutions. f: as OP_LINEAR_GRAD_INPUT. */
     OP_CONV_GRAD_INPUT,
     /* dW and db of every micro-batch, up the tree into the slots. i: dy, x (both by
-     * feature), ..., offset of W, of b or -1 in a slot, a buffer for [CONV_SUMS,
-     * samples] sums by feature. */
+     * feature), ..., offsets of W and of b in a slot, -1 without, a buffer for
+     * [CONV_SUMS, samples] sums by feature. */
     OP_CONV_GRAD_WEIGHT,
     /* y = (sum of x over `count` axes of rows) / divisor: +0, s = s + x in order, in
      * blocks of 256 terms. i: x, y (both by feature), rows and first row of x, then the

@@ -87,11 +87,12 @@ static int is_conv(const Training *t, const Op *op) {
     int is_back = is_weight || op->kind == OP_CONV_GRAD_INPUT;
     return by_feature(t, i[0], is_back ? results : images) &&
            by_feature(t, i[1], is_back ? images : results) &&
-           is_matrix(t, i[15], weights, out) &&
+           (is_matrix(t, i[15], weights, out) || (is_weight && i[15] == -1)) &&
            (i[16] == -1 || (op->kind == OP_CONV_GRAD_INPUT
                                 ? by_feature(t, i[16], images)
                                 : in_parameters(t, i[16], out))) &&
            (!is_weight || by_feature(t, i[17], CONV_SUMS)) &&
+           (op->kind != OP_CONV_GRAD_INPUT || i[17] == -1 || in_parameters(t, i[17], in)) &&
            (op->kind != OP_CONV || is_probability(op->f[0]));
 }
 
