@@ -55,10 +55,29 @@ class TimeFirst(nn.Module):
         return out
 
 
+class Mixer(nn.Module):
+    """Norms, activations and residual sums, over features and over positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.LayerNorm(7), nn.LayerNorm((10, 7), bias=False)
+        self.expand, self.contract = nn.Linear(7, 9), nn.Linear(9, 7, bias=False)
+        self.across, self.plain = nn.Linear(10, 10), nn.LayerNorm(7, bias=False)
+        self.head = nn.Linear(7, 3)
+
+    def forward(self, x: Tensor) -> Tensor:  # [b, 10, 7]
+        x = x + self.contract(functional.gelu(self.expand(self.first(x))))
+        x = x + torch.tanh(self.across(self.second(x).transpose(1, 2))).transpose(1, 2)
+        x = functional.silu(self.plain(x)) * torch.sigmoid(x)
+        x = functional.gelu(x, approximate="tanh") - x.exp() / 8
+        out: Tensor = self.head(x.mean(1))
+        return out
+
+
 @pytest.mark.parametrize("sizes", [[32, 32], [7, 0, 40], [70]])
 @pytest.mark.parametrize(
     ("kind", "shape"),
-    [(Patches, (2, 6, 9)), (Permuted, (4, 5)), (TimeFirst, (7, 3))],
+    [(Patches, (2, 6, 9)), (Permuted, (4, 5)), (TimeFirst, (7, 3)), (Mixer, (10, 7))],
 )
 def test_gradients_are_those_of_float64(
     kind: type[nn.Module], shape: tuple[int, ...], sizes: list[int]

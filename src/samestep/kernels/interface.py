@@ -55,6 +55,8 @@ class OpKind(IntEnum):
     LOAD_TOKENS = 28
     EMBEDDING = 29
     EMBEDDING_GRAD = 30
+    LAYER_NORM = 31
+    LAYER_NORM_GRAD = 32
 
 
 class OpFlag(IntFlag):
@@ -72,6 +74,21 @@ class Unary(IntEnum):
     COPY = 0
     FILL = 1
     """The number f[0], whatever x is."""
+    NEG = 2
+    ABS = 3
+    RECIPROCAL = 4
+    SQRT = 5
+    RSQRT = 6
+    EXP = 7
+    LOG = 8
+    TANH = 9
+    SIGMOID = 10
+    ERF = 11
+    SIN = 12
+    COS = 13
+    GELU = 14
+    GELU_TANH = 15
+    SILU = 16
 
 
 class Binary(IntEnum):
@@ -81,6 +98,11 @@ class Binary(IntEnum):
     SUB = 1
     MUL = 2
     DIV = 3
+    TANH_GRAD = 4
+    SIGMOID_GRAD = 5
+    GELU_GRAD = 6
+    GELU_TANH_GRAD = 7
+    SILU_GRAD = 8
 
 
 class OptimizerKind(IntEnum):

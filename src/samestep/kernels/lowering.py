@@ -169,8 +169,12 @@ class Lowering:
         Only the sizes of axes count, and where the samples are.
         """
         rows = rows_of(dims)
+        return Activation(self.room(rows), rows, dims=row_major(dims))
+
+    def room(self, rows: int) -> int:
+        """Return the number of a new buffer by feature of so many rows."""
         self.buffers.append(Buffer(rows))
-        return Activation(len(self.buffers) - 1, rows, dims=row_major(dims))
+        return len(self.buffers) - 1
 
     def room(self, size: int) -> int:
         """Return a new buffer of `size` elements, whatever the samples."""
@@ -290,9 +294,14 @@ class Lowering:
     def tokens(self, x: Activation) -> "Tokens":
         """Return activations [..., features] as positions; copied if they must be."""
         *outer, inner = x.dims
+        if any(axis.stride is None for axis in inner):
+            raise NotPortable(
+                "Portable arithmetic takes the features of a layer from the last "
+                "dimension, which must not have the samples."
+            )
         positions, features = _without_samples(outer), joined(inner)
         is_plain = len(positions) < 2 and features in ([], [Axis(x.shape[-1], 1)])
-        if not is_plain or any(axis.stride is None for axis in inner):
+        if not is_plain:
             return self.tokens(self.whole(x))
         count, step = positions[0] if positions else (1, 0)
         return Tokens(x.buffer, x.rows, x.offset, count, step or 0, x.shape[-1])

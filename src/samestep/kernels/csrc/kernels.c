@@ -18,11 +18,13 @@
 #include "products.c"
 #include "weights.c"
 #include "elementwise.c"
+#include "gelu.h"
 #include "pointwise.c"
 #include "gather.c"
 #include "conv.c"
 #include "conv_weights.c"
 #include "norms.c"
+#include "layer_norm.c"
 #include "batch_norm_2d.c"
 #include "pool.c"
 #include "loss.c"
@@ -62,6 +64,8 @@ static const Operation operations[NUM_OPS] = {
     [OP_SUM_ROWS] = op_sum_rows,
     [OP_UNARY] = op_unary,
     [OP_BINARY] = op_binary,
+    [OP_LAYER_NORM] = op_layer_norm,
+    [OP_LAYER_NORM_GRAD] = op_layer_norm_grad,
     [OP_LOAD_TOKENS] = op_load_tokens,
     [OP_EMBEDDING] = op_embedding,
     [OP_EMBEDDING_GRAD] = op_embedding_grad,

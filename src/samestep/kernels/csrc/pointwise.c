@@ -30,6 +30,21 @@ INLINE int64_t columns_at(const Call *call, int64_t first) {
 INLINE vf unary(int64_t function, vf x, const float *f) {
     switch (function) {
     case UNARY_FILL: return splat(f[0]);
+    case UNARY_NEG: return -x;
+    case UNARY_ABS: return abs_(x);
+    case UNARY_RECIPROCAL: return 1 / x;
+    case UNARY_SQRT: return sqrt_(x);
+    case UNARY_RSQRT: return rsqrt_(x);
+    case UNARY_EXP: return exp_(x);
+    case UNARY_LOG: return log_(x);
+    case UNARY_TANH: return tanh_(x);
+    case UNARY_SIGMOID: return sigmoid_(x);
+    case UNARY_ERF: return erf_(x);
+    case UNARY_SIN: return sin_(x);
+    case UNARY_COS: return cos_(x);
+    case UNARY_GELU: return gelu_(x);
+    case UNARY_GELU_TANH: return gelu_tanh(x);
+    case UNARY_SILU: return silu_(x);
     default: return x;
     }
 }
@@ -38,6 +53,11 @@ INLINE vf binary(int64_t function, vf a, vf b) {
     case BINARY_ADD: return a + b;
     case BINARY_SUB: return a - b;
     case BINARY_MUL: return a * b;
+    case BINARY_TANH_GRAD: return a * (1 - b * b);
+    case BINARY_SIGMOID_GRAD: return a * (b * (1 - b));
+    case BINARY_GELU_GRAD: return a * gelu_slope(b);
+    case BINARY_GELU_TANH_GRAD: return a * gelu_tanh_slope(b);
+    case BINARY_SILU_GRAD: return a * silu_slope(b);
     default: return a / b;
     }
 }
@@ -59,7 +79,11 @@ INLINE void unary_panel(const Op *op, const float *x, float *y, int64_t columns,
     } while (next_rows(&walk, &from, &to));
 }
 
-#define EACH_UNARY(X) X(UNARY_COPY) X(UNARY_FILL)
+#define EACH_UNARY(X)                                                               \
+    X(UNARY_COPY) X(UNARY_FILL) X(UNARY_NEG) X(UNARY_ABS) X(UNARY_RECIPROCAL)       \
+    X(UNARY_SQRT) X(UNARY_RSQRT) X(UNARY_EXP) X(UNARY_LOG) X(UNARY_TANH)            \
+    X(UNARY_SIGMOID) X(UNARY_ERF) X(UNARY_SIN) X(UNARY_COS) X(UNARY_GELU)           \
+    X(UNARY_GELU_TANH) X(UNARY_SILU)
 #define UNARY_CASE(number) \
     case number: unary_panel(op, x, y, columns, number); break;
 
@@ -91,7 +115,10 @@ INLINE void binary_panel(const Op *op, const float *a, const float *b, float *y,
     } while (next_rows(&walk, &first, &second));
 }
 
-#define EACH_BINARY(X) X(BINARY_ADD) X(BINARY_SUB) X(BINARY_MUL) X(BINARY_DIV)
+#define EACH_BINARY(X)                                                              \
+    X(BINARY_ADD) X(BINARY_SUB) X(BINARY_MUL) X(BINARY_DIV) X(BINARY_TANH_GRAD)     \
+    X(BINARY_SIGMOID_GRAD) X(BINARY_GELU_GRAD) X(BINARY_GELU_TANH_GRAD)             \
+    X(BINARY_SILU_GRAD)
 #define BINARY_CASE(number)                                                         \
     case number:                                                                    \
         if (parameters)                                                             \

@@ -160,14 +160,35 @@ typedef enum {
      * OP_EMBEDDING from 4 to 8, room for vocabulary + 1 numbers, room (by feature,
      * positions), a token that is padding or -1. */
     OP_EMBEDDING_GRAD,
+    /* Every position's features with mean 0 and variance 1, then times the weight, plus
+     * the bias. i: x, y, means, inverse deviations (all by feature; the last two
+     * [positions]), features, positions, then rows, first row and step of x, those of y,
+     * offsets of weight and bias, each or -1 (a bias needs a weight). f: eps. */
+    OP_LAYER_NORM,
+    /* i: dy, dx, x, means, inverse deviations, sums over positions (by feature,
+     * [2, features]: of dy times what is normalised, and of dy) or -1, features,
+     * positions, then rows, first row and step of dy, of dx, of x, offset of the weight
+     * or -1. */
+    OP_LAYER_NORM_GRAD,
     NUM_OPS
 } OpKind;
 
 #define AXES 6 /* of rows that pointwise operations go through */
-/* Functions of OP_UNARY: x, f[0]. */
-enum { UNARY_COPY, UNARY_FILL, NUM_UNARY };
-/* Functions of OP_BINARY: a + b, a - b, a * b, a / b. */
-enum { BINARY_ADD, BINARY_SUB, BINARY_MUL, BINARY_DIV, NUM_BINARY };
+/* Functions of OP_UNARY: x, f[0], -x, |x|, 1 / x, the root, those of functions.h and
+ * gelu.h. */
+enum {
+    UNARY_COPY, UNARY_FILL, UNARY_NEG, UNARY_ABS, UNARY_RECIPROCAL, UNARY_SQRT,
+    UNARY_RSQRT, UNARY_EXP, UNARY_LOG, UNARY_TANH, UNARY_SIGMOID, UNARY_ERF, UNARY_SIN,
+    UNARY_COS, UNARY_GELU, UNARY_GELU_TANH, UNARY_SILU,
+    NUM_UNARY
+};
+/* Functions of OP_BINARY: a + b, a - b, a * b, a / b; gradients, of dy and y = tanh(x)
+ * or sigmoid(x), or of dy and x. */
+enum {
+    BINARY_ADD, BINARY_SUB, BINARY_MUL, BINARY_DIV, BINARY_TANH_GRAD,
+    BINARY_SIGMOID_GRAD, BINARY_GELU_GRAD, BINARY_GELU_TANH_GRAD, BINARY_SILU_GRAD,
+    NUM_BINARY
+};
 
 #define CONV_SUMS 256 /* of every sample that a convolution's gradient keeps */
 

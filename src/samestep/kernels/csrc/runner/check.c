@@ -245,6 +245,21 @@ static int is_binary(const Training *t, const int64_t *i) {
            in_rows(rows, i[7], sizes, second, AXES, 1);
 }
 
+static int is_layer_norm(const Training *t, const int64_t *i) {
+    return at_positions(t, i[0], i[5], i + 6, i[4]) &&
+           at_positions(t, i[1], i[5], i + 9, i[4]) && by_feature(t, i[2], i[5]) &&
+           by_feature(t, i[3], i[5]) &&
+           (i[12] == -1 || in_parameters(t, i[12], i[4])) &&
+           (i[13] == -1 || in_parameters(t, i[13], i[4]));
+}
+static int is_layer_norm_grad(const Training *t, const int64_t *i) {
+    for (int n = 0; n < 3; n++)
+        if (!at_positions(t, i[n], i[7], i + 8 + 3 * n, i[6])) return 0;
+    return by_feature(t, i[3], i[7]) && by_feature(t, i[4], i[7]) &&
+           (i[5] == -1 || (i[6] <= MOST / 2 && by_feature(t, i[5], 2 * i[6]))) &&
+           (i[17] == -1 || in_parameters(t, i[17], i[6]));
+}
+
 static int is_valid(const Training *t, const Op *op) {
     const int64_t *i = op->i, values = t->header.values;
     switch (op->kind) {
@@ -316,6 +331,10 @@ static int is_valid(const Training *t, const Op *op) {
     case OP_CONV_GRAD_INPUT:
     case OP_CONV_GRAD_WEIGHT:
         return is_conv(t, op);
+    case OP_LAYER_NORM:
+        return is_layer_norm(t, i);
+    case OP_LAYER_NORM_GRAD:
+        return is_layer_norm_grad(t, i);
     case OP_SUM_ROWS:
         return is_sum_rows(t, i);
     case OP_UNARY:
