@@ -169,9 +169,9 @@ class Lowering:
         Only the sizes of axes count, and where the samples are.
         """
         rows = rows_of(dims)
-        return Activation(self.room(rows), rows, dims=row_major(dims))
+        return Activation(self.buffer(rows), rows, dims=row_major(dims))
 
-    def room(self, rows: int) -> int:
+    def buffer(self, rows: int) -> int:
         """Return the number of a new buffer by feature of so many rows."""
         self.buffers.append(Buffer(rows))
         return len(self.buffers) - 1

@@ -60,7 +60,7 @@ def _layer_norm(lowering: Lowering, node: Node, arguments: list[Any]) -> Results
             if source is None or len(known) < 2 or (bias and not weight):
                 return None
             y = lowering.like(x.dims)
-            kept = [lowering.room(source.positions) for _ in range(2)]
+            kept = [lowering.buffer(source.positions) for _ in range(2)]
             i = [source.buffer, y.buffer, *kept, source.features, *source.numbers]
             i += [y.rows, 0, source.features, *known]
             lowering.ops.append(Op(OpKind.LAYER_NORM, i, [eps]))
@@ -87,7 +87,7 @@ def _layer_norm_backward(
             if source is None or place is None:
                 return None
             dx, size = lowering.like(dy.dims), source.features
-            sums = lowering.room(2 * size) if any(needed[1:]) else NONE
+            sums = lowering.buffer(2 * size) if any(needed[1:]) else NONE
             i = [source.buffer, dx.buffer, saved.inputs.buffer, saved.means]
             i += [saved.inverses, sums, size, *source.numbers, dx.rows, 0, size]
             i += [*saved.inputs.place, place]
