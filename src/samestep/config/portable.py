@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from samestep.config.model import CustomLoss, CustomModel, MlpModel
+from samestep.config.model import CustomLoss, CustomModel, MlpModel, RnnModel
 from samestep.config.optimizer import MuonRecipe
 from samestep.errors import PlacementError
 
@@ -32,8 +32,9 @@ def check_device(recipe: "Recipe", device: str) -> None:
 
 
 def _not_portable(recipe: "Recipe") -> Iterator[str]:
-    if not isinstance(recipe.model, MlpModel | CustomModel):
-        yield f"`model.family = {recipe.model.family}` (so far only for `mlp`)"
+    if not isinstance(recipe.model, MlpModel | RnnModel | CustomModel):
+        family = recipe.model.family
+        yield f"`model.family = {family}` (so far only for `mlp` and `rnn`)"
     if recipe.precision != "float32":
         yield f"`precision = {recipe.precision}` (only for `float32`)"
     if recipe.threads != 1:

@@ -57,6 +57,12 @@ class OpKind(IntEnum):
     EMBEDDING_GRAD = 30
     LAYER_NORM = 31
     LAYER_NORM_GRAD = 32
+    LSTM = 33
+    GRU = 34
+    RNN = 35
+    LSTM_GRAD = 36
+    GRU_GRAD = 37
+    RNN_GRAD = 38
 
 
 class OpFlag(IntFlag):
@@ -66,6 +72,8 @@ class OpFlag(IntFlag):
     DROPOUT = 2
     EVAL = 4
     CAUSAL = 8
+    REVERSED = 16
+    LAST_STATE = 32
 
 
 class Unary(IntEnum):

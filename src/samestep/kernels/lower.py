@@ -11,6 +11,7 @@ from torch import nn
 from samestep.errors import NotPortable
 from samestep.kernels import fusion
 from samestep.kernels.aten import LOWERINGS, advice, embedding
+from samestep.kernels.aten.recurrent_calls import RecurrentCalls
 from samestep.kernels.interface import OpKind
 from samestep.kernels.lowering import (
     Activation,
@@ -42,7 +43,7 @@ def lower(
     They are floats, or tokens (int64). The module's modes decide what is recorded.
     Raises NotPortable, which names every operation without a kernel.
     """
-    trace = record(module, input_shape, backward, input_type)
+    trace = record(module, input_shape, backward, RecurrentCalls, input_type)
     lowering = Lowering(trace, places)
     assert trace.inputs is not None
     x = lowering.activation(trace.inputs.shape)

@@ -58,6 +58,11 @@ class Ones:
 
 
 @dataclass(frozen=True)
+class Zeros:
+    """A constant of zeros."""
+
+
+@dataclass(frozen=True)
 class WeightGradient:
     """The product of a gradient's and an input's activations, [out, in]."""
 
@@ -184,8 +189,12 @@ class Lowering:
     def zeros(self, shape: Sequence[int]) -> Activation:
         """Append zeros of this shape, samples included, and return them."""
         y = self.activation(shape)
-        self._append_unary(Unary.FILL, y, y, [0.0])
+        self.fill(y, 0.0)
         return y
+
+    def fill(self, y: Activation, value: float) -> None:
+        """Append what sets all of y to a number."""
+        self._append_unary(Unary.FILL, y, y, [value])
 
     def whole(self, x: Activation) -> Activation:
         """Return activations that have their buffer alone, rows in row-major order.

@@ -58,6 +58,10 @@ READS: dict[OpKind, tuple[int, ...]] = {
     OpKind.LOAD_TOKENS: (),
     OpKind.EMBEDDING: (0,),
     OpKind.EMBEDDING_GRAD: (0, 1),
+    **dict.fromkeys((OpKind.LSTM, OpKind.GRU, OpKind.RNN), (0, 8, 9)),
+    **dict.fromkeys(
+        (OpKind.LSTM_GRAD, OpKind.GRU_GRAD, OpKind.RNN_GRAD), (0, 1, 2, 3, 9, 10)
+    ),
 }
 """Which of an operation's numbers are buffers that it reads."""
 WRITES: dict[OpKind, tuple[int, ...]] = {
@@ -77,8 +81,17 @@ WRITES: dict[OpKind, tuple[int, ...]] = {
     OpKind.CONV_GRAD_WEIGHT: (17,),
     OpKind.LOAD_TOKENS: (0,),
     OpKind.EMBEDDING_GRAD: (9, 10),
+    **dict.fromkeys((OpKind.LSTM, OpKind.GRU, OpKind.RNN), (0, 1, 2, 3)),
+    **dict.fromkeys(
+        (OpKind.LSTM_GRAD, OpKind.GRU_GRAD, OpKind.RNN_GRAD), (1, 3, 4, 9, 10)
+    ),
 }
 """And which it writes; by default the second."""
+
+
+def room(rows: int, terms: int) -> int:
+    """Return the elements that packed weights of a recurrent layer need, `ROOM`."""
+    return ((rows + 16) * terms + 31) // 16 * 16
 
 
 @dataclass

@@ -8,8 +8,8 @@ dimension of the module, which marks the dimension of the samples wherever it ap
 
 import random
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -77,23 +77,30 @@ def record(
     module: nn.Module,
     input_shape: tuple[int, ...],
     backward: bool,
+    whole: Callable[["Recorder"], AbstractContextManager[Any]],
     input_type: torch.dtype = torch.float32,
 ) -> Trace:
     """Record the passes of a module that takes floats or tokens [b, *input_shape].
 
     Its modes are as they are; its parameters and buffers are unchanged afterwards.
     With `backward` also the pass from the gradient of its outputs to its parameters.
+    `whole` gives the context in which calls are recorded as one operation each.
     """
     trace = Trace(_marker(module, input_shape))
     inputs = torch.zeros(trace.samples, *input_shape, dtype=input_type)
     saved = {name: buffer.clone() for name, buffer in module.named_buffers()}
-    recorder = _Recorder(trace)
+    recorder = Recorder(trace)
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         recorder.add(tensor, name)
     trace.inputs = recorder.add(inputs, "inputs")
     before = _other_generators()
     try:
-        with torch.set_grad_enabled(backward), _names(module, recorder), recorder:
+        with (
+            torch.set_grad_enabled(backward),
+            _names(module, recorder),
+            whole(recorder),
+            recorder,
+        ):
             outputs = module(inputs)
         trace.num_forward = len(trace.nodes)
         trace.outputs = recorder.value_of(outputs)
@@ -114,10 +121,10 @@ def _other_generators() -> tuple[Any, ...]:
 
 def is_recording() -> bool:
     """Return whether a module is being recorded, as `torch.compiler.is_compiling`."""
-    return isinstance(_get_current_dispatch_mode(), _Recorder)
+    return isinstance(_get_current_dispatch_mode(), Recorder)
 
 
-class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Appends every operation to a trace."""
 
     def __init__(self, trace: Trace) -> None:
@@ -129,6 +136,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """The modules that are being called, the innermost last."""
         self._places: dict[int, str] = {}
         """Where nodes of autograd's graph were made, by their sequence numbers."""
+        self._is_paused = False
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -152,6 +160,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
+        if self._is_paused:
+            return func(*args, **(kwargs or {}))
         arguments = [self._described(a) for a in args]
         options = {k: v for k, v in (kwargs or {}).items() if not _is_usual(k, v)}
         if options:
@@ -161,6 +171,23 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         outputs = [self._output(r) for r in results if isinstance(r, Tensor)]
         self.trace.nodes.append(Node(str(func), arguments, outputs, self._where()))
         return result
+
+    def record_call(
+        self,
+        op: str,
+        arguments: Sequence[Any],
+        compute: Callable[[], tuple[Tensor, ...]],
+    ) -> tuple[Tensor, ...]:
+        """Record as one operation whatever `compute` does, and return its results."""
+        described = [self._described(a) for a in arguments]
+        self._is_paused = True
+        try:
+            results = compute()
+        finally:
+            self._is_paused = False
+        outputs = [self.add(tensor) for tensor in results]
+        self.trace.nodes.append(Node(op, described, outputs, self._where()))
+        return results
 
     def _described(self, argument: Any) -> Any:
         if isinstance(argument, Tensor):
@@ -209,7 +236,7 @@ class _Begin(Function):
         return ctx.gradient[0], None
 
 
-def _record_backward(module: nn.Module, outputs: Tensor, recorder: _Recorder) -> None:
+def _record_backward(module: nn.Module, outputs: Tensor, recorder: Recorder) -> None:
     trained = {n: p for n, p in module.named_parameters() if p.requires_grad}
     gradient = torch.ones_like(outputs)
     recorder.add(gradient, "gradient")
@@ -225,7 +252,7 @@ def _record_backward(module: nn.Module, outputs: Tensor, recorder: _Recorder) ->
 
 
 @contextmanager
-def _names(module: nn.Module, recorder: _Recorder) -> Iterator[None]:
+def _names(module: nn.Module, recorder: Recorder) -> Iterator[None]:
     """Tell the recorder which module is being called."""
     names = {id(part): name for name, part in module.named_modules()}
 

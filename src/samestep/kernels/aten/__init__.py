@@ -15,6 +15,7 @@ from samestep.kernels.aten import (
     norms,
     pointwise,
     pooling,
+    recurrent,
     views,
 )
 from samestep.kernels.lowering import Lowerings
@@ -30,5 +31,6 @@ LOWERINGS: Lowerings = {
     **norms.LOWERINGS,
     **pointwise.LOWERINGS,
     **pooling.LOWERINGS,
+    **recurrent.LOWERINGS,
     **views.LOWERINGS,
 }

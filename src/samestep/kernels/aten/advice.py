@@ -27,6 +27,9 @@ INSTEAD: dict[str, str] = {
     "linalg_qr": "a parametrization of elementwise operations and products",
     "index_put": "`torch.where` with a mask",
     "max_pool3d_with_indices": "`max_pool2d` of slices",
+    "lstm": "sequences of one length, with a mask, and no `proj_size`",
+    "gru": "sequences of one length, with a mask",
+    "rnn_tanh": "sequences of one length, with a mask",
     "native_dropout": "`nn.Dropout`",
     "random numbers of Python or NumPy": "those of torch",
 }

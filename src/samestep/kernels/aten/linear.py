@@ -21,8 +21,8 @@ from samestep.kernels.trace import Node
 def _addmm(lowering: Lowering, node: Node, arguments: list[Any]) -> Results:
     match arguments:
         case [Parameter() as bias, Activation() as x, Parameter() as weight]:
-            if _is_vector(bias) and _is_by_row(weight) and x.samples_dim == 0:
-                return [_linear(lowering, x, weight, lowering.place(bias))]
+            if is_vector(bias) and _is_by_row(weight) and x.samples_dim == 0:
+                return [linear(lowering, x, weight, lowering.place(bias))]
             product = _mm(lowering, node, [x, weight])
             if product:
                 return [lowering.binary(Binary.ADD, product[0], bias)]
@@ -33,25 +33,25 @@ def _mm(lowering: Lowering, node: Node, arguments: list[Any]) -> Results:
     match arguments:
         case [Activation(samples_dim=0) as x, Parameter() as weight]:
             if _is_by_row(weight):
-                return [_linear(lowering, x, weight, NONE)]
+                return [linear(lowering, x, weight, NONE)]
             # The gradient of inputs, or a weight that is kept as [in, out].
             if _is_by_row(weight.transpose(0, 1)):
-                return [_linear_by_k(lowering, x, weight)]
+                return [linear_by_k(lowering, x, weight)]
         case [Activation(samples_dim=1) as x, Activation(samples_dim=0) as y]:
             return [WeightGradient(x.transpose(0, 1), y)]
     return None
 
 
-def _is_vector(parameter: Parameter) -> bool:
+def is_vector(parameter: Parameter) -> bool:
     return parameter.axes in ([], [Axis(parameter.size, 1)])
 
 
 def _is_by_row(weight: Parameter) -> bool:
     """Return whether [in, out] lies as [out, in], row after row."""
-    return _is_vector(weight.transpose(0, 1))
+    return is_vector(weight.transpose(0, 1))
 
 
-def _linear(
+def linear(
     lowering: Lowering, x: Activation, weight: Parameter, bias: int
 ) -> Activation:
     tokens, features = lowering.tokens(x), weight.shape[1]
@@ -62,7 +62,7 @@ def _linear(
     return y
 
 
-def _linear_by_k(lowering: Lowering, x: Activation, weight: Parameter) -> Activation:
+def linear_by_k(lowering: Lowering, x: Activation, weight: Parameter) -> Activation:
     tokens, features = lowering.tokens(x), weight.shape[1]
     y = lowering.like((*x.dims[:-1], (Axis(features, 1),)))
     i = [tokens.buffer, y.buffer, features, tokens.features]

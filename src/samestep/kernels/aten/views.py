@@ -13,6 +13,7 @@ from samestep.kernels.lowering import (
     Results,
     SampleSum,
     WeightGradient,
+    Zeros,
 )
 from samestep.kernels.tensors import Axis, Strided
 from samestep.kernels.trace import Node
@@ -24,6 +25,10 @@ def _same(lowering: Lowering, node: Node, arguments: list[Any]) -> Results:
 
 def _opaque(lowering: Lowering, node: Node, arguments: list[Any]) -> Results:
     return [Opaque()] * len(node.outputs)
+
+
+def _zeros(lowering: Lowering, node: Node, arguments: list[Any]) -> Results:
+    return [Zeros()]
 
 
 def _one(viewed: Strided | None) -> Results:
@@ -71,6 +76,8 @@ def _transpose(lowering: Lowering, node: Node, arguments: list[Any]) -> Results:
 
 def _select(lowering: Lowering, node: Node, arguments: list[Any]) -> Results:
     match arguments:
+        case [Zeros(), *_]:
+            return [arguments[0]]
         case [Strided() as x, int(dim), int(index)]:
             size = x.shape[dim]
             found = x.select(dim, index % size)
@@ -258,4 +265,5 @@ LOWERINGS: Lowerings = {
     "aten.unfold.default": _unfold,
     "aten.unsqueeze.default": _unsqueeze,
     "aten.view.default": _view,
+    "aten.zeros.default": _zeros,
 }

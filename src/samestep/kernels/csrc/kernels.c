@@ -27,6 +27,7 @@
 #include "layer_norm.c"
 #include "batch_norm_2d.c"
 #include "pool.c"
+#include "recurrent.c"
 #include "loss.c"
 #include "vertical.h"
 #include "attention.c"
@@ -69,6 +70,12 @@ static const Operation operations[NUM_OPS] = {
     [OP_LOAD_TOKENS] = op_load_tokens,
     [OP_EMBEDDING] = op_embedding,
     [OP_EMBEDDING_GRAD] = op_embedding_grad,
+    [OP_LSTM] = op_lstm,
+    [OP_LSTM_GRAD] = op_lstm_grad,
+    [OP_GRU] = op_gru,
+    [OP_GRU_GRAD] = op_gru_grad,
+    [OP_RNN] = op_rnn,
+    [OP_RNN_GRAD] = op_rnn_grad,
 };
 
 static int64_t run(const Op *ops, int64_t num_ops, const Call *call) {

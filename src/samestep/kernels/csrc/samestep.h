@@ -170,6 +170,30 @@ typedef enum {
      * positions, then rows, first row and step of dy, of dx, of x, offset of the weight
      * or -1. */
     OP_LAYER_NORM_GRAD,
+    /* All steps of a recurrent layer's direction, of `gates` * hidden rows each: an
+     * LSTM has 4 gates, a GRU 3, a plain one 1 (with tanh; flag OP_RELU: with ReLU).
+     * Steps go from the first to the last, with the flag OP_REVERSED back.
+     * i: gates [steps, gates, hidden], which holds the products with the inputs and
+     * becomes the gates' values (of a plain one nothing); states [steps + 1, hidden],
+     * whose first (reversed: last) is that before the first step; what else the
+     * gradient needs (LSTM: cells as states, then their tanh [steps, hidden]; GRU:
+     * products with the state [steps, gates, hidden]; otherwise -1); room for
+     * ROOM(gates * hidden, hidden) + gates * hidden * PANEL floats; steps, hidden,
+     * offset of W [gates * hidden, hidden], offset of its bias or -1; the state and
+     * the LSTM's cell before the first step [hidden], or -1: zero. All by feature. */
+    OP_LSTM,
+    OP_GRU,
+    OP_RNN,
+    /* Its gradient. i: dy [steps, hidden] or -1; gates, which become the gradients of
+     * the products with the inputs; states; what else was kept (GRU: becomes the
+     * gradients of the products with the state); room for ROOM(hidden, gates * hidden)
+     * + 2 * hidden * PANEL floats; steps, hidden, offset of W; the only step that has
+     * a dy, which is [hidden] then, or -1: all; gradients of the state and of the
+     * LSTM's cell [hidden] or -1: those before the first step, and with the flag
+     * OP_LAST_STATE, on entry, those after the last. */
+    OP_LSTM_GRAD,
+    OP_GRU_GRAD,
+    OP_RNN_GRAD,
     NUM_OPS
 } OpKind;
 
@@ -192,7 +216,18 @@ enum {
 
 #define CONV_SUMS 256 /* of every sample that a convolution's gradient keeps */
 
-enum { OP_RELU = 1, OP_DROPOUT = 2, OP_EVAL = 4, OP_CAUSAL = 8 };
+/* Floats for the packed weights of a recurrent layer, a multiple of 16: no tile has
+ * more than 16 rows, and whole vectors are stored. */
+#define ROOM(rows, terms) ((((rows) + 16) * (terms) + 31) / 16 * 16)
+
+enum {
+    OP_RELU = 1,
+    OP_DROPOUT = 2,
+    OP_EVAL = 4,
+    OP_CAUSAL = 8,
+    OP_REVERSED = 16,
+    OP_LAST_STATE = 32
+};
 
 /* One operation. `i` holds numbers of buffers, sizes and offsets (in elements), in the
  * order of the comments above; unused ones are 0. 264 bytes, little-endian in files. */

@@ -260,6 +260,39 @@ static int is_layer_norm_grad(const Training *t, const int64_t *i) {
            (i[17] == -1 || in_parameters(t, i[17], i[6]));
 }
 
+/* Or there is none. */
+static int is_optional(const Training *t, int64_t buffer, int64_t features) {
+    return buffer == -1 || by_feature(t, buffer, features);
+}
+
+/* What both directions of a recurrent layer have: gates, states, what else is kept,
+ * room, steps, hidden, the weights; `gates` is how many there are. */
+static int is_recurrent(const Training *t, const int64_t *i, int64_t gates) {
+    int64_t steps = i[4], n = i[5];
+    if (!is_size(steps) || !is_size(n) || !is_size(steps * n)) return 0;
+    int64_t kept = gates == 4 ? (2 * steps + 1) * n : gates * steps * n;
+    return by_feature(t, i[0], steps * gates * n) &&
+           by_feature(t, i[1], (steps + 1) * n) &&
+           (gates == 1 || by_feature(t, i[2], kept)) &&
+           is_matrix(t, i[6], n, gates * n);
+}
+
+static int is_steps(const Training *t, const int64_t *i, int64_t gates) {
+    if (!is_recurrent(t, i, gates)) return 0;
+    int64_t n = i[5], rows = gates * n;
+    return has(t, i[3], ROOM(rows, n) + rows * PANEL) &&
+           (i[7] == -1 || in_parameters(t, i[7], rows)) && is_optional(t, i[8], n) &&
+           is_optional(t, i[9], n);
+}
+
+static int is_steps_grad(const Training *t, const int64_t *i, int64_t gates) {
+    if (!is_recurrent(t, i + 1, gates)) return 0;
+    int64_t steps = i[5], n = i[6];
+    return has(t, i[4], ROOM(n, gates * n) + 2 * n * PANEL) && i[8] >= -1 &&
+           i[8] < steps && is_optional(t, i[0], (i[8] < 0 ? steps : 1) * n) &&
+           is_optional(t, i[9], n) && is_optional(t, i[10], n);
+}
+
 static int is_valid(const Training *t, const Op *op) {
     const int64_t *i = op->i, values = t->header.values;
     switch (op->kind) {
@@ -341,6 +374,18 @@ static int is_valid(const Training *t, const Op *op) {
         return is_unary(t, i);
     case OP_BINARY:
         return is_binary(t, i);
+    case OP_LSTM:
+        return is_steps(t, i, 4);
+    case OP_GRU:
+        return is_steps(t, i, 3);
+    case OP_RNN:
+        return is_steps(t, i, 1);
+    case OP_LSTM_GRAD:
+        return is_steps_grad(t, i, 4);
+    case OP_GRU_GRAD:
+        return is_steps_grad(t, i, 3);
+    case OP_RNN_GRAD:
+        return is_steps_grad(t, i, 1);
     default: /* a training stores no outputs */
         return 0;
     }
