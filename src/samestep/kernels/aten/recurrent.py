@@ -15,7 +15,7 @@ from samestep.kernels.lowering import (
     WeightGradient,
     Zeros,
 )
-from samestep.kernels.program import NO_FLAGS, NONE, PANEL, Buffer, Op, room
+from samestep.kernels.program import NO_FLAGS, NONE, PANEL, Op, room
 from samestep.kernels.trace import Node
 
 
@@ -132,18 +132,13 @@ def _append(
     cell, rows = kept.cell, kept.gates.shape[-1]
     size = room(rows, kept.hidden) + rows * PANEL
     i = [kept.gates.buffer, kept.states.buffer, _buffer(kept.history)]
-    i += [_room(lowering, size), kept.steps, kept.hidden]
+    i += [lowering.room(size), kept.steps, kept.hidden]
     i += [lowering.place(kept.weights[1])]
     i += [NONE if bias is None else lowering.place(bias)]
     for first in firsts if cell.gates == 4 else [firsts[0], None]:
         given = lowering.whole(first) if isinstance(first, Activation) else None
         i.append(_buffer(given))
     lowering.ops.append(Op(cell.forward, i, flags=kept.flags))
-
-
-def _room(lowering: Lowering, size: int) -> int:
-    lowering.buffers.append(Buffer(size, is_room=True))
-    return len(lowering.buffers) - 1
 
 
 def _buffer(activation: Activation | None) -> int:
@@ -203,7 +198,7 @@ def _append_backward(
         lowering.copy(dc, firsts[1])
     size = room(hidden, rows) + 2 * hidden * PANEL
     i = [NONE if dy is None else lowering.whole(dy).buffer, kept.gates.buffer]
-    i += [kept.states.buffer, _buffer(kept.history), _room(lowering, size)]
+    i += [kept.states.buffer, _buffer(kept.history), lowering.room(size)]
     i += [kept.steps, hidden, lowering.place(kept.weights[1]), NONE]
     i += [first.buffer for first in firsts] or [NONE, NONE]
     lowering.ops.append(Op(cell.backward, i, flags=flags))
