@@ -17,6 +17,12 @@ from samestep.supervisor.forkserver_client import ForkServer
 
 KINDS: dict[str, dict[str, Any]] = {
     "plain": {},
+    "vit": {
+        "model": {
+            **{"family": "vit", "patch": 7, "width": 16, "depth": 2, "heads": 2},
+            "dropout": 0.1,
+        },
+    },
     "batch-norm": {"model.norm": "batch"},
     "clipping": {"optimizer.max_grad_norm": 0.5},
     "sgd": {

@@ -3,13 +3,23 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from samestep.config.model import CustomLoss, CustomModel, MlpModel, RnnModel
+from samestep.config.model import (
+    CustomLoss,
+    CustomModel,
+    MlpModel,
+    RnnModel,
+    VitModel,
+)
 from samestep.config.optimizer import MuonRecipe
 from samestep.errors import PlacementError
 
 
 if TYPE_CHECKING:
     from samestep.config.recipe import Recipe
+
+
+FAMILIES = (CustomModel, MlpModel, RnnModel, VitModel)
+"""The families of models that kernels compute."""
 
 
 def check(recipe: "Recipe") -> None:
@@ -32,9 +42,8 @@ def check_device(recipe: "Recipe", device: str) -> None:
 
 
 def _not_portable(recipe: "Recipe") -> Iterator[str]:
-    if not isinstance(recipe.model, MlpModel | RnnModel | CustomModel):
-        family = recipe.model.family
-        yield f"`model.family = {family}` (so far only for `mlp` and `rnn`)"
+    if not isinstance(recipe.model, FAMILIES):
+        yield f"`model.family = {recipe.model.family}`"
     if recipe.precision != "float32":
         yield f"`precision = {recipe.precision}` (only for `float32`)"
     if recipe.threads != 1:
