@@ -15,14 +15,10 @@ from samestep.state import checkpoint
 from samestep.supervisor.forkserver_client import ForkServer
 
 
+VIT = {"family": "vit", "patch": 7, "width": 16, "depth": 2, "heads": 2, "dropout": 0.1}
 KINDS: dict[str, dict[str, Any]] = {
     "plain": {},
-    "vit": {
-        "model": {
-            **{"family": "vit", "patch": 7, "width": 16, "depth": 2, "heads": 2},
-            "dropout": 0.1,
-        },
-    },
+    "vit": {"model": VIT},
     "batch-norm": {"model.norm": "batch"},
     "clipping": {"optimizer.max_grad_norm": 0.5},
     "sgd": {
