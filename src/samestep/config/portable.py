@@ -59,5 +59,3 @@ def _not_portable(recipe: "Recipe") -> Iterator[str]:
         yield "a loss of your own"
     if isinstance(recipe.optimizer, MuonRecipe):
         yield "`optimizer.name = muon` (it multiplies in bfloat16)"
-    if recipe.freeze:
-        yield "`freeze`"

@@ -40,6 +40,8 @@ class Execution:
         self._address = ctypes.addressof(self.call)
         self._bound: dict[str, Tensor] = {}
         self._slots: ctypes.Array[ctypes.c_void_p] | None = None
+        if program.constants is not None:
+            self.bind(constants=program.constants)
         # numpy writes a cell in 0.1 us, torch in 5.
         self.indices = self._array("indices", capacity, np.int64)
         """The rows of the bytes that are gathered, int64 [samples]."""

@@ -166,6 +166,7 @@ class Call(Structure):
         ("partners", c_void_p),
         ("shares", c_void_p),
         ("tokens", c_void_p),
+        ("constants", c_void_p),
     )
 
 

@@ -18,6 +18,8 @@ from samestep.kernels.lowering import (
     Integers,
     LossOp,
     Lowering,
+    Ones,
+    Opaque,
     Places,
     SampleSum,
     TableGradient,
@@ -43,7 +45,11 @@ def lower(
     They are floats, or tokens (int64). The module's modes decide what is recorded.
     Raises NotPortable, which names every operation without a kernel.
     """
-    trace = record(module, input_shape, backward, RecurrentCalls, input_type)
+    named = (*module.named_parameters(), *module.named_buffers())
+    constant = [name for name, _ in named if name not in places]
+    trace = record(
+        module, input_shape, backward, RecurrentCalls, input_type, constant
+    )
     lowering = Lowering(trace, places)
     assert trace.inputs is not None
     x = lowering.activation(trace.inputs.shape)
@@ -70,6 +76,7 @@ def lower(
         num_forward,
         lowering.streams > 0,
         positions,
+        torch.cat(lowering.constants) if lowering.constants else None,
     )
 
 
@@ -77,11 +84,16 @@ def _lower_nodes(lowering: Lowering, nodes: list[Node]) -> None:
     gradients = {value: name for name, value in lowering.trace.gradients.items()}
     for node in nodes:
         arguments = [lowering.result_of(a) for a in node.arguments]
-        function = LOWERINGS.get(node.op)
+        function = LOWERINGS.get(node.op) or LOWERINGS.get(_functional(node.op))
         follows = _has_unknown(arguments)  # what is listed
         results = None
         if function and not follows:
             results = function(lowering, node, arguments)
+        if results is None and function and Ones() in arguments:
+            given = map(lowering.given_for_ones, node.arguments, arguments)
+            results = function(lowering, node, list(given))
+        if node.is_constant and (results is None or Opaque() in results):
+            continue
         if results is None:
             if not (function and follows):
                 lowering.unknown.append((node.op, node.where))
@@ -90,6 +102,12 @@ def _lower_nodes(lowering: Lowering, nodes: list[Node]) -> None:
             lowering.known[value] = result
             if value in gradients:
                 _write_gradient(lowering, gradients[value], result)
+
+
+def _functional(op: str) -> str:
+    """Return the operation that makes a new tensor instead of changing one."""
+    name, _, overload = op.removeprefix("aten.").partition(".")
+    return f"aten.{name.removesuffix('_')}.{overload}"
 
 
 def _has_unknown(arguments: list[Any]) -> bool:

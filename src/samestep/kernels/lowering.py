@@ -5,9 +5,11 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from torch import Tensor
+
 from samestep.errors import NotPortable
 from samestep.kernels.interface import Binary, OpKind, Unary
-from samestep.kernels.program import NONE, Buffer, Op
+from samestep.kernels.program import CONSTANTS, NONE, Buffer, Op
 from samestep.kernels.tensors import Axis, Dims, Strided, joined, paired, row_major
 from samestep.kernels.trace import Node, Trace, Value
 
@@ -42,6 +44,14 @@ class Parameter(Strided):
     """A parameter, or a buffer of the module; strides and offset are in elements."""
 
     name: str
+
+
+@dataclass(frozen=True)
+class Constant(Parameter):
+    """A parameter that is frozen, or what the module makes without its inputs."""
+
+    data: Tensor = field(compare=False)
+    """All of it; the strides and the offset are a view."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +145,14 @@ class Places:
 
     parameters: Mapping[str, int]
     buffers: Mapping[str, int]
+    counters: Collection[str] = ()
+    """Integers that count passes."""
+
+    def __contains__(self, name: str) -> bool:
+        """Return whether training changes the tensor of that name."""
+        return any(
+            name in part for part in (self.parameters, self.buffers, self.counters)
+        )
 
 
 @dataclass(frozen=True)
@@ -163,6 +181,9 @@ class Lowering:
     """Operations without a kernel, and who called them."""
     by_sample: dict["Tokens", int] = field(default_factory=dict)
     """The transposed copies of activations."""
+    constants: list[Tensor] = field(default_factory=list)
+    """float32 [n] each, one after the other from CONSTANTS on."""
+    constant_places: dict[str, int] = field(default_factory=dict)
 
     def activation(self, shape: Sequence[int]) -> Activation:
         """Return a new buffer for a tensor of this shape, samples included."""
@@ -270,7 +291,17 @@ class Lowering:
 
     def place(self, parameter: Parameter) -> int:
         """Return where the first element of a parameter's view lies."""
+        if isinstance(parameter, Constant):
+            return self._constant_place(parameter) + parameter.offset
         return self.places.parameters[parameter.name] + parameter.offset
+
+    def _constant_place(self, constant: Constant) -> int:
+        name = constant.name
+        if name not in self.constant_places:
+            size = sum(map(len, self.constants))
+            self.constant_places[name] = CONSTANTS + size
+            self.constants.append(constant.data.detach().float().flatten())
+        return self.constant_places[name]
 
     def sum_rows(
         self, x: Activation, dims: Collection[int], divisor: float = 1.0
@@ -323,12 +354,33 @@ class Lowering:
             return value
         if value.name == "gradient":
             return self.gradient
-        if value.name and value not in self.known:
-            dims = row_major(
-                tuple((Axis(size, 1),) * (size > 1) for size in value.shape)
-            )
-            self.known[value] = Parameter(value.name, dims=dims)
-        return self.known.get(value, Opaque())
+        if value not in self.known:
+            self.known[value] = self.given(value)
+        return self.known[value]
+
+    def _filled(self, data: Tensor) -> Activation | Opaque:
+        """Return a constant with a dimension of samples: one number everywhere."""
+        if not data.is_floating_point() or bool((data != data.flatten()[0]).any()):
+            return Opaque()
+        y = self.activation(data.shape)
+        self._append_unary(Unary.FILL, y, y, [float(data.flatten()[0])])
+        return y
+
+    def given(self, value: Value) -> Any:
+        """Return what a tensor that no kernel has made becomes."""
+        dims = row_major(tuple((Axis(size, 1),) * (size > 1) for size in value.shape))
+        if value.name and value.data is None:
+            return Parameter(value.name, dims=dims)
+        if value.data is None:
+            return Opaque()
+        if any(size and size % self.trace.samples == 0 for size in value.shape):
+            return self._filled(value.data)
+        name = value.name or f"constant {len(self.known)}"
+        return Constant(name, dims=dims, data=value.data)
+
+    def given_for_ones(self, value: Any, result: Any) -> Any:
+        """Return the tensor itself for one that might have become a mask."""
+        return self.given(value) if result == Ones() else result
 
     def transposed(self, source: "Tokens") -> int:
         """Return a copy of activations by sample; made once."""

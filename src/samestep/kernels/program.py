@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from samestep.kernels.interface import OpFlag, OpKind
 
@@ -20,6 +21,8 @@ ALIGNMENT = 64
 OPERATION = np.dtype(
     [("kind", "<i4"), ("flags", "<i4"), ("i", "<i8", 30), ("f", "<f4", 4)]
 )
+CONSTANTS = 1 << 40
+"""The first place of a constant; smaller ones are places in the parameters."""
 NONE = -1
 NO_FLAGS = OpFlag(0)
 
@@ -156,6 +159,8 @@ class Program:
     has_dropout: bool = False
     positions: int = 1
     """How many targets a sample has."""
+    constants: Tensor | None = field(default=None, compare=False)
+    """What training does not change, float32 [n]; its places begin at CONSTANTS."""
 
     def encoded(self) -> NDArray[np.void]:
         """Return the operations as the kernels read them, OPERATION [ops]."""
@@ -169,8 +174,10 @@ class Program:
     @property
     def sha256(self) -> str:
         """The SHA-256 of its operations and buffers."""
-        text = self.encoded().tobytes() + repr(self.buffers).encode()
-        return hashlib.sha256(text).hexdigest()
+        digest = hashlib.sha256(self.encoded().tobytes() + repr(self.buffers).encode())
+        if self.constants is not None:
+            digest.update(self.constants.numpy().tobytes())
+        return digest.hexdigest()
 
     def with_load(self, load: Op, constants: Sequence[Buffer] = ()) -> "Program":
         """Return the program with another operation that gets the samples.

@@ -8,7 +8,7 @@ dimension of the module, which marks the dimension of the samples wherever it ap
 
 import random
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,7 +33,7 @@ TORCH = str(Path(torch.__file__).parent)
 HERE = str(Path(__file__).parent)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Value:
     """A tensor of the recording."""
 
@@ -41,6 +41,8 @@ class Value:
     dtype: torch.dtype
     name: str = ""
     """The name of a parameter or buffer; `inputs`, or `gradient` for the outputs'."""
+    data: Tensor | None = None
+    """What it always is, if it depends neither on inputs nor on what is trained."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ class Node:
     outputs: list[Value]
     where: str
     """The module and the line of code that called it, for messages."""
+    is_constant: bool = False
+    """Whether it depends neither on inputs nor on what is trained."""
 
 
 @dataclass
@@ -79,8 +83,11 @@ def record(
     backward: bool,
     whole: Callable[["Recorder"], AbstractContextManager[Any]],
     input_type: torch.dtype = torch.float32,
+    constant: Container[str] = (),
 ) -> Trace:
     """Record the passes of a module that takes floats or tokens [b, *input_shape].
+
+    `constant` are the names of parameters and buffers that training does not change.
 
     Its modes are as they are; its parameters and buffers are unchanged afterwards.
     With `backward` also the pass from the gradient of its outputs to its parameters.
@@ -91,7 +98,7 @@ def record(
     saved = {name: buffer.clone() for name, buffer in module.named_buffers()}
     recorder = Recorder(trace)
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-        recorder.add(tensor, name)
+        recorder.add(tensor, name, tensor if name in constant else None)
     trace.inputs = recorder.add(inputs, "inputs")
     before = _other_generators()
     try:
@@ -134,6 +141,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._alive: list[Tensor] = []  # a tensor's id is its own only while it lives
         self.active: list[str] = []
         """The modules that are being called, the innermost last."""
+        self._sharing: dict[int, dict[int, Tensor]] = {}
+        """The tensors that share a memory, by their ids."""
         self._places: dict[int, str] = {}
         """Where nodes of autograd's graph were made, by their sequence numbers."""
         self._is_paused = False
@@ -142,16 +151,23 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _should_skip_dynamo(cls) -> bool:
         return False  # which would import torch._dynamo, 0.9 s
 
-    def add(self, tensor: Tensor, name: str = "") -> Value:
+    def add(self, tensor: Tensor, name: str = "", data: Tensor | None = None) -> Value:
         """Return the value that stands for a tensor from now on."""
-        value = Value(tuple(tensor.shape), tensor.dtype, name)
+        value = Value(tuple(tensor.shape), tensor.dtype, name, data)
         self._alive.append(tensor)
         self._values[id(tensor)] = value
+        self._sharing.setdefault(_memory(tensor), {})[id(tensor)] = tensor
         return value
 
     def value_of(self, tensor: Tensor) -> Value:
-        """Return the value of a tensor; one that was not seen before is a constant."""
-        return self._values.get(id(tensor)) or self.add(tensor, "constant")
+        """Return the value of a tensor.
+
+        One that was not seen before is a constant, unless it shares its memory.
+        """
+        if id(tensor) in self._values:
+            return self._values[id(tensor)]
+        is_constant = _memory(tensor) not in self._sharing
+        return self.add(tensor, data=tensor if is_constant else None)
 
     def __torch_dispatch__(
         self,
@@ -166,10 +182,21 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         options = {k: v for k, v in (kwargs or {}).items() if not _is_usual(k, v)}
         if options:
             arguments.append(options)
+        is_constant = torch.Tag.nondeterministic_seeded not in func.tags and all(
+            value.data is not None for value in _values(arguments)
+        )
+        is_in_place = func._schema.name.endswith("_") and isinstance(args[0], Tensor)
+        if is_in_place:
+            self._outdate(args[0])
         result = func(*args, **(kwargs or {}))
         results = result if isinstance(result, tuple | list) else (result,)
-        outputs = [self._output(r) for r in results if isinstance(r, Tensor)]
-        self.trace.nodes.append(Node(str(func), arguments, outputs, self._where()))
+        outputs = [
+            self.add(tensor, data=tensor if is_constant else None)
+            for tensor in results
+            if isinstance(tensor, Tensor)
+        ]
+        node = Node(str(func), arguments, outputs, self._where(), is_constant)
+        self.trace.nodes.append(node)
         return result
 
     def record_call(
@@ -189,16 +216,20 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.trace.nodes.append(Node(op, described, outputs, self._where()))
         return results
 
+    def _outdate(self, tensor: Tensor) -> None:
+        """Forget what is known of a tensor, and of its views, since it will change."""
+        for key in self._sharing.get(_memory(tensor), ()):
+            value = self._values[key]
+            if value.data is not None and not value.name:
+                value.data = value.data.clone()
+            self._values[key] = Value(value.shape, value.dtype)
+
     def _described(self, argument: Any) -> Any:
         if isinstance(argument, Tensor):
             return self.value_of(argument)
         if isinstance(argument, list | tuple):
             return [self._described(a) for a in argument]
         return argument
-
-    def _output(self, tensor: Tensor) -> Value:
-        # An operation in place returns the tensor that it was given.
-        return self._values.get(id(tensor)) or self.add(tensor)
 
     def _where(self) -> str:
         if (node := torch._C._current_autograd_node()) is not None:
@@ -214,6 +245,22 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         # The node of the operation was made just before.
         self._places[torch._C._autograd._get_sequence_nr() - 1] = place
         return place
+
+
+def _memory(tensor: Tensor) -> int:
+    """Return what identifies the memory of a tensor; 0 for one that has none."""
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except (NotImplementedError, RuntimeError):
+        return 0
+
+
+def _values(arguments: Iterable[Any]) -> Iterator[Value]:
+    for argument in arguments:
+        if isinstance(argument, Value):
+            yield argument
+        elif isinstance(argument, list):
+            yield from _values(argument)
 
 
 def _is_usual(option: str, value: Any) -> bool:

@@ -47,7 +47,7 @@ def places_of(flat: Flat) -> Places:
     for entry in flat.layout.buffers:
         buffers[entry.name] = place
         place += entry.numel
-    return Places(parameters, buffers)
+    return Places(parameters, buffers, flat.layout.counters)
 
 
 def loss_op(loss: LossRecipe) -> LossOp:

@@ -32,6 +32,8 @@ def batch_norm(lowering: Lowering, node: Node, arguments: list[Any]) -> Results:
     first, *others = x.dims
     if x.samples_dim != 0 or len(first) != 1 or not others:
         return None
+    if mean is not None and mean.name not in lowering.places.buffers:
+        return None
     if training and mean is None and not lowering.trace.gradients:
         return None  # statistics of an evaluation's batch, which means nothing
     x = lowering.whole(x)

@@ -21,20 +21,20 @@ def _batch_norm(lowering: Lowering, node: Node, arguments: list[Any]) -> Results
     match arguments:
         case [
             Activation() as x,
-            Parameter(weight),
-            Parameter(bias),
-            Parameter(mean),
-            Parameter(variance),
+            Parameter() as weight,
+            Parameter() as bias,
+            Parameter(name=mean),
+            Parameter(name=variance),
             bool(training),
             float(momentum),
             float(eps),
-        ] if len(x.dims) == 2 and x.samples_dim == 0:
+        ] if len(x.dims) == 2 and x.samples_dim == 0 and mean in lowering.places.buffers:
             x = lowering.whole(x)
             y, z = lowering.like(x.dims), lowering.like(x.dims)
             lowering.buffers.append(Buffer(x.rows, is_by_micro_batch=True))
             saved = Normalised(z.buffer, len(lowering.buffers) - 1, eps)
-            parameters, buffers = lowering.places.parameters, lowering.places.buffers
-            vectors = [parameters[weight], parameters[bias]]
+            buffers = lowering.places.buffers
+            vectors = [lowering.place(weight), lowering.place(bias)]
             running = [buffers[mean], buffers[variance]]
             i = [x.buffer, y.buffer, saved.buffer, saved.inverse, x.rows]
             i += [*vectors, *running, *running, 0]
@@ -54,7 +54,7 @@ def _batch_norm_backward(
         case [
             Activation() as dy,
             _,
-            Parameter(weight),
+            Parameter() as weight,
             _,
             _,
             Normalised() as saved,
@@ -69,7 +69,7 @@ def _batch_norm_backward(
                 for value in node.outputs[1:]
             ]
             i = [dy.buffer, dx.buffer, NONE, saved.buffer, saved.inverse, dy.rows]
-            i += [places[weight], *written]
+            i += [lowering.place(weight), *written]
             lowering.ops.append(Op(OpKind.BATCH_NORM_GRAD, i, [1.0]))
             return [dx, NormGradient(), NormGradient()]
         case [Activation(), _, _, _, _, image_norms.ImageNorm() as images, *_]:

@@ -133,8 +133,8 @@ INLINE void statistics_at(const Op *op, const Images *g, int64_t c, int64_t s, i
 /* y = relu(fma(z, weight, bias) + added) of one channel, all panels. */
 static void scale_images(const Op *op, const Images *g, int64_t c) {
     const Call *call = g->call;
-    vf weight = splat(op->i[6] < 0 ? 1 : call->parameters[op->i[6] + c]), mean, inverse;
-    vf bias = splat(op->i[7] < 0 ? 0 : call->parameters[op->i[7] + c]);
+    vf weight = splat(op->i[6] < 0 ? 1 : weights_at(call, op->i[6])[c]), mean, inverse;
+    vf bias = splat(op->i[7] < 0 ? 0 : weights_at(call, op->i[7])[c]);
     const float *from = call->buffers[op->i[0]], *beside = NULL;
     if (op->i[10] >= 0) beside = call->buffers[op->i[10]];
     for (int64_t s = 0; s < num_samples(call); s += PANEL)
@@ -181,8 +181,8 @@ INLINE ImageGradient image_gradient(const Op *op, const Images *g, int64_t c, in
     at.y = op->i[2] < 0 ? NULL : call->buffers[op->i[2]] + place;
     at.mean = load(lanes_of(g, op->i[4], c, s) + k * VW);
     at.inverse = load(lanes_of(g, op->i[5], c, s) + k * VW);
-    at.weight = splat(op->i[9] < 0 ? 1 : call->parameters[op->i[9] + own]);
-    at.bias = splat(op->i[10] < 0 ? 0 : call->parameters[op->i[10] + own]);
+    at.weight = splat(op->i[9] < 0 ? 1 : weights_at(call, op->i[9])[own]);
+    at.bias = splat(op->i[10] < 0 ? 0 : weights_at(call, op->i[10])[own]);
     return at;
 }
 INLINE vf normalised_at(const ImageGradient *at, int64_t i) {

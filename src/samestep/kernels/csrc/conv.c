@@ -304,7 +304,7 @@ static void gather_products(const Gathering *g) {
 
 INLINE vf add_bias(const Gathering *g, int number, int64_t row, vf x) {
     int64_t offset = g->op->i[number];
-    return offset < 0 ? x : x + splat(g->call->parameters[offset + row / g->plane]);
+    return offset < 0 ? x : x + splat(weights_at(g->call, offset)[row / g->plane]);
 }
 
 static void finish_conv(const Gathering *g, int64_t row, int64_t first, int64_t n,
@@ -338,7 +338,7 @@ static void op_conv(const Op *op, const Call *call) {
                    .samples = num_samples(call),
                    .from_rows = op->i[2] * c.y.in * c.x.in,
                    .to_rows = op->i[3] * c.y.out * c.x.out,
-                   .w = call->parameters + op->i[CONV_WEIGHT],
+                   .w = weights_at(call, op->i[CONV_WEIGHT]),
                    .from = call->buffers[op->i[0]],
                    .to = call->buffers[op->i[1]],
                    .op = op,
@@ -360,7 +360,7 @@ static void op_conv_grad_input(const Op *op, const Call *call) {
                    .samples = num_samples(call),
                    .from_rows = op->i[3] * c.y.out * c.x.out,
                    .to_rows = op->i[2] * c.y.in * c.x.in,
-                   .w = call->parameters + op->i[CONV_WEIGHT],
+                   .w = weights_at(call, op->i[CONV_WEIGHT]),
                    .from = call->buffers[op->i[0]],
                    .to = call->buffers[op->i[1]],
                    .op = op,

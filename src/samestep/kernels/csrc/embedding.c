@@ -57,7 +57,7 @@ static void embed_block(const float *const *rows, int64_t n, int64_t width, int6
 static void op_embedding(const Op *op, const Call *call) {
     int64_t width = op->i[2], samples = num_samples(call);
     Tokens tokens = tokens_of(call, op->i[0], op->i + 4);
-    const float *table = call->parameters + op->i[3];
+    const float *table = weights_at(call, op->i[3]);
     for (int64_t s = 0; s < samples; s += VW)
         for (int64_t p = 0; p < tokens.positions; p++) {
             const float *rows[VW];

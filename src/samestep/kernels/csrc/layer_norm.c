@@ -74,8 +74,8 @@ static void op_layer_norm(const Op *op, const Call *call) {
               .positions = i[5],
               .of_x = place_at(i + 6),
               .of_y = place_at(i + 9),
-              .weight = i[12] < 0 ? NULL : call->parameters + i[12],
-              .bias = i[13] < 0 ? NULL : call->parameters + i[13],
+              .weight = i[12] < 0 ? NULL : weights_at(call, i[12]),
+              .bias = i[13] < 0 ? NULL : weights_at(call, i[13]),
               .eps = op->f[0]};
     for (int64_t s = 0; s < num_samples(call); s += PANEL) {
         n.x = call->buffers[i[0]] + s * n.of_x.rows;
@@ -149,7 +149,7 @@ static void op_layer_norm_grad(const Op *op, const Call *call) {
               .of_dy = place_at(i + 8),
               .of_y = place_at(i + 11),
               .of_x = place_at(i + 14),
-              .weight = i[17] < 0 ? NULL : call->parameters + i[17]};
+              .weight = i[17] < 0 ? NULL : weights_at(call, i[17])};
     for (int64_t s = 0; s < num_samples(call); s += PANEL) {
         n.dy = call->buffers[i[0]] + s * n.of_dy.rows;
         n.y = call->buffers[i[1]] + s * n.of_y.rows;

@@ -121,8 +121,8 @@ static void scale_and_shift(const Op *op, const Call *call, int64_t first,
     for (int64_t f = 0; f < features; f++) {
         const float *from = row_of(source, first, features, f);
         float *to = row_of(call->buffers[op->i[1]], first, features, f);
-        vf weight = splat(call->parameters[op->i[5] + f]);
-        vf bias = splat(call->parameters[op->i[6] + f]);
+        vf weight = splat(weights_at(call, op->i[5])[f]);
+        vf bias = splat(weights_at(call, op->i[6])[f]);
         float mean = 0, inverse = 1;
         if (op->flags & OP_EVAL) {
             mean = call->running[op->i[7] + f];
@@ -199,7 +199,7 @@ static void grad_feature(const Op *op, const Call *call, int64_t f) {
                          .factor = op->f[0]};
     if (op->i[2] >= 0) g.y = feature_of(call, op->i[2], features, f);
     const float *inverses = call->buffers[op->i[4]];
-    float weight = call->parameters[op->i[6] + f];
+    float weight = weights_at(call, op->i[6])[f];
     TreeSums weights, biases;
     begin_sum(&weights, call, op->i[7] + f);
     begin_sum(&biases, call, op->i[8] + f);

@@ -101,7 +101,7 @@ INLINE void binary_panel(const Op *op, const float *a, const float *b, float *y,
                          const float *parameters, int64_t columns, int64_t function) {
     const int64_t *sizes = op->i + 8, inner = AXES - 1;
     Walk walk = {sizes, sizes + AXES, sizes + 2 * AXES, {0}};
-    int64_t first = op->i[5], second = op->i[7];
+    int64_t first = op->i[5], second = parameters ? 0 : op->i[7];
     do {
         for (int64_t n = 0; n < sizes[inner]; n++, y += PANEL) {
             int64_t row = second + n * walk.second[inner];
@@ -130,7 +130,7 @@ INLINE void binary_panel(const Op *op, const float *a, const float *b, float *y,
 static void op_binary(const Op *op, const Call *call) {
     int64_t rows = 1;
     for (int axis = 0; axis < AXES; axis++) rows *= op->i[8 + axis];
-    const float *parameters = op->i[2] == -1   ? call->parameters
+    const float *parameters = op->i[2] == -1   ? weights_at(call, op->i[7])
                               : op->i[2] == -2 ? op->f
                                                : NULL;
     for (int64_t s = 0; s < num_samples(call); s += PANEL) {

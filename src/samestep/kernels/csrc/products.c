@@ -206,7 +206,7 @@ static void multiply(const Product *p) {
 static void finish_linear(const Product *p, const Part *part, int64_t row, int64_t end,
                           int64_t column, int64_t last, const Draws *draws) {
     const Op *op = p->op;
-    const float *bias = op->i[5] < 0 ? NULL : p->call->parameters + op->i[5];
+    const float *bias = op->i[5] < 0 ? NULL : weights_at(p->call, op->i[5]);
     for (int64_t r = row; r < end; r++)
         for (int64_t s = column; s < last; s += VW) {
             float *y = part->c + r * PANEL + s % PANEL;
@@ -233,7 +233,7 @@ static void finish_grad_input(const Product *p, const Part *part, int64_t row,
 
 static void op_linear(const Op *op, const Call *call) {
     int64_t in = op->i[2], out = op->i[3];
-    multiply(&(Product){.w = call->parameters + op->i[4],
+    multiply(&(Product){.w = weights_at(call, op->i[4]),
                         .w_step = in,
                         .rows = out,
                         .terms = in,
@@ -250,7 +250,7 @@ static void op_linear(const Op *op, const Call *call) {
 
 static void op_linear_grad_input(const Op *op, const Call *call) {
     int64_t in = op->i[2], out = op->i[3];
-    multiply(&(Product){.w = call->parameters + op->i[4],
+    multiply(&(Product){.w = weights_at(call, op->i[4]),
                         .w_step = in,
                         .is_by_k = 1,
                         .rows = in,

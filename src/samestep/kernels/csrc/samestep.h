@@ -267,7 +267,16 @@ typedef struct {
     const int64_t *partners;   /* [samples]: labels that are mixed in, or NULL */
     const float *shares;       /* [samples]: of `labels`, the rest is the partners' */
     const int64_t *tokens;     /* [samples, positions], for OP_LOAD_TOKENS */
+    const float *constants;    /* what training does not change, from CONSTANTS on */
 } Call;
+
+/* The first place of a constant. Smaller ones are places in the parameters. */
+#define CONSTANTS ((int64_t)1 << 40)
+
+static inline const float *weights_at(const Call *call, int64_t place) {
+    return place < CONSTANTS ? call->parameters + place
+                             : call->constants + (place - CONSTANTS);
+}
 
 /* Elementwise update of parameters [size] by the sum of partial gradients. */
 typedef enum { SGD, ADAM, ADAMW } OptimizerKind;

@@ -1,0 +1,110 @@
+"""Rows that are picked by constant indices."""
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+from torch import Tensor
+
+from samestep.kernels.lowering import (
+    Activation,
+    Constant,
+    Lowering,
+    Lowerings,
+    Results,
+)
+from samestep.kernels.trace import Node
+
+
+MAX_RUNS = 64
+"""Ranges of indices that follow each other; each is copied by one operation."""
+
+
+def _index(lowering: Lowering, node: Node, arguments: list[Any]) -> Results:
+    match arguments:
+        case [Activation() as x, [*indices]] if picked := _picked(x, indices):
+            dim, runs = picked
+            if runs == [(0, x.shape[dim])]:
+                return [x]
+            y = lowering.activation(node.outputs[0].shape)
+            return [y] if _copied(lowering, x, y, dim, runs) else None
+    return None
+
+
+def _index_select(lowering: Lowering, node: Node, arguments: list[Any]) -> Results:
+    match arguments:
+        case [Activation() as x, int(dim), Constant() as index]:
+            indices = [*(None,) * (dim % len(x.dims)), index]
+            return _index(lowering, node, [x, indices])
+    return None
+
+
+def _index_put(lowering: Lowering, node: Node, arguments: list[Any]) -> Results:
+    """Add a gradient to zeros at constant indices, each of which occurs once."""
+    match arguments:
+        case [Activation() as zeros, [*indices], Activation() as dy, True] if (
+            picked := _picked(zeros, indices)
+        ):
+            dim, runs = picked
+            taken = sorted(runs)
+            if any(end > start for (_, end), (start, _) in pairwise(taken)):
+                return None
+            dx = lowering.zeros(node.outputs[0].shape)
+            return [dx] if _copied(lowering, dx, dy, dim, runs, back=True) else None
+    return None
+
+
+def _copied(
+    lowering: Lowering,
+    whole: Activation,
+    picked: Activation,
+    dim: int,
+    runs: list[tuple[int, int]],
+    back: bool = False,
+) -> bool:
+    """Copy the runs of `whole` to `picked`, one after the other, or back."""
+    first = 0
+    for start, end in runs:
+        last = first + end - start
+        pair = whole.slice(dim, start, end), picked.slice(dim, first, last)
+        if None in pair:
+            return False
+        source, target = reversed(pair) if back else pair
+        assert isinstance(source, Activation)
+        assert isinstance(target, Activation)
+        if not lowering.copy(source, target):
+            return False
+        first = last
+    return True
+
+
+def _picked(
+    x: Activation, indices: list[Any]
+) -> tuple[int, list[tuple[int, int]]] | None:
+    """Return the dimension that is indexed, and the runs of its indices."""
+    given = [(dim, i) for dim, i in enumerate(indices) if i is not None]
+    match given:
+        case [(dim, Constant(data=data))] if data.dim() == 1 and x.samples_dim != dim:
+            runs = list(_runs(data, x.shape[dim]))
+            return (dim, runs) if len(runs) <= MAX_RUNS else None
+    return None
+
+
+def _runs(index: Tensor, size: int) -> Iterator[tuple[int, int]]:
+    """Cut indices into ranges of increasing ones."""
+    start = end = -1
+    for number in (int(i) % size for i in index.tolist()):
+        if number != end:
+            if end >= 0:
+                yield start, end
+            start = number
+        end = number + 1
+    if end >= 0:
+        yield start, end
+
+
+LOWERINGS: Lowerings = {
+    "aten.index.Tensor": _index,
+    "aten.index_put.default": _index_put,
+    "aten.index_select.default": _index_select,
+}
