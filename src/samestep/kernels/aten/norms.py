@@ -28,7 +28,9 @@ def _batch_norm(lowering: Lowering, node: Node, arguments: list[Any]) -> Results
             bool(training),
             float(momentum),
             float(eps),
-        ] if len(x.dims) == 2 and x.samples_dim == 0 and mean in lowering.places.buffers:
+        ] if (
+            len(x.dims) == 2 and x.samples_dim == 0 and mean in lowering.places.buffers
+        ):
             x = lowering.whole(x)
             y, z = lowering.like(x.dims), lowering.like(x.dims)
             lowering.buffers.append(Buffer(x.rows, is_by_micro_batch=True))
