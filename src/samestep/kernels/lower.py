@@ -47,9 +47,7 @@ def lower(
     """
     named = (*module.named_parameters(), *module.named_buffers())
     constant = [name for name, _ in named if name not in places]
-    trace = record(
-        module, input_shape, backward, RecurrentCalls, input_type, constant
-    )
+    trace = record(module, input_shape, backward, RecurrentCalls, input_type, constant)
     lowering = Lowering(trace, places)
     assert trace.inputs is not None
     x = lowering.activation(trace.inputs.shape)

@@ -266,7 +266,7 @@ static void run_steps(const Op *op, const Call *call, int64_t gates, Units units
     Recurrent r = {.steps = op->i[4],
                    .hidden = hidden,
                    .rows = rows,
-                   .w = call->parameters + op->i[6],
+                   .w = weights_at(call, op->i[6]),
                    .packed = call->buffers[op->i[3]],
                    .is_reversed = op->flags & OP_REVERSED ? 1 : 0};
     r.sums = r.packed + ROOM(rows, hidden);
@@ -279,7 +279,7 @@ static void run_steps(const Op *op, const Call *call, int64_t gates, Units units
     for (int64_t panel = 0; panel * PANEL < num_samples(call); panel++)
         for (int64_t n = 0; n < r.steps; n++) {
             Step s = step_at(&r, &h, panel, r.is_reversed ? r.steps - 1 - n : n);
-            if (op->i[7] >= 0) s.bias = call->parameters + op->i[7];
+            if (op->i[7] >= 0) s.bias = weights_at(call, op->i[7]);
             if (n == 0) {
                 copy_or_clear((float *)s.before, state, panel, hidden);
                 if (gates == 4)
@@ -317,7 +317,7 @@ static void run_steps_back(const Op *op, const Call *call, int64_t gates,
     Recurrent r = {.steps = op->i[5],
                    .hidden = hidden,
                    .rows = rows,
-                   .w = call->parameters + op->i[7],
+                   .w = weights_at(call, op->i[7]),
                    .packed = call->buffers[op->i[4]],
                    .is_reversed = op->flags & OP_REVERSED ? 1 : 0};
     r.sums = r.packed + ROOM(hidden, rows);
