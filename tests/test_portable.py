@@ -16,9 +16,16 @@ from samestep.supervisor.forkserver_client import ForkServer
 
 
 VIT = {"family": "vit", "patch": 7, "width": 16, "depth": 2, "heads": 2, "dropout": 0.1}
+CNN = {"family": "cnn", "channels": [4, 6], "kernels": [5, 3], "hidden": [16]}
+RESNET = {"family": "resnet", "channels": [3, 5], "blocks": 1}
 KINDS: dict[str, dict[str, Any]] = {
     "plain": {},
     "vit": {"model": VIT},
+    "cnn": {
+        "model": CNN | {"norm": "batch", "dropout": 0.3},
+        "data.augment": {"shift": 1, "flip": 0.5, "mixup": 0.4},
+    },
+    "resnet": {"model": RESNET},
     "batch-norm": {"model.norm": "batch"},
     "clipping": {"optimizer.max_grad_norm": 0.5},
     "sgd": {

@@ -4,9 +4,11 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from samestep.config.model import (
+    CnnModel,
     CustomLoss,
     CustomModel,
     MlpModel,
+    ResnetModel,
     RnnModel,
     VitModel,
 )
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from samestep.config.recipe import Recipe
 
 
-FAMILIES = (CustomModel, MlpModel, RnnModel, VitModel)
+FAMILIES = (CnnModel, CustomModel, MlpModel, ResnetModel, RnnModel, VitModel)
 """The families of models that kernels compute."""
 
 
