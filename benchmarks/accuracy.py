@@ -69,6 +69,11 @@ def operation(kind: OpKind, *numbers: int) -> Op:
     return op
 
 
+def alone(*rows: int) -> list[int]:
+    """Return the numbers of one position in buffers of so many rows."""
+    return [1, *(number for count in rows for number in (count, 0, 0))]
+
+
 def relative(y: Tensor, exact: Tensor) -> tuple[float, float]:
     """Return the mean and the largest error by the mean magnitude, in 2^-24."""
     error = (y.double() - exact).abs() / exact.abs().mean() * 2**24
@@ -90,10 +95,17 @@ def layer_rows(samples: int, inputs: int, outputs: int) -> list[Row]:
     y, dx = torch.zeros(outputs, samples), torch.zeros(inputs, samples)
     buffers = [panels(x.T), panels(y), panels(dy.T), panels(dx), panels(by_sample(x))]
     for op in (
-        operation(OpKind.LINEAR, 0, 1, inputs, outputs, 0, -1),
-        operation(OpKind.LINEAR_GRAD_INPUT, 2, 3, inputs, outputs, 0, -1),
-        operation(OpKind.LINEAR_GRAD_WEIGHT, 2, 4, inputs, outputs, 0),
-        operation(OpKind.GRAD_BIAS, 2, outputs, outputs * inputs),
+        operation(
+            *(OpKind.LINEAR, 0, 1, inputs, outputs, 0, -1, 0), *alone(inputs, outputs)
+        ),
+        operation(
+            *(OpKind.LINEAR_GRAD_INPUT, 2, 3, inputs, outputs, 0, -1),
+            *alone(outputs, inputs),
+        ),
+        operation(
+            *(OpKind.LINEAR_GRAD_WEIGHT, 2, 4, inputs, outputs, 0), *alone(outputs, 1)
+        ),
+        operation(OpKind.GRAD_BIAS, 2, outputs, outputs * inputs, outputs, 0),
     ):
         run(op, buffers, w, slot, samples)
     found = {

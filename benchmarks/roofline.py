@@ -123,7 +123,7 @@ class Layer:
 
     def starter(self, kind: OpKind, *i: int) -> Callable[[], object]:
         """Return what runs an operation once."""
-        op, call = Op(kind=kind, i=(c_int64 * 29)(*i)), ctypes.addressof(self.call)
+        op, call = Op(kind=kind, i=(c_int64 * 30)(*i)), ctypes.addressof(self.call)
         self.kept.append(op)
 
         def start() -> None:
@@ -137,6 +137,11 @@ def trailing(number: int) -> int:
     return (number & -number).bit_length() - 1
 
 
+def alone(*rows: int) -> list[int]:
+    """Return the numbers of one position in buffers of so many rows."""
+    return [1, *(number for count in rows for number in (count, 0, 0))]
+
+
 def product_cases(kernels: Kernels) -> Iterator[Case]:
     """Yield the three forms of every layer, and what torch.mm needs for them."""
     for inputs, outputs in SHAPES:
@@ -146,15 +151,21 @@ def product_cases(kernels: Kernels) -> Iterator[Case]:
             layer = Layer(kernels, inputs, outputs, samples, max(1, samples // 256))
             fine = Layer(kernels, inputs, outputs, samples, samples // 16)
             forms = {
-                "forward": layer.starter(OpKind.LINEAR, 0, 1, inputs, outputs, 0, -1),
+                "forward": layer.starter(
+                    *(OpKind.LINEAR, 0, 1, inputs, outputs, 0, -1, 0),
+                    *alone(inputs, outputs),
+                ),
                 "gradient of inputs": layer.starter(
-                    OpKind.LINEAR_GRAD_INPUT, 1, 2, inputs, outputs, 0, -1
+                    *(OpKind.LINEAR_GRAD_INPUT, 1, 2, inputs, outputs, 0, -1),
+                    *alone(outputs, inputs),
                 ),
                 "gradient of weight": layer.starter(
-                    OpKind.LINEAR_GRAD_WEIGHT, 1, 3, inputs, outputs, 0
+                    *(OpKind.LINEAR_GRAD_WEIGHT, 1, 3, inputs, outputs, 0),
+                    *alone(outputs, 1),
                 ),
                 "the same, in pieces of 16": fine.starter(
-                    OpKind.LINEAR_GRAD_WEIGHT, 1, 3, inputs, outputs, 0
+                    *(OpKind.LINEAR_GRAD_WEIGHT, 1, 3, inputs, outputs, 0),
+                    *alone(outputs, 1),
                 ),
             }
             for form, start in forms.items():
@@ -203,9 +214,9 @@ def memory_cases(kernels: Kernels, peak: ctypes.CDLL) -> Iterator[Case]:
     for samples in (64, 512):
         layer = Layer(kernels, 784, 512, samples, 2)
         inputs = 784.0 * samples * 4
-        start = layer.starter(OpKind.TRANSPOSE, 0, 3, 784)
+        start = layer.starter(OpKind.TRANSPOSE, 0, 3, 784, *alone(784))
         yield Case((f"transpose of 784 x {samples}",), 2 * inputs, start)
-        start = layer.starter(OpKind.GRAD_BIAS, 1, 512, 0)
+        start = layer.starter(OpKind.GRAD_BIAS, 1, 512, 0, 512, 0)
         yield Case((f"gradient of 512 biases, {samples}",), 2048.0 * samples, start)
         count = c_int64(784 * samples)
         yield Case(

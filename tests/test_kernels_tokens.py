@@ -3,8 +3,14 @@
 import pytest
 import torch
 from module_gradients import check
+from pointwise_calls import Sample, operation
+from test_kernels_elementwise import run_with
 from torch import Tensor, nn
 from torch.nn import functional
+
+from samestep.kernels.interface import Binary, OpKind, Unary
+from samestep.kernels.library import load_kernels
+from samestep.kernels.lowering import AXES
 
 
 class Patches(nn.Module):
@@ -72,6 +78,45 @@ class Mixer(nn.Module):
         x = functional.gelu(x, approximate="tanh") - x.exp() / 8
         out: Tensor = self.head(x.mean(1))
         return out
+
+
+def test_gelu_and_its_gradient_are_closer_to_float64_than_those_of_torch() -> None:
+    x = torch.linspace(-8, 8, 100_001)
+    exact, usual = (x.to(kind).requires_grad_() for kind in (torch.double, x.dtype))
+    values, slopes = pointwise(Unary.GELU, x), pointwise(Binary.GELU_GRAD, x)
+    for part, found in (("value", values), ("gradient", slopes)):
+        errors = []
+        for inputs in (exact, usual):
+            y = functional.gelu(inputs)
+            (slope,) = torch.autograd.grad(y.sum(), inputs)
+            errors.append((y if part == "value" else slope).detach().double())
+        reference, by_torch = errors
+        error = (found.double() - reference).abs().max()
+        assert error < (by_torch - reference).abs().max()
+        assert error < 4e-7
+
+
+def pointwise(number: Unary | Binary, x: Tensor) -> Tensor:
+    """Return a function of x [n], or a gradient for dy = 1."""
+    rows = -(-len(x) // 32)
+    source = functional.pad(x, (0, rows * 32 - len(x)))
+    sample = Sample([32])
+    buffers = [sample.buffer(part) for part in (source, torch.ones_like(source))]
+    buffers.append(sample.buffer(torch.zeros_like(source)))
+    inner = [*(1 for _ in range(AXES - 1)), rows, *axis(1), *axis(1)]
+    if isinstance(number, Unary):
+        i = [buffers[0], buffers[2], number, rows, 0, rows, 0, *inner]
+        op = operation(OpKind.UNARY, i)
+    else:
+        i = [buffers[1], buffers[2], buffers[0], number, rows, 0, rows, 0, *inner]
+        op = operation(OpKind.BINARY, i)
+    run_with(load_kernels())(op, sample.call())
+    return sample.buffers[buffers[2]][: len(x)]
+
+
+def axis(stride: int) -> list[int]:
+    """Return the strides of axes of which only the inner one is used."""
+    return [*(0 for _ in range(AXES - 1)), stride]
 
 
 @pytest.mark.parametrize("sizes", [[32, 32], [7, 0, 40], [70]])
