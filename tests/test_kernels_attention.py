@@ -61,7 +61,7 @@ def make_attention(sample: Sample, sizes: Sizes, causal: bool, scale: float) -> 
 def workspace(sizes: Sizes) -> int:
     """Return how many floats an attention's workspace has."""
     _, _, keys, width = sizes
-    return 16 * (6 * keys * width + 16 * (4 * width + 1 + 2 * keys))
+    return 16 * (6 * keys * width + 16 * (4 * width + 3 + 2 * keys))
 
 
 def with_gradient(made: Made, scale: float) -> Made:

@@ -62,7 +62,7 @@ def _appended(
     keys = parts[1].shape[2]
     y = lowering.like((samples, positions, heads, _axis(width)))
     kept = lowering.like((samples, _axis(2 * num_heads * queries)))
-    vectors = 6 * keys * width + TOGETHER * (4 * width + 1 + 2 * keys)
+    vectors = 6 * keys * width + TOGETHER * (4 * width + 3 + 2 * keys)
     sizes = [lowering.room(LANES * vectors), num_heads, queries, keys, width]
     views = [number for part in parts for number in _view(part)]
     op = Op(OpKind.ATTENTION, [*views, y.buffer, kept.buffer, *[0] * 8, *sizes])

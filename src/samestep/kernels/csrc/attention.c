@@ -47,6 +47,13 @@ static Matrix rows_of_view(const Head *h, View view) {
     return (Matrix){panel + (view.offset + h->head * view.head) * PANEL,
                     view.position * PANEL, PANEL};
 }
+/* Scores of queries in the workspace: a line more than the keys need, as rows that are a
+ * multiple of 4,096 bytes apart would push each other out of the nearest cache. */
+static Matrix take_scores(Head *h, int64_t rows) {
+    Matrix m = {h->room, (h->keys | 1) * VW, VW};
+    h->room += rows * m.row;
+    return m;
+}
 /* A dense matrix in the workspace. */
 static Matrix take(Head *h, int64_t rows, int64_t columns) {
     Matrix m = {h->room, columns * VW, VW};
@@ -176,7 +183,7 @@ static void attend_queries(Head h, Matrix keys, Matrix values, int64_t query,
                            int64_t rows) {
     float scale = h.op->f[0];
     Matrix x = take(&h, rows, h.width), c = take(&h, rows, h.width);
-    Matrix sums = take(&h, rows, h.width), scores = take(&h, rows, h.keys);
+    Matrix sums = take(&h, rows, h.width), scores = take_scores(&h, rows);
     copy_vectors(x, matrix_at(rows_of_view(&h, view_at(h.op->i)), query, 0), rows,
                  h.width);
     multiply_all(scores, x, transposed(keys), rows, seen_by(&h, query + rows - 1),
@@ -270,7 +277,7 @@ static void attend_queries_back(Head h, const KeysAndValues *kv, int64_t query,
     Matrix x = take(&h, rows, h.width), dy = take(&h, rows, h.width);
     Matrix c = take(&h, rows, h.width), sums = take(&h, rows, h.width);
     Matrix deltas = take(&h, rows, 1);
-    Matrix scores = take(&h, rows, h.keys), gradients = take(&h, rows, h.keys);
+    Matrix scores = take_scores(&h, rows), gradients = take_scores(&h, rows);
     copy_vectors(x, matrix_at(rows_of_view(&h, view_at(h.op->i)), query, 0), rows,
                  h.width);
     scale_gradients(&h, dy, deltas, query, rows);

@@ -213,7 +213,7 @@ static int is_attention(const Training *t, const Op *op) {
         !is_view(t, i + 10, i[10], heads, keys, width) || !by_feature(t, i[15], room) ||
         !by_feature(t, i[16], 2 * kept))
         return 0;
-    int64_t vectors = 6 * times(keys, width) + 16 * (4 * width + 1 + 2 * keys);
+    int64_t vectors = 6 * times(keys, width) + 16 * (4 * width + 3 + 2 * keys);
     if (!has(t, i[25], LANES * vectors)) return 0;
     return op->kind == OP_ATTENTION ||
            (is_view(t, i + 17, i[17], heads, queries, width) &&
