@@ -32,7 +32,10 @@ LARGE = {
     "mnist-mlp-classic": Recipe.load("mnist-mlp-classic", {"epochs": 1}),
 }
 """What `samestep train` does, and one epoch of the other."""
-SMALL = {kind: recipe_of(kind).changed({"data.train_samples": 300}) for kind in KINDS}
+SMALL = {
+    kind: recipe_of(kind).changed({"data.train_samples": 300} if "data" not in more else {})
+    for kind, more in KINDS.items()
+}
 
 
 def outcome(run: Run) -> dict[str, str | float]:

@@ -1,6 +1,7 @@
 """Portable arithmetic: one fingerprint at any placement, by any instruction set."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +16,10 @@ from samestep.state import checkpoint
 from samestep.supervisor.forkserver_client import ForkServer
 
 
+LICENSE = Path(__file__).parents[1] / "LICENSE"
 VIT = {"family": "vit", "patch": 7, "width": 16, "depth": 2, "heads": 2, "dropout": 0.1}
+TEXT = {"source": "text", "path": str(LICENSE), "context": 20}
+DECODER = {"family": "transformer", "width": 16, "depth": 2, "heads": 2, "dropout": 0.1}
 CNN = {"family": "cnn", "channels": [4, 6], "kernels": [5, 3], "hidden": [16]}
 RESNET = {"family": "resnet", "channels": [3, 5], "blocks": 1}
 KINDS: dict[str, dict[str, Any]] = {
@@ -26,6 +30,8 @@ KINDS: dict[str, dict[str, Any]] = {
         "data.augment": {"shift": 1, "flip": 0.5, "mixup": 0.4},
     },
     "resnet": {"model": RESNET},
+    "text": {"data": TEXT, "model": DECODER, "optimizer.max_grad_norm": 0.5},
+    "lines": {"data": TEXT | {"lines": True}, "model": DECODER},
     "batch-norm": {"model.norm": "batch"},
     "clipping": {"optimizer.max_grad_norm": 0.5},
     "sgd": {

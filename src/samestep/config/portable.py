@@ -3,25 +3,13 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from samestep.config.model import (
-    CnnModel,
-    CustomLoss,
-    CustomModel,
-    MlpModel,
-    ResnetModel,
-    RnnModel,
-    VitModel,
-)
+from samestep.config.model import CustomLoss
 from samestep.config.optimizer import MuonRecipe
 from samestep.errors import PlacementError
 
 
 if TYPE_CHECKING:
     from samestep.config.recipe import Recipe
-
-
-FAMILIES = (CnnModel, CustomModel, MlpModel, ResnetModel, RnnModel, VitModel)
-"""The families of models that kernels compute."""
 
 
 def check(recipe: "Recipe") -> None:
@@ -44,8 +32,6 @@ def check_device(recipe: "Recipe", device: str) -> None:
 
 
 def _not_portable(recipe: "Recipe") -> Iterator[str]:
-    if not isinstance(recipe.model, FAMILIES):
-        yield f"`model.family = {recipe.model.family}`"
     if recipe.precision != "float32":
         yield f"`precision = {recipe.precision}` (only for `float32`)"
     if recipe.threads != 1:
