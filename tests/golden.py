@@ -33,7 +33,9 @@ LARGE = {
 }
 """What `samestep train` does, and one epoch of the other."""
 SMALL = {
-    kind: recipe_of(kind).changed({"data.train_samples": 300} if "data" not in more else {})
+    kind: recipe_of(kind).changed(
+        {"data.train_samples": 300} if "data" not in more else {}
+    )
     for kind, more in KINDS.items()
 }
 

@@ -31,7 +31,11 @@ KINDS: dict[str, dict[str, Any]] = {
     },
     "resnet": {"model": RESNET},
     "text": {"data": TEXT, "model": DECODER, "optimizer.max_grad_norm": 0.5},
-    "lines": {"data": TEXT | {"lines": True}, "model": DECODER},
+    "lines": {
+        "data": TEXT | {"lines": True},
+        "model": DECODER,
+        "loss.ignore_index": -100,
+    },
     "batch-norm": {"model.norm": "batch"},
     "clipping": {"optimizer.max_grad_norm": 0.5},
     "sgd": {
