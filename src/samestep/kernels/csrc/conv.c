@@ -74,15 +74,15 @@ static TapSpan tap_span(const Side *s, int is_gradient, int64_t p) {
     return span;
 }
 
-/* That of the next pixel. Most differ by nothing but the pixel that they read. */
-static TapSpan next_tap_span(const Side *s, int is_gradient, int64_t p, TapSpan span) {
-    int64_t step = is_gradient ? 1 : s->stride;
-    int64_t last = span.source + step + (is_gradient ? 0 : span.count - 1) * s->dilation;
-    int is_even = span.count == s->kernel && !(is_gradient && s->stride > 1);
-    if (!is_even || last >= (is_gradient ? s->out : s->in))
-        return tap_span(s, is_gradient, p + 1);
-    span.source += step;
-    return span;
+/* The end of the pixels from `p` on that differ by nothing but what they read. */
+static int64_t end_of_span(const Side *s, int is_gradient, int64_t p,
+                           const TapSpan *span) {
+    int64_t stride = is_gradient ? 1 : s->stride;
+    int64_t last = span->source + (is_gradient ? 0 : span->count - 1) * s->dilation;
+    int is_even = span->count == s->kernel && !(is_gradient && s->stride > 1);
+    int64_t left = (is_gradient ? s->out : s->in) - 1 - last;
+    int64_t end = is_even ? p + left / stride + 1 : p + 1;
+    return smaller(end, is_gradient ? s->in : s->out);
 }
 
 /* One term: distances from the first source, and from the first weight of a pack. */
@@ -99,8 +99,7 @@ typedef struct {
 #define TABLES 16
 
 /* A convolution, or the gradient of its inputs. */
-typedef struct Gathering Gathering;
-struct Gathering {
+typedef struct {
     Conv conv;
     int is_gradient;
     int64_t rows;    /* channels of a group of the result */
@@ -110,13 +109,11 @@ struct Gathering {
     int64_t samples, from_rows, to_rows; /* all rows of a panel */
     const float *w;
     const float *from;
+    const float *bias, *gate; /* or NULL */
     float *to;
     const Op *op;
     const Call *call;
-    /* What is done to a finished row of a panel: `n` samples, beginning with `first`. */
-    void (*finish)(const Gathering *g, int64_t row, int64_t first, int64_t n,
-                   const Draws *draws);
-};
+} Gathering;
 
 /* Where in a block of terms, and in which group, tiles of rows are computed. */
 typedef struct {
@@ -183,19 +180,28 @@ static void pack_tiles(const Gathering *g, Block *block) {
     }
 }
 
-/* c[r, columns] = sum over the table's terms of weight[r] source[columns]. */
+/* c[r, columns] = sum over the table's terms of weight[r] source[columns], for pixels of
+ * the same kind, one after the other. */
 typedef struct {
     const Table *table;
     const float *pack, *source;
-    Tile tile; /* where the sums go */
+    int64_t step; /* of `source`, from one pixel to the next */
+    int64_t pixels;
+    int is_relu;
+    const float *bias; /* of the first row, or NULL */
+    const float *gate; /* as `c`, or NULL */
+    float factor;
+    int is_addition; /* to what is in c */
+    float *c;
+    int64_t c_step;
 } ConvTile;
 
-INLINE void fill_conv_tile(const ConvTile *t, int rows, int vectors) {
-    Sums sums;
+INLINE void sum_table(Sums sums, const ConvTile *t, const float *source, int rows,
+                      int vectors) {
     clear_sums(sums, rows, vectors);
     const Term *end = t->table->terms + t->table->count;
     for (const Term *term = t->table->terms; term < end; term++) {
-        const float *a = t->pack + term->weight, *b = t->source + term->source;
+        const float *a = t->pack + term->weight, *b = source + term->source;
         vf row[TILE_VECTORS];
         UNROLL for (int v = 0; v < vectors; v++) row[v] = load(b + v * VW);
         UNROLL for (int r = 0; r < rows; r++) {
@@ -204,8 +210,41 @@ INLINE void fill_conv_tile(const ConvTile *t, int rows, int vectors) {
                 sums[r][v] = fma_(x, row[v], sums[r][v]);
         }
     }
-    if (t->tile.is_addition) add_sums(sums, t->tile.c, t->tile.c_step, rows, vectors);
-    store_sums(sums, &t->tile, rows, vectors);
+}
+
+/* What follows the last block of terms, apart from dropout. */
+INLINE void finish_sums(Sums sums, const ConvTile *t, int64_t pixel, int rows,
+                        int vectors) {
+    if (t->bias) {
+        UNROLL for (int r = 0; r < rows; r++)
+            UNROLL for (int v = 0; v < vectors; v++) sums[r][v] += splat(t->bias[r]);
+    }
+    if (t->is_relu) {
+        UNROLL for (int r = 0; r < rows; r++)
+            UNROLL for (int v = 0; v < vectors; v++) sums[r][v] = relu(sums[r][v]);
+    }
+    if (!t->gate) return;
+    const float *gate = t->gate + pixel * PANEL;
+    UNROLL for (int r = 0; r < rows; r++)
+        UNROLL for (int v = 0; v < vectors; v++)
+            sums[r][v] =
+                gated(sums[r][v], load(gate + r * t->c_step + v * VW), t->factor);
+}
+
+INLINE void fill_conv_tile(const ConvTile *t, int rows, int vectors) {
+    const float *source = t->source;
+    float *c = t->c;
+    for (int64_t pixel = 0; pixel < t->pixels; pixel++) {
+        Sums sums;
+        sum_table(sums, t, source, rows, vectors);
+        if (t->is_addition) add_sums(sums, c, t->c_step, rows, vectors);
+        finish_sums(sums, t, pixel, rows, vectors);
+        UNROLL for (int r = 0; r < rows; r++)
+            UNROLL for (int v = 0; v < vectors; v++)
+                store(c + r * t->c_step + v * VW, sums[r][v]);
+        source += t->step;
+        c += PANEL;
+    }
 }
 
 typedef void (*FillConvTile)(const ConvTile *);
@@ -223,50 +262,68 @@ typedef struct {
     const Gathering *g;
     Block *block;
     int64_t first, columns;
-    const float *from;
+    const float *from, *gate;
     float *to;
     int is_last; /* block of terms */
     const Draws *draws;
 } Strip;
 
-/* One tile of rows of one pixel. */
-static void fill_pixel(const Strip *p, const Table *table, int64_t tile, int64_t source,
-                       int64_t pixel) {
+INLINE void drop_out(const Strip *p, int64_t row, int64_t rows, int64_t pixel,
+                     int64_t pixels) {
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t i = row + r * p->g->plane + pixel, end = i + pixels; i < end; i++)
+            for (int64_t s = 0; s < p->columns; s += VW) {
+                float *y = p->to + i * PANEL + s;
+                store(y, dropout(load(y), p->draws, s, i));
+            }
+}
+
+/* One tile of rows: `pixels` of the same kind, whose sources are `step` apart. */
+static void fill_pixels(const Strip *p, const Table *table, int64_t tile,
+                        int64_t source, int64_t step, int64_t pixel, int64_t pixels) {
     const Gathering *g = p->g;
     const Block *block = p->block;
     int64_t row = first_row(g->rows, block->tiles, tile);
     int64_t rows = first_row(g->rows, block->tiles, tile + 1) - row;
-    int64_t place = (block->group * g->rows + row) * g->plane + pixel;
-    for (int64_t s = 0; s < p->columns; s += TILE_COLUMNS) {
-        ConvTile t = {.table = table,
-                      .pack = block->pack + (tile - block->tile) * PACKED_TILE,
-                      .source = p->from + source * PANEL + s};
-        t.tile.c = p->to + place * PANEL + s;
-        t.tile.c_step = g->plane * PANEL;
-        t.tile.is_addition = block->k > 0;
-        t.tile.columns = parts_of(smaller(TILE_COLUMNS, p->columns - s), VW) * VW;
-        conv_tiles[t.tile.columns / VW - 1][rows - 1](&t);
+    row += block->group * g->rows;
+    int64_t place = (row * g->plane + pixel) * PANEL;
+    ConvTile t = {.table = table,
+                  .pack = block->pack + (tile - block->tile) * PACKED_TILE,
+                  .step = step * PANEL,
+                  .pixels = pixels,
+                  .is_addition = block->k > 0,
+                  .c_step = g->plane * PANEL};
+    if (p->is_last) {
+        t.is_relu = g->op->flags & OP_RELU;
+        t.bias = g->bias ? g->bias + row : NULL;
+        t.factor = g->op->f[0];
     }
-    for (int64_t r = 0; p->is_last && g->finish && r < rows; r++)
-        g->finish(g, place + r * g->plane, p->first, p->columns, p->draws);
+    for (int64_t s = 0; s < p->columns; s += TILE_COLUMNS) {
+        int64_t vectors = parts_of(smaller(TILE_COLUMNS, p->columns - s), VW);
+        t.source = p->from + source * PANEL + s;
+        t.c = p->to + place + s;
+        t.gate = p->is_last && p->gate ? p->gate + place + s : NULL;
+        conv_tiles[vectors - 1][rows - 1](&t);
+    }
+    if (p->is_last && g->op->flags & OP_DROPOUT)
+        drop_out(p, row * g->plane, rows, pixel, pixels);
 }
 
 /* Row `y` of the pixels: a tile's weights stay in the first cache from pixel to pixel,
  * and so does most of what they are multiplied with. */
 static void fill_row(const Strip *p, int64_t y) {
     const Gathering *g = p->g;
-    const Side *side = &g->conv.x;
     TapSpan rows = tap_span(&g->conv.y, g->is_gradient, y);
     int64_t base = p->block->group * g->sources * g->from_plane +
                    rows.source * g->from_width;
-    for (int64_t n = p->block->tile; n < p->block->last; n++) {
-        TapSpan columns = tap_span(side, g->is_gradient, 0);
-        for (int64_t x = 0; x < g->width; x++) {
-            if (x) columns = next_tap_span(side, g->is_gradient, x - 1, columns);
-            const Table *table = table_of(g, p->block, &rows, &columns);
-            fill_pixel(p, table, n, base + columns.source, y * g->width + x);
+    for (int64_t n = p->block->tile; n < p->block->last; n++)
+        for (int64_t x = 0, end; x < g->width; x = end) {
+            TapSpan columns = tap_span(&g->conv.x, g->is_gradient, x);
+            end = end_of_span(&g->conv.x, g->is_gradient, x, &columns);
+            fill_pixels(p, table_of(g, p->block, &rows, &columns), n,
+                        base + columns.source, g->is_gradient ? 1 : g->conv.x.stride,
+                        y * g->width + x, end - x);
         }
-    }
 }
 
 /* All pixels of one panel. */
@@ -280,6 +337,7 @@ static void fill_strip(const Gathering *g, Block *block, int64_t first) {
                .first = first,
                .columns = smaller(PANEL, g->samples - first),
                .from = g->from + first * g->from_rows,
+               .gate = g->gate ? g->gate + first * g->to_rows : NULL,
                .to = g->to + first * g->to_rows,
                .is_last = block->k + block->terms == g->sources * g->conv.taps,
                .draws = &draws};
@@ -288,7 +346,8 @@ static void fill_strip(const Gathering *g, Block *block, int64_t first) {
 
 static void gather_products(const Gathering *g) {
     int64_t terms = g->sources * g->conv.taps, tiles = parts_of(g->rows, TILE_ROWS);
-    Block block = {.tiles = tiles};
+    Block block;
+    block.tiles = tiles;
     for (block.group = 0; block.group < g->conv.groups; block.group++)
         for (block.k = 0; block.k < terms; block.k += K_BLOCK) {
             block.terms = smaller(K_BLOCK, terms - block.k);
@@ -302,28 +361,8 @@ static void gather_products(const Gathering *g) {
         }
 }
 
-INLINE vf add_bias(const Gathering *g, int number, int64_t row, vf x) {
-    int64_t offset = g->op->i[number];
-    return offset < 0 ? x : x + splat(weights_at(g->call, offset)[row / g->plane]);
-}
-
-static void finish_conv(const Gathering *g, int64_t row, int64_t first, int64_t n,
-                        const Draws *draws) {
-    float *y = g->to + (first / PANEL * g->to_rows + row) * PANEL;
-    for (int64_t s = 0; s < n; s += VW)
-        store(y + s, activate(add_bias(g, CONV_BIAS, row, load(y + s)), g->op->flags,
-                              draws, s, row));
-}
-
-static void finish_conv_grad_input(const Gathering *g, int64_t row, int64_t first,
-                                   int64_t n, const Draws *draws) {
-    (void)draws;
-    int64_t place = (first / PANEL * g->to_rows + row) * PANEL;
-    const float *y = buffer_or_null(g->call, g->op->i[CONV_GATE]);
-    for (int64_t s = 0; s < n; s += VW) {
-        vf dx = add_bias(g, CONV_INPUT_BIAS, row, load(g->to + place + s));
-        store(g->to + place + s, y ? gated(dx, load(y + place + s), g->op->f[0]) : dx);
-    }
+INLINE const float *parameters_at(const Call *call, int64_t offset) {
+    return offset < 0 ? NULL : weights_at(call, offset);
 }
 
 static void op_conv(const Op *op, const Call *call) {
@@ -343,7 +382,7 @@ static void op_conv(const Op *op, const Call *call) {
                    .to = call->buffers[op->i[1]],
                    .op = op,
                    .call = call,
-                   .finish = finish_conv};
+                   .bias = parameters_at(call, op->i[CONV_BIAS])};
     gather_products(&g);
 }
 
@@ -365,7 +404,7 @@ static void op_conv_grad_input(const Op *op, const Call *call) {
                    .to = call->buffers[op->i[1]],
                    .op = op,
                    .call = call,
-                   .finish = finish_conv_grad_input};
-    if (op->i[CONV_GATE] < 0 && op->i[CONV_INPUT_BIAS] < 0) g.finish = NULL;
+                   .bias = parameters_at(call, op->i[CONV_INPUT_BIAS]),
+                   .gate = buffer_or_null(call, op->i[CONV_GATE])};
     gather_products(&g);
 }
