@@ -121,7 +121,7 @@ static float of_sample(const Shape *s, const float *dy, const float *x, int64_t 
         int64_t sy = source(s, 0, p / width, t / kw % kh);
         int64_t sx = source(s, 1, p % width, t % kw);
         int is_there = sy >= 0 && sx >= 0;
-        count(&sum, is_there, dy[o * h * width + p], is_there ? at(s, x, c, sy, sx) : 0);
+        count(&sum, 1, dy[o * h * width + p], is_there ? at(s, x, c, sy, sx) : 0);
     }
     return result(&sum);
 }

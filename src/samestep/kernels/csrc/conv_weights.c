@@ -61,6 +61,8 @@ static Tap tap_of(const Conv *conv, int64_t term) {
 typedef struct {
     const Conv *conv;
     const Tap *taps;
+    Tap inside; /* the pixels that all terms have */
+    int64_t source[TILE_TERMS]; /* of the terms, in floats */
     const float *x, *dy; /* the vectors of the first row of the group's channels */
     int64_t plane;
     vf *partial;       /* [TILE_TERMS, TILE_CHANNELS] sums of a block that has begun */
@@ -68,52 +70,44 @@ typedef struct {
     int64_t next;      /* channel, in floats */
 } PixelTile;
 
-/* Pixels [first, end) of row y: those terms whose bit is set in `mask`. */
-INLINE void add_pixels(PixelSums sums, const PixelTile *t, int64_t y, int64_t first,
-                       int64_t end, unsigned mask, int terms, int channels) {
-    const Side *sy = &t->conv->y, *sx = &t->conv->x;
-    int64_t start = (y * sy->stride * sx->in + first * sx->stride) * PANEL;
-    const float *dy = t->dy + (y * sx->out + first) * PANEL;
-    int is_whole = mask == (1u << terms) - 1;
-    const float *x[TILE_TERMS];
-    UNROLL for (int j = 0; j < terms; j++)
-        x[j] = mask >> j & 1 ? t->x + t->taps[j].source * PANEL + start : t->x;
-    for (int64_t p = first; p < end; p++, dy += PANEL) {
-        if (is_whole) {
-            vf row[TILE_TERMS];
-            UNROLL for (int j = 0; j < terms; j++) row[j] = load(x[j]);
-            UNROLL for (int c = 0; c < channels; c++) {
-                vf d = load(dy + c * t->plane * PANEL);
-                UNROLL for (int j = 0; j < terms; j++)
-                    sums[j][c] = fma_(d, row[j], sums[j][c]);
-            }
-        } else {
-            UNROLL for (int j = 0; j < terms; j++) {
-                if (!(mask >> j & 1)) continue;
-                vf row = load(x[j]);
-                UNROLL for (int c = 0; c < channels; c++)
-                    sums[j][c] =
-                        fma_(load(dy + c * t->plane * PANEL), row, sums[j][c]);
-            }
-        }
-        UNROLL for (int j = 0; j < terms; j++) x[j] += sx->stride * PANEL;
+INLINE void add_pixel(PixelSums sums, const PixelTile *t, const float *const *x,
+                      const float *dy, int terms, int channels) {
+    vf row[TILE_TERMS];
+    UNROLL for (int j = 0; j < terms; j++) row[j] = load(x[j]);
+    UNROLL for (int c = 0; c < channels; c++) {
+        vf d = load(dy + c * t->plane * PANEL);
+        UNROLL for (int j = 0; j < terms; j++)
+            sums[j][c] = fma_(d, row[j], sums[j][c]);
     }
 }
 
-/* Columns [first, end) of row y, in runs of pixels that have the same terms. */
+/* Columns [first, end) of row y. Most have all terms; where one is outside of the image,
+ * zeros stand for it. */
 INLINE void add_row(PixelSums sums, const PixelTile *t, int64_t y, int64_t first,
                     int64_t end, int terms, int channels) {
-    while (first < end) {
-        unsigned mask = 0;
-        int64_t until = end;
-        for (int j = 0; j < terms; j++) {
-            const Tap *tap = &t->taps[j];
-            if (y < tap->top || y >= tap->bottom || first >= tap->right) continue;
-            if (first >= tap->left) mask |= 1u << j;
-            until = smaller(until, first >= tap->left ? tap->right : tap->left);
+    static const float zeros[VW];
+    const Side *sy = &t->conv->y, *sx = &t->conv->x;
+    int64_t step = sx->stride * PANEL;
+    const float *start = t->x + (y * sy->stride * sx->in + first * sx->stride) * PANEL;
+    const float *dy = t->dy + (y * sx->out + first) * PANEL, *x[TILE_TERMS];
+    int is_inside = y >= t->inside.top && y < t->inside.bottom;
+    for (int64_t p = first; p < end; p++, start += step, dy += PANEL) {
+        if (is_inside && p >= t->inside.left && p < t->inside.right) {
+            UNROLL for (int j = 0; j < terms; j++) x[j] = start + t->source[j];
+            for (int64_t last = smaller(end, t->inside.right); p < last; p++) {
+                add_pixel(sums, t, x, dy, terms, channels);
+                UNROLL for (int j = 0; j < terms; j++) x[j] += step;
+                start += step, dy += PANEL;
+            }
+            if (p == end) return;
         }
-        if (mask) add_pixels(sums, t, y, first, until, mask, terms, channels);
-        first = until;
+        UNROLL for (int j = 0; j < terms; j++) {
+            const Tap *tap = &t->taps[j];
+            int is_there = (y >= tap->top) & (y < tap->bottom) & (p >= tap->left) &
+                           (p < tap->right);
+            x[j] = is_there ? start + t->source[j] : zeros;
+        }
+        add_pixel(sums, t, x, dy, terms, channels);
     }
 }
 
@@ -165,6 +159,18 @@ EACH_CHANNELS(LIST_TERMS, SUM_TILE_OF_PIXELS)
 static const SumPixels pixel_tiles[TILE_CHANNELS][TILE_TERMS] = {
     EACH_CHANNELS(LIST_TERMS_BRACED, NAME_PIXELS)};
 
+static void take_taps(PixelTile *t, const Tap *taps, int64_t terms) {
+    t->taps = taps;
+    t->inside = taps[0];
+    for (int64_t j = 0; j < terms; j++) {
+        t->source[j] = taps[j].source * PANEL;
+        if (taps[j].top > t->inside.top) t->inside.top = taps[j].top;
+        if (taps[j].left > t->inside.left) t->inside.left = taps[j].left;
+        t->inside.bottom = smaller(taps[j].bottom, t->inside.bottom);
+        t->inside.right = smaller(taps[j].right, t->inside.right);
+    }
+}
+
 /* Terms [term, last) of `channels` output channels, one vector of samples: the place of
  * a sample is `s`. */
 static void sum_group(const ConvGradient *g, const Tap *taps, int64_t group,
@@ -184,7 +190,7 @@ static void sum_group(const ConvGradient *g, const Tap *taps, int64_t group,
         for (int64_t n = 0; n < tiles; n++) {
             int64_t term = first_row(terms, tiles, n);
             int64_t size = first_row(terms, tiles, n + 1) - term;
-            t.taps = taps + term;
+            take_taps(&t, taps + term, size);
             t.partial = partial + term * TILE_CHANNELS;
             t.sums = g->sums + (panel * CONV_SUMS + term * PANEL) + s % PANEL;
             pixel_tiles[channels - 1][size - 1](&t, first, end);
