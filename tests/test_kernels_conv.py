@@ -223,7 +223,7 @@ def test_the_gradients_of_kernel_and_bias_equal_the_reference(
     left = summed(example, leaves)
     room = size + example.out + 4
     slots = [unaligned(np.full(room, GUARD, np.float32)) for _ in left]
-    buffers = [by_panels(example.dy.T), by_panels(example.x.T), example.room(256)]
+    buffers = [by_panels(example.dy.T), by_panels(example.x.T), example.room(512)]
     i = example.numbers(0, 1, 2, 2 + size if has_bias else -1, 2)
     op = Op(kind=OpKind.CONV_GRAD_WEIGHT, i=i)
     run(load_kernels(isa), op, example, buffers, example.bias, slots)

@@ -21,7 +21,7 @@ from samestep.kernels.trace import Node, Value
 
 WEIGHT, BIAS = 15, 16
 """Where the places of gradients stand among the numbers."""
-SUMS = 256
+SUMS = 512
 """Of every sample, that the gradient of a weight keeps: CONV_SUMS in the header."""
 
 

@@ -16,7 +16,7 @@
 #define TILE_TERMS 1
 #define TILE_CHANNELS 2
 #endif
-#define TERMS_TOGETHER 50   /* of one group of tiles */
+#define TERMS_TOGETHER 100  /* of one group of tiles */
 #define PIXELS_TOGETHER 64 /* whose gradients stay in the first cache meanwhile */
 
 typedef vf PixelSums[TILE_TERMS][TILE_CHANNELS];
@@ -63,19 +63,20 @@ typedef struct {
     const Tap *taps;
     Tap inside; /* the pixels that all terms have */
     int64_t source[TILE_TERMS]; /* of the terms, in floats */
-    const float *x, *dy; /* the vectors of the first row of the group's channels */
-    int64_t plane;
+    const float *x;  /* the vector of the first row of the group's channels */
+    const float *dy; /* [pixels, TILE_CHANNELS] vectors */
+    int64_t plane;     /* pixels of the outputs */
     vf *partial;       /* [TILE_TERMS, TILE_CHANNELS] sums of a block that has begun */
     float *sums;       /* rows of sums: those of one channel follow each other */
     int64_t next;      /* channel, in floats */
 } PixelTile;
 
-INLINE void add_pixel(PixelSums sums, const PixelTile *t, const float *const *x,
-                      const float *dy, int terms, int channels) {
+INLINE void add_pixel(PixelSums sums, const float *const *x, const float *dy, int terms,
+                      int channels) {
     vf row[TILE_TERMS];
     UNROLL for (int j = 0; j < terms; j++) row[j] = load(x[j]);
     UNROLL for (int c = 0; c < channels; c++) {
-        vf d = load(dy + c * t->plane * PANEL);
+        vf d = load(dy + c * VW);
         UNROLL for (int j = 0; j < terms; j++)
             sums[j][c] = fma_(d, row[j], sums[j][c]);
     }
@@ -83,21 +84,21 @@ INLINE void add_pixel(PixelSums sums, const PixelTile *t, const float *const *x,
 
 /* Columns [first, end) of row y. Most have all terms; where one is outside of the image,
  * zeros stand for it. */
-INLINE void add_row(PixelSums sums, const PixelTile *t, int64_t y, int64_t first,
-                    int64_t end, int terms, int channels) {
+INLINE void add_row(PixelSums sums, const PixelTile *t, const float *dy, int64_t y,
+                    int64_t first, int64_t end, int terms, int channels) {
     static const float zeros[VW];
     const Side *sy = &t->conv->y, *sx = &t->conv->x;
     int64_t step = sx->stride * PANEL;
     const float *start = t->x + (y * sy->stride * sx->in + first * sx->stride) * PANEL;
-    const float *dy = t->dy + (y * sx->out + first) * PANEL, *x[TILE_TERMS];
+    const float *x[TILE_TERMS];
     int is_inside = y >= t->inside.top && y < t->inside.bottom;
-    for (int64_t p = first; p < end; p++, start += step, dy += PANEL) {
+    for (int64_t p = first; p < end; p++, start += step) {
         if (is_inside && p >= t->inside.left && p < t->inside.right) {
             UNROLL for (int j = 0; j < terms; j++) x[j] = start + t->source[j];
             for (int64_t last = smaller(end, t->inside.right); p < last; p++) {
-                add_pixel(sums, t, x, dy, terms, channels);
+                add_pixel(sums, x, dy, terms, channels);
                 UNROLL for (int j = 0; j < terms; j++) x[j] += step;
-                start += step, dy += PANEL;
+                start += step, dy += TILE_CHANNELS * VW;
             }
             if (p == end) return;
         }
@@ -107,7 +108,8 @@ INLINE void add_row(PixelSums sums, const PixelTile *t, int64_t y, int64_t first
                            (p < tap->right);
             x[j] = is_there ? start + t->source[j] : zeros;
         }
-        add_pixel(sums, t, x, dy, terms, channels);
+        add_pixel(sums, x, dy, terms, channels);
+        dy += TILE_CHANNELS * VW;
     }
 }
 
@@ -122,7 +124,8 @@ INLINE void sum_tile_of_pixels(const PixelTile *t, int64_t first, int64_t end, i
     for (int64_t p = first; p < end;) {
         int64_t y = p / width, column = p % width;
         int64_t last = smaller(width, column + end - p);
-        add_row(sums, t, y, column, last, terms, channels);
+        const float *dy = t->dy + (p - first) * TILE_CHANNELS * VW;
+        add_row(sums, t, dy, y, column, last, terms, channels);
         p += last - column;
     }
     int is_block = end % K_BLOCK == 0 || end == t->plane;
@@ -171,72 +174,84 @@ static void take_taps(PixelTile *t, const Tap *taps, int64_t terms) {
     }
 }
 
-/* Terms [term, last) of `channels` output channels, one vector of samples: the place of
- * a sample is `s`. */
-static void sum_group(const ConvGradient *g, const Tap *taps, int64_t group,
-                      int64_t channel, int64_t channels, int64_t terms, int64_t s) {
-    vf partial[TERMS_TOGETHER * TILE_CHANNELS];
-    int64_t panel = s / PANEL * PANEL, tiles = parts_of(terms, TILE_TERMS);
-    int64_t in_plane = g->conv.y.in * g->conv.x.in, end;
-    PixelTile t = {
-        .conv = &g->conv,
-        .dy = g->dy + (panel / PANEL * g->dy_rows + channel * g->plane) * PANEL + s % PANEL,
-        .x = g->x + (panel / PANEL * g->x_rows + group * g->conv.in * in_plane) * PANEL +
-             s % PANEL,
-        .plane = g->plane,
-        .next = TERMS_TOGETHER * PANEL};
+/* What one group of tiles sums: `channels` output channels from `channel` on, and terms
+ * of the same group of channels. */
+typedef struct {
+    const ConvGradient *g;
+    int64_t group, channel, channels;
+    int64_t term, terms;
+    int has_bias;
+    Tap taps[TERMS_TOGETHER];
+} SumGroup;
+
+/* Copy the gradients of pixels [first, end), one vector of samples, so that they lie
+ * side by side, and add them to the bias's sums. */
+static void take_gradients(const SumGroup *group, int64_t s, int64_t first, int64_t end,
+                           float *dy, vf *bias) {
+    const ConvGradient *g = group->g;
+    const float *from =
+        g->dy + (s / PANEL * g->dy_rows + group->channel * g->plane) * PANEL + s % PANEL;
+    for (int64_t c = 0; c < group->channels; c++) {
+        vf sum = first % K_BLOCK ? bias[c] : (vf){0};
+        const float *row = from + (c * g->plane + first) * PANEL;
+        for (int64_t p = first; p < end; p++, row += PANEL) {
+            vf x = load(row);
+            sum += x;
+            store(dy + ((p - first) * TILE_CHANNELS + c) * VW, x);
+        }
+        bias[c] = sum;
+    }
+}
+
+/* Where the sums of a row of the buffer lie. */
+INLINE float *sums_at(const ConvGradient *g, int64_t row, int64_t s) {
+    return g->sums + (s / PANEL * CONV_SUMS + row) * PANEL + s % PANEL;
+}
+
+/* One vector of samples, beginning with `s`. */
+static void sum_group(const SumGroup *group, int64_t s) {
+    const ConvGradient *g = group->g;
+    vf partial[TERMS_TOGETHER * TILE_CHANNELS], bias[TILE_CHANNELS];
+    float dy[PIXELS_TOGETHER * TILE_CHANNELS * VW] __attribute__((aligned(64)));
+    int64_t tiles = parts_of(group->terms, TILE_TERMS), end;
+    int64_t row = group->group * g->conv.in * g->conv.y.in * g->conv.x.in;
+    PixelTile t = {.conv = &g->conv,
+                   .dy = dy,
+                   .x = g->x + (s / PANEL * g->x_rows + row) * PANEL + s % PANEL,
+                   .plane = g->plane,
+                   .next = TERMS_TOGETHER * PANEL};
     for (int64_t first = 0; first < g->plane; first = end) {
         end = smaller(first + PIXELS_TOGETHER, g->plane);
+        take_gradients(group, s, first, end, dy, bias);
         for (int64_t n = 0; n < tiles; n++) {
-            int64_t term = first_row(terms, tiles, n);
-            int64_t size = first_row(terms, tiles, n + 1) - term;
-            take_taps(&t, taps + term, size);
+            int64_t term = first_row(group->terms, tiles, n);
+            int64_t size = first_row(group->terms, tiles, n + 1) - term;
+            take_taps(&t, group->taps + term, size);
             t.partial = partial + term * TILE_CHANNELS;
-            t.sums = g->sums + (panel * CONV_SUMS + term * PANEL) + s % PANEL;
-            pixel_tiles[channels - 1][size - 1](&t, first, end);
+            t.sums = sums_at(g, term, s);
+            pixel_tiles[group->channels - 1][size - 1](&t, first, end);
+        }
+        if (!group->has_bias || (end % K_BLOCK && end < g->plane)) continue;
+        for (int64_t c = 0; c < group->channels; c++) {
+            float *to = sums_at(g, CONV_SUMS - TILE_CHANNELS + c, s);
+            store(to, end > K_BLOCK ? load(to) + bias[c] : bias[c]);
         }
     }
 }
 
-/* The bias's sums of `channels` output channels, one vector of samples. */
-static void sum_bias(const ConvGradient *g, int64_t channel, int64_t channels,
-                     int64_t s) {
-    int64_t panel = s / PANEL;
-    for (int64_t c = 0; c < channels; c++) {
-        const float *dy =
-            g->dy + (panel * g->dy_rows + (channel + c) * g->plane) * PANEL + s % PANEL;
-        vf total = {0};
-        for (int64_t first = 0; first < g->plane; first += K_BLOCK) {
-            vf sum = {0};
-            for (int64_t p = first; p < smaller(first + K_BLOCK, g->plane); p++)
-                sum += load(dy + p * PANEL);
-            total = first ? total + sum : sum;
-        }
-        store(g->sums + (panel * CONV_SUMS + CONV_SUMS - TILE_CHANNELS + c) * PANEL +
-                  s % PANEL,
-              total);
+/* All samples, all micro-batches. */
+static void sum_whole_group(const SumGroup *group) {
+    const ConvGradient *g = group->g;
+    const int64_t *i = g->op->i;
+    for (int64_t s = 0; s < num_samples(g->call); s += VW) sum_group(group, s);
+    for (int64_t c = 0; c < group->channels; c++) {
+        int64_t place = (group->channel + c) * g->conv.in * g->conv.taps + group->term;
+        sum_rows_to_slots(g->call, sums_at(g, c * TERMS_TOGETHER, 0), CONV_SUMS,
+                          group->terms, i[CONV_WEIGHT] + place);
     }
-}
-
-/* Terms [term, term + terms) of output channels of a group: all samples, all
- * micro-batches. */
-static void sum_terms_of_channels(const ConvGradient *g, int64_t group, int64_t channel,
-                                  int64_t channels, int64_t term, int64_t terms) {
-    const Op *op = g->op;
-    int64_t samples = num_samples(g->call), all = g->conv.in * g->conv.taps;
-    int has_bias = term == 0 && op->i[CONV_BIAS] >= 0;
-    Tap taps[TERMS_TOGETHER];
-    for (int64_t n = 0; n < terms; n++) taps[n] = tap_of(&g->conv, term + n);
-    for (int64_t s = 0; s < samples; s += VW) {
-        sum_group(g, taps, group, channel, channels, terms, s);
-        if (has_bias) sum_bias(g, channel, channels, s);
-    }
-    for (int64_t c = 0; c < channels; c++)
-        sum_rows_to_slots(g->call, g->sums + c * TERMS_TOGETHER * PANEL, CONV_SUMS, terms,
-                 op->i[CONV_WEIGHT] + (channel + c) * all + term);
-    if (has_bias)
-        sum_rows_to_slots(g->call, g->sums + (CONV_SUMS - TILE_CHANNELS) * PANEL, CONV_SUMS,
-                 channels, op->i[CONV_BIAS] + channel);
+    if (group->has_bias)
+        sum_rows_to_slots(g->call, sums_at(g, CONV_SUMS - TILE_CHANNELS, 0), CONV_SUMS,
+                          group->channels, i[CONV_BIAS] + group->channel);
 }
 
 static void op_conv_grad_weight(const Op *op, const Call *call) {
@@ -251,12 +266,19 @@ static void op_conv_grad_weight(const Op *op, const Call *call) {
     g.x_rows = op->i[2] * g.conv.y.in * g.conv.x.in;
     int64_t all = op->i[CONV_WEIGHT] < 0 ? 0 : g.conv.in * g.conv.taps;
     int64_t tiles = parts_of(g.conv.out, TILE_CHANNELS);
-    for (int64_t group = 0; group < g.conv.groups; group++)
-        for (int64_t n = 0; n < tiles; n++) {
-            int64_t first = first_row(g.conv.out, tiles, n);
-            int64_t channels = first_row(g.conv.out, tiles, n + 1) - first;
-            for (int64_t term = 0; term == 0 || term < all; term += TERMS_TOGETHER)
-                sum_terms_of_channels(&g, group, group * g.conv.out + first, channels,
-                                      term, smaller(TERMS_TOGETHER, all - term));
+    for (int64_t n = 0; n < g.conv.groups * tiles; n++) {
+        int64_t first = first_row(g.conv.out, tiles, n % tiles);
+        SumGroup group = {.g = &g, .group = n / tiles};
+        group.channel = group.group * g.conv.out + first;
+        group.channels = first_row(g.conv.out, tiles, n % tiles + 1) - first;
+        int64_t parts = all ? parts_of(all, TERMS_TOGETHER) : 1;
+        for (int64_t part = 0; part < parts; part++) {
+            int64_t term = first_row(all, parts, part);
+            group.term = term, group.terms = first_row(all, parts, part + 1) - term;
+            group.has_bias = term == 0 && op->i[CONV_BIAS] >= 0;
+            for (int64_t k = 0; k < group.terms; k++)
+                group.taps[k] = tap_of(&g.conv, term + k);
+            sum_whole_group(&group);
         }
+    }
 }

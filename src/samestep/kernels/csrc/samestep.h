@@ -214,7 +214,7 @@ enum {
     NUM_BINARY
 };
 
-#define CONV_SUMS 256 /* of every sample that a convolution's gradient keeps */
+#define CONV_SUMS 512 /* of every sample that a convolution's gradient keeps */
 
 /* Floats for the packed weights of a recurrent layer, a multiple of 16: no tile has
  * more than 16 rows, and whole vectors are stored. */
