@@ -1,6 +1,6 @@
 """Recurrent layers, which `recurrent_calls` records whole."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from samestep.kernels.lowering import (
     Lowerings,
     Parameter,
     Results,
+    SampleSum,
     WeightGradient,
     Zeros,
 )
@@ -171,7 +172,12 @@ def _backward(lowering: Lowering, node: Node, arguments: list[Any]) -> Results:
             if kept.cell.gates == 3:
                 assert kept.history is not None
                 gradients = kept.gates, kept.history
-            return [_gradient(lowering, kept, gradients, n, firsts) for n in wanted]
+            sums = [summed(lowering, gradients[0], [0, 1])] * 2 if 5 in wanted else []
+            if 6 in wanted and gradients[1] is not gradients[0]:
+                sums[1] = summed(lowering, gradients[1], [0, 1])
+            return [
+                _gradient(lowering, kept, gradients, sums, n, firsts) for n in wanted
+            ]
     return None
 
 
@@ -209,12 +215,14 @@ def _gradient(
     lowering: Lowering,
     kept: Kept,
     gradients: tuple[Activation, Activation],
+    sums: Sequence[Activation | SampleSum],
     number: int,
     firsts: list[Activation],
 ) -> Any:
     """Return the gradient of an argument of the forward pass, by its number.
 
-    `gradients` are those of the products with the inputs and with the states.
+    `gradients` are those of the products with the inputs and with the states, `sums`
+    those of their biases.
     """
     match number:
         case 0:
@@ -225,7 +233,7 @@ def _gradient(
             return WeightGradient(gradients[0], kept.inputs)
         case 4:
             return _weight_gradient(kept, gradients[1])
-    return summed(lowering, gradients[number - 5], [0, 1], False, mean=False)
+    return sums[number - 5]
 
 
 def _weight_gradient(kept: Kept, gradient: Activation) -> WeightGradient:
