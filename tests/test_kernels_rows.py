@@ -155,7 +155,32 @@ def make_binary(sample: Sample, features: int, choice: int) -> Made:
     return sample, op, {a: rows[0], b: rows[1], y: out}
 
 
+def make_matmul(sample: Sample, features: int, choice: int) -> Made:
+    """Products of matrices within each sample, of any strides."""
+    groups, m, n = (1 + below(sample, 6) for _ in range(3))
+    k = 260 if choice % 9 == 0 else 1 + below(sample, 9)
+    strides = [below(sample, 7) for _ in range(6)]
+    sizes = ((groups, m, k), (groups, k, n))
+    rows = [
+        sum((size - 1) * step for size, step in zip(each, part, strict=True)) + 3
+        for each, part in zip(sizes, (strides[:3], strides[3:]), strict=True)
+    ]
+    out = groups * m * n
+    a, b, y = (sample.by_feature(count) for count in (*rows, out))
+    i = [a, y, b, rows[0], 2, rows[1], 1, groups, m, n, k, *strides]
+    return sample, operation(OpKind.MATMUL, i), {a: rows[0], b: rows[1], y: out}
+
+
+def make_softmax(sample: Sample, features: int, choice: int) -> Made:
+    """Softmax of rows that follow each other, also of more than a block."""
+    count, times = (270, 1) if choice % 9 == 0 else (features, 1 + choice % 3)
+    x, y = (sample.by_feature(count * times, 3.0) for _ in range(2))
+    op = operation(OpKind.SOFTMAX, [x, y, count * times, count, choice % 2])
+    return sample, op, {x: count * times, y: count * times}
+
+
 MAKERS = (
+    *(make_matmul, make_softmax),
     *(make_linear, make_linear_grad, make_linear_grad_weight, make_norm),
     *(make_norm_grad, make_sum_rows, make_unary, make_binary),
 )

@@ -42,6 +42,9 @@ static double log_of(double x) {
     double s = (m - 1) / (m + 1), z = s * s;
     return k * 0x1.62e42fefa39efp-1 + s * (z * polynomial(z, P, 4) + 2);
 }
+static double log1p_of(double x) {
+    return fabs(x) < 0x1p-20 ? x - x * x * 0.5 : log_of(x + 1);
+}
 static double tanh_of(double x) {
     double e = expm1_of(cut(fabs(x), 0, 10) * 2);
     return copysign(e / (e + 2), x);

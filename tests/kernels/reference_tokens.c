@@ -184,6 +184,8 @@ static float unary(int64_t function, float x, const float *f) {
     case UNARY_GELU: return x * normal_of(x);
     case UNARY_GELU_TANH: return (0.5f * x) * (1 + gelu_tanh_part(x));
     case UNARY_SILU: return x * (float)sigmoid_of(x);
+    case UNARY_EXPM1: return (float)expm1_of(cut(x, -110, 110));
+    case UNARY_LOG1P: return (float)log1p_of(x);
     default: return x;
     }
 }
@@ -192,6 +194,15 @@ static float binary(int64_t function, float a, float b) {
               : function == BINARY_SILU_GRAD    ? (float)sigmoid_of(b)
                                                 : b;
     switch (function) {
+    case BINARY_MAX: return a > b || isnan(a) ? a : b;
+    case BINARY_MIN: return a < b || isnan(a) ? a : b;
+    case BINARY_GREATER: return a > b;
+    case BINARY_AT_LEAST: return a >= b;
+    case BINARY_LESS: return a < b;
+    case BINARY_AT_MOST: return a <= b;
+    case BINARY_EQUAL: return a == b;
+    case BINARY_WHERE: return b != 0 ? a : 0;
+    case BINARY_WHERE_NOT: return b != 0 ? 0 : a;
     case BINARY_ADD: return a + b;
     case BINARY_SUB: return a - b;
     case BINARY_MUL: return a * b;
@@ -251,6 +262,37 @@ static void sum_rows(In op, At call, int64_t s) {
     }
 }
 
+static void matmul(In op, At call, int64_t s) {
+    const int64_t *i = op->i, width = i[9], terms = i[10];
+    float a[terms], b[terms];
+    for (int64_t n = 0; n < i[7] * i[8] * width; n++) {
+        int64_t g = n / width / i[8], row = n / width % i[8], column = n % width;
+        for (int64_t k = 0; k < terms; k++) {
+            int64_t of_a = i[4] + g * i[11] + row * i[12] + k * i[13];
+            int64_t of_b = i[6] + g * i[14] + k * i[15] + column * i[16];
+            a[k] = *by_feature(call, i[0], i[3], of_a, s);
+            b[k] = *by_feature(call, i[2], i[5], of_b, s);
+        }
+        *by_feature(call, i[1], i[7] * i[8] * width, n, s) = product(a, b, terms);
+    }
+}
+static void softmax(In op, At call, int64_t s) {
+    const int64_t *i = op->i, terms = i[3];
+    float e[terms];
+    for (int64_t first = 0; first < i[2]; first += terms) {
+        float top = -INFINITY;
+        for (int64_t k = 0; k < terms; k++) {
+            float x = *by_feature(call, i[0], i[2], first + k, s);
+            if (x > top || isnan(x)) top = x;
+        }
+        for (int64_t k = 0; k < terms; k++)
+            e[k] = (float)exp_of(*by_feature(call, i[0], i[2], first + k, s) - top);
+        for (int64_t k = 0; k < terms; k++)
+            *by_feature(call, i[1], i[2], first + k, s) =
+                i[4] && top == -INFINITY ? 0 : e[k] / chain(e, terms);
+    }
+}
+
 void reference_tokens(In op, At call) {
     int64_t positions = op->kind == OP_LINEAR              ? op->i[7]
                         : op->kind == OP_LINEAR_GRAD_INPUT ? op->i[6]
@@ -267,6 +309,8 @@ void reference_tokens(In op, At call) {
             case OP_TRANSPOSE: transpose(op, call, p, s); break;
             case OP_LAYER_NORM: layer_norm(op, call, p, s); break;
             case OP_LAYER_NORM_GRAD: layer_norm_grad(op, call, p, s); break;
+            case OP_MATMUL: matmul(op, call, s); break;
+            case OP_SOFTMAX: softmax(op, call, s); break;
             case OP_SUM_ROWS: sum_rows(op, call, s); break;
             case OP_UNARY:
             case OP_BINARY: pointwise(op, call, s); break;

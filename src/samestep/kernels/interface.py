@@ -63,6 +63,8 @@ class OpKind(IntEnum):
     LSTM_GRAD = 36
     GRU_GRAD = 37
     RNN_GRAD = 38
+    MATMUL = 39
+    SOFTMAX = 40
 
 
 class OpFlag(IntFlag):
@@ -97,6 +99,8 @@ class Unary(IntEnum):
     GELU = 14
     GELU_TANH = 15
     SILU = 16
+    EXPM1 = 17
+    LOG1P = 18
 
 
 class Binary(IntEnum):
@@ -111,6 +115,17 @@ class Binary(IntEnum):
     GELU_GRAD = 6
     GELU_TANH_GRAD = 7
     SILU_GRAD = 8
+    MAX = 9
+    MIN = 10
+    GREATER = 11
+    """1 where a > b, else 0; the other comparisons likewise."""
+    AT_LEAST = 12
+    LESS = 13
+    AT_MOST = 14
+    EQUAL = 15
+    WHERE = 16
+    """a where b is not 0, else 0."""
+    WHERE_NOT = 17
 
 
 class OptimizerKind(IntEnum):

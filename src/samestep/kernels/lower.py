@@ -12,15 +12,18 @@ from samestep.errors import NotPortable
 from samestep.kernels import fusion
 from samestep.kernels.aten import LOWERINGS, advice, embedding
 from samestep.kernels.aten.recurrent_calls import RecurrentCalls
+from samestep.kernels.compositions import LOWERINGS as COMPOSITIONS
+from samestep.kernels.compositions import materialise
+from samestep.kernels.compositions.formula import Lowered
 from samestep.kernels.interface import OpKind
 from samestep.kernels.lowering import (
     Activation,
     Integers,
     LossOp,
     Lowering,
-    Ones,
     Opaque,
     Places,
+    Results,
     SampleSum,
     TableGradient,
     Unknown,
@@ -82,24 +85,44 @@ def _lower_nodes(lowering: Lowering, nodes: list[Node]) -> None:
     gradients = {value: name for name, value in lowering.trace.gradients.items()}
     for node in nodes:
         arguments = [lowering.result_of(a) for a in node.arguments]
-        function = LOWERINGS.get(node.op) or LOWERINGS.get(_functional(node.op))
+        functions = _functions(node.op)
         follows = _has_unknown(arguments)  # what is listed
         results = None
-        if function and not follows:
-            results = function(lowering, node, arguments)
-        if results is None and function and Ones() in arguments:
-            given = map(lowering.given_for_ones, node.arguments, arguments)
-            results = function(lowering, node, list(given))
+        if functions and not follows:
+            results = _results(lowering, node, arguments, functions)
         if node.is_constant and (results is None or Opaque() in results):
             continue
         if results is None:
-            if not (function and follows):
+            if not (functions and follows):
                 lowering.unknown.append((node.op, node.where))
             results = [Unknown()] * len(node.outputs)
         for value, result in zip(node.outputs, results, strict=True):
             lowering.known[value] = result
             if value in gradients:
                 _write_gradient(lowering, gradients[value], result)
+
+
+def _functions(op: str) -> list[Lowered]:
+    """Return what may lower an operation; the first that does counts."""
+    names = (op, _functional(op))
+    every = [table.get(n) for table in (LOWERINGS, COMPOSITIONS) for n in names]
+    return list(dict.fromkeys(function for function in every if function))
+
+
+def _results(
+    lowering: Lowering, node: Node, arguments: list[Any], functions: list[Lowered]
+) -> Results:
+    arguments = materialise.masks(lowering, node, arguments)
+    for function in functions:
+        results = function(lowering, node, arguments)
+        if results is not None:
+            return results
+    given = list(map(lowering.given_for_ones, node.arguments, arguments))
+    given = materialise.parameters(lowering, given)
+    if given == arguments:
+        return None
+    found = (function(lowering, node, given) for function in functions)
+    return next((results for results in found if results is not None), None)
 
 
 def _functional(op: str) -> str:

@@ -56,6 +56,8 @@ READS: dict[OpKind, tuple[int, ...]] = {
     OpKind.SUM_ROWS: (0,),
     OpKind.UNARY: (0,),
     OpKind.BINARY: (0, 2),
+    OpKind.MATMUL: (0, 2),
+    OpKind.SOFTMAX: (0,),
     OpKind.LAYER_NORM: (0,),
     OpKind.LAYER_NORM_GRAD: (0, 2, 3, 4),
     OpKind.LOAD_TOKENS: (),

@@ -77,6 +77,7 @@ LOWERINGS: Lowerings = {
     "aten.div_.Scalar": _div_mask,
     "aten.empty_like.default": _ones,
     "aten.mul.Tensor": _mul,
+    "aten.new_empty.default": _ones,
     "aten.ones.default": _ones,
     "aten.ones_like.default": _ones,
     "aten.relu.default": _relu,

@@ -56,6 +56,12 @@ INLINE vd log_double(vd x) {
     return select_double(x >= 0, y, splat_double(__builtin_nan("")));
 }
 
+/* log(1 + x); small ones by two terms of the series. */
+INLINE vd log1p_double(vd x) {
+    vl is_small = abs_double(x) < 0x1p-20;
+    return select_double(is_small, x - x * x * 0.5, log_double(x + 1));
+}
+
 INLINE vd tanh_double(vd x) {
     vd e = expm1_double(clamp(abs_double(x), 0, 10) * 2);
     return with_sign(e / (e + 2), x);
@@ -147,6 +153,11 @@ INLINE vd cos_double(vd x) {
         return round_doubles(name##_double(low_double(x)),                      \
                              name##_double(high_double(x)));                    \
     }
+OF_FLOATS(log1p)
+INLINE vd expm1_in_range(vd x) { return expm1_double(clamp(x, -110, 110)); }
+INLINE vf expm1_(vf x) {
+    return round_doubles(expm1_in_range(low_double(x)), expm1_in_range(high_double(x)));
+}
 OF_FLOATS(exp)
 OF_FLOATS(log)
 OF_FLOATS(tanh)

@@ -20,6 +20,7 @@
 #include "elementwise.c"
 #include "gelu.h"
 #include "pointwise.c"
+#include "matmul.c"
 #include "gather.c"
 #include "conv.c"
 #include "conv_weights.c"
@@ -65,6 +66,8 @@ static const Operation operations[NUM_OPS] = {
     [OP_SUM_ROWS] = op_sum_rows,
     [OP_UNARY] = op_unary,
     [OP_BINARY] = op_binary,
+    [OP_MATMUL] = op_matmul,
+    [OP_SOFTMAX] = op_softmax,
     [OP_LAYER_NORM] = op_layer_norm,
     [OP_LAYER_NORM_GRAD] = op_layer_norm_grad,
     [OP_LOAD_TOKENS] = op_load_tokens,

@@ -45,9 +45,16 @@ INLINE vf unary(int64_t function, vf x, const float *f) {
     case UNARY_GELU: return gelu_(x);
     case UNARY_GELU_TANH: return gelu_tanh(x);
     case UNARY_SILU: return silu_(x);
+    case UNARY_EXPM1: return expm1_(x);
+    case UNARY_LOG1P: return log1p_(x);
     default: return x;
     }
 }
+/* One where the mask is set, else zero. */
+INLINE vf truth(vi mask) { return keep(mask, splat(1)); }
+/* a or b; a NaN if one is. */
+INLINE vf chosen(vi mask, vf a, vf b) { return select_(mask | (a != a), a, b); }
+
 INLINE vf binary(int64_t function, vf a, vf b) {
     switch (function) {
     case BINARY_ADD: return a + b;
@@ -58,6 +65,15 @@ INLINE vf binary(int64_t function, vf a, vf b) {
     case BINARY_GELU_GRAD: return a * gelu_slope(b);
     case BINARY_GELU_TANH_GRAD: return a * gelu_tanh_slope(b);
     case BINARY_SILU_GRAD: return a * silu_slope(b);
+    case BINARY_MAX: return chosen(a > b, a, b);
+    case BINARY_MIN: return chosen(a < b, a, b);
+    case BINARY_GREATER: return truth(a > b);
+    case BINARY_AT_LEAST: return truth(a >= b);
+    case BINARY_LESS: return truth(a < b);
+    case BINARY_AT_MOST: return truth(a <= b);
+    case BINARY_EQUAL: return truth(a == b);
+    case BINARY_WHERE: return keep(b != 0, a);
+    case BINARY_WHERE_NOT: return keep(~(b != 0), a);
     default: return a / b;
     }
 }
@@ -83,7 +99,7 @@ INLINE void unary_panel(const Op *op, const float *x, float *y, int64_t columns,
     X(UNARY_COPY) X(UNARY_FILL) X(UNARY_NEG) X(UNARY_ABS) X(UNARY_RECIPROCAL)       \
     X(UNARY_SQRT) X(UNARY_RSQRT) X(UNARY_EXP) X(UNARY_LOG) X(UNARY_TANH)            \
     X(UNARY_SIGMOID) X(UNARY_ERF) X(UNARY_SIN) X(UNARY_COS) X(UNARY_GELU)           \
-    X(UNARY_GELU_TANH) X(UNARY_SILU)
+    X(UNARY_GELU_TANH) X(UNARY_SILU) X(UNARY_EXPM1) X(UNARY_LOG1P)
 #define UNARY_CASE(number) \
     case number: unary_panel(op, x, y, columns, number); break;
 
@@ -118,7 +134,9 @@ INLINE void binary_panel(const Op *op, const float *a, const float *b, float *y,
 #define EACH_BINARY(X)                                                              \
     X(BINARY_ADD) X(BINARY_SUB) X(BINARY_MUL) X(BINARY_DIV) X(BINARY_TANH_GRAD)     \
     X(BINARY_SIGMOID_GRAD) X(BINARY_GELU_GRAD) X(BINARY_GELU_TANH_GRAD)             \
-    X(BINARY_SILU_GRAD)
+    X(BINARY_SILU_GRAD) X(BINARY_MAX) X(BINARY_MIN) X(BINARY_GREATER)               \
+    X(BINARY_AT_LEAST) X(BINARY_LESS) X(BINARY_AT_MOST) X(BINARY_EQUAL)             \
+    X(BINARY_WHERE) X(BINARY_WHERE_NOT)
 #define BINARY_CASE(number)                                                         \
     case number:                                                                    \
         if (parameters)                                                             \

@@ -194,6 +194,14 @@ typedef enum {
     OP_LSTM_GRAD,
     OP_GRU_GRAD,
     OP_RNN_GRAD,
+    /* Products of matrices within each sample: y[g, m, n] = product(a[g, m, :],
+     * b[g, :, n]), rows of y in this order.
+     * i: a, y, b, rows and first row of a, of b, sizes g, m, n, k, strides in a of g, m,
+     *    k, strides in b of g, k, n. */
+    OP_MATMUL,
+    /* y = exp(x - max x) / chain(exp(x - max x)) over each `count` rows in turn.
+     * i: x, y, rows, count, whether what has no finite term is 0. */
+    OP_SOFTMAX,
     NUM_OPS
 } OpKind;
 
@@ -203,7 +211,7 @@ typedef enum {
 enum {
     UNARY_COPY, UNARY_FILL, UNARY_NEG, UNARY_ABS, UNARY_RECIPROCAL, UNARY_SQRT,
     UNARY_RSQRT, UNARY_EXP, UNARY_LOG, UNARY_TANH, UNARY_SIGMOID, UNARY_ERF, UNARY_SIN,
-    UNARY_COS, UNARY_GELU, UNARY_GELU_TANH, UNARY_SILU,
+    UNARY_COS, UNARY_GELU, UNARY_GELU_TANH, UNARY_SILU, UNARY_EXPM1, UNARY_LOG1P,
     NUM_UNARY
 };
 /* Functions of OP_BINARY: a + b, a - b, a * b, a / b; gradients, of dy and y = tanh(x)
@@ -211,6 +219,10 @@ enum {
 enum {
     BINARY_ADD, BINARY_SUB, BINARY_MUL, BINARY_DIV, BINARY_TANH_GRAD,
     BINARY_SIGMOID_GRAD, BINARY_GELU_GRAD, BINARY_GELU_TANH_GRAD, BINARY_SILU_GRAD,
+    /* The larger, the smaller, a NaN of either; 1 or 0 for a > b, a >= b, a < b, a <= b,
+     * a == b; a or 0 where b is not 0, where it is. */
+    BINARY_MAX, BINARY_MIN, BINARY_GREATER, BINARY_AT_LEAST, BINARY_LESS,
+    BINARY_AT_MOST, BINARY_EQUAL, BINARY_WHERE, BINARY_WHERE_NOT,
     NUM_BINARY
 };
 

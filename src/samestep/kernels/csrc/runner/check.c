@@ -245,6 +245,17 @@ static int is_binary(const Training *t, const int64_t *i) {
            in_rows(rows, i[7], sizes, second, AXES, 1);
 }
 
+static int is_matmul(const Training *t, const int64_t *i) {
+    const int64_t *z = i + 7, a[] = {z[0], z[1], z[3]}, b[] = {z[0], z[3], z[2]};
+    return is_product(z, 4, MOST) && by_feature(t, i[0], i[3]) &&
+           by_feature(t, i[2], i[5]) && by_feature(t, i[1], z[0] * z[1] * z[2]) &&
+           in_rows(i[3], i[4], a, i + 11, 3, 1) && in_rows(i[5], i[6], b, i + 14, 3, 1);
+}
+static int is_softmax(const Training *t, const int64_t *i) {
+    return by_feature(t, i[0], i[2]) && by_feature(t, i[1], i[2]) && i[3] > 0 &&
+           i[2] % i[3] == 0;
+}
+
 static int is_layer_norm(const Training *t, const int64_t *i) {
     return at_positions(t, i[0], i[5], i + 6, i[4]) &&
            at_positions(t, i[1], i[5], i + 9, i[4]) && by_feature(t, i[2], i[5]) &&
@@ -374,6 +385,10 @@ static int is_valid(const Training *t, const Op *op) {
         return is_unary(t, i);
     case OP_BINARY:
         return is_binary(t, i);
+    case OP_MATMUL:
+        return is_matmul(t, i);
+    case OP_SOFTMAX:
+        return is_softmax(t, i);
     case OP_LSTM:
         return is_steps(t, i, 4);
     case OP_GRU:
