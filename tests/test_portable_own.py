@@ -6,14 +6,21 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Own, Train, fault, small_recipe
+from module_styles import CLASSES, STYLES
 from torch import nn
 
 import samestep
 from samestep import NotPortable, NotReproducible, Placement, Recipe
+from samestep.config.model import CrossEntropy
+from samestep.kernels.interface import OpKind
 from samestep.kernels.library import VARIABLE, load_kernels, supported_isas
+from samestep.kernels.lower import lower
+from samestep.kernels.lowering import LossOp
 from samestep.models.device import Device
+from samestep.models.objective import Objective
 from samestep.output.console import SilentView
-from samestep.portable.passes import training_program
+from samestep.portable.passes import places_of, training_program
+from samestep.state.flat import Flat
 from samestep.supervisor.forkserver_client import ForkServer
 from samestep.training.components import Components, load_and_build
 from samestep.user_code import imports
@@ -160,3 +167,20 @@ def test_branches_by_numbers_that_torch_does_not_draw_are_refused(
     code = REMEMBERS.replace("self.calls += 1", "self.calls = random.randrange(9)")
     with pytest.raises(NotPortable, match="random numbers of Python or NumPy"):
         train(own(code, **PORTABLE))
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_modules_of_many_styles_have_the_gradients_of_torch(style: str) -> None:
+    torch.manual_seed(0)
+    shape, make = STYLES[style]
+    model = make()
+    flat = Flat(model, constant={name for name, _ in model.named_buffers()})
+    vector = torch.zeros(flat.size)
+    flat.bind(vector, write=True)
+    loss = LossOp(OpKind.CROSS_ENTROPY)
+    record = partial(lower, model, shape, places_of(flat), loss)
+    beside = BesideTorch(
+        record, Objective(model, CrossEntropy()), flat, vector, load_kernels(), 7
+    )
+    beside.check(torch.randn(21, *shape), torch.randint(CLASSES, (21,)))
+    lower(model.eval(), shape, places_of(flat), loss, backward=False)

@@ -103,8 +103,15 @@ def _runs(index: Tensor, size: int) -> Iterator[tuple[int, int]]:
         yield start, end
 
 
+def _new_zeros(lowering: Lowering, node: Node, arguments: list[Any]) -> Results:
+    shape = node.outputs[0].shape
+    has_samples = any(size and size % lowering.trace.samples == 0 for size in shape)
+    return [lowering.zeros(shape)] if has_samples else None
+
+
 LOWERINGS: Lowerings = {
     "aten.index.Tensor": _index,
     "aten.index_put.default": _index_put,
     "aten.index_select.default": _index_select,
+    "aten.new_zeros.default": _new_zeros,
 }
