@@ -140,6 +140,22 @@ STYLES: dict[str, tuple[tuple[int, ...], Callable[[], nn.Module]]] = {
             c=nn.Linear(9, 5),
         ),
     ),
+    "shared": (
+        FEATURES,
+        lambda: Called(
+            lambda m, x: m.c(functional.relu(m.a(m.a(m.a(x).square())))),
+            a=nn.Linear(12, 12),
+            c=nn.Linear(12, 5),
+        ),
+    ),
+    "shared-tokens": (
+        TOKENS,
+        lambda: Called(
+            lambda m, x: m.c(m.a(m.a(x).square()).mean(1) + m.a(x[:, 0])),
+            a=nn.Linear(8, 8),
+            c=nn.Linear(8, 5),
+        ),
+    ),
     "experts": (
         FEATURES,
         lambda: Called(

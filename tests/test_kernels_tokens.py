@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from module_gradients import check
+from module_gradients import by_kernels, check
 from pointwise_calls import Sample, operation
 from test_kernels_elementwise import run_with
 from torch import Tensor, nn
 from torch.nn import functional
 
+from samestep.core import tree
 from samestep.kernels.interface import Binary, OpKind, Unary
 from samestep.kernels.library import load_kernels
 from samestep.kernels.lowering import AXES
@@ -80,6 +81,41 @@ class Mixer(nn.Module):
         return out
 
 
+class Shared(nn.Module):
+    """Parameters that are used several times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.norm = nn.Linear(6, 6), nn.LayerNorm(6)
+
+    def forward(self, x: Tensor) -> Tensor:  # [b, 9, 6]
+        for _ in range(3):
+            x = x + self.norm(torch.tanh(self.inner(x)))
+        out: Tensor = x.mean(1) @ self.inner.weight
+        return out
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape"), [(Patches, (2, 6, 9)), (Mixer, (10, 7)), (Shared, (9, 6))]
+)
+def test_computing_micro_batches_together_changes_no_bit(
+    kind: type[nn.Module], shape: tuple[int, ...]
+) -> None:
+    torch.manual_seed(1)
+    model, sizes = kind(), [9, 32, 1, 40, 7]
+    inputs = torch.randn(sum(sizes), *shape)
+    labels = torch.randint(3, (len(inputs),))
+    together = by_kernels(model, inputs, labels, sizes)
+    parts = zip(torch.split(inputs, sizes), torch.split(labels, sizes), strict=True)
+    alone = {
+        (m, m + 1): by_kernels(model, x, y, [len(x)]) for m, (x, y) in enumerate(parts)
+    }
+    total = tree.reduce(
+        len(sizes), alone, lambda a, b: [x + y for x, y in zip(a, b, strict=True)]
+    )
+    assert all(map(torch.equal, together, total))
+
+
 def test_gelu_and_its_gradient_are_closer_to_float64_than_those_of_torch() -> None:
     x = torch.linspace(-8, 8, 100_001)
     exact, usual = (x.to(kind).requires_grad_() for kind in (torch.double, x.dtype))
@@ -122,7 +158,13 @@ def axis(stride: int) -> list[int]:
 @pytest.mark.parametrize("sizes", [[32, 32], [7, 0, 40], [70]])
 @pytest.mark.parametrize(
     ("kind", "shape"),
-    [(Patches, (2, 6, 9)), (Permuted, (4, 5)), (TimeFirst, (7, 3)), (Mixer, (10, 7))],
+    [
+        (Patches, (2, 6, 9)),
+        (Permuted, (4, 5)),
+        (TimeFirst, (7, 3)),
+        (Mixer, (10, 7)),
+        (Shared, (9, 6)),
+    ],
 )
 def test_gradients_are_those_of_float64(
     kind: type[nn.Module], shape: tuple[int, ...], sizes: list[int]

@@ -65,6 +65,7 @@ class OpKind(IntEnum):
     RNN_GRAD = 38
     MATMUL = 39
     SOFTMAX = 40
+    ADD_LEAVES = 41
 
 
 class OpFlag(IntFlag):
@@ -76,6 +77,7 @@ class OpFlag(IntFlag):
     CAUSAL = 8
     REVERSED = 16
     LAST_STATE = 32
+    LEAVES = 64
 
 
 class Unary(IntEnum):

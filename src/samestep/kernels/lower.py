@@ -15,9 +15,10 @@ from samestep.kernels.aten.recurrent_calls import RecurrentCalls
 from samestep.kernels.compositions import LOWERINGS as COMPOSITIONS
 from samestep.kernels.compositions import materialise
 from samestep.kernels.compositions.formula import Lowered
-from samestep.kernels.interface import OpKind
+from samestep.kernels.interface import OpFlag, OpKind
 from samestep.kernels.lowering import (
     Activation,
+    GradientSum,
     Integers,
     LossOp,
     Lowering,
@@ -31,7 +32,7 @@ from samestep.kernels.lowering import (
     Written,
     inputs,
 )
-from samestep.kernels.program import NONE, Op, Program
+from samestep.kernels.program import NONE, Buffer, Op, Program
 from samestep.kernels.trace import Node, record
 
 
@@ -168,6 +169,42 @@ def _measure(lowering: Lowering, loss: LossOp, backward: bool) -> int:
 def _write_gradient(lowering: Lowering, name: str, result: Any) -> None:
     """Append what writes the gradient of a parameter."""
     place = lowering.places.parameters[name]
+    if isinstance(result, GradientSum):
+        _write_sum(lowering, place, result.parts)
+    else:
+        _write_one(lowering, place, result)
+
+
+def _write_sum(lowering: Lowering, place: int, parts: tuple[Any, ...]) -> None:
+    """Append what writes the gradients of several uses of a parameter, and adds them.
+
+    They stay apart until each micro-batch's are added.
+    """
+    number, size = len(lowering.buffers), 0
+    lowering.buffers.append(Buffer(0, is_by_micro_batch=True))
+    for use, part in enumerate(parts):
+        _write_one(lowering, 0, part)
+        op = lowering.ops[-1]
+        size = _elements(op)
+        op.i += [0] * (27 - len(op.i)) + [use, size, number]
+        op.flags |= OpFlag.LEAVES
+    features = len(parts) * size
+    lowering.buffers[number] = Buffer(features, is_by_micro_batch=True)
+    i = [number, len(parts), size, place]
+    lowering.ops.append(Op(OpKind.ADD_LEAVES, i))
+
+
+def _elements(op: Op) -> int:
+    """Return how many elements of a gradient an operation writes."""
+    match op.kind:
+        case OpKind.LINEAR_GRAD_WEIGHT:
+            return op.i[2] * op.i[3]
+        case OpKind.EMBEDDING_GRAD:
+            return op.i[2] * op.i[8]
+    return op.i[1]
+
+
+def _write_one(lowering: Lowering, place: int, result: Any) -> None:
     match result:
         case WeightGradient(gradient, x):
             dy, source = lowering.tokens(gradient), lowering.tokens(x)

@@ -107,6 +107,14 @@ class SampleSum:
 
 
 @dataclass(frozen=True)
+class GradientSum:
+    """The gradient of a parameter that is used several times."""
+
+    parts: tuple[Any, ...]
+    """Of each use, in the order of the backward pass."""
+
+
+@dataclass(frozen=True)
 class Normalised:
     """What batch norm keeps for its backward pass."""
 

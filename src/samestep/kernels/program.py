@@ -58,6 +58,7 @@ READS: dict[OpKind, tuple[int, ...]] = {
     OpKind.BINARY: (0, 2),
     OpKind.MATMUL: (0, 2),
     OpKind.SOFTMAX: (0,),
+    OpKind.ADD_LEAVES: (0,),
     OpKind.LAYER_NORM: (0,),
     OpKind.LAYER_NORM_GRAD: (0, 2, 3, 4),
     OpKind.LOAD_TOKENS: (),
@@ -76,6 +77,7 @@ WRITES: dict[OpKind, tuple[int, ...]] = {
     OpKind.LINEAR_GRAD_WEIGHT: (),
     OpKind.GRAD_BIAS: (),
     OpKind.STORE: (),
+    OpKind.ADD_LEAVES: (),
     OpKind.LAYER_NORM: (1, 2, 3),
     OpKind.LAYER_NORM_GRAD: (1, 5),
     OpKind.MAX_POOL: (1, 2),
@@ -117,6 +119,8 @@ class Op:
     def writes(self) -> list[int]:
         """The buffers that it writes."""
         places = WRITES.get(self.kind, (1,))
+        if self.flags & OpFlag.LEAVES:
+            places = (*places, 29)
         return [self.i[k] for k in places if self.i[k] != NONE]
 
 

@@ -6,11 +6,15 @@ from typing import Any
 from samestep.kernels.interface import Binary, Unary
 from samestep.kernels.lowering import (
     Activation,
+    GradientSum,
     Lowering,
     Lowerings,
     Opaque,
     Parameter,
     Results,
+    SampleSum,
+    TableGradient,
+    WeightGradient,
 )
 from samestep.kernels.trace import Node
 
@@ -88,15 +92,27 @@ NAMED = (
 """Functions that ATen calls the same."""
 
 
+def _add(lowering: Lowering, node: Node, arguments: list[Any]) -> Results:
+    """Add tensors, or the gradients of the uses of one parameter."""
+    match arguments:
+        case [
+            (WeightGradient() | SampleSum() | TableGradient() | GradientSum()) as a,
+            (WeightGradient() | SampleSum() | TableGradient()) as b,
+        ]:
+            before = a.parts if isinstance(a, GradientSum) else (a,)
+            return [GradientSum((*before, b))]
+    return arithmetic(Binary.ADD)(lowering, node, arguments)
+
+
 def _add_(lowering: Lowering, node: Node, arguments: list[Any]) -> Results:
     match arguments:
         case [Parameter() | Opaque(), int()]:  # a counter
             return [Opaque()]
-    return arithmetic(Binary.ADD)(lowering, node, arguments)
+    return _add(lowering, node, arguments)
 
 
 LOWERINGS: Lowerings = {
-    "aten.add.Tensor": arithmetic(Binary.ADD),
+    "aten.add.Tensor": _add,
     "aten.add_.Tensor": _add_,
     "aten.div.Scalar": arithmetic(Binary.DIV),
     "aten.div.Tensor": arithmetic(Binary.DIV),

@@ -2,9 +2,20 @@
 
 from typing import Any
 
-from samestep.kernels.compositions.formula import Formula, activation, lowered
+from samestep.kernels.compositions import shared
+from samestep.kernels.compositions.formula import (
+    Formula,
+    Mismatch,
+    activation,
+    lowered,
+)
 from samestep.kernels.interface import Unary
-from samestep.kernels.lowering import Activation, Lowerings
+from samestep.kernels.lowering import (
+    Activation,
+    Lowerings,
+    SampleSum,
+    WeightGradient,
+)
 
 
 def _power(formula: Formula, x: Any, exponent: float) -> Activation:
@@ -30,11 +41,13 @@ def _add(formula: Formula, a: Any, b: Any, factor: float = 1) -> Activation:
     return formula.add(a, b)
 
 
-def _add_scaled(formula: Formula, a: Any, b: Any, options: Any = None) -> Activation:
+def _add_scaled(formula: Formula, a: Any, b: Any, options: Any = None) -> Any:
+    if isinstance(a, SampleSum | WeightGradient):
+        return shared.added(formula, a, b)
     if not isinstance(a, Activation):
         a, b = b, a
         if options:
-            raise TypeError
+            raise Mismatch
     return _add(formula, a, b, (options or {}).get("alpha", 1))
 
 

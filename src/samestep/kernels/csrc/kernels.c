@@ -68,6 +68,7 @@ static const Operation operations[NUM_OPS] = {
     [OP_BINARY] = op_binary,
     [OP_MATMUL] = op_matmul,
     [OP_SOFTMAX] = op_softmax,
+    [OP_ADD_LEAVES] = op_add_leaves,
     [OP_LAYER_NORM] = op_layer_norm,
     [OP_LAYER_NORM_GRAD] = op_layer_norm_grad,
     [OP_LOAD_TOKENS] = op_load_tokens,
@@ -81,12 +82,33 @@ static const Operation operations[NUM_OPS] = {
     [OP_RNN_GRAD] = op_rnn_grad,
 };
 
+/* Every micro-batch's gradient is left, and has a slot of its own in a buffer. */
+static void run_leaves(const Op *op, const Call *call) {
+    float *slots[call->micro_batches];
+    int64_t merges[call->micro_batches];
+    for (int64_t m = 0; m < call->micro_batches; m++) {
+        int64_t leaf = op->i[27] * call->micro_batches + m;
+        slots[m] = call->buffers[op->i[29]] + leaf * op->i[28];
+        merges[m] = 0;
+    }
+    Call leaves = *call;
+    leaves.slots = slots, leaves.merges = merges;
+    leaves.slots_size = (int32_t)call->micro_batches;
+    operations[op->kind](op, &leaves);
+}
+static void run_op(const Op *op, const Call *call) {
+    if (op->flags & OP_LEAVES)
+        run_leaves(op, call);
+    else
+        operations[op->kind](op, call);
+}
+
 static int64_t run(const Op *ops, int64_t num_ops, const Call *call) {
     for (int64_t n = 0; n < num_ops; n++)
         if (ops[n].kind < 0 || ops[n].kind >= NUM_OPS || !operations[ops[n].kind])
             return n + 1;
     Mode before = enter_default_mode();
-    for (int64_t n = 0; n < num_ops; n++) operations[ops[n].kind](&ops[n], call);
+    for (int64_t n = 0; n < num_ops; n++) run_op(&ops[n], call);
     leave_default_mode(before);
     return 0;
 }

@@ -202,6 +202,10 @@ typedef enum {
     /* y = exp(x - max x) / chain(exp(x - max x)) over each `count` rows in turn.
      * i: x, y, rows, count, whether what has no finite term is 0. */
     OP_SOFTMAX,
+    /* The gradient of a parameter that is used several times: those of each micro-batch
+     * are added in order, then up the tree into the slots. i: buffer [uses,
+     * micro-batches, size], uses, size, offset in a slot. */
+    OP_ADD_LEAVES,
     NUM_OPS
 } OpKind;
 
@@ -237,6 +241,9 @@ enum {
     OP_DROPOUT = 2,
     OP_EVAL = 4,
     OP_CAUSAL = 8,
+    /* The gradient of a parameter stays apart for every micro-batch, as use i[27] in
+     * buffer i[29] of OP_ADD_LEAVES, each of i[28] elements; its offset is 0. */
+    OP_LEAVES = 64,
     OP_REVERSED = 16,
     OP_LAST_STATE = 32
 };

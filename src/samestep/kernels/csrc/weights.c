@@ -26,6 +26,7 @@ INLINE float *align(float *p) {
  * is that rows of dW are written from one end to the other. */
 #define TILES_TOGETHER 8
 #define FEW_SAMPLES 128
+#define MOST_TOGETHER 64 /* sums of a stack: 800 kB of stacks */
 
 typedef struct {
     const Call *call;
@@ -142,6 +143,7 @@ static void op_linear_grad_weight(const Op *op, const Call *call) {
                         .tiles = parts_of(op->i[3], TILE_ROWS),
                         .together = samples > FEW_SAMPLES ? TILES_TOGETHER : 1,
                         .stack_size = stack_size(call)};
+    if (g.stack_size > MOST_TOGETHER) g.together = 1;
     float room[g.together * g.stack_size * TILE_SIZE + LINE];
     Chain chains[list_chains(&g, NULL)];
     g.stack = align(room);
@@ -207,4 +209,24 @@ static void sum_rows_to_slots(const Call *call, const float *x, int64_t rows, in
 static void op_grad_bias(const Op *op, const Call *call) {
     const float *dy = call->buffers[op->i[0]] + op->i[4] * PANEL;
     sum_rows_to_slots(call, dy, op->i[3], op->i[1], op->i[2]);
+}
+
+/* Several gradients of one parameter: see OP_LEAVES. */
+static void op_add_leaves(const Op *op, const Call *call) {
+    int64_t uses = op->i[1], size = op->i[2], step = call->micro_batches * size;
+    vf stack[stack_size(call)];
+    for (int64_t e = 0; e < size; e += VW) {
+        int64_t n = smaller(VW, size - e), height = 0;
+        for (int64_t m = 0; m < call->micro_batches; m++) {
+            const float *leaf = call->buffers[op->i[0]] + m * size + e;
+            vf sum = load_part(leaf, n);
+            for (int64_t use = 1; use < uses; use++)
+                sum += load_part(leaf + use * step, n);
+            stack[height++] = sum;
+            for (int64_t j = call->merges[m]; j > 0; j--, height--)
+                stack[height - 2] += stack[height - 1];
+        }
+        for (int64_t j = 0; j < height; j++)
+            store_part(call->slots[j] + op->i[3] + e, stack[j], n);
+    }
 }

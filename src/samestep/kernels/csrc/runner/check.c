@@ -304,6 +304,24 @@ static int is_steps_grad(const Training *t, const int64_t *i, int64_t gates) {
            is_optional(t, i[9], n) && is_optional(t, i[10], n);
 }
 
+/* Gradients that stay apart for every micro-batch: buffer [uses, micro-batches, size]. */
+static int are_leaves(const Training *t, int64_t buffer, int64_t uses, int64_t size) {
+    return is_size(uses) && is_size(size) && size <= MOST / uses &&
+           has(t, buffer, t->header.micro_batches * uses * size);
+}
+static int has_leaves(const Training *t, const Op *op) {
+    const int64_t *i = op->i;
+    int64_t size = op->kind == OP_LINEAR_GRAD_WEIGHT ? i[2] * i[3]
+                   : op->kind == OP_EMBEDDING_GRAD   ? i[2] * i[8]
+                   : op->kind == OP_GRAD_BIAS        ? i[1]
+                                                     : -1;
+    int64_t place = op->kind == OP_LINEAR_GRAD_WEIGHT ? i[4]
+                    : op->kind == OP_EMBEDDING_GRAD   ? i[3]
+                                                      : i[2];
+    return place == 0 && i[27] >= 0 && i[27] < MOST && size == i[28] &&
+           are_leaves(t, i[29], i[27] + 1, size);
+}
+
 static int is_valid(const Training *t, const Op *op) {
     const int64_t *i = op->i, values = t->header.values;
     switch (op->kind) {
@@ -379,6 +397,8 @@ static int is_valid(const Training *t, const Op *op) {
         return is_layer_norm(t, i);
     case OP_LAYER_NORM_GRAD:
         return is_layer_norm_grad(t, i);
+    case OP_ADD_LEAVES:
+        return are_leaves(t, i[0], i[1], i[2]) && in_parameters(t, i[3], i[2]);
     case OP_SUM_ROWS:
         return is_sum_rows(t, i);
     case OP_UNARY:
@@ -408,5 +428,7 @@ static int is_valid(const Training *t, const Op *op) {
 
 void check_ops(const Training *t) {
     for (int64_t n = 0; n < t->header.ops; n++)
-        require(is_valid(t, &t->ops[n]), "an operation leaves its buffers");
+        require(is_valid(t, &t->ops[n]) &&
+                    (!(t->ops[n].flags & OP_LEAVES) || has_leaves(t, &t->ops[n])),
+                "an operation leaves its buffers");
 }
