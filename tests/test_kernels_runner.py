@@ -129,7 +129,16 @@ def test_aarch64_trains_hundreds_of_steps_to_the_same_bits(
     assert run(aarch64, tmp_path / "program") == PythonRun(training).run()
 
 
-RECORDED = ("plain", "batch-norm", "clipping", "sgd", "average", "uneven", "groups")
+RECORDED = (
+    "plain",
+    "text",
+    "batch-norm",
+    "clipping",
+    "sgd",
+    "average",
+    "uneven",
+    "groups",
+)
 
 
 @pytest.mark.parametrize("kind", RECORDED)
