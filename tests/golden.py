@@ -58,7 +58,7 @@ def publish() -> None:
     before = json.loads(path.read_text())
     known = before["recipes"] if before["arithmetic"] == ARITHMETIC else {}
     recipes = {name: Recipe.load(name) for name in built_in_recipes()}
-    digests = {name: r.digest for name, r in recipes.items() if r.is_portable}
+    digests = {n: r.digest for n, r in recipes.items() if published.is_published(r)}
     kept = {
         name: entry
         for name, entry in known.items()

@@ -16,7 +16,7 @@ from samestep.output.summary import summary
 
 
 KEPT = json.loads(BUILT_IN.joinpath(published.FILE).read_text())
-PORTABLE = [n for n in built_in_recipes() if Recipe.load(n).is_portable]
+PORTABLE = [n for n in built_in_recipes() if published.is_published(Recipe.load(n))]
 
 
 def test_they_are_of_the_recipes_and_the_arithmetic_of_this_version() -> None:
@@ -46,6 +46,11 @@ def test_a_recipe_with_torchs_arithmetic_has_none(
     monkeypatch.setattr(Recipe, "load", lambda name: other)
     with pytest.raises(RecipeError, match="whose bits depend on the processor"):
         published.of_built_in("mnist-mlp", ARITHMETIC)
+
+
+def test_a_recipe_whose_text_differs_between_pythons_has_none() -> None:
+    with pytest.raises(RecipeError, match="each version of Python"):
+        published.of_built_in("chars-transformer", ARITHMETIC)
 
 
 def test_a_summary_says_whether_the_weights_are_as_published(

@@ -2,6 +2,7 @@
 
 import json
 
+from samestep.config.data import TextData
 from samestep.config.recipe import BUILT_IN, Recipe
 from samestep.errors import RecipeError
 
@@ -9,6 +10,14 @@ from samestep.errors import RecipeError
 FILE = "published.json"
 """Has the version of the arithmetic, and for each recipe the digest of its fields and
 the SHA-256 of its weights. tests/golden.py writes it."""
+
+
+def is_published(recipe: Recipe) -> bool:
+    """Return whether a built-in recipe has one fingerprint everywhere.
+
+    Texts are Python's standard library, and each version of Python has another.
+    """
+    return recipe.is_portable and not isinstance(recipe.data, TextData)
 
 
 def fingerprint(recipe: Recipe, arithmetic: str) -> tuple[str, str] | None:
@@ -31,11 +40,11 @@ def of_built_in(name: str, arithmetic: str) -> str:
     found = fingerprint(recipe, arithmetic)
     if found is not None:
         return found[1]
-    why = (
-        "this one's has not been computed"
-        if recipe.is_portable
-        else f"{name} has those of torch, whose bits depend on the processor"
-    )
+    why = f"{name} has that of torch, whose bits depend on the processor"
+    if recipe.is_portable:
+        why = "this one's has not been computed"
+        if not is_published(recipe):
+            why = f"{name} reads a text that each version of Python has its own of"
     raise RecipeError(
         "A fingerprint is published for built-in recipes with portable arithmetic, and "
         f"{why}."
