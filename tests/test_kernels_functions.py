@@ -137,6 +137,7 @@ def test_flushing_of_subnormals_by_the_caller_changes_nothing() -> None:
 
 
 @pytest.mark.full
+@pytest.mark.timeout(7200)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_function_has_the_stated_error_on_all_floats(
     reference: ctypes.CDLL, name: str, capsys: pytest.CaptureFixture[str]
