@@ -24,6 +24,16 @@ class Summands:
     """In postfix: n adds leaf n to a stack, -1 replaces the top two by their sum."""
 
 
+@dataclass(frozen=True)
+class Room:
+    """Memory that all workers of a training can read, one piece for each."""
+
+    pieces: Tensor
+    """uint8 [workers, n]"""
+    own: int
+    """Which of them this worker writes."""
+
+
 class Merger(Protocol):
     """Adds up numbers of all workers."""
 
@@ -67,6 +77,9 @@ class Exchange(Merger, Protocol):
     network_bytes_per_step: int
     """The part of them that goes from one node to another."""
 
+    shares: list[tuple[int, int]]
+    """The micro-batches of each worker."""
+
     def assign(self, shares: list[tuple[int, int]]) -> None:
         """All workers, between two steps: let each own these micro-batches."""
 
@@ -93,6 +106,13 @@ class Exchange(Merger, Protocol):
         One for each maximal subtree that this worker owns, from left to right: its
         gradient, then its buffers. It replaces `accumulate` and `after_backward` in a
         step whose gradients do not come from autograd.
+        """
+
+    def room(self, num_bytes: int) -> Room | None:
+        """All workers: return more memory, so many bytes for each of them.
+
+        None if they have none in common. What a worker wrote before `sum` or
+        `summands` can be read by all from then on, until `all_gather_parameters`.
         """
 
     def sum(self) -> tuple[Tensor, Tensor]:

@@ -26,7 +26,7 @@ from torch.futures import Future
 from samestep.core.gradient_noise import Watch
 from samestep.core.topology import Topology
 from samestep.core.tree import Range
-from samestep.exchange import Summands
+from samestep.exchange import Room, Summands
 from samestep.exchange.compression import EXACT, Compression
 from samestep.exchange.partials import Add, GatheredPartials, PartialSums
 from samestep.messages.job import Setup
@@ -85,7 +85,7 @@ class GlooExchange:
 
     def assign(self, shares: list[Range]) -> None:
         """All workers, between two steps: let them own these micro-batches."""
-        self._owned = shares[self._rank]
+        self.shares, self._owned = shares, shares[self._rank]
         flat, num_micro_batches = self._flat, shares[-1][1]
         self._gathered = GatheredPartials(shares)
         self._rows = self._gathered.rows
@@ -172,6 +172,10 @@ class GlooExchange:
     def _add(self, left: list[Tensor], right: list[Tensor]) -> list[Tensor]:
         torch._foreach_add_(left, right)
         return self._compress(left)
+
+    def room(self, num_bytes: int) -> Room | None:
+        """Return None: workers send messages, and have no memory in common."""
+        return None
 
     def sum(self) -> tuple[Tensor, Tensor]:
         """All workers: sum the gradients [size] and the tails [tail]."""

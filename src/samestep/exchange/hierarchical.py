@@ -37,7 +37,7 @@ from samestep.core import tree
 from samestep.core.ownership import pieces
 from samestep.core.topology import Topology
 from samestep.core.tree import Range
-from samestep.exchange import Summands
+from samestep.exchange import Room, Summands
 from samestep.exchange.compression import EXACT, Compression
 from samestep.exchange.internode import Leaders, Message, Wait
 from samestep.exchange.shared import Pieces, SharedExchange, vectors_read
@@ -131,6 +131,7 @@ class NodesExchange:
     def assign(self, shares: list[Range]) -> None:
         """All workers, between two steps: let them own these micro-batches."""
         self._within.assign(shares)
+        self.shares = shares
         sizes, self._num_micro_batches = self._sizes, shares[-1][1]
         self._plan = ExchangePlan.of(shares, sizes, self._length)
         rows, item = self._plan.rows, self._dtype.itemsize
@@ -146,6 +147,10 @@ class NodesExchange:
             for local, subtrees in zip(self._plan.owned, rows, strict=True)
         )
         self.bytes_per_step = self.network_bytes_per_step + round(self._size * read)
+
+    def room(self, num_bytes: int) -> Room | None:
+        """Return None: machines have no memory in common."""
+        return None
 
     def sum(self) -> tuple[Tensor, Tensor]:
         """All workers: sum the gradients over the own slice, and the tails [tail]."""

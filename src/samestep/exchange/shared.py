@@ -35,7 +35,7 @@ from samestep.core import tree
 from samestep.core.gradient_noise import Watch
 from samestep.core.topology import Topology
 from samestep.core.tree import Range
-from samestep.exchange import Summands
+from samestep.exchange import Room, Summands
 from samestep.exchange.compression import EXACT, Compression
 from samestep.exchange.partials import PartialSums
 from samestep.state.flat import Flat, dense
@@ -128,7 +128,7 @@ class SharedExchange:
         self.parameters = shared.take(flat.size, dtype=dtype)
         states = shared.take(num_states, flat.size, dtype=dtype)
         self._all_slots = shared.take(local_workers, num_slots, width, dtype=dtype)
-        self.num_bytes = len(shared.map)
+        self.num_bytes, self._fd = len(shared.map), fd
         self._no_tail = torch.empty(0, dtype=dtype)
 
         self.owned = flat.layout.slices(local_workers)[rank]
@@ -150,6 +150,7 @@ class SharedExchange:
 
     def assign(self, shares: list[Range]) -> None:
         """All workers, between two steps: let them own these micro-batches."""
+        self.shares = shares
         topology, micro_batches = self._topology, self._num_micro_batches
         own, local = shares[topology.rank], shares[slice(*topology.local_ranks)]
         self._first, self._sums = own[0], PartialSums(own, micro_batches, self._add)
@@ -235,6 +236,14 @@ class SharedExchange:
         """Return the slots of this worker's partials, [size + tail] each."""
         size = self._flat.size + self._flat.tail
         return [slot.vector[:size] for slot in self._own_slots[: self._num_partials]]
+
+    def room(self, num_bytes: int) -> Room | None:
+        """All workers: enlarge the shared memory by so many bytes for each of them."""
+        width = pages(num_bytes)
+        shared = Pieces(self._fd, self.num_bytes, self.workers * width)
+        pieces = shared.take(self.workers, width, dtype=torch.uint8)
+        self.num_bytes = len(shared.map)
+        return Room(pieces, self._topology.rank)
 
     def _add(self, left: _Slot, right: _Slot) -> _Slot:
         left.vector.add_(right.vector)

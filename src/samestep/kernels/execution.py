@@ -20,23 +20,45 @@ from samestep.kernels.program import ALIGNMENT, OPERATION, PANEL, Program, place
 T = TypeVar("T", bound=np.generic)
 
 
+def _capacity(samples: int) -> int:
+    return -(-samples // PANEL) * PANEL
+
+
+def workspace_bytes(program: Program, samples: int, micro_batches: int) -> int:
+    """Return the size of a program's workspace, wherever that begins."""
+    return places(program, _capacity(samples), micro_batches)[-1] + ALIGNMENT
+
+
 class Execution:
     """A program with room for its activations."""
 
     def __init__(
-        self, program: Program, kernels: Kernels, samples: int, micro_batches: int
+        self,
+        program: Program,
+        kernels: Kernels,
+        samples: int,
+        micro_batches: int,
+        workspace: Tensor | None = None,
     ) -> None:
-        """Make room for so many samples and micro-batches of one call at most."""
+        """Make room for so many samples and micro-batches of one call at most.
+
+        `workspace` is that room if others are to read it, of `workspace_bytes`.
+        """
         self.program, self._run = program, kernels.run
-        capacity = -(-samples // PANEL) * PANEL
-        *starts, size = places(program, capacity, micro_batches)
-        self._workspace = torch.zeros(size + ALIGNMENT, dtype=torch.uint8)
+        capacity = _capacity(samples)
+        *starts, _ = places(program, capacity, micro_batches)
+        if workspace is None:
+            size = workspace_bytes(program, samples, micro_batches)
+            workspace = torch.zeros(size, dtype=torch.uint8)
+        self._workspace = workspace
         first = -self._workspace.data_ptr() % ALIGNMENT
         self._set_constants(first, starts)
         base = self._workspace.data_ptr() + first
         self._buffers = (ctypes.c_void_p * len(starts))(*(base + s for s in starts))
         self._ops = program.encoded()
         self.call = Call(capacity=capacity, buffers=ctypes.addressof(self._buffers))
+        self.operations: int = self._ops.ctypes.data
+        """The address of the operations."""
         self._address = ctypes.addressof(self.call)
         self._bound: dict[str, Tensor] = {}
         self._slots: ctypes.Array[ctypes.c_void_p] | None = None
@@ -99,7 +121,7 @@ class Execution:
     def run(self, first: int = 0, end: int | None = None) -> None:
         """Run the operations from `first` to before `end`."""
         end = len(self._ops) if end is None else end
-        ops = self._ops.ctypes.data + first * OPERATION.itemsize
+        ops = self.operations + first * OPERATION.itemsize
         failed = self._run(ops, end - first, self._address)
         if failed:
             raise RuntimeError(f"The library has no operation like {failed - 1}.")

@@ -205,6 +205,30 @@ class Optimizer(Structure):
     )
 
 
+class Update(Structure):
+    """An update that computes the gradients of matrices itself.
+
+    `micro_batches` and `parts` are arrays int64 [n, 4], `MicroBatch` and `UpdatePart` in the
+    header.
+    """
+
+    _fields_ = (
+        ("ops", c_void_p),
+        ("call", c_void_p),
+        ("micro_batches", c_void_p),
+        ("num_micro_batches", c_int64),
+        ("parts", c_void_p),
+        ("num_parts", c_int64),
+        ("optimizers", c_void_p),
+        ("leaves", c_void_p),
+        ("order", c_void_p),
+        ("order_size", c_int64),
+        ("parameters", c_void_p),
+        ("state1", c_void_p),
+        ("state2", c_void_p),
+    )
+
+
 class Kernels(Structure):
     """The kernels of one instruction set. Every call releases the GIL."""
 
@@ -216,6 +240,7 @@ class Kernels(Structure):
             "update",
             CFUNCTYPE(None, *(c_void_p,) * 3, c_int64, *(c_void_p,) * 3, c_int64),
         ),
+        ("update_parts", CFUNCTYPE(None, c_void_p)),
         ("average", CFUNCTYPE(None, c_void_p, c_void_p, c_float, c_int64)),
         ("squared_norms", CFUNCTYPE(None, c_void_p, c_void_p, c_int64)),
         ("scale", CFUNCTYPE(None, c_void_p, c_float, c_int64)),

@@ -4,6 +4,7 @@
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -167,6 +168,8 @@ class Program:
     """How many targets a sample has."""
     constants: Tensor | None = field(default=None, compare=False)
     """What training does not change, float32 [n]; its places begin at CONSTANTS."""
+    num_weights: int = 0
+    """How many operations at the end are gradients of matrices, and nothing else."""
 
     def encoded(self) -> NDArray[np.void]:
         """Return the operations as the kernels read them, OPERATION [ops]."""
@@ -196,6 +199,26 @@ class Program:
         return replace(
             self, ops=(op, *self.ops[1:]), buffers=(*self.buffers, *constants)
         )
+
+    def with_weights_last(self) -> "Program":
+        """Return the program with the gradients of matrices at its end.
+
+        What they read is kept until then. One that is not the only gradient of its
+        matrix, or whose inputs are overwritten later, stays where it is.
+        """
+        weights = [
+            n for n, op in enumerate(self.ops) if op.kind == OpKind.LINEAR_GRAD_WEIGHT
+        ]
+        uses = Counter(self.ops[n].i[4] for n in weights)
+        last = [
+            n
+            for n in weights
+            if uses[self.ops[n].i[4]] == 1
+            and not any({*self.ops[n].reads} & {*op.writes} for op in self.ops[n + 1 :])
+        ]
+        order = [n for n in range(len(self.ops)) if n not in last] + last
+        ops = tuple(self.ops[n] for n in order)
+        return replace(self, ops=ops, num_weights=len(last))
 
 
 def places(program: Program, capacity: int, micro_batches: int) -> list[int]:

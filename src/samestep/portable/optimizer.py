@@ -3,6 +3,7 @@
 import ctypes
 import math
 from collections.abc import Sequence
+from functools import partial
 
 from torch import Tensor
 
@@ -17,6 +18,7 @@ from samestep.exchange import Summands
 from samestep.kernels.interface import Kernels, Optimizer, OptimizerKind
 from samestep.optim.optimizer import state_names
 from samestep.optim.param_groups import ParamGroup, Slice
+from samestep.portable.deferred import DeferredWeights
 
 
 class PortableOptimizer:
@@ -32,8 +34,13 @@ class PortableOptimizer:
         parameters: Tensor,
         states: Sequence[Tensor],
         slices: Sequence[Slice],
+        weights: DeferredWeights | None = None,
     ) -> None:
-        """Take the slice's `parameters` [n] and `states`, each [n] and zeroed."""
+        """Take the slice's `parameters` [n] and `states`, each [n] and zeroed.
+
+        `weights` has the gradients of matrices in steps whose summands lack them.
+        """
+        self._weights = weights
         self._recipe, self._update, self._steps = recipe, kernels.update, 0
         states = states[: len(state_names(recipe))]  # others are averages of weights
         self._parts = [
@@ -54,6 +61,10 @@ class PortableOptimizer:
     def step(self, gradient: Tensor | Summands, lr: float) -> None:
         """Update the parameters with the gradient [n], or with the sum of partials."""
         self._steps += 1
+        if self._weights is not None and self._weights.is_due:
+            assert isinstance(gradient, Summands)
+            self._weights.update(gradient, partial(self._numbers, lr))
+            return
         if isinstance(gradient, Tensor):
             gradient = Summands([gradient], [0])
         if gradient is not self._summands:
@@ -61,7 +72,7 @@ class PortableOptimizer:
         for (part, parameters, states), leaves in zip(
             self._parts, self._leaves, strict=True
         ):
-            how = numbers(self._recipe, part.group, lr, self._steps)
+            how = self._numbers(lr, part.group)
             self._update(
                 ctypes.addressof(how),
                 ctypes.addressof(leaves),
@@ -71,6 +82,9 @@ class PortableOptimizer:
                 *states,
                 part.end - part.first,
             )
+
+    def _numbers(self, lr: float, group: ParamGroup) -> Optimizer:
+        return numbers(self._recipe, group, lr, self._steps)
 
     def _bind(self, summands: Summands) -> None:
         """Prepare the kernels' arguments for these summands, which seldom change."""

@@ -7,28 +7,29 @@ wants them.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from samestep.config.model import CrossEntropy, LossRecipe
+from samestep.config.recipe import Recipe
 from samestep.core import tree
-from samestep.core.ownership import Share, shares
+from samestep.core.ownership import Share
 from samestep.core.plan import Plan, derive_seed
 from samestep.core.tree import Range
 from samestep.data.dataset import Dataset
 from samestep.exchange import Exchange
-from samestep.kernels.execution import Execution
+from samestep.kernels.execution import Execution, workspace_bytes
 from samestep.kernels.interface import Kernels, OpKind
 from samestep.kernels.lower import lower
 from samestep.kernels.lowering import LossOp, Places
 from samestep.kernels.program import Program
 from samestep.models.objective import ignored_label
 from samestep.portable import inputs
+from samestep.portable.deferred import DeferredWeights, may_defer
 from samestep.portable.norms import squared_norm
+from samestep.portable.pieces import Piece, Pieces
 from samestep.state.flat import Flat
 
 
@@ -76,51 +77,6 @@ class Instruments(Protocol):
         """Record the sums of a micro-batch."""
 
 
-@dataclass(frozen=True)
-class Piece:
-    """A range of micro-batches of one step, which a call computes."""
-
-    starts: list[int]
-    """Where each begins among the call's samples, and where the last ends."""
-    kernel_starts: Tensor
-    """The same, for the kernels."""
-    merges: Tensor
-    """How many sums of the tree each completes."""
-    first: int
-    """The first sample, counted from the first of the step."""
-
-
-class Pieces:
-    """Which samples belong to which micro-batches; cached, since steps repeat."""
-
-    def __init__(self, plan: Plan) -> None:
-        self._plan, self._epoch = plan, -1
-        self._order: inputs.Numbers = np.empty(0, np.int64)
-        self._pieces: dict[tuple[Range, int], Piece] = {}
-
-    def piece(self, step: int, node: Range) -> Piece:
-        """Return a range of the micro-batches of a step."""
-        size = self._plan.batch_size(step % self._plan.steps_per_epoch)
-        if (node, size) not in self._pieces:
-            num = self._plan.micro_batches
-            parts = shares(size, num)[slice(*node)]
-            first = parts[0][0]
-            starts = [start - first for start, _ in parts] + [parts[-1][1] - first]
-            merges = [tree.num_merges(m, node, num) for m in range(*node)]
-            self._pieces[node, size] = Piece(
-                starts, torch.tensor(starts), torch.tensor(merges), first
-            )
-        return self._pieces[node, size]
-
-    def samples(self, step: int, piece: Piece) -> inputs.Numbers:
-        """Return the training samples of a piece, int64 [n]."""
-        epoch, step_in_epoch = divmod(step, self._plan.steps_per_epoch)
-        if epoch != self._epoch:
-            self._epoch, self._order = epoch, self._plan.order(epoch).numpy()
-        first = step_in_epoch * self._plan.global_batch + piece.first
-        return self._order[first : first + piece.starts[-1]]
-
-
 class RecordedPasses:
     """A worker's micro-batches, by a program."""
 
@@ -129,7 +85,7 @@ class RecordedPasses:
         model: nn.Module,
         data: Dataset,
         plan: Plan,
-        loss: LossRecipe,
+        recipe: Recipe,
         flat: Flat,
         exchange: Exchange,
         draw: Draw,
@@ -141,16 +97,30 @@ class RecordedPasses:
         Raises NotPortable.
         """
         self.kernels, self._plan, self._data, self._draw = kernels, plan, data, draw
-        self._flat, self._exchange, self._ignored = flat, exchange, ignored_label(loss)
+        self._flat, self._exchange = flat, exchange
+        self._ignored = ignored_label(recipe.loss)
         self._pieces, self._owned = Pieces(plan), (0, 0)
-        program = training_program(model, data, loss, flat)
+        program = training_program(model, data, recipe.loss, flat)
         self._source = inputs.inputs_of(data, "train", in_training=True)
         if self._source is not None:
             program = self._source.adapted(program)
         largest = -(-plan.global_batch // plan.micro_batches)
         samples = min(plan.global_batch, max(MAX_SAMPLES, largest))
-        self._execution = Execution(program, kernels, samples, plan.micro_batches)
+        size = samples, plan.micro_batches
+        room = None
+        if may_defer(recipe, data):
+            program = program.with_weights_last()
+        if program.num_weights:
+            room = exchange.room(workspace_bytes(program, *size))
+        own = None if room is None else room.pieces[room.own]
+        self._execution = Execution(program, kernels, *size, own)
         self._execution.bind(parameters=exchange.parameters)
+        self.weights: DeferredWeights | None = None
+        """What computes gradients of matrices in the update instead, if that pays."""
+        if room is not None:
+            self.weights = DeferredWeights(
+                recipe, plan, flat, exchange, room, self._execution, kernels
+            )
 
     def run(self, step: int, owned: Share, instruments: Instruments) -> None:
         """Compute the worker's `owned` micro-batches of a step, counted from 0.
@@ -159,6 +129,9 @@ class RecordedPasses:
         them all.
         """
         slots, self._owned = self._exchange.partials(), owned
+        self._end = len(self._execution.program.ops)
+        if self.weights is not None and self.weights.begin(step):
+            self._end -= self._execution.program.num_weights
         if owned[0] == owned[1]:
             return
         size = self._plan.batch_size(step % self._plan.steps_per_epoch)
@@ -215,7 +188,7 @@ class RecordedPasses:
         instruments.lap("data")
         execution.run(program.num_loads, end)
         instruments.lap("forward")
-        execution.run(end)
+        execution.run(end, self._end)
         self._record(node, piece, instruments)
         instruments.lap("backward")
 

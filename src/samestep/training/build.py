@@ -229,7 +229,7 @@ def _portable_replica(
         components.model,
         components.data,
         components.plan,
-        recipe.loss,
+        recipe,
         flat,
         exchange,
         samples.draw,
@@ -241,6 +241,7 @@ def _portable_replica(
         exchange.parameters[slice(*exchange.owned)],
         exchange.states,
         slices(recipe.optimizer, flat.layout, exchange.owned),
+        passes.weights,
     )
     norms = Norms(
         partial(block_norms, kernels), lambda cells: math.fsum(cells.tolist())

@@ -34,6 +34,7 @@
 #include "attention.c"
 #include "embedding.c"
 #include "optimizer.c"
+#include "updates.c"
 
 typedef void (*Operation)(const Op *, const Call *);
 
@@ -129,6 +130,9 @@ static void run_update(const Optimizer *how, const float *const *leaves,
     IN_DEFAULT_MODE(
         update(how, leaves, order, order_size, parameters, state1, state2, size));
 }
+static void run_update_parts(const Update *with) {
+    IN_DEFAULT_MODE(update_parts(with));
+}
 static void run_average(float *mean, const float *parameters, float weight,
                         int64_t size) {
     IN_DEFAULT_MODE(average(mean, parameters, weight, size));
@@ -150,6 +154,7 @@ const Kernels NAME(ISA) = {
     .run = run,
     .tree_sum = run_tree_sum,
     .update = run_update,
+    .update_parts = run_update_parts,
     .average = run_average,
     .squared_norms = run_squared_norms,
     .scale = run_scale,

@@ -313,6 +313,36 @@ typedef struct {
     float eps;
 } Optimizer;
 
+/* Where the samples of a micro-batch lie: columns [first, end) of buffers that begin
+ * `distance` floats after this worker's, in the memory of the worker that owns it. */
+typedef struct {
+    int64_t distance, first, end;
+    int64_t merges; /* sums of the tree that it completes */
+} MicroBatch;
+
+/* What one worker updates: with `op` >= 0, the rows [first, end) of the matrix whose
+ * gradient is that operation, an OP_LINEAR_GRAD_WEIGHT; else, with -1, the elements
+ * [first, end) of the vectors. `group` is the number of its optimizer. */
+typedef struct {
+    int64_t op, first, end, group;
+} UpdatePart;
+
+/* An update that computes the gradients of matrices itself, of all micro-batches of the
+ * step. Vectors are whole: they begin with the first parameter. */
+typedef struct {
+    const Op *ops;
+    const Call *call; /* of this worker: its buffers and their capacity */
+    const MicroBatch *micro_batches; /* in the order of the tree */
+    int64_t num_micro_batches;
+    const UpdatePart *parts;
+    int64_t num_parts;
+    const Optimizer *optimizers;
+    const float *const *leaves; /* of the other gradients' sum, as for `update` */
+    const int32_t *order;
+    int64_t order_size;
+    float *parameters, *state1, *state2;
+} Update;
+
 /* The kernels of one instruction set. */
 typedef struct {
     const char *isa;
@@ -327,6 +357,7 @@ typedef struct {
     void (*update)(const Optimizer *how, const float *const *leaves,
                    const int32_t *order, int64_t order_size, float *parameters,
                    float *state1, float *state2, int64_t size);
+    void (*update_parts)(const Update *update);
     /* average = fma(weight, parameters - average, average) */
     void (*average)(float *average, const float *parameters, float weight,
                     int64_t size);

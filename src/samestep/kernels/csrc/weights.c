@@ -32,10 +32,14 @@ typedef struct {
     const Call *call;
     const float *dy; /* by feature */
     const float *x;  /* by sample */
-    int64_t in, out, positions;
+    int64_t in, positions;
     Place of_dy, of_x; /* x: positions, the first one, step */
-    int64_t offset;  /* of the weight in a slot */
-    int64_t tiles;   /* of TILE_ROWS rows at most */
+    const MicroBatch *micro_batches;
+    int64_t num_micro_batches;
+    int64_t first, rows; /* of dW: those that are computed */
+    float *const *sums;  /* where the sums that are left go: element (r, c) to */
+    int64_t place, step; /* place + r * step + c */
+    int64_t tiles;    /* of TILE_ROWS rows at most */
     int64_t together; /* how many of them share a block of x */
     const Chain *chains;
     int64_t num_chains;
@@ -52,16 +56,17 @@ INLINE int64_t position_of_x(const WeightGradient *g) {
  * first position, then of the next. Returns how many there are; with NULL only that. */
 static int64_t list_chains(const WeightGradient *g, Chain *chains) {
     int64_t n = 0, size = 0;
-    for (int64_t m = 0; m < g->call->micro_batches; m++) {
-        int64_t first = g->call->starts[m], end = g->call->starts[m + 1];
+    for (int64_t m = 0; m < g->num_micro_batches; m++) {
+        const MicroBatch *part = &g->micro_batches[m];
+        int64_t first = part->first, end = part->end, distance = part->distance;
         int64_t b = end - first, all = g->positions * b, k = 0;
         do {
             int64_t terms = smaller(K_BLOCK, all - k), position = b ? k / b : 0;
             int64_t merges = k > 0;
-            if (k + terms == all) merges += g->call->merges[m];
+            if (k + terms == all) merges += part->merges;
             if (chains)
-                chains[n] = (Chain){.a = position * g->of_dy.step * PANEL,
-                                    .b = position * position_of_x(g),
+                chains[n] = (Chain){.a = distance + position * g->of_dy.step * PANEL,
+                                    .b = distance + position * position_of_x(g),
                                     .sample = first + k - position * b,
                                     .first = first,
                                     .end = end,
@@ -84,26 +89,38 @@ static const Chain *end_of_block(const Chain *chain, const Chain *end) {
     return chain;
 }
 
+/* How many sums of a tile wait at most. */
+static int64_t stack_of(const Chain *chains, int64_t count) {
+    int64_t most = 0;
+    for (const Chain *chain = chains; chain < chains + count; chain++)
+        most = chain->size >= most ? chain->size + 1 : most;
+    return most;
+}
+
 /* The tile's sums that are left on the stack, all but the last. */
-static void copy_to_slots(const WeightGradient *g, const float *stack, int64_t size,
-                          int64_t rows, int64_t row, int64_t column, int64_t columns) {
+static void copy_sums(const WeightGradient *g, const float *stack, int64_t size,
+                      int64_t rows, int64_t place, int64_t columns) {
     for (int64_t n = 0; n < size; n++)
         for (int64_t r = 0; r < rows; r++)
-            memcpy(g->call->slots[n] + g->offset + (row + r) * g->in + column,
+            memcpy(g->sums[n] + place + r * g->step,
                    stack + n * TILE_SIZE + r * TILE_COLUMNS, columns * sizeof(float));
+}
+
+/* The first row of tile n. */
+INLINE int64_t tile_row(const WeightGradient *g, int64_t n) {
+    return g->first + first_row(g->rows, g->tiles, n);
 }
 
 /* Tile n of dW, the chains of one block: TILE_COLUMNS columns from `column`. */
 static void sum_tile(const WeightGradient *g, Tile *t, int64_t n, int64_t column) {
-    int64_t row = first_row(g->out, g->tiles, n);
-    int64_t rows = first_row(g->out, g->tiles, n + 1) - row;
-    int64_t left = t->last->size - t->last->merges, place = g->offset + row * g->in;
+    int64_t row = tile_row(g, n), rows = tile_row(g, n + 1) - row;
+    int64_t left = t->last->size - t->last->merges;
+    int64_t place = g->place + row * g->step + column;
     t->a = g->dy + (g->of_dy.first + row) * PANEL;
-    t->c = g->call->slots[left] + place + column;
+    t->c = g->sums[left] + place;
     if (t->end > t->last) fetch_tile(t, rows, g->together > 1 ? 0 : TILE_COLUMNS);
     by_chains[parts_of(t->columns, VW) - 1][rows - 1](t);
-    if (t->end > t->last)
-        copy_to_slots(g, t->stack, left, rows, row, column, t->columns);
+    if (t->end > t->last) copy_sums(g, t->stack, left, rows, place, t->columns);
 }
 
 /* Tiles [first, last) of rows, all micro-batches: a block of x stays in the first cache
@@ -118,7 +135,7 @@ static void sum_column(const WeightGradient *g, int64_t first, int64_t last,
               .a_position = g->of_dy.step * PANEL,
               .b_position = position_of_x(g),
               .last = end - 1,
-              .c_step = g->in,
+              .c_step = g->step,
               .columns = smaller(TILE_COLUMNS, g->in - column)};
     for (t.chains = g->chains; t.chains < end; t.chains = t.end) {
         t.end = end_of_block(t.chains, end);
@@ -129,26 +146,48 @@ static void sum_column(const WeightGradient *g, int64_t first, int64_t last,
     }
 }
 
+/* The rows [first, end) of the gradient of an operation's matrix, without where the
+ * sums go. */
+static WeightGradient weight_gradient(const Op *op, const Call *call,
+                                      const MicroBatch *micro_batches, int64_t count,
+                                      int64_t first, int64_t end) {
+    int64_t samples = 0;
+    for (int64_t m = 0; m < count; m++)
+        samples += micro_batches[m].end - micro_batches[m].first;
+    return (WeightGradient){
+        .call = call,
+        .dy = call->buffers[op->i[0]],
+        .x = call->buffers[op->i[1]],
+        .in = op->i[2],
+        .positions = op->i[5],
+        .of_dy = place_at(op->i + 6),
+        .of_x = place_at(op->i + 9),
+        .micro_batches = micro_batches,
+        .num_micro_batches = count,
+        .first = first,
+        .rows = end - first,
+        .tiles = parts_of(end - first, TILE_ROWS),
+        .together = samples * op->i[5] > FEW_SAMPLES ? TILES_TOGETHER : 1};
+}
+
 static void op_linear_grad_weight(const Op *op, const Call *call) {
-    int64_t samples = call->starts[call->micro_batches] * op->i[5];
-    WeightGradient g = {.call = call,
-                        .dy = call->buffers[op->i[0]],
-                        .x = call->buffers[op->i[1]],
-                        .in = op->i[2],
-                        .out = op->i[3],
-                        .offset = op->i[4],
-                        .positions = op->i[5],
-                        .of_dy = place_at(op->i + 6),
-                        .of_x = place_at(op->i + 9),
-                        .tiles = parts_of(op->i[3], TILE_ROWS),
-                        .together = samples > FEW_SAMPLES ? TILES_TOGETHER : 1,
-                        .stack_size = stack_size(call)};
-    if (g.stack_size > MOST_TOGETHER) g.together = 1;
-    float room[g.together * g.stack_size * TILE_SIZE + LINE];
+    MicroBatch micro_batches[call->micro_batches];
+    for (int64_t m = 0; m < call->micro_batches; m++)
+        micro_batches[m] = (MicroBatch){.first = call->starts[m],
+                                        .end = call->starts[m + 1],
+                                        .merges = call->merges[m]};
+    WeightGradient g = weight_gradient(op, call, micro_batches, call->micro_batches, 0,
+                                       op->i[3]);
     Chain chains[list_chains(&g, NULL)];
-    g.stack = align(room);
     g.chains = chains;
     g.num_chains = list_chains(&g, chains);
+    g.stack_size = stack_of(chains, g.num_chains);
+    if (g.stack_size > MOST_TOGETHER) g.together = 1;
+    float room[g.together * g.stack_size * TILE_SIZE + LINE];
+    g.stack = align(room);
+    g.sums = call->slots;
+    g.place = op->i[4];
+    g.step = g.in;
     for (int64_t n = 0; n < g.tiles; n += g.together)
         for (int64_t column = 0; column < g.in; column += TILE_COLUMNS)
             sum_column(&g, n, smaller(n + g.together, g.tiles), column);
