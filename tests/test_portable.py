@@ -150,3 +150,31 @@ def test_nothing_about_a_placement_changes_a_bit(
 ) -> None:
     recipe = recipe_of("augmented")
     assert train(recipe, 2, **placement).weights_sha256 == train(recipe).weights_sha256
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer.groups": [{"match": "bias", "lr_factor": 0.5}]},
+        {"optimizer": {"name": "sgd", "lr": 0.05, "weight_decay": 0.01}},
+    ],
+)
+def test_exchanging_activations_instead_of_gradients_changes_no_bit(
+    train: Train, train_under: Train, changes: dict[str, Any]
+) -> None:
+    """Few samples and large matrices; messages and uneven shares carry gradients."""
+    sizes = {"global_batch": 24, "micro_batches": 5, "data.train_samples": 900}
+    recipe = small_recipe(arithmetic="portable").changed(
+        {**sizes, "model.hidden": [70, 40], "loss.label_smoothing": 0.1, **changes}
+    )
+    alone, slots = train(recipe, 1), train(recipe, 2, balance=(3, 2))
+    assert slots.weights_sha256 == alone.weights_sha256
+    for workers in (2, 3):
+        kill = fault("kill", "update", 30, rank=1)
+        run = train_under(recipe, [kill], workers, balance="off")
+        assert run.result["restarts"] == 1
+        assert run.weights_sha256 == alone.weights_sha256
+        assert run.result["test_loss"] == alone.result["test_loss"]
+        if workers == 2:
+            read, before = (r.history[-1]["bytes_exchanged"] for r in (run, slots))
+            assert 0 < read < before

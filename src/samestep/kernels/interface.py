@@ -208,8 +208,8 @@ class Optimizer(Structure):
 class Update(Structure):
     """An update that computes the gradients of matrices itself.
 
-    `micro_batches` and `parts` are arrays int64 [n, 4], `MicroBatch` and `UpdatePart` in the
-    header.
+    `micro_batches` and `parts` are arrays int64 [n, 4]: `MicroBatch` and `UpdatePart`
+    in the header.
     """
 
     _fields_ = (

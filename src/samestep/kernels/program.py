@@ -200,22 +200,27 @@ class Program:
             self, ops=(op, *self.ops[1:]), buffers=(*self.buffers, *constants)
         )
 
-    def with_weights_last(self) -> "Program":
-        """Return the program with the gradients of matrices at its end.
+    def with_weights_last(self, samples: int) -> "Program":
+        """Return the program with gradients of matrices at its end, if they may wait.
 
-        What they read is kept until then. One that is not the only gradient of its
-        matrix, or whose inputs are overwritten later, stays where it is.
+        What they read is kept until then. Those stay where they are for which a step's
+        `samples` make more numbers than the matrix has, that are not the only gradient
+        of their matrix, or whose inputs are overwritten later.
         """
-        weights = [
-            n for n, op in enumerate(self.ops) if op.kind == OpKind.LINEAR_GRAD_WEIGHT
-        ]
-        uses = Counter(self.ops[n].i[4] for n in weights)
-        last = [
-            n
-            for n in weights
-            if uses[self.ops[n].i[4]] == 1
-            and not any({*self.ops[n].reads} & {*op.writes} for op in self.ops[n + 1 :])
-        ]
+        offsets = Counter(
+            op.i[4] for op in self.ops if op.kind == OpKind.LINEAR_GRAD_WEIGHT
+        )
+        tables = {op.i[3] for op in self.ops if op.kind == OpKind.EMBEDDING_GRAD}
+        last = []
+        for number, op in enumerate(self.ops):
+            if op.kind != OpKind.LINEAR_GRAD_WEIGHT:
+                continue
+            inputs, outputs, offset, positions = op.i[2:6]
+            later = {b for next_op in self.ops[number + 1 :] for b in next_op.writes}
+            is_small = samples * positions * (inputs + outputs) <= inputs * outputs
+            is_alone = offsets[offset] == 1 and offset not in tables
+            if is_small and is_alone and later.isdisjoint(op.reads):
+                last.append(number)
         order = [n for n in range(len(self.ops)) if n not in last] + last
         ops = tuple(self.ops[n] for n in order)
         return replace(self, ops=ops, num_weights=len(last))

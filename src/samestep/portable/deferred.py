@@ -155,6 +155,22 @@ class DeferredWeights:
                 merges = tree.num_merges(m, (0, total), total)
                 yield [distance, first, end, merges]
 
+    def saved_bytes(self, step: int) -> int:
+        """Return how much less all workers read of each other's memory in a step."""
+        workers, program = self._exchange.workers, self._execution.program
+        partials = sum(
+            len(tree.subtrees(share, self._plan.micro_batches)) for share in self._even
+        )
+        samples = self._plan.batch_size(step % self._plan.steps_per_epoch)
+        saved = 0
+        for op in program.ops[-program.num_weights :]:
+            inputs, outputs, _, positions = op.i[2:6]
+            # Each reads the others' samples: all features, and outputs for its rows.
+            features = (workers - 1) * inputs + (workers - 1) / workers * outputs
+            slots = (workers - 1) / workers * partials * inputs * outputs
+            saved += round(4 * (slots - samples * positions * features))
+        return saved
+
     def update(self, summands: Summands, ways: Ways) -> None:
         """All workers, after the exchange: compute these gradients, and update all.
 

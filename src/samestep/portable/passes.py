@@ -76,6 +76,9 @@ class Instruments(Protocol):
     def record(self, index: int, loss: float, metrics: list[float]) -> None:
         """Record the sums of a micro-batch."""
 
+    def read_less(self, num_bytes: int) -> None:
+        """Note that all workers together read so many bytes less in this step."""
+
 
 class RecordedPasses:
     """A worker's micro-batches, by a program."""
@@ -109,7 +112,7 @@ class RecordedPasses:
         size = samples, plan.micro_batches
         room = None
         if may_defer(recipe, data):
-            program = program.with_weights_last()
+            program = program.with_weights_last(plan.global_batch)
         if program.num_weights:
             room = exchange.room(workspace_bytes(program, *size))
         own = None if room is None else room.pieces[room.own]
@@ -132,6 +135,7 @@ class RecordedPasses:
         self._end = len(self._execution.program.ops)
         if self.weights is not None and self.weights.begin(step):
             self._end -= self._execution.program.num_weights
+            instruments.read_less(self.weights.saved_bytes(step))
         if owned[0] == owned[1]:
             return
         size = self._plan.batch_size(step % self._plan.steps_per_epoch)

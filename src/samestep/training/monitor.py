@@ -85,6 +85,10 @@ class StepMonitor:
         """Record the loss and the metrics of a micro-batch."""
         self.metrics.record(self._row, index, loss, metrics)
 
+    def read_less(self, num_bytes: int) -> None:
+        """Note that all workers together read so many bytes less in this step."""
+        self._bytes -= num_bytes
+
     def end_micro_batches(self) -> None:
         """Note that all of the worker's micro-batches are computed."""
         self._arrived = self.clock.lap("backward")
