@@ -4,7 +4,6 @@
 """
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -204,22 +203,17 @@ class Program:
         """Return the program with gradients of matrices at its end, if they may wait.
 
         What they read is kept until then. Those stay where they are for which a step's
-        `samples` make more numbers than the matrix has, that are not the only gradient
-        of their matrix, or whose inputs are overwritten later.
+        `samples` make more numbers than the matrix has, to which others are added, or
+        whose inputs are overwritten later.
         """
-        offsets = Counter(
-            op.i[4] for op in self.ops if op.kind == OpKind.LINEAR_GRAD_WEIGHT
-        )
-        tables = {op.i[3] for op in self.ops if op.kind == OpKind.EMBEDDING_GRAD}
         last = []
         for number, op in enumerate(self.ops):
-            if op.kind != OpKind.LINEAR_GRAD_WEIGHT:
+            if op.kind != OpKind.LINEAR_GRAD_WEIGHT or op.flags & OpFlag.LEAVES:
                 continue
-            inputs, outputs, offset, positions = op.i[2:6]
-            later = {b for next_op in self.ops[number + 1 :] for b in next_op.writes}
+            inputs, outputs, _, positions = op.i[2:6]
             is_small = samples * positions * (inputs + outputs) <= inputs * outputs
-            is_alone = offsets[offset] == 1 and offset not in tables
-            if is_small and is_alone and later.isdisjoint(op.reads):
+            later = {b for next_op in self.ops[number + 1 :] for b in next_op.writes}
+            if is_small and later.isdisjoint(op.reads):
                 last.append(number)
         order = [n for n in range(len(self.ops)) if n not in last] + last
         ops = tuple(self.ops[n] for n in order)
