@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import Own, Train, fault, small_recipe
 from module_styles import CLASSES, STYLES
+from own_samples import EVERYTHING
 from torch import nn
 
 import samestep
@@ -184,3 +185,15 @@ def test_modules_of_many_styles_have_the_gradients_of_torch(style: str) -> None:
     )
     beside.check(torch.randn(21, *shape), torch.randint(CLASSES, (21,)))
     lower(model.eval(), shape, places_of(flat), loss, backward=False)
+
+
+def test_frozen_and_tied_parameters_and_buffers_stay(train: Train, own: Own) -> None:
+    recipe = own(EVERYTHING, global_batch=36, freeze=["last.bias"], **PORTABLE)
+    one, several = train(recipe, 1), train(recipe, 3, exchange="gloo")
+    assert one.weights_sha256 == several.weights_sha256
+    model, start = one.load_model(), components_of(recipe).model
+    for name in ("frozen.weight", "last.bias"):
+        assert torch.equal(model.get_parameter(name), start.get_parameter(name))
+    assert not torch.equal(
+        model.state_dict()["last.weight"], start.state_dict()["last.weight"]
+    )

@@ -6,6 +6,7 @@ from samestep.kernels.aten.pointwise import arithmetic
 from samestep.kernels.interface import Binary, OpFlag, OpKind
 from samestep.kernels.lowering import (
     Activation,
+    Constant,
     Lowering,
     Lowerings,
     Mask,
@@ -45,7 +46,11 @@ def _bernoulli(lowering: Lowering, node: Node, arguments: list[Any]) -> Results:
 
 def _div_mask(lowering: Lowering, node: Node, arguments: list[Any]) -> Results:
     match arguments:
-        case [Mask(probability=p) as mask, kept] if p == 1 - kept:
+        case [Mask(probability=p) as mask, float(kept)] if p == 1 - kept:
+            return [mask]
+        case [Mask(probability=p) as mask, Constant(data=kept)] if (
+            kept.numel() == 1 and p == 1 - float(kept)
+        ):
             return [mask]
     return None
 
@@ -75,6 +80,7 @@ def _threshold_backward(
 LOWERINGS: Lowerings = {
     "aten.bernoulli_.float": _bernoulli,
     "aten.div_.Scalar": _div_mask,
+    "aten.div_.Tensor": _div_mask,
     "aten.empty_like.default": _ones,
     "aten.mul.Tensor": _mul,
     "aten.new_empty.default": _ones,

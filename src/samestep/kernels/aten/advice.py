@@ -17,7 +17,6 @@ DEPENDS_ON_DATA = (
 INSTEAD: dict[str, str] = {
     "gelu": '`nn.GELU()` without `approximate="tanh"`',
     "cumsum": "a product with a triangular matrix of ones",
-    "native_group_norm": "BatchNorm or LayerNorm",
     "upsample_nearest2d": "`repeat_interleave`, or a transposed convolution",
     "upsample_bilinear2d": "a transposed convolution",
     "sort": "a pooling or a softmax",

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from samestep.kernels.compositions import shared
 from samestep.kernels.compositions.formula import (
     Formula,
     Mismatch,
@@ -13,8 +12,6 @@ from samestep.kernels.interface import Unary
 from samestep.kernels.lowering import (
     Activation,
     Lowerings,
-    SampleSum,
-    WeightGradient,
 )
 
 
@@ -42,8 +39,6 @@ def _add(formula: Formula, a: Any, b: Any, factor: float = 1) -> Activation:
 
 
 def _add_scaled(formula: Formula, a: Any, b: Any, options: Any = None) -> Any:
-    if isinstance(a, SampleSum | WeightGradient):
-        return shared.added(formula, a, b)
     if not isinstance(a, Activation):
         a, b = b, a
         if options:
