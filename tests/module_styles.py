@@ -178,6 +178,22 @@ STYLES: dict[str, tuple[tuple[int, ...], Callable[[], nn.Module]]] = {
         lambda: Called(_rotate, a=nn.Linear(8, 8), c=nn.Linear(8, 5)),
     ),
     "class-token": (TOKENS, class_token),
+    "positions": (
+        TOKENS,
+        lambda: Called(
+            lambda m, x: m.c((x + m.p(torch.arange(6)) + m.p(m.place))[:, 0]),
+            p=nn.Embedding(6, 8),
+            place=nn.Buffer(torch.arange(6)[None]),
+            c=nn.Linear(8, 5),
+        ),
+    ),
+    "group-norm": (
+        IMAGES,
+        lambda: nn.Sequential(
+            *(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.Dropout2d(0.3)),
+            *(nn.Flatten(), nn.Linear(288, 5)),
+        ),
+    ),
     "u-shape": (
         IMAGES,
         lambda: Called(

@@ -11,7 +11,9 @@ from samestep.kernels.lowering import (
     Constant,
     Lowering,
     Lowerings,
+    Parameter,
     Results,
+    SampleSum,
 )
 from samestep.kernels.trace import Node
 
@@ -103,12 +105,40 @@ def _runs(index: Tensor, size: int) -> Iterator[tuple[int, int]]:
         yield start, end
 
 
+def _positions(lowering: Lowering, node: Node, arguments: list[Any]) -> Results:
+    """Take rows of a table at constant indices that follow each other."""
+    match arguments:
+        case [Parameter() as table, Constant(data=index), *_] if index.numel():
+            runs = list(_runs(index.flatten(), table.shape[0]))
+            taken = table.slice(0, *runs[0]) if len(runs) == 1 else None
+            viewed = taken and taken.view(node.outputs[0].shape)
+            return [viewed] if viewed else None
+    return None
+
+
+def _positions_backward(
+    lowering: Lowering, node: Node, arguments: list[Any]
+) -> Results:
+    match arguments:
+        case [SampleSum(rows), Constant(data=index), int(size), -1, False]:
+            if list(_runs(index.flatten(), size)) != [(0, size)]:
+                return None
+            viewed = rows.view(node.outputs[0].shape)
+            return [SampleSum(viewed)] if viewed else None
+    return None
+
+
 def _new_zeros(lowering: Lowering, node: Node, arguments: list[Any]) -> Results:
     shape = node.outputs[0].shape
     has_samples = any(size and size % lowering.trace.samples == 0 for size in shape)
     return [lowering.zeros(shape)] if has_samples else None
 
 
+POSITIONS: Lowerings = {
+    "aten.embedding.default": _positions,
+    "aten.embedding_dense_backward.default": _positions_backward,
+}
+"""Tables at constant indices, where those of tokens do not match."""
 LOWERINGS: Lowerings = {
     "aten.index.Tensor": _index,
     "aten.index_put.default": _index_put,

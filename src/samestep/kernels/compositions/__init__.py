@@ -3,6 +3,7 @@
 Each is computed as its formula says, operation by operation, rounded after each.
 """
 
+from samestep.kernels.aten import indexing
 from samestep.kernels.compositions import (
     comparisons,
     gates,
@@ -18,6 +19,7 @@ from samestep.kernels.lowering import Lowerings
 LOWERINGS: Lowerings = {
     **comparisons.LOWERINGS,
     **gates.LOWERINGS,
+    **indexing.POSITIONS,
     **matrices.LOWERINGS,
     **piecewise.LOWERINGS,
     **powers.LOWERINGS,
