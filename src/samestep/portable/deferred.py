@@ -11,6 +11,7 @@ the same, and so are the bits, whether this is done in a step or not.
 
 import ctypes
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -45,6 +46,17 @@ def may_defer(recipe: Recipe, data: Dataset) -> bool:
     return not (needs_all or recipe.ema or COUNTED in data.own_metrics)
 
 
+@dataclass(frozen=True)
+class Table:
+    """Where the samples of a step are."""
+
+    rows: NDArray[np.int64]
+    """`MicroBatch` of the kernels, [M]."""
+    most_samples: int
+    """Of one worker."""
+    saved_bytes: int
+
+
 class DeferredWeights:
     """The update of a model whose matrices' gradients it computes itself."""
 
@@ -67,7 +79,9 @@ class DeferredWeights:
         self._exchange, self._room, self._execution = exchange, room, execution
         self._plan, self._pieces, self._run = plan, Pieces(plan), kernels.update_parts
         self._even = shares(plan.micro_batches, exchange.workers)
-        self._micro_batches: dict[int, NDArray[np.int64]] = {}
+        self._tables: dict[int, Table] = {}
+        self.saved_bytes = 0
+        """How much less all workers read of each other's memory in such a step."""
         groups = slices(recipe.optimizer, flat.layout, (0, flat.size))
         self._groups = list(dict.fromkeys(part.group for part in groups))
         own = slices(recipe.optimizer, flat.layout, exchange.owned)
@@ -120,29 +134,30 @@ class DeferredWeights:
         than one call takes, or if ownership follows speeds, which are measured without
         the update.
         """
-        exchange, capacity = self._exchange, self._execution.call.capacity
-        sizes = [
-            self._pieces.piece(step, share).starts[-1]
-            for share in exchange.shares
-            if share[0] < share[1]
-        ]
+        exchange, table = self._exchange, self._table(step)
         self.is_due = (
             exchange.shares == self._even
             and not exchange.watch.active
-            and max(sizes) <= capacity
+            and table.most_samples <= self._execution.call.capacity
         )
-        if self.is_due:
-            table = self._table(step)
-            self._update.micro_batches = table.ctypes.data
-            self._update.num_micro_batches = len(table)
+        self.saved_bytes = table.saved_bytes
+        self._update.micro_batches = table.rows.ctypes.data
+        self._update.num_micro_batches = len(table.rows)
         return self.is_due
 
-    def _table(self, step: int) -> NDArray[np.int64]:
-        """Return where the samples of each micro-batch are, `MicroBatch` [M]."""
+    def _table(self, step: int) -> Table:
+        """Return where the samples of a step are; cached, since steps repeat."""
         size = self._plan.batch_size(step % self._plan.steps_per_epoch)
-        if size not in self._micro_batches:
-            self._micro_batches[size] = np.array(list(self._rows(step)))
-        return self._micro_batches[size]
+        if size not in self._tables:
+            rows = np.array(list(self._rows(step)))
+            most = max(self._num_samples(step, share) for share in self._even)
+            self._tables[size] = Table(rows, most, self._saved_bytes(size))
+        return self._tables[size]
+
+    def _num_samples(self, step: int, share: tuple[int, int]) -> int:
+        if share[0] == share[1]:
+            return 0
+        return self._pieces.piece(step, share).starts[-1]
 
     def _rows(self, step: int) -> Iterator[list[int]]:
         total, pieces = self._plan.micro_batches, self._room.pieces
@@ -155,13 +170,12 @@ class DeferredWeights:
                 merges = tree.num_merges(m, (0, total), total)
                 yield [distance, first, end, merges]
 
-    def saved_bytes(self, step: int) -> int:
+    def _saved_bytes(self, samples: int) -> int:
         """Return how much less all workers read of each other's memory in a step."""
         workers, program = self._exchange.workers, self._execution.program
         partials = sum(
             len(tree.subtrees(share, self._plan.micro_batches)) for share in self._even
         )
-        samples = self._plan.batch_size(step % self._plan.steps_per_epoch)
         saved = 0
         for op in program.ops[-program.num_weights :]:
             inputs, outputs, _, positions = op.i[2:6]

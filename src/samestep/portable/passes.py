@@ -135,7 +135,7 @@ class RecordedPasses:
         self._end = len(self._execution.program.ops)
         if self.weights is not None and self.weights.begin(step):
             self._end -= self._execution.program.num_weights
-            instruments.read_less(self.weights.saved_bytes(step))
+            instruments.read_less(self.weights.saved_bytes)
         if owned[0] == owned[1]:
             return
         size = self._plan.batch_size(step % self._plan.steps_per_epoch)
