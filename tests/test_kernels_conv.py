@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from module_gradients import LOSS, check
+from module_gradients import LOSS, by_kernels, check
 from test_kernels_products import (
     GUARD,
     PANEL,
@@ -29,6 +29,7 @@ from test_kernels_products import (
 )
 from torch import Tensor, nn
 
+from samestep.kernels import fusion
 from samestep.kernels.interface import Op, OpFlag, OpKind
 from samestep.kernels.library import load_kernels
 from samestep.kernels.lower import lower
@@ -224,7 +225,7 @@ def test_the_gradients_of_kernel_and_bias_equal_the_reference(
     room = size + example.out + 4
     slots = [unaligned(np.full(room, GUARD, np.float32)) for _ in left]
     buffers = [by_panels(example.dy.T), by_panels(example.x.T), example.room(512)]
-    i = example.numbers(0, 1, 2, 2 + size if has_bias else -1, 2)
+    i = example.numbers(0, 1, 2, 2 + size if has_bias else -1, 2, -1)
     op = Op(kind=OpKind.CONV_GRAD_WEIGHT, i=i)
     run(load_kernels(isa), op, example, buffers, example.bias, slots)
     for slot, expected in zip(slots, left, strict=True):
@@ -272,3 +273,25 @@ def test_activations_and_their_gradients_become_part_of_convolutions() -> None:
         *("LINEAR_GRAD_INPUT", "GRAD_BIAS", "TRANSPOSE", "LINEAR_GRAD_WEIGHT"),
         *("CONV_GRAD_WEIGHT", "CONV_GRAD_INPUT", "CONV_GRAD_WEIGHT"),
     ]
+
+
+@pytest.mark.parametrize("window", [(2, 2), (3, 2)])
+def test_the_gradient_of_pooling_becomes_part_of_the_first_convolution(
+    monkeypatch: pytest.MonkeyPatch, window: tuple[int, int]
+) -> None:
+    torch.manual_seed(1)
+    pool = nn.MaxPool2d(window, ceil_mode=window == (3, 2))
+    layers = nn.Conv2d(2, 7, 3, padding=1), pool, nn.ReLU(), nn.Flatten()
+    model = nn.Sequential(*layers, nn.LazyLinear(3))
+    images, labels = torch.randn(50, 2, 20, 15), torch.randint(3, (50,))
+    model(images)
+    kinds = [
+        op.kind for op in lower(model, (2, 20, 15), places_of(Flat(model)), LOSS).ops
+    ]
+    assert OpKind.MAX_POOL_GRAD not in kinds
+    joined = by_kernels(model, images, labels, [32, 18])
+    monkeypatch.setattr(fusion, "_join_pool_grad", lambda *_: None)
+    for found, expected in zip(
+        joined, by_kernels(model, images, labels, [32, 18]), strict=True
+    ):
+        assert torch.equal(found, expected)

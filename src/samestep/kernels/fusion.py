@@ -31,6 +31,9 @@ def fuse(ops: list[Op]) -> list[Op]:
     for op in list(ops):
         if op.kind == OpKind.GATE and not _join_gate_behind(ops, op):
             _join_gate(ops, op)
+    for op in list(ops):
+        if op.kind == OpKind.MAX_POOL_GRAD:
+            _join_pool_grad(ops, op)
     return ops
 
 
@@ -151,3 +154,23 @@ def _join_gate_behind(ops: list[Op], gate: Op) -> bool:
         return False
     ops.remove(gate)
     return True
+
+
+def _join_pool_grad(ops: list[Op], pool: Op) -> None:
+    """Join the gradient of pooling to that of the weight of a first convolution.
+
+    Windows follow each other, and no other operation needs the gradient of all pixels.
+    """
+    readers = _readers(ops, pool.i[1])
+    height, width = pool.i[4:10], pool.i[10:16]
+    is_plain = all(
+        axis[2] > 0 and axis[3:] == [axis[2], 0, 1] for axis in (height, width)
+    )
+    if not is_plain or [op.kind for op in readers] != [OpKind.CONV_GRAD_WEIGHT]:
+        return
+    (conv,) = readers
+    if conv.i[0] != pool.i[1] or conv.i[1] == pool.i[1] or conv.i[18] != NONE:
+        return
+    conv.i[0] = pool.i[0]
+    conv.i[18:] = [pool.i[2], height[2], width[2], height[1], width[1]]
+    ops.remove(pool)

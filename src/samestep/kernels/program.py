@@ -52,7 +52,7 @@ READS: dict[OpKind, tuple[int, ...]] = {
     OpKind.ATTENTION_GRAD: (0, 5, 10, 15, 16, 17),
     OpKind.CONV: (0,),
     OpKind.CONV_GRAD_INPUT: (0, 16),
-    OpKind.CONV_GRAD_WEIGHT: (0, 1),
+    OpKind.CONV_GRAD_WEIGHT: (0, 1, 18),
     OpKind.SUM_ROWS: (0,),
     OpKind.UNARY: (0,),
     OpKind.BINARY: (0, 2),

@@ -162,7 +162,7 @@ def _parameters(
     lowering.buffers.append(Buffer(SUMS))
     first, second = (x, dy) if conv.is_transposed else (dy, x)
     i = [first.buffer, second.buffer, *conv.numbers, NONE, NONE]
-    op = Op(OpKind.CONV_GRAD_WEIGHT, [*i, len(lowering.buffers) - 1])
+    op = Op(OpKind.CONV_GRAD_WEIGHT, [*i, len(lowering.buffers) - 1, NONE])
     bias: Written | SampleSum | Activation = Written(op, BIAS)
     if wanted[1] or not conv.is_transposed:
         lowering.ops.append(op)

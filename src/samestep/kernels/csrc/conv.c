@@ -38,7 +38,7 @@ static Conv conv_of(const Op *op) {
 /* What follows them. */
 enum { CONV_WEIGHT = 15, CONV_BIAS, CONV_STREAM };
 enum { CONV_GATE = 16, CONV_INPUT_BIAS };
-enum { CONV_SCRATCH = 17 };
+enum { CONV_SCRATCH = 17, CONV_WHERE };
 
 /* The taps of a kernel that meet a pixel, in one dimension: they are evenly spaced, and
  * so are the pixels where they meet it. */

@@ -27,11 +27,20 @@ typedef struct {
     int64_t source, top, bottom, left, right;
 } Tap;
 
+/* How a convolution's results were pooled, by windows that follow each other. */
+typedef struct {
+    int64_t height, width; /* of a window */
+    int64_t rows, columns; /* of windows */
+} Unpooling;
+
 typedef struct {
     const Op *op;
     const Call *call;
     Conv conv;
     const float *dy, *x; /* panels */
+    const float *where;  /* the pixels that dy belongs to, or NULL: all */
+    Unpooling pool;
+    int64_t dy_plane;    /* rows of a channel of dy */
     float *sums;         /* panels [CONV_SUMS, samples] */
     int64_t plane;       /* pixels of the outputs */
     int64_t dy_rows, x_rows;
@@ -184,22 +193,57 @@ typedef struct {
     Tap taps[TERMS_TOGETHER];
 } SumGroup;
 
-/* Copy the gradients of pixels [first, end), one vector of samples, so that they lie
- * side by side, and add them to the bias's sums. */
+/* Copy the gradients of pixels [first, end), one vector of samples and one channel, to
+ * where the channels' lie side by side. `from` is the channel's first row. Returns the
+ * bias's sum with them. */
+INLINE vf copy_gradients(const float *from, int64_t first, int64_t end, float *to,
+                         vf sum) {
+    for (int64_t p = first; p < end; p++, to += TILE_CHANNELS * VW) {
+        vf dy = load(from + p * PANEL);
+        sum += dy;
+        store(to, dy);
+    }
+    return sum;
+}
+
+/* The same of pixels that were pooled: a window's gradient belongs to one of them. */
+INLINE vf copy_pooled(const Unpooling *u, int64_t width, const float *from,
+                      const float *where, int64_t first, int64_t end, float *to,
+                      vf sum) {
+    int64_t y = first / width, x = first % width, left = u->width - x % u->width;
+    int64_t window = y / u->height * u->columns + x / u->width;
+    for (int64_t p = first; p < end; p++, to += TILE_CHANNELS * VW) {
+        vf dy = {0};
+        if (y < u->rows * u->height && x < u->columns * u->width) {
+            vi at = (vi)load(where + window * PANEL);
+            dy += keep(at == (int32_t)p, load(from + window * PANEL));
+        }
+        sum += dy;
+        store(to, dy);
+        x++;
+        if (--left == 0) left = u->width, window++;
+        if (x < width) continue;
+        y++, x = 0, left = u->width;
+        window = y / u->height * u->columns;
+    }
+    return sum;
+}
+
+/* Those of all channels of a group; a block of the bias's sums may begin here. */
 static void take_gradients(const SumGroup *group, int64_t s, int64_t first, int64_t end,
                            float *dy, vf *bias) {
     const ConvGradient *g = group->g;
-    const float *from =
-        g->dy + (s / PANEL * g->dy_rows + group->channel * g->plane) * PANEL + s % PANEL;
-    for (int64_t c = 0; c < group->channels; c++) {
+    int64_t row = s / PANEL * g->dy_rows + group->channel * g->dy_plane;
+    for (int64_t c = 0; c < group->channels; c++, row += g->dy_plane) {
+        const float *from = g->dy + row * PANEL + s % PANEL;
         vf sum = first % K_BLOCK ? bias[c] : (vf){0};
-        const float *row = from + (c * g->plane + first) * PANEL;
-        for (int64_t p = first; p < end; p++, row += PANEL) {
-            vf x = load(row);
-            sum += x;
-            store(dy + ((p - first) * TILE_CHANNELS + c) * VW, x);
-        }
-        bias[c] = sum;
+        float *to = dy + c * VW;
+        if (g->where)
+            bias[c] = copy_pooled(&g->pool, g->conv.x.out, from,
+                                  g->where + row * PANEL + s % PANEL, first, end, to,
+                                  sum);
+        else
+            bias[c] = copy_gradients(from, first, end, to, sum);
     }
 }
 
@@ -262,7 +306,14 @@ static void op_conv_grad_weight(const Op *op, const Call *call) {
                       .x = call->buffers[op->i[1]],
                       .sums = call->buffers[op->i[CONV_SCRATCH]]};
     g.plane = g.conv.y.out * g.conv.x.out;
-    g.dy_rows = op->i[3] * g.plane;
+    g.dy_plane = g.plane;
+    if (op->i[CONV_WHERE] >= 0) {
+        const int64_t *sizes = op->i + CONV_WHERE + 1;
+        g.where = call->buffers[op->i[CONV_WHERE]];
+        g.pool = (Unpooling){sizes[0], sizes[1], sizes[2], sizes[3]};
+        g.dy_plane = sizes[2] * sizes[3];
+    }
+    g.dy_rows = op->i[3] * g.dy_plane;
     g.x_rows = op->i[2] * g.conv.y.in * g.conv.x.in;
     int64_t all = op->i[CONV_WEIGHT] < 0 ? 0 : g.conv.in * g.conv.taps;
     int64_t tiles = parts_of(g.conv.out, TILE_CHANNELS);

@@ -130,7 +130,9 @@ typedef enum {
     OP_CONV_GRAD_INPUT,
     /* dW and db of every micro-batch, up the tree into the slots. i: dy, x (both by
      * feature), ..., offsets of W and of b in a slot, -1 without, a buffer for
-     * [CONV_SUMS, samples] sums by feature. */
+     * [CONV_SUMS, samples] sums by feature. Then -1, or, where the results were pooled by
+     * windows that follow each other and dy is of the pooled: pixels as in OP_MAX_POOL,
+     * height and width of a window, rows and columns of windows. */
     OP_CONV_GRAD_WEIGHT,
     /* y = (sum of x over `count` axes of rows) / divisor: +0, s = s + x in order, in
      * blocks of 256 terms. i: x, y (both by feature), rows and first row of x, then the

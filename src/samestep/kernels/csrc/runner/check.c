@@ -75,6 +75,12 @@ static int64_t conv_side(const int64_t *i) {
 static int64_t product_of_sizes(int64_t a, int64_t b, int64_t c) {
     return is_size(a) && is_size(b) && is_size(a * b) && is_size(c) ? a * b * c : 0;
 }
+/* The elements of dy of a convolution's gradient whose results were pooled. */
+static int64_t pooled_size(const Training *t, const int64_t *i) {
+    if (!is_size(i[19]) || !is_size(i[20])) return 0;
+    int64_t size = product_of_sizes(i[3], i[21], i[22]);
+    return by_feature(t, i[18], size) ? size : 0;
+}
 static int is_conv(const Training *t, const Op *op) {
     const int64_t *i = op->i, in = i[2], out = i[3], groups = i[4];
     if (!is_size(in) || !is_size(out) || !is_size(groups) || in % groups ||
@@ -82,6 +88,10 @@ static int is_conv(const Training *t, const Op *op) {
         return 0;
     int64_t images = product_of_sizes(in, i[5], i[6]);
     int64_t results = product_of_sizes(out, conv_side(i + 5), conv_side(i + 6));
+    if (op->kind == OP_CONV_GRAD_WEIGHT && i[18] != -1) {
+        if (!is_size(results)) return 0;
+        results = pooled_size(t, i);
+    }
     int64_t weights = product_of_sizes(in / groups, i[7], i[8]);
     int is_weight = op->kind == OP_CONV_GRAD_WEIGHT;
     int is_back = is_weight || op->kind == OP_CONV_GRAD_INPUT;
