@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pointwise_calls import Made, Sample, compile_reference, operation, outcome
 from test_kernels_elementwise import run_with
 
-from samestep.kernels.interface import Binary, Call, Op, OpKind, Unary
+from samestep.kernels.interface import Binary, Call, Op, OpFlag, OpKind, Unary
 from samestep.kernels.library import load_kernels, supported_isas
 from samestep.kernels.lowering import AXES
 
@@ -61,6 +61,7 @@ def make_linear_grad(sample: Sample, features: int, choice: int) -> Made:
     dy, dx, gate = (sample.by_feature(count) for count in rows)
     i = [dy, dx, features, out, 3, (gate, -1)[choice % 2], positions, *of_dy, *of_dx]
     op = operation(OpKind.LINEAR_GRAD_INPUT, i, [1.25])
+    op.flags = OpFlag.SLOPE if choice % 3 == 0 else 0
     return sample, op, dict(zip((dy, dx, gate), rows, strict=True))
 
 

@@ -48,7 +48,9 @@ static void linear_grad_input(In op, At call, int64_t p, int64_t s) {
             column[o] = call->parameters[i[4] + o * in + k];
         }
         float dx = product(column, dy, out);
-        if (i[5] >= 0)
+        if (i[5] >= 0 && op->flags & OP_SLOPE)
+            dx = dx * *at_position(call, i[5], i + 10, p, k, s);
+        else if (i[5] >= 0)
             dx = gate_of(dx, *at_position(call, i[5], i + 10, p, k, s), op->f[0]);
         *at_position(call, i[1], i + 10, p, k, s) = dx;
     }
@@ -181,7 +183,8 @@ static float unary(int64_t function, float x, const float *f) {
     case UNARY_ERF: return (float)erf_of(x);
     case UNARY_SIN: return (float)sin_of(x);
     case UNARY_COS: return (float)cos_of(x);
-    case UNARY_GELU: return x * normal_of(x);
+    case UNARY_GELU:
+    case UNARY_GELU_SLOPE: return x * normal_of(x);
     case UNARY_GELU_TANH: return (0.5f * x) * (1 + gelu_tanh_part(x));
     case UNARY_SILU: return x * (float)sigmoid_of(x);
     case UNARY_EXPM1: return (float)expm1_of(cut(x, -110, 110));
@@ -238,8 +241,10 @@ static void pointwise(In op, At call, int64_t s) {
         int64_t x = row_at(n, sizes, sizes + AXES, AXES);
         int64_t other = row_at(n, sizes, sizes + 2 * AXES, AXES);
         if (op->kind == OP_UNARY) {
-            float y = unary(i[2], *by_feature(call, i[0], i[3], i[4] + x, s), op->f);
-            *by_feature(call, i[1], i[5], i[6] + other, s) = y;
+            float *at = by_feature(call, i[0], i[3], i[4] + x, s), before = *at;
+            if (i[2] == UNARY_GELU_SLOPE) *at = gelu_slope(before);
+            *by_feature(call, i[1], i[5], i[6] + other, s) =
+                unary(i[2], before, op->f);
             continue;
         }
         float b = i[2] == -1   ? call->parameters[i[7] + other]

@@ -4,7 +4,8 @@ An operation that alone reads the result of another can often be part of it, whi
 saves a pass over memory.
 """
 
-from samestep.kernels.interface import Binary, OpFlag, OpKind
+from samestep.kernels.interface import Binary, OpFlag, OpKind, Unary
+from samestep.kernels.lowering import AXES
 from samestep.kernels.program import NONE, Op
 
 
@@ -29,12 +30,43 @@ def fuse(ops: list[Op]) -> list[Op]:
         if op.kind == OpKind.ACTIVATE and op.flags == OpFlag.DROPOUT:
             _join_dropout(ops, op)
     for op in list(ops):
+        if op.kind == OpKind.UNARY and op.i[2] == Unary.GELU:
+            _keep_slope(ops, op)
+    for op in list(ops):
         if op.kind == OpKind.GATE and not _join_gate_behind(ops, op):
             _join_gate(ops, op)
     for op in list(ops):
         if op.kind == OpKind.MAX_POOL_GRAD:
             _join_pool_grad(ops, op)
     return ops
+
+
+def _keep_slope(ops: list[Op], gelu: Op) -> None:
+    """Compute the derivative of GELU beside its value, for the backward pass.
+
+    It takes the place of the inputs, which nothing else may need.
+    """
+    x, y, _, rows = gelu.i[:4]
+    ones, zeros = [1] * (AXES - 1), [0] * (AXES - 1)
+    whole = [x, y, Unary.GELU, rows, 0, rows, 0, *ones, rows, *(*zeros, 1) * 2]
+    grads = [op for op in _readers(ops, x) if op is not gelu]
+    if gelu.i != whole or len(grads) != 1 or grads[0].kind != OpKind.BINARY:
+        return
+    (grad,) = grads
+    is_grad = grad.i[3] == Binary.GELU_GRAD and grad.i[2] == x != grad.i[0]
+    if is_grad and _is_row_by_row(grad, rows):
+        gelu.i[2], grad.i[3] = Unary.GELU_SLOPE, Binary.MUL
+        _join_slope(ops, grad)
+
+
+def _join_slope(ops: list[Op], product: Op) -> None:
+    """Join the multiplication with a derivative to the product before it."""
+    host = _writer(ops, product.i[0])
+    is_free = host.kind == OpKind.LINEAR_GRAD_INPUT and host.i[5] == NONE
+    if is_free and len(_readers(ops, product.i[0])) == 1:
+        host.i[1], host.i[5] = product.i[1], product.i[2]
+        host.flags |= OpFlag.SLOPE
+        ops.remove(product)
 
 
 def _writer(ops: list[Op], buffer: int) -> Op:

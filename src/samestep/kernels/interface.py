@@ -78,6 +78,7 @@ class OpFlag(IntFlag):
     REVERSED = 16
     LAST_STATE = 32
     LEAVES = 64
+    SLOPE = 128
 
 
 class Unary(IntEnum):
@@ -103,6 +104,8 @@ class Unary(IntEnum):
     SILU = 16
     EXPM1 = 17
     LOG1P = 18
+    GELU_SLOPE = 19
+    """GELU; its derivative takes the place of x."""
 
 
 class Binary(IntEnum):

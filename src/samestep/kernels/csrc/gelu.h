@@ -40,12 +40,13 @@ INLINE vf normal_(vf x) {
     return select_(x < 0, tail, 1 - tail);
 }
 INLINE vf gelu_(vf x) { return x * normal_(x); }
-INLINE vf gelu_slope(vf x) {
+INLINE vf gelu_slope_of(vf x, vf normal) {
     vf t = smaller_magnitude(x, 13);
     vf density =
         exp2_(fma_(t * t, splat(-0x1.715476p-1f), splat(-0x1.53643ap+0f)));
-    return fma_(x, keep(~(abs_(x) > 13), density), normal_(x));
+    return fma_(x, keep(~(abs_(x) > 13), density), normal);
 }
+INLINE vf gelu_slope(vf x) { return gelu_slope_of(x, normal_(x)); }
 
 /* The approximation by tanh: x (1 + tanh(k (x + 0.044715 x^3))) / 2, k^2 = 2 / pi. */
 INLINE vf gelu_tanh_part(vf x) {

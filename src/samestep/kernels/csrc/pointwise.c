@@ -95,6 +95,24 @@ INLINE void unary_panel(const Op *op, const float *x, float *y, int64_t columns,
     } while (next_rows(&walk, &from, &to));
 }
 
+/* GELU and its derivative, which share most of their work. */
+static void gelu_and_slope(const Op *op, float *x, float *y, int64_t columns) {
+    const int64_t *sizes = op->i + 7, inner = AXES - 1;
+    Walk walk = {sizes, sizes + AXES, sizes + 2 * AXES, {0}};
+    int64_t from = op->i[4], to = op->i[6];
+    do {
+        for (int64_t n = 0; n < sizes[inner]; n++) {
+            float *source = x + (from + n * walk.first[inner]) * PANEL;
+            float *target = y + (to + n * walk.second[inner]) * PANEL;
+            for (int64_t c = 0; c < columns; c += VW) {
+                vf value = load(source + c), normal = normal_(value);
+                store(target + c, value * normal);
+                store(source + c, gelu_slope_of(value, normal));
+            }
+        }
+    } while (next_rows(&walk, &from, &to));
+}
+
 #define EACH_UNARY(X)                                                               \
     X(UNARY_COPY) X(UNARY_FILL) X(UNARY_NEG) X(UNARY_ABS) X(UNARY_RECIPROCAL)       \
     X(UNARY_SQRT) X(UNARY_RSQRT) X(UNARY_EXP) X(UNARY_LOG) X(UNARY_TANH)            \
@@ -105,9 +123,10 @@ INLINE void unary_panel(const Op *op, const float *x, float *y, int64_t columns,
 
 static void op_unary(const Op *op, const Call *call) {
     for (int64_t s = 0; s < num_samples(call); s += PANEL) {
-        const float *x = call->buffers[op->i[0]] + s * op->i[3];
+        float *x = call->buffers[op->i[0]] + s * op->i[3];
         float *y = call->buffers[op->i[1]] + s * op->i[5];
         int64_t columns = columns_at(call, s);
+        if (op->i[2] == UNARY_GELU_SLOPE) gelu_and_slope(op, x, y, columns);
         switch (op->i[2]) { EACH_UNARY(UNARY_CASE) }
     }
 }

@@ -222,12 +222,13 @@ static void finish_grad_input(const Product *p, const Part *part, int64_t row,
                               const Draws *draws) {
     (void)draws;
     const float *y = p->call->buffers[p->op->i[5]];
-    vf factor = splat(p->op->f[0]);
+    float factor = p->op->f[0];
     for (int64_t r = row; r < end; r++)
         for (int64_t s = column; s < last; s += VW) {
             int64_t place = part->c - p->c + r * PANEL + s % PANEL;
-            vf dx = load(p->c + place) * factor;
-            store(p->c + place, keep(~(load(y + place) <= 0), dx));
+            vf dx = load(p->c + place), gate = load(y + place);
+            store(p->c + place, p->op->flags & OP_SLOPE ? dx * gate
+                                : keep(~(gate <= 0), dx * factor));
         }
 }
 

@@ -43,7 +43,7 @@ typedef enum {
     /* dx = dy W, then the gate. i: dy, dx (both by feature), in, out, offset of W,
      * gate (by feature, laid out as dx) or -1, positions, then rows, first row and step
      * of dy, then those of dx. f: factor. With a gate,
-     * dx = gate <= 0 ? 0 : dx * factor. */
+     * dx = gate <= 0 ? 0 : dx * factor, or dx * gate (OP_SLOPE). */
     OP_LINEAR_GRAD_INPUT,
     /* dW = dy^T x of every micro-batch, summed up the tree into the slots. Terms are
      * ordered by position, then by sample.
@@ -213,11 +213,12 @@ typedef enum {
 
 #define AXES 6 /* of rows that pointwise operations go through */
 /* Functions of OP_UNARY: x, f[0], -x, |x|, 1 / x, the root, those of functions.h and
- * gelu.h. */
+ * gelu.h; at last GELU whose derivative takes the place of x. */
 enum {
     UNARY_COPY, UNARY_FILL, UNARY_NEG, UNARY_ABS, UNARY_RECIPROCAL, UNARY_SQRT,
     UNARY_RSQRT, UNARY_EXP, UNARY_LOG, UNARY_TANH, UNARY_SIGMOID, UNARY_ERF, UNARY_SIN,
     UNARY_COS, UNARY_GELU, UNARY_GELU_TANH, UNARY_SILU, UNARY_EXPM1, UNARY_LOG1P,
+    UNARY_GELU_SLOPE,
     NUM_UNARY
 };
 /* Functions of OP_BINARY: a + b, a - b, a * b, a / b; gradients, of dy and y = tanh(x)
@@ -246,6 +247,7 @@ enum {
     /* The gradient of a parameter stays apart for every micro-batch, as use i[27] in
      * buffer i[29] of OP_ADD_LEAVES, each of i[28] elements; its offset is 0. */
     OP_LEAVES = 64,
+    OP_SLOPE = 128, /* the gate is a factor */
     OP_REVERSED = 16,
     OP_LAST_STATE = 32
 };
