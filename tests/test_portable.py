@@ -53,8 +53,8 @@ KINDS: dict[str, dict[str, Any]] = {
         "data.validation": 500,
         "early_stopping": {"patience": 1, "restore_best": True},
     },
-    "lstm": {"model": {"family": "rnn", "cell": "lstm", "hidden": 21}},
-    "gru": {"model": {"family": "rnn", "cell": "gru", "hidden": 10, "layers": 2}},
+    "lstm": {"model": {"family": "rnn", "cell": "lstm", "hidden": 9}},
+    "gru": {"model": {"family": "rnn", "cell": "gru", "hidden": 7, "layers": 2}},
 }
 """What each small recipe has besides a multi-layer perceptron with dropout."""
 

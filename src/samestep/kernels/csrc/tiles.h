@@ -129,10 +129,19 @@ INLINE void sum_chain(Sums sums, const Tile *t, const Chain *chain, int rows,
         terms = left < terms ? left : terms;
         terms = chain->end - s < terms ? chain->end - s : terms;
         const float *panel = a + s / PANEL * t->jump;
-        /* The lines of the tile in the next panel, one with each term of this one. */
+        /* The lines of the tile in the next panel, one with each term of this one; of
+         * the next position, those of one row after the other. */
         const float *ahead = panel + t->jump + k * LINE;
-        sum_terms(sums, panel + k, PANEL, 1, b + s * PANEL, terms, ahead, LINE, rows,
-                  vectors);
+        int64_t ahead_step = LINE;
+        if (s + terms == chain->end && left > terms) {
+            ahead = a + t->a_position + chain->first / PANEL * t->jump +
+                    chain->first % PANEL;
+            ahead_step = PANEL;
+            for (int64_t r = terms; r < rows; r++)
+                __builtin_prefetch(ahead + r * PANEL);
+        }
+        sum_terms(sums, panel + k, PANEL, 1, b + s * PANEL, terms, ahead, ahead_step,
+                  rows, vectors);
         left -= terms;
         s += terms;
         if (s == chain->end) s = chain->first, a += t->a_position, b += t->b_position;
