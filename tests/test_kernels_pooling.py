@@ -4,9 +4,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from module_gradients import check
+from module_gradients import by_kernels, check
 from torch import Tensor, nn
 from torch.nn import functional
+
+from samestep.kernels import fusion
+from samestep.kernels.library import VARIABLE, supported_isas
 
 
 Function = Callable[[Tensor], Tensor]
@@ -66,3 +69,25 @@ def test_gradients_of_norms_are_those_of_float64(norm: nn.Module) -> None:
     norm = nn.Sequential(nn.Linear(8, 6), norm, nn.Flatten())
     features = norm(torch.randn(2, *IMAGE)).shape[1]
     check(nn.Sequential(norm, nn.Linear(features, 4)), IMAGE, SIZES, 2e-5)
+
+
+@pytest.mark.parametrize(
+    ("conv", "pool"),
+    [
+        (nn.Conv2d(3, 5, 3), nn.Sequential(nn.MaxPool2d(2), nn.ReLU())),
+        (nn.Conv2d(3, 30, 3, padding=1, bias=False), nn.MaxPool2d((3, 2))),
+        (nn.Conv2d(3, 6, 2, stride=2, groups=3), nn.MaxPool2d(2)),
+    ],
+)
+def test_pooling_within_a_convolution_changes_no_bit(
+    monkeypatch: pytest.MonkeyPatch, conv: nn.Module, pool: nn.Module
+) -> None:
+    features = pool(conv(torch.zeros(1, *IMAGE))).numel()
+    model = nn.Sequential(conv, pool, nn.Flatten(), nn.Linear(features, 4))
+    inputs, labels = torch.randn(61, *IMAGE), torch.randint(4, (61,))
+    apart, joined = [], []
+    for found, isa in [(f, isa) for f in (apart, joined) for isa in supported_isas()]:
+        monkeypatch.setenv(VARIABLE, isa)
+        monkeypatch.setattr(fusion, "LARGE", 0 if found is joined else 10**9)
+        found += by_kernels(model, inputs, labels, SIZES)
+    assert all(map(torch.equal, apart, joined))

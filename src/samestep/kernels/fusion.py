@@ -6,7 +6,7 @@ saves a pass over memory.
 
 from samestep.kernels.interface import Binary, OpFlag, OpKind, Unary
 from samestep.kernels.lowering import AXES
-from samestep.kernels.program import NONE, Op
+from samestep.kernels.program import NONE, PANEL, Buffer, Op
 
 
 HOSTS = {OpKind.LINEAR: 6, OpKind.BATCH_NORM: 11, OpKind.CONV: 17}
@@ -14,12 +14,20 @@ HOSTS = {OpKind.LINEAR: 6, OpKind.BATCH_NORM: 11, OpKind.CONV: 17}
 RELU_HOSTS = {*HOSTS, OpKind.MAX_POOL, OpKind.BATCH_NORM_2D}
 """Operations that end with a ReLU."""
 
+K_BLOCK = 256
+"""Terms of a block of a sum."""
+LARGE = 4096
+"""Rows of a convolution's result whose panels leave the second cache: 0.5 MB."""
+
 GATES = {OpKind.LINEAR_GRAD_INPUT: 5, OpKind.CONV_GRAD_INPUT: 16}
 """Those that end with a gate, and where its buffer stands."""
 
 
-def fuse(ops: list[Op]) -> list[Op]:
-    """Return the operations with activations and gates joined to what is before."""
+def fuse(ops: list[Op], buffers: list[Buffer]) -> list[Op]:
+    """Return the operations with activations and gates joined to what is before.
+
+    Room that they need then is appended to the buffers.
+    """
     for op in list(ops):
         if op.kind == OpKind.BINARY and op.i[3] == Binary.ADD:
             _join_addition(ops, op)
@@ -38,6 +46,8 @@ def fuse(ops: list[Op]) -> list[Op]:
     for op in list(ops):
         if op.kind == OpKind.MAX_POOL_GRAD:
             _join_pool_grad(ops, op)
+        elif op.kind == OpKind.MAX_POOL:
+            _join_pool(ops, buffers, op)
     return ops
 
 
@@ -206,3 +216,24 @@ def _join_pool_grad(ops: list[Op], pool: Op) -> None:
     conv.i[0] = pool.i[0]
     conv.i[18:] = [pool.i[2], height[2], width[2], height[1], width[1]]
     ops.remove(pool)
+
+
+def _join_pool(ops: list[Op], buffers: list[Buffer], pool: Op) -> None:
+    """Join pooling by windows that follow each other to the convolution before it."""
+    conv = _writer(ops, pool.i[0])
+    if conv.kind != OpKind.CONV or conv.flags or _readers(ops, pool.i[0]) != [pool]:
+        return
+    (_, _, *height), (width, _, *columns) = pool.i[4:10], pool.i[10:16]
+    kernel = height[0], columns[0]
+    in_channels, out_channels, groups = conv.i[2:5]
+    num_terms = in_channels // groups * conv.i[7] * conv.i[8]
+    is_plain = height == [kernel[0]] * 2 + [0, 1] and columns == [kernel[1]] * 2 + [0, 1]
+    if 0 in kernel or not is_plain or num_terms > K_BLOCK:
+        return
+    if buffers[pool.i[0]].features < LARGE:
+        return
+    room = Buffer(out_channels * kernel[0] * width * PANEL, is_room=True)
+    buffers.append(room)
+    i = [conv.i[0], pool.i[1], *conv.i[2:17], 0, pool.i[2], len(buffers) - 1, *kernel]
+    ops[ops.index(pool)] = Op(OpKind.CONV_MAX_POOL, i, flags=pool.flags)
+    ops.remove(conv)

@@ -66,6 +66,7 @@ class OpKind(IntEnum):
     MATMUL = 39
     SOFTMAX = 40
     ADD_LEAVES = 41
+    CONV_MAX_POOL = 42
 
 
 class OpFlag(IntFlag):

@@ -69,7 +69,7 @@ def lower(
     if lowering.unknown:
         raise NotPortable(advice.refusal(lowering.unknown))
     lowering.ops[0].i[1] = lowering.by_sample.get(inputs(x.rows), NONE)
-    ops = fusion.fuse(lowering.ops)
+    ops = fusion.fuse(lowering.ops, lowering.buffers)
     num_forward = next(n for n, op in enumerate(ops) if op is last)
     return Program(
         tuple(ops),

@@ -99,12 +99,15 @@ typedef struct {
 #define TABLES 16
 
 /* A convolution, or the gradient of its inputs. */
-typedef struct {
+typedef struct Gathering Gathering;
+typedef struct Block Block;
+struct Gathering {
     Conv conv;
     int is_gradient;
     int64_t rows;    /* channels of a group of the result */
     int64_t sources; /* of what is read */
-    int64_t width, plane;             /* of the result */
+    int64_t height, width;            /* of the result */
+    int64_t lines, plane; /* `to` has room for so many of its rows, and their pixels */
     int64_t from_width, from_plane;   /* of what is read */
     int64_t samples, from_rows, to_rows; /* all rows of a panel */
     const float *w;
@@ -113,15 +116,19 @@ typedef struct {
     float *to;
     const Op *op;
     const Call *call;
-} Gathering;
+    /* What is done to a finished line of pixels of a block's channels, or NULL. */
+    void (*finish_line)(const Gathering *g, const Block *block, int64_t first,
+                        int64_t line);
+    const Pool *pool; /* for finish_line */
+};
 
 /* Where in a block of terms, and in which group, tiles of rows are computed. */
-typedef struct {
+struct Block {
     int64_t group, k, terms; /* the block: k of `terms` */
     int64_t tile, last, tiles;
     Table tables[TABLES];
     float pack[PACK_TILES * PACKED_TILE + VW] __attribute__((aligned(64)));
-} Block;
+};
 
 static void list_terms(const Gathering *g, const Block *block, const TapSpan *y,
                        const TapSpan *x, Table *table) {
@@ -322,7 +329,7 @@ static void fill_row(const Strip *p, int64_t y) {
             end = end_of_span(&g->conv.x, g->is_gradient, x, &columns);
             fill_pixels(p, table_of(g, p->block, &rows, &columns), n,
                         base + columns.source, g->is_gradient ? 1 : g->conv.x.stride,
-                        y * g->width + x, end - x);
+                        y % g->lines * g->width + x, end - x);
         }
 }
 
@@ -341,7 +348,10 @@ static void fill_strip(const Gathering *g, Block *block, int64_t first) {
                .to = g->to + first * g->to_rows,
                .is_last = block->k + block->terms == g->sources * g->conv.taps,
                .draws = &draws};
-    for (int64_t y = 0; y < g->plane / g->width; y++) fill_row(&p, y);
+    for (int64_t y = 0; y < g->height; y++) {
+        fill_row(&p, y);
+        if (g->finish_line) g->finish_line(g, block, first, y);
+    }
 }
 
 static void gather_products(const Gathering *g) {
@@ -365,24 +375,29 @@ INLINE const float *parameters_at(const Call *call, int64_t offset) {
     return offset < 0 ? NULL : weights_at(call, offset);
 }
 
-static void op_conv(const Op *op, const Call *call) {
+static Gathering forward_of(const Op *op, const Call *call) {
     Conv c = conv_of(op);
-    Gathering g = {.conv = c,
-                   .rows = c.out,
-                   .sources = c.in,
-                   .width = c.x.out,
-                   .plane = c.y.out * c.x.out,
-                   .from_width = c.x.in,
-                   .from_plane = c.y.in * c.x.in,
-                   .samples = num_samples(call),
-                   .from_rows = op->i[2] * c.y.in * c.x.in,
-                   .to_rows = op->i[3] * c.y.out * c.x.out,
-                   .w = weights_at(call, op->i[CONV_WEIGHT]),
-                   .from = call->buffers[op->i[0]],
-                   .to = call->buffers[op->i[1]],
-                   .op = op,
-                   .call = call,
-                   .bias = parameters_at(call, op->i[CONV_BIAS])};
+    return (Gathering){.conv = c,
+                       .rows = c.out,
+                       .sources = c.in,
+                       .height = c.y.out,
+                       .width = c.x.out,
+                       .lines = c.y.out,
+                       .plane = c.y.out * c.x.out,
+                       .from_width = c.x.in,
+                       .from_plane = c.y.in * c.x.in,
+                       .samples = num_samples(call),
+                       .from_rows = op->i[2] * c.y.in * c.x.in,
+                       .to_rows = op->i[3] * c.y.out * c.x.out,
+                       .w = weights_at(call, op->i[CONV_WEIGHT]),
+                       .from = call->buffers[op->i[0]],
+                       .to = call->buffers[op->i[1]],
+                       .op = op,
+                       .call = call,
+                       .bias = parameters_at(call, op->i[CONV_BIAS])};
+}
+static void op_conv(const Op *op, const Call *call) {
+    Gathering g = forward_of(op, call);
     gather_products(&g);
 }
 
@@ -392,7 +407,9 @@ static void op_conv_grad_input(const Op *op, const Call *call) {
                    .is_gradient = 1,
                    .rows = c.in,
                    .sources = c.out,
+                   .height = c.y.in,
                    .width = c.x.in,
+                   .lines = c.y.in,
                    .plane = c.y.in * c.x.in,
                    .from_width = c.x.out,
                    .from_plane = c.y.out * c.x.out,

@@ -22,12 +22,13 @@
 #include "pointwise.c"
 #include "matmul.c"
 #include "gather.c"
+#include "pool.c"
 #include "conv.c"
 #include "conv_weights.c"
+#include "conv_pool.c"
 #include "norms.c"
 #include "layer_norm.c"
 #include "batch_norm_2d.c"
-#include "pool.c"
 #include "recurrent.c"
 #include "loss.c"
 #include "vertical.h"
@@ -53,6 +54,7 @@ static const Operation operations[NUM_OPS] = {
     [OP_SQUARED_ERROR] = op_squared_error,
     [OP_ACTIVATE] = op_activate,
     [OP_GATE] = op_gate,
+    [OP_CONV_MAX_POOL] = op_conv_max_pool,
     [OP_MAX_POOL] = op_max_pool,
     [OP_MAX_POOL_GRAD] = op_max_pool_grad,
     [OP_MEAN_POOL] = op_mean_pool,

@@ -36,9 +36,9 @@ INLINE Span span_of(const Axis *a, int64_t n) {
                   smaller(a->kernel, a->size + a->padding - start)};
 }
 
-/* A window of one plane: numbers of pixels. */
+/* A window of one plane: numbers of pixels, the first of which is `origin`. */
 typedef struct {
-    int64_t first, rows, columns, row_step, column_step;
+    int64_t first, rows, columns, row_step, column_step, origin;
 } Window;
 
 typedef struct Pool Pool;
@@ -46,32 +46,52 @@ struct Pool {
     const Op *op;
     Axis y, x;
     int64_t pixels, out; /* of a plane */
+    int64_t divisor;     /* of means: see OP_MEAN_POOL */
     int is_tiling;       /* each pixel is in one window */
-    /* Output pixel `o` of a plane, whose rows begin at these places. */
-    void (*window)(const Pool *p, const Window *w, int64_t rows, int64_t columns,
-                   int64_t size, float *in, float *out, float *where);
+    /* A row of windows; its first pixels are in row `down.first` of `in`, which begins
+     * with pixel `origin` of a plane. */
+    void (*row)(const Pool *p, Span down, int64_t origin, float *in, float *out,
+                float *where);
 };
+/* What is done to a window, whose sums are over `size` pixels. */
+typedef void (*OfWindow)(const Pool *p, const Window *w, int64_t rows, int64_t columns,
+                         int64_t size, float *in, float *out, float *where);
 
 INLINE int tiles_axis(const Axis *a) {
     return a->kernel > 0 && a->kernel == a->stride && a->dilation == 1 &&
            a->padding == 0 && a->out * a->stride >= a->size;
 }
 
+/* Whether no window reaches beyond the image. */
+INLINE int is_even(const Axis *a) {
+    return a->kernel > 0 && a->padding == 0 &&
+           (a->out - 1) * a->stride + (a->kernel - 1) * a->dilation < a->size;
+}
+
+/* A row of windows, of `rows` x `columns` each where these are not 0. */
+INLINE void visit_row(const Pool *p, Span down, int64_t origin, float *in, float *out,
+                      float *where, OfWindow of_window, int rows, int columns) {
+    for (int64_t x = 0; x < p->x.out; x++, out += PANEL) {
+        Span across = {x * p->x.stride, columns, columns};
+        if (!columns) across = span_of(&p->x, x);
+        Window w = {down.first * p->x.size + across.first,
+                    rows ? rows : down.taps,
+                    across.taps,
+                    p->y.dilation * p->x.size,
+                    p->x.dilation,
+                    origin};
+        int64_t size = p->divisor;
+        if (size <= 0) size = size ? down.whole * across.whole : w.rows * w.columns;
+        of_window(p, &w, w.rows, w.columns, size, in, out, where);
+        if (where) where += PANEL;
+    }
+}
+
 /* All windows of a plane of one panel. */
 INLINE void visit_plane(const Pool *p, float *in, float *out, float *where) {
     for (int64_t y = 0; y < p->y.out; y++) {
-        Span down = span_of(&p->y, y);
-        for (int64_t x = 0; x < p->x.out; x++) {
-            Span across = span_of(&p->x, x);
-            Window w = {down.first * p->x.size + across.first, down.taps, across.taps,
-                        p->y.dilation * p->x.size, p->x.dilation};
-            int64_t size = p->op->i[16];
-            if (size <= 0)
-                size = size ? down.whole * across.whole : down.taps * across.taps;
-            p->window(p, &w, w.rows, w.columns, size, in, out, where);
-            out += PANEL;
-            if (where) where += PANEL;
-        }
+        int64_t row = y * p->x.out * PANEL;
+        p->row(p, span_of(&p->y, y), 0, in, out + row, where ? where + row : NULL);
     }
 }
 
@@ -81,6 +101,7 @@ INLINE void visit(Pool *p, const Op *op, const Call *call, int64_t in, int64_t o
     p->op = op;
     p->y = axis_of(op->i + 4), p->x = axis_of(op->i + 10);
     p->pixels = p->y.size * p->x.size, p->out = p->y.out * p->x.out;
+    p->divisor = op->i[16];
     p->is_tiling = tiles_axis(&p->y) && tiles_axis(&p->x);
     int64_t planes = op->i[3] * parts_of(num_samples(call), PANEL);
     for (int64_t n = 0; n < planes; n++) {
@@ -104,14 +125,15 @@ INLINE void take_largest(const Pool *p, const Window *w, int64_t rows, int64_t c
     (void)size;
     for (int64_t c = 0; c < PANEL; c += VW) {
         vf most = load(in + w->first * PANEL + c);
-        vi at = splat_int((int32_t)w->first);
+        vi at = splat_int((int32_t)(w->origin + w->first));
         UNROLL for (int64_t i = 0; i < rows; i++)
             UNROLL for (int64_t j = 0; j < columns; j++) {
                 int64_t pixel = pixel_of(w, i, j);
                 vf x = load(in + pixel * PANEL + c);
                 vi is_more = (x > most) | (x != x);
                 most = select_(is_more, x, most);
-                at = (is_more & splat_int((int32_t)pixel)) | (~is_more & at);
+                vi own = splat_int((int32_t)(w->origin + pixel));
+                at = (is_more & own) | (~is_more & at);
             }
         if (p->op->flags & OP_RELU) at |= most <= 0, most = relu(most);
         store(out + c, most);
@@ -129,7 +151,7 @@ INLINE void give_largest(const Pool *p, const Window *w, int64_t rows, int64_t c
                 int64_t pixel = pixel_of(w, i, j);
                 float *dx = in + pixel * PANEL + c;
                 vf before = p->is_tiling ? (vf){0} : load(dx);
-                store(dx, before + keep(at == (int32_t)pixel, dy));
+                store(dx, before + keep(at == (int32_t)(w->origin + pixel), dy));
             }
     }
 }
@@ -162,35 +184,35 @@ INLINE void give_mean(const Pool *p, const Window *w, int64_t rows, int64_t colu
     }
 }
 
-#define WINDOWS_OF(kernel)                                                         \
-    static void kernel##_window(const Pool *p, const Window *w, int64_t rows,      \
-                                int64_t columns, int64_t size, float *in,          \
-                                float *out, float *where) {                        \
-        if (rows == 2 && columns == 2)                                             \
-            kernel(p, w, 2, 2, size, in, out, where);                              \
-        else if (rows == 3 && columns == 3)                                        \
-            kernel(p, w, 3, 3, size, in, out, where);                              \
-        else                                                                       \
-            kernel(p, w, rows, columns, size, in, out, where);                     \
+#define ROW_OF(of_window)                                                            \
+    static void of_window##_row(const Pool *p, Span down, int64_t origin, float *in, \
+                             float *out, float *where) {                             \
+        int64_t taps = is_even(&p->x) ? p->x.kernel : 0;                             \
+        if (down.taps == 2 && taps == 2)                                             \
+            visit_row(p, down, origin, in, out, where, of_window, 2, 2);             \
+        else if (down.taps == 3 && taps == 3)                                        \
+            visit_row(p, down, origin, in, out, where, of_window, 3, 3);             \
+        else                                                                         \
+            visit_row(p, down, origin, in, out, where, of_window, 0, 0);             \
     }
-WINDOWS_OF(take_largest)
-WINDOWS_OF(give_largest)
-WINDOWS_OF(take_mean)
-WINDOWS_OF(give_mean)
+ROW_OF(take_largest)
+ROW_OF(give_largest)
+ROW_OF(take_mean)
+ROW_OF(give_mean)
 
 static void op_max_pool(const Op *op, const Call *call) {
-    Pool pool = {.window = take_largest_window};
+    Pool pool = {.row = take_largest_row};
     visit(&pool, op, call, op->i[0], op->i[1], op->i[2], 0);
 }
 static void op_max_pool_grad(const Op *op, const Call *call) {
-    Pool pool = {.window = give_largest_window};
+    Pool pool = {.row = give_largest_row};
     visit(&pool, op, call, op->i[1], op->i[0], op->i[2], 1);
 }
 static void op_mean_pool(const Op *op, const Call *call) {
-    Pool pool = {.window = take_mean_window};
+    Pool pool = {.row = take_mean_row};
     visit(&pool, op, call, op->i[0], op->i[1], -1, 0);
 }
 static void op_mean_pool_grad(const Op *op, const Call *call) {
-    Pool pool = {.window = give_mean_window};
+    Pool pool = {.row = give_mean_row};
     visit(&pool, op, call, op->i[1], op->i[0], -1, 1);
 }

@@ -208,6 +208,12 @@ typedef enum {
      * are added in order, then up the tree into the slots. i: buffer [uses,
      * micro-batches, size], uses, size, offset in a slot. */
     OP_ADD_LEAVES,
+    /* OP_CONV and OP_MAX_POOL as one, with windows that follow each other; a product
+     * has at most K_BLOCK terms. i: 0 to 16 as OP_CONV, but y is the pooled result;
+     * 17 unused; pixels as in OP_MAX_POOL, or -1; room for one panel [out, height of a
+     * window, width of the convolution's result]; height and width of a window. flags:
+     * OP_RELU, as in OP_MAX_POOL. */
+    OP_CONV_MAX_POOL,
     NUM_OPS
 } OpKind;
 

@@ -106,6 +106,23 @@ static int is_conv(const Training *t, const Op *op) {
            (op->kind != OP_CONV || is_probability(op->f[0]));
 }
 
+static int is_conv_max_pool(const Training *t, const Op *op) {
+    const int64_t *i = op->i, in = i[2], out = i[3], groups = i[4];
+    if (!is_size(in) || !is_size(out) || !is_size(groups) || in % groups ||
+        out % groups || !is_size(i[20]) || !is_size(i[21]))
+        return 0;
+    int64_t width = conv_side(i + 6);
+    int64_t images = product_of_sizes(in, i[5], i[6]);
+    int64_t pooled = product_of_sizes(out, conv_side(i + 5) / i[20], width / i[21]);
+    int64_t terms = product_of_sizes(in / groups, i[7], i[8]);
+    int64_t room = product_of_sizes(out, i[20], width);
+    return terms <= K_BLOCK && is_size(room) && has(t, i[19], room * PANEL) &&
+           by_feature(t, i[0], images) && by_feature(t, i[1], pooled) &&
+           is_matrix(t, i[15], terms, out) &&
+           (i[16] == -1 || in_parameters(t, i[16], out)) &&
+           (i[18] == -1 || by_feature(t, i[18], pooled));
+}
+
 static int is_gather(const Training *t, const int64_t *i) {
     int64_t channels = i[3];
     return t->header.element == 1 && i[2] == t->header.features && is_size(channels) &&
@@ -403,6 +420,8 @@ static int is_valid(const Training *t, const Op *op) {
     case OP_CONV_GRAD_INPUT:
     case OP_CONV_GRAD_WEIGHT:
         return is_conv(t, op);
+    case OP_CONV_MAX_POOL:
+        return is_conv_max_pool(t, op);
     case OP_LAYER_NORM:
         return is_layer_norm(t, i);
     case OP_LAYER_NORM_GRAD:
