@@ -227,7 +227,10 @@ def _join_pool(ops: list[Op], buffers: list[Buffer], pool: Op) -> None:
     kernel = height[0], columns[0]
     in_channels, out_channels, groups = conv.i[2:5]
     num_terms = in_channels // groups * conv.i[7] * conv.i[8]
-    is_plain = height == [kernel[0]] * 2 + [0, 1] and columns == [kernel[1]] * 2 + [0, 1]
+    is_plain = height == [kernel[0]] * 2 + [0, 1] and columns == [kernel[1]] * 2 + [
+        0,
+        1,
+    ]
     if 0 in kernel or not is_plain or num_terms > K_BLOCK:
         return
     if buffers[pool.i[0]].features < LARGE:
