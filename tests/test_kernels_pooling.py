@@ -85,7 +85,7 @@ def test_pooling_within_a_convolution_changes_no_bit(
     features = pool(conv(torch.zeros(1, *IMAGE))).numel()
     model = nn.Sequential(conv, pool, nn.Flatten(), nn.Linear(features, 4))
     inputs, labels = torch.randn(61, *IMAGE), torch.randint(4, (61,))
-    apart, joined = [], []
+    apart, joined = list[Tensor](), list[Tensor]()
     for found, isa in [(f, isa) for f in (apart, joined) for isa in supported_isas()]:
         monkeypatch.setenv(VARIABLE, isa)
         monkeypatch.setattr(fusion, "LARGE", 0 if found is joined else 10**9)
