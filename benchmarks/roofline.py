@@ -3,7 +3,7 @@
     taskset -c 1 python benchmarks/roofline.py [--isa v3] > roofline.md
 
 Products are compared with a loop of fused multiply-adds in registers and with
-`torch.mm` on one thread, kernels that are bound by memory with a copy of arrays of the
+torch's on one thread, kernels that are bound by memory with a copy of arrays of the
 same size (bytes read and written once each). Every burst is of about a millisecond and
 is repeated in turn with all others; the shortest counts, as the others are disturbed.
 Needs a C compiler.
@@ -39,6 +39,8 @@ from samestep.kernels.targets import ISAS, SOURCES, architecture
 
 SHAPES = ((784, 512), (512, 256), (256, 128), (1024, 1024))
 SAMPLES = (32, 512)
+CONVOLUTIONS = ((1, 24, 28, 5, 0), (24, 32, 12, 3, 0), (64, 64, 16, 3, 1))
+"""Channels of both sides, height and width, kernel, padding."""
 PARAMETERS = 567_434
 """The layers of the perceptron 784-512-256-128-10."""
 BURST = 1e-3
@@ -86,15 +88,19 @@ class Layer:
     outputs: int
     samples: int
     pieces: int
+    weights: int = 0
+    """Those of a convolution; 0: a linear layer."""
     kept: list[object] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         """Allocate everything and prepare the call."""
         columns = -(-self.samples // PANEL) * PANEL
-        sizes = [self.inputs + PANEL, self.outputs, self.inputs, self.inputs + PANEL]
+        self.weights = self.weights or self.inputs * self.outputs
+        room = max(self.inputs + PANEL, 512)
+        sizes = [self.inputs + PANEL, self.outputs, self.inputs, room]
         buffers = self.pointers([self.draw(n * columns) for n in sizes])
-        slots = self.pointers([self.draw(self.inputs * self.outputs)])
-        parameters = self.draw(self.inputs * self.outputs)
+        slots = self.pointers([self.draw(self.weights)])
+        parameters = self.draw(self.weights)
         starts = np.linspace(0, self.samples, self.pieces + 1).astype(np.int64)
         merges = np.array([trailing(m + 1) for m in range(self.pieces)], np.int64)
         self.kept += [parameters, starts, merges]
@@ -188,6 +194,54 @@ def torch_forms(
     }
 
 
+def conv_cases(kernels: Kernels) -> Iterator[Case]:
+    """Yield the three forms of convolutions of 64 images, samestep's and torch's."""
+    for before, after, size, kernel, padding in CONVOLUTIONS:
+        pixels = size + 2 * padding - kernel + 1
+        names = (f"{before} -> {after}, {kernel} x {kernel}, {size} x {size}", "64")
+        weights = before * after * kernel**2
+        layer = Layer(kernels, before * size**2, after * pixels**2, 64, 2, weights)
+        pairs = [n for n in (size, kernel, 1, padding, 1) for _ in range(2)]
+        numbers = [before, after, 1, *pairs, 0]
+        forms = {
+            "forward": layer.starter(OpKind.CONV, 0, 1, *numbers, -1, 0),
+            "gradient of inputs": layer.starter(
+                OpKind.CONV_GRAD_INPUT, 1, 2, *numbers, -1, -1
+            ),
+            "gradient of weight": layer.starter(
+                OpKind.CONV_GRAD_WEIGHT, 1, 0, *numbers, -1, 3, -1
+            ),
+        }
+        others = torch_convolutions(before, after, size, kernel, padding)
+        work = 2.0 * 64 * weights * pixels**2
+        for form, start in forms.items():
+            yield Case((*names, form, "samestep"), work, start)
+            yield Case((*names, form, "torch"), work, others[form])
+
+
+def torch_convolutions(
+    before: int, after: int, size: int, kernel: int, padding: int
+) -> dict[str, Callable[[], object]]:
+    """Return torch's convolutions with the channels innermost, its fastest layout."""
+    x, w = (
+        torch.randn(64, before, size, size),
+        torch.randn(after, before, kernel, kernel),
+    )
+    x, w = (t.to(memory_format=torch.channels_last) for t in (x, w))
+    settings = [1, 1], [padding] * 2, [1, 1], False, [0, 0], 1
+    dy = torch.randn_like(torch.convolution(x, w, None, *settings))
+
+    def backward(*wanted: bool) -> object:
+        mask = [*wanted, False]
+        return torch.ops.aten.convolution_backward(dy, x, w, None, *settings, mask)
+
+    return {
+        "forward": lambda: torch.convolution(x, w, None, *settings),
+        "gradient of inputs": partial(backward, True, False),
+        "gradient of weight": partial(backward, False, True),
+    }
+
+
 def memory_cases(kernels: Kernels, peak: ctypes.CDLL) -> Iterator[Case]:
     """Yield kernels that are bound by memory, and copies of as many bytes."""
     vectors = [np.zeros(PARAMETERS, np.float32) for _ in range(5)]
@@ -238,7 +292,7 @@ def compile_peak(isa: str, directory: Path) -> ctypes.CDLL:
 def print_products(cases: list[Case], peak: float) -> None:
     """Print the table of products."""
     rates = {case.names: case.rate for case in cases}
-    print("| layer | samples | product | GFLOP/s | of the peak | torch.mm |")
+    print("| layer | samples | product | GFLOP/s | of the peak | torch |")
     print("|---|---|---|---|---|---|")
     for (*names, library), rate in rates.items():
         if library == "samestep":
@@ -260,7 +314,8 @@ def main() -> None:
         peak = compile_peak(kernels.isa.decode(), Path(directory))
         steps = c_int64(20_000)
         loop = Case(("fma",), peak.fma_loop(steps), lambda: peak.fma_loop(steps))
-        products, memory = list(product_cases(kernels)), [*memory_cases(kernels, peak)]
+        products = [*product_cases(kernels), *conv_cases(kernels)]
+        memory = [*memory_cases(kernels, peak)]
         for _ in range(options.rounds):
             for case in (*products, *memory):
                 loop.burst()
