@@ -106,7 +106,11 @@ def _squeeze(module: Any, x: Tensor) -> Tensor:
 def constants() -> nn.Module:
     """Return a module with frozen layers, buffers, and tensors that it makes."""
     module = Called(
-        lambda m, x: m.c(m.b(m.a(x)[:, m.order] * m.scale) + torch.arange(9.0)),
+        lambda m, x: m.c(
+            m.b(m.a(x)[:, m.order] * m.scale)
+            + torch.arange(9.0)
+            + torch.zeros(len(x), 9)
+        ),
         a=nn.Linear(12, 9),
         b=nn.Linear(9, 9),
         c=nn.Linear(9, 5),

@@ -387,8 +387,8 @@ class Lowering:
         return Constant(name, dims=dims, data=value.data)
 
     def given_for_ones(self, value: Any, result: Any) -> Any:
-        """Return the tensor itself for one that might have become a mask."""
-        return self.given(value) if result == Ones() else result
+        """Return the tensor itself for one that might have become a mask or a state."""
+        return self.given(value) if isinstance(result, Ones | Zeros) else result
 
     def transposed(self, source: "Tokens") -> int:
         """Return a copy of activations by sample; made once."""
