@@ -20,6 +20,7 @@ from samestep.kernels.lowering import LossOp
 from samestep.models.device import Device
 from samestep.models.objective import Objective
 from samestep.output.console import SilentView
+from samestep.portable import functions
 from samestep.portable.passes import places_of, training_program
 from samestep.state.flat import Flat
 from samestep.supervisor.forkserver_client import ForkServer
@@ -197,3 +198,35 @@ def test_frozen_and_tied_parameters_and_buffers_stay(train: Train, own: Own) -> 
     assert not torch.equal(
         model.state_dict()["last.weight"], start.state_dict()["last.weight"]
     )
+
+
+POSITIONS = """
+class Net(nn.Module):
+    def __init__(self, width, classes):
+        super().__init__()
+        self.last = nn.Linear(width, classes)
+
+    def forward(self, x):
+        return self.last(x + torch.cos(torch.arange(x.shape[1]) * 0.7))
+
+def build(inputs, outputs):
+    return Net(inputs[0], outputs)
+"""
+
+
+def test_what_a_module_makes_is_portable_or_refused(own: Own) -> None:
+    components = components_of(own(POSITIONS, **PORTABLE))
+    record = partial(
+        training_program,
+        *(components.model, components.data, components.recipe.loss, components.flat),
+    )
+    angles = torch.arange(5) * 0.7
+    constants = record().constants
+    assert constants is not None
+    assert constants.equal(functions.compute("cos", angles))
+    components = components_of(own(POSITIONS.replace("cos", "sinh"), **PORTABLE))
+    with pytest.raises(NotPortable, match=r"`constants` \(the model, by `aten.sinh"):
+        training_program(
+            *(components.model, components.data, components.recipe.loss),
+            components.flat,
+        )

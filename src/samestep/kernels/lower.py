@@ -3,10 +3,11 @@
 `aten` has a function for each operation, `fusion` then joins neighbours.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from samestep.errors import NotPortable
 from samestep.kernels import fusion
@@ -43,16 +44,18 @@ def lower(
     loss: LossOp,
     backward: bool = True,
     input_type: torch.dtype = torch.float32,
+    why_not: Callable[[Tensor], str | None] = lambda _: None,
 ) -> Program:
     """Return the program of a module that takes inputs [b, *input_shape].
 
     They are floats, or tokens (int64). The module's modes decide what is recorded.
+    `why_not` tells what has computed a constant whose bits are not portable.
     Raises NotPortable, which names every operation without a kernel.
     """
     named = (*module.named_parameters(), *module.named_buffers())
     constant = [name for name, _ in named if name not in places]
     trace = record(module, input_shape, backward, RecurrentCalls, input_type, constant)
-    lowering = Lowering(trace, places)
+    lowering = Lowering(trace, places, why_not=why_not)
     assert trace.inputs is not None
     x = lowering.activation(trace.inputs.shape)
     lowering.known[trace.inputs] = x

@@ -192,6 +192,8 @@ class Lowering:
     constants: list[Tensor] = field(default_factory=list)
     """float32 [n] each, one after the other from CONSTANTS on."""
     constant_places: dict[str, int] = field(default_factory=dict)
+    why_not: Callable[[Tensor], str | None] = lambda _: None
+    """Tells what has computed a constant whose bits are not portable."""
 
     def activation(self, shape: Sequence[int]) -> Activation:
         """Return a new buffer for a tensor of this shape, samples included."""
@@ -306,6 +308,8 @@ class Lowering:
     def _constant_place(self, constant: Constant) -> int:
         name = constant.name
         if name not in self.constant_places:
+            if reason := self.why_not(constant.data):
+                self.unknown.append(("constants", f"the model, by {reason}"))
             size = sum(map(len, self.constants))
             self.constant_places[name] = CONSTANTS + size
             self.constants.append(constant.data.detach().float().flatten())

@@ -17,6 +17,7 @@ from samestep.kernels.lower import lower
 from samestep.models.modes import evaluating
 from samestep.models.objective import ignored_label
 from samestep.portable import inputs
+from samestep.portable.initial import from_counters
 from samestep.portable.passes import loss_op, places_of
 from samestep.state.flat import Flat
 
@@ -83,7 +84,7 @@ class RecordedEvaluation:
         if isinstance(loss, CrossEntropy):
             loss = CrossEntropy(ignore_index=loss.ignore_index)
         places, shape = places_of(self.flat), self.data.input_shape
-        with evaluating(self.model):
+        with evaluating(self.model), from_counters(0) as building:
             program = lower(
                 self.model,
                 shape,
@@ -91,6 +92,7 @@ class RecordedEvaluation:
                 loss_op(loss),
                 backward=False,
                 input_type=inputs.type_of(self.data),
+                why_not=building.reason,
             )
         source = inputs.inputs_of(self.data, split, in_training=False)
         if source is not None:

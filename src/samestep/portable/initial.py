@@ -48,7 +48,7 @@ class Building(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def check(self, model: nn.Module) -> None:
         """Raise NotPortable if weights or buffers are not portable."""
         named = (*model.named_parameters(), *model.named_buffers())
-        reasons = {name: self._reason(tensor) for name, tensor in named}
+        reasons = {name: self.reason(tensor) for name, tensor in named}
         if parts := [f"`{n}`, computed by {why}" for n, why in reasons.items() if why]:
             raise NotPortable(
                 "With portable arithmetic a model's initial weights and buffers must "
@@ -101,7 +101,7 @@ class Building(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return None
         if base in OVERWRITING:
             args = args[1:]
-        reasons = map(self._reason, _tensors((args, kwargs)))
+        reasons = map(self.reason, _tensors((args, kwargs)))
         return next((reason for reason in reasons if reason), None)
 
     def _mark(self, results: Any, reason: str | None, base: str) -> None:
@@ -115,7 +115,8 @@ class Building(TorchDispatchMode):  # type: ignore[no-untyped-call]
             elif base in OVERWRITING and tensor.nbytes == storage.nbytes():
                 self._culprits.pop(storage._cdata, None)
 
-    def _reason(self, tensor: Tensor) -> str | None:
+    def reason(self, tensor: Tensor) -> str | None:
+        """Return what has computed a tensor that is not portable."""
         storage = _storage(tensor)
         if storage is None:
             return None

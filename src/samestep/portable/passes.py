@@ -28,6 +28,7 @@ from samestep.kernels.program import Program
 from samestep.models.objective import ignored_label
 from samestep.portable import inputs
 from samestep.portable.deferred import DeferredWeights, may_defer
+from samestep.portable.initial import from_counters
 from samestep.portable.norms import squared_norm
 from samestep.portable.pieces import Piece, Pieces
 from samestep.state.flat import Flat
@@ -64,7 +65,10 @@ def training_program(
 ) -> Program:
     """Record the model's passes in training. Raises NotPortable."""
     shape, kind = data.input_shape, inputs.type_of(data)
-    return lower(model, shape, places_of(flat), loss_op(loss), input_type=kind)
+    places, op = places_of(flat), loss_op(loss)
+    with from_counters(0) as building:  # constants of the forward pass, too
+        why_not = building.reason
+        return lower(model, shape, places, op, input_type=kind, why_not=why_not)
 
 
 class Instruments(Protocol):
