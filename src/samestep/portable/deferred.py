@@ -36,14 +36,16 @@ Ways = Callable[[ParamGroup], Optimizer]
 """The numbers with which a group is updated."""
 
 
-def may_defer(recipe: Recipe, data: Dataset) -> bool:
+def may_defer(recipe: Recipe, data: Dataset, workers: int) -> bool:
     """Return whether nothing but the update needs gradients, in most of the steps.
 
     Clipping and losses that count need all of them before. An average of the weights
-    follows the slices of `Exchange.owned`, which are not the rows of matrices.
+    follows the slices of `Exchange.owned`, which are not the rows of matrices. A single
+    worker exchanges nothing, and was slower.
     """
     needs_all = recipe.optimizer.max_grad_norm is not None
-    return not (needs_all or recipe.ema or COUNTED in data.own_metrics)
+    needs_all = needs_all or COUNTED in data.own_metrics
+    return workers > 1 and not needs_all and not recipe.ema
 
 
 @dataclass(frozen=True)

@@ -115,7 +115,7 @@ class RecordedPasses:
         samples = min(plan.global_batch, max(MAX_SAMPLES, largest))
         size = samples, plan.micro_batches
         room = None
-        if may_defer(recipe, data):
+        if may_defer(recipe, data, exchange.workers):
             program = program.with_weights_last(plan.global_batch)
         if program.num_weights:
             room = exchange.room(workspace_bytes(program, *size))
