@@ -15,7 +15,6 @@ from samestep.core.tree import num_merges
 from samestep.kernels.interface import Call, OpKind, Optimizer, OptimizerKind
 from samestep.kernels.library import load_kernels
 from samestep.kernels.lower import lower
-from samestep.kernels.lowering import LossOp, Places
 from samestep.kernels.program import PANEL, Buffer, Op, Program
 from samestep.kernels.program_file import (
     OPTIMIZER,
@@ -24,6 +23,10 @@ from samestep.kernels.program_file import (
     Source,
     buffers_of,
     step_type,
+)
+from samestep.kernels.values import (
+    LossOp,
+    Places,
 )
 
 

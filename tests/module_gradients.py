@@ -12,7 +12,9 @@ from samestep.kernels.execution import Execution
 from samestep.kernels.interface import OpKind
 from samestep.kernels.library import load_kernels
 from samestep.kernels.lower import lower
-from samestep.kernels.lowering import LossOp
+from samestep.kernels.values import (
+    LossOp,
+)
 from samestep.portable.passes import places_of
 from samestep.state.flat import Flat
 

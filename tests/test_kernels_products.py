@@ -393,9 +393,6 @@ def test_an_fma_rounds_once(
     buffers = [by_panels(example.x.T), y]
     run(load_kernels(isa), op, example, buffers, parameters_of(example))
     expected = np.empty((1, 1), np.float32)
-    reference.linear(
-        *map(address, (example.x, example.weight, None, expected)),
-        *(c_int64(n) for n in (1, 2, 1)),
-        0,
-    )
+    arrays = map(address, (example.x, example.weight, None, expected))
+    reference.linear(*arrays, *(c_int64(n) for n in (1, 2, 1)), 0)
     assert equal(y[0, 0, :1].copy(), expected.ravel())

@@ -27,8 +27,10 @@ from samestep.kernels.execution import Execution
 from samestep.kernels.interface import Call, Op, OpFlag, OpKind
 from samestep.kernels.library import load_kernels, supported_isas
 from samestep.kernels.lower import lower
-from samestep.kernels.lowering import LossOp
 from samestep.kernels.program import Program, room
+from samestep.kernels.values import (
+    LossOp,
+)
 from samestep.portable.passes import places_of
 from samestep.state.flat import Flat
 

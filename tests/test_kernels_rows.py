@@ -13,7 +13,9 @@ from test_kernels_elementwise import run_with
 
 from samestep.kernels.interface import Binary, Call, Op, OpFlag, OpKind, Unary
 from samestep.kernels.library import load_kernels, supported_isas
-from samestep.kernels.lowering import AXES
+from samestep.kernels.lowering import (
+    AXES,
+)
 
 
 Maker = Callable[[Sample, int, int], Made]

@@ -13,8 +13,10 @@ from samestep.kernels.execution import Execution
 from samestep.kernels.interface import OpKind
 from samestep.kernels.library import load_kernels
 from samestep.kernels.lower import lower
-from samestep.kernels.lowering import LossOp
 from samestep.kernels.program import Program
+from samestep.kernels.values import (
+    LossOp,
+)
 from samestep.portable import inputs
 from samestep.portable.passes import places_of
 from samestep.state.flat import Flat

@@ -11,7 +11,9 @@ from torch.nn import functional
 from samestep.core import tree
 from samestep.kernels.interface import Binary, OpKind, Unary
 from samestep.kernels.library import load_kernels
-from samestep.kernels.lowering import AXES
+from samestep.kernels.lowering import (
+    AXES,
+)
 
 
 class Patches(nn.Module):

@@ -16,7 +16,9 @@ from samestep.config.model import CrossEntropy
 from samestep.kernels.interface import OpKind
 from samestep.kernels.library import VARIABLE, load_kernels, supported_isas
 from samestep.kernels.lower import lower
-from samestep.kernels.lowering import LossOp
+from samestep.kernels.values import (
+    LossOp,
+)
 from samestep.models.device import Device
 from samestep.models.objective import Objective
 from samestep.output.console import SilentView

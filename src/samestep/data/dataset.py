@@ -53,7 +53,8 @@ class Dataset(DataInfo):
             return shape
         raise RecipeError(
             "A built-in family takes one input; a sample of these data has several, "
-            f'{self.inputs}. Use your own model, with `arithmetic = "torch"`.'
+            f"{self.inputs}. Use your own model, and PyTorch's kernels, which take "
+            'several: `arithmetic = "torch"`.'
         )
 
     @property

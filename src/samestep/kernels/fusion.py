@@ -5,7 +5,9 @@ saves a pass over memory.
 """
 
 from samestep.kernels.interface import Binary, OpFlag, OpKind, Unary
-from samestep.kernels.lowering import AXES
+from samestep.kernels.lowering import (
+    AXES,
+)
 from samestep.kernels.program import NONE, PANEL, Buffer, Op
 
 

@@ -11,30 +11,32 @@ from torch import Tensor, nn
 
 from samestep.errors import NotPortable
 from samestep.kernels import fusion
-from samestep.kernels.aten import LOWERINGS, advice, embedding
+from samestep.kernels.aten import LOWERINGS, advice, indexing
 from samestep.kernels.aten.recurrent_calls import RecurrentCalls
 from samestep.kernels.compositions import LOWERINGS as COMPOSITIONS
 from samestep.kernels.compositions import materialise
 from samestep.kernels.compositions.formula import Lowered
 from samestep.kernels.interface import OpFlag, OpKind
 from samestep.kernels.lowering import (
+    Lowering,
+    Results,
+    inputs,
+)
+from samestep.kernels.program import NONE, Buffer, Op, Program
+from samestep.kernels.trace import Node, record
+from samestep.kernels.values import (
     Activation,
     GradientSum,
     Integers,
     LossOp,
-    Lowering,
     Opaque,
     Places,
-    Results,
     SampleSum,
     TableGradient,
     Unknown,
     WeightGradient,
     Written,
-    inputs,
 )
-from samestep.kernels.program import NONE, Buffer, Op, Program
-from samestep.kernels.trace import Node, record
 
 
 def lower(
@@ -217,7 +219,7 @@ def _write_one(lowering: Lowering, place: int, result: Any) -> None:
                 Op(OpKind.LINEAR_GRAD_WEIGHT, [*i, source.positions, 0, 1])
             )
         case TableGradient():
-            embedding.write_gradient(lowering, place, result)
+            indexing.write_table_gradient(lowering, place, result)
         case SampleSum(rows):
             rows = lowering.flat(rows)
             i = [rows.buffer, rows.size, place, rows.rows, rows.offset]

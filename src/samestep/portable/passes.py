@@ -23,8 +23,11 @@ from samestep.exchange import Exchange
 from samestep.kernels.execution import Execution, workspace_bytes
 from samestep.kernels.interface import Kernels, OpKind
 from samestep.kernels.lower import lower
-from samestep.kernels.lowering import LossOp, Places
 from samestep.kernels.program import Program
+from samestep.kernels.values import (
+    LossOp,
+    Places,
+)
 from samestep.models.objective import ignored_label
 from samestep.portable import inputs
 from samestep.portable.deferred import DeferredWeights, may_defer

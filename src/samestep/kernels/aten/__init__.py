@@ -9,7 +9,6 @@ from samestep.kernels.aten import (
     activations,
     attention,
     convolution,
-    embedding,
     indexing,
     layer_norm,
     linear,
@@ -19,14 +18,15 @@ from samestep.kernels.aten import (
     recurrent,
     views,
 )
-from samestep.kernels.lowering import Lowerings
+from samestep.kernels.lowering import (
+    Lowerings,
+)
 
 
 LOWERINGS: Lowerings = {
     **activations.LOWERINGS,
     **attention.LOWERINGS,
     **convolution.LOWERINGS,
-    **embedding.LOWERINGS,
     **indexing.LOWERINGS,
     **layer_norm.LOWERINGS,
     **linear.LOWERINGS,

@@ -5,16 +5,18 @@ from typing import Any
 from samestep.kernels.aten.pointwise import arithmetic
 from samestep.kernels.interface import Binary, OpFlag, OpKind
 from samestep.kernels.lowering import (
-    Activation,
-    Constant,
     Lowering,
     Lowerings,
-    Mask,
-    Ones,
     Results,
 )
 from samestep.kernels.program import Op
 from samestep.kernels.trace import Node
+from samestep.kernels.values import (
+    Activation,
+    Constant,
+    Mask,
+    Ones,
+)
 
 
 def _relu(lowering: Lowering, node: Node, arguments: list[Any]) -> Results:

@@ -10,10 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from samestep.kernels.interface import OpFlag, OpKind
-from samestep.kernels.lowering import Activation, Lowering, Lowerings, Results
+from samestep.kernels.lowering import (
+    Lowering,
+    Lowerings,
+    Results,
+)
 from samestep.kernels.program import NO_FLAGS, Op
 from samestep.kernels.tensors import Axis
 from samestep.kernels.trace import Node
+from samestep.kernels.values import (
+    Activation,
+)
 
 
 LANES = 16

@@ -6,17 +6,19 @@ from typing import Any
 from samestep.kernels.aten.linear import summed
 from samestep.kernels.interface import OpKind
 from samestep.kernels.lowering import (
-    Activation,
     Lowering,
     Lowerings,
-    Parameter,
     Results,
-    SampleSum,
-    Written,
 )
 from samestep.kernels.program import NONE, Buffer, Op
 from samestep.kernels.tensors import Axis
 from samestep.kernels.trace import Node, Value
+from samestep.kernels.values import (
+    Activation,
+    Parameter,
+    SampleSum,
+    Written,
+)
 
 
 WEIGHT, BIAS = 15, 16

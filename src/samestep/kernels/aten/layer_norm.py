@@ -5,17 +5,19 @@ from typing import Any
 
 from samestep.kernels.interface import OpKind
 from samestep.kernels.lowering import (
-    Activation,
     Lowering,
     Lowerings,
-    Parameter,
     Results,
-    SampleSum,
     Tokens,
 )
 from samestep.kernels.program import NONE, Op
 from samestep.kernels.tensors import Axis, row_major
 from samestep.kernels.trace import Node
+from samestep.kernels.values import (
+    Activation,
+    Parameter,
+    SampleSum,
+)
 
 
 @dataclass(frozen=True)

@@ -5,17 +5,19 @@ from typing import Any
 
 from samestep.kernels.interface import Binary, OpKind
 from samestep.kernels.lowering import (
-    Activation,
     Lowering,
     Lowerings,
-    Parameter,
     Results,
-    SampleSum,
-    WeightGradient,
 )
 from samestep.kernels.program import NONE, Op
 from samestep.kernels.tensors import Axis
 from samestep.kernels.trace import Node
+from samestep.kernels.values import (
+    Activation,
+    Parameter,
+    SampleSum,
+    WeightGradient,
+)
 
 
 def _addmm(lowering: Lowering, node: Node, arguments: list[Any]) -> Results:

@@ -5,18 +5,20 @@ from typing import Any
 
 from samestep.kernels.interface import Binary, Unary
 from samestep.kernels.lowering import (
-    Activation,
-    GradientSum,
     Lowering,
     Lowerings,
+    Results,
+)
+from samestep.kernels.trace import Node
+from samestep.kernels.values import (
+    Activation,
+    GradientSum,
     Opaque,
     Parameter,
-    Results,
     SampleSum,
     TableGradient,
     WeightGradient,
 )
-from samestep.kernels.trace import Node
 
 
 def arithmetic(

@@ -6,15 +6,17 @@ from typing import Any
 
 from samestep.kernels.interface import OpKind
 from samestep.kernels.lowering import (
-    Activation,
     Lowering,
     Lowerings,
-    Opaque,
     Results,
 )
 from samestep.kernels.program import NONE, Op
 from samestep.kernels.tensors import Dims
 from samestep.kernels.trace import Node
+from samestep.kernels.values import (
+    Activation,
+    Opaque,
+)
 
 
 ADAPTIVE = ([0, 0], [0, 0], [0, 0], [1, 1])

@@ -7,17 +7,19 @@ from typing import Any
 from samestep.kernels.aten.linear import is_vector, linear, linear_by_k, summed
 from samestep.kernels.interface import OpFlag, OpKind
 from samestep.kernels.lowering import (
-    Activation,
     Lowering,
     Lowerings,
-    Parameter,
     Results,
+)
+from samestep.kernels.program import NO_FLAGS, NONE, PANEL, Op, room
+from samestep.kernels.trace import Node
+from samestep.kernels.values import (
+    Activation,
+    Parameter,
     SampleSum,
     WeightGradient,
     Zeros,
 )
-from samestep.kernels.program import NO_FLAGS, NONE, PANEL, Op, room
-from samestep.kernels.trace import Node
 
 
 @dataclass(frozen=True)

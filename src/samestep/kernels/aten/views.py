@@ -4,19 +4,21 @@ from dataclasses import replace
 from typing import Any
 
 from samestep.kernels.lowering import (
-    Activation,
     Lowering,
     Lowerings,
+    Results,
+)
+from samestep.kernels.tensors import Axis, Strided
+from samestep.kernels.trace import Node
+from samestep.kernels.values import (
+    Activation,
     Mask,
     Opaque,
     Parameter,
-    Results,
     SampleSum,
     WeightGradient,
     Zeros,
 )
-from samestep.kernels.tensors import Axis, Strided
-from samestep.kernels.trace import Node
 
 
 def _same(lowering: Lowering, node: Node, arguments: list[Any]) -> Results:

@@ -13,7 +13,9 @@ from samestep.kernels.compositions import (
     repeats,
     statistics,
 )
-from samestep.kernels.lowering import Lowerings
+from samestep.kernels.lowering import (
+    Lowerings,
+)
 
 
 LOWERINGS: Lowerings = {

@@ -5,7 +5,14 @@ from typing import Any
 
 from samestep.kernels.compositions.formula import Formula, Mismatch, activation, lowered
 from samestep.kernels.interface import Binary, Unary
-from samestep.kernels.lowering import Activation, Constant, Lowerings, Parameter
+from samestep.kernels.lowering import (
+    Lowerings,
+)
+from samestep.kernels.values import (
+    Activation,
+    Constant,
+    Parameter,
+)
 
 
 def _compare(function: Binary) -> Callable[..., Activation]:

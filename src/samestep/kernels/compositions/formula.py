@@ -6,8 +6,15 @@ from functools import wraps
 from typing import Any
 
 from samestep.kernels.interface import Binary, Unary
-from samestep.kernels.lowering import Activation, Lowering, Parameter, Results
+from samestep.kernels.lowering import (
+    Lowering,
+    Results,
+)
 from samestep.kernels.trace import Node
+from samestep.kernels.values import (
+    Activation,
+    Parameter,
+)
 
 
 Operand = Activation | Parameter | float

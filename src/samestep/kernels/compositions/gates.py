@@ -4,7 +4,12 @@ from typing import Any
 
 from samestep.kernels.compositions.formula import Formula, Mismatch, activation, lowered
 from samestep.kernels.interface import Binary, Unary
-from samestep.kernels.lowering import Activation, Lowerings
+from samestep.kernels.lowering import (
+    Lowerings,
+)
+from samestep.kernels.values import (
+    Activation,
+)
 
 
 def _glu(formula: Formula, x: Any, dim: int = -1) -> Activation:

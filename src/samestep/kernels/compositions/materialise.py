@@ -4,9 +4,16 @@ from dataclasses import replace
 from typing import Any
 
 from samestep.kernels.interface import Binary, OpFlag, OpKind, Unary
-from samestep.kernels.lowering import Activation, Lowering, Mask, Parameter
+from samestep.kernels.lowering import (
+    Lowering,
+)
 from samestep.kernels.program import Op
 from samestep.kernels.trace import Node, Value
+from samestep.kernels.values import (
+    Activation,
+    Mask,
+    Parameter,
+)
 
 
 def masks(lowering: Lowering, node: Node, arguments: list[Any]) -> list[Any]:

@@ -4,9 +4,14 @@ from typing import Any
 
 from samestep.kernels.compositions.formula import Formula, Mismatch, activation, lowered
 from samestep.kernels.interface import OpKind
-from samestep.kernels.lowering import Activation, Lowerings
+from samestep.kernels.lowering import (
+    Lowerings,
+)
 from samestep.kernels.program import Op
 from samestep.kernels.tensors import Axis, joined
+from samestep.kernels.values import (
+    Activation,
+)
 
 
 def _bmm(formula: Formula, a: Any, b: Any) -> Activation:

@@ -4,7 +4,13 @@ from typing import Any
 
 from samestep.kernels.compositions.formula import Formula, lowered
 from samestep.kernels.interface import Binary, Unary
-from samestep.kernels.lowering import Activation, Lowerings, Parameter
+from samestep.kernels.lowering import (
+    Lowerings,
+)
+from samestep.kernels.values import (
+    Activation,
+    Parameter,
+)
 
 
 def _leaky_relu(formula: Formula, x: Any, slope: float = 0.01) -> Activation:

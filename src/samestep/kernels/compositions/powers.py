@@ -10,8 +10,10 @@ from samestep.kernels.compositions.formula import (
 )
 from samestep.kernels.interface import Unary
 from samestep.kernels.lowering import (
-    Activation,
     Lowerings,
+)
+from samestep.kernels.values import (
+    Activation,
 )
 
 

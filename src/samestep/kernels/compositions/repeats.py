@@ -3,7 +3,12 @@
 from typing import Any
 
 from samestep.kernels.compositions.formula import Formula, Mismatch, activation, lowered
-from samestep.kernels.lowering import Activation, Lowerings
+from samestep.kernels.lowering import (
+    Lowerings,
+)
+from samestep.kernels.values import (
+    Activation,
+)
 
 
 def _upsample(formula: Formula, x: Any, size: Any, *_: Any) -> Activation:

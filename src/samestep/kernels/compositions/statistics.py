@@ -6,7 +6,14 @@ from typing import Any
 
 from samestep.kernels.compositions.formula import Formula, Mismatch, activation, lowered
 from samestep.kernels.interface import Unary
-from samestep.kernels.lowering import Activation, Lowerings, Parameter, SampleSum
+from samestep.kernels.lowering import (
+    Lowerings,
+)
+from samestep.kernels.values import (
+    Activation,
+    Parameter,
+    SampleSum,
+)
 
 
 def _vector_norm(

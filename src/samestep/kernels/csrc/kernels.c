@@ -23,6 +23,7 @@
 #include "matmul.c"
 #include "gather.c"
 #include "pool.c"
+#include "conv_terms.h"
 #include "conv.c"
 #include "conv_weights.c"
 #include "conv_pool.c"
