@@ -153,6 +153,25 @@ def test_a_program_that_is_not_the_model_is_refused(
         beside.check(inputs, targets)
 
 
+def test_a_program_whose_gradients_are_no_numbers_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A NaN is neither near to PyTorch's numbers nor far from them."""
+    model = torch.nn.Linear(3, 2)
+    flat = Flat(model, constant=set())
+    vector = torch.zeros(flat.size)
+    flat.bind(vector, write=True)
+    loss = LossOp(OpKind.CROSS_ENTROPY)
+    record = partial(lower, model, (3,), places_of(flat), loss)
+    beside = BesideTorch(
+        record, Objective(model, CrossEntropy()), flat, vector, load_kernels(), 7
+    )
+    wrong = [torch.full_like(p, torch.nan).double() for p in model.parameters()]
+    monkeypatch.setattr(BesideTorch, "_recorded", lambda *_: wrong)
+    with pytest.raises(NotPortable, match=r"that of `.*` differs from PyTorch's"):
+        beside.check(torch.randn(21, 3), torch.randint(2, (21,)))
+
+
 def test_code_that_remembers_earlier_calls_is_found(train: Train, own: Own) -> None:
     recipe = own(REMEMBERS, **PORTABLE)
     with pytest.raises(NotReproducible, match="computes the same in each call"):

@@ -281,7 +281,7 @@ class Tokens:
 
     buffer: int
     rows: int
-    """Of the buffer."""
+    """All rows of the buffer."""
     first: int
     positions: int
     step: int

@@ -104,7 +104,7 @@ class GradientSum:
     """The gradient of a parameter that is used several times."""
 
     parts: tuple[Any, ...]
-    """Of each use, in the order of the backward pass."""
+    """The gradient of each use, in the order of the backward pass."""
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ class Table:
     rows: NDArray[np.int64]
     """`MicroBatch` of the kernels, [M]."""
     most_samples: int
-    """Of one worker."""
+    """How many samples a worker has at most."""
     saved_bytes: int
 
 

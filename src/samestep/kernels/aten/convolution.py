@@ -24,7 +24,7 @@ from samestep.kernels.values import (
 WEIGHT, BIAS = 15, 16
 """Where the places of gradients stand among the numbers."""
 SUMS = 512
-"""Of every sample, that the gradient of a weight keeps: CONV_SUMS in the header."""
+"""Sums that the gradient of a weight keeps for each sample: CONV_SUMS in the header."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Convolution:
 
     is_transposed: bool
     channels: tuple[int, int]
-    """Of images and results."""
+    """The channels of the images and of the results."""
     groups: int
     images: tuple[int, int]
     """Their pixels."""

@@ -29,7 +29,7 @@ class Pixels(Opaque):
 
     buffer: int
     dims: Dims
-    """Of the images."""
+    """The dimensions of the images."""
     windows: list[int]
 
 

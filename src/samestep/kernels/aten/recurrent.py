@@ -54,7 +54,7 @@ class Kept:
     history: Activation | None
     """LSTM: cells, then their tanh; GRU: products with the states."""
     weights: tuple[Parameter, Parameter]
-    """Of the inputs, and of the states."""
+    """The weights of the inputs, and those of the states."""
     time: int
     """The dimension of the steps."""
     flags: OpFlag
