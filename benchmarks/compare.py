@@ -2,6 +2,7 @@ r"""samestep and its peers, side by side in one run: A B C A B C ...
 
     python benchmarks/compare.py mnist-mlp-classic
     python benchmarks/compare.py mnist-mlp-classic --set global_batch=512
+    python benchmarks/compare.py mnist-mlp-classic loop-2 ddp-2
 
 Every round runs every contender once, in a fresh process, for EPOCHS epochs. An epoch's
 time leaves out start-up and evaluation; the first epoch of each process is a warm-up
@@ -102,6 +103,7 @@ CONTENDERS = {
     "plain-1": peer("plain", 1),
     "plain-2": peer("plain", 2),
     "ddp-2": peer("ddp", 1, *TORCHRUN),
+    "loop-2": peer("looped", 1, *TORCHRUN),
     "accelerate-2": peer("accelerated", 1, *TORCHRUN),
     "lightning-2": peer("lit", 1),
     "jax-2": peer("jaxed", 2),
@@ -109,7 +111,10 @@ CONTENDERS = {
     "samestep-1-whole": samestep(1, "--micro-batches", "1"),
     "samestep-2-halves": samestep(2, "--micro-batches", "2", "--exchange", "gloo"),
 }
-EXTRA = ("samestep-2-torch", "samestep-2-gloo", "samestep-1-whole", "samestep-2-halves")
+EXTRA = (
+    *("samestep-2-torch", "samestep-2-gloo", "loop-2"),
+    *("samestep-1-whole", "samestep-2-halves"),
+)
 DEFAULT = [name for name in CONTENDERS if name not in EXTRA]
 
 

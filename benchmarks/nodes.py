@@ -87,7 +87,8 @@ def records(file: Path, log: Path) -> Iterator[Fields]:
     """Yield the records of steps, as they are written."""
     seen, end = 0, time.monotonic() + PATIENCE
     while time.monotonic() < end:
-        lines = file.read_text().splitlines() if file.exists() else []
+        text = file.read_text() if file.exists() else ""
+        lines = [line for line in text.splitlines(True) if line.endswith("\n")]
         for line in lines[seen:]:
             record = json.loads(line)
             if record["type"] == "step":

@@ -18,16 +18,19 @@ import torch
 from samestep.config.placement import Placement
 from samestep.config.recipe import Recipe
 from samestep.core import gradient_noise
+from samestep.core.ownership import Share
 from samestep.core.topology import Topology
 from samestep.exchange.shared import SharedExchange
+from samestep.state.flat import Flat
 from samestep.supervisor.job import make_setup
 from samestep.system import barrier, shared_memory
+from samestep.system.barrier import Waits
 from samestep.system.fault_injection import Faults
 from samestep.system.heartbeat import Heartbeat
 from samestep.training import train
-from samestep.training.build import WorkerContext, build_trainer
+from samestep.training.build import build_trainer
 from samestep.training.timing import Clock
-from samestep.training.trainer import Trainer, steps_per_report
+from samestep.training.trainer import Trainer, WorkerContext, steps_per_report
 
 
 class NoClock(Clock):
@@ -45,17 +48,22 @@ class NoWatch(gradient_noise.Watch):
         """Nothing."""
 
 
-def alone(recipe: Recipe) -> Trainer:
-    """Build a worker without a supervisor."""
+def alone(recipe: Recipe, is_hashed: bool = True) -> Trainer:
+    """Build a worker without a supervisor, perhaps without hashes for a ledger."""
     topology = Topology.on_one_node(0, 1)
+
+    def connect(flat: Flat, shares: list[Share]) -> SharedExchange:
+        fd, waits = barrier.create(1), Waits(1e-3, 60.0)
+        exchange = SharedExchange(flat, shares, topology, fd, waits)
+        exchange.is_first = is_hashed
+        return exchange
+
     context = WorkerContext(
         setup=make_setup(recipe, Placement(workers=1)),
         recipe=recipe,
         topology=topology,
         fds={"snapshots": shared_memory.create()},
-        connect=lambda flat, shares: SharedExchange(
-            flat, shares, topology, barrier.create(1), 1e-3, 60.0
-        ),
+        connect=connect,
         report=lambda _: None,
         heartbeat=Heartbeat(Heartbeat.create(1)),
         faults=Faults(0, []),

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from layer_passes import layer_passes
 from numpy.typing import NDArray
 
 from samestep.kernels.compiling import FLAGS, machine_compiler
@@ -129,7 +130,8 @@ class Layer:
 
     def starter(self, kind: OpKind, *i: int) -> Callable[[], object]:
         """Return what runs an operation once."""
-        op, call = Op(kind=kind, i=(c_int64 * 30)(*i)), ctypes.addressof(self.call)
+        op, call = Op(kind=kind), ctypes.addressof(self.call)
+        op.i[: len(i)] = i
         self.kept.append(op)
 
         def start() -> None:
@@ -262,7 +264,7 @@ def memory_cases(kernels: Kernels, peak: ctypes.CDLL) -> Iterator[Case]:
     yield case(
         "sum of two partials and Adam",
         8,
-        lambda: kernels.update(how, *tree, c, d, e, size) or adam,
+        lambda: kernels.update(how, *tree, c, d, e, c_int64(0), size, None) or adam,
     )
     yield case("average of weights", 3, lambda: kernels.average(a, b, 0.1, size))
     for samples in (64, 512):
@@ -314,7 +316,11 @@ def main() -> None:
         peak = compile_peak(kernels.isa.decode(), Path(directory))
         steps = c_int64(20_000)
         loop = Case(("fma",), peak.fma_loop(steps), lambda: peak.fma_loop(steps))
-        products = [*product_cases(kernels), *conv_cases(kernels)]
+        products = [
+            *product_cases(kernels),
+            *conv_cases(kernels),
+            *(Case(*parts) for parts in layer_passes(kernels)),
+        ]
         memory = [*memory_cases(kernels, peak)]
         for _ in range(options.rounds):
             for case in (*products, *memory):

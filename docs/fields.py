@@ -13,11 +13,16 @@ from sphinx.util.docutils import SphinxDirective
 from sphinx.util.typing import ExtensionMetadata
 
 from samestep import Placement, Recipe
-from samestep.output.schema import Epoch, Result, Step
+from samestep.output.schema import Epoch, Evaluation, Result, Step
 
 
 MODELS: dict[str, type[BaseModel]] = {"recipe": Recipe, "placement": Placement}
-RECORDS: dict[str, type[BaseModel]] = {"result": Result, "epoch": Epoch, "step": Step}
+RECORDS: dict[str, type[BaseModel]] = {
+    "result": Result,
+    "epoch": Epoch,
+    "evaluation": Evaluation,
+    "step": Step,
+}
 BOUNDS = {
     "minimum": "≥",
     "exclusiveMinimum": ">",

@@ -4,7 +4,7 @@ import itertools
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from xdist.scheduler import LoadScopeScheduling
 import samestep
 from samestep.output.console import SilentView
 from samestep.supervisor.forkserver_client import ForkServer
-from samestep.system import fault_injection
+from samestep.system import conditions, fault_injection
 
 
 Train = Callable[..., samestep.Run]
@@ -35,6 +35,8 @@ def pytest_configure() -> None:
     the core.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    for name in conditions.VARIABLES:  # a machine may choose kernels for all programs
+        os.environ.pop(name, None)
     # An example may take any time on a busy machine.
     hypothesis.settings.register_profile("samestep", deadline=None)
     hypothesis.settings.load_profile("samestep")
@@ -79,6 +81,7 @@ def pytest_xdist_auto_num_workers() -> int:
 LONGEST = (
     *("test_hosts", "test_elastic", "test_examples", "test_docs", "test_benchmarks"),
     *("test_exchange", "test_chaos", "test_faulty_disk", "test_loop", "test_meeting"),
+    "test_loop_exchange",
 )
 
 
@@ -108,6 +111,8 @@ def small_recipe(**overrides: Any) -> samestep.Recipe:
         "model.hidden": [37, 19],
         "model.dropout": 0.2,
     }
+    if "max_steps" in overrides:
+        del fields["epochs"]
     fields |= {name.replace("__", "."): value for name, value in overrides.items()}
     return samestep.Recipe.load("mnist-mlp", fields)
 
@@ -121,11 +126,15 @@ def train(server: ForkServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("samestep.supervisor.checkpoint_writer.WRITING_SHARE", 1e9)
 
     def run(
-        recipe: samestep.Recipe, workers: int = 1, **placement: Any
+        recipe: samestep.Recipe,
+        workers: int = 1,
+        callbacks: Sequence[str] = (),
+        **placement: Any,
     ) -> samestep.Run:
         out = tmp_path / f"run-{len(list(tmp_path.iterdir()))}"
         where = samestep.Placement(workers=workers, **({"out": out} | placement))
-        return samestep.train(recipe, where, view=SilentView(), server=server)
+        options: dict[str, Any] = {"view": SilentView(), "server": server}
+        return samestep.train(recipe, where, callbacks=callbacks, **options)
 
     return run
 
@@ -172,7 +181,9 @@ def train_under(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.fixture
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Own:
-    """`own(code, **fields)`: a recipe whose model, data and loss are in `code`.
+    """`own(code, **fields)`: a recipe whose model and data are in `code`.
+
+    Also its loss, optimizer and schedule, if there are any.
 
     Each module gets a new name, since the fork server may have imported the last one.
     """
@@ -194,6 +205,12 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Own:
             "micro_batches": 6,
             "optimizer": {"name": "adam", "lr": 0.01},
         }
+        if "def optimizer(" in code:
+            by = {"name": "custom", "build": f"{name}:optimizer", "lr": 0.01}
+            sections["optimizer"] = by
+        if "def schedule(" in code:
+            by = {"name": "custom", "function": f"{name}:schedule"}
+            sections["schedule"] = by
         return samestep.Recipe.from_dict({**plain, **sections}).changed(fields)
 
     return recipe

@@ -138,7 +138,6 @@ def held_in_memory(topology: Path) -> Read:
             build=test_checkpoint.BUILD,
             layout=layout,
             workers=1,
-            steps_per_epoch=9,
         ),
     )
     return lambda: node_state.newest(topology / "run")

@@ -121,6 +121,7 @@ def _steps(
         step["indices"][:samples] = rng.choice(ROWS, samples, replace=False)
         step["keys"] = rng.integers(0, 1 << 63, M)
         step["weight"], step["max_norm"] = 1 / samples, 0.25
+        step["factor"] = 1
         step["average"] = Averaging.BEGINS if number == 1 else Averaging.MOVES
         step["average_weight"] = 0.1
         optimizers = (bytes(_optimizer(kind, number, decay)) for decay in (0.01, 0))
@@ -240,7 +241,7 @@ class PythonRun:
             ctypes.addressof(how),
             *(leaves.ctypes.data, order.ctypes.data, 1),
             *(vector.ctypes.data for vector in vectors),
-            len(vectors[0]),
+            *(where.start, len(vectors[0]), None),
         )
 
 

@@ -65,6 +65,15 @@ def _rotate(module: Any, tokens: Tensor) -> Tensor:
     return torch.as_tensor(module.c(mixed.mean(1)))
 
 
+def _relative_positions(module: Any, tokens: Tensor) -> Tensor:
+    far = (torch.arange(6)[:, None] - torch.arange(6)).abs().clamp(max=3)
+    bias = module.p(far).permute(2, 0, 1)
+    x = module.a(tokens)
+    for _ in range(2):
+        x = (x @ x.transpose(1, 2) + bias).softmax(-1) @ x
+    return torch.as_tensor(module.c((x + module.w[far[1]]).mean(1)))
+
+
 def _class_token(module: Any, tokens: Tensor) -> Tensor:
     tokens = torch.cat([module.token.expand(len(tokens), -1, -1), tokens], 1)
     return torch.as_tensor(module.c(module.att(tokens + module.place)[:, 0]))
@@ -189,6 +198,41 @@ STYLES: dict[str, tuple[tuple[int, ...], Callable[[], nn.Module]]] = {
             p=nn.Embedding(6, 8),
             place=nn.Buffer(torch.arange(6)[None]),
             c=nn.Linear(8, 5),
+        ),
+    ),
+    "token-types": (
+        TOKENS,
+        lambda: Called(
+            lambda m, x: m.c((x + m.p(m.place.expand(len(x), -1)[:, :6]))[:, 0]),
+            p=nn.Embedding(3, 8),
+            place=nn.Buffer(torch.zeros(1, 9, dtype=torch.int64)),
+            c=nn.Linear(8, 5),
+        ),
+    ),
+    "relative-positions": (
+        TOKENS,
+        lambda: Called(
+            _relative_positions,
+            a=nn.Linear(8, 8),
+            p=nn.Embedding(4, 1),
+            w=nn.Parameter(torch.randn(5, 8)),
+            c=nn.Linear(8, 5),
+        ),
+    ),
+    "functions-of-parameters": (
+        TOKENS,
+        lambda: Called(
+            lambda m, x: m.c((m.a(x) * (m.w + 1) * -m.w.exp().unsqueeze(0)).mean(1)),
+            a=nn.Linear(8, 8),
+            w=nn.Parameter(torch.randn(8)),
+            c=nn.Linear(8, 5),
+        ),
+    ),
+    "instance-norm": (
+        IMAGES,
+        lambda: nn.Sequential(
+            *(nn.Conv2d(3, 8, 3), nn.InstanceNorm2d(8), nn.ReLU()),
+            *(nn.Flatten(), nn.Linear(288, 5)),
         ),
     ),
     "group-norm": (

@@ -6,12 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor
 
 from samestep.core.tree import num_merges, subtrees
 from samestep.kernels.compiling import machine_compiler
-from samestep.kernels.interface import Call, Op, OpFlag, OpKind
+from samestep.kernels.interface import Call, Kernels, Op, OpFlag, OpKind
+from samestep.kernels.library import load_kernels, supported_isas
 
 
 PANEL = 32
@@ -23,11 +25,11 @@ SOURCES = Path(__file__).with_name("kernels")
 
 def compile_reference(
     directory: Path, name: str = "reference_pointwise.c"
-) -> ctypes.CDLL | None:
-    """Compile a file of tests/kernels; None without a C compiler."""
+) -> ctypes.CDLL:
+    """Compile a file of tests/kernels; without a C compiler, skip the test."""
     command = machine_compiler()
     if command is None:
-        return None
+        pytest.skip("there is no C compiler here")
     made = directory / "reference.so"
     headers = Path(__file__).parents[1] / "src/samestep/kernels/csrc"
     flags = ["-std=gnu11", "-O2", "-ffp-contract=off", "-shared", "-fPIC"]
@@ -75,6 +77,7 @@ class Sample:
     specials: float = 0.0
     memory: dict[str, Tensor] = field(default_factory=dict)
     buffers: list[Tensor] = field(default_factory=list)
+    workspaces: set[int] = field(default_factory=set)
     draw: torch.Generator = field(default_factory=torch.Generator)
 
     def __post_init__(self) -> None:
@@ -128,6 +131,12 @@ class Sample:
         self.buffers.append(misaligned(values, self.misalignment))
         return len(self.buffers) - 1
 
+    def workspace(self, size: int) -> int:
+        """Add a buffer in which any bits may be left; return its number."""
+        number = self.buffer(torch.zeros(size))
+        self.workspaces.add(number)
+        return number
+
     def call(self) -> Call:
         """Return the structure; this object keeps the memory alive."""
         call = Call(capacity=self.capacity, micro_batches=len(self.sizes), tail=TAIL)
@@ -147,10 +156,13 @@ class Sample:
     def results(self, features: dict[int, int]) -> list[Tensor]:
         """Return the bits of all memory; without padding in buffers by feature.
 
-        `features` gives the number of features of those buffers.
+        `features` gives the number of features of those buffers. Workspaces are left
+        out.
         """
         found = list(self.memory.values())
         for number, x in enumerate(self.buffers):
+            if number in self.workspaces:
+                continue
             if number in features:
                 rows = x.view(-1, features[number], PANEL).permute(0, 2, 1)
                 x = rows.reshape(-1, features[number])[: self.samples]
@@ -180,3 +192,25 @@ def outcome(made: Made, run: Callable[[Op, Call], object]) -> list[Tensor]:
     sample, op, features = made
     run(op, sample.call())
     return sample.results(features)
+
+
+def run_with(kernels: Kernels) -> Callable[[Op, Call], object]:
+    """Return what runs one operation with an instruction set's kernels."""
+
+    def run(op: Op, call: Call) -> None:
+        assert kernels.run(ctypes.addressof(op), 1, ctypes.addressof(call)) == 0
+
+    return run
+
+
+def check_bits(reference: Callable[..., object], made: Callable[[], Made]) -> None:
+    """Compare an operation of every instruction set with the reference."""
+
+    def plain(op: Op, call: Call) -> None:
+        reference(ctypes.byref(op), ctypes.byref(call))
+
+    expected = outcome(made(), plain)
+    for isa in supported_isas():
+        found = outcome(made(), run_with(load_kernels(isa)))
+        for x, y in zip(found, expected, strict=True):
+            assert torch.equal(x, y), isa

@@ -97,7 +97,8 @@ def test_a_state_arrives_as_it_was_sent(
     metrics: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
-    held = Held(state_of(5), LAYOUT, RECIPE, {"torch": "x"}, [{"epoch": 1}], metrics)
+    build, epochs = {"torch": "x"}, [{"epoch": 1}]
+    held = Held(state_of(5), LAYOUT, RECIPE, build, epochs, metrics, b"\x00\xff")
     store = HashStore()
 
     def join(node: int) -> Held:

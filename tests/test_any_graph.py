@@ -23,6 +23,7 @@ from samestep.exchange.shared import SharedExchange
 from samestep.state.flat import Flat
 from samestep.supervisor.forkserver_client import ForkServer
 from samestep.system import barrier
+from samestep.system.barrier import Waits
 
 
 BRANCHES = """
@@ -142,7 +143,7 @@ def test_zeros_are_added_for_what_a_pass_has_not_used() -> None:
     found: set[str] = set()
     for used in itertools.permutations((True, False)):
         fd, topology = barrier.create(1), Topology.on_one_node(0, 1)
-        exchange = SharedExchange(Flat(model), [(0, 2)], topology, fd, 0.0, 1.0)
+        exchange = SharedExchange(Flat(model), [(0, 2)], topology, fd, Waits(0.0, 1.0))
         exchange.attach(model)
         for leaf, is_used in enumerate(used):
             with exchange.accumulate(leaf):

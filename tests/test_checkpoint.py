@@ -12,10 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
+from conftest import Train, small_recipe
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from test_resume import forget_after, resume
 
 from samestep.config.recipe import Recipe
+from samestep.core.ownership import spaced
+from samestep.core.progress import Progress
 from samestep.errors import CheckpointError
 from samestep.messages.training import CheckpointFailed, CheckpointWritten
 from samestep.output.fence import Fence
@@ -24,6 +28,7 @@ from samestep.state.checkpoint import Checkpoint
 from samestep.state.layout import Entry, Layout
 from samestep.state.snapshot import State
 from samestep.supervisor.checkpoint_writer import CheckpointWriter, Offer
+from samestep.supervisor.forkserver_client import ForkServer
 
 
 LAYOUT = Layout(
@@ -47,6 +52,7 @@ def state_of(step: int, layout: Layout = LAYOUT) -> State:
     sums = {"loss": 0.1 + step, "metrics": [3.0], "targets": 5}
     progress = {
         "step": step,
+        "epochs": 0,
         "epoch": sums,
         "logged": sums,
         "noise": {"signal": 0.25, "variance": 3.0},
@@ -55,6 +61,7 @@ def state_of(step: int, layout: Layout = LAYOUT) -> State:
         "counts": [step] * len(layout.counters),
         "stopping": {"best": None, "best_epoch": 0, "waited": 0, "counts": [7]},
     }
+    progress = Progress.model_validate(progress).model_dump()
     tail = np.arange(layout.kept_tail, dtype=layout.dtype) + step / 3
     return State(progress, vector, states, tail.astype(layout.dtype))
 
@@ -279,6 +286,7 @@ def keep(run: Path, losses: list[float | None]) -> tuple[list[int], list[Report]
             ]
             state = state_of(index + 1)
             state.progress["epoch"] = {"loss": 0.0, "metrics": [], "targets": 0}
+            state.progress["validation_loss"] = losses[index]
             assert kept.write(state, LAYOUT, epochs)
     return checkpoint.steps(directory), reports
 
@@ -371,3 +379,32 @@ def test_files_are_written_for_their_owner_as_the_umask_says(tmp_path: Path) -> 
         os.umask(before)
     assert {file.stat().st_mode & 0o777 for file in path.iterdir()} == {0o600}
     assert path.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("exchange", ["shared", "gloo"])
+def test_chosen_checkpoints_are_kept_after_evenly_spaced_steps(
+    train: Train, exchange: str
+) -> None:
+    """In the middle of an epoch, too, and without any other snapshot."""
+    recipe = small_recipe(epochs=3)
+    run = train(recipe, 2, keep_checkpoints=2, exchange=exchange, snapshot_seconds=0)
+    kept = checkpoint.steps(checkpoint.directory_of(run.path))
+    assert kept == [16, 33]
+    assert run.weights_sha256 == train(recipe, 1).weights_sha256
+
+
+def test_chosen_checkpoints_are_kept_where_a_resume_goes_on(
+    train: Train, server: ForkServer
+) -> None:
+    recipe, options = small_recipe(epochs=3), {"snapshot_seconds": 0}
+    run = train(recipe, 2, keep_checkpoints=2, **options)
+    forget_after(run.path, 16)
+    resume(run.path, server, keep_checkpoints=2, **options)
+    kept = checkpoint.steps(checkpoint.directory_of(run.path))
+    assert kept == [16, 33]
+
+
+def test_there_are_no_more_evenly_spaced_steps_than_steps() -> None:
+    assert spaced(3, 5) == {1, 2, 3}
+    assert spaced(10, 4) == {2, 5, 7, 10}
+    assert spaced(10, 0) == frozenset()

@@ -113,7 +113,7 @@ def by_hand(recipe: Recipe) -> str:
         inputs, targets = data.gather(plan.micro_batch(plan.order(0), step, 0))
         torch.manual_seed(derive_seed(recipe.seed, "step", step, 0))
         optimizer.param_groups[0]["lr"] = learning_rate(
-            recipe.schedule, hyper.lr, step, plan.steps_per_epoch, 1
+            recipe.schedule, hyper.lr, step, plan.steps_per_epoch, plan.steps_per_epoch
         )
         model.zero_grad()
         (criterion(model(inputs), targets) / len(targets)).backward()

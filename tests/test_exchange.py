@@ -22,20 +22,24 @@ from samestep.models.layers import Linear, dropout_masks
 from samestep.state.flat import Flat
 from samestep.supervisor.job import make_setup
 from samestep.system import barrier
+from samestep.system.barrier import Waits
 
 
 CPU = torch.device("cpu")
 SOAK = Path(__file__).with_name("soak.py")
 
 
-@pytest.mark.parametrize(("workers", "steps"), [(2, 4000), (3, 4000), (5, 2000)])
+@pytest.mark.parametrize(
+    ("workers", "steps", "micro_batches"),
+    [(2, 4000, 5), (3, 4000, 5), (5, 2000, 5), (2, 2000, 4)],
+)
 def test_ten_thousand_exchanges_with_random_delays_agree(
-    workers: int, steps: int
+    workers: int, steps: int, micro_batches: int
 ) -> None:
     fd = barrier.create(workers)
     try:
         soak = subprocess.run(
-            [sys.executable, SOAK, *map(str, (workers, fd, steps, 7))],
+            [sys.executable, SOAK, *map(str, (workers, fd, steps, 7, micro_batches))],
             pass_fds=[fd],
             stdout=subprocess.PIPE,
             timeout=240,
@@ -50,7 +54,7 @@ def exchange_of(rank: int, workers: int, fd: int, timeout: float) -> SharedExcha
     owned = shares(workers, workers)
     flat = Flat(nn.Linear(9, 9), ["exp_avg", "exp_avg_sq"])
     topology = Topology.on_one_node(rank, workers)
-    return SharedExchange(flat, owned, topology, fd, 1e-5, timeout)
+    return SharedExchange(flat, owned, topology, fd, Waits(1e-5, timeout))
 
 
 def test_a_barrier_names_all_who_are_late() -> None:
@@ -71,6 +75,22 @@ def test_a_barrier_names_all_who_are_late() -> None:
     os.close(fd)
     assert len(errors) == 2
     assert all("late: worker 1, 3." in error for error in errors)
+
+
+def test_who_has_the_whole_sum_lets_the_others_read_before_it_writes_again() -> None:
+    fd = barrier.create(2)
+    exchanges = [exchange_of(rank, 2, fd, timeout=0.5) for rank in range(2)]
+    os.close(fd)
+    first, other = exchanges
+    for rank, exchange in enumerate(exchanges):
+        exchange.accumulate(rank)
+        exchange.after_backward(rank)
+    reading = threading.Thread(target=other.gather)  # it has not read to the end
+    reading.start()
+    first.whole_sum()
+    reading.join(10)
+    with pytest.raises(WorkerLate, match="late: worker 1"):
+        first.accumulate(0)
 
 
 def test_the_optimizer_state_of_a_machine_does_not_grow_with_its_workers() -> None:
@@ -122,7 +142,7 @@ def test_a_layer_that_is_used_twice_has_the_sum_of_its_gradients() -> None:
     layer.weight.grad = layer.bias.grad = None
 
     fd, topology = barrier.create(1), Topology.on_one_node(0, 1)
-    exchange = SharedExchange(Flat(twice), [(0, 1)], topology, fd, 0.0, 1.0)
+    exchange = SharedExchange(Flat(twice), [(0, 1)], topology, fd, Waits(0.0, 1.0))
     os.close(fd)
     exchange.attach(twice)
     with exchange.accumulate(0):

@@ -15,6 +15,7 @@ from test_exactness import results
 from test_resume import forget_after, resume
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.testing import assert_close
 
 import samestep
 from samestep import Recipe, RecipeError, Run
@@ -56,6 +57,33 @@ FEATURES: dict[str, dict[str, Any]] = {
         "optimizer": {"name": "muon", "lr": 0.02, "max_grad_norm": 1.0},
         "model__hidden": [64, 32, 48, 32],
     },
+    "adagrad": {"epochs": 2, "optimizer": {"name": "adagrad", "lr": 0.02}},
+    "rmsprop": {
+        "epochs": 2,
+        "optimizer": {"name": "rmsprop", "lr": 1e-3, "momentum": 0.9},
+    },
+    "adafactor": {
+        "epochs": 2,
+        "optimizer": {"name": "adafactor", "lr": 0.05, "max_grad_norm": 1.0},
+    },
+    "lion": NORM
+    | {"epochs": 2, "optimizer": {"name": "lion", "lr": 1e-4, "weight_decay": 0.1}},
+    "lamb": {
+        "epochs": 2,
+        "optimizer": {
+            "name": "lamb",
+            "lr": 0.01,
+            "weight_decay": 0.1,
+            "decay_norms_and_biases": False,
+        },
+        **NORM,
+    },
+    "schedule-free": {
+        "epochs": 2,
+        "optimizer": {"name": "schedule-free-adamw", "lr": 0.01},
+        "schedule": {"name": "constant", "warmup_epochs": 0.5},
+        "early_stopping": {"patience": 9},
+    },
     "ema-and-early-stopping": NORM
     | {
         "epochs": 9,
@@ -80,6 +108,24 @@ def features() -> list[ParameterSet]:
         marks = [needs_bf16] if overrides.get("precision") == "bf16" else []
         found.append(pytest.param(overrides, id=name, marks=marks))
     return found
+
+
+def test_the_result_of_a_schedule_free_training_is_its_average(train: Train) -> None:
+    recipe = small_recipe(epochs=2).changed({"optimizer.name": "schedule-free-adamw"})
+    betas = recipe.to_dict()["optimizer"]["betas"]
+    run = train(recipe, 2)
+    newest = checkpoint.steps(checkpoint.directory_of(run.path))[-1]
+    path = checkpoint.path_of(checkpoint.directory_of(run.path), newest)
+    states, weights = (
+        load_file(path / "optimizer.safetensors"),
+        load_file(run.model_file),
+    )
+    trained = load_file(path / "model.safetensors")
+    for name, weight in weights.items():
+        assert weight.equal(states[f"ema/{name}"])
+        y = states[f"z/{name}"].lerp(weight, betas[0])
+        assert_close(trained[name], y, rtol=1e-6, atol=1e-8)  # but for vectors' ends
+        assert not trained[name].equal(weight)
 
 
 @pytest.mark.parametrize("overrides", features())
@@ -166,11 +212,11 @@ def test_the_result_of_an_early_end_is_its_best_epoch(train: Train) -> None:
 def test_patience_counts_epochs_without_an_improvement() -> None:
     stop, stopping = EarlyStoppingRecipe(patience=2, min_delta=0.1), Stopping()
     values = enumerate((1, 0.95, 0.8))
-    best = [stopping.observe(stop, value, epoch) for epoch, value in values]
+    best = [stopping.observe(stop, value, epoch, 9) for epoch, value in values]
     assert best == [True, False, True]
     assert (stopping.waited, stopping.best_epoch) == (0, 2)
     upwards = EarlyStoppingRecipe(metric="validation_accuracy")
-    best = [Stopping(best=0.5).observe(upwards, value, 1) for value in (0.4, 0.6)]
+    best = [Stopping(best=0.5).observe(upwards, value, 1, 9) for value in (0.4, 0.6)]
     assert best == [False, True]
 
 
@@ -284,6 +330,14 @@ def test_a_file_that_is_no_state_dict_is_refused(train: Train, tmp_path: Path) -
         ),
         ({"early_stopping": {}, "data__validation": 0}, "`data.validation` is 0"),
         ({"ema__decay": 1.0}, "`ema.decay`: input should be less than 1"),
+        (
+            {"ema": {}, "optimizer": {"name": "schedule-free-adamw", "lr": 0.1}},
+            "a schedule-free optimizer averages the weights itself",
+        ),
+        (
+            {"arithmetic": "portable", "optimizer": {"name": "lion", "lr": 0.1}},
+            "no kernels for `optimizer.name = lion` (only for sgd, adam, adamw)",
+        ),
         ({"optimizer__groups": [{"match": "("}]}, "`(` is not a regular expression"),
     ],
 )
@@ -342,7 +396,7 @@ def test_bf16_rounds_products_and_nothing_else(train: Train) -> None:
 def test_the_examples_of_the_page_are_recipes() -> None:
     blocks = code_blocks(ROOT / "docs" / "recipes.md")
     examples = [content for language, content in blocks if language == "toml"]
-    assert len(examples) == 9
+    assert len(examples) == 12
     plain = Recipe.load("mnist-mlp", {"arithmetic": "torch"})
     for example in examples:
         fields: dict[str, Any] = {"arithmetic": "torch"}

@@ -19,6 +19,8 @@ from samestep.core.plan import Plan, derive_seed
 from samestep.data import prefetch
 from samestep.data.augment import Mixed
 from samestep.data.prefetch import MicroBatches, Prefetcher
+from samestep.data.sources.user_dataset import Arrays, Indexed, is_in_memory
+from samestep.data.splits import Converted, Part
 
 
 SIZE = 100
@@ -211,3 +213,11 @@ def test_only_slow_data_are_drawn_ahead(
     found = Prefetcher(Source(), helper, lambda: reports.append(True))
     found.observe(micro_batches, data_seconds, seconds)
     assert bool(reports) == expected
+
+
+def test_arrays_in_memory_are_told_from_objects_that_load_samples() -> None:
+    """A helper that sends them would take longer than picking them."""
+    some = torch.arange(2)
+    arrays = Part(Arrays(torch.zeros(4, 2), torch.zeros(4)), some)
+    assert is_in_memory(Converted(arrays, "regression", torch.float64))
+    assert not is_in_memory(Part(Indexed([], "the data", is_train=True), some))

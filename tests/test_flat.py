@@ -9,11 +9,17 @@ from hypothesis import strategies as st
 from torch import nn
 
 from samestep.config.optimizer import (
+    AdafactorRecipe,
+    AdagradRecipe,
     AdamRecipe,
     AdamWRecipe,
+    LambRecipe,
+    LionRecipe,
     MuonRecipe,
     OptimizerRecipe,
     ParameterGroup,
+    RmspropRecipe,
+    ScheduleFreeAdamWRecipe,
     SgdRecipe,
 )
 from samestep.optim.optimizer import SliceOptimizer, state_names
@@ -28,6 +34,25 @@ OPTIMIZERS: dict[str, OptimizerRecipe] = {
     "nesterov": SgdRecipe(lr=0.1, momentum=0.9, nesterov=True),
     "adam": AdamRecipe(lr=0.01, weight_decay=0.1),
     "adamw": AdamWRecipe(lr=0.01, weight_decay=0.1, betas=(0.7, 0.95)),
+    "adagrad": AdagradRecipe(
+        lr=0.1, weight_decay=0.1, lr_decay=0.01, initial_accumulator_value=0.1
+    ),
+    "rmsprop": RmspropRecipe(lr=0.01, weight_decay=0.1),
+    "rmsprop-centered": RmspropRecipe(lr=0.01, centered=True, momentum=0.9),
+}
+OWN: dict[str, OptimizerRecipe] = {
+    "lion": LionRecipe(lr=0.01, weight_decay=0.1),
+    "schedule-free": ScheduleFreeAdamWRecipe(lr=0.01, weight_decay=0.1),
+}
+"""Optimizers that torch does not have."""
+
+
+TORCHS: dict[str, Any] = {
+    "sgd": torch.optim.SGD,
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "adagrad": torch.optim.Adagrad,
+    "rmsprop": torch.optim.RMSprop,
 }
 
 
@@ -48,7 +73,10 @@ def trained(recipe: OptimizerRecipe, cuts: list[int], steps: int = 5) -> torch.T
     return vector
 
 
-@pytest.mark.parametrize("recipe", OPTIMIZERS.values(), ids=OPTIMIZERS.keys())
+ELEMENTWISE = OPTIMIZERS | OWN
+
+
+@pytest.mark.parametrize("recipe", ELEMENTWISE.values(), ids=ELEMENTWISE.keys())
 def test_a_sliced_update_has_the_bits_of_the_whole_one(recipe: OptimizerRecipe) -> None:
     whole = trained(recipe, [0, 7 * BLOCK])
     assert trained(recipe, [0, BLOCK, 3 * BLOCK, 7 * BLOCK]).equal(whole)
@@ -61,10 +89,9 @@ def test_an_update_has_the_bits_of_torch(recipe: OptimizerRecipe) -> None:
     parameter = nn.Parameter(torch.randn(2 * BLOCK, generator=generator))
     ours = {"name", "max_grad_norm", "groups", "decay_norms_and_biases"}
     fields: dict[str, Any] = recipe.model_dump(exclude=ours)
-    kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}.get(
-        recipe.name, torch.optim.AdamW
-    )
-    optimizer = kind([parameter], **fields, fused=True)
+    if recipe.name != "rmsprop":  # the only one without
+        fields["fused"] = True
+    optimizer = TORCHS[recipe.name]([parameter], **fields)
     for step in range(5):
         parameter.grad = torch.randn(2 * BLOCK, generator=generator)
         optimizer.param_groups[0]["lr"] = recipe.lr / (step + 1)
@@ -173,6 +200,121 @@ def test_muon_has_the_bits_of_torch_however_many_workers_share_it(
         for part, update in zip(slices, updates, strict=True):
             update.step(gradient[part], 0.02)
     assert all(map(torch.equal, model.parameters(), torchs.parameters()))
+
+
+def updated(recipe: OptimizerRecipe, model: nn.Module, workers: int) -> list[Any]:
+    """Take steps of an optimizer of whole parameters, and return all gradients."""
+    shapes = {name: p.shape for name, p in model.named_parameters()}
+    whole = unsharded_names(recipe, shapes)
+    assert whole == tuple(shapes)
+    flat = Flat(model, state_names(recipe), unsharded=whole)
+    vector, gradient, *states = torch.zeros(4, flat.size)
+    flat.bind(vector, write=True)
+    slices = [slice(*part) for part in flat.layout.slices(workers)]
+    updates = [
+        SliceOptimizer(
+            recipe,
+            vector[part],
+            [state[part] for state in states],
+            group_slices(recipe, flat.layout, (part.start, part.stop)),
+        )
+        for part in slices
+    ]
+    draw = torch.Generator().manual_seed(0)
+    all_gradients = []
+    for step in range(4):
+        gradients = [torch.randn(shape, generator=draw) for shape in shapes.values()]
+        for value, view in zip(gradients, flat.views(gradient), strict=True):
+            view.copy_(value)
+        for part, update in zip(slices, updates, strict=True):
+            update.step(gradient[part], recipe.lr / (step + 1))
+        all_gradients.append(gradients)
+    return all_gradients
+
+
+def layers() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv1d(8, 24, 3), nn.Linear(48, 31), nn.Linear(31, 1), nn.LayerNorm(1)
+    )
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 9])
+def test_adafactor_has_the_bits_of_torch_however_many_workers_share_it(
+    workers: int,
+) -> None:
+    recipe = AdafactorRecipe(lr=0.3, weight_decay=0.1, d=1.5)
+    model, torchs = layers(), layers()
+    optimizer: Any = torch.optim.Adafactor(
+        torchs.parameters(), lr=0.3, weight_decay=0.1, d=1.5, foreach=False
+    )
+    for step, gradients in enumerate(updated(recipe, model, workers)):
+        for parameter, gradient in zip(torchs.parameters(), gradients, strict=True):
+            parameter.grad = gradient
+        optimizer.param_groups[0]["lr"] = 0.3 / (step + 1)
+        optimizer.step()
+    assert all(map(torch.equal, model.parameters(), torchs.parameters()))
+
+
+def lamb(weights: torch.Tensor, gradients: list[torch.Tensor]) -> torch.Tensor:
+    """Follow Algorithm 2 of the paper in float64."""
+    w, m, v = weights.double(), torch.tensor(0.0), torch.tensor(0.0)
+    for t, g in enumerate(gradients, start=1):
+        lr = 0.05 / t
+        m, v = 0.9 * m + 0.1 * g.double(), 0.999 * v + 0.001 * g.double() ** 2
+        r = (m / (1 - 0.9**t)) / ((v / (1 - 0.999**t)).sqrt() + 1e-6) + 0.1 * w
+        ratio = w.norm() / r.norm() if w.norm() else 1.0
+        w = w - lr * ratio * r
+    return w
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_lamb_follows_its_paper_however_many_workers_share_it(workers: int) -> None:
+    model, alone = layers(), layers()
+    with torch.no_grad():
+        [*model.parameters()][-1].zero_()
+    before = [p.detach().clone() for p in model.parameters()]
+    recipe = LambRecipe(lr=0.05, weight_decay=0.1)
+    gradients = updated(recipe, model, workers)
+    updated(recipe, alone, 1)
+    assert all(map(torch.equal, model.parameters(), alone.parameters()))
+    for index, (old, new) in enumerate(zip(before, model.parameters(), strict=True)):
+        exact = lamb(old, [step[index] for step in gradients])
+        torch.testing.assert_close(new.double(), exact, rtol=1e-5, atol=1e-6)
+
+
+def lion(x: torch.Tensor, gradients: list[torch.Tensor]) -> torch.Tensor:
+    """Follow Algorithm 2 of the paper in float64."""
+    m = torch.zeros_like(x)
+    for step, g in enumerate(gradients):
+        lr = 0.01 / (step + 1)
+        x = x - lr * ((0.9 * m + 0.1 * g).sign() + 0.1 * x)
+        m = 0.99 * m + 0.01 * g
+    return x
+
+
+def schedule_free(x: torch.Tensor, gradients: list[torch.Tensor]) -> torch.Tensor:
+    """Follow Algorithm 1 of the paper in float64; return where gradients are taken."""
+    z, y, v, squares = x, x, torch.zeros_like(x), 0.0
+    for t, g in enumerate(gradients, start=1):
+        lr = 0.01 / t
+        squares += lr**2
+        v = 0.999 * v + 0.001 * g**2
+        z = z - lr * (g / ((v / (1 - 0.999**t)).sqrt() + 1e-8) + 0.1 * y)
+        c = lr**2 / squares
+        x = (1 - c) * x + c * z
+        y = 0.1 * z + 0.9 * x
+    return y
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_an_optimizer_that_torch_lacks_follows_its_paper(name: str) -> None:
+    follow = {"lion": lion, "schedule-free": schedule_free}[name]
+    generator = torch.Generator().manual_seed(0)
+    values = [torch.randn(BLOCK, generator=generator).double() for _ in range(6)]
+    ours = trained(OWN[name], [0, BLOCK]).double()
+    exact = follow(values[0], values[1:])
+    torch.testing.assert_close(ours, exact, rtol=1e-5, atol=1e-6)
 
 
 @given(st.lists(st.integers(1, 99), min_size=3, max_size=6), st.integers(1, 12))

@@ -4,6 +4,7 @@ Every training here is one of several machines that torchrun starts; the hosts, 
 switch and what is cut are real (`benchmarks/hosts.py`).
 """
 
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -179,6 +180,65 @@ def test_a_host_that_was_cut_off_is_done_without_and_comes_back(
     assert_same(whole, a, b)
 
 
+@pytest.mark.parametrize("is_cut", [True, False])
+def test_the_loss_of_a_host_is_noticed_at_once_and_counts_as_no_failure(
+    start: Start, whole: Run, recipe: Recipe, network: Network, is_cut: bool
+) -> None:
+    """Also where no connection is closed, long before `--hang-timeout`."""
+    a = start(recipe, None, "--max-restarts", "0", "--hang-timeout", "500")
+    b = start(recipe, a, "--max-restarts", "0", "--hang-timeout", "500")
+    wait_for(lambda: b.events("epoch"), a, b)
+    network.cut(b.host) if is_cut else b.kill()
+    wait_for(lambda: members(a)[-1] == ["h1"], a)
+    b.kill()
+    hurry()
+    assert_same(whole, a)
+
+
+@pytest.fixture
+def etcd(network: Network, tmp_path: Path) -> Iterator[list[Host]]:
+    """Yield three hosts, each with a member of a cluster of etcd."""
+    program = shutil.which("etcd")
+    if program is None:
+        pytest.skip("etcd is not installed")
+    hosts = [network.add() for _ in range(3)]
+    cluster = ",".join(f"{h.name}=http://{h.address}:2380" for h in hosts)
+    with (tmp_path / "etcd.log").open("ab") as log:
+        for host in hosts:
+            clients, peers = (f"http://{host.address}:{p}" for p in (2379, 2380))
+            command = [
+                *(program, "--enable-v2", "--name", host.name),
+                *("--data-dir", str(tmp_path / f"etcd-{host.name}")),
+                *("--listen-client-urls", clients, "--advertise-client-urls", clients),
+                *("--listen-peer-urls", peers, "--initial-advertise-peer-urls", peers),
+                *("--initial-cluster", cluster),
+            ]
+            host.start(command, stdout=log, stderr=log)
+        yield hosts
+
+
+def test_with_etcd_any_host_may_be_lost(
+    start: Start, whole: Run, recipe: Recipe, etcd: list[Host]
+) -> None:
+    """It is rank 0, and perhaps etcd's leader. Then another job has the same name."""
+
+    def join(host: Host, out: str = "") -> Node:
+        etcd = ("--rdzv-backend", "etcd-v2", "--rdzv-id", "proof")
+        member = ("--rdzv-endpoint", f"{host.name}:2379")
+        return start(recipe, None, *etcd, *member, host=host, out=out)
+
+    nodes = a, b, c = [join(host) for host in etcd]
+    wait_for(lambda: members(a) and len(members(a)[-1]) == 3, *nodes)
+    wait_for(lambda: a.events("epoch"), *nodes)
+    a.kill()
+    wait_for(lambda: len(members(b)[-1]) == 2, b, c)
+    done = len(b.events("epoch"))
+    wait_for(lambda: len(b.events("epoch")) > done, b, c)
+    hurry()
+    assert_same(whole, b, c)
+    assert_same(whole, join(c.host, "again"))
+
+
 def test_every_host_is_replaced_while_it_trains(
     start: Start, whole: Run, recipe: Recipe
 ) -> None:
@@ -193,6 +253,7 @@ def test_every_host_is_replaced_while_it_trains(
     a.kill()
     assert c.end() == 75, c.log
     assert "samestep resume" in c.log
+    assert "With `--rdzv-backend etcd-v2` any machine may be lost" in c.log
     left = checkpoint.steps(checkpoint.directory_of(c.out))[-1]
     assert left > 0
 

@@ -1,6 +1,7 @@
 """Initial weights from counters: for any module, the same on every processor."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from samestep.portable.initial import from_counters
 from samestep.state.fingerprint import fingerprint
 
 
-ZOO = "d8ad6dd24b7016b7881e67df122b01aa2a6f4d87c4ca0fdcc76de2970cd0ff75"
+ZOO = "0060781a665bcd7fa39a9279fc7f3f0c288b76cfba2f2bfaa84eae88eae3e6cd"
 
 
 class Zoo(nn.Module):
@@ -104,6 +105,12 @@ def test_functions_in_numpy_are_accurate() -> None:
         -math.inf,
     ]
     assert functions.erfinv(torch.tensor([1.5, math.nan])).isnan().all()
+    for name in ("expm1", "atanh"):
+        ours, torchs = getattr(functions, name), getattr(torch, name)
+        found, exact = ours(x)[inner].double(), torchs(x.double())[inner]
+        assert (found / exact - 1).nan_to_num().abs().max() < 2**-23.9
+    assert functions.atanh(torch.tensor([1.0, -1.0])).tolist() == [math.inf, -math.inf]
+    assert functions.expm1(torch.tensor([math.nan, 200.0]))[0].isnan()
     base, index = torch.rand(5_000) * 100, torch.randn(5_000) * 5
     off = functions.power(base, index).double() / base.double() ** index.double() - 1
     assert off.abs().max() < 2**-23
@@ -111,6 +118,17 @@ def test_functions_in_numpy_are_accurate() -> None:
         (ours,) = functions.power(*torch.tensor(case).view(2, 1))
         (torchs,) = torch.pow(*torch.tensor(case).view(2, 1))
         assert ours == torchs or (ours.isnan() and torchs.isnan())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_square_roots_are_rounded_correctly(dtype: torch.dtype) -> None:
+    x = torch.linspace(1, 4, 10_001, dtype=dtype)
+    with from_counters(1) as building:
+        root = x.sqrt()
+    building.check(nn.ParameterList([root]))
+    # Rounded twice, first to doubles, a root of a float is still rounded correctly.
+    exact = torch.tensor([math.sqrt(v) for v in x.tolist()], dtype=torch.float64)
+    assert root.equal(exact.to(dtype))
 
 
 def test_orthogonal_weights_are_orthogonal() -> None:
@@ -137,6 +155,54 @@ def test_weights_that_torch_computes_in_an_order_of_its_own_are_refused() -> Non
         r"test_initial_weights.py:\d+",
     ):
         building.check(model)
+
+
+COMPLEX = torch.complex(torch.tensor([1.1, 2.3]), torch.tensor([0.3, -0.7]))
+
+
+@pytest.mark.parametrize(
+    "compute",
+    [
+        lambda: (COMPLEX * COMPLEX).real,
+        lambda: (COMPLEX / COMPLEX).real,
+        lambda: COMPLEX.reciprocal().imag,
+        lambda: COMPLEX.abs(),
+        lambda: torch.zeros(3).index_put(
+            (torch.tensor([1, 1]),), torch.tensor([0.1, 0.2]), accumulate=True
+        ),
+        lambda: torch.ones(3).scatter_(0, torch.tensor([1, 1]), 0.3, reduce="multiply"),
+    ],
+)
+def test_what_processors_fuse_or_add_in_another_order_is_refused(
+    compute: Callable[[], Tensor],
+) -> None:
+    with from_counters(1) as building:
+        weight = compute()
+    with pytest.raises(NotPortable, match="computed by `aten"):
+        building.check(nn.ParameterList([weight]))
+
+
+@pytest.mark.parametrize(
+    "compute",
+    [
+        torch.maximum,
+        torch.minimum,
+        lambda a, b: torch.clamp(a, min=0) + torch.clamp(b, min=0) * -0.0,
+        lambda a, b: torch.relu(torch.where(b > a, a, b)),
+        lambda a, b: torch.stack([a, b]).amax(0),
+        lambda a, b: torch.stack([a, b]).max(0).values,
+    ],
+)
+@pytest.mark.parametrize("size", [1, 40])
+def test_zeros_of_maxima_have_one_sign(
+    compute: Callable[[Tensor, Tensor], Tensor], size: int
+) -> None:
+    """x86 takes the second of two zeros, ARM the positive one."""
+    zeros = torch.zeros(size), -torch.zeros(size)
+    for a, b in (zeros, zeros[::-1]):
+        with from_counters(1):
+            result = compute(a, b)
+        assert not result.signbit().any()
 
 
 def test_a_random_operation_without_a_portable_form_is_refused() -> None:

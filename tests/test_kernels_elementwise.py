@@ -11,14 +11,15 @@ from pointwise_calls import (
     Made,
     Sample,
     bits,
+    check_bits,
     compile_reference,
     operation,
-    outcome,
+    run_with,
 )
 from torch.nn import functional
 
-from samestep.kernels.interface import Call, Kernels, Op, OpFlag, OpKind
-from samestep.kernels.library import load_kernels, supported_isas
+from samestep.kernels.interface import OpFlag, OpKind
+from samestep.kernels.library import load_kernels
 
 
 Maker = Callable[[Sample, int, int], Made]
@@ -27,19 +28,7 @@ Maker = Callable[[Sample, int, int], Made]
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     """Compile the reference."""
-    library = compile_reference(tmp_path_factory.mktemp("reference"))
-    if library is None:
-        pytest.skip("there is no C compiler here")
-    return library
-
-
-def run_with(kernels: Kernels) -> Callable[[Op, Call], object]:
-    """Return what runs one operation with an instruction set's kernels."""
-
-    def run(op: Op, call: Call) -> None:
-        assert kernels.run(ctypes.addressof(op), 1, ctypes.addressof(call)) == 0
-
-    return run
+    return compile_reference(tmp_path_factory.mktemp("reference"))
 
 
 def make_gather(sample: Sample, features: int, choice: int) -> Made:
@@ -146,19 +135,6 @@ MAKERS = (
 )
 
 
-def check_bits(reference: ctypes.CDLL, made: Callable[[], Made]) -> None:
-    """Compare an operation of every instruction set with the reference."""
-
-    def plain(op: Op, call: Call) -> None:
-        reference.reference_run(ctypes.byref(op), ctypes.byref(call))
-
-    expected = outcome(made(), plain)
-    for isa in supported_isas():
-        found = outcome(made(), run_with(load_kernels(isa)))
-        for x, y in zip(found, expected, strict=True):
-            assert torch.equal(x, y), isa
-
-
 @pytest.mark.parametrize("make", MAKERS, ids=lambda make: make.__name__)
 @settings(max_examples=40)
 @given(
@@ -188,7 +164,7 @@ def test_an_operation_gives_the_bits_of_the_reference(
         sample = Sample(sizes, first, leaves, seed, misalignment, specials)
         return make(sample, features, choice)
 
-    check_bits(reference, made)
+    check_bits(reference.reference_run, made)
 
 
 @pytest.mark.parametrize("choice", [0, 7])
@@ -197,7 +173,9 @@ def test_statistics_of_many_samples_are_sums_of_blocks(
     reference: ctypes.CDLL, make: Maker, choice: int
 ) -> None:
     """Blocks of 256 samples begin with a micro-batch, wherever its columns begin."""
-    check_bits(reference, lambda: make(Sample([5, 256, 257, 0, 800]), 9, choice))
+    check_bits(
+        reference.reference_run, lambda: make(Sample([5, 256, 257, 0, 800]), 9, choice)
+    )
 
 
 @pytest.mark.parametrize("features", [255, 256, 257, 512, 1000])
@@ -206,7 +184,7 @@ def test_losses_of_many_classes_are_sums_of_blocks(
     reference: ctypes.CDLL, make: Maker, features: int
 ) -> None:
     """A block has 256 classes or values."""
-    check_bits(reference, lambda: make(Sample([3, 20]), features, 4))
+    check_bits(reference.reference_run, lambda: make(Sample([3, 20]), features, 4))
 
 
 def rows_of(sample: Sample, number: int, features: int) -> torch.Tensor:

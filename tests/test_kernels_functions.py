@@ -72,10 +72,7 @@ def largest(name: str, isas: list[str], x: Tensor) -> Largest:
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     """Compile the reference."""
-    library = compile_reference(tmp_path_factory.mktemp("reference"))
-    if library is None:
-        pytest.skip("there is no C compiler here")
-    return library
+    return compile_reference(tmp_path_factory.mktemp("reference"))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -13,7 +13,9 @@ from samestep import KernelError
 from samestep.kernels import compiling, interface, library, targets
 
 
-HEADER = (targets.SOURCES / "samestep.h").read_text()
+HEADER = "".join(
+    (targets.SOURCES / name).read_text() for name in ("operations.h", "samestep.h")
+)
 # A library that says what the macros say, and has kernels for no processor.
 FAKE = """
 #include <stddef.h>
@@ -93,8 +95,8 @@ def test_a_processor_without_any_of_them_is_refused(fake: Fake) -> None:
 @pytest.mark.parametrize(
     ("says", "expected"),
     [
-        ({"SPECIFICATION": 9}, "specification 1 and interface 2, but .* has 9 and 2"),
-        ({"INTERFACE": 9}, "specification 1 and interface 2, but .* has 1 and 9"),
+        ({"SPECIFICATION": 9}, "specification 1 and interface 4, but .* has 9 and 4"),
+        ({"INTERFACE": 9}, "specification 1 and interface 4, but .* has 1 and 9"),
         ({"SOURCES": '"0"'}, "is of others: they have changed since"),
     ],
 )

@@ -31,8 +31,6 @@ NUMBERS = {
 def reference(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     """Compile the reference."""
     library = compile_reference(tmp_path_factory.mktemp("reference"))
-    if library is None:
-        pytest.skip("there is no C compiler here")
     library.reference_average.argtypes = (*(ctypes.c_void_p,) * 2, ctypes.c_float)
     return library
 
@@ -128,7 +126,8 @@ def test_an_update_gives_the_bits_of_the_reference(
         own = Arrays(leaves, size, seed, by, specials)
         kernels = load_kernels(isa)
         kernels.update(
-            ctypes.addressof(how), *own.tree(), *pointers(own.vectors()), size
+            *(ctypes.addressof(how), *own.tree(), *pointers(own.vectors())),
+            *(0, size, None),
         )
         for x, y in zip(own.vectors(), plain.vectors(), strict=True):
             assert torch.equal(bits(x), bits(y)), isa
@@ -201,7 +200,7 @@ def test_adam_goes_as_that_of_torch_up_to_rounding() -> None:
             *(ctypes.addressof(how), ctypes.addressof(leaf)),
             *(ctypes.addressof(ctypes.c_int32(0)), 1),
             *pointers([own, first, second]),
-            100,
+            *(0, 100, None),
         )
         theirs.step()
     assert torch.allclose(own, weight, atol=1e-6)

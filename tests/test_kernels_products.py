@@ -155,7 +155,9 @@ def alone(*rows: int) -> list[int]:
 
 def numbers(*of_op: int) -> ctypes.Array[c_int64]:
     """Return the numbers of an operation."""
-    return (c_int64 * 30)(*of_op)
+    i: ctypes.Array[c_int64] = Op().i
+    i[: len(of_op)] = list(of_op)
+    return i
 
 
 @each_isa

@@ -1,22 +1,25 @@
 """From a module to a program: recording, lowering, fusion, places, gradients."""
 
+import weakref
 from collections.abc import Sequence
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from module_styles import STYLES
 from torch import Tensor, nn
 
 from samestep import NotPortable
 from samestep.config.model import MlpModel
 from samestep.core import tree
 from samestep.data.dataset import Dataset
+from samestep.kernels import fusion
 from samestep.kernels.execution import Execution
 from samestep.kernels.interface import OpKind
 from samestep.kernels.library import load_kernels
 from samestep.kernels.lower import lower
-from samestep.kernels.program import Program, places
+from samestep.kernels.program import Op, Program, places
 from samestep.kernels.values import (
     LossOp,
 )
@@ -60,7 +63,7 @@ def test_evaluation_needs_no_gradient_and_no_dropout() -> None:
     assert kinds(program) == [
         *("LOAD", "LINEAR", "BATCH_NORM", "LINEAR", "CROSS_ENTROPY")
     ]
-    assert not program.has_dropout
+    assert not program.has_draws
 
 
 def test_recording_changes_no_statistics() -> None:
@@ -71,10 +74,10 @@ def test_recording_changes_no_statistics() -> None:
 
 
 def test_all_operations_without_a_kernel_are_named_with_their_modules() -> None:
-    model = perceptron(nn.Hardshrink(), nn.Linear(7, 7), nn.RReLU())
-    with pytest.raises(NotPortable, match=r"`aten.hardshrink.default` \(module `1`"):
-        program_of(model)
-    with pytest.raises(NotPortable, match=r"aten\.rrelu.*\(module `3`"):
+    model = perceptron(nn.RReLU(), nn.Linear(7, 7), nn.RReLU())
+    with pytest.raises(
+        NotPortable, match=r"rrelu_with_noise.default` \(module `1`.*; module `3`"
+    ):
         program_of(model)
 
 
@@ -115,6 +118,69 @@ def test_buffers_that_are_in_use_together_never_overlap(
         for b, (other, other_end, later, last) in spans.items():
             if a < b and born <= last and later <= dies:
                 assert end <= other or other_end <= first
+
+
+class Searched(fusion.Graph):
+    """Looks at all operations instead of what was noted of them."""
+
+    def writer(self, buffer: int) -> Op:
+        return next(op for op in self.ops if buffer in op.writes)
+
+    def readers(self, buffer: int) -> list[Op]:
+        return [op for op in self.ops if buffer in op.reads]
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_operations_are_joined_by_the_buffers_that_they_have_now(
+    style: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shape, make = STYLES[style]
+    model = make()
+    constant = {name for name, _ in model.named_buffers()}
+    where = places_of(Flat(model, constant=constant))
+    program = lower(model, shape, where, LOSS)
+    monkeypatch.setattr(fusion, "Graph", Searched)
+    assert lower(model, shape, where, LOSS).ops == program.ops
+
+
+class Looped(nn.Module):
+    """One layer, several times."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self.layer, self.times = nn.Linear(FEATURES, FEATURES), times
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        for _ in range(self.times):
+            inputs = torch.relu(self.layer(inputs)) + inputs
+        return inputs
+
+
+def test_a_program_is_made_by_as_many_looks_as_it_has_operations(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looks, reads = [], Op.reads
+
+    def counted(op: Op) -> list[int]:
+        looks.append(op)
+        return list(reads.__get__(op))
+
+    monkeypatch.setattr(Op, "reads", property(counted))
+    counts = []
+    for times in (20, 40):
+        looks.clear()
+        places(program_of(Looped(times)), 32, 1)
+        counts.append(len(looks))
+    assert counts[1] < 2.2 * counts[0]
+
+
+def test_bound_slots_are_kept_alive() -> None:
+    execution = Execution(program_of(perceptron()), load_kernels(), 1, 1)
+    slot = torch.zeros(1)
+    alive = weakref.ref(slot)
+    execution.bind_slots([slot], 1)
+    del slot
+    assert alive() is not None
 
 
 def gradients(

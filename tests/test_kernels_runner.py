@@ -1,5 +1,6 @@
 """The runner in C: the same bits as called by Python, there and under sanitizers."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -9,9 +10,9 @@ from pathlib import Path
 import kernel_trainings
 import numpy as np
 import pytest
-from conftest import Train
+from conftest import Own, Train
+from golden import FILE, SMALL
 from kernel_trainings import PythonRun
-from test_portable import recipe_of
 
 from samestep import DataError, KernelError
 from samestep.api.record import record
@@ -20,6 +21,7 @@ from samestep.kernels.interface import OptimizerKind
 from samestep.kernels.program_file import ProgramFile
 
 
+GOLDEN = json.loads(FILE.read_text())
 SANITIZED = ("-fsanitize=address,undefined", "-g", "-fno-sanitize-recover=all")
 # Optimization must not matter, and compiling is faster without.
 FAST = ("-O1",)
@@ -129,27 +131,100 @@ def test_aarch64_trains_hundreds_of_steps_to_the_same_bits(
     assert run(aarch64, tmp_path / "program") == PythonRun(training).run()
 
 
-RECORDED = (
-    "plain",
-    "text",
-    "batch-norm",
-    "clipping",
-    "sgd",
-    "average",
-    "uneven",
-    "groups",
-)
+QUICK = ("plain", "resnet", "text", "batch-norm", "clipping", "lstm", "gru", "ignored")
+"""Kinds of recipes that the suite always takes; others are marked `full`."""
+RECORDED = {
+    kind: recipe.changed(
+        {"data.augment": None} if getattr(recipe.data, "augment", None) else {}
+    )
+    for kind, recipe in SMALL.items()
+    if kind not in ("augmented", "early")
+}
+"""What a file can have: neither augmentation nor early stopping."""
+KINDS = [
+    pytest.param(kind, marks=[] if kind in QUICK else [pytest.mark.full])
+    for kind in RECORDED
+]
 
 
-@pytest.mark.parametrize("kind", RECORDED)
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_recipe_has_its_fingerprint_without_python_and_on_aarch64(
     train: Train, aarch64: list[str], sanitized: Path, tmp_path: Path, kind: str
 ) -> None:
-    recipe = recipe_of(kind)
-    expected = train(recipe, 2).weights_sha256
+    recipe = RECORDED[kind]
+    if recipe == SMALL[kind]:
+        expected = GOLDEN["outcomes"][kind]["weights_sha256"]
+    else:
+        expected = train(recipe).weights_sha256
     file = record(recipe, tmp_path / "program")
     for command in ([str(sanitized)], aarch64):
         assert run(command, file)["weights"] == expected
+
+
+ENCODER = """
+class Rotated(nn.Module):
+    def __init__(self, width, classes):
+        super().__init__()
+        self.first, self.frozen = nn.Linear(1, 8), nn.Linear(8, 8)
+        self.mix, self.last = nn.Linear(8, 24, bias=False), nn.Linear(8, classes)
+        self.norm, self.again = nn.LayerNorm(8), nn.Linear(8, 8, bias=False)
+        self.again.weight = self.frozen.weight
+        self.register_buffer("mask", torch.ones(width, width).tril())
+        self.frozen.requires_grad_(False)
+
+    def forward(self, x):
+        h = self.first(x.unsqueeze(-1))
+        h = h + torch.arange(h.shape[1]).float().outer(torch.arange(8.0)).cos()
+        h = self.again(nn.functional.gelu(self.frozen(self.norm(h))))
+        q, k, v = self.mix(h).chunk(3, -1)
+        scores = (q @ k.transpose(1, 2)).masked_fill(self.mask == 0, float("-inf"))
+        return self.last((scores.softmax(-1) @ v).mean(1))
+
+def build(inputs, outputs):
+    return Rotated(inputs[0], outputs)
+"""
+
+
+def test_an_own_module_with_constants_has_its_fingerprint_on_aarch64(
+    train: Train, own: Own, aarch64: list[str], sanitized: Path, tmp_path: Path
+) -> None:
+    """Frozen and tied weights, a mask, and positions that the forward pass makes."""
+    recipe = own(ENCODER, arithmetic="portable")
+    file = record(recipe, tmp_path / "program")
+    expected = train(recipe, 2).weights_sha256
+    for command in ([str(sanitized)], aarch64):
+        assert run(command, file)["weights"] == expected
+
+
+def test_constants_are_not_read_beyond_their_end(
+    own: Own, sanitized: Path, tmp_path: Path
+) -> None:
+    file = record(own(ENCODER, arithmetic="portable"), tmp_path / "program")
+    training = ProgramFile.read(file)
+    cut = ProgramFile(**{**vars(training), "fixed": training.fixed[:-1]})
+    cut.write(file)
+    assert "an operation leaves its buffers" in _refusal(sanitized, file)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("compiler", ["gcc", "clang", "zig"])
+@pytest.mark.parametrize("level", ["-O1", "-O3"])
+def test_a_compiler_changes_no_bit(
+    build: Path, tmp_path: Path, compiler: str, level: str
+) -> None:
+    target = targets.this_target()
+    command = [compiler] if compiler != "zig" else _zig_or_skip(target)
+    if compiler != "zig" and shutil.which(compiler) is None:
+        pytest.skip(f"there is no {compiler}")
+    runner = build / f"{compiler}{level}"
+    compiling.compile_runner(runner, command, target, [level])
+    for kind, recipe in RECORDED.items():
+        if recipe != SMALL[kind]:
+            continue
+        file = record(recipe, tmp_path / kind)
+        for isa in library.supported_isas():
+            weights = run([str(runner)], file, **{library.VARIABLE: isa})["weights"]
+            assert weights == GOLDEN["outcomes"][kind]["weights_sha256"], (kind, isa)
 
 
 def test_a_file_is_read_as_it_was_written(tmp_path: Path) -> None:
@@ -166,7 +241,7 @@ def test_a_file_is_read_as_it_was_written(tmp_path: Path) -> None:
     ("place", "value", "says"),
     [
         (0, b"samestep", "must begin with SAMESTEP"),
-        (8, (9).to_bytes(8, "little"), "must have version 2, not 9"),
+        (8, (9).to_bytes(8, "little"), "must have version 3, not 9"),
         (16, (9).to_bytes(8, "little"), "must have specification 1, not 9"),
         (24, (1 << 62).to_bytes(8, "little"), "ops is 4611686018427387904"),
         (48, (33).to_bytes(8, "little"), "no room for whole panels"),

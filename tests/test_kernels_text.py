@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from samestep import NotPortable
 from samestep.core import tree
 from samestep.kernels.execution import Execution
 from samestep.kernels.interface import OpKind
@@ -110,16 +109,3 @@ def test_gradients_of_a_decoder_are_those_of_float64(
 def test_what_is_cut_from_one_tensor_needs_no_copies() -> None:
     kinds = {op.kind for op in program_of(Decoder("together")).ops}
     assert OpKind.UNARY not in kinds
-
-
-def test_a_mask_of_attention_is_refused() -> None:
-    class Masked(Decoder):
-        def attend(self, hidden: Tensor) -> Tensor:
-            x = hidden.unsqueeze(1)
-            mask = torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril()
-            return functional.scaled_dot_product_attention(
-                x, x, x, attn_mask=mask
-            ).squeeze(1)
-
-    with pytest.raises(NotPortable, match="scaled_dot_product"):
-        program_of(Masked("together"))

@@ -24,6 +24,7 @@ from samestep.core.ownership import shares
 from samestep.core.tree import num_merges
 from samestep.kernels.interface import (
     Call,
+    Hashes,
     Kernels,
     Op,
     OpKind,
@@ -32,6 +33,7 @@ from samestep.kernels.interface import (
     Update,
 )
 from samestep.kernels.library import load_kernels
+from samestep.state.hashing import KEYS, hash_of
 
 
 BIASES = 7
@@ -62,6 +64,7 @@ def update_after(
     leaves: list[Floats],
     how: list[Optimizer],
     vectors: Vectors,
+    hashes: Hashes,
 ) -> None:
     """Update with gradients that are written first."""
     size = example.inputs * example.outputs
@@ -78,7 +81,7 @@ def update_after(
             ctypes.addressof(how[number]),
             *(leaf.ctypes.data, order.ctypes.data, 1),
             *vectors.addresses(start),
-            len(gradient),
+            *(start, len(gradient), ctypes.addressof(hashes)),
         )
 
 
@@ -113,6 +116,7 @@ class Machine:
         leaves: list[Floats],
         how: list[Optimizer],
         vectors: Vectors,
+        hashes: Hashes,
     ) -> None:
         """Update the rows of every worker, one after the other."""
         inputs, outputs = self.example.inputs, self.example.outputs
@@ -139,6 +143,7 @@ class Machine:
                 leaves=pointers.ctypes.data,
                 order=order.ctypes.data,
                 order_size=3,
+                hashes=ctypes.addressof(hashes),
             )
             update.parameters, update.state1, update.state2 = vectors.addresses()
             kernels.update_parts(ctypes.addressof(update))
@@ -171,7 +176,10 @@ def test_an_update_with_its_own_gradients_equals_one_with_written_gradients(
     leaves = [draws.standard_normal(size).astype(np.float32) for _ in range(2)]
     how = [optimizer(kind, 0.98), optimizer(kind, 0.0)]
     expected, found = Vectors(size, seed), Vectors(size, seed)
-    update_after(kernels, example, leaves, how, expected)
-    Machine(example, workers).update(kernels, leaves, how, found)
+    sums = [Hashes(keys=KEYS.ctypes.data) for _ in range(2)]
+    update_after(kernels, example, leaves, how, expected, sums[0])
+    Machine(example, workers).update(kernels, leaves, how, found, sums[1])
     for a, b in zip(expected.all, found.all, strict=True):
         assert equal(a, b)
+    assert sums[0].gradient == sums[1].gradient
+    assert sums[0].parameters == sums[1].parameters == hash_of(found.all[0][:size])

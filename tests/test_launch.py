@@ -246,6 +246,8 @@ def test_without_restarts_a_dead_worker_fails_the_training(
         assert process.returncode == 1
         assert all_gone(below)
     assert f"Worker 1 failed: it was killed by {number.name}" in stderr
+    is_crash = number != signal.SIGKILL
+    assert ('`arithmetic = "portable"`' in stderr) == is_crash
     assert stderr.count("Traceback") == 0
     run = Run.open(tmp_path / "run")
     assert run.status == "failed"

@@ -390,7 +390,7 @@ def test_a_loop_that_is_not_used_as_it_must_be_says_so(
         next(steps)
     with pytest.raises(OwnCodeError, match="in the loop over the batches"):
         loop.add(loss=1.0)
-    with pytest.raises(OwnCodeError, match="received 0 and 10"):
+    with pytest.raises(OwnCodeError, match="epoch 0 had none"):
         next(loop.steps([], 10, epoch=0))
     with pytest.raises(OwnCodeError, match="received `none`"):
         samestep.Loop(network(), 2, reduction="none")  # type: ignore[arg-type]

@@ -46,11 +46,11 @@ class Crew:
         return [results[rank] for rank in range(self.workers)]
 
 
-def means(rows: list[int], workers: int, seed: int) -> dict[str, float]:
-    """Means of values of each piece; some pieces add twice, some names are rare."""
+def totals(rows: list[int], workers: int, seed: int) -> dict[str, tuple[float, float]]:
+    """Total values of each piece; some pieces add twice, some names are rare."""
     crew = Crew(workers)
 
-    def work(rank: int) -> dict[str, float]:
+    def work(rank: int) -> dict[str, tuple[float, float]]:
         tally = Tally()
         for pieces in rows:
             row = tally.begin_row(pieces)
@@ -62,7 +62,7 @@ def means(rows: list[int], workers: int, seed: int) -> dict[str, float]:
                         tally.add("rare", (values[3], 1))
                     tally.add("loss", values[0])
                     tally.add("loss", torch.tensor(values[1]))
-        return tally.means(crew, rank)
+        return tally.totals(crew, rank)
 
     first, *others = crew.all(work)
     for other in others:
@@ -78,8 +78,8 @@ def means(rows: list[int], workers: int, seed: int) -> dict[str, float]:
 def test_means_have_the_same_bits_and_order_at_any_number_of_workers(
     rows: list[int], workers: int, seed: int
 ) -> None:
-    alone = means(rows, 1, seed)
-    assert list(means(rows, workers, seed).items()) == list(alone.items())
+    alone = totals(rows, 1, seed)
+    assert list(totals(rows, workers, seed).items()) == list(alone.items())
     assert ("loss" in alone) == (sum(rows) > 0)
 
 
@@ -91,7 +91,7 @@ def test_workers_that_have_not_begun_the_same_steps_get_an_error() -> None:
         for _ in range(2 + rank):
             tally.begin_row(4)
         with pytest.raises(OwnCodeError) as caught:
-            tally.means(crew, rank)
+            tally.totals(crew, rank)
         return str(caught.value)
 
     for message in crew.all(work):

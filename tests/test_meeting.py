@@ -21,13 +21,13 @@ from samestep.errors import PlacementError
 DEADLINE = 120.0
 
 
-def nodes(endpoint: str, out: Path) -> subprocess.CompletedProcess[str]:
+def nodes(endpoint: str, out: Path, *more: str) -> subprocess.CompletedProcess[str]:
     """One machine of two, whose end is awaited."""
     return subprocess.run(
         [
             *(sys.executable, "-m", "samestep", "train", "--nodes", "2"),
             *("--rdzv-endpoint", endpoint, "--interface", "127.0.0.1"),
-            *("--workers", "1", "--out", str(out / "run")),
+            *("--workers", "1", "--out", str(out / "run"), *more),
         ],
         capture_output=True,
         text=True,
@@ -52,6 +52,18 @@ def test_an_endpoint_that_cannot_be_one_is_refused_at_once(
     assert says in " ".join(ended.stderr.split())
     assert "Traceback" not in ended.stderr
     assert "torch.distributed.run" not in ended.stderr
+
+
+def test_etcd_must_answer_and_the_job_have_a_name_of_its_own(tmp_path: Path) -> None:
+    with reserved_port() as port:
+        endpoint, etcd = f"127.0.0.1:{port}", ("--rdzv-backend", "etcd-v2")
+        unnamed = nodes(endpoint, tmp_path, *etcd)
+        silent = nodes(endpoint, tmp_path, *etcd, "--rdzv-id", "mine")
+    for ended in (unnamed, silent):
+        assert ended.returncode == 2, ended.stderr
+        assert "Traceback" not in ended.stderr
+    assert "give this one a name of its own" in unnamed.stderr
+    assert f"{endpoint} does not answer as etcd" in " ".join(silent.stderr.split())
 
 
 def test_an_endpoint_where_another_program_answers_is_refused(tmp_path: Path) -> None:

@@ -140,6 +140,7 @@ def test_a_record_has_open_fields_beside_the_others_and_no_empty_ones() -> None:
     )
     record = EpochRecord(
         epoch=1,
+        step=7,
         seconds=2.0,
         train_metrics={"train_loss": 0.5, "train_f1": 0.75},
         samples_per_second=100.0,
@@ -152,6 +153,7 @@ def test_a_record_has_open_fields_beside_the_others_and_no_empty_ones() -> None:
     )
     assert list(wire.as_record(record).items()) == [
         ("epoch", 1),
+        ("step", 7),
         ("seconds", 2.0),
         ("train_loss", 0.5),
         ("train_f1", 0.75),

@@ -301,5 +301,5 @@ def test_clocks_of_several_machines_need_not_agree(
         buffer.arrive(row, moment + 0.5)
         moment += 3  # the merge ends
         phases = [float(phase == "exchange") for phase in PHASES]
-        _, times, _ = buffer.sync(phases, Decision(False, False, 1))
+        times = buffer.sync(phases, Decision(False, False, 1)).times
         assert times.waited_for.tolist() == pytest.approx([0.3, 0.0])

@@ -130,9 +130,8 @@ def test_a_data_set_that_counts_its_calls_is_found(own: Own, train: Train) -> No
         " def __len__(self): return 100\n"
         " def __getitem__(self, i):\n"
         "  self.calls += 1\n"
-        "  return self.x[i] * (1 + self.calls // 50), self.y[i]\n"
+        "  return self.x[i] * (1 + self.calls), self.y[i]\n"
         "def load(): return Counting()\n",
-        epochs=2,
     )
     with pytest.raises(NotReproducible, match="the samples"):
         train(recipe)
@@ -207,6 +206,23 @@ def test_a_late_witness_is_asked_for_the_newest_step_next() -> None:
     probe.finish()
     assert witness.asked == [0, 9]
     assert not witness.answers
+
+
+def test_workers_wait_for_each_other_after_the_last_question_to_the_witness() -> None:
+    """Otherwise one of them changes the weights that another is about to send."""
+    witness, asked_before = Late(), list[list[int]]()
+    probe = probe_of(witness)
+
+    def merge(values: torch.Tensor) -> torch.Tensor:
+        asked_before.append(witness.asked.copy())
+        return values
+
+    probe.exchange.merge = merge  # type: ignore[method-assign]
+    probe.run(0)
+    probe.run(5)
+    witness.answers = [ReplayResult(digests={"the loss": 64 * "0"}) for _ in range(2)]
+    probe.finish()
+    assert asked_before[-1] == [0, 5]
 
 
 def test_the_end_waits_for_the_last_answer_of_the_witness() -> None:

@@ -94,7 +94,9 @@ def test_overrides_reach_every_section() -> None:
         ({"optimizer.lr": float("nan")}, "`optimizer.lr`: input should be a finite"),
         (
             {"optimizer.name": "adamm"},
-            "one of sgd, adam, adamw, muon; received `adamm`",
+            "one of sgd, adam, adamw, muon, adagrad, rmsprop, adafactor, lion, lamb, "
+            "schedule-free-adamw; or name your own, `--optimizer module:function`; "
+            "received `adamm`",
         ),
         ({"model.hidden": [5, 0]}, "`model.hidden.1`: input should be greater"),
         ({"micro_batches": 600}, "`micro_batches` is 600, `global_batch` only 256"),

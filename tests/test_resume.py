@@ -30,8 +30,9 @@ RECIPE = small_recipe(epochs=4, model__norm="batch")
 
 
 def resume(path: Path, server: ForkServer, workers: int = 1, **options: Any) -> Run:
-    placement = Placement(workers=workers, exchange=options.pop("exchange", "auto"))
-    return samestep.resume(path, placement, view=SilentView(), server=server, **options)
+    return samestep.resume(
+        path, workers=workers, view=SilentView(), server=server, **options
+    )
 
 
 def forget_after(run: Path, step: int) -> None:

@@ -19,6 +19,7 @@ from samestep.exchange.gloo import GlooExchange
 from samestep.exchange.shared import SharedExchange
 from samestep.state.flat import Flat
 from samestep.system import barrier
+from samestep.system.barrier import Waits
 
 
 def by_hand(leaves: list[Tensor], dtype: torch.dtype) -> Tensor:
@@ -85,7 +86,7 @@ def test_the_sum_is_that_of_the_rounded_tree(
     flats = [Flat(nn.Linear(40, 50)) for _ in shares]
     places = [Topology.on_one_node(rank, workers) for rank in range(workers)]
     exchanges = [
-        SharedExchange(flats[rank], shares, topology, fd, 1e-5, 10.0, rounding)
+        SharedExchange(flats[rank], shares, topology, fd, Waits(1e-5, 10.0), rounding)
         for rank, topology in enumerate(places)
     ]
     os.close(fd)

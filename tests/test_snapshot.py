@@ -41,7 +41,7 @@ def state_of(layout: Layout, step: int) -> State:
 
     size = layout.size
     return State(
-        {"step": step, "loss": 1 / (step + 1)},
+        {"step": step, "epochs": 0, "loss": 1 / (step + 1)},
         floats(size),
         floats(len(layout.states), size),
         floats(layout.tail),

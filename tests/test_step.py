@@ -11,6 +11,7 @@ from samestep.core.gradient_noise import Watch
 from samestep.core.topology import Topology
 from samestep.models.device import Device
 from samestep.optim import gradients
+from samestep.state.hashing import StepHashes
 from samestep.state.layout import BLOCK
 from samestep.system.fault_injection import Faults
 from samestep.system.heartbeat import Heartbeat
@@ -74,7 +75,7 @@ def take_step(monitor: StepMonitor, step: int, loss: float) -> None:
     monitor.end_micro_batch(0, torch.tensor(loss), torch.tensor([3.0]), 4)
     monitor.begin_exchange()
     monitor.end_exchange()
-    monitor.end_update()
+    monitor.end_update(StepHashes(step << 60, 2**64 - 1))
     monitor.end_step()
 
 
@@ -105,12 +106,14 @@ def test_a_sync_returns_what_the_steps_since_the_last_one_recorded() -> None:
         for step in range(count):
             take_step(steps, step, step + 1.0)
         decision = Decision(stop=False, save=True, steps=3)
-        sums, times, merged = steps.sync(steps.take_phases(), decision)
+        merged = steps.sync(steps.take_phases(), decision)
+        sums, times = merged.sums, merged.times
         assert [each.loss for each in sums] == [1.0, 2.0][:count]
         assert [each.metrics for each in sums] == [[3.0]] * count
+        assert merged.hashes == [(0, 2**64 - 1), (1 << 60, 2**64 - 1)][:count]
         assert (times.bytes, times.network_bytes) == (100 * count, 10 * count)
         assert times.seconds.shape == (1, len(PHASES))
-        assert merged == decision
+        assert merged.decision == decision
 
 
 def test_a_gradient_is_divided_by_what_the_losses_counted() -> None:

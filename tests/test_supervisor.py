@@ -32,10 +32,12 @@ from samestep.messages.training import (
     CheckpointFailed,
     EpochRecord,
     Evaluated,
+    EvaluationRecord,
     Failed,
     FaultInjected,
     Finished,
     GenerationFailed,
+    LrTried,
     Measured,
     Message,
     Ready,
@@ -53,12 +55,13 @@ from samestep.state.layout import Layout
 from samestep.state.snapshot import State
 from samestep.supervisor import hangs
 from samestep.supervisor.hangs import HangDetector
-from samestep.supervisor.job import CROWDED_SPIN_SECONDS, SPIN_SECONDS, make_setup
+from samestep.supervisor.job import make_setup
 from samestep.supervisor.launch import exception
 from samestep.supervisor.recovery import Recovery, build_of
 from samestep.supervisor.session import Session
 from samestep.supervisor.snapshot_memory import SnapshotMemory, check_same, of_step
 from samestep.system import fault_injection
+from samestep.system.barrier import CROWDED_SPIN_SECONDS, SPIN_SECONDS
 from samestep.system.fault_injection import Fault
 from samestep.system.heartbeat import LOADING, MEETING, Heartbeat
 from samestep.system.signals import Stop
@@ -91,6 +94,7 @@ def step_record(step: int, loss: float = 0.5) -> StepRecord:
 def epoch_record(epoch: int, sha256: str = "00" * 32, **fields: Any) -> EpochRecord:
     return EpochRecord(
         epoch=epoch,
+        step=epoch,
         seconds=1.0,
         train_metrics={"train_loss": 0.5},
         samples_per_second=100.0,
@@ -215,7 +219,7 @@ def test_a_fixed_balance_is_a_list_for_every_worker() -> None:
 def test_workers_that_share_cores_spin_for_less_long(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("samestep.supervisor.job.usable_cores", lambda: (2, ""))
+    monkeypatch.setattr("samestep.system.barrier.usable_cores", lambda: (2, ""))
     spins = [
         make_setup(small_recipe(), Placement(workers=n)).spin_seconds for n in (2, 3)
     ]
@@ -493,8 +497,8 @@ def test_a_stop_with_a_checkpoint_says_how_to_go_on(session: Session) -> None:
 
 
 def test_every_message_is_an_event_a_record_or_for_the_supervisor_alone() -> None:
-    records = {StepRecord, EpochRecord, Finished, SnapshotSaved, Traced}
-    others = {Ready, Measured, Evaluated, Failed}
+    records = {StepRecord, EvaluationRecord, EpochRecord, Finished, SnapshotSaved}
+    others = {Ready, Measured, LrTried, Evaluated, Traced, Failed}
     assert set(get_args(Message)) == set(EVENTS) | records | others
     assert not set(EVENTS) & (records | others)
 

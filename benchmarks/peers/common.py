@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from samestep import models
 from samestep.config.model import CnnModel, CrossEntropy, MlpModel, TransformerModel
-from samestep.config.optimizer import SgdRecipe
+from samestep.config.optimizer import AdamRecipe, AdamWRecipe
 from samestep.config.recipe import Recipe
 from samestep.core.lr_schedule import learning_rate
 from samestep.data.dataset import Dataset, load
@@ -77,7 +77,7 @@ class Task:
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         recipe = self.recipe.optimizer
-        assert not isinstance(recipe, SgdRecipe)
+        assert isinstance(recipe, AdamRecipe | AdamWRecipe)
         kinds: dict[str, type[torch.optim.Adam]]
         kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
         kind = kinds[recipe.name]
@@ -97,7 +97,7 @@ class Task:
             recipe.optimizer.lr,
             step,
             self.steps_per_epoch,
-            self.epochs,
+            self.epochs * self.steps_per_epoch,
         )
 
 

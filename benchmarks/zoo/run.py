@@ -2,9 +2,11 @@
 
     make zoo
     python benchmarks/zoo/run.py hf_gpt2 vit
+    python benchmarks/zoo/run.py --arithmetic portable
 
 Prints a table. Through `samestep.train`: over both exchanges, with other owners at
-every step, and once with a worker that is killed.
+every step, and once with a worker that is killed. With portable arithmetic also with
+each instruction set of this processor, and beside gradients in float64.
 """
 
 import argparse
@@ -12,16 +14,21 @@ import os
 import signal
 import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import gradients
 from table import ZOO, Entry
 
 import samestep
 from samestep.errors import SamestepError
+from samestep.kernels.library import VARIABLE, supported_isas
 from samestep.messages.training import Message, StepRecord, WorkersStarted
 from samestep.output.console import SilentView
 from samestep.supervisor import launch
 from samestep.supervisor.forkserver_client import ForkServer
+from samestep.user_code.arguments import recipe_of, split_fields
 
 
 LIBRARIES = [
@@ -52,28 +59,45 @@ class Killing(SilentView):
             self._pids = []
 
 
-def trained(entry: Entry, server: ForkServer, out: Path) -> str:
-    """Return, for all placements, `exact` or what was said."""
+def recipe_fields(entry: Entry, arithmetic: str) -> dict[str, object]:
+    """Return what a training of the module is given."""
     parts = {"model": entry.build, "data": f"modules:{entry.data}", "loss": entry.loss}
     given: dict[str, object] = {part: name for part, name in parts.items() if name}
     if not entry.loss and entry.data in ("values", "itself"):
         given["loss"] = "squared-error"
     if entry.data == "pixels":
         given["data__outputs"] = 2
+    return {**given, **RECIPE, "arithmetic": arithmetic}
 
-    def train(workers: int, exchange: str, view: SilentView) -> str:
+
+def trained(
+    given: dict[str, object], server: ForkServer, others: list[ForkServer], out: Path
+) -> str:
+    """Return, for all placements, `exact` or what was said.
+
+    `others` have other instruction sets.
+    """
+
+    def train(
+        workers: int, exchange: str, view: SilentView, server: ForkServer = server
+    ) -> str:
         where = {"workers": workers, "exchange": exchange, "balance": "random"}
-        rest = {"out": out / f"{workers}-{exchange}-{type(view).__name__}"}
+        rest = {"out": Path(tempfile.mkdtemp(dir=out)) / "run"}
         rest |= {"view": view, "server": server, "prefetch": "off"}
         rest |= {"snapshot_seconds": 1e-9}
         try:
-            run = samestep.train(**given, **RECIPE, **where, **rest)
+            run = samestep.train(**given, **where, **rest)
         except SamestepError as error:
             return f"refused: {error}"
         return run.weights_sha256
 
-    ends = [train(*where, SilentView()) for where in PLACEMENTS]
-    return verdict([*ends, train(2, "shared", Killing())])
+    ends = [train(*PLACEMENTS[0], SilentView())]
+    if given["arithmetic"] == "portable" and ends[0].startswith("refused"):
+        return ends[0]  # by what the module computes, wherever that is
+    ends += [train(*where, SilentView()) for where in PLACEMENTS[1:]]
+    ends.append(train(2, "shared", Killing()))
+    ends += [train(2, "shared", SilentView(), other) for other in others]
+    return verdict(ends)
 
 
 def verdict(ends: list[str]) -> str:
@@ -83,7 +107,34 @@ def verdict(ends: list[str]) -> str:
         always = len(refusals) == len(ends)
         which = "" if always else f"at {len(refusals)} of {len(ends)} placements "
         return which + refusals[0]
-    return "exact" if len(set(ends)) == 1 else f"DIFFERENT: {[e[:8] for e in ends]}"
+    return (
+        f"exact {ends[0][:8]}"
+        if len(set(ends)) == 1
+        else f"DIFFERENT: {[e[:8] for e in ends]}"
+    )
+
+
+def compared(given: dict[str, object]) -> str:
+    """Return the largest errors of gradients: the program's, and PyTorch's."""
+    parts = {
+        part: str(given[part]) for part in ("model", "data", "loss") if part in given
+    }
+    fields, _ = split_fields({k: v for k, v in given.items() if k not in parts})
+    ours, torchs = gradients.errors(recipe_of(None, parts, fields))
+    return f"{ours:.1e} | {torchs:.1e}"
+
+
+@contextmanager
+def servers(arithmetic: str) -> Iterator[tuple[ForkServer, list[ForkServer]]]:
+    """Start a fork server for trainings, and one for each other instruction set."""
+    *others, _ = supported_isas() if arithmetic == "portable" else [""]
+    with ExitStack() as stack:
+        server, started = stack.enter_context(ForkServer()), []
+        for isa in others:
+            os.environ[VARIABLE] = isa
+            started.append(stack.enter_context(ForkServer()))
+        os.environ.pop(VARIABLE, None)
+        yield server, started
 
 
 def main() -> None:
@@ -91,16 +142,24 @@ def main() -> None:
     warnings.simplefilter("ignore")
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("names", nargs="*", metavar="MODULE", help="; ".join(ZOO))
+    parser.add_argument("--arithmetic", choices=("torch", "portable"), default="torch")
     arguments = parser.parse_args()
-    names = arguments.names or list(ZOO)
     for preloaded in launch.PRELOAD.values():
         preloaded.extend(LIBRARIES)
-    print("| library | module | `train` |")
-    print("| --- | --- | --- |", flush=True)
-    with ForkServer() as server, tempfile.TemporaryDirectory() as runs:
-        for name in names:
-            cells = [ZOO[name].library, f"`{name}`"]
-            cells.append(trained(ZOO[name], server, Path(runs) / name))
+    is_portable = arguments.arithmetic == "portable"
+    titles = ["library", "module", "`train`"]
+    titles += ["gradients: error", "PyTorch's"] if is_portable else []
+    print(f"| {' | '.join(titles)} |")
+    print("| --- " * len(titles) + "|", flush=True)
+    with servers(arguments.arithmetic) as (server, others):
+        for name in arguments.names or ZOO:
+            given = recipe_fields(ZOO[name], arguments.arithmetic)
+            with tempfile.TemporaryDirectory() as out:
+                cells = [ZOO[name].library, f"`{name}`"]
+                cells.append(trained(given, server, others, Path(out)))
+            if is_portable:
+                is_exact = cells[-1].startswith("exact")
+                cells.append(compared(given) if is_exact else " | ")
             print("| " + " | ".join(cells) + " |", flush=True)
 
 

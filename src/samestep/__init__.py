@@ -36,7 +36,9 @@ from samestep.errors import (
 
 
 if TYPE_CHECKING:
+    from samestep.api.audit import Audit, audit
     from samestep.api.evaluate import Evaluation, evaluate
+    from samestep.api.find_lr import LrTest, find_lr
     from samestep.api.record import record
     from samestep.api.run import Run
     from samestep.api.train import resume, train
@@ -46,18 +48,23 @@ if TYPE_CHECKING:
 
 # Imported on first use, since pydantic would slow `samestep --help`, and torch more.
 _LAZY = {
+    "Audit": "samestep.api.audit",
     "Evaluation": "samestep.api.evaluate",
+    "LrTest": "samestep.api.find_lr",
     "Loop": "samestep.loop.loop",
     "Placement": "samestep.config.placement",
     "Recipe": "samestep.config.recipe",
     "Run": "samestep.api.run",
+    "audit": "samestep.api.audit",
     "evaluate": "samestep.api.evaluate",
+    "find_lr": "samestep.api.find_lr",
     "record": "samestep.api.record",
     "resume": "samestep.api.train",
     "train": "samestep.api.train",
 }
 
 __all__ = [
+    "Audit",
     "CheckpointError",
     "DataError",
     "Evaluation",
@@ -65,6 +72,7 @@ __all__ = [
     "Interrupted",
     "KernelError",
     "Loop",
+    "LrTest",
     "NonFiniteGradient",
     "NonFiniteLoss",
     "NotPortable",
@@ -85,7 +93,9 @@ __all__ = [
     "UsageError",
     "WorkerFailed",
     "WorkerLate",
+    "audit",
     "evaluate",
+    "find_lr",
     "record",
     "resume",
     "train",

@@ -55,6 +55,13 @@ static float *kept(In op, At call, Sizes z, int64_t which, int64_t h, int64_t p,
     return row(call, op->i[16], 2 * half, which * half + h * z.queries + p, s);
 }
 
+/* What is added to a score: of every sample, or one number for all of them. */
+static float bias(In op, At call, int64_t h, int64_t q, int64_t j, int64_t s) {
+    const int64_t *i = op->i + 30;
+    int64_t at = i[2] + h * i[3] + q * i[4] + j * i[5];
+    return i[0] < 0 ? call->parameters[at] : *row(call, i[0], i[1], at, s);
+}
+
 static void scores(In op, At call, Sizes z, int64_t h, int64_t q, int64_t s,
                    float *to) {
     for (int64_t j = 0; j < z.keys; j++) {
@@ -64,7 +71,12 @@ static void scores(In op, At call, Sizes z, int64_t h, int64_t q, int64_t s,
             b[d] = *in_view(call, op->i + 5, op->i[5], h, j, d, s);
         }
         to[j] = product(a, b, z.width);
+        if (op->flags & OP_MASKED)
+            to[j] = fmaf(to[j], op->f[0], bias(op, call, h, q, j, s));
     }
+}
+static float exponential(In op, float score, float top) {
+    return decay(op->flags & OP_MASKED ? score - top : (score - top) * op->f[0]);
 }
 
 static void attention(In op, At call, Sizes z, int64_t h, int64_t q, int64_t s) {
@@ -73,9 +85,10 @@ static void attention(In op, At call, Sizes z, int64_t h, int64_t q, int64_t s) 
     scores(op, call, z, h, q, s, e);
     float top = e[0];
     for (int64_t j = 0; j < n; j++) top = e[j] > top ? e[j] : top;
-    top += 0.0f;
-    for (int64_t j = 0; j < n; j++) e[j] = decay((e[j] - top) * op->f[0]);
+    top = op->flags & OP_MASKED && top == -INFINITY ? 0 : top + 0.0f;
+    for (int64_t j = 0; j < n; j++) e[j] = exponential(op, e[j], top);
     float total = product(e, NULL, n);
+    if (total == 0) total = 1;
     *kept(op, call, z, 0, h, q, s) = top;
     *kept(op, call, z, 1, h, q, s) = total;
     for (int64_t d = 0; d < z.width; d++) {
@@ -99,7 +112,7 @@ static void gradients(In op, At call, Sizes z, int64_t h, int64_t q, int64_t s,
     for (int64_t j = 0; j < z.keys; j++) {
         for (int64_t d = 0; d < z.width; d++)
             v[d] = *in_view(call, op->i + 10, op->i[10], h, j, d, s);
-        e[j] = decay((e[j] - top) * op->f[0]);
+        e[j] = exponential(op, e[j], top);
         g[j] = e[j] * (product(dy, v, z.width) - delta);
     }
 }
@@ -147,7 +160,8 @@ static int64_t token_of(In op, At call, int64_t buffer, int64_t p, int64_t s) {
 }
 static void load_tokens(In op, At call, int64_t s) {
     for (int64_t p = 0; p < op->i[2]; p++) {
-        int64_t token = call->tokens[s * op->i[2] + p];
+        int64_t token = op->i[1] < 0 ? call->tokens[s * op->i[2] + p]
+                                     : (int64_t)call->parameters[op->i[1] + p];
         int32_t kept = token < 0 || token > INT32_MAX ? -1 : token;
         memcpy(row(call, op->i[0], op->i[2], p, s), &kept, 4);
     }

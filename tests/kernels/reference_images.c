@@ -25,15 +25,6 @@ static int64_t window(In op, int axis, int64_t o, int64_t *pixels, int64_t *whol
     return count;
 }
 
-static float chain(const float *x, int64_t n) {
-    float sum = 0;
-    for (int64_t first = 0; first < n; first += 256) {
-        float block = 0;
-        for (int64_t i = first; i < n && i < first + 256; i++) block += x[i];
-        sum += block;
-    }
-    return sum;
-}
 static float product(const float *a, const float *b, int64_t n) {
     float sum = 0;
     for (int64_t first = 0; first < n; first += 256) {

@@ -16,6 +16,15 @@ static float *by_sample(At call, int64_t buffer, int64_t f, int64_t s) {
 }
 static int64_t samples_of(At call) { return call->starts[call->micro_batches]; }
 
+static float chain(const float *x, int64_t n) {
+    float sum = 0;
+    for (int64_t first = 0; first < n; first += 256) {
+        float block = 0;
+        for (int64_t i = first; i < n && i < first + 256; i++) block += x[i];
+        sum += block;
+    }
+    return sum;
+}
 static float tree_of_lanes(float lanes[16]) {
     for (int half = 8; half; half /= 2)
         for (int l = 0; l < half; l++) lanes[l] = lanes[l] + lanes[l + half];
@@ -55,15 +64,17 @@ static int64_t micro_batch(At call, int64_t s) {
     while (call->starts[m + 1] <= s) m++;
     return m;
 }
+static uint32_t drawn(At call, int64_t s, int64_t f, int64_t width, int64_t stream) {
+    int64_t m = micro_batch(call, s);
+    uint64_t e = (uint64_t)((s - call->starts[m]) * width + f), key = call->keys[m];
+    uint32_t x = mix((uint32_t)(e * 0x9E3779B9u + key));
+    return mix(x ^ (uint32_t)((key >> 32) + (uint64_t)stream * 0x85EBCA6Bu));
+}
 static float activated(In op, At call, float y, int64_t s, int64_t f, int64_t width,
                        int64_t stream, float p) {
     if (op->flags & OP_RELU && y <= 0) y = 0;
     if (!(op->flags & OP_DROPOUT)) return y;
-    int64_t m = micro_batch(call, s);
-    uint64_t e = (uint64_t)((s - call->starts[m]) * width + f), key = call->keys[m];
-    uint32_t x = mix((uint32_t)(e * 0x9E3779B9u + key));
-    x = mix(x ^ (uint32_t)((key >> 32) + (uint64_t)stream * 0x85EBCA6Bu));
-    if (x < round((double)p * 0x1p32)) return 0;
+    if (drawn(call, s, f, width, stream) < round((double)p * 0x1p32)) return 0;
     return y * (float)(1 / (1 - (double)p));
 }
 static float gate_of(float dy, float gate, float factor) {

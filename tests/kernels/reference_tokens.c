@@ -2,15 +2,6 @@
  * functions row by row. */
 #include "reference_pointwise.c"
 
-static float chain(const float *x, int64_t n) {
-    float sum = 0;
-    for (int64_t first = 0; first < n; first += 256) {
-        float block = 0;
-        for (int64_t i = first; i < n && i < first + 256; i++) block += x[i];
-        sum += block;
-    }
-    return sum;
-}
 static float product(const float *a, const float *b, int64_t n) {
     float sum = 0;
     for (int64_t first = 0; first < n; first += 256) {
@@ -168,6 +159,30 @@ static float gelu_tanh_part(float x) {
     return (float)tanh_of(x * fmaf(x * x, 0x1.2444f2p-5f, 0x1.988454p-1f));
 }
 
+static void draw(In op, At call, int64_t s) {
+    for (int64_t f = 0; f < op->i[1]; f++) {
+        uint32_t bits = drawn(call, s, f, op->i[1], op->i[2]) >> 8;
+        *by_feature(call, op->i[0], op->i[1], f, s) = (float)bits * 0x1p-24f + op->f[0];
+    }
+}
+
+static void combine(In op, At call, int64_t s) {
+    const int64_t *i = op->i;
+    const int32_t *ends = (const int32_t *)weights_at(call, i[4]);
+    const int32_t *terms = (const int32_t *)weights_at(call, i[5]);
+    const float *weights = i[6] == -1 ? NULL : weights_at(call, i[6]);
+    for (int64_t r = 0; r < i[3]; r++) {
+        int64_t count = ends[r + 1] - ends[r];
+        float x[count + 1];
+        for (int64_t k = 0; k < count; k++)
+            x[k] = *by_feature(call, i[0], i[2], terms[ends[r] + k], s);
+        float y = weights      ? 0.0f + product(weights + ends[r], x, count)
+                  : count == 1 ? x[0]
+                               : chain(x, count);
+        *by_feature(call, i[1], i[3], r, s) = y;
+    }
+}
+
 static float unary(int64_t function, float x, const float *f) {
     switch (function) {
     case UNARY_FILL: return f[0];
@@ -316,6 +331,8 @@ void reference_tokens(In op, At call) {
             case OP_LAYER_NORM_GRAD: layer_norm_grad(op, call, p, s); break;
             case OP_MATMUL: matmul(op, call, s); break;
             case OP_SOFTMAX: softmax(op, call, s); break;
+            case OP_DRAW: draw(op, call, s); break;
+            case OP_COMBINE: combine(op, call, s); break;
             case OP_SUM_ROWS: sum_rows(op, call, s); break;
             case OP_UNARY:
             case OP_BINARY: pointwise(op, call, s); break;

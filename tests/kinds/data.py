@@ -159,7 +159,7 @@ def hashed():
 
 
 def generator():
-    """A stream, which has no length."""
+    """A stream that can be read once."""
     return (sample for sample in Samples(*samples()))
 
 

@@ -106,7 +106,7 @@ KINDS: dict[str, Kind] = {
     "data that count": Kind(data="data:epoch_by_calls", reason=HIDDEN, fields=LATE),
     "data that pop": Kind(data="data:popping", reason=HIDDEN),
     "data with hash": Kind(data="data:hashed"),
-    "stream": Kind(data="data:generator", reason="length"),
+    "stream": Kind(data="data:generator", reason="used up after one"),
     "python's shuffle": Kind(data="data:python_shuffle"),
     "numpy's permutation": Kind(data="data:numpy_permutation"),
     "torch's permutation": Kind(data="data:torch_permutation"),

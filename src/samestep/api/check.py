@@ -14,7 +14,7 @@ from typing import Any
 from samestep.config.placement import Placement
 from samestep.config.recipe import Recipe
 from samestep.data.sources import source_of
-from samestep.errors import NotReproducible, ReplicasDiffer
+from samestep.errors import NotPortable, NotReproducible, ReplicasDiffer
 from samestep.messages.job import TrainingJob
 from samestep.messages.training import EpochRecord, Message
 from samestep.output.logs import temporary_logs
@@ -24,7 +24,14 @@ from samestep.supervisor.job import make_setup
 from samestep.supervisor.launch import run_workers
 from samestep.system import shared_memory
 from samestep.system.signals import Stop
-from samestep.user_code.arguments import Part, packed, recipe_of, split_fields
+from samestep.user_code.arguments import (
+    Part,
+    batch_of,
+    packed,
+    recipe_of,
+    split_fields,
+    split_parts,
+)
 from samestep.user_code.references import Given, check_trusted
 
 
@@ -69,6 +76,8 @@ class Outcome:
     """The fingerprint of the weights after each epoch."""
     reason: str = ""
     """The reason if it ended early."""
+    is_refused: bool = False
+    """Whether that is the same for every trial: operations without portable kernels."""
 
     def __str__(self) -> str:
         """Return one line: the placement and the fingerprint."""
@@ -96,6 +105,8 @@ def check_exactness(
     model: Part | None = None,
     data: Part | None = None,
     loss: Part | None = None,
+    optimizer: Part | None = None,
+    schedule: Part | None = None,
     server: ForkServer | None = None,
     **fields: Any,
 ) -> Verdict:
@@ -103,10 +114,11 @@ def check_exactness(
 
     Takes the arguments of `train`, and raises like it.
     """
-    changed, _ = split_fields(fields)
+    parts, sections = split_parts(model, data, loss, optimizer, schedule)
+    changed, _ = split_fields(batch_of(recipe, data) | fields | sections)
     with (
         given_or_new(server) as running,
-        packed({"model": model, "data": data, "loss": loss}) as (names, given),
+        packed(parts) as (names, given),
     ):
         resolved = recipe_of(recipe, names, changed)
         check_trusted(resolved, names)
@@ -114,11 +126,14 @@ def check_exactness(
         source_of(resolved.data).prepare()
         short = resolved.changed({"epochs": EPOCHS})
         with ForkServer() as elsewhere:  # imports torch during the first trials
-            outcomes = [
-                _run(short, trial, elsewhere if trial.is_elsewhere else running, given)
-                for trial in TRIALS
-                if trial.workers <= short.micro_batches
-            ]
+            outcomes = list[Outcome]()
+            for trial in TRIALS:
+                if trial.workers > short.micro_batches:
+                    continue
+                where = elsewhere if trial.is_elsewhere else running
+                outcomes.append(_run(short, trial, where, given))
+                if outcomes[-1].is_refused:
+                    break
     return Verdict(outcomes, list(_reasons(outcomes)))
 
 
@@ -136,6 +151,8 @@ def _run(recipe: Recipe, trial: Trial, server: ForkServer, given: Given) -> Outc
             run_workers(server, job, trial.workers, logs, listen, Stop(), memories)
         except (NotReproducible, ReplicasDiffer) as error:
             outcome.reason = str(error)
+        except NotPortable as error:
+            outcome.reason, outcome.is_refused = str(error), True
     return outcome
 
 
@@ -154,7 +171,8 @@ def _job(recipe: Recipe, trial: Trial, given: Given) -> TrainingJob:
 
 
 def _reasons(outcomes: list[Outcome]) -> Iterator[str]:
-    yield from dict.fromkeys(each.reason for each in outcomes if each.reason)
+    reasons = "\n".join(each.reason for each in outcomes if each.reason)
+    yield from dict.fromkeys(line.removeprefix("- ") for line in reasons.splitlines())
     ends = {tuple(each.sha256) for each in outcomes if not each.reason}
     if len(ends) > 1:
         yield "The weights differ between placements: " + "; ".join(map(str, outcomes))

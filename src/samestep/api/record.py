@@ -17,6 +17,7 @@ def record(recipe: Recipe | str | Path, path: Path | str) -> Path:
     from samestep.models.device import Device
     from samestep.portable.training_file import training_file
     from samestep.training.components import load_and_build
+    from samestep.user_code.imports import search_path
     from samestep.user_code.references import UserCode
 
     if not isinstance(recipe, Recipe):
@@ -26,7 +27,7 @@ def record(recipe: Recipe | str | Path, path: Path | str) -> Path:
             'Only a recipe with `arithmetic = "portable"` can be repeated without '
             f"PyTorch; that of {recipe.name} is `torch`."
         )
-    parts = load_and_build(recipe, UserCode(), None, Device())
+    parts = load_and_build(recipe, UserCode(search_path()), None, Device())
     file = training_file(recipe, parts.model, parts.data, parts.plan, parts.flat)
     path = Path(path)
     file.write(path)

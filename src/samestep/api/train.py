@@ -27,13 +27,17 @@ from samestep.system.json_values import JsonObject
 from samestep.system.log import shown_on_stderr
 from samestep.user_code.arguments import (
     Part,
+    apart,
+    batch_of,
+    numbered,
     packed,
     placement_of,
     recipe_of,
     split_fields,
+    split_parts,
 )
 from samestep.user_code.imports import load
-from samestep.user_code.references import check_trusted, checksums
+from samestep.user_code.references import check_callbacks, check_trusted, checksums
 
 
 def train(
@@ -43,6 +47,9 @@ def train(
     model: Part | None = None,
     data: Part | None = None,
     loss: Part | None = None,
+    optimizer: Part | None = None,
+    schedule: Part | None = None,
+    callbacks: Iterable[Part] = (),
     trackers: Iterable[Tracker | str] = (),
     view: View | None = None,
     server: ForkServer | None = None,
@@ -51,27 +58,31 @@ def train(
 ) -> Run:
     """Train a recipe: a Recipe, the name of a built-in one, or the path of a TOML file.
 
-    The result depends on the recipe alone. `model`, `data` and `loss` replace parts of
-    it by your own (docs/own-code.md): functions, classes, modules, tensors or data
-    sets, defined anywhere, also in a notebook. `fields` are further fields of the
-    recipe (`epochs=3`, `optimizer__lr=0.1`, or `lr` for short) and of the placement
-    (`workers=2`). Each of `trackers`, a callable or its name `"module:function"`, gets
-    the records of metrics.jsonl (docs/tracking.md). Progress and warnings go to the
-    logger `samestep`, which prints on stderr unless logging is configured; on a
-    terminal there is also a live table. A `SilentView` of `samestep.output.console` as
-    `view` turns off both. A `server` that is already running saves the two seconds of
-    importing torch; `started` is the time.monotonic() from which `wall_seconds` counts.
+    The result depends on the recipe alone. `model`, `data`, `loss`, `optimizer` and
+    `schedule` replace parts of it by your own (docs/own-code.md): functions, classes,
+    modules, tensors or data sets, defined anywhere, also in a notebook. `fields` are
+    further fields of the recipe (`epochs=3`, `optimizer__lr=0.1`, or `lr` for short)
+    and of the placement (`workers=2`). The first worker calls the methods of
+    `callbacks` (docs/own-code.md). Each of `trackers`, a callable or its name
+    `"module:function"`, gets the records of metrics.jsonl (docs/tracking.md). Progress
+    and warnings go to the logger `samestep`, which prints on stderr unless logging is
+    configured; on a terminal there is also a live table. A `SilentView` of
+    `samestep.output.console` as `view` turns off both. A `server` that is running saves
+    the two seconds of importing torch; `wall_seconds` counts from `started`, a
+    time.monotonic().
 
     Raises a UsageError before anything is started, a TrainingError after, and
     Interrupted after a signal. No process is left.
     """
     started = time.monotonic() if started is None else started
-    changed, placed = split_fields(fields)
+    parts, sections = split_parts(model, data, loss, optimizer, schedule)
+    changed, placed = split_fields(batch_of(recipe, data) | fields | sections)
     placement = placement_of(placement, placed)
     with (
         given_or_new(server) as running,
-        packed({"model": model, "data": data, "loss": loss}) as (names, given),
+        packed(parts | numbered(callbacks)) as (every, given),
     ):
+        names, observers = _checked_apart(every)
         trackers = loaded(trackers)
         recipe = recipe_of(recipe, names, changed)
         check_trusted(recipe, names)
@@ -87,7 +98,7 @@ def train(
             facts, conditions = described(recipe)
             writer.start("started", facts, running.device(placement.device))
             session = Session(writer, shown, conditions)
-            record = supervise(session, running, given, notice)
+            record = supervise(session, running, given, notice, callbacks=observers)
             return Run(record.path, record.result)
 
 
@@ -100,6 +111,9 @@ def resume(
     model: Part | None = None,
     data: Part | None = None,
     loss: Part | None = None,
+    optimizer: Part | None = None,
+    schedule: Part | None = None,
+    callbacks: Iterable[Part] = (),
     trackers: Iterable[Tracker | str] = (),
     view: View | None = None,
     server: ForkServer | None = None,
@@ -112,20 +126,19 @@ def resume(
     for a run whose schedule does not depend on the number of epochs. A recipe, torch
     version, processor, user code or other condition of the numerics that differs from
     the checkpoint's is refused, unless `allow_different_numerics`. Objects that were
-    given to `train` as `model`, `data` or `loss` must be given again. `placed` are
-    fields of the placement (`workers=2`). Raises like `train`; RunError and
-    CheckpointError say why the run cannot be continued.
+    given to `train` must be given again. `placed` are fields of the placement
+    (`workers=2`). Raises like `train`, RunError and CheckpointError.
     """
     started = time.monotonic() if started is None else started
-    if "accept_other_bits" in placed:
-        warn_old_name("accept_other_bits", "allow_different_numerics")
-        allow_different_numerics |= placed.pop("accept_other_bits")
+    parts, _ = split_parts(model, data, loss, optimizer, schedule)
+    is_allowed = allow_different_numerics or _is_allowed_by_old_name(placed)
     placement = placement_of(placement, placed)
     path = run.path if isinstance(run, Run) else Path(run)
     with (
         given_or_new(server) as running,
-        packed({"model": model, "data": data, "loss": loss}) as (names, given),
+        packed(parts | numbered(callbacks)) as (every, given),
     ):
+        names, observers = _checked_apart(every)
         trackers = loaded(trackers)
         start = find_start(path, epochs, names)
         check_trusted(start.recipe, names)
@@ -140,16 +153,29 @@ def resume(
             # Again: another process may have written before the lock was held.
             start = find_start(path, epochs, names)
             facts, conditions = described(start.recipe)
-            most = placement.max_restarts
-            build = build_of(running, placement.device, most) | conditions
-            warnings = [] if allow_different_numerics else start.check(build)
+            build = build_of(running, placement.device, placement.max_restarts)
+            warnings = [] if is_allowed else start.check(build | conditions)
             _announce(shown, start, why, warnings)
             writer.rewind(start.step, start.epochs)
             writer.start("resumed", facts, running.device(placement.device))
             session = Session(writer, shown, conditions)
-            kept = {} if allow_different_numerics else start.kept
-            record = supervise(session, running, given, notice, start.checkpoint, kept)
+            going_on = start.checkpoint, {} if is_allowed else start.kept
+            record = supervise(session, running, given, notice, *going_on, observers)
             return Run(record.path, record.result)
+
+
+def _checked_apart(every: dict[str, str]) -> tuple[dict[str, str], list[str]]:
+    """Return the references of parts and those of callbacks. Raises OwnCodeError."""
+    names, observers = apart(every)
+    check_callbacks(observers)
+    return names, observers
+
+
+def _is_allowed_by_old_name(placed: dict[str, Any]) -> bool:
+    if "accept_other_bits" not in placed:
+        return False
+    warn_old_name("accept_other_bits", "allow_different_numerics")
+    return bool(placed.pop("accept_other_bits"))
 
 
 def _announce(view: View, start: Start, why: str, warnings: Sequence[str]) -> None:

@@ -5,14 +5,14 @@ from typing import Any
 
 import click
 
-from samestep.cli.options import recipe_options, set_option, user_code_options
+from samestep.cli.options import recipe_options, set_option, training_code_options
 from samestep.system.terminal import echo
 
 
 @click.command()
 @click.argument("recipe", required=False)
 @recipe_options
-@user_code_options
+@training_code_options
 @set_option
 def check(recipe: str | None, **options: Any) -> None:
     """Check that RECIPE, with your own code, gives the same bits at any placement.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from samestep.cli import exit_codes
+from samestep.cli.audit import audit
 from samestep.cli.chaos import chaos
 from samestep.cli.check import check
 from samestep.cli.doctor import doctor
@@ -23,11 +24,15 @@ from samestep.cli.options import (
 )
 from samestep.cli.report import report
 from samestep.cli.scale import scale
+from samestep.errors import UsageError
 from samestep.system.terminal import echo
 
 
 if TYPE_CHECKING:
     from samestep.api.run import Run
+    from samestep.config.placement import Placement
+    from samestep.config.recipe import Recipe
+    from samestep.supervisor.forkserver_client import ForkServer
 
 STARTED = time.monotonic()
 
@@ -51,11 +56,19 @@ def cli() -> None:
 @cli.command()
 @click.argument("recipe", required=False)
 @train_options
+@click.option(
+    "--find-lr",
+    is_flag=True,
+    help="Instead of training, try 100 steps with a learning rate that grows from 1e-7 "
+    "to 10, suggest one, and write the losses to lr-range.csv and lr-range.svg.",
+)
 @nodes_options
 def train(
     recipe: str | None,
+    callbacks: tuple[str, ...],
     trackers: tuple[str, ...],
     with_report: bool,
+    find_lr: bool,
     **options: Any,
 ) -> None:
     """Train RECIPE: a built-in recipe's name or a TOML file; default mnist-mlp.
@@ -73,7 +86,13 @@ def train(
       samestep train --nodes 2 --rdzv-endpoint 10.0.0.1:29400 \\
           --interface 10.0.0.0/24 --out runs/both      the same on both machines
     """
-    if wants_several_machines(options):
+    is_spread = wants_several_machines(options)
+    if find_lr and (is_spread or callbacks or trackers):
+        raise UsageError(
+            "`--find-lr` keeps no run, and needs one machine only: leave out "
+            "`--nodes`, `--callback` and `--tracker`."
+        )
+    if is_spread:
         from samestep.elastic import nodes
         from samestep.user_code.arguments import requested
 
@@ -88,11 +107,15 @@ def train(
         from samestep.user_code.arguments import requested
 
         asked, parts = requested(recipe, options)
+        if find_lr:
+            _find_lr(asked, parts, Placement.model_validate(options), server)
+            return
         run = train.train(
             asked,
             Placement.model_validate(options),
             **parts,
             trackers=trackers,
+            callbacks=callbacks,
             server=server,
             started=STARTED,
         )
@@ -107,6 +130,7 @@ def resume(
     run: Path,
     epochs: int | None,
     allow_different_numerics: bool,
+    callbacks: tuple[str, ...],
     trackers: tuple[str, ...],
     with_report: bool,
     **options: Any,
@@ -139,6 +163,7 @@ def resume(
             allow_different_numerics=allow_different_numerics,
             **parts,
             trackers=trackers,
+            callbacks=callbacks,
             server=server,
             started=STARTED,
         )
@@ -241,13 +266,35 @@ def recipes(name: str | None, fingerprint: bool) -> None:
         )
 
 
-for _command in (chaos, check, doctor, export, report, sample, scale):
+for _command in (audit, chaos, check, doctor, export, report, sample, scale):
     cli.add_command(_command)
 
 
 def main() -> NoReturn:
     """Run the command `samestep`."""
     exit_codes.run(cli)
+
+
+def _find_lr(
+    asked: "Recipe", parts: dict[str, Any], placement: "Placement", server: "ForkServer"
+) -> None:
+    """Print the result of a learning-rate range test."""
+    from samestep.api import find_lr
+
+    find_lr.check_new(placement.out)
+    parts.pop("schedule", None)  # the test has its own
+    test = find_lr.find_lr(asked, placement, **parts, server=server)
+    paths = test.write(placement.out, asked.name)
+    suggestion = test.suggestion
+    if suggestion is None:
+        echo(f"{'suggestion':<12}none: the loss falls at no rate that was tried")
+    else:
+        lr = f"{suggestion:.3g}"
+        echo(f"{'suggestion':<12}{lr}: there the smoothed loss falls fastest")
+        echo(f"{'to use it':<12}--set optimizer.lr={lr}")
+    echo(f"{'steps':<12}{len(test.losses)}, from {test.rates[0]:.3g} on")
+    for path in paths:
+        echo(f"{'written':<12}{path}")
 
 
 def _print_summary(run: "Run", with_report: bool) -> None:

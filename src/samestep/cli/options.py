@@ -75,6 +75,14 @@ device_option = click.option(
     help="Device to compute on; a GPU gives other bits than a CPU, and is untested.",
 )
 
+exchange_option = click.option(
+    "--exchange",
+    type=click.Choice(["auto", "shared", "gloo", "nccl"]),
+    default="auto",
+    help="How gradients are summed; auto: in shared memory if possible, over NCCL "
+    "between GPUs.",
+)
+
 set_option = click.option(
     "--set",
     "assignments",
@@ -108,11 +116,19 @@ _data_option = _user_code_option(
 _loss_option = _user_code_option(
     "loss", "Your own loss, or a name such as squared-error."
 )
+_optimizer_option = _user_code_option(
+    "optimizer", "Your own optimizer: a function that returns a torch.optim.Optimizer."
+)
+_schedule_option = _user_code_option(
+    "schedule", "Your own schedule: the factor of the learning rate, for each step."
+)
 model_and_data_options = _group(_model_option, _data_option)
 user_code_options = _group(_model_option, _data_option, _loss_option)
+training_code_options = _group(user_code_options, _optimizer_option, _schedule_option)
 
 recipe_options = _group(
     click.option("--epochs", type=int, help="Passes over the training samples."),
+    click.option("--max-steps", type=int, help="Optimizer steps, instead of epochs."),
     click.option("--global-batch", type=int, help="Samples per optimizer step."),
     click.option("--micro-batches", type=int, help="Micro-batches per global batch."),
     click.option("--seed", type=int, help="Seed of weights, order and dropout."),
@@ -124,6 +140,14 @@ recipe_options = _group(
 )
 
 _follow_options = _group(
+    click.option(
+        "--callback",
+        "callbacks",
+        multiple=True,
+        metavar="module:Class",
+        help="Your own class, whose methods the first worker calls; repeatable. "
+        "Imported, if necessary from the current directory.",
+    ),
     click.option(
         "--tracker",
         "trackers",
@@ -144,13 +168,7 @@ _follow_options = _group(
 _placement_options = _group(
     workers_option,
     device_option,
-    click.option(
-        "--exchange",
-        type=click.Choice(["auto", "shared", "gloo", "nccl"]),
-        default="auto",
-        help="How gradients are summed; auto: in shared memory if possible, over NCCL "
-        "between GPUs.",
-    ),
+    exchange_option,
     click.option(
         "--balance",
         type=_balance,
@@ -206,6 +224,19 @@ _placement_options = _group(
         help="Seconds between checkpoints on disk; each epoch also ends with one.",
     ),
     click.option(
+        "--keep-checkpoints",
+        type=click.IntRange(0),
+        default=0,
+        show_default=True,
+        help="Checkpoints to keep besides the newest and the best, after evenly spaced "
+        "steps, for `samestep audit`.",
+    ),
+    click.option(
+        "--checkpoint-steps",
+        type=click.IntRange(1),
+        help="Optimizer steps between further checkpoints on disk.",
+    ),
+    click.option(
         "--snapshot-seconds",
         type=click.FloatRange(0),
         default=0.5,
@@ -243,7 +274,7 @@ train_options = _group(
         help="Run directory; default: runs/<recipe>-<UTC time>.",
     ),
     set_option,
-    user_code_options,
+    training_code_options,
     _follow_options,
 )
 
@@ -256,7 +287,7 @@ resume_options = _group(
         help="Resume even if recipe, code, torch, instruction set or device have "
         "changed.",
     ),
-    user_code_options,
+    training_code_options,
     _follow_options,
 )
 
@@ -271,7 +302,15 @@ nodes_options = _group(
     click.option(
         "--rdzv-endpoint",
         metavar="HOST:PORT",
-        help="With --nodes: one of the machines, and a free port, where all meet.",
+        help="With --nodes: one of the machines, and a free port, where all meet; with "
+        "`--rdzv-backend etcd-v2` a member of an etcd cluster.",
+    ),
+    click.option(
+        "--rdzv-backend",
+        type=click.Choice(("samestep", "etcd-v2")),
+        default="samestep",
+        help="With --nodes: whether they meet on the machine of the endpoint, which "
+        "must stay up, or in etcd: then any machine may be lost; default: samestep.",
     ),
     click.option(
         "--rdzv-id",
@@ -288,7 +327,7 @@ def wants_several_machines(options: dict[str, Any]) -> bool:
 
     Raises UsageError if only some of them are given.
     """
-    rdzv_id = options.pop("rdzv_id")
+    rdzv_id, backend = options.pop("rdzv_id"), options.pop("rdzv_backend")
     names = ("nodes", "rdzv_endpoint", "interface")
     missing = [
         f"--{name.replace('_', '-')}" for name in names if options.pop(name) is None
@@ -303,5 +342,10 @@ def wants_several_machines(options: dict[str, Any]) -> bool:
             f"`--rdzv-id` is for several machines; received `{rdzv_id}` without "
             "`--nodes`. Leave it out, or add `--nodes`, `--rdzv-endpoint` and "
             "`--interface`."
+        )
+    if not missing and backend != "samestep" and rdzv_id is None:
+        raise UsageError(
+            "An etcd cluster keeps what earlier jobs left: give this one a name of its "
+            "own, the same on all machines, with `--rdzv-id`."
         )
     return not missing

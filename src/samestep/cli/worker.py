@@ -33,6 +33,7 @@ def train(
     recipe: str | None,
     out: Path | None,
     interface: str | None,
+    callbacks: tuple[str, ...],
     trackers: tuple[str, ...],
     with_report: bool,
     **options: Any,
@@ -41,7 +42,10 @@ def train(
     asked, parts = requested(recipe, options)
     run = out or _default_directory(asked.name)
     placement = Placement.model_validate(options | {"out": run})
-    take_part(Request(run, asked, parts, placement, interface, trackers, with_report))
+    request = Request(
+        run, asked, parts, placement, interface, callbacks, trackers, with_report
+    )
+    take_part(request)
 
 
 @workers.command()
@@ -53,6 +57,7 @@ def resume(
     epochs: int | None,
     allow_different_numerics: bool,
     interface: str | None,
+    callbacks: tuple[str, ...],
     trackers: tuple[str, ...],
     with_report: bool,
     **options: Any,
@@ -64,6 +69,7 @@ def resume(
         parts=parts_of(options),
         placement=Placement.model_validate(options | {"out": run}),
         interface=interface,
+        callbacks=callbacks,
         trackers=trackers,
         with_report=with_report,
         epochs=epochs,

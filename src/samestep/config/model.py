@@ -26,6 +26,10 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 Dotted = Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")]
 """User code: `module:function`."""
 Arguments = dict[str, JsonValue]
+Measured = Literal[
+    "validation_loss", "validation_accuracy", "validation_absolute_error"
+]
+"""What an evaluation measures: an accuracy should rise, the others fall."""
 
 
 def default_kind(tag: str, kind: str) -> BeforeValidator:

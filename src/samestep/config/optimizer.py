@@ -5,7 +5,16 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from samestep.config.model import Count, Fraction, NonNegative, Positive, Section
+from samestep.config.model import (
+    Arguments,
+    Count,
+    Dotted,
+    Fraction,
+    Measured,
+    NonNegative,
+    Positive,
+    Section,
+)
 
 
 def _compiles(pattern: str) -> str:
@@ -35,7 +44,8 @@ class _OptimizerSection(Section):
     lr: Positive
     """Learning rate, which the schedule multiplies."""
     weight_decay: NonNegative = 0.0
-    """L2 penalty added to the gradient; for adamw, decoupled decay."""
+    """L2 penalty added to the gradient with sgd, adam, adagrad and rmsprop; decoupled
+    decay with the others."""
     max_grad_norm: Positive | None = None
     """Scale the gradient down to this global L2 norm if it is larger."""
     decay_norms_and_biases: bool = True
@@ -83,6 +93,70 @@ class AdamWRecipe(_AdamSection):
     name: Literal["adamw"] = "adamw"
 
 
+class AdagradRecipe(_OptimizerSection):
+    """Adagrad (Duchi, Hazan and Singer 2011)."""
+
+    name: Literal["adagrad"] = "adagrad"
+    lr_decay: NonNegative = 0.0
+    """Step t, counted from 1, has the learning rate lr / (1 + (t - 1) lr_decay)."""
+    initial_accumulator_value: NonNegative = 0.0
+    """What the sums of squares begin with."""
+    eps: Positive = 1e-10
+    """Added to the root of the sum."""
+
+
+class RmspropRecipe(_OptimizerSection):
+    """RMSprop (Tieleman and Hinton 2012)."""
+
+    name: Literal["rmsprop"] = "rmsprop"
+    alpha: Fraction = 0.99
+    """Decay rate of the running square."""
+    eps: Positive = 1e-8
+    """Added to the root of the running square."""
+    momentum: Fraction = 0.0
+    """Decay rate of the running sum of updates."""
+    centered: bool = False
+    """Whether to divide by the deviation from the running mean (Graves 2013)."""
+
+
+class AdafactorRecipe(_OptimizerSection):
+    """Adafactor (Shazeer and Stern 2018), as in `torch.optim.Adafactor`."""
+
+    name: Literal["adafactor"] = "adafactor"
+    beta2_decay: Annotated[float, Field(le=0)] = -0.8
+    """At step t, counted from 1, the running squares decay by 1 - t ** beta2_decay."""
+    eps1: Positive | None = None
+    """Least root of a running square; by default the rounding unit of the dtype."""
+    eps2: Positive = 1e-3
+    """Least root mean square of a parameter, by which its updates are scaled."""
+    d: Annotated[float, Field(ge=1)] = 1.0
+    """Updates are clipped to this root mean square."""
+
+
+class LionRecipe(_OptimizerSection):
+    """Lion (Chen et al. 2023)."""
+
+    name: Literal["lion"] = "lion"
+    betas: tuple[Fraction, Fraction] = Field((0.9, 0.99), strict=False)
+    """Share of the running mean in an update, and its decay rate."""
+
+
+class LambRecipe(_AdamSection):
+    """LAMB (You et al. 2020): Adam with a learning rate for each parameter tensor."""
+
+    name: Literal["lamb"] = "lamb"
+    eps: Positive = 1e-6
+    """Added to the root of the running square."""
+
+
+class ScheduleFreeAdamWRecipe(_AdamSection):
+    """Schedule-free AdamW (Defazio et al. 2024): its result is an average."""
+
+    name: Literal["schedule-free-adamw"] = "schedule-free-adamw"
+    betas: tuple[Fraction, Fraction] = Field((0.9, 0.999), strict=False)
+    """Share of the average where gradients are taken; decay of the running square."""
+
+
 class MuonRecipe(_AdamSection):
     """Muon (Jordan 2024) for hidden matrices, AdamW for all other parameters."""
 
@@ -103,12 +177,67 @@ class MuonRecipe(_AdamSection):
     """Regular expressions: matrices for Muon; by default the hidden ones."""
 
 
+class CustomOptimizer(_OptimizerSection):
+    """Your own optimizer, which a function returns; see docs/own-code.md."""
+
+    name: Literal["custom"] = "custom"
+    build: Dotted
+    """`module:function`; or `sha256:...` for an object given in Python."""
+    elementwise: bool = False
+    """Whether each value's update depends on its own gradient and state only: then
+    workers divide it. This is checked."""
+    arguments: Arguments = Field(default_factory=dict)
+    """Keyword arguments for the function."""
+
+    @model_validator(mode="after")
+    def _arguments_are_not_fields(self) -> Self:
+        for name in ("lr", "weight_decay"):
+            if name in self.arguments:
+                raise ValueError(
+                    f"`{name}` of an optimizer is the field `optimizer.{name}`, not an "
+                    f"entry of `optimizer.arguments`; received "
+                    f"`{self.arguments[name]}`"
+                )
+        return self
+
+
 class _ScheduleSection(Section):
     depends_on_epochs: ClassVar[bool] = True
     """Whether another number of epochs changes the learning rates of earlier ones."""
 
     warmup_epochs: NonNegative = 0.0
     """Epochs in which the learning rate first rises linearly to its value."""
+    warmup_steps: Count | None = None
+    """The same in optimizer steps."""
+
+    @model_validator(mode="after")
+    def _one_warmup(self) -> Self:
+        if self.warmup_epochs and self.warmup_steps:
+            raise ValueError(
+                "a schedule has one warm-up, `warmup_epochs` or `warmup_steps`; "
+                f"received {self.warmup_epochs:g} and {self.warmup_steps}: leave out "
+                "one of them"
+            )
+        return self
+
+
+class _PeriodicSection(_ScheduleSection):
+    depends_on_epochs: ClassVar[bool] = False
+
+    every_epochs: Count | None = None
+    """Epochs between two changes, or of the first cycle."""
+    every_steps: Count | None = None
+    """The same in optimizer steps."""
+
+    @model_validator(mode="after")
+    def _one_period(self) -> Self:
+        if (self.every_epochs is None) == (self.every_steps is None):
+            raise ValueError(
+                "a periodic schedule has either `schedule.every_epochs` or "
+                f"`schedule.every_steps`; received {self.every_epochs} and "
+                f"{self.every_steps}"
+            )
+        return self
 
 
 class ConstantLR(_ScheduleSection):
@@ -119,14 +248,10 @@ class ConstantLR(_ScheduleSection):
     name: Literal["constant"] = "constant"
 
 
-class StepLR(_ScheduleSection):
-    """A learning rate that is multiplied by `factor` every `every_epochs` epochs."""
-
-    depends_on_epochs: ClassVar[bool] = False
+class StepLR(_PeriodicSection):
+    """A learning rate that is multiplied by `factor` again and again."""
 
     name: Literal["step"] = "step"
-    every_epochs: Count
-    """Epochs between two changes."""
     factor: Positive
     """Factor of each change."""
 
@@ -137,6 +262,62 @@ class CosineLR(_ScheduleSection):
     name: Literal["cosine"] = "cosine"
     final: NonNegative = 0.0
     """Share of `lr` at the end."""
+
+
+class LinearLR(_ScheduleSection):
+    """A learning rate that falls linearly to `final` times `lr`."""
+
+    name: Literal["linear"] = "linear"
+    final: NonNegative = 0.0
+    """Share of `lr` at the end."""
+
+
+class PolynomialLR(_ScheduleSection):
+    """A learning rate that falls as a power of the share of steps that are left."""
+
+    name: Literal["polynomial"] = "polynomial"
+    power: Positive = 2.0
+    """The power; portable arithmetic needs a whole number."""
+    final: NonNegative = 0.0
+    """Share of `lr` at the end."""
+
+
+class CosineRestartsLR(_PeriodicSection):
+    """Half cosines that begin again with `lr` (SGDR, Loshchilov and Hutter 2017)."""
+
+    name: Literal["cosine-restarts"] = "cosine-restarts"
+    growth: Count = 1
+    """How many times as long as a cycle the next one is."""
+    final: NonNegative = 0.0
+    """Share of `lr` at the end of a cycle."""
+
+
+class PlateauLR(_ScheduleSection):
+    """A learning rate that falls whenever the validation stops improving."""
+
+    depends_on_epochs: ClassVar[bool] = False
+
+    name: Literal["plateau"] = "plateau"
+    metric: Measured = "validation_loss"
+    """The metric to watch: an accuracy should rise, the others fall."""
+    factor: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Factor of each reduction."""
+    patience: Annotated[int, Field(ge=0)] = 10
+    """Evaluations in a row without an improvement before the one that reduces it."""
+    min_delta: NonNegative = 0.0
+    """Smaller improvements do not count."""
+    cooldown: Annotated[int, Field(ge=0)] = 0
+    """Evaluations after a reduction that do not count."""
+    final: NonNegative = 0.0
+    """Least share of `lr`."""
+
+
+class CustomLR(_ScheduleSection):
+    """Your own schedule, a function of the step; see docs/own-code.md."""
+
+    name: Literal["custom"] = "custom"
+    function: Dotted
+    """`module:function`; or `sha256:...` for an object given in Python."""
 
 
 class OneCycleLR(_ScheduleSection):
@@ -152,8 +333,28 @@ class OneCycleLR(_ScheduleSection):
 
 
 OptimizerRecipe = Annotated[
-    SgdRecipe | AdamRecipe | AdamWRecipe | MuonRecipe, Field(discriminator="name")
+    SgdRecipe
+    | AdamRecipe
+    | AdamWRecipe
+    | MuonRecipe
+    | AdagradRecipe
+    | RmspropRecipe
+    | AdafactorRecipe
+    | LionRecipe
+    | LambRecipe
+    | ScheduleFreeAdamWRecipe
+    | CustomOptimizer,
+    Field(discriminator="name"),
 ]
 ScheduleRecipe = Annotated[
-    ConstantLR | StepLR | CosineLR | OneCycleLR, Field(discriminator="name")
+    ConstantLR
+    | StepLR
+    | CosineLR
+    | OneCycleLR
+    | LinearLR
+    | PolynomialLR
+    | CosineRestartsLR
+    | PlateauLR
+    | CustomLR,
+    Field(discriminator="name"),
 ]

@@ -52,6 +52,12 @@ class Placement(BaseModel):
     """Restarts in a row without any progress in between."""
     checkpoint_seconds: Annotated[float, Field(ge=0)] = 30.0
     """Seconds between checkpoints on disk, besides those at the end of an epoch."""
+    keep_checkpoints: Annotated[int, Field(ge=0)] = 0
+    """Checkpoints that are kept besides the newest and the best, after evenly spaced
+    steps, of which the last is that of all epochs: `samestep audit` begins there."""
+    checkpoint_steps: Annotated[int, Field(ge=1)] | None = None
+    """Optimizer steps between checkpoints on disk, besides those by time; writing takes
+    a twentieth of the time at most, so a newer one may replace one that waits."""
     snapshot_seconds: Annotated[float, Field(ge=0)] = 0.5
     """Seconds between snapshots in memory; 0: none, and only a final checkpoint."""
     prefetch: Literal["auto", "off"] = "auto"

@@ -3,13 +3,16 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from samestep.config.model import CustomLoss
-from samestep.config.optimizer import MuonRecipe
+from samestep.config.optimizer import CustomLR
 from samestep.errors import PlacementError
 
 
 if TYPE_CHECKING:
     from samestep.config.recipe import Recipe
+
+
+OPTIMIZERS = ("sgd", "adam", "adamw")
+"""Those that have kernels."""
 
 
 def check(recipe: "Recipe") -> None:
@@ -43,7 +46,11 @@ def _not_portable(recipe: "Recipe") -> Iterator[str]:
         yield "`compile = true` (they are compiled already)"
     if recipe.compression != "none":
         yield f"`compression = {recipe.compression}`"
-    if isinstance(recipe.loss, CustomLoss):
-        yield "a loss of your own"
-    if isinstance(recipe.optimizer, MuonRecipe):
-        yield "`optimizer.name = muon` (it multiplies in bfloat16)"
+    power = getattr(recipe.schedule, "power", 1.0)
+    if not power.is_integer():
+        yield f"`schedule.power = {power}` (only for whole numbers)"
+    if recipe.optimizer.name not in OPTIMIZERS:
+        known = ", ".join(OPTIMIZERS)
+        yield f"`optimizer.name = {recipe.optimizer.name}` (only for {known})"
+    if isinstance(recipe.schedule, CustomLR):
+        yield "`schedule.name = custom` (Python computes it with the C library)"

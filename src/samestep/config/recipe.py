@@ -30,6 +30,7 @@ from samestep.config.optimizer import (
     ConstantLR,
     OptimizerRecipe,
     Pattern,
+    PlateauLR,
     ScheduleRecipe,
 )
 from samestep.config.renames import OLD_NAMES, rename
@@ -54,12 +55,17 @@ class Recipe(Section):
     """Used in paths: letters, digits, dots, dashes and underscores."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of the initial weights, the order of samples, dropout and augmentation."""
-    epochs: Count
-    """Passes over the training samples."""
+    epochs: Count | None = None
+    """Passes over the training samples; a recipe has these or `max_steps`."""
+    max_steps: Count | None = None
+    """Optimizer steps after which training ends, also in the middle of an epoch."""
     global_batch: Count
     """Samples of one optimizer step, at any number of workers."""
     micro_batches: Count
     """Micro-batches of a global batch; at most this many workers can share them."""
+    evaluation_steps: Count | None = None
+    """Optimizer steps between two evaluations on the validation samples, with one more
+    at the end; by default they come at the end of each epoch."""
     evaluation_batch: Count = 250
     """Samples that are evaluated at once."""
     threads: Count = 1
@@ -92,11 +98,46 @@ class Recipe(Section):
     omit_if_default = frozenset({"arithmetic", "compile", "compression"})
 
     @model_validator(mode="after")
-    def _stopping_needs_validation(self) -> Self:
-        if self.early_stopping and getattr(self.data, "validation", None) == 0:
+    def _one_length(self) -> Self:
+        if self.epochs is None and self.max_steps is None:
             raise ValueError(
-                "early stopping looks at validation samples, and `data.validation` is "
-                "0: hold some out, or leave out `early_stopping`"
+                "`epochs` is missing: a training ends after `epochs`, or after "
+                "`max_steps`"
+            )
+        if self.epochs is not None and self.max_steps is not None:
+            raise ValueError(
+                "a training ends after `epochs` or after `max_steps`; received "
+                f"{self.epochs} and {self.max_steps}: leave out one of them"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _stopping_needs_validation(self) -> Self:
+        has_none = getattr(self.data, "validation", None) == 0
+        for name in self.watching_validation if has_none else ():
+            raise ValueError(
+                f"`{name}` is for validation samples, and `data.validation` is 0: hold "
+                f"some out, or leave out `{name}`"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _one_average(self) -> Self:
+        if self.ema and self.optimizer.name == "schedule-free-adamw":
+            raise ValueError(
+                "a schedule-free optimizer averages the weights itself: leave out "
+                "`ema`, or use another `optimizer.name` than `schedule-free-adamw`"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _free_of_plateaus(self) -> Self:
+        is_free = self.optimizer.name == "schedule-free-adamw"
+        if is_free and isinstance(self.schedule, PlateauLR):
+            raise ValueError(
+                "a schedule-free optimizer weighs its steps by their learning rates, "
+                "which evaluations must not decide: use another `schedule.name` than "
+                "`plateau`, such as `constant`"
             )
         return self
 
@@ -157,9 +198,21 @@ class Recipe(Section):
         return self
 
     @property
+    def watching_validation(self) -> list[str]:
+        """The fields that need validation samples."""
+        names = ["early_stopping", "evaluation_steps"]
+        is_plateau = isinstance(self.schedule, PlateauLR)
+        found = [name for name in names if getattr(self, name)]
+        return found + (["schedule.metric"] if is_plateau else [])
+
+    @property
     def is_portable(self) -> bool:
         """Whether every processor gives the same bits."""
         return self.arithmetic == "portable"
+
+    def num_steps(self, steps_per_epoch: int) -> int:
+        """Return the optimizer steps of the whole training."""
+        return self.max_steps or (self.epochs or 0) * steps_per_epoch
 
     def to_dict(self) -> JsonObject:
         """Return the fields as JSON values; those that are not set are left out."""

@@ -39,8 +39,17 @@ KINDS: dict[str, dict[str, type[Section]]] = {
 """The kinds of each section by their tag; sections of one kind have no tag."""
 
 
+LENGTHS = ("epochs", "max_steps")
+
+
 def override(fields: JsonObject, overrides: Mapping[str, Any]) -> JsonObject:
-    """Override fields by dotted name, in place, and return them."""
+    """Override fields by dotted name, in place, and return them.
+
+    A length of the training, `epochs` or `max_steps`, replaces the other one.
+    """
+    for length, other in (LENGTHS, LENGTHS[::-1]):
+        if length in overrides and other not in overrides:
+            fields.pop(other, None)
     for section, tag in TAGS.items():
         kind = overrides.get(f"{section}.{tag}")
         if isinstance(fields.get(section), dict) and kind in KINDS[section]:

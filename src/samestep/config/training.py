@@ -1,10 +1,10 @@
 """The optional sections of a recipe: `[init]`, `[ema]` and `[early_stopping]`."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 
-from samestep.config.model import Count, NonNegative, Section
+from samestep.config.model import Count, Measured, NonNegative, Section
 from samestep.config.optimizer import Pattern
 
 
@@ -32,22 +32,17 @@ class InitRecipe(Section):
     """Regular expressions: parameters to initialize at random, such as a new head."""
 
 
-Measured = Literal[
-    "validation_loss", "validation_accuracy", "validation_absolute_error"
-]
-
-
 class EarlyStoppingRecipe(Section):
-    """Ends the training before `epochs` once the validation stops improving.
+    """Ends the training before its length once the validation stops improving.
 
-    The learning-rate schedule still spans all `epochs`.
+    The learning-rate schedule still spans all `epochs` or `max_steps`.
     """
 
     patience: Count = 3
-    """Epochs in a row without an improvement after which training ends."""
+    """Evaluations in a row without an improvement after which training ends."""
     metric: Measured = "validation_loss"
     """The metric to watch: an accuracy should rise, the others fall."""
     min_delta: NonNegative = 0.0
     """Smaller improvements do not count."""
     restore_best: bool = True
-    """Whether the result has the weights of the best epoch, not of the last."""
+    """Whether the result has the weights of the best evaluation, not the last ones."""

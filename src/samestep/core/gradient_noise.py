@@ -11,6 +11,7 @@ samples needed to reach a loss grow with the global batch b as 1 + b / B, the st
 Micro-batches are the same at any number of workers, and so is every bit of this.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -29,16 +30,16 @@ def estimate(
 
     `squares[m]` is the squared norm of what micro-batch `m` of `sizes[m]` samples adds
     to the gradient, and `whole` that of the gradient itself. At least two micro-batches
-    must have samples.
+    must have samples. Sums are exact: `sum` depends on the version of Python.
     """
-    batch = sum(sizes)
+    batch = math.fsum(sizes)
     means = [
-        square * (batch / size) ** 2
+        square * (batch / size) * (batch / size)
         for square, size in zip(squares, sizes, strict=True)
         if size
     ]
-    inverse = sum(1 / size for size in sizes if size) / len(means)
-    variance = (sum(means) / len(means) - whole) / (inverse - 1 / batch)
+    inverse = math.fsum(1 / size for size in sizes if size) / len(means)
+    variance = (math.fsum(means) / len(means) - whole) / (inverse - 1 / batch)
     return whole - variance / batch, variance
 
 

@@ -24,6 +24,14 @@ def pieces(length: int, count: int) -> list[int]:
     return [index * length // count for index in range(count + 1)]
 
 
+def spaced(steps: int, number: int) -> frozenset[int]:
+    """Return `number` evenly spaced steps of 1 to `steps`, which is the last of them.
+
+    Fewer if there are not as many.
+    """
+    return frozenset(pieces(steps, number)) - {0} if number else frozenset()
+
+
 def shares(micro_batches: int, workers: int) -> list[Share]:
     """Return even contiguous ownership: the micro-batches of each worker."""
     return list(pairwise(pieces(micro_batches, workers)))

@@ -8,8 +8,10 @@ from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from samestep.config.optimizer import PlateauLR
 from samestep.config.training import EarlyStoppingRecipe
 from samestep.core.metric import COUNTED, Metric
+from samestep.system.json_values import JsonObject
 
 
 DECAY = 0.95
@@ -82,6 +84,37 @@ class Noise(_Part):
         return self.variance / self.signal
 
 
+def improves(metric: str, value: float, best: float | None, min_delta: float) -> bool:
+    """Return whether a value is the best so far, by more than `min_delta`."""
+    sign = -1 if metric == "validation_accuracy" else 1
+    return best is None or sign * value < sign * best - min_delta
+
+
+class Plateau(_Part):
+    """The state of a schedule that looks at evaluations, as in torch's."""
+
+    factor: float = 1.0
+    """Of the learning rate."""
+    best: float | None = None
+    """The best value so far."""
+    waited: Count = 0
+    """Evaluations since the best one or the last reduction that count."""
+    cooldown: Count = 0
+    """Evaluations that do not count any more."""
+
+    def observe(self, schedule: PlateauLR, value: float) -> None:
+        """Take the value of an evaluation."""
+        if improves(schedule.metric, value, self.best, schedule.min_delta):
+            self.best, self.waited = value, 0
+        else:
+            self.waited += 1
+        if self.cooldown:
+            self.cooldown, self.waited = self.cooldown - 1, 0
+        if self.waited > schedule.patience:
+            self.factor = max(self.factor * schedule.factor, schedule.final)
+            self.cooldown, self.waited = schedule.cooldown, 0
+
+
 class Stopping(_Part):
     """The state of early stopping, of exact numbers: so all workers agree."""
 
@@ -89,16 +122,23 @@ class Stopping(_Part):
     """The best value so far."""
     best_epoch: Count = 0
     """The epoch of the best value, counted from 1; 0 before there is one."""
+    best_step: Count = 0
+    """Optimizer steps taken until then."""
     waited: Count = 0
-    """Epochs since the best one."""
+    """Evaluations since the best one."""
     counts: list[int] = []
     """The integer buffers of the best weights, if these are kept."""
 
-    def observe(self, recipe: EarlyStoppingRecipe, value: float, epoch: int) -> bool:
-        """Take the value of an epoch, counted from 1; return whether it is the best."""
-        sign = -1 if recipe.metric == "validation_accuracy" else 1
-        if self.best is None or sign * value < sign * self.best - recipe.min_delta:
-            self.best, self.best_epoch, self.waited = value, epoch, 0
+    def observe(
+        self, recipe: EarlyStoppingRecipe, value: float, epoch: int, step: int
+    ) -> bool:
+        """Take the value after `step` steps, in an epoch counted from 1.
+
+        Returns whether it is the best.
+        """
+        if improves(recipe.metric, value, self.best, recipe.min_delta):
+            self.best, self.best_epoch, self.best_step = value, epoch, step
+            self.waited = 0
             return True
         self.waited += 1
         return False
@@ -108,15 +148,31 @@ class Stopping(_Part):
         return recipe is not None and self.waited >= recipe.patience
 
 
+class StreamPosition(_Part):
+    """Where a stream of training samples is before a step."""
+
+    epoch: Count = 0
+    first_step: Count = 0
+    """The first step of this epoch, counted over all epochs."""
+    bookmark: JsonObject | None = None
+    """A `data.stream.Bookmark`; None: it is read again from the start of the epoch."""
+
+
 class Progress(_Part):
     """All of it; `samestep.training` knows the phases."""
 
     step: Count = 0
     """Optimizer steps taken, over all epochs."""
+    epochs: Count = 0
+    """Complete epochs."""
+    stream: StreamPosition | None = None
+    """None unless the training samples are a stream."""
     epoch: MetricSums = MetricSums()
     """Loss and metrics of this epoch so far."""
     logged: MetricSums = MetricSums()
     """Loss and metrics since the last step record."""
+    hashes: str = ""
+    """The hashes of these steps (`state.hashing.StepHashes`), one after the other."""
     noise: Noise = Noise()
     seconds: float = 0.0
     """Seconds of training in this epoch, without steps that a failure undid."""
@@ -124,10 +180,16 @@ class Progress(_Part):
     """Seconds by phase of this epoch before this process, mean over workers."""
     counts: list[int]
     """The values of the integer buffers."""
+    optimizer: JsonObject = {}
+    """What a custom optimizer keeps besides tensors."""
+    plateau: Plateau = Plateau()
+    validation_loss: float | None = None
+    """Of an evaluation after the last step."""
     # Older checkpoints have none.
     stopping: Annotated[Stopping, BeforeValidator(lambda it: it or {})] = Stopping()
 
     def begin_epoch(self) -> None:
-        """Reset what belongs to one epoch."""
+        """Count the epoch that is over, and reset what belonged to it."""
+        self.epochs += 1
         self.epoch, self.logged, self.seconds = MetricSums(), MetricSums(), 0.0
         self.phases = [0.0] * len(self.phases)

@@ -1,6 +1,6 @@
 """A loaded data source: tensors, gathered by the numbers of samples."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from samestep.core.plan import derive_seed
 from samestep.data.augment import NONE, Augmentation, Mixed
 from samestep.data.pytree import Nested, shapes_from_json
 from samestep.data.sources import rows, source_of, user_dataset
-from samestep.data.sources.source import ArraySource
+from samestep.data.sources.source import SPLITS, ArraySource
 from samestep.data.splits import Converted, Loaded, Part, Split
 from samestep.data.targets import ALL_LABELS, DataInfo, Labels
 from samestep.errors import RecipeError
@@ -36,25 +36,36 @@ class Dataset(DataInfo):
     augmentation: Augmentation = NONE
     """Changes of training samples, in training only."""
 
-    def draw(self, samples: Tensor, epoch: int) -> tuple[Nested, Tensor | Mixed]:
+    def draw(
+        self, samples: Tensor, epoch: int, read: tuple[int, list[Any]] | None = None
+    ) -> tuple[Nested, Tensor | Mixed]:
         """Return inputs [b, ...] and targets of the samples int64 [b], to train on.
 
-        `epoch` counts from 0. A pure function, except that the user's data sets may
+        `epoch` counts from 0. With a stream, `read` is the number of a sample and what
+        was read from there on. A pure function, except that the user's data sets may
         draw from torch's default generator.
         """
-        inputs, targets = self.splits["train"].gather(samples)
+        split, first = self.splits["train"], 0
+        if read is not None:
+            first, split = read[0], user_dataset.with_samples(split, read[1])
+        inputs, targets = split.gather(samples - first)
         return self.augmentation.apply(inputs, targets, samples, epoch)
+
+    @property
+    def has_one_input(self) -> bool:
+        """Whether a sample has one input, rather than several."""
+        shape = self.inputs
+        return isinstance(shape, tuple) and all(isinstance(n, int) for n in shape)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
         """The shape of a sample's only input. Raises RecipeError if it has several."""
-        shape: tuple[int, ...] = self.inputs
-        if isinstance(shape, tuple) and all(isinstance(size, int) for size in shape):
+        if self.has_one_input:
+            shape: tuple[int, ...] = self.inputs
             return shape
         raise RecipeError(
             "A built-in family takes one input; a sample of these data has several, "
-            f"{self.inputs}. Use your own model, and PyTorch's kernels, which take "
-            'several: `arithmetic = "torch"`.'
+            f"{self.inputs}. Use your own model."
         )
 
     @property
@@ -78,13 +89,13 @@ class Dataset(DataInfo):
         inputs = shapes_from_json(facts["inputs"])
         return cls(inputs, facts["outputs"], facts["task"])
 
-    def first(self, samples: int) -> "Dataset":
-        """Return the data set with at most this many samples in each split."""
-        parts: dict[str, Split] = {
-            name: Part(split, torch.arange(min(samples, len(split))))
-            for name, split in self.splits.items()
-        }
-        return replace(self, splits=parts)
+    def first(self, samples: int, names: Sequence[str] = SPLITS) -> "Dataset":
+        """Return the data set with at most this many samples in the named splits."""
+        parts: dict[str, Split] = {}
+        for name in names:
+            split = self.splits[name]
+            parts[name] = Part(split, torch.arange(min(samples, len(split))))
+        return replace(self, splits={**self.splits, **parts})
 
 
 def load(
@@ -101,7 +112,7 @@ def load(
     """
     if isinstance(recipe, section.CustomData):
         seeding.seed(derive_seed(seed, "data"))
-    splits, info = _loaded(recipe, user_code or UserCode(), labels)
+    splits, info = _loaded(recipe, user_code or UserCode(), labels, seed)
     converted = {s: Converted(part, info.task, dtype) for s, part in splits.items()}
     dataset = Dataset(**vars(info), splits=dict(converted))
     augment = None if isinstance(recipe, section.TextData) else recipe.augment
@@ -111,10 +122,12 @@ def load(
     return replace(dataset, augmentation=Augmentation.of(augment, seed, sample))
 
 
-def _loaded(recipe: DataRecipe, user_code: UserCode, labels: Labels) -> Loaded:
+def _loaded(
+    recipe: DataRecipe, user_code: UserCode, labels: Labels, seed: int
+) -> Loaded:
     match recipe:
         case section.CustomData():
-            return user_dataset.load(recipe, user_code, labels)
+            return user_dataset.load(recipe, user_code, labels, seed)
         case section.MnistData():
             return rows.mnist_images(recipe)
         case section.TableData():

@@ -20,10 +20,12 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from samestep.core.ownership import shares
 from samestep.core.plan import Plan, derive_seed
 from samestep.data import pytree
 from samestep.data.augment import Mixed
 from samestep.data.dataset import Dataset
+from samestep.data.plans import StreamPlan
 from samestep.data.pytree import Nested
 from samestep.system import child_process
 from samestep.system.json_values import JsonObject
@@ -57,16 +59,38 @@ class MicroBatches:
         draws next.
         """
         plan = self._plan
-        epoch, step_in_epoch = divmod(step, plan.steps_per_epoch)
+        epoch, _ = plan.place(step)
+        if isinstance(plan, StreamPlan):
+            return self._of_stream(plan, step, index)
         if epoch != self._epoch:
             self._epoch, self._order = epoch, plan.order(epoch)
-        samples = plan.micro_batch(self._order, step_in_epoch, index)
-        seed = derive_seed(plan.seed, "step", step, index)
+        samples = plan.micro_batch(self._order, step, index)
+        self._seed(step, index)
+        return self._data.draw(samples, epoch)
+
+    def replay(self, step: int, index: int) -> Drawn:
+        """Draw a micro-batch out of turn: of a stream, its first samples.
+
+        They are for this step otherwise.
+        """
+        if not isinstance(self._plan, StreamPlan):
+            return self.draw(step, index)
+        self._seed(step, index)
+        return self._data.draw(torch.arange(len(self._plan.head)), 0)
+
+    def _of_stream(self, plan: StreamPlan, step: int, index: int) -> Drawn:
+        read, (start, _) = plan.samples(step), plan.bounds(step)
+        first, end = shares(len(read), plan.micro_batches)[index]
+        self._seed(step, index)
+        samples = torch.arange(start + first, start + end)
+        return self._data.draw(samples, plan.place(step)[0], (start, read))
+
+    def _seed(self, step: int, index: int) -> None:
+        seed = derive_seed(self._plan.seed, "step", step, index)
         if self._has_user_code:
             seeding.seed(seed)
         else:
             torch.default_generator.manual_seed(seed)
-        return self._data.draw(samples, epoch)
 
 
 class HelperProcess(NamedTuple):
@@ -91,12 +115,18 @@ class Prefetcher:
         source: MicroBatches,
         helper: HelperProcess | None,
         report: Callable[[], None],
+        is_slow: bool = False,
     ) -> None:
-        """Call `report` once, when the helper begins to load its data."""
+        """Call `report` once, when the helper begins to load its data.
+
+        It begins at once if drawing `is_slow`.
+        """
         self._source, self._helper, self._report = source, helper, report
         self._is_preparing = self._helps = False
         self._ahead: tuple[int, int] | None = None
         """The micro-batch that the helper was asked for."""
+        if is_slow and helper is not None:
+            self._prepare()
 
     def draw(self, step: int, index: int, owned: tuple[int, int]) -> Drawn:
         """Draw one of the worker's `owned` micro-batches of a step, in their order."""
@@ -120,7 +150,7 @@ class Prefetcher:
             drawn = self._received(step, index) if self._helps else None
         if self._helps and ahead is not None:
             self._ask(ahead)
-        return drawn or self._source.draw(step, index)
+        return drawn or self._source.replay(step, index)
 
     def observe(self, micro_batches: int, data_seconds: float, seconds: float) -> None:
         """Decide about the helper by the time that the last micro-batches took.
@@ -130,7 +160,12 @@ class Prefetcher:
         if self._helper is None or self._helps or self._is_preparing:
             return
         least = max(LEAST_SHARE * seconds, LEAST_SECONDS * micro_batches)
-        if data_seconds > least and self._send(PREPARE):
+        if data_seconds > least:
+            self._prepare()
+
+    def _prepare(self) -> None:
+        """Let the helper load its data."""
+        if self._send(PREPARE):
             self._is_preparing = True
             self._report()
 

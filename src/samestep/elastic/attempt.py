@@ -10,7 +10,12 @@ from samestep.elastic.node_state import Held, StateInfo
 from samestep.elastic.watchdog import Watcher
 from samestep.errors import Interrupted, PeerLost, SamestepError, WorkerLate
 from samestep.messages.job import Job, TrainingJob
-from samestep.messages.training import GenerationFailed, Message, Started
+from samestep.messages.training import (
+    GenerationFailed,
+    Message,
+    SnapshotSaved,
+    Started,
+)
 from samestep.state.layout import Layout
 from samestep.state.snapshot import State
 from samestep.supervisor import launch
@@ -120,7 +125,13 @@ class Generation:
         """Train until the end or a request to stop; return the newest state."""
         heartbeat = Heartbeat(self.fds["heartbeat"], self.meeting.topology.local_rank)
         rank = self.meeting.topology.rank
-        channel = InProcessChannel(self.job, self._receive)
+
+        def receive(message: Message) -> None:
+            self._receive(message)
+            if isinstance(message, SnapshotSaved):
+                heartbeat.handle(message.step)
+
+        channel = InProcessChannel(self.job, receive)
         try:
             self.is_finished = train_here(
                 channel, self.meeting, self.fds, heartbeat, self.watcher
@@ -153,6 +164,5 @@ class Generation:
             build={**self.conditions, **started.conditions},
             layout=self.layout,
             workers=self.meeting.topology.local_workers,
-            steps_per_epoch=started.steps_per_epoch,
         )
         node_state.describe(self.directory, about)

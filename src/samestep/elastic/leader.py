@@ -7,6 +7,7 @@ the run; where several machines share a run directory, the first of them does.
 
 import os
 import shutil
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -126,7 +127,7 @@ class Leader:
             fds["memory"] = barrier.create(workers)
         if state is not None:
             Snapshots(fds["snapshots"], state.layout, workers).fill(state.state)
-        job = _job(prepared, workers, self._agreed.step)
+        job = _job(prepared, workers, self._agreed.step, self.request.callbacks)
         if state is not None and not self.request.allow_different_numerics:
             job = replace(job, conditions=kept_for_workers(state.build))
         message = Briefing(job=job, environment=variables, names=list(fds))
@@ -202,7 +203,7 @@ class Leader:
     def _begin(self, writer: RunWriter, state: Held | None) -> None:
         """Write the files of a run as they are before the first step."""
         prepared, agreed = self._prepared, self._agreed
-        received = state.metrics if state and self._is_behind else None
+        received = (state.metrics, state.ledger) if state and self._is_behind else None
         writer.rewind(agreed.step, state.epochs if state else [], received)
         writer.restarts = agreed.generation - 1
         name = "resumed" if agreed.step else "started"
@@ -218,11 +219,13 @@ class Leader:
         )
 
 
-def _job(prepared: Prepared, local_workers: int, step: int) -> TrainingJob:
+def _job(
+    prepared: Prepared, local_workers: int, step: int, callbacks: Sequence[str]
+) -> TrainingJob:
     """Return the job of every worker of this machine."""
     here = prepared.placement.model_copy(update={"workers": local_workers})
     setup = replace(
-        make_setup(prepared.recipe, here),
+        make_setup(prepared.recipe, here, callbacks=callbacks),
         peer_timeout=here.hang_timeout,  # no supervisor names those that are late
         prefetch=False,  # it forks, which a process with threads must not
         faults=[],

@@ -14,18 +14,18 @@ import os
 import shutil
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from samestep.config.model import Count
 from samestep.config.recipe import Recipe
 from samestep.core.progress import Progress
 from samestep.errors import SamestepError
 from samestep.files import atomic, untrusted
+from samestep.output import ledger
 from samestep.output.json_lines import whole_lines
 from samestep.state import checkpoint
 from samestep.state.checkpoint import Checkpoint
@@ -50,7 +50,6 @@ class StateInfo(BaseModel):
     """Everything that decides bits besides the recipe."""
     layout: Layout
     workers: Annotated[int, Field(ge=1, le=1 << 16)]
-    steps_per_epoch: Count
 
 
 @dataclass(frozen=True)
@@ -65,6 +64,8 @@ class Held:
     """The records of the complete epochs."""
     metrics: str
     """The lines of metrics.jsonl."""
+    ledger: bytes = b""
+    """The content of the ledger; empty if there is none."""
 
     @property
     def checksum(self) -> int:
@@ -88,7 +89,15 @@ def newest(run: Path) -> Held | None:
         untrusted.check_parts(run)
     metrics = _metrics(run)
     states = [*_snapshots(run, metrics), *_checkpoints(run, metrics)]
-    return max(states, key=lambda held: held.state.step, default=None)
+    held = max(states, key=lambda held: held.state.step, default=None)
+    return held and replace(held, ledger=_ledger(run))
+
+
+def _ledger(run: Path) -> bytes:
+    try:
+        return untrusted.read_bytes(run / ledger.FILE)
+    except FileNotFoundError:
+        return b""
 
 
 def _checkpoints(run: Path, metrics: str) -> Iterator[Held]:
@@ -112,7 +121,7 @@ def _snapshots(run: Path, metrics: str) -> Iterator[Held]:
         with contextlib.suppress(OSError, ValueError, KeyError, SamestepError):
             about = StateInfo.model_validate_json(file.read_bytes())
             state = _read(file.parent / MEMORY, about)
-            complete = state.step // about.steps_per_epoch if state else 0
+            complete = state.epochs if state else 0
             if state is not None and complete <= len(epochs):
                 recipe = Recipe.from_dict(about.recipe, warn=False)
                 layout, build = about.layout, about.build

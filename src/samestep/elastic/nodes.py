@@ -35,7 +35,7 @@ from samestep.system.signals import EXIT_CODES, Stop, stop_on_signals
 
 
 POLL_SECONDS = 0.2
-LAST_CALL_SECONDS = 5
+LAST_CALL_SECONDS = 2
 """Seconds to wait for more machines once there are enough. After the loss of a machine
 all others stand still for so long; torchrun's default is 30."""
 SHUTDOWN_SECONDS = 15
@@ -49,7 +49,14 @@ REFUSED = "refused"
 """Stands for an exit code in torchrun's error file: no worker was started."""
 SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
 """The signals that torchrun passes on to the workers."""
-OURS = ("nodes", "rdzv_endpoint", "rdzv_id", "workers", "max_restarts")
+OURS = (
+    "nodes",
+    "rdzv_backend",
+    "rdzv_endpoint",
+    "rdzv_id",
+    "workers",
+    "max_restarts",
+)
 """Options that become torchrun's own."""
 
 
@@ -89,7 +96,8 @@ def run(path: Path | None, recipe: Recipe | None) -> None:
         }
         with stop_on_signals() as stop:
             code = _run(command, variables, stop)
-            _judge(code, stop, _read(error_file), path)
+            in_etcd = given["rdzv_backend"] != "samestep"
+            _judge(code, stop, _read(error_file), path, in_etcd)
 
 
 def _check_endpoint(endpoint: str) -> None:
@@ -120,14 +128,16 @@ def _job_of(recipe: Recipe | None) -> str:
 def _command(context: click.Context, workers: int) -> list[str]:
     """Return the torchrun command for this machine. Raises PlacementError."""
     given = context.params
-    wait = ["--rdzv-conf", f"last_call_timeout={LAST_CALL_SECONDS}"]
+    conf = [f"last_call_timeout={LAST_CALL_SECONDS}"] if ":" in given["nodes"] else []
+    if given["rdzv_backend"] != "samestep":
+        conf.append(f"store={given['rdzv_backend']}")
     return [
         *(sys.executable, "-m", "torch.distributed.run"),
         *("--nnodes", given["nodes"], "--nproc-per-node", str(workers)),
         *("--max-restarts", str(given["max_restarts"])),
         *("--rdzv-backend", "samestep", "--rdzv-endpoint", given["rdzv_endpoint"]),
         *("--rdzv-id", given["rdzv_id"] or RDZV_ID),
-        *(wait if ":" in given["nodes"] else []),
+        *(["--rdzv-conf", ",".join(conf)] if conf else []),
         *("--local-addr", network_interfaces.resolve(given["interface"]).address),
         *("--signals-to-handle", SIGNALS),
         *("--shutdown-timeout", str(SHUTDOWN_SECONDS)),
@@ -203,7 +213,9 @@ def _read(error_file: Path) -> tuple[str, Any]:
         return "", None
 
 
-def _judge(code: int, stop: Stop, failure: tuple[str, Any], run: Path) -> None:
+def _judge(
+    code: int, stop: Stop, failure: tuple[str, Any], run: Path, in_etcd: bool
+) -> None:
     """Raise the error that explains how torchrun ended, if it failed."""
     text, worker_code = failure
     if code == 0:
@@ -214,7 +226,9 @@ def _judge(code: int, stop: Stop, failure: tuple[str, Any], run: Path) -> None:
     resume = f"go on with `samestep resume {run}`, or start this command again"
     if stop.number is not None:
         raise Interrupted(f"stopped; {resume}", stop.exit_code)
-    is_lost = text and worker_code is None  # torchrun's own: the others are gone
+    is_lost = text and worker_code is None  # torchrun's own: the endpoint is gone
+    if is_lost and not in_etcd:
+        resume += ". With `--rdzv-backend etcd-v2` any machine may be lost"
     if worker_code in EXIT_CODES.values() or (is_lost and steps):
         raise Interrupted(f"{text}; {resume}", worker_code or 75)
     if worker_code == PlacementError.exit_code:

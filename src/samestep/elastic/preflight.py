@@ -30,7 +30,7 @@ from samestep.supervisor.resume import (
 from samestep.system import machine, network_interfaces
 from samestep.system.conditions import deciding
 from samestep.system.network_interfaces import Interface
-from samestep.user_code.references import check_trusted
+from samestep.user_code.references import check_callbacks, check_trusted
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class Request:
     """User code named on the command line: part -> `module:function`."""
     placement: Placement
     interface: str | None
+    callbacks: Sequence[str] = ()
     trackers: Sequence[str] = ()
     with_report: bool = True
     epochs: int | None = None
@@ -114,6 +115,7 @@ class Comparison:
     def _prepare(self, recipe: Recipe) -> Prepared:
         request, topology = self.request, self.meeting.topology
         check_trusted(recipe, request.parts)
+        check_callbacks(request.callbacks)
         recipe = pretrained.resolved(recipe)
         _check_directory(request.run, recipe, request.recipe is None)
         where = request.placement.model_copy(update={"workers": topology.workers})

@@ -74,6 +74,7 @@ def _pack(held: Held) -> Tensor:
         "build": held.build,
         "epochs": held.epochs,
         "metrics": held.metrics,
+        "ledger": held.ledger.hex(),
     }
     vectors = {name: getattr(held.state, name) for name in VECTORS}
     content, text = io.BytesIO(), json.dumps(about).encode()
@@ -92,6 +93,7 @@ def _unpack(body: Tensor) -> Held:
         about["build"],
         about["epochs"],
         about["metrics"],
+        bytes.fromhex(about["ledger"]),
     )
 
 

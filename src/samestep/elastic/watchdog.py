@@ -3,9 +3,11 @@
 torchrun ends its workers with SIGTERM, also to restart them with other members. Python
 runs signal handlers only between two instructions of the main thread; the wake-up
 descriptor reaches this thread at once. It also notices when torchrun itself is killed:
-the parent process changes.
+the parent process changes. And the agent tells it when another machine was lost, in
+memory that both have, so that it does not wait for a step that cannot end.
 """
 
+import contextlib
 import os
 import select
 import signal
@@ -14,7 +16,9 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from samestep.system import shared_memory
 from samestep.system.signals import EXIT_CODES, Stop
 
 
@@ -28,6 +32,34 @@ ENDING_SECONDS = 60.0
 whose last checkpoint goes to a disk that hangs would live for ever."""
 ORPHANED = 1
 """The exit code of a worker whose parent is gone."""
+LOSS = "SAMESTEP_LOSS"
+"""The environment variable with a file of the agent, which is empty until it has lost a
+machine. Only Linux has such files; elsewhere workers wait for STOP_SECONDS."""
+
+
+def expect_no_loss() -> None:
+    """Agent: let the workers that it starts from now on see a loss."""
+    if LOSS not in os.environ:
+        os.environ[LOSS] = f"/proc/{os.getpid()}/fd/{shared_memory.create()}"
+    _set_loss(0)
+
+
+def announce_loss() -> None:
+    """Agent, before it ends the workers: say that a machine is lost."""
+    _set_loss(1)
+
+
+def _set_loss(size: int) -> None:
+    with contextlib.suppress(OSError):
+        os.truncate(os.environ[LOSS], size)
+
+
+def is_loss_announced() -> bool:
+    """Worker: return whether the agent has lost a machine."""
+    try:
+        return Path(os.environ[LOSS]).stat().st_size > 0
+    except (KeyError, OSError):
+        return False
 
 
 @dataclass
@@ -66,7 +98,8 @@ class Watcher:
                 number = self._arrived.recv(1)[0]
                 if number in list(EXIT_CODES) and self.stop.number is None:
                     self.stop.number = number
-                    deadline = time.monotonic() + STOP_SECONDS
+                    patience = 0.0 if is_loss_announced() else STOP_SECONDS
+                    deadline = time.monotonic() + patience
                     self._news.set()
                     self.ask()
             if os.getppid() != self._parent:

@@ -36,9 +36,11 @@ from samestep.verification.probe import Witness
 
 
 STARTED = time.monotonic()
-LINGER_SECONDS = 2.0
-"""A worker that has lost the others waits so long for a signal of torchrun. If torchrun
-is restarting all workers anyway, since another one failed, this one has not failed."""
+STOPPED_SECONDS, LOST_SECONDS = 2.0, 6.0
+"""A worker that has stopped with the others, or has lost them, waits so long for a
+signal of torchrun. If torchrun is restarting all workers anyway, since another one
+failed or a machine is lost, which it notices after `rendezvous.KEEP_ALIVE_SECONDS`,
+this one has not failed."""
 
 
 def take_part(request: Request) -> None:
@@ -113,5 +115,6 @@ def _lingering(watcher: Watcher) -> Iterator[None]:
     try:
         yield
     except (Interrupted, PeerLost, DistError) as error:
-        watcher.wait_for_signal(LINGER_SECONDS)
+        in_order = isinstance(error, Interrupted) and error.__cause__ is None
+        watcher.wait_for_signal(STOPPED_SECONDS if in_order else LOST_SECONDS)
         raise Interrupted(str(error), watcher.stop.exit_code) from error

@@ -68,6 +68,8 @@ class Exchange(Merger, Protocol):
     """[size]: the vector that the model's parameters are views of."""
     owned: tuple[int, int]
     """The slice of the vector that this worker updates."""
+    is_first: bool
+    """Whether no worker of a lower rank updates the same slice."""
     states: list[Tensor]
     """The optimizer's state over that slice, zero at first."""
     watch: Watch

@@ -17,6 +17,7 @@ from samestep.exchange.hierarchical import NodesExchange
 from samestep.exchange.shared import SharedExchange
 from samestep.messages.job import Setup
 from samestep.state.flat import Flat
+from samestep.system.barrier import Waits
 
 
 @dataclass(frozen=True)
@@ -48,15 +49,9 @@ class Connection:
         if not topology.is_leader and topology.nodes > 1:
             # The leader knows which node is late: let it raise its error first.
             timeout *= 2
+        waits = Waits(self.setup.spin_seconds, timeout, self._start_seconds)
         within = SharedExchange(
-            flat,
-            shares,
-            topology,
-            self.memory,
-            self.setup.spin_seconds,
-            timeout,
-            self.compression,
-            self._start_seconds,
+            flat, shares, topology, self.memory, waits, self.compression
         )
         if topology.nodes == 1:
             return within

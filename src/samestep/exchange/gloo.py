@@ -71,7 +71,7 @@ class GlooExchange:
         self._sent_as = compression.sent_as(flat.dtype)
         # Every worker holds and updates the whole vector.
         self.parameters: Tensor
-        self.owned = (0, flat.size)
+        self.owned, self.is_first = (0, flat.size), self._rank == 0
         self._gradient = torch.zeros(flat.size, device=flat.device, dtype=flat.dtype)
         self.states = list(self._gradient.new_zeros(len(flat.layout.states), flat.size))
         self._position = {id(p): i for i, p in enumerate(flat.parameters)}
@@ -143,6 +143,9 @@ class GlooExchange:
         self._tails.values.clear()
         self._arrivals.clear()
 
+    def place(self, parameter: Tensor) -> None:
+        """Return None: gradients are left in `grad`."""
+
     def after_backward(self, micro_batch: int) -> None:
         """Take the gradients of a micro-batch up the tree."""
         if self._flat.tail:
@@ -193,6 +196,19 @@ class GlooExchange:
         self._clear()
         self._compression.check(self._gradient)
         return self._gradient, tail
+
+    def whole_sum(self) -> tuple[list[Tensor], Tensor]:
+        """All workers: do as `sum`; return the gradient of each parameter.
+
+        They are the caller's.
+        """
+        if self.workers > 1:
+            total, tail = self.sum()
+            return self._flat.views(total.clone()), tail
+        (gradients,), (tail,) = self._sums.values, self._tails.values
+        self._clear()
+        # Row by row, as they are with others: the bits of a norm follow the layout.
+        return [gradient.contiguous() for gradient in gradients], tail
 
     def summands(self) -> tuple[Summands, Tensor]:
         """All workers: return the sum, as the only summand, and that of the tails."""

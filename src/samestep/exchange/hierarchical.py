@@ -104,6 +104,7 @@ class NodesExchange:
             self._leaders = Leaders(store, self._node, self._sizes, timeout_seconds)
         self.parameters, self.owned = within.parameters, within.owned
         self.states, self.watch = within.states, within.watch
+        self.is_first = self._node == 0
         # Each node has all parameters and all slices: these stay within it.
         self.attach, self.accumulate = within.attach, within.accumulate
         self.after_backward, self.partials = within.after_backward, within.partials

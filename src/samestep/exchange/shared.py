@@ -39,7 +39,8 @@ from samestep.exchange import Room, Summands
 from samestep.exchange.compression import EXACT, Compression
 from samestep.exchange.partials import PartialSums
 from samestep.state.flat import Flat, dense
-from samestep.system import barrier, shared_memory
+from samestep.system import shared_memory
+from samestep.system.barrier import Barrier, Patience, Waits, header_bytes
 from samestep.system.shared_memory import pages
 
 
@@ -65,8 +66,8 @@ class Pieces:
             fd,
             self._used + num_bytes,
             "The exchange `shared`",
-            "Use fewer workers or a smaller model, or `--exchange gloo`; the result is "
-            "the same.",
+            "Use fewer workers or a smaller model, or the exchange `gloo`; the result "
+            "is the same.",
         )
         self._bytes = torch.frombuffer(self.map, dtype=torch.uint8)
 
@@ -97,15 +98,12 @@ class SharedExchange:
         shares: list[Range],
         topology: Topology,
         fd: int,
-        spin_seconds: float,
-        timeout_seconds: float,
+        waits: Waits,
         compression: Compression = EXACT,
-        start_seconds: float = 0.0,
     ) -> None:
         """Make room in the memory `fd`, which the workers of this node share.
 
-        `shares[r]` is the range of micro-batches of worker `r`, without gaps. The first
-        waits may take `start_seconds`, see `Barrier`.
+        `shares[r]` is the range of micro-batches of worker `r`, without gaps.
         """
         self.workers, self._topology, self._flat = len(shares), topology, flat
         self._num_micro_batches, self.compression = shares[-1][1], compression
@@ -117,7 +115,7 @@ class SharedExchange:
         num_states = len(flat.layout.states)
         shared = Pieces(
             fd,
-            barrier.header_bytes(local_workers),
+            header_bytes(local_workers),
             pages(item * flat.size)
             + pages(item * num_states * flat.size)
             + pages(item * local_workers * num_slots * width)
@@ -132,6 +130,7 @@ class SharedExchange:
         self._no_tail = torch.empty(0, dtype=dtype)
 
         self.owned = flat.layout.slices(local_workers)[rank]
+        self.is_first = True  # among the workers of this node
         self.states = [state[slice(*self.owned)] for state in states]
         self._own_slots = [_Slot(v, flat.views(v)) for v in self._all_slots[rank]]
         self.assign(shares)
@@ -140,10 +139,10 @@ class SharedExchange:
         self.network_bytes_per_step = 0
         self._merging = False
         self._missing: set[int] = set()
-        waits = timeout_seconds, topology.local_ranks[0], start_seconds
-        self.barrier = barrier.Barrier(shared.map, rank, local_workers, *waits)
+        first = topology.local_ranks[0]
+        self.barrier = Barrier(shared.map, rank, local_workers, waits, first)
         # Each place in a step learns for itself how long a wait there takes.
-        self._spin_seconds = spin_seconds
+        self._spin_seconds = waits.spin_seconds
         self._summing, self._publishing, self._noting = (
             self.patience() for _ in range(3)
         )
@@ -185,7 +184,7 @@ class SharedExchange:
         self.barrier.wait(self._publishing)
         for module in objective.modules():
             if isinstance(module, WritesGradients):
-                module.gradient_sink = self._place
+                module.gradient_sink = self.place
         return objective
 
     def accumulate(self, micro_batch: int) -> AbstractContextManager[None]:
@@ -196,14 +195,19 @@ class SharedExchange:
         """
         if micro_batch == self._first:  # after a step that is over, or was given up
             self._sums.values.clear()
+            # Others may read the slots until then, after a whole sum.
+            self.barrier.finish(self._publishing)
         self._missing = set(self._position.values())
         self._merging = self._sums.merges[micro_batch] > 0
         if not self._merging:
             self._sums.values.append(self._own_slots[len(self._sums.values)])
         return nullcontext()
 
-    def _place(self, parameter: Tensor) -> Tensor | None:
-        """Return where a gradient is to be written, None if it is to be added."""
+    def place(self, parameter: Tensor) -> Tensor | None:
+        """Return where to write its gradient of this pass, None if that is to be added.
+
+        Then it is left in `grad`.
+        """
         position = self._position[id(parameter)]
         if self._merging or position not in self._missing:
             return None
@@ -269,9 +273,9 @@ class SharedExchange:
             tail = self._flat.read_tail()
             own.add_(tail) if self._merging else own.copy_(tail)
 
-    def patience(self) -> barrier.Patience:
+    def patience(self) -> Patience:
         """Return that of one more place in a step at which workers wait."""
-        return barrier.Patience(self._spin_seconds)
+        return Patience(self._spin_seconds)
 
     def gather(self) -> None:
         """All workers of the node: wait until the partials of all are there."""
@@ -279,11 +283,34 @@ class SharedExchange:
 
     def sum(self) -> tuple[Tensor, Tensor]:
         """All workers: sum the gradients over the own slice, and the tails [tail]."""
+        return self._sum()
+
+    def _sum(self, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
         self.gather()
         root = 0, self._num_micro_batches
-        total = self.value(root, slice(*self.owned), self.compression)
+        total = self.value(root, slice(*self.owned), self.compression, out)
         self.compression.check(total)
         return total, self._tail()
+
+    def whole_sum(self) -> tuple[list[Tensor], Tensor]:
+        """All workers: do as `sum`, but return the whole gradient of each parameter.
+
+        They are the caller's. For a model that is not attached. Two partials are added
+        by each worker for itself, whole. Of more, each sums its slice into the vector
+        for the parameters, and copies the others'.
+        """
+        if len(self._partials) == 2:
+            self.gather()
+            vector = slice(0, self._flat.size)
+            root = 0, self._num_micro_batches
+            total, tail = self.value(root, vector, self.compression), self._tail()
+            # Its slots are written to again in the next step.
+            self.barrier.arrive(self._publishing)
+        else:
+            _, tail = self._sum(self.parameters[slice(*self.owned)])
+            self.all_gather_parameters()
+            total = self.parameters.clone()
+        return self._flat.views(total), tail
 
     def summands(self) -> tuple[Summands, Tensor]:
         """All workers: return the partials over the own slice, and the tail's sum."""
@@ -298,17 +325,25 @@ class SharedExchange:
         part = slice(size, size + self._flat.tail)
         return self.value((0, self._num_micro_batches), part, EXACT)
 
-    def value(self, node: Range, part: slice, compression: Compression) -> Tensor:
+    def value(
+        self,
+        node: Range,
+        part: slice,
+        compression: Compression,
+        out: Tensor | None = None,
+    ) -> Tensor:
         """Return part of the sum that belongs to a node of the tree, after `gather`.
 
         The workers of this machine own all of that node. Partials are only read, since
-        all workers read them now.
+        all workers read them now. With `out` the sum is written there.
         """
         if node in self._partials:
-            return self._partials[node][part]
+            partial = self._partials[node][part]
+            return partial if out is None else out.copy_(partial)
         middle = tree.split(node)
         left = self.value((node[0], middle), part, compression)
-        return compression(left + self.value((middle, node[1]), part, compression))
+        right = self.value((middle, node[1]), part, compression)
+        return compression(torch.add(left, right, out=out))
 
     def all_gather_parameters(self) -> None:
         """All workers, after the update: wait until every slice is up to date."""

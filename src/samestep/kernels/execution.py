@@ -62,12 +62,14 @@ class Execution:
         self._address = ctypes.addressof(self.call)
         self._bound: dict[str, Tensor] = {}
         self._slots: ctypes.Array[ctypes.c_void_p] | None = None
+        self._bound_slots: tuple[Tensor, ...] = ()
         if program.constants is not None:
             self.bind(constants=program.constants)
         # numpy writes a cell in 0.1 us, torch in 5.
         self.indices = self._array("indices", capacity, np.int64)
         """The rows of the bytes that are gathered, int64 [samples]."""
-        targets = capacity * program.positions
+        cells = max(1, program.cells)
+        targets = capacity * max(program.positions, cells)
         self.labels = self._array("labels", targets, np.int64)
         """int64 [samples * positions], like losses, metrics and answers."""
         self.keys = self._array("keys", micro_batches, np.uint64)
@@ -76,8 +78,10 @@ class Execution:
         """float32, after a call."""
         self.metrics = self._array("metrics", targets, np.float32)
         self.answers = self._array("answers", targets, np.int64)
-        self.loss_sums = self._array("loss_sums", micro_batches, np.float64)
+        self.loss_sums = self._array("loss_sums", micro_batches * cells, np.float64)
         """float64 [micro-batches], after a call."""
+        self.cell_sums = self.loss_sums.reshape(-1, cells)
+        """Of a custom loss: float64 [micro-batches, cells]."""
         self.metric_sums = self._array("metric_sums", micro_batches, np.float64)
 
     def _set_constants(self, first: int, starts: Sequence[int]) -> None:
@@ -112,7 +116,11 @@ class Execution:
         self.bind(starts=starts, merges=merges)
 
     def bind_slots(self, slots: Sequence[Tensor], tail: int) -> None:
-        """Write the sums of gradients to these vectors, statistics from `tail` on."""
+        """Write the sums of gradients to these vectors, statistics from `tail` on.
+
+        They are kept alive.
+        """
+        self._bound_slots = tuple(slots)
         addresses = [slot.data_ptr() for slot in slots]
         self._slots = (ctypes.c_void_p * len(slots))(*addresses)
         self.call.slots = ctypes.addressof(self._slots)

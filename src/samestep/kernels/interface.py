@@ -8,6 +8,7 @@ from ctypes import (
     c_int,
     c_int32,
     c_int64,
+    c_uint64,
     c_void_p,
 )
 from enum import IntEnum, IntFlag
@@ -17,7 +18,7 @@ SPECIFICATION = 1
 """The version of docs/arithmetic.md: which operations decide the bits."""
 ARITHMETIC = f"portable-{SPECIFICATION}"
 """Its name in runs and checkpoints."""
-INTERFACE = 2
+INTERFACE = 4
 """The version of samestep.h: how Python and the library talk."""
 
 
@@ -67,6 +68,11 @@ class OpKind(IntEnum):
     SOFTMAX = 40
     ADD_LEAVES = 41
     CONV_MAX_POOL = 42
+    MEASURE = 43
+    PICK = 44
+    PICK_GRAD = 45
+    DRAW = 46
+    COMBINE = 47
 
 
 class OpFlag(IntFlag):
@@ -80,6 +86,7 @@ class OpFlag(IntFlag):
     LAST_STATE = 32
     LEAVES = 64
     SLOPE = 128
+    MASKED = 256
 
 
 class Unary(IntEnum):
@@ -107,6 +114,10 @@ class Unary(IntEnum):
     LOG1P = 18
     GELU_SLOPE = 19
     """GELU; its derivative takes the place of x."""
+    FROM_INT = 20
+    """int32 as floats."""
+    TO_INT = 21
+    """Floats as int32, cut off."""
 
 
 class Binary(IntEnum):
@@ -148,7 +159,7 @@ class Op(Structure):
     _fields_ = (
         ("kind", c_int32),
         ("flags", c_int32),
-        ("i", c_int64 * 30),
+        ("i", c_int64 * 36),
         ("f", c_float * 4),
     )
 
@@ -209,6 +220,12 @@ class Optimizer(Structure):
     )
 
 
+class Hashes(Structure):
+    """Hashes of what an update was given and what it left; it adds to them."""
+
+    _fields_ = (("keys", c_void_p), ("gradient", c_uint64), ("parameters", c_uint64))
+
+
 class Update(Structure):
     """An update that computes the gradients of matrices itself.
 
@@ -230,6 +247,7 @@ class Update(Structure):
         ("parameters", c_void_p),
         ("state1", c_void_p),
         ("state2", c_void_p),
+        ("hashes", c_void_p),
     )
 
 
@@ -242,11 +260,15 @@ class Kernels(Structure):
         ("tree_sum", CFUNCTYPE(None, *(c_void_p,) * 3, c_int64, c_int64)),
         (
             "update",
-            CFUNCTYPE(None, *(c_void_p,) * 3, c_int64, *(c_void_p,) * 3, c_int64),
+            CFUNCTYPE(
+                *(None, *(c_void_p,) * 3, c_int64, *(c_void_p,) * 3),
+                *(c_int64, c_int64, c_void_p),
+            ),
         ),
         ("update_parts", CFUNCTYPE(None, c_void_p)),
         ("average", CFUNCTYPE(None, c_void_p, c_void_p, c_float, c_int64)),
         ("squared_norms", CFUNCTYPE(None, c_void_p, c_void_p, c_int64)),
         ("scale", CFUNCTYPE(None, c_void_p, c_float, c_int64)),
+        ("hash", CFUNCTYPE(c_uint64, c_void_p, c_void_p, c_int64, c_int64)),
         ("function", CFUNCTYPE(c_int, c_int32, c_void_p, c_void_p, c_int64)),
     )

@@ -109,6 +109,7 @@ def _check_versions(library: ctypes.CDLL, path: Path) -> None:
         )
 
 
+@cache
 def _choose(library: ctypes.CDLL, isa: str | None) -> Kernels:
     chosen = library.samestep_kernels(isa.encode() if isa else None)
     if not chosen:

@@ -3,7 +3,9 @@
 `aten` has a function for each operation, `fusion` then joins neighbours.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,24 +14,28 @@ from torch import Tensor, nn
 from samestep.errors import NotPortable
 from samestep.kernels import fusion
 from samestep.kernels.aten import LOWERINGS, advice, indexing
-from samestep.kernels.aten.recurrent_calls import RecurrentCalls
+from samestep.kernels.batches import for_any_batch
+from samestep.kernels.compositions import AFTERWARDS, materialise
 from samestep.kernels.compositions import LOWERINGS as COMPOSITIONS
-from samestep.kernels.compositions import materialise
 from samestep.kernels.compositions.formula import Lowered
 from samestep.kernels.interface import OpFlag, OpKind
+from samestep.kernels.losses import LOWERINGS as LOSSES
+from samestep.kernels.losses import samples
+from samestep.kernels.losses.calls import whole_calls
 from samestep.kernels.lowering import (
     Lowering,
     Results,
     inputs,
 )
 from samestep.kernels.program import NONE, Buffer, Op, Program
-from samestep.kernels.trace import Node, record
+from samestep.kernels.trace import Inputs, Kind, Node, OwnLoss, record
 from samestep.kernels.values import (
     Activation,
     GradientSum,
-    Integers,
+    JoinedGradients,
     LossOp,
     Opaque,
+    Parameter,
     Places,
     SampleSum,
     TableGradient,
@@ -39,51 +45,76 @@ from samestep.kernels.values import (
 )
 
 
+SMALL = (torch.uint8, torch.int8, torch.int16)
+TABLES = (LOWERINGS, COMPOSITIONS, LOSSES, AFTERWARDS)
+LINEAR = (
+    *("clone.default", "div.Scalar", "div.Tensor", "embedding_dense_backward.default"),
+    *("expand.default", "mul.Scalar", "mul.Tensor", "neg.default", "permute.default"),
+    *("select.int", "select_backward.default", "sigmoid_backward.default"),
+    *("silu_backward.default", "slice.Tensor", "slice_backward.default"),
+    *("softplus_backward.default", "squeeze.default", "squeeze.dim", "squeeze.dims"),
+    *("sum.dim_IntList", "t.default", "tanh_backward.default", "transpose.int"),
+    *("unsqueeze.default", "view.default", "where.self", "_unsafe_view.default"),
+)
+"""Functions of a gradient by which a sum over samples is one of their results."""
+
+
 def lower(
     module: nn.Module,
-    input_shape: tuple[int, ...],
+    input_shape: tuple[int, ...] | Inputs,
     places: Places,
-    loss: LossOp,
+    loss: LossOp | OwnLoss,
     backward: bool = True,
     input_type: torch.dtype = torch.float32,
     why_not: Callable[[Tensor], str | None] = lambda _: None,
 ) -> Program:
-    """Return the program of a module that takes inputs [b, *input_shape].
+    """Return the program of a module that takes inputs [b, *input_shape], or several.
 
-    They are floats, or tokens (int64). The module's modes decide what is recorded.
+    They are floats, or tokens (int64); several are of any type. The module's modes
+    decide what is recorded.
     `why_not` tells what has computed a constant whose bits are not portable.
-    Raises NotPortable, which names every operation without a kernel.
+    Raises NotPortable, which names every operation without a kernel, and
+    NotReproducible if another call computes something else.
     """
     named = (*module.named_parameters(), *module.named_buffers())
     constant = [name for name, _ in named if name not in places]
-    trace = record(module, input_shape, backward, RecurrentCalls, input_type, constant)
+    own = loss if isinstance(loss, OwnLoss) else None
+    given = input_shape
+    if not isinstance(given, Inputs):
+        given = Inputs((Kind(given, input_type),))
+    how = (given, backward, whole_calls, constant, own)
+    try:
+        trace = for_any_batch(lambda samples: record(module, samples, *how))
+    except RuntimeError as error:
+        if "use_reentrant=True" not in str(error):
+            raise
+        raise NotPortable(advice.REENTRANT) from None
     lowering = Lowering(trace, places, why_not=why_not)
-    assert trace.inputs is not None
-    x = lowering.activation(trace.inputs.shape)
-    lowering.known[trace.inputs] = x
-    if input_type == torch.int64:
-        lowering.known[trace.inputs] = Integers(x.buffer, x.rows, dims=x.dims)
-    kind = OpKind.LOAD if input_type == torch.float32 else OpKind.LOAD_TOKENS
-    lowering.ops.append(Op(kind, [0, NONE, x.rows]))
+    samples.load(lowering)
     _lower_nodes(lowering, trace.nodes[: trace.num_forward])
-    positions = _measure(lowering, loss, backward)
+    positions = 1
+    if isinstance(loss, OwnLoss):
+        positions = samples.measure(lowering, backward)
+    else:
+        positions = _measure(lowering, loss, backward)
     last = lowering.ops[-1]
     _lower_nodes(lowering, trace.nodes[trace.num_forward :])
-    if trace.has_other_draws:
-        lowering.unknown.append(("random numbers of Python or NumPy", "the model"))
     if lowering.unknown:
         raise NotPortable(advice.refusal(lowering.unknown))
-    lowering.ops[0].i[1] = lowering.by_sample.get(inputs(x.rows), NONE)
-    ops = fusion.fuse(lowering.ops, lowering.buffers)
-    num_forward = next(n for n, op in enumerate(ops) if op is last)
+    first = lowering.ops[0]
+    first.i[1] = lowering.by_sample.get(inputs(first.i[2]), NONE)
+    ops = fusion.fuse(fusion.needed(lowering.ops), lowering.buffers)
+    num_loads = len(trace.inputs) + (own is not None)
     return Program(
         tuple(ops),
         tuple(lowering.buffers),
-        1,
-        num_forward,
+        num_loads,
+        next(n for n, op in enumerate(ops) if op is last) + 1 - num_loads,
         lowering.streams > 0,
+        tuple(lowering.mask_dims),
         positions,
         torch.cat(lowering.constants) if lowering.constants else None,
+        cells=len(trace.measured),
     )
 
 
@@ -100,7 +131,11 @@ def _lower_nodes(lowering: Lowering, nodes: list[Node]) -> None:
             continue
         if results is None:
             if not (functions and follows):
-                lowering.unknown.append((node.op, node.where))
+                mixes = lowering.gradient is None and samples.mixes(
+                    lowering, node, arguments
+                )
+                op = f"{node.op}{advice.MIXES}" if mixes else node.op
+                lowering.unknown.append((op, node.where))
             results = [Unknown()] * len(node.outputs)
         for value, result in zip(node.outputs, results, strict=True):
             lowering.known[value] = result
@@ -111,7 +146,7 @@ def _lower_nodes(lowering: Lowering, nodes: list[Node]) -> None:
 def _functions(op: str) -> list[Lowered]:
     """Return what may lower an operation; the first that does counts."""
     names = (op, _functional(op))
-    every = [table.get(n) for table in (LOWERINGS, COMPOSITIONS) for n in names]
+    every = [table.get(n) for table in TABLES for n in names]
     return list(dict.fromkeys(function for function in every if function))
 
 
@@ -123,12 +158,74 @@ def _results(
         results = function(lowering, node, arguments)
         if results is not None:
             return results
+    place = _place_of_sum(node, arguments)
+    if place is not None:
+        return _by_part(lowering, node, arguments, functions, place)
     given = list(map(lowering.given_for_ones, node.arguments, arguments))
-    given = materialise.parameters(lowering, given)
-    if given == arguments:
+    given = materialise.all_masks(lowering, node, given)
+    changes: list[Callable[[Lowering, Any], Any]] = [materialise.parameters]
+    # Bytes and their like wrap around, as floats do not.
+    if not any(value.dtype in SMALL for value in node.outputs):
+        changes.append(materialise.numbers)
+    if not node.is_constant and not _changes_parameter(node, arguments):
+        changes.append(partial(materialise.parameters, every=True))
+    for change in changes:
+        given = change(lowering, given)
+        for function in functions if given != arguments else ():
+            results = function(lowering, node, given)
+            if results is not None:
+                return results
+    return None
+
+
+def _changes_parameter(node: Node, arguments: list[Any]) -> bool:
+    """Return whether an operation writes to a parameter or a buffer of the module."""
+    return _functional(node.op) != node.op and isinstance(arguments[0], Parameter)
+
+
+def _place_of_sum(node: Node, arguments: list[Any]) -> int | None:
+    """Return which argument is a gradient that is a sum: the first one.
+
+    Or one of two between which a constant chooses, if the other one is zero.
+    """
+    places = [
+        n for n, a in enumerate(arguments) if isinstance(a, SampleSum | GradientSum)
+    ]
+    if places[:1] == [0]:
+        return 0
+    if node.op != "aten.where.self" or places not in ([1], [2]):
         return None
-    found = (function(lowering, node, given) for function in functions)
-    return next((results for results in found if results is not None), None)
+    mask, other = node.arguments[0].data, node.arguments[3 - places[0]].data
+    is_linear = mask is not None and other is not None and not other.any()
+    return places[0] if is_linear else None
+
+
+def _by_part(
+    lowering: Lowering,
+    node: Node,
+    arguments: list[Any],
+    functions: list[Lowered],
+    place: int,
+) -> Results:
+    """Lower a linear function of a gradient that is a sum, term by term."""
+    if node.op.removeprefix("aten.") not in LINEAR:
+        return None
+    gradient = arguments[place]
+
+    def lowered(part: Any) -> Results:
+        parts = [*arguments[:place], part, *arguments[place + 1 :]]
+        return _results(lowering, node, parts, functions)
+
+    if isinstance(gradient, GradientSum):
+        found = list(map(lowered, gradient.parts))
+        if None in found:
+            return None
+        return [GradientSum(tuple(part for results in found for part in results or ()))]
+    results = lowered(gradient.rows)
+    match results:
+        case [Activation(samples_dim=None) as rows]:
+            return [SampleSum(rows)]
+    return None
 
 
 def _functional(op: str) -> str:
@@ -138,10 +235,17 @@ def _functional(op: str) -> str:
 
 
 def _has_unknown(arguments: list[Any]) -> bool:
-    return any(
-        _has_unknown(a) if isinstance(a, list) else isinstance(a, Unknown)
-        for a in arguments
-    )
+    return any(isinstance(a, Unknown) for a in _leaves(arguments))
+
+
+def _leaves(arguments: Iterable[Any]) -> Iterator[Any]:
+    for argument in arguments:
+        if isinstance(argument, list):
+            yield from _leaves(argument)
+        elif isinstance(argument, dict):
+            yield from _leaves(argument.values())
+        else:
+            yield argument
 
 
 def _measure(lowering: Lowering, loss: LossOp, backward: bool) -> int:
@@ -176,6 +280,10 @@ def _write_gradient(lowering: Lowering, name: str, result: Any) -> None:
     place = lowering.places.parameters[name]
     if isinstance(result, GradientSum):
         _write_sum(lowering, place, result.parts)
+    elif isinstance(result, JoinedGradients):
+        for part in result.parts:
+            _write_one(lowering, place, part)
+            place += math.prod(part.shape)
     else:
         _write_one(lowering, place, result)
 

@@ -1,10 +1,12 @@
 """What lowers a recording to a program, one operation after another."""
 
+import hashlib
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from samestep.errors import NotPortable
@@ -38,6 +40,8 @@ class Lowering:
     buffers: list[Buffer] = field(default_factory=list)
     known: dict[Value, Any] = field(default_factory=dict)
     streams: int = 0
+    mask_dims: list[int] = field(default_factory=list)
+    """Which dimension of each dropout's mask the samples are."""
     gradient: Activation | Unknown | None = None
     """That of the outputs."""
     unknown: list[tuple[str, str]] = field(default_factory=list)
@@ -52,7 +56,7 @@ class Lowering:
 
     def activation(self, shape: Sequence[int]) -> Activation:
         """Return a new buffer for a tensor of this shape, samples included."""
-        return self.like(self._dims(shape))
+        return self.like(self.dims_of(shape))
 
     def like(self, dims: Dims) -> Activation:
         """Return a new buffer for a tensor with these dimensions, in row-major order.
@@ -158,6 +162,12 @@ class Lowering:
         """Return where the first element of a parameter's view lies."""
         if isinstance(parameter, Constant):
             return self._constant_place(parameter) + parameter.offset
+        if parameter.name not in self.places.parameters:
+            raise NotPortable(
+                "With portable arithmetic a forward pass reads parameters and buffers "
+                f"that stay, and `{parameter.name}` is a buffer that changes: make it "
+                'a parameter without gradient, or set `arithmetic = "torch"`.'
+            )
         return self.places.parameters[parameter.name] + parameter.offset
 
     def _constant_place(self, constant: Constant) -> int:
@@ -165,10 +175,19 @@ class Lowering:
         if name not in self.constant_places:
             if reason := self.why_not(constant.data):
                 self.unknown.append(("constants", f"the model, by {reason}"))
-            size = sum(map(len, self.constants))
-            self.constant_places[name] = CONSTANTS + size
-            self.constants.append(constant.data.detach().float().flatten())
+            self._keep(name, constant.data.detach().float().flatten())
         return self.constant_places[name]
+
+    def numbers(self, numbers: Tensor) -> int:
+        """Return where constant float32 or int32 [n] lie; equal ones are kept once."""
+        name = hashlib.sha256(numbers.numpy().tobytes()).hexdigest()
+        if name not in self.constant_places:
+            self._keep(name, numbers.view(torch.float32))
+        return self.constant_places[name]
+
+    def _keep(self, name: str, constant: Tensor) -> None:
+        self.constant_places[name] = CONSTANTS + sum(map(len, self.constants))
+        self.constants.append(constant)
 
     def sum_rows(
         self, x: Activation, dims: Collection[int], divisor: float = 1.0
@@ -217,6 +236,8 @@ class Lowering:
         """Return what an argument became; numbers are themselves."""
         if isinstance(value, list):
             return [self.result_of(part) for part in value]
+        if isinstance(value, dict):
+            return {name: self.result_of(part) for name, part in value.items()}
         if not isinstance(value, Value):
             return value
         if value.name == "gradient":
@@ -225,29 +246,61 @@ class Lowering:
             self.known[value] = self.given(value)
         return self.known[value]
 
-    def _filled(self, data: Tensor) -> Activation | Opaque:
-        """Return a constant with a dimension of samples: one number everywhere."""
-        if not data.is_floating_point() or bool((data != data.flatten()[0]).any()):
+    def _with_samples(self, data: Tensor) -> Activation | Constant | Opaque:
+        """Return a constant with a dimension of samples: the same for all of them."""
+        if data.is_floating_point() and not bool((data != data.flatten()[0]).any()):
+            y = self.activation(data.shape)
+            self._append_unary(Unary.FILL, y, y, [float(data.flatten()[0])])
+            return y
+        samples, sizes = self.trace.samples, enumerate(data.shape)
+        dim, *others = (dim for dim, size in sizes if size and size % samples == 0)
+        inner = (data.shape[dim] // samples, *data.shape[dim + 1 :])
+        apart = data.reshape(*data.shape[:dim], samples, *inner)
+        first = apart.narrow(dim, 0, 1)
+        if others or bool((apart != first).any()):
             return Opaque()
-        y = self.activation(data.shape)
-        self._append_unary(Unary.FILL, y, y, [float(data.flatten()[0])])
-        return y
+        dims = list(_plain(first.shape))
+        dims[dim : dim + 2] = [(Axis(samples, 0), *dims[dim + 1])]
+        return Constant(f"constant {len(self.known)}", dims=tuple(dims), data=first)
+
+    def has_samples(self, shape: Sequence[int]) -> bool:
+        """Return whether a dimension of this shape has the samples."""
+        return any(size and size % self.trace.samples == 0 for size in shape)
+
+    def once(self, data: Tensor) -> Tensor | None:
+        """Return a constant with size 1 for the samples; None if they differ."""
+        once = data
+        for dim, size in enumerate(data.shape):
+            once = once.narrow(dim, 0, 1) if size == self.trace.samples else once
+        is_same = not self.has_samples(once.shape) and bool((data == once).all())
+        return once if is_same else None
 
     def given(self, value: Value) -> Any:
         """Return what a tensor that no kernel has made becomes."""
-        dims = row_major(tuple((Axis(size, 1),) * (size > 1) for size in value.shape))
         if value.name and value.data is None:
-            return Parameter(value.name, dims=dims)
-        if value.data is None:
+            return Parameter(value.name, dims=_plain(value.shape))
+        if value.data is None or not value.data.numel():
             return Opaque()
-        if any(size and size % self.trace.samples == 0 for size in value.shape):
-            return self._filled(value.data)
         name = value.name or f"constant {len(self.known)}"
-        return Constant(name, dims=dims, data=value.data)
+        if self.has_samples(value.shape):
+            return self._with_samples(value.data)
+        return Constant(name, dims=_plain(value.shape), data=value.data)
 
     def given_for_ones(self, value: Any, result: Any) -> Any:
         """Return the tensor itself for one that might have become a mask or a state."""
-        return self.given(value) if isinstance(result, Ones | Zeros) else result
+        if isinstance(value, list):
+            return list(map(self.given_for_ones, value, result))
+        if isinstance(value, dict):
+            return {
+                k: self.given_for_ones(part, result[k]) for k, part in value.items()
+            }
+        if not isinstance(result, Ones | Zeros):
+            return result
+        if value.data is None and self.has_samples(value.shape):
+            y = self.activation(value.shape)
+            self.fill(y, float(isinstance(result, Ones)))
+            return y
+        return self.given(value)
 
     def transposed(self, source: "Tokens") -> int:
         """Return a copy of activations by sample; made once."""
@@ -260,7 +313,7 @@ class Lowering:
                 self.ops.append(Op(OpKind.TRANSPOSE, i))
         return self.by_sample[source]
 
-    def _dims(self, shape: Sequence[int]) -> Dims:
+    def dims_of(self, shape: Sequence[int]) -> Dims:
         """Return dimensions of this shape; samples come before what they merge with."""
         samples = self.trace.samples
         dims = []
@@ -298,6 +351,11 @@ class Tokens:
         return [self.rows, self.first, self.step]
 
 
+def _plain(shape: Sequence[int]) -> Dims:
+    """Return the dimensions of a tensor that lies in row-major order."""
+    return row_major(tuple(map(_axis, shape)))
+
+
 def inputs(features: int) -> Tokens:
     """Return the inputs of the program, as one position."""
     return Tokens(0, features, 0, 1, 0, features)
@@ -307,6 +365,10 @@ def rows_of(dims: Dims) -> int:
     """Return the number of rows of a tensor with these dimensions."""
     axes = (axis for dim in dims for axis in dim)
     return math.prod(axis.size for axis in axes if axis.stride is not None)
+
+
+def _axis(size: int) -> tuple[Axis, ...]:
+    return (Axis(size, 1),) if size > 1 else ()
 
 
 def _without_samples(dims: Iterable[Sequence[Axis]]) -> list[Axis]:

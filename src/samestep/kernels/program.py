@@ -1,10 +1,11 @@
 """A program: the operations of a step on numbered buffers, as data.
 
-`csrc/samestep.h` says what each operation does and what its numbers mean.
+`csrc/operations.h` says what each operation does and what its numbers mean.
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from bisect import bisect
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -19,7 +20,7 @@ PANEL = 32
 ALIGNMENT = 64
 """Bytes to whose multiples buffers are aligned: a cache line."""
 OPERATION = np.dtype(
-    [("kind", "<i4"), ("flags", "<i4"), ("i", "<i8", 30), ("f", "<f4", 4)]
+    [("kind", "<i4"), ("flags", "<i4"), ("i", "<i8", 36), ("f", "<f4", 4)]
 )
 CONSTANTS = 1 << 40
 """The first place of a constant; smaller ones are places in the parameters."""
@@ -65,6 +66,11 @@ READS: dict[OpKind, tuple[int, ...]] = {
     OpKind.LOAD_TOKENS: (),
     OpKind.EMBEDDING: (0,),
     OpKind.EMBEDDING_GRAD: (0, 1),
+    OpKind.MEASURE: (0,),
+    OpKind.PICK: (0, 2),
+    OpKind.PICK_GRAD: (0, 2),
+    OpKind.DRAW: (),
+    OpKind.COMBINE: (0,),
     **dict.fromkeys((OpKind.LSTM, OpKind.GRU, OpKind.RNN), (0, 8, 9)),
     **dict.fromkeys(
         (OpKind.LSTM_GRAD, OpKind.GRU_GRAD, OpKind.RNN_GRAD), (0, 1, 2, 3, 9, 10)
@@ -89,6 +95,7 @@ WRITES: dict[OpKind, tuple[int, ...]] = {
     OpKind.CONV_GRAD_WEIGHT: (17,),
     OpKind.CONV_MAX_POOL: (1, 18, 19),
     OpKind.LOAD_TOKENS: (0,),
+    OpKind.DRAW: (0,),
     OpKind.EMBEDDING_GRAD: (9, 10),
     **dict.fromkeys((OpKind.LSTM, OpKind.GRU, OpKind.RNN), (0, 1, 2, 3)),
     **dict.fromkeys(
@@ -115,7 +122,10 @@ class Op:
     @property
     def reads(self) -> list[int]:
         """The buffers that it reads."""
-        return [self.i[k] for k in READS[self.kind] if self.i[k] >= 0]
+        places = READS[self.kind]
+        if self.flags & OpFlag.MASKED:
+            places = (*places, 30)
+        return [self.i[k] for k in places if self.i[k] >= 0]
 
     @property
     def writes(self) -> list[int]:
@@ -164,11 +174,15 @@ class Program:
     """How many operations get the samples; the first ones."""
     num_forward: int = 0
     """How many more are the forward pass, with the loss; the rest is the backward."""
-    has_dropout: bool = False
+    has_draws: bool = False
+    mask_dims: tuple[int, ...] = ()
+    """For each dropout, which dimension of its mask the samples are."""
     positions: int = 1
     """How many targets a sample has."""
     constants: Tensor | None = field(default=None, compare=False)
     """What training does not change, float32 [n]; its places begin at CONSTANTS."""
+    cells: int = 0
+    """How many numbers a loss of the user's own measures, itself first; 0: built in."""
     num_weights: int = 0
     """How many operations at the end are gradients of matrices, and nothing else."""
 
@@ -209,15 +223,15 @@ class Program:
         whose inputs are overwritten later.
         """
         last = []
+        written = {buffer: n for n, op in enumerate(self.ops) for buffer in op.writes}
         for number, op in enumerate(self.ops):
             if op.kind != OpKind.LINEAR_GRAD_WEIGHT or op.flags & OpFlag.LEAVES:
                 continue
             inputs, outputs, _, positions = op.i[2:6]
             is_small = samples * positions * (inputs + outputs) <= inputs * outputs
-            later = {b for next_op in self.ops[number + 1 :] for b in next_op.writes}
-            if is_small and later.isdisjoint(op.reads):
+            if is_small and all(written.get(b, 0) <= number for b in op.reads):
                 last.append(number)
-        order = [n for n in range(len(self.ops)) if n not in last] + last
+        order = sorted(range(len(self.ops)), key=set(last).__contains__)
         ops = tuple(self.ops[n] for n in order)
         return replace(self, ops=ops, num_weights=len(last))
 
@@ -227,35 +241,57 @@ def places(program: Program, capacity: int, micro_batches: int) -> list[int]:
 
     Buffers that are not in use at the same time may overlap.
     """
-    free_after = _last_uses(program)
-    taken: dict[int, tuple[int, int]] = {}
-    result = [0] * len(program.buffers)
-    total = 0
-    for number, op in enumerate(program.ops):
-        for buffer in {*op.reads, *op.writes} - taken.keys():
-            size = 4 * program.buffers[buffer].size(capacity, micro_batches)
-            start = _first_fit(taken.values(), -(-size // ALIGNMENT) * ALIGNMENT)
-            taken[buffer], result[buffer] = (start, start + size), start
-            total = max(total, start + size)
-        for buffer in [b for b in taken if free_after[b] == number]:
-            del taken[buffer]
-    return [*result, total]
+    memory, found, total = Memory(), dict[int, int](), 0
+    sizes = [4 * b.size(capacity, micro_batches) for b in program.buffers]
+    for op, ended in zip(program.ops, _last_uses(program), strict=True):
+        for buffer in (*op.reads, *op.writes):
+            if buffer not in found:
+                found[buffer] = memory.take(sizes[buffer])
+                total = max(total, found[buffer] + sizes[buffer])
+        for buffer in ended:
+            memory.give_back(found[buffer], sizes[buffer])
+    return [*(found.get(buffer, 0) for buffer in range(len(sizes))), total]
 
 
-def _last_uses(program: Program) -> dict[int, int]:
-    """Return the last operation that needs each buffer; constants are kept."""
+def _last_uses(program: Program) -> list[list[int]]:
+    """Return the buffers that each operation is the last to use; constants are kept."""
     last: dict[int, int] = {}
     for number, op in enumerate(program.ops):
         last |= dict.fromkeys((*op.reads, *op.writes), number)
-    kept = [b for b, buffer in enumerate(program.buffers) if buffer.constant]
-    return last | dict.fromkeys(kept, len(program.ops))
+    uses: list[list[int]] = [[] for _ in program.ops]
+    for buffer, number in last.items():
+        if not program.buffers[buffer].constant:
+            uses[number].append(buffer)
+    return uses
 
 
-def _first_fit(taken: Iterable[tuple[int, int]], size: int) -> int:
-    """Return the first place that leaves `size` bytes before the next one taken."""
-    start = 0
-    for first, end in sorted(taken):
-        if first - start >= size:
-            break
-        start = max(start, -(-end // ALIGNMENT) * ALIGNMENT)
-    return start
+class Memory:
+    """A memory without an end, of which the first free part that suffices is taken."""
+
+    def __init__(self) -> None:
+        self._free = [(0, 1 << 62)]
+        """Where free parts begin and end, in order."""
+
+    def take(self, size: int) -> int:
+        """Return the place of `size` bytes; it is aligned."""
+        size = _aligned(size)
+        number = next(n for n, (a, b) in enumerate(self._free) if b - a >= size)
+        start, end = self._free[number]
+        left = (start + size, end)
+        self._free[number : number + 1] = [left] if start + size < end else []
+        return start
+
+    def give_back(self, start: int, size: int) -> None:
+        """Make what was taken free again."""
+        end = start + _aligned(size)
+        number = bisect(self._free, (start, end))
+        if self._free[number][0] == end:
+            end = self._free.pop(number)[1]
+        if number and self._free[number - 1][1] == start:
+            number -= 1
+            start = self._free.pop(number)[0]
+        self._free.insert(number, (start, end))
+
+
+def _aligned(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT

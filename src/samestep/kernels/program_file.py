@@ -8,7 +8,7 @@ with the last one. `csrc/runner/runner.h` has the same as C structures.
 | `SAMESTEP`, then the fields of `HEADER` | 8 bytes, int64 each |
 | operations; sizes of buffers, of which constant | `OPERATION`; int64 [buffers] twice |
 | constants of all buffers; merges | float32; int64 [micro-batches] |
-| parameters; running statistics | float32 |
+| parameters; running statistics; what training does not change | float32 |
 | data [rows, features] | uint8, float32, or tokens int64 |
 | targets | int64 [rows] or [rows, positions], or float32 [rows, values] |
 | groups: start, size; pieces: source, start, size; text | int64; int64; bytes |
@@ -33,11 +33,11 @@ from samestep.kernels.program import OPERATION, PANEL, Program
 
 
 MAGIC = b"SAMESTEP"
-VERSION = 2
+VERSION = 3
 HEADER = (
     *("version", "specification", "ops", "buffers", "constants", "capacity"),
     *("micro_batches", "parameters", "running", "tail", "rows", "features"),
-    *("element", "values", "positions", "groups", "pieces", "text", "steps"),
+    *("element", "values", "positions", "fixed", "groups", "pieces", "text", "steps"),
 )
 MOST = 1 << 28
 """The largest number in a header."""
@@ -66,7 +66,8 @@ class Averaging(IntEnum):
 def step_type(micro_batches: int, capacity: int, groups: int) -> np.dtype[np.void]:
     """Return the type of a step: its samples, and the numbers of its update.
 
-    A `max_norm` of 0 does not clip. Only the first `samples` indices count.
+    The gradient is multiplied by `factor`, then clipped unless `max_norm` is 0. Only
+    the first `samples` indices count.
     """
     return np.dtype(
         [
@@ -75,7 +76,7 @@ def step_type(micro_batches: int, capacity: int, groups: int) -> np.dtype[np.voi
             ("weight", "<f4"),
             ("average_weight", "<f4"),
             ("average", "<i4"),
-            ("reserved", "<i4"),
+            ("factor", "<f4"),
             ("starts", "<i8", micro_batches + 1),
             ("keys", "<u8", micro_batches),
             ("indices", "<i8", capacity),
@@ -94,7 +95,14 @@ def buffers_of(
         "sizes": np.array([b.size(capacity, micro_batches) for b in buffers], "<i8"),
         "constant_sizes": np.array([len(b.constant) for b in buffers], "<i8"),
         "constants": np.array([x for b in buffers for x in b.constant], "<f4"),
+        "fixed": _fixed(program),
     }
+
+
+def _fixed(program: Program) -> NDArray[np.float32]:
+    if program.constants is None:
+        return np.zeros(0, np.float32)
+    return np.asarray(program.constants.numpy(), np.float32)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +118,7 @@ class ProgramFile:
     merges: NDArray[np.int64]
     parameters: NDArray[np.float32]
     running: NDArray[np.float32]
+    fixed: NDArray[np.float32]
     data: NDArray[np.uint8] | NDArray[np.float32] | NDArray[np.int64]
     targets: NDArray[np.int64] | NDArray[np.float32]
     groups: NDArray[np.int64]
@@ -136,6 +145,7 @@ class ProgramFile:
             "element": self.data.itemsize,
             "values": self.targets.shape[1] if is_float else 0,
             "positions": int(np.prod(self.targets.shape[1:])) if not is_float else 1,
+            "fixed": len(self.fixed),
             "groups": len(self.groups),
             "pieces": len(self.pieces),
             "text": len(self.text),
@@ -219,6 +229,7 @@ def _arrays(header: dict[str, int]) -> list[tuple[str, np.dtype[Any], tuple[int,
         ("merges", ints, (h["micro_batches"],)),
         ("parameters", floats, (h["parameters"],)),
         ("running", floats, (h["running"],)),
+        ("fixed", floats, (h["fixed"],)),
         ("data", data, (h["rows"], h["features"])),
         ("targets", ints if labels else floats, targets),
         ("groups", ints, (h["groups"], 2)),

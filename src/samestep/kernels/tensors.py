@@ -191,7 +191,8 @@ def paired(a: Strided, b: Strided) -> tuple[Dims, list[Pair]] | None:
             for axis, other in both
             if axis.stride is not None and other.stride is not None
         ]
-    return tuple(dims), _joined_pairs(pairs)
+    samples = [axis for dim in dims for axis in dim if axis.stride is None]
+    return (tuple(dims), _joined_pairs(pairs)) if len(samples) < 2 else None
 
 
 def _refined(x: Sequence[Axis], y: Sequence[Axis]) -> list[tuple[Axis, Axis]] | None:

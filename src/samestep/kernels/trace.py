@@ -2,8 +2,7 @@
 
 A dispatch mode sees every operation below autograd, those of the backward pass
 included. (`torch.fx` would do, too, but its import costs 0.9 s.) The module computes a
-small batch, so that operations have real shapes; its size is a prime that divides no
-dimension of the module, which marks the dimension of the samples wherever it appears.
+small batch, so that operations have real shapes.
 """
 
 import random
@@ -12,7 +11,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,7 +27,6 @@ from torch.utils._python_dispatch import (
 )
 
 
-PRIMES = (61, 67, 71, 73, 79, 83, 89, 97, 101, 103, 107, 109, 113, 127)
 TORCH = str(Path(torch.__file__).parent)
 HERE = str(Path(__file__).parent)
 
@@ -60,17 +58,48 @@ class Node:
     """Whether it depends neither on inputs nor on what is trained."""
 
 
+class Kind(NamedTuple):
+    """What a sample has: the shape and the type of one of its tensors."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype = torch.float32
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a module takes: the tensors of a sample, and how it is called with them."""
+
+    kinds: tuple[Kind, ...]
+    call: Callable[[nn.Module, list[Tensor]], Any] = lambda module, given: module(
+        *given
+    )
+
+
+@dataclass(frozen=True)
+class OwnLoss:
+    """A loss of the user's own, which is recorded with the module."""
+
+    measure: Callable[[Any, Tensor], Sequence[Any]]
+    """Returns the loss of outputs and targets, and what else is summed: tensors [], or
+    numbers."""
+    targets: Kind
+
+
 @dataclass
 class Trace:
     """The operations of a module's passes, in order."""
 
     samples: int
-    """The size of the batch, by which dimensions are recognised."""
+    """The size of the batch."""
     nodes: list[Node] = field(default_factory=list)
     num_forward: int = 0
-    """How many of them belong to the forward pass."""
-    inputs: Value | None = None
+    """How many of them belong to the forward pass, with a loss of the user's own."""
+    inputs: list[Value] = field(default_factory=list)
+    targets: Value | None = None
+    """Those of a loss of the user's own."""
     outputs: Value | None = None
+    measured: list[Any] = field(default_factory=list)
+    """What a loss of the user's own returns: values, or numbers."""
     gradients: dict[str, Value] = field(default_factory=dict)
     """The gradients of the trained parameters, by name."""
     has_other_draws: bool = False
@@ -79,45 +108,69 @@ class Trace:
 
 def record(
     module: nn.Module,
-    input_shape: tuple[int, ...],
+    samples: int,
+    inputs: Inputs,
     backward: bool,
     whole: Callable[["Recorder"], AbstractContextManager[Any]],
-    input_type: torch.dtype = torch.float32,
     constant: Container[str] = (),
+    own: OwnLoss | None = None,
 ) -> Trace:
-    """Record the passes of a module that takes floats or tokens [b, *input_shape].
+    """Record the passes of a module that takes a batch of such inputs.
 
     `constant` are the names of parameters and buffers that training does not change.
 
     Its modes are as they are; its parameters and buffers are unchanged afterwards.
-    With `backward` also the pass from the gradient of its outputs to its parameters.
-    `whole` gives the context in which calls are recorded as one operation each.
+    With `backward` also the pass from the gradient of its outputs, or of its loss, to
+    its parameters. `whole` gives the context in which calls are recorded as one
+    operation each.
     """
-    trace = Trace(_marker(module, input_shape))
-    inputs = torch.zeros(trace.samples, *input_shape, dtype=input_type)
+    kinds = [*inputs.kinds, *([own.targets] if own else [])]
+    trace = Trace(samples)
+    tensors = [torch.zeros(samples, *k.shape, dtype=k.dtype) for k in kinds]
     saved = {name: buffer.clone() for name, buffer in module.named_buffers()}
     recorder = Recorder(trace)
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         recorder.add(tensor, name, tensor if name in constant else None)
-    trace.inputs = recorder.add(inputs, "inputs")
+    trace.inputs = [recorder.add(tensor, "inputs") for tensor in tensors]
+    trace.targets = trace.inputs.pop() if own else None
     before = _other_generators()
     try:
         with (
             torch.set_grad_enabled(backward),
             _names(module, recorder),
+            _every_operation(),
             whole(recorder),
             recorder,
         ):
-            outputs = module(inputs)
+            outputs = inputs.call(module, tensors[: len(inputs.kinds)])
+            end = outputs
+            if own is not None:
+                end = _record_loss(own, outputs, tensors[-1], recorder)
         trace.num_forward = len(trace.nodes)
-        trace.outputs = recorder.value_of(outputs)
+        if own is None:
+            trace.outputs = recorder.value_of(outputs)
         if backward:
-            _record_backward(module, outputs, recorder)
+            _record_backward(module, end, recorder)
     finally:
-        for name, buffer in module.named_buffers():
-            buffer.copy_(saved[name])
+        with torch.no_grad():  # a buffer may have a gradient
+            for name, buffer in module.named_buffers():
+                buffer.copy_(saved[name])
     trace.has_other_draws = _other_generators() != before
     return trace
+
+
+def _record_loss(
+    own: OwnLoss, outputs: Any, targets: Tensor, recorder: "Recorder"
+) -> Tensor:
+    """Record a loss of the user's own, and return it."""
+    recorder.what = "the loss"
+    measured = own.measure(outputs, targets)
+    recorder.trace.measured = [
+        recorder.value_of(part) if isinstance(part, Tensor) else part
+        for part in measured
+    ]
+    loss: Tensor = measured[0]
+    return loss
 
 
 def _other_generators() -> tuple[Any, ...]:
@@ -146,6 +199,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._places: dict[int, str] = {}
         """Where nodes of autograd's graph were made, by their sequence numbers."""
         self._is_paused = False
+        self.what = "the model"
+        """What is called outside of modules, for messages."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -179,15 +234,16 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self._is_paused:
             return func(*args, **(kwargs or {}))
         arguments = [self._described(a) for a in args]
-        options = {k: v for k, v in (kwargs or {}).items() if not _is_usual(k, v)}
+        given = {k: v for k, v in (kwargs or {}).items() if not _is_usual(k, v)}
+        options = {k: self._described(v) for k, v in given.items()}
         if options:
             arguments.append(options)
         is_constant = torch.Tag.nondeterministic_seeded not in func.tags and all(
-            value.data is not None for value in _values(arguments)
+            value.data is not None for value in values_of(arguments)
         )
         is_in_place = func._schema.name.endswith("_") and isinstance(args[0], Tensor)
         if is_in_place:
-            self._outdate(args[0])
+            self._outdate(args[0], is_constant)
         result = func(*args, **(kwargs or {}))
         results = result if isinstance(result, tuple | list) else (result,)
         outputs = [
@@ -216,13 +272,14 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.trace.nodes.append(Node(op, described, outputs, self._where()))
         return results
 
-    def _outdate(self, tensor: Tensor) -> None:
+    def _outdate(self, tensor: Tensor, stays_constant: bool) -> None:
         """Forget what is known of a tensor, and of its views, since it will change."""
-        for key in self._sharing.get(_memory(tensor), ()):
+        for key, view in self._sharing.get(_memory(tensor), {}).items():
             value = self._values[key]
+            data = view if stays_constant and value.data is not None else None
             if value.data is not None and not value.name:
                 value.data = value.data.clone()
-            self._values[key] = Value(value.shape, value.dtype)
+            self._values[key] = Value(value.shape, value.dtype, data=data)
 
     def _described(self, argument: Any) -> Any:
         if isinstance(argument, Tensor):
@@ -241,7 +298,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         is_own = not frame.f_code.co_filename.startswith((TORCH, HERE))
         line = f", {frame.f_code.co_filename}:{frame.f_lineno}" if is_own else ""
         module = next((name for name in reversed(self.active) if name), "")
-        place = (f"module `{module}`" if module else "the model") + line
+        place = (f"module `{module}`" if module else self.what) + line
         # The node of the operation was made just before.
         self._places[torch._C._autograd._get_sequence_nr() - 1] = place
         return place
@@ -255,12 +312,15 @@ def _memory(tensor: Tensor) -> int:
         return 0
 
 
-def _values(arguments: Iterable[Any]) -> Iterator[Value]:
+def values_of(arguments: Iterable[Any]) -> Iterator[Value]:
+    """Yield the values among arguments, and in lists of them."""
     for argument in arguments:
         if isinstance(argument, Value):
             yield argument
         elif isinstance(argument, list):
-            yield from _values(argument)
+            yield from values_of(argument)
+        elif isinstance(argument, dict):
+            yield from values_of(argument.values())
 
 
 def _is_usual(option: str, value: Any) -> bool:
@@ -299,6 +359,17 @@ def _record_backward(module: nn.Module, outputs: Tensor, recorder: Recorder) -> 
 
 
 @contextmanager
+def _every_operation() -> Iterator[None]:
+    """Keep transformers from leaving out, in evaluation, what a mask hides."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+@contextmanager
 def _names(module: nn.Module, recorder: Recorder) -> Iterator[None]:
     """Tell the recorder which module is being called."""
     names = {id(part): name for name, part in module.named_modules()}
@@ -318,10 +389,3 @@ def _names(module: nn.Module, recorder: Recorder) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _marker(module: nn.Module, input_shape: tuple[int, ...]) -> int:
-    """Return a number of samples that no dimension of the module is a multiple of."""
-    tensors = (*module.parameters(), *module.buffers())
-    sizes = {*input_shape, *(size for t in tensors for size in t.shape)}
-    return next(p for p in PRIMES if all(size % p for size in sizes))

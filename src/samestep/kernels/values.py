@@ -53,6 +53,8 @@ class Mask:
 
     stream: int
     probability: float
+    is_scaled: bool = True
+    """Whether they are that already, or ones instead of 1 / (1 - probability)."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,10 @@ class Zeros:
 
 @dataclass(frozen=True)
 class WeightGradient:
-    """The product of a gradient's and an input's activations, [out, in]."""
+    """The product of a gradient's and an input's activations, [out, in].
+
+    Or a view of it with other dimensions of size 1.
+    """
 
     gradient: Activation
     """[samples (and positions), out]."""
@@ -77,6 +82,11 @@ class WeightGradient:
     def shape(self) -> tuple[int, int]:
         """Its sizes, [out, in]."""
         return self.gradient.shape[-1], self.inputs.shape[-1]
+
+    @property
+    def transposed(self) -> "WeightGradient":
+        """The same product as [in, out]."""
+        return WeightGradient(self.inputs, self.gradient)
 
 
 @dataclass(frozen=True)
@@ -97,6 +107,13 @@ class SampleSum:
 
     rows: Activation
     """What is summed; its dimensions are those of the sum, without the samples."""
+    divisions: int = 0
+    """How often it was divided by the number of samples, less how often multiplied."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The sizes of its dimensions."""
+        return self.rows.shape
 
 
 @dataclass(frozen=True)
@@ -105,6 +122,13 @@ class GradientSum:
 
     parts: tuple[Any, ...]
     """The gradient of each use, in the order of the backward pass."""
+
+
+@dataclass(frozen=True)
+class JoinedGradients:
+    """The gradient of a parameter whose parts along its first dimension are used."""
+
+    parts: tuple[WeightGradient | SampleSum, ...]
 
 
 @dataclass(frozen=True)

@@ -27,13 +27,18 @@ class LoopFlat(Flat):
 
     def read_tail(self) -> Tensor:
         """Return what a micro-batch adds besides its gradient, [tail]."""
-        now, before = self.read_buffers(), self.saved_buffers()
+        if not self.moving:
+            return torch.full((1,), self.is_weighed, dtype=self.dtype)
         counted = [
             int(counter) - count
             for counter, count in zip(self._counters, self.counts, strict=True)
         ]
-        rest = (now != before), torch.tensor([*counted, self.is_weighed])
-        return torch.cat([now, *(part.to(self.dtype) for part in rest)])
+        counts = torch.tensor([*counted, self.is_weighed], dtype=self.dtype)
+        if not self._buffers:
+            return counts
+        now = self.read_buffers()
+        changed = (now != self.saved_buffers()).to(self.dtype)
+        return torch.cat([now, changed, counts])
 
     def keep_buffers(self) -> None:
         """Take the buffers as they are now for those between two steps."""
@@ -46,6 +51,8 @@ class LoopFlat(Flat):
 
         Elements that no pass has changed stay as they are: their mean might be rounded.
         """
+        if not self.moving:
+            return
         size = self.layout.tail
         sums, changed, counted = total[:size], total[size : 2 * size], total[2 * size :]
         values = torch.where(changed > 0, sums / micro_batches, self.saved_buffers())

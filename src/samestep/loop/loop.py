@@ -6,39 +6,30 @@ holds the gradient of the whole global batch, the same bits on every worker and 
 number of workers.
 """
 
-import contextlib
-import warnings
-from collections.abc import Callable, Iterator, Sized
-from functools import partial
-from typing import Any, Literal
+from collections.abc import Iterator
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils.data import TensorDataset, default_collate
+from torch import nn
 
-from samestep.core.ownership import shares
-from samestep.core.plan import Plan, derive_seed
-from samestep.core.topology import Topology
+from samestep.core.ownership import lengths, shares
+from samestep.data.batches import GlobalBatch, evaluation_batches, global_batches
+from samestep.data.given import GivenData
+from samestep.data.loading import Collate
+from samestep.data.stream import Bookmark
 from samestep.errors import OwnCodeError, PlacementError, ReplicasDiffer
-from samestep.exchange import Exchange
-from samestep.exchange.gloo import GlooExchange
-from samestep.loop.changes import LoopFlat
-from samestep.loop.guard import Guard
+from samestep.loop.connection import Choice
+from samestep.loop.engine import Engine, Reduction
 from samestep.loop.metrics import Piece, Tally, Value
-from samestep.loop.process_group import join, place
-from samestep.loop.weighing import Weights
-from samestep.models.user_model import check_parameters, check_types
-from samestep.state.flat import dense
+from samestep.loop.position import Position
+from samestep.loop.process_group import gather, join, place
+from samestep.loop.snapshots import Completeness, Snapshots, Stateful
 from samestep.user_code import seeding
 from samestep.verification import replicas
-from samestep.verification.dry_run import check_gradients, constant_buffers
-from samestep.verification.mutation_check import MutationCheck
 from samestep.verification.threads import check as check_threads
 
 
 Batches = Iterator[Any]
-WHO = "the model"
-TYPE = "Trained parameters are all float32, or all float64 (`model.double()`)"
 
 
 class Loop:
@@ -50,8 +41,9 @@ class Loop:
         micro_batches: int,
         *,
         seed: int = 0,
-        reduction: Literal["mean", "sum"] = "mean",
+        reduction: Reduction = "mean",
         threads: int = 1,
+        exchange: Choice = "auto",
         timeout_seconds: float = 600.0,
     ) -> None:
         """All workers: join the others, each with a model of the same weights.
@@ -59,9 +51,10 @@ class Loop:
         Seed torch before you build the model. Every global batch is computed in so many
         `micro_batches`, whichever workers compute them. The result depends on them, on
         the `seed` of order and dropout, and on the number of torch's `threads`.
-        `reduction` is that of the loss over its samples. A worker that waits for
-        another for longer than `timeout_seconds` fails. Raises PlacementError,
-        OwnCodeError.
+        `reduction` is that of the loss over its samples. Gradients are summed in
+        `shared` memory, or over `gloo`; `auto` takes the memory where all workers are
+        on one machine with Linux. A worker that waits for another for longer than
+        `timeout_seconds` fails. Raises PlacementError, OwnCodeError.
         """
         if reduction not in ("mean", "sum"):
             raise OwnCodeError(
@@ -80,66 +73,158 @@ class Loop:
         join(self.workers, timeout_seconds)
         self._model = model
         self._micro_batches, self._seed = micro_batches, seed
-        self._reduction = reduction
-        self._shares = shares(micro_batches, self.workers)
-        self._flatten()
-        self._is_checked = False
-        self._summed = 0
-        """Steps whose gradient is complete."""
+        at = self.rank, self.workers
+        self._engine = Engine(
+            model, micro_batches, at, reduction, exchange, timeout_seconds
+        )
+        self._position = Position(
+            micro_batches=micro_batches, seed=seed, reduction=reduction
+        )
         self._tally = Tally()
-        self._weights, self._guard = Weights(micro_batches), Guard()
+        self._snapshots: Snapshots | None = None
         self._check_start()
 
     def steps(
         self,
         data: Any,
-        global_batch: int,
-        epoch: int,
-        collate: Callable[[list[Any]], Any] = default_collate,
+        global_batch: int | None = None,
+        epoch: int | None = None,
+        collate: Collate | None = None,
     ) -> Iterator[Batches]:
         """All workers: yield the optimizer steps of one epoch, counted from 0.
 
-        `data` has a length and an index, like a map-style data set; its order is drawn
-        from the seed and the epoch. Each step is an iterator over this worker's own
-        micro-batches, put together by `collate`. At its end, every parameter's `grad`
-        is that of the whole global batch. A micro-batch without samples, in a short
-        last batch, is left out.
+        `data` has a length and an index, like a map-style data set, and its order is
+        drawn from the seed and the epoch; or it is a DataLoader, which brings its own
+        `global_batch` and `collate`; or a stream, such as an IterableDataset. Each step
+        is an iterator over this worker's own micro-batches, put together by `collate`.
+        At its end, every parameter's `grad` is that of the whole global batch. A
+        micro-batch without samples, in a short last batch, is left out. Raises
+        OwnCodeError.
         """
-        if min(len(data), global_batch) < 1:
+        if epoch is None:
             raise OwnCodeError(
-                "An epoch has samples, and so has a global batch; received "
-                f"{len(data)} and {global_batch}."
+                "The order of the samples follows the epoch: pass its number, counted "
+                "from 0: `steps(data, 64, epoch)`, `steps(loader, epoch=epoch)`."
             )
-        plan = Plan(len(data), global_batch, self._micro_batches, self._seed)
-        order = plan.order(epoch)
-        for index in range(plan.steps_per_epoch):
-            before = self._summed
-            yield self._step(plan, order, epoch, index, data, collate)
-            if self._summed == before:
+        start, bookmark = self._position.start_of(epoch)
+        given = data, global_batch, epoch, collate, start, bookmark
+        batches = self.global_batches(*given)
+        index = start - 1
+        for index, batch in enumerate(batches, start):
+            self._position.reach(epoch, index, batch.bookmark)
+            self._position.begin_step()
+            yield self.step(batch)
+            if self._position.is_within_step:
                 raise OwnCodeError(
                     "The micro-batches of a step are iterated over to their end, where "
                     f"the gradients are summed; those of step {index} of epoch {epoch} "
                     "were not."
                 )
+            if self._snapshots is not None:
+                self._snapshots.after_step()
+        if index < 0:
+            raise OwnCodeError(
+                f"An epoch has samples; epoch {epoch} had none. (A generator is used "
+                "up after one: make another for each epoch.)"
+            )
+        self._position.reach(epoch + 1, 0)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch to begin or to go on with, counted from 0."""
+        return self._position.epoch
+
+    def state_dict(self) -> dict[str, Any]:
+        """All workers, between two steps: return what to save with the weights.
+
+        It has the next step, the generators, and what was added since the last `mean`.
+        Raises OwnCodeError between the micro-batches of a step.
+        """
+        position = self._position.state_dict()
+        return position | {"added": self._tally.carry(self._engine.exchange, self.rank)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """All workers: go on with what `state_dict` returned, at any number of workers.
+
+        Load the weights and the optimizer of then, too. Raises OwnCodeError.
+        """
+        self._position.load_state_dict(state)
+        self._tally.carry_on(state["added"])
+
+    def keep(self, snapshot_steps: int, **parts: Stateful) -> None:
+        """All workers: keep snapshots in memory, for `torchrun --max-restarts`.
+
+        After every so many steps of `steps`, all that the training goes on with is
+        saved: the model, the loop, and the `parts`, which are the optimizer, its
+        schedule, and whatever else has a `state_dict`. If torchrun starts the workers
+        again, this loads the newest snapshot. Under anything else, or without restarts,
+        there is nothing to do. Raises OwnCodeError, PlacementError.
+        """
+        every = {"model": self._model, **parts, "loop": self}
+        Completeness(list(every.values()))
+        self._snapshots = Snapshots(snapshot_steps, every)
+        self._snapshots.restore(self._engine.exchange, self.rank)
+
+    def global_batches(
+        self,
+        data: Any,
+        global_batch: int | None = None,
+        epoch: int | None = None,
+        collate: Collate | None = None,
+        start: int = 0,
+        bookmark: Bookmark | None = None,
+    ) -> Iterator[GlobalBatch]:
+        """All workers: yield the global batches of an epoch from number `start` on.
+
+        Each is for `step`, or for `measure` if it is of an evaluation, `epoch` None.
+        `data` and the others are as in `steps`, for who has a loop of another library.
+        With the `bookmark` of an earlier batch, a stream is not read from its start.
+        Raises OwnCodeError.
+        """
+        source, own = GivenData.of(data, global_batch, collate), self._engine.share
+        given = (source, self._seed, epoch, self._micro_batches, own, start, bookmark)
+        for batch in global_batches(*given):
+            self._agree(batch.digest)
+            yield batch
+
+    def step(self, batch: GlobalBatch) -> Batches:
+        """All workers: yield the own micro-batches of one global batch.
+
+        At its end, every parameter's `grad` is that of the global batch.
+        """
+        self._position.begin_step()
+        yield from self._engine.step(batch, self._tally)
+        self._position.end_step()
+
+    def measure(self, batch: GlobalBatch) -> Batches:
+        """All workers: yield the own micro-batches of one batch of an evaluation."""
+        row = self._tally.begin_row(self._micro_batches)
+        sizes = lengths(shares(batch.size, self._micro_batches))
+        with seeding.kept():
+            for m in range(*self._engine.share):
+                if sizes[m]:
+                    with self._tally.of(Piece(row, m, sizes[m])):
+                        yield batch.fetch()
 
     def share(
         self,
         data: Any,
-        batch: int,
-        collate: Callable[[list[Any]], Any] = default_collate,
+        batch: int | None = None,
+        collate: Collate | None = None,
     ) -> Batches:
         """Yield this worker's share of the batches of `data`, for an evaluation.
 
-        Together the workers see every sample once.
+        `data` as in `steps`. Together the workers see every sample once.
         """
-        size, count = len(data), -(-len(data) // batch)
-        row = self._tally.begin_row(count)
+        row = self._tally.begin_row()
+        source = GivenData.of(data, batch, collate)
+        batches = evaluation_batches(source, self._seed, self.rank, self.workers)
         with seeding.kept():
-            for index in range(*shares(count, self.workers)[self.rank]):
-                samples = torch.arange(index * batch, min((index + 1) * batch, size))
-                seeding.seed(derive_seed(self._seed, "share", index))
-                with self._tally.of(Piece(row, index, len(samples))):
-                    yield _fetch(data, samples, collate)
+            for index, size, fetch in batches:
+                self._tally.has_pieces(row, index + 1)
+                if fetch is not None:
+                    with self._tally.of(Piece(row, index, size)):
+                        yield fetch()
 
     def add(self, **metrics: Value | tuple[Value, Value]) -> None:
         """Note sums over the samples of the batch at hand, or sums and counts.
@@ -148,6 +233,11 @@ class Loop:
         """
         for name, value in metrics.items():
             self._tally.add(name, value)
+
+    @property
+    def samples(self) -> int:
+        """How many samples the batch at hand has; 0 outside of a loop over batches."""
+        return self._tally.samples
 
     def weigh(self, count: Value) -> None:
         """Set how many targets the loss of the micro-batch at hand is over.
@@ -159,7 +249,7 @@ class Loop:
         be NaN. In a step all micro-batches are weighed, each once, or none. Raises
         OwnCodeError.
         """
-        self._weights.set(float(count))
+        self._engine.weights.set(float(count))
 
     def mean(self) -> dict[str, float]:
         """All workers: return what was added since the last call, by samples or counts.
@@ -168,7 +258,18 @@ class Loop:
         then step by step: the same bits at any number of workers. NaN where a count is
         zero.
         """
-        return self._tally.means(self._exchange, self.rank)
+        return {
+            name: total / count if count else float("nan")
+            for name, (total, count) in self.totals().items()
+        }
+
+    def totals(self) -> dict[str, tuple[float, float]]:
+        """All workers: as `mean`, but return sums and counts."""
+        return self._tally.totals(self._engine.exchange, self.rank)
+
+    def gather(self, value: Any) -> list[Any]:
+        """All workers: return everyone's value, which is JSON, by rank."""
+        return gather(self._engine.exchange, self.rank, value)
 
     def fingerprint(self) -> str:
         """All workers: return the SHA-256 of the weights.
@@ -176,7 +277,7 @@ class Loop:
         Raises ReplicasDiffer if not all workers have the same.
         """
         return replicas.common_fingerprint(
-            self._model, self.rank, self._exchange, is_own=True
+            self._model, self.rank, self._engine.exchange, is_own=True
         )
 
     def print(self, *values: object) -> None:
@@ -193,130 +294,12 @@ class Loop:
                 "than each other. Call `torch.manual_seed` before building it."
             ) from None
 
-    def _step(
-        self,
-        plan: Plan,
-        order: Tensor,
-        epoch: int,
-        index: int,
-        data: Sized,
-        collate: Callable[[list[Any]], Any],
-    ) -> Batches:
-        """All workers: yield the own micro-batches of one global batch."""
-        row = self._tally.begin_row(plan.micro_batches)
-        number = epoch * plan.steps_per_epoch + index
-        flat, size = self._follow_model(), plan.batch_size(index)
-        self._weights.begin()
-        # Random numbers between two steps must not depend on the micro-batches.
-        with seeding.kept(), self._guard.of_step(flat.parameters):
-            for m in range(*self._shares[self.rank]):
-                samples = plan.micro_batch(order, index, m)
-                flat.restore_buffers()
-                for parameter in flat.parameters:
-                    parameter.grad = None
-                with self._exchange.accumulate(m):
-                    if len(samples):
-                        seeding.seed(derive_seed(self._seed, "step", number, m))
-                        fetch = partial(_fetch, data, samples, collate)
-                        yield from self._pass(Piece(row, m, len(samples)), fetch, size)
-                flat.is_weighed = m in self._weights
-                self._exchange.after_backward(m)
-        self._sum(size, plan.num_pieces(index))
-
-    def _pass(
-        self, piece: Piece, fetch: Callable[[], Any], global_batch: int
-    ) -> Batches:
-        """Yield a micro-batch, then make its gradients ready for the exchange."""
-        m, same = piece.number, self._guard.of_micro_batch(self._flat.parameters)
-        with self._tally.of(piece), self._weights.of(m), self._checked(), same:
-            yield fetch()
-        self._unchanged.check()
-        check_gradients(self._model, WHO)
-        self._scale_gradients(self._weights.count(m, piece.samples) / global_batch)
-
-    def _follow_model(self) -> LoopFlat:
-        """Return the vectors, after the user may have frozen or replaced parameters."""
-        trained = [p for p in self._model.parameters() if p.requires_grad]
-        types = {p.dtype for p in trained} - {self._flat.dtype}
-        if types or [id(p) for p in trained] != [id(p) for p in self._flat.parameters]:
-            self._flatten()
-        self._flat.keep_buffers()
-        self._unchanged.note()
-        return self._flat
-
-    def _flatten(self) -> None:
-        check_parameters(self._model, WHO)
-        first = next(p.dtype for p in self._model.parameters() if p.requires_grad)
-        wanted = first if first is torch.float64 else torch.float32
-        check_types(self._model, WHO, wanted, TYPE)
-        kinds = {p.device.type for p in self._model.parameters()}
-        if kinds != {"cpu"}:
+    def _agree(self, digest: str) -> None:
+        """All workers: raise OwnCodeError unless all have the same samples."""
+        if digest and len(set(self.gather(digest))) > 1:
             raise OwnCodeError(
-                f"A loop trains on CPUs; the model is on {', '.join(sorted(kinds))}."
+                "All workers read the same samples in the same order, and each keeps "
+                "its micro-batches; these workers began with different ones. Leave it "
+                "to the loop to divide a stream (no `split_by_node`), and do not let "
+                "it or a sampler depend on the rank, the process or the time."
             )
-        self._flat = LoopFlat(self._model)
-        # The model is not attached: parameters keep their own memory, and each worker
-        # updates its own copy of all of them, with any optimizer.
-        self._exchange: Exchange = GlooExchange(
-            self._flat, self._shares, Topology.on_one_node(self.rank, self.workers)
-        )
-        self._unchanged = MutationCheck(self._model, self._flat, WHO)
-
-    def _scale_gradients(self, share: float) -> None:
-        """Replace the gradients by what they add to that of the whole global batch.
-
-        `share` is that of the micro-batch in the mean. These are copies, since the
-        exchange adds to them: a user may keep what is in `grad`.
-        """
-        for parameter in self._flat.parameters:
-            if parameter.grad is None:
-                continue
-            gradient = dense(parameter.grad.detach())
-            if self._reduction == "sum":
-                parameter.grad = gradient.clone()
-            else:  # the mean over no targets may be NaN
-                parameter.grad = gradient * share if share else None
-
-    def _sum(self, size: int, with_samples: int) -> None:
-        """All workers: set gradients and buffers to those of the global batch."""
-        flat = self._flat
-        total, tail = self._exchange.sum()
-        # The exchange overwrites its vector in the next step; `grad` is the user's.
-        # A copy begins at the same alignment at any number of workers.
-        gradient = total.clone()
-        num_weighed = int(tail[-1])
-        count = self._weights.total(self._exchange, num_weighed, with_samples)
-        if count:
-            gradient.mul_((size if self._reduction == "mean" else 1) / count)
-        elif count == 0:
-            gradient.zero_()
-            self._warn_of_no_targets()
-        for parameter, view in zip(flat.parameters, flat.views(gradient), strict=True):
-            parameter.grad = view
-        flat.advance(tail, self._micro_batches)
-        self._summed += 1
-
-    def _warn_of_no_targets(self) -> None:
-        if self.rank == 0:
-            warnings.warn(
-                "No target of this step counts: `weigh` received 0 in each of its "
-                "micro-batches. The gradient is zero.",
-                stacklevel=4,
-            )
-
-    @contextlib.contextmanager
-    def _checked(self) -> Iterator[None]:
-        """Check, in the first micro-batch, which buffers a pass changes."""
-        if self._is_checked:
-            yield
-            return
-        before = {name: b.clone() for name, b in self._model.named_buffers()}
-        yield
-        constant_buffers(self._model, before, WHO)
-        self._is_checked = True
-
-
-def _fetch(data: Any, samples: Tensor, collate: Callable[[list[Any]], Any]) -> Any:
-    if isinstance(data, TensorDataset) and collate is default_collate:
-        return [tensor[samples] for tensor in data.tensors]
-    return collate([data[i] for i in samples.tolist()])

@@ -35,6 +35,8 @@ class Tally:
         """For each name, sum and count of each (row, number) of a piece."""
         self._piece: Piece | None = None
         """The piece at hand."""
+        self._carried: dict[str, list[float]] = {}
+        """Sums and counts of earlier rows, the same on all workers."""
 
     @contextmanager
     def of(self, piece: Piece) -> Iterator[None]:
@@ -45,10 +47,19 @@ class Tally:
         finally:
             self._piece = None
 
-    def begin_row(self, pieces: int) -> int:
+    @property
+    def samples(self) -> int:
+        """How many samples the piece at hand has; 0 if there is none."""
+        return self._piece.samples if self._piece else 0
+
+    def begin_row(self, pieces: int = 0) -> int:
         """All workers: return the number of the next row."""
         self._pieces.append(pieces)
         return len(self._pieces) - 1
+
+    def has_pieces(self, row: int, pieces: int) -> None:
+        """All workers: set how many pieces a row has, as they are found."""
+        self._pieces[row] = pieces
 
     def add(self, name: str, value: Value | tuple[Value, Value]) -> None:
         """Add, for the piece at hand, a sum over its samples, or a sum and a count.
@@ -66,26 +77,35 @@ class Tally:
         cells[0] += _number(total)
         cells[1] += _number(count)
 
-    def means(self, exchange: Merger, rank: int) -> dict[str, float]:
-        """All workers: return what was added since the last call, by samples or counts.
+    def totals(self, exchange: Merger, rank: int) -> dict[str, tuple[float, float]]:
+        """All workers: return sums and counts of what was added since the last call.
 
         Summed in float64 in the order of the canonical tree over the pieces of a row,
-        then row by row. NaN where a count is zero.
+        then row by row.
         """
+        totals = self.carry(exchange, rank)
+        self._carried = {}
+        return {name: (total, count) for name, (total, count) in totals.items()}
+
+    def carry(self, exchange: Merger, rank: int) -> dict[str, list[float]]:
+        """All workers: do as `totals`, but go on adding to what is returned."""
         first_row, names = self._agree(exchange, rank)
         if not names:
-            return {}
+            return self._carried
         starts = [0, *accumulate(self._pieces[first_row:])]
         cells = exchange.merge(self._own_cells(names, first_row, starts))
-        totals = torch.zeros(len(names), 2, dtype=torch.float64)
+        before = [self._carried.get(name, [0.0, 0.0]) for name in names]
+        totals = torch.tensor(before, dtype=torch.float64)
         for start, end in pairwise(starts):
             if end > start:  # not a share of no samples
                 totals += tree_sum(cells[:, start:end].transpose(1, 2))
         self._cells = {}
-        return {
-            name: total / count if count else float("nan")
-            for name, (total, count) in zip(names, totals.tolist(), strict=True)
-        }
+        self._carried |= dict(zip(names, totals.tolist(), strict=True))
+        return self._carried
+
+    def carry_on(self, totals: dict[str, list[float]]) -> None:
+        """All workers: begin with what another tally had carried."""
+        self._carried = {name: list(cell) for name, cell in totals.items()}
 
     def _agree(self, exchange: Merger, rank: int) -> tuple[int, list[str]]:
         """All workers: return the first row that anything was added in, and all names.

@@ -7,6 +7,9 @@ from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
+from torch import Tensor
+from torch._C._distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from samestep.errors import PlacementError
 from samestep.exchange import Merger, gather_cells
@@ -20,7 +23,9 @@ def _leave() -> None:
 
 
 def place() -> tuple[int, int]:
-    """Return the rank and the number of workers, as torchrun gives them."""
+    """Return the rank and the number of workers, of the group or as torchrun says."""
+    if dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
     workers = int(os.environ.get("WORLD_SIZE", "1"))
     return (int(os.environ["RANK"]) if workers > 1 else 0), workers
 
@@ -34,15 +39,45 @@ def join(workers: int, timeout_seconds: float) -> None:
     if workers == 1:
         return
     if not dist.is_initialized():
+        timeout = timedelta(seconds=timeout_seconds)
         if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", machine.loopback())
-        dist.init_process_group("gloo", timeout=timedelta(seconds=timeout_seconds))
+            _join_on_one_machine(timeout)
+        else:
+            dist.init_process_group("gloo", timeout=timeout)
         atexit.register(_leave)
     if "gloo" not in dist.get_backend():
         raise PlacementError(
-            "The workers exchange over Gloo, and the process group that is there "
+            "The workers meet over Gloo, and the process group that is there "
             f"is of `{dist.get_backend()}`. Leave out `init_process_group`."
         )
+
+
+def _join_on_one_machine(timeout: timedelta) -> None:
+    """All workers: make the group, each time under names of its own.
+
+    torchrun's agent keeps its store when it starts the workers again, with the
+    addresses of those that have ended (https://github.com/pytorch/pytorch/issues/135712).
+    On several machines the agents count restarts differently.
+    """
+    store, rank, workers = next(rendezvous("env://", timeout=timeout))
+    names = f"restart-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    own = PrefixStore(names, store)
+    dist.init_process_group(
+        "gloo", store=own, rank=rank, world_size=workers, timeout=timeout
+    )
+
+
+class Group:
+    """Adds up numbers of all workers before they have an exchange."""
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+
+    def merge(self, values: Tensor) -> Tensor:
+        """All workers: fill float64 cells, each from the one worker that has it."""
+        dist.all_reduce(values)
+        return values
 
 
 def gather(exchange: Merger, rank: int, value: Any) -> list[Any]:

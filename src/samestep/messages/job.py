@@ -26,6 +26,7 @@ class Setup:
     peer_timeout: float
     spin_seconds: float
     snapshot_seconds: float
+    checkpoint_steps: int | None
     balance: str | list[int]
     drop_stragglers_below: float
     prefetch: bool
@@ -33,6 +34,12 @@ class Setup:
     profile: int
     """Steps to trace."""
     faults: list[Fault]
+    keep_checkpoints: int = 0
+    """How many checkpoints are kept, after evenly spaced steps."""
+    callbacks: list[str] = field(default_factory=list)
+    """References to the callbacks of rank 0."""
+    lr_range: list[float] = field(default_factory=list)
+    """The fields of `core.lr_range.LrRange`, to try learning rates; empty: none."""
     max_steps: int | None = None
     """Full global batches of an epoch, to try a recipe out; None: all."""
 
@@ -45,6 +52,8 @@ class TrainingJob:
     step: int = 0
     conditions: dict[str, str] = field(default_factory=dict)
     """Those of `system.conditions.FOUND_BY_WORKERS` that the run has had so far."""
+    until: int | None = None
+    """The step after which the workers stop, as if asked to; None: the last one."""
 
 
 @dataclass(frozen=True, kw_only=True)

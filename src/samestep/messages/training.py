@@ -8,7 +8,7 @@ become events, `output.sentences` which are shown.
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from samestep.messages.wire import INLINE, OPTIONAL
+from samestep.messages.wire import ELSEWHERE, INLINE, OPTIONAL
 from samestep.system.json_values import JsonObject
 
 
@@ -21,6 +21,7 @@ class Started:
 
     step: int
     steps_per_epoch: int
+    """0 if it is not known, like the number of samples: of a stream."""
     train_samples: int
     parameters: int
     layout: JsonObject
@@ -60,6 +61,8 @@ class StepRecord:
     """Micro-batches per second that each worker is believed to reach."""
     shares: list[int] = field(default_factory=list)
     """Micro-batches that each worker owns."""
+    hashes: str = field(default="", metadata=ELSEWHERE)
+    """The hashes of these steps (`state.hashing.StepHashes`), for the ledger."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +70,7 @@ class EpochRecord:
     """One epoch: a line of metrics.jsonl, and a part of result.json."""
 
     epoch: int
+    step: int
     seconds: float
     train_metrics: dict[str, float] = field(metadata=INLINE)
     samples_per_second: float
@@ -80,11 +84,32 @@ class EpochRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EvaluationRecord:
+    """An evaluation after some steps: a line of metrics.jsonl."""
+
+    epoch: int
+    step: int
+    validation_metrics: dict[str, float] = field(metadata=INLINE)
+    own_metrics: list[str] | None = field(default=None, metadata=OPTIONAL)
+    weights_sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class LrTried:
+    """A step of a learning-rate range test."""
+
+    lr: float
+    loss: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class SnapshotSaved:
     """This worker has copied its part of the state into a slot of the memory."""
 
     slot: int
     step: int
+    epochs: int
+    """Complete epochs."""
     seconds: float
 
 
@@ -199,6 +224,7 @@ class Finished:
     arithmetic: str
     own_metrics: list[str] | None = field(default=None, metadata=OPTIONAL)
     best_epoch: int | None = field(default=None, metadata=OPTIONAL)
+    best_step: int | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -315,6 +341,8 @@ Message = (
     Started
     | StepRecord
     | EpochRecord
+    | EvaluationRecord
+    | LrTried
     | SnapshotSaved
     | Stopped
     | Evicted

@@ -14,6 +14,8 @@ INLINE = {"inline": True}
 """Marks a field whose entries stand in a record beside the other fields."""
 OPTIONAL = {"optional": True}
 """Marks a field that a record has only where it is not None."""
+ELSEWHERE = {"elsewhere": True}
+"""Marks a field that goes into another file than the record."""
 
 
 def encode(message: Any) -> bytes:
@@ -46,6 +48,8 @@ def as_record(message: Any) -> JsonObject:
         value = getattr(message, each.name)
         if "inline" in each.metadata:
             record |= as_record(value) if is_dataclass(value) else value
+        elif "elsewhere" in each.metadata:
+            continue
         elif value is not None or "optional" not in each.metadata:
             record[each.name] = value
     return record

@@ -65,7 +65,7 @@ def prepare(objective: Objective, data: Dataset, plan: Plan, flat: Flat) -> None
     Raises RecipeError.
     """
     objective.model = compiled(objective.model)
-    steps = {0, plan.steps_per_epoch - 1}
+    steps = {0, max(0, plan.steps_per_epoch - 1)}
     sizes = {size for step in steps for size in plan.micro_batch_sizes(step) if size}
     for size in sorted(sizes):
         samples = torch.zeros(size, dtype=torch.int64)

@@ -68,7 +68,7 @@ class Objective(nn.Module):
         super().__init__()
         self._precision, self._per_sample = precision, targets_per_sample
         self.model = model
-        self._loss, self._function = loss, function
+        self.loss, self._function = loss, function
         self.metrics = built_in(loss) if function is None else metrics
 
     def forward(self, inputs: Nested, targets: Tensor | Mixed) -> tuple[Tensor, Tensor]:
@@ -103,11 +103,11 @@ class Objective(nn.Module):
     def measure(self, outputs: Any, targets: Tensor | Mixed) -> tuple[Tensor, Tensor]:
         """Compute the summed loss [] and the cells of the metrics [c] of outputs."""
         if isinstance(targets, Mixed):
-            assert isinstance(self._loss, CrossEntropy)
-            return _mixed_cross_entropy(outputs, targets, self._loss.label_smoothing)
-        match self._loss:
+            assert isinstance(self.loss, CrossEntropy)
+            return _mixed_cross_entropy(outputs, targets, self.loss.label_smoothing)
+        match self.loss:
             case CrossEntropy():
-                return _cross_entropy(outputs, targets, self._loss)
+                return _cross_entropy(outputs, targets, self.loss)
             case SquaredError():
                 error = outputs - targets
                 return error.square().sum() / 2, error.detach().abs().sum().view(1)
@@ -118,8 +118,28 @@ class Objective(nn.Module):
                     who = capital(title(name, "loss"))
                     raise OwnCodeError(f"{who}: {error}") from error.__cause__
 
+    def summands(self, outputs: Any, targets: Tensor) -> list[Any]:
+        """Return the loss of outputs [] and the cells of the metrics, to be recorded.
+
+        They are tensors [], or numbers; for a loss of the user's own. Raises
+        OwnCodeError.
+        """
+        loss, cells = self._summands(outputs, targets)
+        summed = [c.detach().sum() if isinstance(c, Tensor) else c for c in cells]
+        return [loss.sum(), *summed]
+
     def _own(self, outputs: Any, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Call the user's own loss. Raises OwnCodeError."""
+        loss, cells = self._summands(outputs, targets)
+        if self.metrics and self.metrics[0] == COUNTED:
+            cells[1] = _count(cells[1])
+        return loss.sum(), torch.stack([_summed(cell) for cell in cells])
+
+    def _summands(self, outputs: Any, targets: Tensor) -> tuple[Tensor, list[Any]]:
+        """Return what the user's own loss returned: a loss, and what cells sum.
+
+        Raises OwnCodeError.
+        """
         assert self._function is not None
         returned = self._function(outputs, targets)
         loss, count, measured = _parts(returned)
@@ -130,10 +150,9 @@ class Objective(nn.Module):
                 "by, with a dictionary of metrics, or with both; received "
                 f"{_describe(returned)}."
             )
-        metrics = {} if measured is None else read_metrics(measured)
+        metrics = {} if measured is None else _named(measured)
         if count is not None:
-            total = loss.detach().sum().double()
-            metrics = {COUNTED: [total, _count(count)], **metrics}
+            metrics = {COUNTED: (loss, count), **metrics}
         names = tuple(metrics)
         if self.metrics is None:
             self.metrics = names
@@ -145,13 +164,20 @@ class Objective(nn.Module):
         cells = [cell for of in metrics.values() for cell in of]
         if names in ((), (COUNTED,)):
             cells += _usual_metric(outputs, targets)[: 1 + len(names)]
-        return loss.sum(), torch.stack(cells)
+        return loss, cells
 
 
 def built_in(loss: LossRecipe) -> tuple[Metric, ...]:
     """Return what a built-in loss measures besides the usual metric."""
     ignores = isinstance(loss, CrossEntropy) and loss.ignore_index is not None
     return (COUNTED,) if ignores else ()
+
+
+def without_smoothing(loss: LossRecipe) -> LossRecipe:
+    """Return the loss of an evaluation: without label smoothing, losses compare."""
+    if isinstance(loss, CrossEntropy):
+        return CrossEntropy(ignore_index=loss.ignore_index)
+    return loss
 
 
 def ignored_label(loss: LossRecipe) -> int:
@@ -186,18 +212,15 @@ def _count(value: Any) -> Tensor:
     return count
 
 
-def read_metrics(measured: Any) -> dict[Metric, list[Tensor]]:
-    """Return float64 cells [] of `{name: sum}` or `{name: (sum, count)}`.
-
-    Raises OwnCodeError.
-    """
+def _named(measured: Any) -> dict[Metric, tuple[Any, ...]]:
+    """Return what the cells of metrics sum. Raises OwnCodeError."""
     if not isinstance(measured, Mapping) or not 0 < len(measured) <= MOST_METRICS:
         raise OwnCodeError(
             f"metrics are a dictionary of 1 to {MOST_METRICS}, each `name: sum` or "
             f"`name: (sum, count)`; received {_describe(measured)}."
         )
     return {
-        Metric(_checked(name), isinstance(value, tuple)): _cells(name, value)
+        Metric(_checked(name), isinstance(value, tuple)): _summed_parts(name, value)
         for name, value in measured.items()
     }
 
@@ -211,17 +234,25 @@ def _checked(name: Any) -> str:
     )
 
 
-def _cells(name: str, value: Any) -> list[Tensor]:
+def _summed_parts(name: str, value: Any) -> tuple[Any, ...]:
+    """Return a sum, or a sum and a count. Raises OwnCodeError."""
     parts = value if isinstance(value, tuple) else (value,)
     try:
         if len(parts) > 2:
             raise ValueError
-        return [torch.as_tensor(part).detach().sum().double() for part in parts]
+        for part in parts:
+            torch.as_tensor(part)
     except (TypeError, ValueError, RuntimeError):
         raise OwnCodeError(
             f"the metric `{name}` is a sum over targets, or such a sum and a count, "
             f"`(sum, count)`; received {_describe(value)}."
         ) from None
+    return parts
+
+
+def _summed(part: Any) -> Tensor:
+    """Return the sum of a cell's numbers, float64 []."""
+    return torch.as_tensor(part).detach().sum().double()
 
 
 def _describe(value: Any) -> str:
@@ -275,18 +306,18 @@ def _mixed_cross_entropy(
     return loss, right.sum(dim=0, keepdim=True)
 
 
-def _usual_metric(outputs: Any, targets: Tensor) -> list[Tensor]:
-    """Return right answers or the absolute error, as the shapes allow, and a count.
+def _usual_metric(outputs: Any, targets: Tensor) -> list[Any]:
+    """Return right answers or absolute errors, as the shapes allow, and a count.
 
     A negative class cannot be right, and is not counted.
     """
     if isinstance(outputs, Tensor):
         if not targets.is_floating_point() and outputs.shape[:-1] == targets.shape:
             right = outputs.detach().argmax(dim=-1) == targets
-            return [right.sum(), (targets >= 0).sum()]
+            return [right, targets >= 0]
         if targets.is_floating_point() and outputs.shape == targets.shape:
-            error = (outputs.detach() - targets).abs().sum()
-            return [error, torch.full_like(error, len(targets))]
+            error = (outputs.detach() - targets).abs()
+            return [error, len(targets)]
     raise OwnCodeError(
         "what to measure besides the loss is unknown for these outputs: return "
         "`(loss, {name: sum over targets})`."

@@ -20,7 +20,7 @@ from samestep.state.layout import AVERAGE, BEST
 
 
 def vectors(recipe: Recipe) -> tuple[str, ...]:
-    """Return the names of the vectors that a recipe asks for."""
+    """Return the names of the vectors that a recipe asks for besides its optimizer."""
     average = (AVERAGE,) if recipe.ema else ()
     stopping = recipe.early_stopping
     return average + ((BEST,) if stopping and stopping.restore_best else ())
@@ -42,7 +42,7 @@ class WeightAverages:
         """
         self._move = move
         self._flat, self._exchange = flat, exchange
-        self._decay = recipe.ema.decay if recipe.ema else 0.0
+        self._decay = recipe.ema.decay if recipe.ema else None
         self._parameters = exchange.parameters[slice(*exchange.owned)]
         states = dict(zip(flat.layout.states, exchange.states, strict=True))
         self._average, self._best = states.get(AVERAGE), states.get(BEST)
@@ -53,8 +53,11 @@ class WeightAverages:
         )
 
     def advance(self, step: int) -> None:
-        """Average in the parameters after the update of a step, counted from 0."""
-        if self._average is not None:
+        """Average in the parameters after the update of a step, counted from 0.
+
+        A schedule-free optimizer has done so itself.
+        """
+        if self._average is not None and self._decay is not None:
             # The first step sets the average, as torch's AveragedModel does.
             weight = 1.0 if step == 0 else 1 - self._decay
             self._move(self._average, self._parameters, weight)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from samestep.config.optimizer import MuonRecipe
+from samestep.optim.step import Step
 
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -29,18 +30,18 @@ def update(
     recipe: MuonRecipe,
     weights: Tensor,
     gradient: Tensor,
-    momentum: Tensor,
-    lr: float,
-    weight_decay: float,
+    states: Sequence[Tensor],
+    step: Step,
 ) -> None:
-    """Update the weights and the momentum of a matrix in place; all tensors [m, n]."""
+    """Update a matrix and its momentum, the first state, in place; all [m, n]."""
+    momentum = states[0]
     momentum.lerp_(gradient, 1 - recipe.momentum)
     direction = (
         gradient.lerp(momentum, recipe.momentum) if recipe.nesterov else momentum
     )
     direction = orthogonal(direction, recipe.ns_steps)
-    weights.mul_(1 - lr * weight_decay)
-    weights.add_(direction, alpha=-lr * scale(recipe, weights.shape))
+    weights.mul_(1 - step.lr * step.weight_decay)
+    weights.add_(direction, alpha=-step.lr * scale(recipe, weights.shape))
 
 
 def scale(recipe: MuonRecipe, shape: Sequence[int]) -> float:

@@ -9,7 +9,12 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from samestep.config.optimizer import MuonRecipe, OptimizerRecipe
+from samestep.config.optimizer import (
+    AdafactorRecipe,
+    LambRecipe,
+    MuonRecipe,
+    OptimizerRecipe,
+)
 from samestep.errors import RecipeError
 from samestep.state.layout import Entry, Layout
 
@@ -25,8 +30,8 @@ class ParamGroup:
 
     weight_decay: float
     lr_factor: float = 1.0
-    shape: tuple[int, ...] = ()
-    """The shape of a matrix that Muon updates as a whole; empty otherwise."""
+    shape: tuple[int, ...] | None = None
+    """The shape of a parameter that is updated as a whole; None: elementwise."""
 
 
 @dataclass(frozen=True)
@@ -46,58 +51,59 @@ def slices(
     The slices count from the beginning of `part`. Raises RecipeError if a group of the
     recipe matches no parameter.
     """
-    groups = _groups(recipe, layout)
+    every = groups(recipe, layout)
     ends = [*layout.offsets[1:-1], layout.size]
     result: list[Slice] = []
-    for first, end, group in zip(layout.offsets, ends, groups, strict=False):
+    for first, end, group in zip(layout.offsets, ends, every, strict=False):
         first, end = max(first, part[0]) - part[0], min(end, part[1]) - part[0]
         if first >= end:
             continue
-        # Muon needs whole matrices, so two of one shape are never joined.
-        if result and result[-1].group == group and not group.shape:
+        # Parameters that are updated as a whole are never joined.
+        if result and result[-1].group == group and group.shape is None:
             result[-1] = Slice(result[-1].first, end, group)
         else:
             result.append(Slice(first, end, group))
     return result
 
 
-def _groups(recipe: OptimizerRecipe, layout: Layout) -> list[ParamGroup]:
+def groups(recipe: OptimizerRecipe, layout: Layout) -> list[ParamGroup]:
     """Return the group of each parameter."""
     names = [entry.name for entry in layout.parameters]
-    groups = {entry.name: _basic(recipe, layout, entry) for entry in layout.parameters}
-    basic = dict(groups)
+    chosen = {entry.name: _basic(recipe, layout, entry) for entry in layout.parameters}
+    basic = dict(chosen)
     # Reversed, since the first group that matches a name decides.
     for group in reversed(recipe.groups or ()):
         for name in matching(group.match, names, "optimizer.groups"):
             before, decay = basic[name], group.weight_decay
-            groups[name] = ParamGroup(
+            chosen[name] = ParamGroup(
                 before.weight_decay if decay is None else decay,
                 before.lr_factor * group.lr_factor,
                 before.shape,
             )
-    return list(groups.values())
+    return list(chosen.values())
 
 
 def _basic(recipe: OptimizerRecipe, layout: Layout, entry: Entry) -> ParamGroup:
     """Return the group of a parameter that matches no group of the recipe."""
     is_spared = not recipe.decay_norms_and_biases and len(entry.shape) <= 1
     decay = 0.0 if is_spared else recipe.weight_decay
-    if not isinstance(recipe, MuonRecipe):
-        return ParamGroup(decay)
-    if entry.name in layout.unsharded:
-        return ParamGroup(decay, shape=entry.shape)
-    return ParamGroup(decay, recipe.adamw_lr / recipe.lr)
+    shape = entry.shape if entry.name in layout.unsharded else None
+    if isinstance(recipe, MuonRecipe) and shape is None:
+        return ParamGroup(decay, recipe.adamw_lr / recipe.lr)
+    return ParamGroup(decay, shape=shape)
 
 
 def unsharded_names(
     recipe: OptimizerRecipe, shapes: Mapping[str, Sequence[int]]
 ) -> tuple[str, ...]:
-    """Return the names of the matrices that Muon updates, among parameter shapes.
+    """Return the names of the parameters, among these shapes, that are never sliced.
 
-    By default these are the matrices between the first and the last parameter of two
-    or more dimensions, except those whose names match `NOT_HIDDEN`. Empty for
-    other optimizers. Raises RecipeError if there is none.
+    LAMB and Adafactor need norms or means of each parameter. Muon needs matrices: by
+    default those between the first and the last parameter of two or more dimensions,
+    except those whose names match `NOT_HIDDEN`. Raises RecipeError if it has none.
     """
+    if isinstance(recipe, LambRecipe | AdafactorRecipe):
+        return tuple(shapes)
     if not isinstance(recipe, MuonRecipe):
         return ()
     if recipe.matrices is None:

@@ -10,13 +10,32 @@ from typing import Self
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Column, Table
 
 from samestep.config.recipe import Recipe
-from samestep.messages.training import EpochRecord, Message, Started, StepRecord
+from samestep.messages.training import (
+    EpochRecord,
+    EvaluationRecord,
+    Message,
+    Started,
+    StepRecord,
+)
 from samestep.messages.wire import as_record
-from samestep.output.sentences import epoch_line, level, scores, sentence
+from samestep.output.sentences import (
+    epoch_line,
+    epoch_name,
+    evaluation_line,
+    level,
+    scores,
+    sentence,
+)
 from samestep.system.log import logger
 
 
@@ -46,6 +65,8 @@ class PlainView(View):
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
+        self._epochs = recipe.epochs
+        """How many there are, if that is known."""
 
     def note(self, text: str) -> None:
         """Log a line."""
@@ -60,8 +81,12 @@ class PlainView(View):
 
         The error that ends the training is left to the caller, who raises it.
         """
+        if isinstance(message, Started) and (steps := message.steps_per_epoch):
+            self._epochs = -(-self._recipe.num_steps(steps) // steps)
         if isinstance(message, EpochRecord):
-            self.note(epoch_line(as_record(message), self._recipe.epochs))
+            self.note(epoch_line(as_record(message), self._epochs))
+        elif isinstance(message, EvaluationRecord):
+            self.note(evaluation_line(as_record(message)))
         elif text := sentence(message):
             logger.log(level(message), "%s", text)
 
@@ -77,7 +102,8 @@ class LiveView(PlainView):
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
-            TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
+            TextColumn("step"),
+            MofNCompleteColumn(),
             TimeRemainingColumn(),
             TextColumn("left"),
             console=console,
@@ -97,10 +123,10 @@ class LiveView(PlainView):
         """Update the live part; an epoch also leaves a line above it."""
         super().receive(message)
         if isinstance(message, Started):
-            total = message.steps_per_epoch * self._recipe.epochs
+            total = self._recipe.num_steps(message.steps_per_epoch) or None
             self._bar.update(self._task, total=total, visible=True)
         elif isinstance(message, StepRecord):
-            epoch = f"epoch {message.epoch}/{self._recipe.epochs}"
+            epoch = epoch_name(message.epoch, self._epochs)
             self._bar.update(self._task, description=epoch, completed=message.step)
             self._live.update(Group(self._bar, _numbers(message), _workers(message)))
 

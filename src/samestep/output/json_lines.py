@@ -1,4 +1,4 @@
-"""Files of JSON lines in a run: metrics.jsonl and events.jsonl."""
+"""Files of a run to which a training appends: metrics.jsonl, events.jsonl, ledger."""
 
 import json
 import threading
@@ -13,13 +13,13 @@ from samestep.output.fence import Fence
 
 
 @dataclass
-class JsonLines:
-    """A file of JSON lines; any thread may append."""
+class Appended:
+    """A file that grows; any thread may append."""
 
     path: Path
     fence: Fence
     warn: Callable[[str], None]
-    _waiting: str = ""
+    _waiting: bytes = b""
     _failing: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -28,31 +28,39 @@ class JsonLines:
         on_disk = self.path.exists() and self.path.stat().st_size > 0
         return on_disk or bool(self._waiting)
 
-    def append(self, record: Mapping[str, Any]) -> None:
-        """Append a record now, or with a later one once the disk works again.
+    def append_bytes(self, content: bytes) -> None:
+        """Append now, or with what comes later once the disk works again.
 
         Raises OutputError if another process may write the run instead; see `Fence`.
         """
         with self._lock:
-            self._waiting += json.dumps(record) + "\n"
+            self._waiting += content
             self._write()
 
     def _write(self) -> None:
         try:
             self.fence.check()
-            atomic.append(self.path, self._waiting.encode())
+            atomic.append(self.path, self._waiting)
         except OSError as error:
             if not self._failing:
                 self.warn(
                     f"{self.path} cannot be written: {error.strerror}. The training "
-                    "goes on; the lines wait in memory."
+                    "goes on; what is to be written waits in memory."
                 )
             self._failing = True
         else:
-            self._waiting = ""
+            self._waiting = b""
             if self._failing:
-                self.warn(f"{self.path} can be written again; no line was lost.")
+                self.warn(f"{self.path} can be written again; nothing was lost.")
             self._failing = False
+
+
+class JsonLines(Appended):
+    """A file of JSON lines."""
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Append a record, as `append_bytes` does."""
+        self.append_bytes(json.dumps(record).encode() + b"\n")
 
 
 def whole_lines(path: Path) -> list[str]:

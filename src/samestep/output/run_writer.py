@@ -22,6 +22,7 @@ from samestep.errors import OutputError, RunError, SamestepError
 from samestep.files import atomic, lock, untrusted
 from samestep.messages.training import (
     EpochRecord,
+    EvaluationRecord,
     Message,
     Restarted,
     SnapshotSaved,
@@ -31,10 +32,11 @@ from samestep.messages.training import (
     WorkersStarted,
 )
 from samestep.messages.wire import as_record
-from samestep.output import trace
+from samestep.output import ledger, trace
 from samestep.output.events import EVENTS
 from samestep.output.fence import FILE, TAKEN, Fence
 from samestep.output.json_lines import JsonLines, whole_lines
+from samestep.output.ledger import LedgerFile
 from samestep.output.logs import take_log
 from samestep.output.run import MODEL_FILE, RunResult
 from samestep.system import machine
@@ -47,6 +49,7 @@ RECORDS = {
     "environment.json",
     "metrics.jsonl",
     "events.jsonl",
+    ledger.FILE,
     "result.json",
     "logs",
     "tensorboard",
@@ -79,6 +82,7 @@ class RunWriter(AbstractContextManager["RunWriter"]):
     step: int = 0
     """Optimizer steps taken before the command began."""
     epochs: list[JsonObject] = field(default_factory=list)
+    evaluations: list[JsonObject] = field(default_factory=list)
     is_new: bool = False
     """Whether the command made the directory."""
     restarts: int = 0
@@ -92,7 +96,7 @@ class RunWriter(AbstractContextManager["RunWriter"]):
     @classmethod
     def create(cls, recipe: Recipe, placement: Placement, started: float) -> Self:
         """Make a new directory. Raises RunError if it exists or cannot be made."""
-        path = _new_directory(placement.out, recipe.name)
+        path = new_directory(placement.out, recipe.name)
         return cls(path, recipe, placement, started, is_new=True)._begin()
 
     @classmethod
@@ -126,11 +130,15 @@ class RunWriter(AbstractContextManager["RunWriter"]):
                 f"{self.path} cannot be written: {error.strerror}. Make it writable "
                 "first."
             ) from None
-        # A lambda, since `warn` is set later, by the session.
+
+        def warn(text: str) -> None:
+            self.warn(text)  # which the session sets later
+
         self._metrics, self._events = (
-            JsonLines(self.path / name, self.fence, lambda text: self.warn(text))
+            JsonLines(self.path / name, self.fence, warn)
             for name in ("metrics.jsonl", "events.jsonl")
         )
+        self._ledger = LedgerFile(self.path / ledger.FILE, self.fence, warn)
         return self
 
     def __exit__(self, _: object, error: BaseException | None, *rest: object) -> None:
@@ -159,6 +167,8 @@ class RunWriter(AbstractContextManager["RunWriter"]):
         text = json.dumps(environment, indent=2) + "\n"
         self._write("environment.json", text.encode())
         (self.path / "metrics.jsonl").touch()
+        if self.is_new:
+            self._begin_ledger(0)
         (self.path / "result.json").unlink(missing_ok=True)
         self.event(
             name,
@@ -171,19 +181,37 @@ class RunWriter(AbstractContextManager["RunWriter"]):
         self.on_record(began | self._fields)
 
     def rewind(
-        self, step: int, epochs: list[JsonObject], metrics: str | None = None
+        self,
+        step: int,
+        epochs: list[JsonObject],
+        received: tuple[str, bytes] | None = None,
     ) -> None:
         """Drop the metrics of steps that will be repeated. Raises OutputError.
 
-        `metrics` are the lines of another machine, which has the newer state.
+        `received` are the lines and the ledger of another machine, which has the newer
+        state.
         """
         self.step, self.epochs = step, epochs
-        own = whole_lines(self.path / "metrics.jsonl")
-        lines = own if metrics is None else metrics.splitlines(keepends=True)
+        lines = whole_lines(self.path / "metrics.jsonl")
+        if received is not None:
+            lines = received[0].splitlines(keepends=True)
+            self._write(ledger.FILE, received[1])
         kept = [line for line in lines if _is_kept(line, step, epochs)]
         self._write("metrics.jsonl", "".join(kept).encode())
+        records = map(untrusted.parse_json, kept)
+        self.evaluations = [
+            {name: record[name] for name in record if name not in ("type", "at")}
+            for record in records
+            if record["type"] == "evaluation"
+        ]
         happened = whole_lines(self.path / "events.jsonl")
         self._write("events.jsonl", "".join(happened).encode())
+        self._begin_ledger(step)
+
+    def _begin_ledger(self, step: int) -> None:
+        content = self._ledger.begin(self.recipe.digest, step)
+        if content is not None:
+            self._write(ledger.FILE, content)
 
     @property
     def logs(self) -> Path:
@@ -198,13 +226,18 @@ class RunWriter(AbstractContextManager["RunWriter"]):
     def receive(self, message: Message) -> None:
         """Write what a message of a worker or of the supervisor adds to the run."""
         match message:
-            case StepRecord():
+            case StepRecord(step=step, hashes=hashes):
                 self._add_metrics("step", as_record(message))
+                self._ledger.add(step, hashes)
             case EpochRecord(epoch=epoch, weights_sha256=sha256):
                 record = as_record(message)
                 self._add_metrics("epoch", record)
                 self.epochs.append(record)
                 self.event("epoch", epoch=epoch, sha256=sha256)
+            case EvaluationRecord():
+                record = as_record(message)
+                self._add_metrics("evaluation", record)
+                self.evaluations.append(record)
             case Restarted():
                 self.restarts += 1
             case SnapshotSaved(seconds=seconds):
@@ -257,10 +290,13 @@ class RunWriter(AbstractContextManager["RunWriter"]):
             "wall_seconds": time.monotonic() - self.started,
             "restarts": self.restarts,
             "snapshot_seconds": self.standstill,
+            "ledger_sha256": self._ledger.sha256,
             "noise_scale": self.epochs[-1].get("noise_scale") if self.epochs else None,
             **self._facts,
             "epochs": self.epochs,
         }
+        if self.recipe.evaluation_steps:
+            result["evaluations"] = self.evaluations
         text = json.dumps(result, indent=2) + "\n"
         self._write("result.json", text.encode())
         self.on_record({"type": status, **result})
@@ -305,7 +341,8 @@ def _lock(path: Path, patience: float) -> int:
     return fd
 
 
-def _new_directory(chosen: Path | None, name: str) -> Path:
+def new_directory(chosen: Path | None, name: str) -> Path:
+    """Make a directory: the `chosen` one, or one below runs/. Raises RunError."""
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     default = Path("runs") / f"{name}-{stamp}"
     # For recipes of one name that start in the same second.

@@ -47,7 +47,11 @@ class Record(BaseModel):
     """A JSON object of a file; fields that it does not name are kept as they are."""
 
     model_config = ConfigDict(
-        frozen=True, extra="allow", strict=True, use_attribute_docstrings=True
+        frozen=True,
+        extra="allow",
+        strict=True,
+        use_attribute_docstrings=True,
+        defer_build=True,  # workers read the names of fields only
     )
 
 
@@ -117,6 +121,8 @@ class Epoch(Timed):
 
     epoch: Whole
     """counted from 1"""
+    step: Whole | None = None
+    """optimizer steps at its end; with `max_steps`, the last epoch may end early"""
     seconds: Measured = None
     """duration, without evaluation"""
     train_loss: Measured = None
@@ -131,6 +137,25 @@ class Epoch(Timed):
     """fingerprint of the weights after the epoch"""
     seconds_by_phase: Phases = {}
     """mean over the workers"""
+
+
+class Evaluation(Record):
+    """A line of metrics.jsonl, and an element of `evaluations` in result.json."""
+
+    epoch: Whole
+    """counted from 1"""
+    step: Whole
+    """optimizer steps so far"""
+    validation_loss: Measured = None
+    """after this step"""
+    validation_accuracy: Measured = None
+    """the same; regression has `validation_absolute_error` instead"""
+    own_metrics: list[Name] = []
+    """names of the metrics that your own loss reports"""
+    weights_sha256: Sha256 | None = None
+    """fingerprint of the weights after this step"""
+    at: float = 0.0
+    """in metrics.jsonl: seconds since the command began"""
 
 
 class Event(Record):
@@ -173,6 +198,8 @@ class Result(Record):
     ) = None
     """`torch`, or `portable-` and the version of its
     [specification](../arithmetic.md)"""
+    ledger_sha256: Sha256 | None = None
+    """the last SHA-256 of the chain in `ledger`"""
     test_loss: Measured = None
     """of the final weights"""
     test_accuracy: Measured = None
@@ -204,6 +231,10 @@ class Result(Record):
     """share of the time that balancing saved, the last speeds, which workers lagged"""
     best_epoch: Whole | None = None
     """with early stopping: the epoch of the weights that were kept"""
+    best_step: Whole | None = None
+    """the steps that had been taken then"""
+    evaluations: list[Evaluation] = []
+    """with `evaluation_steps`: a record for each evaluation, as below"""
     epochs: list[Epoch] = []
     """a record for each epoch, as below"""
 

@@ -121,9 +121,19 @@ def scores(
     return separator.join([loss, *metrics])
 
 
-def epoch_line(epoch: Record, epochs: int) -> str:
+def evaluation_line(record: Record) -> str:
+    """Return `step 200  validation loss 0.4386 accuracy 93.33%`."""
+    return f"step {record['step']}  validation {scores(record, 'validation_')}"
+
+
+def epoch_name(epoch: int, epochs: int | None) -> str:
+    """Return `epoch 1/3`, or `epoch 1` if it is not known how many there are."""
+    return f"epoch {epoch}/{epochs}" if epochs else f"epoch {epoch}"
+
+
+def epoch_line(epoch: Record, epochs: int | None) -> str:
     """Return `epoch 1/3  train loss 0.4386 accuracy 93.33%  validation ...`."""
-    parts = [f"epoch {epoch['epoch']}/{epochs}"]
+    parts = [epoch_name(epoch["epoch"], epochs)]
     for split in ("train", "validation"):
         if f"{split}_loss" in epoch:
             parts.append(f"{split} {scores(epoch, f'{split}_')}")

@@ -47,7 +47,7 @@ class TensorBoard:
             steps = record["step"] - self._step
             self._step = record["step"]
             self._add_scalars(step_scalars(record, steps))
-        elif kind == "epoch":  # after the record of its last step
+        elif kind in ("epoch", "evaluation"):  # after the record of its last step
             self._add_scalars(split_scalars(record, "validation"))
         else:
             self._add_scalars(split_scalars(record, "test"))

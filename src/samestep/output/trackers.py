@@ -51,7 +51,7 @@ class Tracking(AbstractContextManager["Tracking"]):
 
     def send(self, record: Mapping[str, Any]) -> None:
         """Queue a copy of the record for every tracker; return at once."""
-        self._expects_end = record["type"] in ("started", "step", "epoch")
+        self._expects_end = record["type"] in ("started", "step", "epoch", "evaluation")
         for follower in self._followers:
             follower.send(record)
 

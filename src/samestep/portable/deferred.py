@@ -149,7 +149,7 @@ class DeferredWeights:
 
     def _table(self, step: int) -> Table:
         """Return where the samples of a step are; cached, since steps repeat."""
-        size = self._plan.batch_size(step % self._plan.steps_per_epoch)
+        size = self._plan.batch_size(step)
         if size not in self._tables:
             rows = np.array(list(self._rows(step)))
             most = max(self._num_samples(step, share) for share in self._even)
@@ -187,11 +187,13 @@ class DeferredWeights:
             saved += round(4 * (slots - samples * positions * features))
         return saved
 
-    def update(self, summands: Summands, ways: Ways) -> None:
+    def update(self, summands: Summands, ways: Ways, hashes: int | None) -> None:
         """All workers, after the exchange: compute these gradients, and update all.
 
-        Other gradients are the sum of the `summands`.
+        Other gradients are the sum of the `summands`. `hashes` is the address of those
+        to which the update adds, if any.
         """
+        self._update.hashes = hashes
         if summands is not self._summands:
             self._bind(summands)
         for number, group in enumerate(self._groups):

@@ -22,7 +22,7 @@ ELEMENTWISE = _words(
     """abs add ceil clamp clamp_max clamp_min clone complex conj copy copysign div fill
     floor floor_divide fmod frac hardtanh imag lift_fresh lift_fresh_copy masked_fill
     maximum minimum mul nan_to_num neg real reciprocal relu remainder round rsub sgn
-    sign sqrt sub threshold _to_copy trunc where zero"""
+    sign sub threshold _to_copy trunc where zero"""
 )
 """One rounding of each element at most."""
 
@@ -39,6 +39,15 @@ MAKING = _words("empty empty_strided eye full ones resize scalar_tensor set zero
 
 KNOWN = ELEMENTWISE | MOVING | MAKING | SHAPING
 
+FUSED = _words("abs div mul reciprocal sgn")
+"""Operations that round several times if numbers are complex, or fuse that."""
+
+CHOOSING = _words(
+    """amax amin clamp clamp_max clamp_min hardtanh max maximum min minimum relu
+    threshold"""
+)
+"""Operations that take either of two zeros: x86 the second, ARM by its sign."""
+
 
 def is_exact(func: Any, base: str, args: Any, kwargs: Any, result: Any) -> bool:
     """Return whether every correct library gives the same bits.
@@ -52,6 +61,12 @@ def is_exact(func: Any, base: str, args: Any, kwargs: Any, result: Any) -> bool:
         return True  # integers, truth values, and numbers that leave torch
     if base in ("add", "sub", "rsub"):
         return bool(kwargs.get("alpha", 1) == 1)
+    if base in FUSED and any(t.is_complex() for t in args if torch.is_tensor(t)):
+        return False
+    if base == "index_put" and (*args, kwargs.get("accumulate", False))[3]:
+        return False
+    if "reduce" in kwargs:  # scatter
+        return False
     if base in ("mm", "bmm"):  # sums of one term
         return bool(args[0].shape[-1] == 1)
     is_view = func.is_view or torch.Tag.inplace_view in func.tags

@@ -52,6 +52,34 @@ def compute(name: str, x: Tensor) -> Tensor:
     return y
 
 
+def sqrt(x: Tensor) -> Tensor:
+    """Compute square roots, rounded correctly, of floats or doubles on the CPU.
+
+    torch gives them to MKL, which on processors of AMD is off by one bit for a third of
+    all floats (torch 2.13).
+    """
+    with np.errstate(invalid="ignore"):
+        return torch.from_numpy(np.sqrt(x.detach().numpy()))
+
+
+def expm1(x: Tensor) -> Tensor:
+    """Compute e^x - 1 of a float32 tensor on the CPU."""
+    values = x.detach().contiguous().numpy().astype(np.float64)
+    rest, power = _exp_parts(np.clip(values, -110, 110))
+    with np.errstate(over="ignore"):
+        return torch.from_numpy((rest * power + (power - 1)).astype(np.float32))
+
+
+def atanh(x: Tensor) -> Tensor:
+    """Compute inverse hyperbolic tangents of a float32 tensor on the CPU."""
+    values = x.detach().contiguous().numpy().astype(np.float64)
+    with np.errstate(all="ignore"):
+        result = _log((1 + values) / (1 - values)) * 0.5
+        result = np.where(np.abs(values) < 2.0**-13, values, result)
+        result = np.where(np.abs(values) == 1, values * np.inf, result)
+        return torch.from_numpy(result.astype(np.float32))
+
+
 def erfinv(x: Tensor) -> Tensor:
     """Compute the inverse error function of a float32 tensor on the CPU."""
     values = x.detach().contiguous().numpy().astype(np.float64)
@@ -135,12 +163,20 @@ def _halving_sum(terms: Doubles) -> Doubles:
 
 
 OTHERS: Mapping[str, Callable[..., Any]] = {
+    "atanh": atanh,
+    "expm1": expm1,
     "erfinv": erfinv,
     "linalg_qr": _qr,
     "polar": _polar,
     "pow": power,
+    "sqrt": sqrt,
 }
 """Functions by the names of their ATen operations."""
+
+DTYPES: Mapping[str, frozenset[torch.dtype]] = {
+    "sqrt": frozenset({torch.float32, torch.float64})
+}
+"""The dtypes that a function takes, where it takes more than float32."""
 
 RANGES: Mapping[str, Callable[..., Tensor]] = {
     "arange": _arange,
@@ -151,12 +187,16 @@ RANGES: Mapping[str, Callable[..., Tensor]] = {
 
 def _exp(x: Doubles) -> Doubles:
     """Compute e^x; beyond the range of floats, anything beyond it."""
-    x = np.where(x < -110, -110, np.where(x > 90, 90, x))
+    rest, power = _exp_parts(np.where(x < -110, -110, np.where(x > 90, 90, x)))
+    result: Doubles = (rest + 1) * power
+    return result
+
+
+def _exp_parts(x: Doubles) -> tuple[Doubles, Doubles]:
+    """Return numbers with e^x = (rest + 1) * power."""
     n = x * float.fromhex("0x1.71547652b82fep+0") + ROUND - ROUND
     r = x - n * float.fromhex("0x1.62e42fefa39efp-1")
-    power = np.ldexp(1.0, np.nan_to_num(n).astype(int))
-    result: Doubles = (r * _polynomial(r, E) + 1) * power
-    return result
+    return r * _polynomial(r, E), np.ldexp(1.0, np.nan_to_num(n).astype(int))
 
 
 def _log(x: Doubles) -> Doubles:

@@ -18,8 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from samestep.core.plan import derive_seed
 from samestep.errors import NotPortable
 from samestep.portable import functions
-from samestep.portable.draws import DRAWS
-from samestep.portable.exact import OVERWRITING, SHAPING, is_exact
+from samestep.portable.draws import DRAWS, OfKey
+from samestep.portable.exact import CHOOSING, OVERWRITING, SHAPING, is_exact
 
 
 TORCH = str(Path(torch.__file__).parent)
@@ -76,6 +76,8 @@ class Building(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 values = result.copy_(functions.RANGES[base](result, *args))
         else:
             result = values if name == base else args[0].copy_(values)
+        if base in CHOOSING:
+            _make_zeros_positive(result)
         is_known = values is not None or is_exact(func, base, args, kwargs, result)
         reason = self._inherited(base, args, kwargs)
         self._mark(result, reason if is_known else f"`{func}`{_line()}", base)
@@ -90,8 +92,8 @@ class Building(TorchDispatchMode):  # type: ignore[no-untyped-call]
         is_in_place = func._schema.name.endswith("_")
         tensor = args[0] if is_in_place else func(*args, **kwargs)
         if tensor.device.type != "meta":
-            named = _named(func, args, kwargs)
-            tensor.copy_(DRAWS[base](key, tensor, named))
+            named = named_arguments(func, args, kwargs)
+            tensor.copy_(DRAWS[base](OfKey(key), tensor, named))
         self._mark(tensor, None, base)
         return tensor
 
@@ -126,15 +128,22 @@ class Building(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def _function(base: str, args: Any, kwargs: Any) -> Any:
     """Return the result of a function by portable kernels; None if it is another."""
+    dtypes = functions.DTYPES.get(base, frozenset({torch.float32}))
     tensors = [a for a in args if isinstance(a, Tensor)]
     if not tensors or any(
-        t.dtype != torch.float32 or t.device.type != "cpu" for t in tensors
+        t.dtype not in dtypes or t.device.type != "cpu" for t in tensors
     ):
         return None
     if base in functions.NAMES:
         return functions.compute(base, args[0])
     other = functions.OTHERS.get(base)
     return other(*args, **kwargs) if other else None
+
+
+def _make_zeros_positive(results: Any) -> None:
+    for tensor in _tensors(results):
+        if tensor.is_floating_point():
+            tensor.add_(0.0)
 
 
 def _storage(tensor: Tensor) -> Any:
@@ -155,7 +164,7 @@ def _tensors(nested: Any) -> Iterator[Tensor]:
         yield from _tensors(list(nested.values()))
 
 
-def _named(func: Any, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+def named_arguments(func: Any, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments of an operation by name, with the schema's defaults."""
     schema = func._schema.arguments
     named = {a.name: a.default_value for a in schema if a.has_default_value()}

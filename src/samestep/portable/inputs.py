@@ -1,20 +1,26 @@
 """How samples reach a program: as bytes that it gathers, as floats, or as tokens."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from samestep.core.metric import Metric
+from samestep.data import pytree
 from samestep.data.augment import NONE, Mixed
 from samestep.data.dataset import Dataset
+from samestep.data.pytree import Nested
 from samestep.data.sources.rows import ByteRows, byte_rows
+from samestep.errors import NotPortable
 from samestep.kernels.execution import Execution
 from samestep.kernels.interface import OpKind
 from samestep.kernels.program import Buffer, Op, Program
+from samestep.kernels.trace import Inputs, Kind
 
 
 Numbers = NDArray[np.int64]
@@ -65,23 +71,44 @@ def joined(targets: Sequence[Tensor | Mixed]) -> Tensor | Mixed:
     return Mixed(*(torch.cat(parts) for parts in zip(*mixed, strict=True)))
 
 
-def type_of(data: Dataset) -> torch.dtype:
-    """Return the type of a data set's only input: float32, or int64 for tokens."""
-    inputs, _ = data.splits["train"].gather(torch.zeros(1, dtype=torch.int64))
-    is_float = isinstance(inputs, Tensor) and inputs.is_floating_point()
-    return torch.float32 if is_float else torch.int64
+def kinds_of(data: Dataset) -> Inputs:
+    """Return what the model of a data set takes."""
+    sample, _ = data.splits["train"].gather(torch.zeros(1, dtype=torch.int64))
+    structure = pytree.apply(lambda _: None, sample)
+
+    def call(module: nn.Module, tensors: list[Tensor]) -> Any:
+        return pytree.call(module, pytree.restore(structure, iter(tensors)))
+
+    kinds = (Kind(tuple(t.shape[1:]), t.dtype) for _, t in pytree.leaves(sample))
+    return Inputs(tuple(kinds), call)
 
 
-def load_samples(execution: Execution, inputs: Tensor, targets: Tensor | Mixed) -> None:
+def together(batches: Sequence[Nested]) -> Nested:
+    """Return the inputs of several micro-batches as those of one, in a tuple.
+
+    Raises NotPortable if their shapes differ.
+    """
+    leaves = [[tensor for _, tensor in pytree.leaves(given)] for given in batches]
+    for tensors in zip(*leaves, strict=True):
+        for tensor in tensors:
+            _check_size(tensor, math.prod(tensors[0].shape[1:]))
+    return tuple(torch.cat(tensors) for tensors in zip(*leaves, strict=True))
+
+
+def load_samples(execution: Execution, inputs: Nested, targets: Tensor | Mixed) -> None:
     """Let the next call compute inputs [n, ...], with their targets.
 
-    Inputs are floats, or tokens (int64).
+    Raises NotPortable for inputs of another shape than those that were recorded.
     """
-    inputs = inputs.flatten(1).contiguous()
-    if inputs.is_floating_point():
-        execution.bind(inputs=inputs)
-    else:
-        execution.bind(tokens=inputs.long())
+    columns: dict[bool, list[Tensor]] = {True: [], False: []}
+    loads = execution.program.ops
+    for (_, tensor), op in zip(pytree.leaves(inputs), loads, strict=False):
+        _check_size(tensor, op.i[2])
+        columns[tensor.is_floating_point()].append(tensor.flatten(1))
+    if columns[True]:
+        execution.bind(inputs=_beside(columns[True]))
+    if columns[False]:
+        execution.bind(tokens=_beside([part.long() for part in columns[False]]))
     if isinstance(targets, Mixed):
         targets, partners, shares = targets.parts
         execution.bind(partners=partners.contiguous(), shares=shares.contiguous())
@@ -89,6 +116,21 @@ def load_samples(execution: Execution, inputs: Tensor, targets: Tensor | Mixed) 
         execution.bind(targets=targets.contiguous())
     else:
         execution.labels[: targets.numel()] = targets.flatten().numpy()
+
+
+def _beside(columns: list[Tensor]) -> Tensor:
+    """Return matrices [n, ...] side by side; the only one is not copied."""
+    return (torch.cat(columns, 1) if columns[1:] else columns[0]).contiguous()
+
+
+def _check_size(tensor: Tensor, size: int) -> None:
+    """Raise NotPortable unless every sample has so many numbers."""
+    if len(tensor) and tensor[0].numel() != size:
+        raise NotPortable(
+            "Portable arithmetic records a model with the shape of the first sample, "
+            f"{size} numbers; now a sample has {tensor[0].numel()}: pad all samples to "
+            'one length, or set `arithmetic = "torch"`.'
+        )
 
 
 def cells_of(

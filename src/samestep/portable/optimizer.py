@@ -2,7 +2,7 @@
 
 import ctypes
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 
 from torch import Tensor
@@ -15,10 +15,11 @@ from samestep.config.optimizer import (
 )
 from samestep.core.lr_schedule import power
 from samestep.exchange import Summands
-from samestep.kernels.interface import Kernels, Optimizer, OptimizerKind
+from samestep.kernels.interface import Hashes, Kernels, Optimizer, OptimizerKind
 from samestep.optim.optimizer import state_names
 from samestep.optim.param_groups import ParamGroup, Slice
 from samestep.portable.deferred import DeferredWeights
+from samestep.state.hashing import KEYS, NO_HASHES, StepHashes
 
 
 class PortableOptimizer:
@@ -35,11 +36,16 @@ class PortableOptimizer:
         states: Sequence[Tensor],
         slices: Sequence[Slice],
         weights: DeferredWeights | None = None,
+        place: int | None = None,
     ) -> None:
         """Take the slice's `parameters` [n] and `states`, each [n] and zeroed.
 
         `weights` has the gradients of matrices in steps whose summands lack them.
+        `place` is where the slice begins in the vector, None if it is not hashed.
         """
+        self.hashes, self._place = NO_HASHES, place or 0
+        self._sums = Hashes(keys=KEYS.ctypes.data)
+        self._address = None if place is None else ctypes.addressof(self._sums)
         self._weights = weights
         self._recipe, self._update, self._steps = recipe, kernels.update, 0
         states = states[: len(state_names(recipe))]  # others are averages of weights
@@ -54,16 +60,22 @@ class PortableOptimizer:
         self._kept = parameters, states  # the addresses are theirs
         self._bind(Summands([parameters], [0]))
 
-    def resume(self, steps: int) -> None:
+    def resume(self, rates: Iterable[float], steps: int) -> None:
         """Go on after `steps` steps, whose states have been restored."""
         self._steps = steps
 
     def step(self, gradient: Tensor | Summands, lr: float) -> None:
         """Update the parameters with the gradient [n], or with the sum of partials."""
         self._steps += 1
+        self._sums.gradient = self._sums.parameters = 0
+        self._step(gradient, lr)
+        self.hashes = StepHashes(self._sums.gradient, self._sums.parameters)
+
+    def _step(self, gradient: Tensor | Summands, lr: float) -> None:
         if self._weights is not None and self._weights.is_due:
             assert isinstance(gradient, Summands)
-            self._weights.update(gradient, partial(self._numbers, lr))
+            ways = partial(self._numbers, lr)
+            self._weights.update(gradient, ways, self._address)
             return
         if isinstance(gradient, Tensor):
             gradient = Summands([gradient], [0])
@@ -80,7 +92,9 @@ class PortableOptimizer:
                 len(self._order),
                 parameters,
                 *states,
+                self._place + part.first,
                 part.end - part.first,
+                self._address,
             )
 
     def _numbers(self, lr: float, group: ParamGroup) -> Optimizer:

@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from samestep.config.model import CrossEntropy, LossRecipe
+from samestep.config.model import CrossEntropy, CustomLoss, LossRecipe
 from samestep.config.recipe import Recipe
 from samestep.core import tree
 from samestep.core.ownership import Share
@@ -24,11 +24,12 @@ from samestep.kernels.execution import Execution, workspace_bytes
 from samestep.kernels.interface import Kernels, OpKind
 from samestep.kernels.lower import lower
 from samestep.kernels.program import Program
+from samestep.kernels.trace import Kind, OwnLoss
 from samestep.kernels.values import (
     LossOp,
     Places,
 )
-from samestep.models.objective import ignored_label
+from samestep.models.objective import Objective, ignored_label
 from samestep.portable import inputs
 from samestep.portable.deferred import DeferredWeights, may_defer
 from samestep.portable.initial import from_counters
@@ -63,15 +64,27 @@ def loss_op(loss: LossRecipe) -> LossOp:
     return LossOp(OpKind.SQUARED_ERROR)
 
 
-def training_program(
-    model: nn.Module, data: Dataset, loss: LossRecipe, flat: Flat
-) -> Program:
-    """Record the model's passes in training. Raises NotPortable."""
-    shape, kind = data.input_shape, inputs.type_of(data)
-    places, op = places_of(flat), loss_op(loss)
+def loss_of(objective: Objective, data: Dataset) -> LossOp | OwnLoss:
+    """Return how a program measures outputs."""
+    if not isinstance(objective.loss, CustomLoss):
+        return loss_op(objective.loss)
+    _, targets = data.splits["train"].gather(torch.zeros(1, dtype=torch.int64))
+    return OwnLoss(objective.summands, Kind(tuple(targets.shape[1:]), targets.dtype))
+
+
+def training_program(objective: Objective, data: Dataset, flat: Flat) -> Program:
+    """Record the passes of a model with its loss in training.
+
+    Raises NotPortable, NotReproducible.
+    """
+    given, places, loss = (
+        inputs.kinds_of(data),
+        places_of(flat),
+        loss_of(objective, data),
+    )
     with from_counters(0) as building:  # constants of the forward pass, too
         why_not = building.reason
-        return lower(model, shape, places, op, input_type=kind, why_not=why_not)
+        return lower(objective.model, given, places, loss, why_not=why_not)
 
 
 class Instruments(Protocol):
@@ -92,7 +105,7 @@ class RecordedPasses:
 
     def __init__(
         self,
-        model: nn.Module,
+        objective: Objective,
         data: Dataset,
         plan: Plan,
         recipe: Recipe,
@@ -101,16 +114,18 @@ class RecordedPasses:
         draw: Draw,
         kernels: Kernels,
     ) -> None:
-        """Record the model, and make room for what a call computes at most.
+        """Record the model and its loss, and make room for what a call computes.
 
         `draw` gives the samples of a micro-batch where they are not bytes in memory.
-        Raises NotPortable.
+        Raises NotPortable, NotReproducible.
         """
         self.kernels, self._plan, self._data, self._draw = kernels, plan, data, draw
         self._flat, self._exchange = flat, exchange
         self._ignored = ignored_label(recipe.loss)
         self._pieces, self._owned = Pieces(plan), (0, 0)
-        program = training_program(model, data, recipe.loss, flat)
+        program = training_program(objective, data, flat)
+        self.recorded = program
+        """The passes as recorded, which load their inputs as floats or tokens."""
         self._source = inputs.inputs_of(data, "train", in_training=True)
         if self._source is not None:
             program = self._source.adapted(program)
@@ -145,7 +160,7 @@ class RecordedPasses:
             instruments.read_less(self.weights.saved_bytes)
         if owned[0] == owned[1]:
             return
-        size = self._plan.batch_size(step % self._plan.steps_per_epoch)
+        size = self._plan.batch_size(step)
         self._execution.call.weight = 1 / (size * self._data.targets_per_sample)
         if self._flat.tail:
             self._execution.bind(running=self._flat.saved_buffers())
@@ -190,7 +205,7 @@ class RecordedPasses:
         self._load(step, node, piece)
         execution.bind_micro_batches(piece.kernel_starts, piece.merges)
         execution.bind_slots(slots, self._flat.size)
-        if program.has_dropout:
+        if program.has_draws:
             for place, m in enumerate(range(*node)):
                 key = derive_seed(self._plan.seed, "step", step, m)
                 execution.keys[place] = key
@@ -210,10 +225,15 @@ class RecordedPasses:
         drawn = [self._draw(step, m, self._owned) for m in range(*node)]
         drawn_inputs, targets = zip(*drawn, strict=True)
         inputs.load_samples(
-            self._execution, torch.cat(drawn_inputs), inputs.joined(targets)
+            self._execution, inputs.together(drawn_inputs), inputs.joined(targets)
         )
 
     def _record(self, node: Range, piece: Piece, instruments: Instruments) -> None:
+        if self._execution.program.cells:
+            sums = self._execution.cell_sums[: node[1] - node[0]].tolist()
+            for m, (loss, *cells) in zip(range(*node), sums, strict=True):
+                instruments.record(m, loss, cells)
+            return
         metrics, counted = self._data.own_metrics, 0
         losses = self._execution.loss_sums.tolist()
         measured = self._execution.metric_sums.tolist()

@@ -37,7 +37,7 @@ class Pieces:
 
     def piece(self, step: int, node: Range) -> Piece:
         """Return a range of the micro-batches of a step."""
-        size = self._plan.batch_size(step % self._plan.steps_per_epoch)
+        size = self._plan.batch_size(step)
         if (node, size) not in self._pieces:
             num = self._plan.micro_batches
             parts = shares(size, num)[slice(*node)]
@@ -51,8 +51,8 @@ class Pieces:
 
     def samples(self, step: int, piece: Piece) -> inputs.Numbers:
         """Return the training samples of a piece, int64 [n]."""
-        epoch, step_in_epoch = divmod(step, self._plan.steps_per_epoch)
+        epoch, _ = self._plan.place(step)
         if epoch != self._epoch:
             self._epoch, self._order = epoch, self._plan.order(epoch).numpy()
-        first = step_in_epoch * self._plan.global_batch + piece.first
+        first = self._plan.bounds(step)[0] + piece.first
         return self._order[first : first + piece.starts[-1]]

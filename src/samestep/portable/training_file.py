@@ -5,12 +5,14 @@ samestep gives the same recipe, on whatever processor it runs.
 """
 
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from samestep.config.model import LossRecipe
 from samestep.config.recipe import Recipe
 from samestep.core import tree
 from samestep.core.lr_schedule import rate_of
@@ -26,10 +28,12 @@ from samestep.kernels.program_file import (
     buffers_of,
     step_type,
 )
+from samestep.models.objective import Objective, ignored_label
 from samestep.optim.param_groups import slices
-from samestep.portable.inputs import inputs_of
+from samestep.portable.inputs import inputs_of, num_counted
 from samestep.portable.optimizer import numbers
 from samestep.portable.passes import places_of, training_program
+from samestep.state.fingerprint import raw_bytes
 from samestep.state.flat import Flat
 from samestep.state.layout import AVERAGE
 
@@ -43,11 +47,11 @@ def training_file(
 ) -> ProgramFile:
     """Return the training of a model that has its initial weights.
 
-    Raises RecipeError for what the runner does not know: early stopping, augmentation,
-    ignored labels.
+    Raises RecipeError for what the runner does not know: several inputs, early
+    stopping, augmentation, losses of the user's own.
     """
-    _check(recipe, data)
-    program = training_program(model, data, recipe.loss, flat)
+    _check(recipe, data, plan)
+    program = training_program(Objective(model, recipe.loss), data, flat)
     source = inputs_of(data, "train", in_training=True)
     if source is not None:
         rows, program = source.rows, source.adapted(program)
@@ -55,7 +59,7 @@ def training_file(
         samples = rows.values.reshape(len(rows.values), -1)
         targets = rows.targets
     else:
-        everything = torch.arange(plan.num_samples)
+        everything = torch.arange(len(data.splits["train"]))
         inputs, drawn = data.splits["train"].gather(everything)
         samples, targets = inputs.flatten(1).numpy(), drawn.contiguous().numpy()
         members = everything.numpy()
@@ -66,11 +70,12 @@ def training_file(
     leaves = range(plan.micro_batches)
     merges = [tree.num_merges(m, (0, len(leaves)), len(leaves)) for m in leaves]
     steps = np.zeros(
-        recipe.epochs * plan.steps_per_epoch,
+        recipe.num_steps(plan.steps_per_epoch),
         step_type(plan.micro_batches, capacity, len(groups)),
     )
     for number, step in enumerate(steps):
         _fill_samples(step, plan, number, members, data.targets_per_sample)
+        step["factor"] = _factor(step, targets, recipe.loss) if data.own_metrics else 1
         _fill_average(step, recipe, number)
         lr = rate_of(recipe, number, plan.steps_per_epoch)
         ways = [numbers(recipe.optimizer, g.group, lr, number + 1) for g in groups]
@@ -92,11 +97,14 @@ def training_file(
     )
 
 
-def _check(recipe: Recipe, data: Dataset) -> None:
+def _check(recipe: Recipe, data: Dataset, plan: Plan) -> None:
     unknown = {
+        "a stream": None if plan.steps_per_epoch else True,
+        "several inputs": None if data.has_one_input else data.inputs,
         "`early_stopping`": recipe.early_stopping,
+        "`schedule.metric`": getattr(recipe.schedule, "metric", None),
         "`data.augment`": getattr(recipe.data, "augment", None),
-        "`loss.ignore_index`": data.own_metrics or None,
+        "`loss.function`": getattr(recipe.loss, "function", None),
     }
     names = [name for name, value in unknown.items() if value is not None]
     if names:
@@ -113,15 +121,21 @@ def _fill_samples(
     members: NDArray[np.int64],
     per_sample: int,
 ) -> None:
-    epoch, place = divmod(number, plan.steps_per_epoch)
-    first, size = place * plan.global_batch, plan.batch_size(place)
-    order = plan.order(epoch).numpy()[first : first + size]
+    first, end = plan.bounds(number)
+    size, order = end - first, plan.order(plan.place(number)[0]).numpy()[first:end]
     step["samples"], step["weight"] = size, 1 / (size * per_sample)
-    step["starts"] = [*accumulate(plan.micro_batch_sizes(place), initial=0)]
+    step["starts"] = [*accumulate(plan.micro_batch_sizes(number), initial=0)]
     step["indices"][:size] = members[order]
     step["keys"] = [
         derive_seed(plan.seed, "step", number, m) for m in range(plan.micro_batches)
     ]
+
+
+def _factor(step: np.void, targets: NDArray[Any], loss: LossRecipe) -> float:
+    """Return what makes a mean over all targets one over those that count."""
+    chosen = targets[step["indices"][: step["samples"]]]
+    counted = num_counted(chosen, ignored_label(loss))
+    return chosen.size / counted if counted else 0.0
 
 
 def _fill_average(step: np.void, recipe: Recipe, number: int) -> None:
@@ -137,18 +151,21 @@ def _pieces(
     """Return what the fingerprint consists of; see `state.fingerprint`."""
     places, text = places_of(flat), b""
     weights = Source.AVERAGE if AVERAGE in flat.layout.states else Source.PARAMETERS
-    per_epoch = map(plan.num_pieces, range(plan.steps_per_epoch))
-    updates = recipe.epochs * sum(per_epoch)
+    steps = range(recipe.num_steps(plan.steps_per_epoch))
+    updates = sum(plan.num_pieces(step) for step in steps)
     pieces: list[list[int]] = []
     for name, tensor in model.state_dict().items():
+        first = flat.layout.aliases.get(name, name)
         kind = str(tensor.dtype).removeprefix("torch.")
         added = f"{name}{kind}{','.join(map(str, tensor.shape))}".encode()
-        if name in flat.layout.counters:
-            added += (tensor + updates).numpy().tobytes()
+        if first in flat.layout.counters:
+            added += raw_bytes(tensor + updates)
+        elif first in flat.layout.constants:
+            added += raw_bytes(tensor)
         pieces.append([Source.TEXT, len(text), len(added)])
         text += added
-        if name in places.parameters:
-            pieces.append([weights, places.parameters[name], tensor.numel()])
-        elif name in places.buffers:
-            pieces.append([Source.RUNNING, places.buffers[name], tensor.numel()])
+        if first in places.parameters:
+            pieces.append([weights, places.parameters[first], tensor.numel()])
+        elif first in places.buffers:
+            pieces.append([Source.RUNNING, places.buffers[first], tensor.numel()])
     return np.array(pieces), text

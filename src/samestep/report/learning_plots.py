@@ -18,7 +18,7 @@ from matplotlib.ticker import (
 from samestep.document import formatting as fmt
 from samestep.document import plot_style
 from samestep.document.blocks import Plot
-from samestep.output.schema import Epoch, Step, measured
+from samestep.output.schema import Epoch, Evaluation, Step, measured
 
 
 Curve = list[tuple[float, float]]
@@ -50,15 +50,26 @@ def _over_epochs(epochs: Sequence[Epoch], steps: Sequence[Step], name: str) -> C
 
 
 def learning_plot(
-    name: str, steps: Sequence[Step], epochs: Sequence[Epoch]
+    name: str,
+    steps: Sequence[Step],
+    epochs: Sequence[Epoch],
+    evaluations: Sequence[Evaluation] = (),
 ) -> Plot | None:
-    """Draw the loss or a metric of training and validation, if there is either."""
+    """Draw the loss or a metric of training and validation, if there is either.
+
+    The `evaluations` are those by steps, if these were asked for.
+    """
     single = finite((step.step, measured(step, name)) for step in steps)
     train = _over_epochs(epochs, steps, f"train_{name}")
     held_out = _over_epochs(epochs, steps, f"validation_{name}")
+    if evaluations:
+        held_out = finite(
+            (e.step, measured(e, f"validation_{name}")) for e in evaluations
+        )
     if not (single or train or held_out):
         return None
     title = fmt.plain_name(name)
+    points = "whole epochs, and evaluations" if evaluations else "whole epochs"
     figure, axes = _line_figure(single, title, alpha=0.45, linewidth=1)
     axes.plot(*xy(train), color=plot_style.SERIES[0], marker="o", label="training")
     if held_out:
@@ -75,7 +86,7 @@ def learning_plot(
         f"{title.capitalize()} over {fmt.count(len(steps))} recorded steps; "
         f"{split} {title} ends at {fmt.score(name, last)}.",
         figure,
-        "Thin line: means of a few steps. Points: whole epochs.",
+        f"Thin line: means of a few steps. Points: {points}.",
     )
 
 

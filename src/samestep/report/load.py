@@ -13,6 +13,7 @@ from samestep.errors import RunError
 from samestep.files.untrusted import check_depth, check_parts, parse_json, read_text
 from samestep.output.schema import (
     Epoch,
+    Evaluation,
     Event,
     Record,
     Result,
@@ -60,6 +61,7 @@ def read_run(path: Path) -> RunFiles:
     events, damage_of_events = _read_lines(path / "events.jsonl", Event.model_validate)
     steps = [record for record in records if isinstance(record, Step)]
     epochs = [record for record in records if isinstance(record, Epoch)]
+    evaluations = [record for record in records if isinstance(record, Evaluation)]
     file = path / "result.json"
     if file.exists():  # it is written last: without it the run is not over
         remedy = f"`samestep resume {path}` writes it again from a checkpoint."
@@ -67,6 +69,7 @@ def read_run(path: Path) -> RunFiles:
         notices = _verdict(result)
     else:
         result = _unfinished(path, steps, epochs, events)
+        result = result.model_copy(update={"evaluations": evaluations})
         notices = [
             "This training has not finished: it is still running, or was killed. The "
             f"report shows what it recorded up to step {steps[-1].step:,}. If it is "
@@ -123,8 +126,9 @@ def _verdict(result: Result) -> list[str]:
     return [f"This training ended early ({result.status}) {done}."]
 
 
-def _metric(line: JsonObject) -> Step | Epoch:
-    kinds: dict[str, type[Step] | type[Epoch]] = {"step": Step, "epoch": Epoch}
+def _metric(line: JsonObject) -> Record:
+    kinds: dict[str, type[Step] | type[Epoch] | type[Evaluation]]
+    kinds = {"step": Step, "epoch": Epoch, "evaluation": Evaluation}
     return kinds[line["type"]].model_validate(line)
 
 

@@ -58,11 +58,12 @@ def _facts(result: Result) -> list[doc.Fact | None]:
     exchange = fmt.setting(result.placement.get("exchange", "unknown"))
     total = f"{fmt.seconds(result.wall_seconds)} in all"
     batch_size = "samples: the critical batch size"
-    ended = "after the last epoch"
+    evaluated = result.evaluations[-1] if result.evaluations else last
+    ended = "in the last evaluation" if result.evaluations else "after the last epoch"
     return [
         *(_score(result, "test", name) for name in (*result.metrics, "loss")),
         _bits(result),
-        *(_score(last, "validation", name, ended) for name in result.metrics),
+        *(_score(evaluated, "validation", name, ended) for name in result.metrics),
         doc.fact("Training time", result.train_seconds, fmt.seconds, total),
         doc.fact(
             "Samples per second",
@@ -93,8 +94,9 @@ def _bits(result: Result) -> doc.Fact | None:
 
 def _learning(run: RunFiles) -> doc.Section:
     epochs, names = run.result.epochs, ["loss", *run.result.metrics]
+    evaluated = run.result.evaluations
     plots = [
-        *(learning_plots.learning_plot(name, run.steps, epochs) for name in names),
+        *(learning_plots.learning_plot(n, run.steps, epochs, evaluated) for n in names),
         learning_plots.rate_plot(run.steps),
         learning_plots.throughput_plot(run.steps),
         learning_plots.noise_plot(run.steps, epochs),

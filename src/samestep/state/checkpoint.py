@@ -188,7 +188,7 @@ def load(path: Path) -> Checkpoint:
     _check_size(path, layout, len(optimizer), manifest.files[MODEL].bytes)
     size, states = layout.size, len(layout.states)
     state = State(
-        manifest.progress.model_dump(),
+        _progress(manifest).model_dump(),
         np.zeros(size, layout.dtype),
         np.zeros((states, size), layout.dtype),
         np.zeros(layout.kept_tail, layout.dtype),
@@ -204,6 +204,14 @@ def load(path: Path) -> Checkpoint:
     if counts != manifest.progress.counts:
         raise _damaged(path, "its integer buffers are not those of its manifest")
     return Checkpoint(manifest, state)
+
+
+def _progress(manifest: Manifest) -> Progress:
+    """Return the progress; older manifests only have records of complete epochs."""
+    progress, epochs = manifest.progress, len(manifest.epochs)
+    if "epochs" in progress.model_fields_set:
+        return progress
+    return progress.model_copy(update={"epochs": epochs})
 
 
 def _check_size(path: Path, layout: Layout, entries: int, model_bytes: int) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from samestep.errors import NotReproducible, OwnCodeError
 from samestep.state import dtypes
 from samestep.state.fingerprint import fingerprint
-from samestep.state.layout import BLOCK, Entry, Layout
+from samestep.state.layout import BLOCK, Division, Entry, Layout
 
 
 COUNTER = "num_batches_tracked"
@@ -37,12 +37,13 @@ class Flat:
         states: Sequence[str] = (),
         constant: AbstractSet[str] = frozenset(),
         unsharded: Sequence[str] = (),
+        division: Division = "blocks",
     ) -> None:
         """Lay out the model; its tensors stay where they are until `bind`.
 
         `states` are the names of the optimizer's state vectors, `constant` those of
         buffers that no forward pass changes, `unsharded` those of parameters that one
-        worker updates as a whole.
+        worker updates as a whole, `division` how workers divide an update.
         """
         state_dict = model.state_dict(keep_vars=True)
         trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
@@ -65,6 +66,7 @@ class Flat:
             counters=tuple(counters),
             states=tuple(states),
             unsharded=tuple(unsharded),
+            division=division,
             dtype=dtypes.NAMES[self.dtype],
         )
         self.size, self.tail = self.layout.size, self.layout.tail

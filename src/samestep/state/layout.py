@@ -29,6 +29,9 @@ AVERAGE, BEST = "ema", "best"
 
 Dtype = Literal["float32", "float64"]
 """The type of all vectors, by the name that numpy and torch have for it."""
+Division = Literal["blocks", "aligned", "none"]
+"""How workers divide an update: `blocks`, anywhere between two blocks; `aligned`, and
+parameters begin at blocks; `none`, one worker of each machine updates everything."""
 Floats = NDArray[np.float32] | NDArray[np.float64]
 Extent = Annotated[int, Field(ge=0, lt=2**40)]
 
@@ -70,6 +73,8 @@ class Layout(BaseModel):
     # In files this field has been called `whole` since Muon was added.
     unsharded: tuple[str, ...] = Field((), strict=False, alias="whole")
     """Parameters that one worker updates as a whole, not in slices: Muon's matrices."""
+    division: Division = "blocks"
+    """How workers divide the update of the parameters."""
     constants: tuple[str, ...] = Field((), strict=False)
     """Frozen parameters and buffers that no pass changes: in files, not in vectors."""
     constants_sha256: str = ""
@@ -86,7 +91,8 @@ class Layout(BaseModel):
     def offsets(self) -> list[int]:
         """Where each parameter begins, and where the last one ends."""
         # A cut beside an unsharded parameter must be one between blocks, too.
-        alignment = BLOCK if self.unsharded else ALIGNMENT
+        is_aligned = self.unsharded or self.division == "aligned"
+        alignment = BLOCK if is_aligned else ALIGNMENT
         sizes = (_round_up(entry.numel, alignment) for entry in self.parameters)
         return [0, *accumulate(sizes)]
 
@@ -110,6 +116,8 @@ class Layout(BaseModel):
 
         Cut at whole blocks, so that the norm of each block is one worker's to compute.
         """
+        if self.division == "none":
+            return [(0, self.size), *[(self.size, self.size)] * (workers - 1)]
         cuts = [BLOCK * cut for cut in pieces(self.size // BLOCK, workers)]
         return list(pairwise(map(self._align_to_unsharded, cuts)))
 

@@ -51,6 +51,11 @@ class State:
         """Optimizer steps taken."""
         return int(self.progress["step"])
 
+    @property
+    def epochs(self) -> int:
+        """Complete epochs."""
+        return int(self.progress["epochs"])
+
 
 @dataclass
 class _Slot:

@@ -1,6 +1,7 @@
 """Write checkpoints in the background, and decide which to keep.
 
-The newest two valid ones are kept, and the one with the lowest validation loss. A
+The newest two valid ones are kept, the one with the lowest validation loss, and those
+after steps that were chosen before. A
 thread of the supervisor writes them, so workers only stop to copy a snapshot into
 memory, and no worker of an older generation can write at all.
 """
@@ -45,6 +46,10 @@ class Offer:
     step: int
 
 
+Copied = tuple[State, Layout, list[JsonObject]]
+"""A snapshot, its layout, and the records of complete epochs."""
+
+
 @dataclass
 class CheckpointWriter:
     """The checkpoints of one run. Leaving it writes the state that still waits."""
@@ -56,9 +61,13 @@ class CheckpointWriter:
     report: Callable[[CheckpointWritten | CheckpointFailed], None]
     """Called from the thread that writes."""
     fence: Fence
+    kept: frozenset[int] = frozenset()
+    """Steps whose checkpoints are written in any case, and kept."""
     failure: str = ""
     """Why the last checkpoint could not be written, if so."""
     _waiting: Offer | None = None
+    _kept: list[Copied] = field(default_factory=list)
+    """Those of chosen steps that wait."""
     _ended: bool = False
     _changed: threading.Condition = field(default_factory=threading.Condition)
     _thread: threading.Thread | None = None
@@ -84,9 +93,18 @@ class CheckpointWriter:
         self._thread.join()
 
     def offer(self, offer: Offer) -> None:
-        """Offer a snapshot to the thread; replaces one that waits."""
+        """Offer a snapshot to the thread; replaces one that waits.
+
+        One of a chosen step is copied here, since the thread may be writing.
+        """
+        copied = None
+        if offer.step in self.kept and offer.step not in self._verified:
+            copied = self._copy(offer)
         with self._changed:
-            self._waiting = offer
+            if copied:
+                self._kept.append(copied)
+            else:
+                self._waiting = offer
             self._changed.notify()
 
     def newest(self) -> int | None:
@@ -135,16 +153,19 @@ class CheckpointWriter:
         Copying cannot wait: the workers soon write the same slot again.
         """
         _lower_priority()
-        copied: tuple[State, Layout, list[JsonObject]] | None = None
+        copied: Copied | None = None
         allowed = 0.0
         while True:
             with self._changed:
-                if not self._waiting and not self._ended:
+                if not self._waiting and not self._kept and not self._ended:
                     pause = max(0.0, allowed - time.monotonic()) if copied else None
                     self._changed.wait(pause)
                 (offer, self._waiting), ended = (self._waiting, None), self._ended
-            if offer and (state := self._copy(offer)):
-                copied = state, offer.layout, offer.epochs
+                kept, self._kept = self._kept, []
+            if offer and (newer := self._copy(offer)):
+                copied = newer
+            for each in kept:
+                self.write(*each)
             if copied and copied[0].step in self._verified:  # as when a run ends
                 copied = None
             if copied and (ended or time.monotonic() >= allowed):
@@ -152,11 +173,11 @@ class CheckpointWriter:
                 self.write(*copied)
                 copied = None
                 allowed = time.monotonic() + (time.monotonic() - start) / WRITING_SHARE
-            if ended and not self._waiting:
+            if ended and not self._waiting and not self._kept:
                 return
 
-    def _copy(self, offer: Offer) -> State | None:
-        """Return the state that was offered; None if not all workers saved it."""
+    def _copy(self, offer: Offer) -> Copied | None:
+        """Return what was offered; None if not all workers saved it."""
         end = time.monotonic() + READ_SECONDS
         try:
             while (state := offer.read()) is None and time.monotonic() < end:
@@ -164,13 +185,13 @@ class CheckpointWriter:
         except Exception as error:
             self._fail(offer.step, error)
             return None
-        return state
+        return (state, offer.layout, offer.epochs) if state else None
 
     def _prune(self, directory: Path) -> None:
-        """Remove all but the newest two valid checkpoints and the best one."""
+        """Remove all but the newest two valid ones, the best one and those to keep."""
         valid, best = 0, self._best(directory)
         for step in reversed(checkpoint.steps(directory)):
-            if valid >= 2 and step != best:
+            if valid >= 2 and step != best and step not in self.kept:
                 shutil.rmtree(checkpoint.path_of(directory, step))
             elif self._is_valid(directory, step):
                 valid += 1
@@ -188,7 +209,9 @@ class CheckpointWriter:
         for step in checkpoint.steps(directory):
             with contextlib.suppress(OSError, CheckpointError):
                 manifest = checkpoint.read_manifest(checkpoint.path_of(directory, step))
-                if manifest.epochs and manifest.progress.epoch.targets == 0:
+                losses[step] = manifest.progress.validation_loss
+                is_older = "validation_loss" not in manifest.progress.model_fields_set
+                if is_older and manifest.epochs and not manifest.progress.epoch.targets:
                     losses[step] = manifest.epochs[-1].get("validation_loss")
         measured = {step: loss for step, loss in losses.items() if loss is not None}
         return min(measured, key=lambda step: measured[step], default=None)

@@ -20,7 +20,12 @@ from samestep.files import cache
 from samestep.kernels import library as kernels
 from samestep.messages import wire
 from samestep.messages.job import Job, Setup
-from samestep.messages.training import Failed, Message, WorkersStarted
+from samestep.messages.training import (
+    Failed,
+    Message,
+    SnapshotSaved,
+    WorkersStarted,
+)
 from samestep.supervisor.forkserver_client import END_SECONDS, ForkServer
 from samestep.supervisor.hangs import HangDetector, is_stopped, where_it_hangs
 from samestep.system import machine
@@ -110,6 +115,8 @@ def _start(
     port: int,
 ) -> list[Worker]:
     preload, line = PRELOAD[job.setup.exchange], wire.encode(job)
+    if job.setup.recipe["optimizer"]["name"] == "custom":
+        preload = ["torch._dynamo"]  # as an optimizer of torch does
     group: list[Worker] = []
     try:
         for rank in range(workers):
@@ -231,6 +238,8 @@ class _Supervision:
                 worker.failure = message
             else:
                 self.listen(message)
+                if isinstance(message, SnapshotSaved):
+                    self.heartbeat.handle(message.step)
 
     def _reap(self, selector: selectors.BaseSelector) -> None:
         for pid, code in self.server.exits():

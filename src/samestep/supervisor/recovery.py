@@ -22,6 +22,7 @@ from samestep.messages.job import TrainingJob
 from samestep.messages.training import (
     CaughtUp,
     EpochRecord,
+    EvaluationRecord,
     Evicted,
     FaultInjected,
     GenerationFailed,
@@ -136,9 +137,10 @@ class Recovery:
 
     restarts: int = 0
     _reported: dict[str, dict[int, str]] = field(
-        default_factory=lambda: {"step": {}, "epoch": {}}
+        default_factory=lambda: {"step": {}, "epoch": {}, "evaluation": {}}
     )
-    """The loss of each step record and the fingerprint of each epoch, by number."""
+    """The loss and the last hashes of each step record and the fingerprint of each
+    epoch and evaluation, by number."""
     _evicted: bool = False
     """Whether the last generation ended to go on without its slowest worker."""
     _failed: tuple[float, int] | None = None
@@ -227,11 +229,15 @@ class Recovery:
                 self._evicted = True
             case FaultInjected(number=number):
                 self._forget_fault(number)
-            case StepRecord(step=step, metrics=metrics):
-                if self._is_repeated("step", step, repr(metrics.get("loss"))):
+            case StepRecord(step=step, metrics=metrics, hashes=hashes):
+                result = f"{metrics.get('loss')!r} (hashes {hashes[-32:]})"
+                if self._is_repeated("step", step, result):
                     return
             case EpochRecord(epoch=epoch, weights_sha256=sha256):
                 if self._is_repeated("epoch", epoch, sha256):
+                    return
+            case EvaluationRecord(step=step, weights_sha256=sha256):
+                if self._is_repeated("evaluation", step, sha256):
                     return
         self.listen(message)
         if isinstance(message, StepRecord | SnapshotSaved):
@@ -252,7 +258,7 @@ class Recovery:
         if number in known and known[number] != result:
             raise NotReproducible(
                 "A step that is computed again after a restart must give the same "
-                f"result; the {'fingerprint' if kind == 'epoch' else 'loss'} of {kind} "
+                f"result; the {'loss' if kind == 'step' else 'fingerprint'} of {kind} "
                 f"{number} was {known[number]} before the restart, and {result} after "
                 "it. The usual cause is code of your own that keeps state between "
                 "calls; `samestep check` looks for it."

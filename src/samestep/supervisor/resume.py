@@ -72,11 +72,11 @@ def check_conditions(then: Conditions, now: Conditions) -> list[str]:
 
     Raises CheckpointError if the result could have other bits.
     """
-    differences = list(_differences(then, now))
-    if differences:
+    changed = list(differences(then, now))
+    if changed:
         raise CheckpointError(
             "A run continues only under the conditions of its checkpoint, or the "
-            f"result would have other bits. These differ: {'; '.join(differences)}"
+            f"result would have other bits. These differ: {'; '.join(changed)}"
             ". Restore them, or pass `--allow-different-numerics`."
         )
     unknown = [] if now[0].is_portable else list(_unknown(then[1], now[0]))
@@ -122,10 +122,10 @@ def find_start(
     complete = len(newest.manifest.epochs) if newest else 0
     recipe = _extended(recipe, run, epochs, complete)
     if is_finished(run) and epochs is None:
-        raise RunError(
-            f"{run} is finished: there is nothing to resume. Use `--epochs N` to train "
-            f"for more than its {recipe.epochs} epochs."
-        )
+        more = f"Use `--epochs N` to train for more than its {recipe.epochs} epochs."
+        if recipe.max_steps:
+            more = f"It has taken all {recipe.max_steps} steps of its `max_steps`."
+        raise RunError(f"{run} is finished: there is nothing to resume. {more}")
     return Start(run, recipe, newest, warnings)
 
 
@@ -142,6 +142,11 @@ def _extended(recipe: Recipe, run: Path, epochs: int | None, complete: int) -> R
     """Return the recipe with `epochs`. Raises RunError if past steps would change."""
     if epochs is None or epochs == recipe.epochs:
         return recipe
+    if recipe.max_steps:
+        raise RunError(
+            f"{run} ends after `max_steps`, {recipe.max_steps}, and not after epochs; "
+            f"received `--epochs {epochs}`. Leave it out, or train a new run."
+        )
     if recipe.schedule.depends_on_epochs:
         raise RunError(
             f"The number of epochs of {run} is fixed, since its schedule "
@@ -157,10 +162,9 @@ def _extended(recipe: Recipe, run: Path, epochs: int | None, complete: int) -> R
     return Recipe.from_dict(recipe.to_dict() | {"epochs": epochs})
 
 
-def _differences(then: Conditions, now: Conditions) -> Iterator[str]:
-    ignored = {"name"} | (set() if now[0].schedule.depends_on_epochs else {"epochs"})
-    recipes = flatten(then[0].to_dict()), flatten(now[0].to_dict())
-    yield from _changes("recipe ", *recipes, ignored)
+def differences(then: Conditions, now: Conditions) -> Iterator[str]:
+    """Yield in words what differs and decides bits."""
+    yield from recipe_differences(then[0], now[0])
     cpu = {"device": "cpu"}  # a build names only GPUs
     before, after = (
         cpu | deciding(build, is_portable=now[0].is_portable)
@@ -173,6 +177,13 @@ def _differences(then: Conditions, now: Conditions) -> Iterator[str]:
         if name not in before or name not in after
     }
     yield from _changes("", before, after, unknown)
+
+
+def recipe_differences(then: Recipe, now: Recipe) -> Iterator[str]:
+    """Yield the fields of two recipes that differ and decide the bits of a step."""
+    ignored = {"name"} | (set() if now.schedule.depends_on_epochs else {"epochs"})
+    recipes = flatten(then.to_dict()), flatten(now.to_dict())
+    yield from _changes("recipe ", *recipes, ignored)
 
 
 def _changes(

@@ -2,16 +2,19 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from samestep.core.ownership import spaced
 from samestep.errors import Interrupted, OutputError, SamestepError
 from samestep.messages.job import TrainingJob
 from samestep.messages.training import (
     EpochRecord,
+    EvaluationRecord,
     Finished,
     Message,
+    SnapshotSaved,
     Started,
 )
 from samestep.messages.wire import as_record
@@ -26,7 +29,6 @@ from samestep.supervisor.checkpoint_writer import CheckpointWriter, Offer
 from samestep.supervisor.forkserver_client import ForkServer
 from samestep.supervisor.job import make_setup
 from samestep.supervisor.recovery import Recovery
-from samestep.system.json_values import JsonObject
 from samestep.system.signals import Stop, stop_on_signals
 from samestep.user_code.references import Given
 
@@ -64,7 +66,8 @@ class Session:
     is_behind: bool = False
     """Whether the state came from another machine, so that there is no checkpoint."""
     _final: Finished | None = None
-    _steps_per_epoch: int = 1
+    _epochs: int = 0
+    """Complete epochs at the newest snapshot."""
     _next_checkpoint: float = 0.0
     _checkpoints: CheckpointWriter = field(init=False)
 
@@ -145,7 +148,7 @@ class Session:
         """Make a checkpoint of the newest state, however the training ended."""
         state, layout = training.state, training.layout
         if state is not None and layout is not None:
-            epochs = self._epochs_at(state.step)
+            epochs = self.writer.epochs[: state.epochs]
             offer = Offer(lambda: state, layout, epochs, state.step)
             self._checkpoints.offer(offer)
 
@@ -159,8 +162,12 @@ class Session:
         match message:
             case Started(conditions=conditions, steps_per_epoch=steps):
                 self._checkpoints.build = {**self._checkpoints.build, **conditions}
-                self._steps_per_epoch = steps
+                total = self.writer.recipe.num_steps(steps)
+                number = self.writer.placement.keep_checkpoints
+                self._checkpoints.kept = spaced(total, number)
             case EpochRecord(epoch=epoch, validation_metrics=metrics):
+                self._check_loss("validation", metrics.get("validation_loss"), epoch)
+            case EvaluationRecord(epoch=epoch, validation_metrics=metrics):
                 self._check_loss("validation", metrics.get("validation_loss"), epoch)
             case Finished(test_metrics=metrics):
                 self._check_loss("test", metrics.get("test_loss"), None)
@@ -177,18 +184,23 @@ class Session:
         )
 
     def offer(
-        self, read: Callable[[], State | None], layout: Layout, step: int
+        self, read: Callable[[], State | None], layout: Layout, saved: SnapshotSaved
     ) -> None:
         """Make a checkpoint of a snapshot after an epoch, and when it is time."""
         now = time.monotonic()
-        if step % self._steps_per_epoch == 0 or now >= self._next_checkpoint:
+        is_new, self._epochs = saved.epochs > self._epochs, saved.epochs
+        is_kept = saved.step in self._checkpoints.kept or self._is_due(saved.step)
+        if is_new or is_kept or now >= self._next_checkpoint:
             seconds = self.writer.placement.checkpoint_seconds
             self._next_checkpoint = now + seconds
-            offer = Offer(read, layout, self._epochs_at(step), step)
-            self._checkpoints.offer(offer)
+            epochs = self.writer.epochs[: saved.epochs]
+            self._checkpoints.offer(Offer(read, layout, epochs, saved.step))
 
-    def _epochs_at(self, step: int) -> list[JsonObject]:
-        return self.writer.epochs[: step // self._steps_per_epoch]
+    def _is_due(self, step: int) -> bool:
+        """Return whether a checkpoint comes after so many steps."""
+        writer = self.writer
+        intervals = writer.placement.checkpoint_steps, writer.recipe.evaluation_steps
+        return any(every and step % every == 0 for every in intervals)
 
     def _stopped(self, state: State | None) -> str:
         """Return where the training stopped, and whether that is on disk."""
@@ -225,18 +237,20 @@ def supervise(
     notice: str | None,
     start: Checkpoint | None = None,
     conditions: Mapping[str, str] | None = None,
+    callbacks: Sequence[str] = (),
 ) -> RunResult:
     """Train with workers on this machine, and start them again when one fails.
 
-    Begins with the checkpoint `start`, whose `conditions` the workers compare. Raises
-    as `Session.run` does.
+    Begins with the checkpoint `start`, whose `conditions` the workers compare. The
+    worker of rank 0 finds the `callbacks` by their references. Raises as `Session.run`
+    does.
     """
     placement, recipe = session.writer.placement, session.writer.recipe
     with stop_on_signals() as stop:
         recovery = Recovery(
             server=server,
             job=TrainingJob(
-                setup=make_setup(recipe, placement, objects),
+                setup=make_setup(recipe, placement, objects, callbacks),
                 conditions=dict(conditions or {}),
             ),
             workers=placement.num_workers,

@@ -10,8 +10,8 @@ from samestep.state.layout import Layout
 from samestep.state.snapshot import Snapshots, State
 
 
-OnSnapshot = Callable[[Callable[[], State | None], Layout, int], None]
-"""Called with (read, layout, step) for each snapshot; `read` returns None too late."""
+OnSnapshot = Callable[[Callable[[], State | None], Layout, SnapshotSaved], None]
+"""Called with (read, layout, saved) for each snapshot; `read` returns None too late."""
 
 
 @dataclass
@@ -51,11 +51,11 @@ class SnapshotMemory:
         match message:
             case Started():
                 self._start(Layout.model_validate(message.layout))
-            case SnapshotSaved(slot=slot, step=step):
+            case SnapshotSaved(slot=slot, step=step) as saved:
                 memory, layout = self._memory, self.layout
                 assert memory is not None
                 assert layout is not None
-                offer(lambda: of_step(memory.read(slot), step), layout, step)
+                offer(lambda: of_step(memory.read(slot), step), layout, saved)
 
     def _start(self, layout: Layout) -> None:
         if self.layout is not None:

@@ -19,20 +19,28 @@ import errno
 import mmap
 import os
 import time
+from dataclasses import dataclass
 
-from samestep.errors import WorkerLate
+from samestep.errors import PeerLost, WorkerLate
 from samestep.system import shared_memory
+from samestep.system.machine import usable_cores
+from samestep.system.peers import Peers
 
 
 SEMAPHORE_BYTES = 64
 """A cache line each; glibc's sem_t takes 32 bytes."""
 WORDS = SEMAPHORE_BYTES // 8
+SPIN_SECONDS = 2e-3
+"""How long a worker with a core of its own spins before it sleeps, at most. Most waits
+end sooner, and waking up takes 30 to 60 us."""
+CROWDED_SPIN_SECONDS = 50e-6
+"""The same where workers share cores: the awaited worker may need this one."""
 LEAST_SPIN_SECONDS = 20e-6
 STARTING_WAITS = 3
 """Waits that may take the start timeout, since others may still load or compile."""
-SLEEP_SECONDS = 0.2
+SLEEP_SECONDS = 0.05
 """A sleep is cut into such parts, since sem_timedwait counts by the wall clock, which
-may jump."""
+may jump, and since peers may end."""
 
 
 class _Timespec(ctypes.Structure):
@@ -43,6 +51,25 @@ class _Timespec(ctypes.Structure):
 # instructions.
 _sleeping = ctypes.CDLL(None, use_errno=True)
 _quick = ctypes.PyDLL(None, use_errno=True)
+
+
+def spin_seconds(workers: int) -> float:
+    """Return how long to spin, at most, with so many workers on this machine."""
+    return CROWDED_SPIN_SECONDS if workers > usable_cores()[0] else SPIN_SECONDS
+
+
+@dataclass(frozen=True)
+class Waits:
+    """How a worker waits for the others of its machine."""
+
+    spin_seconds: float
+    timeout_seconds: float
+    start_seconds: float = 0.0
+    """The first waits may take so long, if that is longer."""
+    timeout_option: str = "`--hang-timeout`"
+    """What sets the timeout, for error messages."""
+    peers: Peers | None = None
+    """Where no supervisor ends those that wait for one that has ended."""
 
 
 def num_rounds(workers: int) -> int:
@@ -100,23 +127,21 @@ class Barrier:
         shared: mmap.mmap,
         rank: int,
         workers: int,
-        timeout_seconds: float,
+        waits: Waits,
         first_rank: int = 0,
-        start_seconds: float = 0.0,
     ) -> None:
         """Use `shared`, a map of the memory that `create` made.
 
         The rank of this machine's first worker among those of all machines is
-        `first_rank`, for error messages. The first waits may take `start_seconds` if
-        that is longer than the timeout.
+        `first_rank`, for error messages.
         """
-        self._start_seconds = max(start_seconds, timeout_seconds)
+        self._waits = waits
         self._first_rank = first_rank
         self._rank = rank
         self._workers = workers
-        self._timeout_seconds = timeout_seconds
         self._posted = memoryview(shared)[: workers * SEMAPHORE_BYTES].cast("q")
         self._count = 0
+        self._has_arrived = False
 
         def semaphore(worker: int, round_: int) -> ctypes.c_void_p:
             return _address(shared, workers + worker * num_rounds(workers) + round_)
@@ -127,17 +152,43 @@ class Barrier:
         ]
 
     def wait(self, patience: Patience) -> None:
-        """Wait for all workers. Raises WorkerLate, which names the late ones."""
+        """Wait for all workers.
+
+        Raises WorkerLate, which names the late ones, or PeerLost.
+        """
+        self.arrive(patience)
+        self.finish(patience)
+
+    def arrive(self, patience: Patience) -> None:
+        """Tell the others that this worker is here, and wait for them in `finish`.
+
+        Between the two, it may do what they need not wait for. (A fuzzy barrier: Gupta
+        1989.) Raises as `wait`.
+        """
+        self.finish(patience)
         self._count += 1
-        for number, (theirs, own) in enumerate(self._rounds):
-            _quick.sem_post(theirs)
-            # The number of rounds posted so far; only `_raise_late` needs it.
-            before = (self._count - 1) * len(self._rounds)
-            self._posted[self._rank * WORDS] = before + number + 1
+        self._has_arrived = True
+        if self._rounds:
+            self._post(0)
+
+    def finish(self, patience: Patience) -> None:
+        """Wait for all workers, if this one has arrived. Raises as `wait`."""
+        if not self._has_arrived:
+            return
+        self._has_arrived = False
+        for number, (_, own) in enumerate(self._rounds):
+            if number:
+                self._post(number)
             if _quick.sem_trywait(own):
                 start = time.monotonic()
                 self._spin_or_sleep(own, start, start + patience.seconds)
                 patience.learn(time.monotonic() - start)
+
+    def _post(self, number: int) -> None:
+        _quick.sem_post(self._rounds[number][0])
+        # The number of rounds posted so far; only `_raise_late` needs it.
+        before = (self._count - 1) * len(self._rounds)
+        self._posted[self._rank * WORDS] = before + number + 1
 
     def _spin_or_sleep(
         self, semaphore: ctypes.c_void_p, start: float, end: float
@@ -146,6 +197,7 @@ class Barrier:
             if not _quick.sem_trywait(semaphore):
                 return
         while time.monotonic() < start + self._most_seconds:
+            self._check_peers()
             if not _sleeping.sem_timedwait(semaphore, _wall_clock(SLEEP_SECONDS)):
                 return
             if ctypes.get_errno() not in (errno.ETIMEDOUT, errno.EINTR):
@@ -154,24 +206,36 @@ class Barrier:
 
     @property
     def _most_seconds(self) -> float:
-        is_starting = self._count <= STARTING_WAITS
-        return self._start_seconds if is_starting else self._timeout_seconds
+        waits, is_starting = self._waits, self._count <= STARTING_WAITS
+        most = max(waits.start_seconds, waits.timeout_seconds)
+        return most if is_starting else waits.timeout_seconds
+
+    def _check_peers(self) -> None:
+        """Raise PeerLost if a worker has ended that has not passed this wait."""
+        ended = self._waits.peers.ended() if self._waits.peers else []
+        posts = self._count * len(self._rounds)
+        lost = [str(r) for r in ended if self._posted[r * WORDS] < posts]
+        if lost:
+            raise PeerLost(
+                "All workers take part in every exchange, to the end; worker "
+                f"{', '.join(lost)} has ended before. Its own output says why."
+            )
 
     def _raise_late(self) -> None:
         late = [
             str(self._first_rank + rank)
             for rank in range(self._workers)
-            if not self._waits(rank)
+            if not self._is_waiting(rank)
         ]
-        is_starting = self._most_seconds > self._timeout_seconds
+        is_starting = self._most_seconds > self._waits.timeout_seconds
         raise WorkerLate.naming(
             f"worker {', '.join(late)}",
             "Every worker must reach the exchange",
             self._most_seconds,
-            "`--start-timeout`" if is_starting else "`--hang-timeout`",
+            "`--start-timeout`" if is_starting else self._waits.timeout_option,
         )
 
-    def _waits(self, rank: int) -> bool:
+    def _is_waiting(self, rank: int) -> bool:
         """Return whether the post that the worker waits for has not been made."""
         posted = self._posted[rank * WORDS]
         distance = 1 << ((posted - 1) % len(self._rounds))

@@ -1,8 +1,9 @@
 """The workers' heartbeats and the supervisor's stop flag, in nameless shared memory.
 
-The supervisor sets `stop`. Each worker counts its micro-batches (`beats`) and the
-exchanges that it has reached (`rounds`), and notes its step and, before the first step,
-its phase. A cell has one writer and is only a hint, so no memory ordering is needed.
+The supervisor sets `stop`, and notes up to which step it has `handled` snapshots. Each
+worker counts its micro-batches (`beats`) and the exchanges that it has reached
+(`rounds`), and notes its step and, before the first step, its phase. A cell has one
+writer and is only a hint, so no memory ordering is needed.
 """
 
 import mmap
@@ -10,7 +11,7 @@ import mmap
 from samestep.system import shared_memory
 
 
-STOP, CELLS = 0, 4
+STOP, HANDLED, CELLS = 0, 1, 4
 BEATS, ROUNDS, STEP, PHASE = range(4)
 PHASES = (
     "starting",
@@ -60,6 +61,15 @@ class Heartbeat:
     def request_stop(self) -> None:
         """Supervisor: ask all workers to stop after a step, with a snapshot."""
         self._all[STOP] = 1
+
+    @property
+    def handled(self) -> int:
+        """The step of the newest snapshot that the supervisor has dealt with."""
+        return int(self._all[HANDLED])
+
+    def handle(self, step: int) -> None:
+        """Supervisor: note that it has copied the snapshot of a step, or wants none."""
+        self._all[HANDLED] = step
 
     @property
     def phase(self) -> str:

@@ -51,13 +51,23 @@ def _set_death_signal(number: int) -> None:
         prctl(PR_SET_PDEATHSIG, number)
 
 
+CRASHED = (
+    ' (a library crashed: where it is torch\'s, set `arithmetic = "portable"`, which '
+    "computes without it)"
+)
+HINTS = {
+    "SIGKILL": " (the kernel does so when memory runs out)",
+    **dict.fromkeys(("SIGABRT", "SIGBUS", "SIGFPE", "SIGILL", "SIGSEGV"), CRASHED),
+}
+"""What the signals that end a process may mean."""
+
+
 def how_it_ended(code: int) -> str:
     """Say how a process ended by its exit code; -n: by signal n."""
     if code >= 0:
         return f"it exited with code {code} without an error message"
     name = signal.Signals(-code).name
-    hint = " (the kernel does so when memory runs out)" if name == "SIGKILL" else ""
-    return f"it was killed by {name}{hint}"
+    return f"it was killed by {name}{HINTS.get(name, '')}"
 
 
 @dataclass

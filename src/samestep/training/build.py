@@ -2,8 +2,6 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -12,14 +10,17 @@ from torch import Tensor
 
 from samestep.config.recipe import Recipe
 from samestep.core.balancer import Balancer
+from samestep.core.lr_range import LrRange
 from samestep.core.metric import num_cells
-from samestep.core.ownership import Share, contiguous, shares
+from samestep.core.ownership import contiguous, shares, spaced
 from samestep.core.plan import derive_seed
 from samestep.core.progress import Progress
-from samestep.core.topology import Topology
-from samestep.data.prefetch import HelperProcess, MicroBatches, Prefetcher
+from samestep.data.augment import NONE
+from samestep.data.prefetch import MicroBatches, Prefetcher
+from samestep.data.sources.user_dataset import given_of, is_in_memory
 from samestep.exchange import Exchange
 from samestep.kernels.library import load_kernels
+from samestep.kernels.program import Program
 from samestep.messages.job import Setup
 from samestep.messages.training import (
     Prefetching,
@@ -28,21 +29,20 @@ from samestep.messages.training import (
     WorkerWarning,
 )
 from samestep.models import compiling
-from samestep.models.device import Device
-from samestep.models.objective import Objective
+from samestep.models.objective import Objective, without_smoothing
 from samestep.optim.averaging import WeightAverages
+from samestep.optim.custom import CustomOptimizer
 from samestep.optim.gradients import Norms
-from samestep.optim.optimizer import SliceOptimizer
+from samestep.optim.optimizer import Optimizer, SliceOptimizer
 from samestep.optim.param_groups import slices
 from samestep.portable.evaluation import RecordedEvaluation
 from samestep.portable.norms import block_norms, move_average
 from samestep.portable.optimizer import PortableOptimizer
-from samestep.portable.passes import RecordedPasses, training_program
+from samestep.portable.passes import RecordedPasses
 from samestep.state import frozen
 from samestep.state.flat import Flat
 from samestep.state.snapshot import Snapshots
-from samestep.system.fault_injection import Faults
-from samestep.system.heartbeat import COMPILING, MEETING, Heartbeat
+from samestep.system.heartbeat import COMPILING, MEETING
 from samestep.training.cadence import Cadence
 from samestep.training.components import (
     Components,
@@ -57,43 +57,17 @@ from samestep.training.timing import PHASES, Clock, Tracer
 from samestep.training.trainer import (
     Ownership,
     Replica,
-    Report,
     Samples,
     Trainer,
+    WorkerContext,
     steps_per_report,
 )
-from samestep.user_code.references import UserCode, names, title
-from samestep.verification import startup
+from samestep.user_code.callbacks import Callbacks
+from samestep.user_code.references import names, title
+from samestep.verification import schedule, startup
 from samestep.verification.beside_torch import BesideTorch
 from samestep.verification.mutation_check import MutationCheck
-from samestep.verification.probe import Probe, Witness
-
-
-Connect = Callable[[Flat, list[Share]], Exchange]
-"""Make the exchange, from a model's vectors and all workers' micro-batches."""
-
-
-@dataclass(frozen=True)
-class WorkerContext:
-    """What a worker's process has for its job."""
-
-    setup: Setup
-    recipe: Recipe
-    topology: Topology
-    fds: Mapping[str, int]
-    """Descriptors of memory that outlives the worker: `snapshots`, and `constants` for
-    the part of the state_dict that training does not change."""
-    connect: Connect
-    report: Report
-    heartbeat: Heartbeat
-    faults: Faults
-    user_code: UserCode = field(default_factory=UserCode)
-    device: Device = field(default_factory=Device)
-    # Processes that were forked for this worker before it loaded anything.
-    helper: HelperProcess | None = None
-    """Draws micro-batches ahead of time, where that can take long."""
-    witness: Witness | None = None
-    """Computes micro-batches again, for the probe."""
+from samestep.verification.probe import Probe
 
 
 def build_trainer(context: WorkerContext, samples_sha256: str = "") -> Trainer:
@@ -120,8 +94,10 @@ def build_trainer(context: WorkerContext, samples_sha256: str = "") -> Trainer:
     sha256 = check.check_data(components.data)
     startup.check_resumed(samples_sha256, sha256)
     check.check_model(components.model)
+    schedule.check(components.factor, recipe, components.plan, topology.rank, exchange)
     samples = _samples(context, components)
     replica = _replica(context, components, exchange, samples)
+    callbacks = _callbacks(context)
     trainer = Trainer(
         recipe=recipe,
         topology=topology,
@@ -138,17 +114,37 @@ def build_trainer(context: WorkerContext, samples_sha256: str = "") -> Trainer:
         evaluator=_evaluator(context, components, exchange, flat, exchange.parameters),
         probe=_probe(context, components, samples, exchange, seconds),
         monitor=_monitor(context, components, exchange),
-        cadence=Cadence(heartbeat, setup.snapshot_seconds),
+        cadence=_cadence(context, callbacks),
         snapshots=Snapshots(
             context.fds["snapshots"], flat.layout, topology.local_workers
         ),
         progress=Progress(phases=[0.0] * len(PHASES), counts=flat.counts),
         conditions=startup.conditions(recipe, sha256),
+        factor=components.factor,
+        kept=spaced(components.num_steps, setup.keep_checkpoints),
+        lr_range=_lr_range(setup),
+        callbacks=callbacks,
     )
     trainer.restore()
     if components.unused and trainer.progress.step == 0:
         trainer.report(UnusedParameters(parameters=list(components.unused)))
     return trainer
+
+
+def _callbacks(context: WorkerContext) -> Callbacks | None:
+    """Return the user's callbacks, on rank 0."""
+    references, is_first = context.setup.callbacks, context.topology.rank == 0
+    return Callbacks(references, context.user_code) if references and is_first else None
+
+
+def _cadence(context: WorkerContext, callbacks: Callbacks | None) -> Cadence:
+    setup = context.setup
+    return Cadence(
+        context.heartbeat,
+        setup.snapshot_seconds,
+        setup.checkpoint_steps,
+        every_step=bool(setup.lr_range or (callbacks and callbacks.follow_steps)),
+    )
 
 
 def build_evaluator(context: WorkerContext, split: str, model_file: Path) -> Evaluator:
@@ -174,6 +170,14 @@ def build_evaluator(context: WorkerContext, split: str, model_file: Path) -> Eva
     return _evaluator(context, parts, exchange, flat, parameters)
 
 
+def _lr_range(setup: Setup) -> LrRange | None:
+    """Return the learning rates to try, if the job is to try any."""
+    if not setup.lr_range:
+        return None
+    start, factor, steps = setup.lr_range
+    return LrRange(start, factor, int(steps))
+
+
 def _balancer(setup: Setup, micro_batches: int, workers: int) -> Balancer:
     owned = shares(micro_batches, workers)
     # A fixed balance was given for another number of workers if some have left since.
@@ -197,8 +201,13 @@ def _replica(
     recipe, flat, objective = context.recipe, components.flat, components.objective()
     if recipe.is_portable:
         replica = _portable_replica(components, objective, exchange, samples)
-        if context.topology.is_leader and "model" in names(recipe):
-            _check_program(components, objective, exchange, samples)
+        if {"model", "loss"} & names(recipe).keys():
+            if context.topology.is_leader:
+                assert replica.passes is not None
+                program = replica.passes.recorded
+                _check_program(program, components, objective, exchange, samples)
+            # Others wait: they would load a snapshot into the same parameters.
+            exchange.merge(torch.zeros(1, dtype=torch.float64))
         return replica
     # Every pass uses each layer of a built-in family once, so gradients may be sent
     # while others are computed. The user's own model may branch.
@@ -206,14 +215,22 @@ def _replica(
     if recipe.compile:
         context.heartbeat.enter(COMPILING)
         compiling.prepare(objective, components.data, components.plan, flat)
-    optimizer = SliceOptimizer(
-        recipe.optimizer,
-        exchange.parameters[slice(*exchange.owned)],
-        exchange.states,
-        slices(recipe.optimizer, flat.layout, exchange.owned),
-    )
+    optimizer = _optimizer(components, exchange)
     averages = WeightAverages(recipe, flat, exchange)
     return Replica(components.model, attached, flat, exchange, optimizer, averages)
+
+
+def _optimizer(components: Components, exchange: Exchange) -> Optimizer:
+    """Return what updates this worker's slice of the parameters."""
+    own, owned = components.optimizer, exchange.owned
+    place = owned[0] if exchange.is_first else None
+    if own is not None:
+        states = exchange.states[: len(own.layout.states)]  # then averages of weights
+        return CustomOptimizer(own, exchange.parameters, owned, states, place)
+    recipe = components.recipe.optimizer
+    parameters = exchange.parameters[slice(*owned)]
+    parts = slices(recipe, components.flat.layout, owned)
+    return SliceOptimizer(recipe, parameters, exchange.states, parts, place)
 
 
 def _portable_replica(
@@ -226,7 +243,7 @@ def _portable_replica(
     recipe, flat, kernels = components.recipe, components.flat, load_kernels()
     exchange.attach(objective, overlap=False)
     passes = RecordedPasses(
-        components.model,
+        objective,
         components.data,
         components.plan,
         recipe,
@@ -242,6 +259,7 @@ def _portable_replica(
         exchange.states,
         slices(recipe.optimizer, flat.layout, exchange.owned),
         passes.weights,
+        exchange.owned[0] if exchange.is_first else None,
     )
     norms = Norms(
         partial(block_norms, kernels), lambda cells: math.fsum(cells.tolist())
@@ -260,24 +278,20 @@ def _portable_replica(
 
 
 def _check_program(
-    components: Components, objective: Objective, exchange: Exchange, samples: Samples
+    program: Program,
+    components: Components,
+    objective: Objective,
+    exchange: Exchange,
+    samples: Samples,
 ) -> None:
     """Compare the program of the user's own model with PyTorch. Raises NotPortable."""
-    recipe = components.recipe
-    record = partial(
-        training_program,
-        components.model,
-        components.data,
-        recipe.loss,
-        components.flat,
-    )
     beside = BesideTorch(
-        record,
+        program,
         objective,
         components.flat,
         exchange.parameters,
         load_kernels(),
-        derive_seed(recipe.seed, "step", 0, 0),
+        derive_seed(components.recipe.seed, "step", 0, 0),
     )
     inputs, targets = samples.prefetcher.replay(0, 0)
     if isinstance(targets, Tensor):  # mixed targets are not compared (own-code.md)
@@ -288,7 +302,13 @@ def _samples(context: WorkerContext, components: Components) -> Samples:
     data, plan = components.data, components.plan
     message = Prefetching(worker=context.topology.rank)
     source = MicroBatches(data, plan, bool(names(context.recipe)))
-    prefetcher = Prefetcher(source, context.helper, partial(context.report, message))
+    # To pick samples from arrays is quicker than to receive them.
+    is_quick = is_in_memory(data.splits["train"]) and data.augmentation == NONE
+    given = given_of(data.splits["train"])
+    is_stream = given is not None and given.is_stream
+    helper = None if is_quick or is_stream else context.helper
+    is_slow = given is not None and given.has_processes
+    prefetcher = Prefetcher(source, helper, partial(context.report, message), is_slow)
     return Samples(data, plan, prefetcher, context.device)
 
 
@@ -302,13 +322,13 @@ def _evaluator(
     recipe, recorded = context.recipe, None
     if recipe.is_portable:
         recorded = RecordedEvaluation(
-            parts.model,
+            parts.objective(without_smoothing(recipe.loss)),
             parts.data,
-            recipe.loss,
             flat,
             parameters,
             load_kernels(),
             recipe.evaluation_batch,
+            recipe.seed,
         )
     rank = context.topology.rank
     return Evaluator(parts, rank, exchange, context.heartbeat, context.device, recorded)

@@ -65,6 +65,10 @@ class Cadence:
 
     heartbeat: Heartbeat
     snapshot_seconds: float
+    checkpoint_steps: int | None = None
+    """Save a snapshot for a checkpoint after each multiple of so many steps."""
+    every_step: bool = False
+    """Whether all workers synchronise after every step, for callbacks."""
     _last_point: float = field(default_factory=lambda: time.monotonic())
     _last_save: float = field(default_factory=lambda: time.monotonic())
     _last_epoch: float = field(default_factory=lambda: time.monotonic())
@@ -82,7 +86,12 @@ class Cadence:
             save, self._last_epoch = True, now
         save = save and self.snapshot_seconds > 0
         next_steps = max(1, int(SECONDS_BETWEEN / max(per_step, 1e-9)))
+        next_steps = 1 if self.every_step else next_steps
         return Decision(self.heartbeat.stop, save, next_steps)
+
+    def is_due(self, step: int) -> bool:
+        """Return whether a checkpoint is asked for after so many steps."""
+        return self.checkpoint_steps is not None and step % self.checkpoint_steps == 0
 
     def saved(self, seconds: float) -> None:
         """Record that a snapshot was saved, and how long that took."""

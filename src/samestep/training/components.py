@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,19 @@ from torch import nn
 from samestep import models
 from samestep.config.data import MnistData, TextData
 from samestep.config.model import LossRecipe, MlpModel
+from samestep.config.optimizer import CustomOptimizer
 from samestep.config.recipe import Recipe
+from samestep.core.lr_schedule import CustomFactor
 from samestep.core.plan import Plan, derive_seed
 from samestep.data import dataset
+from samestep.data.plans import LoaderPlan, StreamPlan
 from samestep.data.prefetch import Drawn, MicroBatches
+from samestep.data.sources.user_dataset import given_of, samples_of
 from samestep.errors import RecipeError, RunError
 from samestep.models.device import Device
 from samestep.models.objective import Objective, built_in
 from samestep.optim import averaging
+from samestep.optim.building import Definition, definition, division
 from samestep.optim.optimizer import state_names
 from samestep.optim.param_groups import unsharded_names
 from samestep.portable.initial import from_counters
@@ -29,7 +35,7 @@ from samestep.system.heartbeat import BUILDING, LOADING
 from samestep.training import init_weights
 from samestep.user_code import seeding
 from samestep.user_code.references import UserCode, find_loss, names
-from samestep.verification import dry_run, replicas
+from samestep.verification import dry_run, optimizer_trial, replicas, schedule
 from samestep.verification.dry_run import Findings
 from samestep.verification.probe import Replay
 
@@ -67,18 +73,27 @@ class Components(ModelAndData):
     flat: Flat
     unused: tuple[str, ...]
     """Trained parameters that had no gradient in the dry run."""
+    optimizer: Definition | None = None
+    """The optimizer if it is the user's own."""
+    factor: CustomFactor | None = None
+    """The schedule if it is the user's own."""
+
+    @property
+    def num_steps(self) -> int:
+        """The optimizer steps of the whole training."""
+        return self.recipe.num_steps(self.plan.steps_per_epoch)
 
     def replay(self, draw: Callable[[int, int], Drawn], device: Device) -> Replay:
         """Return what computes micro-batches outside of the training."""
-        record = self._recorded if self.recipe.is_portable else None
+        # Once: whatever the module remembers later, its program stays the same.
+        record = cache(self._recorded) if self.recipe.is_portable else None
         return Replay(
             draw, self.objective(), self.flat, self.recipe.seed, device, record
         )
 
     def _recorded(self) -> str:
         """Return the SHA-256 of the model's program in training, recorded anew."""
-        program = training_program(self.model, self.data, self.recipe.loss, self.flat)
-        return program.sha256
+        return training_program(self.objective(), self.data, self.flat).sha256
 
 
 def load_and_build(
@@ -102,10 +117,16 @@ def load_and_build(
     findings = _dry_run(recipe, data, model, loss)
     data = replace(data, own_metrics=findings.metrics)
     dry_run.check_norms(recipe, data, plan, model)
-    _check_stopping(recipe, data)
+    _check_validation(recipe, data)
+    _check_schedule(recipe, plan)
     # Moved first: the vectors are on the device of the parameters.
-    flat = _flat(recipe, device.move(model), findings.constant_buffers)
-    return Components(recipe, data, model, loss, plan, flat, findings.unused)
+    model = device.move(model)
+    optimizer = _own_optimizer(recipe, user_code, model)
+    flat = _flat(recipe, model, findings.constant_buffers, optimizer)
+    factor = schedule.load(recipe, user_code)
+    return Components(
+        recipe, data, model, loss, plan, flat, findings.unused, optimizer, factor
+    )
 
 
 def load_trained(
@@ -124,6 +145,12 @@ def load_trained(
     data = dataset.of_recipe(recipe, user_code)
     if len(data.splits[split]) == 0:
         raise RunError(f"The recipe {recipe.name} holds out no {split} samples.")
+    given = given_of(data.splits[split])
+    if split == "train" and given is not None and given.is_stream:
+        raise RunError(
+            "Splits that are evaluated are kept in memory, and the training samples of "
+            f"{recipe.name} are a stream: give it as `test`, too."
+        )
     enter(BUILDING)
     model = new_model(recipe, data, user_code)
     replicas.load_into(model, model_file)
@@ -144,7 +171,15 @@ def load_data(
     many samples at most of the other splits. Raises DataError, OwnCodeError.
     """
     data = dataset.of_recipe(recipe, user_code)
-    size = len(data.splits["train"])
+    whole = data.splits["train"]
+    size, given = len(whole), given_of(whole)
+    if given is not None and given.is_stream:
+        return data, StreamPlan.of(recipe, given, samples_of(whole), max_steps)
+    if given is not None:
+        plan = LoaderPlan.of(recipe, given, max_steps)
+        if max_steps is not None:
+            data = data.first(plan.num_samples, ("validation", "test"))
+        return data, plan
     if max_steps is not None:
         batch = recipe.global_batch
         size = min(size, max_steps * batch + size % batch)
@@ -185,7 +220,7 @@ def load_replay(
     """
     components = load_and_build(recipe, user_code, max_steps, device)
     source = MicroBatches(components.data, components.plan, has_user_code=True)
-    return components.replay(source.draw, device)
+    return components.replay(source.replay, device)
 
 
 def _dry_run(
@@ -197,27 +232,64 @@ def _dry_run(
     return dry_run.run(recipe, data, model, loss)
 
 
-def _flat(recipe: Recipe, model: nn.Module, constant: frozenset[str]) -> Flat:
+def _own_optimizer(
+    recipe: Recipe, user_code: UserCode, model: nn.Module
+) -> Definition | None:
+    """Return the user's own optimizer, after a trial. Raises OwnCodeError."""
+    if not isinstance(recipe.optimizer, CustomOptimizer):
+        return None
+    flat = Flat(model, division=division(recipe))
+    return optimizer_trial.run(definition(recipe, user_code, flat.layout), flat)
+
+
+def _flat(
+    recipe: Recipe,
+    model: nn.Module,
+    constant: frozenset[str],
+    optimizer: Definition | None,
+) -> Flat:
     """Return the vectors of a model. Raises RecipeError."""
-    states = (*state_names(recipe.optimizer), *averaging.vectors(recipe))
+    own = optimizer.layout.states if optimizer else state_names(recipe.optimizer)
+    states = (*own, *averaging.vectors(recipe))
     shapes = {n: p.shape for n, p in model.named_parameters() if p.requires_grad}
-    return Flat(model, states, constant, unsharded_names(recipe.optimizer, shapes))
+    unsharded = unsharded_names(recipe.optimizer, shapes)
+    return Flat(model, states, constant, unsharded, division(recipe))
 
 
-def _check_stopping(recipe: Recipe, data: dataset.Dataset) -> None:
-    """Raise RecipeError if early stopping watches what is not measured."""
-    if recipe.early_stopping is None:
+def _check_schedule(recipe: Recipe, plan: Plan) -> None:
+    """Raise RecipeError if a schedule follows what is not known of a stream."""
+    schedule = recipe.schedule
+    if plan.steps_per_epoch:
         return
-    if not len(data.splits["validation"]):
+    if schedule.warmup_epochs or getattr(schedule, "every_epochs", None):
         raise RecipeError(
-            "Early stopping looks at validation samples, and the data hold out none: "
-            "hold some out, or leave out `early_stopping`."
+            "How many steps an epoch of a stream has is not known before its end; the "
+            f"schedule of this recipe, `{schedule.name}` with {schedule.warmup_epochs} "
+            "epochs of warmup, follows it. Use `warmup_steps` and `every_steps`."
         )
+    if schedule.depends_on_epochs and recipe.max_steps is None:
+        raise RecipeError(
+            "How many steps the epochs of a stream have is not known before their end; "
+            f"the schedule `{schedule.name}` follows it. Set `max_steps` instead of "
+            "`epochs`, or use a constant learning rate."
+        )
+
+
+def _check_validation(recipe: Recipe, data: dataset.Dataset) -> None:
+    """Raise RecipeError if something watches what is not measured."""
+    for name in recipe.watching_validation:
+        if not len(data.splits["validation"]):
+            raise RecipeError(
+                f"`{name}` is for validation samples, and the data hold out none: hold "
+                f"some out, or leave out `{name}`."
+            )
     measured = [
         f"validation_{name}" for name in ("loss", *(m.name for m in data.metrics))
     ]
-    if recipe.early_stopping.metric not in measured:
-        raise RecipeError(
-            f"`early_stopping.metric` is what is measured on these data, "
-            f"{' or '.join(measured)}; received `{recipe.early_stopping.metric}`."
-        )
+    for name in ("early_stopping", "schedule"):
+        watched = getattr(getattr(recipe, name), "metric", None)
+        if watched is not None and watched not in measured:
+            raise RecipeError(
+                f"`{name}.metric` is what is measured on these data, "
+                f"{' or '.join(measured)}; received `{watched}`."
+            )

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from samestep.config.model import CrossEntropy
+from samestep.config.model import CustomLoss
 from samestep.core.metric import COUNTED, num_cells
 from samestep.core.ownership import shares
 from samestep.core.plan import derive_seed
@@ -18,12 +18,13 @@ from samestep.errors import DataError
 from samestep.exchange import Exchange
 from samestep.models.device import Device
 from samestep.models.modes import evaluating
-from samestep.models.objective import ignored_label, outputs
+from samestep.models.objective import ignored_label, outputs, without_smoothing
 from samestep.portable.evaluation import ANSWER, LOSS, TARGET, RecordedEvaluation
 from samestep.system.heartbeat import Heartbeat
 from samestep.system.json_values import JsonObject
 from samestep.training.components import ModelAndData
 from samestep.user_code import seeding
+from samestep.user_code.references import names
 
 
 MAX_WORST = 12
@@ -45,6 +46,23 @@ class Evaluator:
     recorded: RecordedEvaluation | None = None
     """With portable arithmetic: what measures the samples."""
 
+    def results(self, name: str, in_detail: bool = False) -> JsonObject:
+        """All workers: return the loss and metrics of a split, empty without samples.
+
+        If `in_detail`, also how a classifier answers for single samples.
+        """
+        data, details = self.parts.data, JsonObject()
+        if len(data.splits[name]) == 0:
+            return {}
+        # The outputs of an own loss may be no logits.
+        has_logits = not isinstance(self.parts.recipe.loss, CustomLoss)
+        if in_detail and data.task == "classification" and has_logits:
+            sums, details = self.inspect(name)
+        else:
+            sums = self.evaluate(name)
+        results = {**sums.means(data.metrics), **details}
+        return {f"{name}_{key}": value for key, value in results.items()}
+
     @torch.no_grad()  # not in inference mode: a model may ask for gradients
     def evaluate(self, name: str) -> MetricSums:
         """All workers: sum the loss (without label smoothing) and metrics of a split.
@@ -57,11 +75,8 @@ class Evaluator:
             measured = self._measure(self.recorded, name)
             sums = self.recorded.totals(measured, data.own_metrics)
             return self._sums(name, *sums)
-        # Label smoothing belongs to training; without it losses are comparable.
-        loss = self.parts.recipe.loss
-        if isinstance(loss, CrossEntropy):
-            loss = CrossEntropy(ignore_index=loss.ignore_index)
-        objective, split = self.parts.objective(loss), data.splits[name]
+        objective = self.parts.objective(without_smoothing(self.parts.recipe.loss))
+        split = data.splits[name]
         shape = 1 + num_cells(data.own_metrics), self._num_batches(name)
         cells = torch.zeros(shape, dtype=torch.float64)
         with evaluating(self.parts.model):
@@ -84,29 +99,49 @@ class Evaluator:
         return MetricSums(loss=total, metrics=list(measured), targets=size)
 
     def _measure(self, recorded: RecordedEvaluation, name: str) -> Tensor:
-        """All workers: measure every sample of a split, float64 [4, n]."""
+        """All workers: measure every sample of a split, float64 [rows, n]."""
         size = len(self.parts.data.splits[name])
-        first, end = shares(size, self.exchange.workers)[self.rank]
-        measured = torch.zeros(4, size, dtype=torch.float64)
-        for samples in recorded.batches(first, end):
+        measured = torch.zeros(recorded.rows, size, dtype=torch.float64)
+        recorded.prepare(name)  # before generators are seeded: it draws a sample
+        for samples in self._batches_to_measure(recorded, name):
             self.heartbeat.beat()
             measured[:, samples] = recorded.measure(name, samples)
         self.heartbeat.at_barrier()
         return self.exchange.merge(measured)
 
+    def _batches_to_measure(
+        self, recorded: RecordedEvaluation, name: str
+    ) -> Iterator[Tensor]:
+        """Yield this worker's samples, in batches.
+
+        The user's data set may draw: then batches are the same for all workers.
+        """
+        if "data" in names(self.parts.recipe):
+            yield from (samples for _, samples in self._own_batches(name))
+            return
+        size = len(self.parts.data.splits[name])
+        yield from recorded.batches(*shares(size, self.exchange.workers)[self.rank])
+
     @torch.no_grad()  # not in inference mode: a model may ask for gradients
-    def inspect(self, name: str) -> JsonObject:
-        """All workers: list how a classifier answers for single samples of a split.
+    def inspect(self, name: str) -> tuple[MetricSums, JsonObject]:
+        """All workers: evaluate a split, and list a classifier's answers for samples.
 
         `confusion` counts samples by [true class][answer]; `worst` are those with the
         highest losses, the highest first.
         """
-        model, recipe = self.parts.model, self.parts.recipe
-        split, classes = self.parts.data.splits[name], self.parts.data.outputs
-        ignored = ignored_label(recipe.loss)
-        if self.recorded is not None:
+        data, ignored = self.parts.data, ignored_label(self.parts.recipe.loss)
+        if self.recorded is None:
+            sums, cells = self.evaluate(name), self._answers(name)
+        else:  # one pass measures what both need
             measured = self._measure(self.recorded, name)
-            return _summarise(measured[[TARGET, ANSWER, LOSS]], classes, ignored)
+            totals = self.recorded.totals(measured, data.own_metrics)
+            sums, cells = self._sums(name, *totals), measured[[TARGET, ANSWER, LOSS]]
+        return sums, _summarise(cells, data.outputs, ignored)
+
+    def _answers(self, name: str) -> Tensor:
+        """All workers: return targets, answers, losses of a split, float64 [3, n]."""
+        model, recipe = self.parts.model, self.parts.recipe
+        split, ignored = self.parts.data.splits[name], ignored_label(recipe.loss)
         device = self.device.target
         cells = torch.zeros(3, len(split), dtype=torch.float64)
         with evaluating(model):
@@ -122,8 +157,7 @@ class Evaluator:
                 rows = [targets.double(), answers.double(), losses.double()]
                 cells[:, samples] = torch.stack(rows).cpu()
         self.heartbeat.at_barrier()
-        self.exchange.merge(cells)
-        return _summarise(cells, classes, ignored)
+        return self.exchange.merge(cells)
 
     def _num_batches(self, name: str) -> int:
         batch = self.parts.recipe.evaluation_batch

@@ -28,6 +28,7 @@ from samestep.system.signals import end_alone, end_with
 if __name__ == "__main__":
     # Until the end of the channel can be noticed: importing torch takes seconds.
     end_with(int(sys.argv[2]))
+    gc.disable()  # modules stay, so collections between imports find little
 
 from samestep.messages import wire
 from samestep.messages.processes import (
@@ -193,5 +194,7 @@ if __name__ == "__main__":
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
     end_alone()  # the supervisor's thread may end before the supervisor
     gc.freeze()  # no collection in a worker touches, and so copies, shared pages
+    gc.enable()
     with own_directory():
         ForkServer(socket.socket(fileno=int(sys.argv[1]))).serve()
+    os._exit(0)  # taking torch down in order would take a sixth of importing it

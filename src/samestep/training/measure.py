@@ -21,7 +21,7 @@ from samestep.messages.training import Measured, Ready
 from samestep.system.heartbeat import Heartbeat
 from samestep.training.cadence import Cadence, Decision
 from samestep.training.timing import by_phase
-from samestep.training.train import train_epoch
+from samestep.training.train import train_steps
 from samestep.training.trainer import Report, Trainer
 
 
@@ -138,26 +138,23 @@ def train_until(
     At the end of the recipe the training starts over.
     """
     trainer.cadence = TimedCadence(times, 0.0, over=over, max_steps=max_steps)
-    progress, plan = trainer.progress, trainer.samples.plan
+    progress = trainer.progress
     phases = torch.zeros_like(trainer.monitor.epoch_times.take().seconds)
     measurement, stop = Measurement(phases), False
     per_sample = trainer.samples.data.targets_per_sample
     while not stop:
-        progress.step %= trainer.recipe.epochs * plan.steps_per_epoch
+        if trainer.samples.plan.steps_per_epoch:  # a stream goes on
+            progress.step %= trainer.num_steps
         first, seconds = progress.step, progress.seconds
         targets = progress.epoch.targets
         times.began.clear()
-        decision, record = train_epoch(trainer)
+        decision = train_steps(trainer)
         stop = decision.stop
         measurement.steps += progress.step - first
         measurement.seconds += progress.seconds - seconds
         measurement.samples += (progress.epoch.targets - targets) // per_sample
         measurement.step_seconds += [b - a for a, b in pairwise(times.began)]
-        if record:
-            measurement.phases += torch.tensor(
-                [list(worker.values()) for worker in record.times.workers],
-                dtype=torch.float64,
-            )
+        if trainer.ends_epoch(progress.step):
             progress.begin_epoch()
     measurement.phases += trainer.monitor.epoch_times.take().seconds
     return measurement

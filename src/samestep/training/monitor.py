@@ -11,13 +11,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from samestep.core.progress import MetricSums
 from samestep.exchange import Exchange
 from samestep.models.device import Device
+from samestep.state.hashing import StepHashes
 from samestep.system.fault_injection import Faults
 from samestep.system.heartbeat import Heartbeat
 from samestep.training.cadence import Decision
-from samestep.training.metrics import MetricsBuffer
+from samestep.training.metrics import Merged, MetricsBuffer
 from samestep.training.timing import Clock, Times
 from samestep.verification.mutation_check import MutationCheck
 
@@ -113,8 +113,12 @@ class StepMonitor:
         self.clock.lap("exchange")
         self.faults.at("update", self._step)
 
-    def end_update(self) -> None:
-        """Charge what the optimizer took; the worker waits for the others again."""
+    def end_update(self, hashes: StepHashes) -> None:
+        """Charge what the optimizer took; the worker waits for the others again.
+
+        `hashes` is what this worker adds to those of the step.
+        """
+        self.metrics.hash(self._row, hashes)
         self.clock.lap("optimizer")
         self.heartbeat.at_barrier()
 
@@ -130,17 +134,15 @@ class StepMonitor:
         self.heartbeat.at_barrier()
         return self.clock.take()
 
-    def sync(
-        self, phases: Sequence[float], decision: Decision
-    ) -> tuple[list[MetricSums], Times, Decision]:
+    def sync(self, phases: Sequence[float], decision: Decision) -> Merged:
         """All workers: merge what each of them recorded since the last call.
 
-        Returns the sums of each step, the times of all workers and the decision of
-        rank 0. Raises NonFiniteLoss, on all workers.
+        Raises NonFiniteLoss, on all workers.
         """
-        sums, times, decision = self.metrics.sync(phases, decision)
+        merged = self.metrics.sync(phases, decision)
+        times = merged.times
         times.bytes, self._bytes = self._bytes, 0
         times.network_bytes, self._network_bytes = self._network_bytes, 0
         self.epoch_times.add(times)
         self.logged_times.add(times)
-        return sums, times, decision
+        return merged

@@ -5,7 +5,14 @@ import torch
 from samestep.core.metric import COUNTED
 from samestep.core.progress import Progress
 from samestep.data.dataset import Dataset
-from samestep.messages.training import EpochRecord, Started, StepRecord
+from samestep.messages.training import (
+    EpochRecord,
+    EvaluationRecord,
+    Evicted,
+    Started,
+    StepRecord,
+    Stopped,
+)
 from samestep.training.timing import Times, by_phase
 from samestep.training.trainer import Replica, Trainer
 
@@ -33,6 +40,17 @@ def _instruction_set(replica: Replica) -> str:
     return isa.decode()
 
 
+def stopped(trainer: Trainer, leaving: int | None) -> Stopped | Evicted:
+    """Return the message of an end before the last step.
+
+    It is as asked, or to go on without the worker that is `leaving`.
+    """
+    step, speeds = trainer.progress.step, trainer.ownership.balancer.speeds
+    if leaving is None:
+        return Stopped(step=step)
+    return Evicted(step=step, worker=leaving, speeds=speeds)
+
+
 def step_record(
     progress: Progress, epoch: int, lr: float, times: Times, data: Dataset
 ) -> StepRecord:
@@ -47,6 +65,7 @@ def step_record(
         times=times.use(),
         noise_scale=progress.noise.scale,
         own_metrics=own_metrics(data),
+        hashes=progress.hashes,
     )
 
 
@@ -62,18 +81,37 @@ def epoch_record(
     `times` is since the last start of the workers; `progress.phases` is from before.
     """
     before = torch.tensor(progress.phases, dtype=torch.float64)
-    means = progress.epoch.means(data.metrics)
     samples = progress.epoch.targets / data.targets_per_sample
     return EpochRecord(
         epoch=epoch + 1,
+        step=progress.step,
         seconds=progress.seconds,
-        train_metrics={f"train_{key}": value for key, value in means.items()},
+        train_metrics=train_means(progress, data),
         samples_per_second=samples / progress.seconds,
         seconds_by_phase=by_phase(times.seconds.mean(dim=0) + before),
         times=times.use(),
         noise_scale=progress.noise.scale,
         own_metrics=own_metrics(data),
         minor_faults_per_step=minor_faults_per_step,
+    )
+
+
+def train_means(progress: Progress, data: Dataset) -> dict[str, float]:
+    """Return the loss and metrics of the epoch so far, as `train_loss` and so on."""
+    means = progress.epoch.means(data.metrics)
+    return {f"train_{key}": value for key, value in means.items()}
+
+
+def evaluation_record(
+    step: int, epoch: int, metrics: dict[str, float], sha256: str, data: Dataset
+) -> EvaluationRecord:
+    """Return the record of an evaluation after `step` steps; `epoch` counts from 0."""
+    return EvaluationRecord(
+        epoch=epoch + 1,
+        step=step,
+        validation_metrics=metrics,
+        own_metrics=own_metrics(data),
+        weights_sha256=sha256,
     )
 
 

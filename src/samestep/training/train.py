@@ -6,27 +6,24 @@ plan -> own micro-batches -> forward and backward of each -> partial gradients
 `training.trainer` has the parts used here, `training.build` puts them together.
 """
 
-import resource
 from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from samestep.config.model import CustomLoss
+from samestep.config.optimizer import PlateauLR
 from samestep.core.metric import COUNTED
 from samestep.core.ownership import lengths
 from samestep.core.progress import MetricSums
 from samestep.exchange import Summands
 from samestep.kernels.interface import ARITHMETIC
 from samestep.messages.training import (
-    EpochRecord,
-    Evicted,
     Finished,
+    LrTried,
     NoTargets,
     Rebalanced,
     SnapshotSaved,
-    Stopped,
     StragglerFound,
 )
 from samestep.optim import gradients
@@ -37,35 +34,40 @@ from samestep.system.json_values import JsonObject
 from samestep.training.cadence import Decision
 from samestep.training.progress import (
     epoch_record,
+    evaluation_record,
     own_metrics,
     started,
     step_record,
+    stopped,
+    train_means,
 )
-from samestep.training.timing import PHASES, Times
-from samestep.training.trainer import Trainer, steps_per_report
-from samestep.user_code.references import names
-from samestep.verification import replicas
+from samestep.training.timing import PHASES, Times, minor_faults
+from samestep.training.trainer import Trainer
+from samestep.user_code.references import all_names
+from samestep.verification import replicas, startup
 
 
 def train(trainer: Trainer) -> bool:
-    """All workers: train the epochs that are left, then test the model.
+    """All workers: take the steps that are left, then test the model.
 
     Returns False if the training was asked to stop before its end.
     """
     progress, clock = trainer.progress, trainer.monitor.clock
     trainer.report(started(trainer))
+    trainer.notify("on_train_start")
     _probe(trainer)
     while not is_over(trainer):
-        decision, record = train_epoch(trainer)
-        if record:
-            _close_epoch(trainer, record)
+        faults, start = minor_faults(), progress.step
+        decision = train_steps(trainer)
+        _report_weights(trainer, (minor_faults() - faults) / (progress.step - start))
         # A worker that is too slow need not leave after the last step.
         last = is_over(trainer)
         leaves = decision.leaving is not None
         if decision.save or decision.stop or last or leaves:
             _save(trainer)
-        if decision.stop or (leaves and not last):
-            _report_stop(trainer, decision.leaving)
+        is_end = last and trainer.progress.step == trainer.until
+        if (decision.stop and not is_end) or (leaves and not last):
+            trainer.report(stopped(trainer, decision.leaving))
             return False
     if trainer.probe is not None:
         trainer.probe.finish()
@@ -80,43 +82,41 @@ def is_over(trainer: Trainer) -> bool:
 
     All workers find the same, since it depends on merged numbers only.
     """
-    recipe, progress = trainer.recipe, trainer.progress
-    done = progress.step == recipe.epochs * trainer.samples.plan.steps_per_epoch
-    return done or progress.stopping.is_over(recipe.early_stopping)
+    progress, stop = trainer.progress, trainer.recipe.early_stopping
+    return trainer.ends(progress.step) or progress.stopping.is_over(stop)
 
 
-def train_epoch(trainer: Trainer) -> tuple[Decision, EpochRecord | None]:
-    """All workers: train to the end of the epoch, or until the workers decide to stop.
+def train_steps(trainer: Trainer) -> Decision:
+    """All workers: train to an evaluation or the end of the epoch, or until a stop.
 
-    Returns the last decision, and the epoch's record, None if it is not complete.
+    Returns the last decision.
     """
     progress, clock = trainer.progress, trainer.monitor.clock
-    num_steps = trainer.samples.plan.steps_per_epoch
-    epoch, start = divmod(progress.step, num_steps)
+    progress.validation_loss = None
+    _check_order(trainer)
     clock.take()
-    faults, began = _minor_faults(), clock.taken
-    sync_at = start + 1
-    for step in range(start, num_steps):
+    began, sync_at = clock.taken, progress.step + 1
+    while True:
         train_step(trainer, progress.step)
         progress.step += 1
         # Not after every step: each merge makes all workers wait for the slowest.
-        if step + 1 not in (sync_at, num_steps) and not _is_logged(trainer, step + 1):
+        if progress.step != sync_at and not trainer.is_due:
             continue
-        decision = sync_metrics(trainer, epoch, step + 1)
-        sync_at = step + 1 + decision.steps
+        decision = sync_metrics(trainer)
+        sync_at = progress.step + decision.steps
         progress.seconds += clock.taken - began
         began = clock.taken
-        if step + 1 < num_steps:
-            if decision.stop or decision.leaving is not None:
-                break
-            if decision.save:
-                _save(trainer)
-    if progress.step % num_steps:  # stopped within the epoch
-        return decision, None
-    times = trainer.monitor.epoch_times.take()
-    faults_per_step = (_minor_faults() - faults) / (num_steps - start)
-    data = trainer.samples.data
-    return decision, epoch_record(progress, epoch, times, data, faults_per_step)
+        if trainer.pauses or decision.stop or decision.leaving is not None:
+            return decision
+        if decision.save:
+            _save(trainer)
+
+
+def _check_order(trainer: Trainer) -> None:
+    """All workers: compare what samples come, if user code decides about them."""
+    digest = trainer.samples.plan.digest(trainer.progress.step)
+    trainer.monitor.heartbeat.at_barrier()
+    startup.check_order(digest, trainer.topology.rank, trainer.replica.exchange)
 
 
 def train_step(trainer: Trainer, step: int) -> None:
@@ -143,7 +143,7 @@ def train_step(trainer: Trainer, step: int) -> None:
 
     replica.optimizer.step(gradient, trainer.learning_rate(step))
     replica.averages.advance(step)
-    monitor.end_update()
+    monitor.end_update(replica.optimizer.hashes)
     exchange.all_gather_parameters()
     monitor.end_step()
 
@@ -206,7 +206,7 @@ def _rescale(
     Returns the factor, and how many samples each micro-batch weighs.
     """
     plan, data = trainer.samples.plan, trainer.samples.data
-    sizes = plan.micro_batch_sizes(step % plan.steps_per_epoch)
+    sizes = plan.micro_batch_sizes(step)
     if COUNTED not in data.own_metrics:
         return 1.0, sizes
     num_samples, num_targets = sum(sizes), trainer.samples.num_targets(step)
@@ -234,7 +234,7 @@ def _observe_noise(
         trainer.progress.noise.add(*estimate)
 
 
-def sync_metrics(trainer: Trainer, epoch: int, steps_in_epoch: int) -> Decision:
+def sync_metrics(trainer: Trainer) -> Decision:
     """All workers: merge the metrics of the steps since the last call.
 
     The same merge carries the decision of rank 0, and any worker's request to stop;
@@ -242,24 +242,31 @@ def sync_metrics(trainer: Trainer, epoch: int, steps_in_epoch: int) -> Decision:
     after the same step.
     """
     progress, monitor = trainer.progress, trainer.monitor
-    ends = steps_in_epoch == trainer.samples.plan.steps_per_epoch
+    ends = trainer.pauses
     steps = monitor.metrics.num_steps
     decision = trainer.ownership.decide(trainer.cadence.decide(steps, ends))
     phases = monitor.take_phases()
     first, end = trainer.ownership.micro_batches
     drawing = phases[PHASES.index("data")]
     trainer.samples.prefetcher.observe(steps * (end - first), drawing, sum(phases))
-    sums, times, decision = monitor.sync(phases, decision)
-    _rebalance(trainer, steps, times, decision)
-    for step in sums:
+    merged = monitor.sync(phases, decision)
+    _rebalance(trainer, steps, merged.times, merged.decision)
+    for step in merged.sums:
         progress.epoch.add(step)
         progress.logged.add(step)
-    if _is_logged(trainer, steps_in_epoch):
-        _report_steps(trainer, epoch)
+    progress.hashes += "".join(map(str, merged.hashes))
+    if progress.step == trainer.until or trainer.is_logged:
+        _report_steps(trainer)
     if trainer.probe is not None:
         trainer.probe.poll()
+    if trainer.cadence.every_step:
+        means = merged.sums[-1].means(trainer.samples.data.metrics)
+        trainer.notify("on_step_end", means)
+        if trainer.lr_range is not None:
+            lr = trainer.learning_rate(progress.step - 1)
+            trainer.report(LrTried(lr=lr, loss=means["loss"]))
     monitor.lap("exchange")
-    return decision
+    return trainer.with_marks(merged.decision)
 
 
 def _rebalance(trainer: Trainer, steps: int, times: Times, decision: Decision) -> None:
@@ -276,23 +283,51 @@ def _rebalance(trainer: Trainer, steps: int, times: Times, decision: Decision) -
         trainer.report(Rebalanced(step=step, **{**vars(change), **counts}))
 
 
-def _close_epoch(trainer: Trainer, record: EpochRecord) -> None:
-    """All workers: evaluate, compare the replicas, and report the epoch."""
-    stop, stopping = trainer.recipe.early_stopping, trainer.progress.stopping
-    replica = trainer.replica
+def _report_weights(trainer: Trainer, faults_per_step: float) -> None:
+    """All workers: evaluate if it is time, and close the epoch if it ends."""
+    if not trainer.pauses:
+        return
+    progress, data, step = trainer.progress, trainer.samples.data, trainer.progress.step
+    epoch = progress.epochs
+    metrics, sha256 = _examine(trainer, epoch + 1)
+    if metrics and trainer.recipe.evaluation_steps:
+        trainer.report(evaluation_record(step, epoch, metrics, sha256, data))
+    if trainer.ends_epoch(step) or is_over(trainer):
+        times = trainer.monitor.epoch_times.take()
+        record = epoch_record(progress, epoch, times, data, faults_per_step)
+        record = replace(record, validation_metrics=metrics, weights_sha256=sha256)
+        trainer.report(record)
+        _probe(trainer)
+        progress.begin_epoch()
+
+
+def _examine(trainer: Trainer, epoch: int) -> tuple[JsonObject, str]:
+    """All workers: compare the replicas, and evaluate the model if it is time.
+
+    Returns the validation metrics and the fingerprint; `epoch` counts from 1.
+    """
+    stop, progress = trainer.recipe.early_stopping, trainer.progress
+    replica, metrics = trainer.replica, {}
     with replica.averages.applied():
-        metrics = _evaluate(trainer, "validation")
-        if stop and stopping.observe(stop, metrics[stop.metric], record.epoch):
-            replica.averages.keep_best(stopping)
+        if trainer.is_evaluated(progress.step):
+            metrics = trainer.evaluator.results("validation")
+            # Before a merge, for which all wait: so none changes the weights.
+            means = train_means(progress, trainer.samples.data)
+            trainer.notify("on_evaluation_end", means | metrics)
+            progress.validation_loss = metrics.get("validation_loss")
+            schedule = trainer.recipe.schedule
+            if isinstance(schedule, PlateauLR):
+                progress.plateau.observe(schedule, metrics[schedule.metric])
+            value = metrics[stop.metric] if stop else 0.0
+            if stop and progress.stopping.observe(stop, value, epoch, progress.step):
+                replica.averages.keep_best(progress.stopping)
         sha256 = replicas.common_fingerprint(
             replica.model,
             trainer.topology.rank,
             replica.exchange,
-            is_own=bool(names(trainer.recipe)),
+            is_own=bool(all_names(trainer.recipe)),
         )
-    trainer.report(replace(record, validation_metrics=metrics, weights_sha256=sha256))
-    _probe(trainer)
-    trainer.progress.begin_epoch()
+    return metrics, sha256
 
 
 def _probe(trainer: Trainer) -> None:
@@ -303,53 +338,27 @@ def _probe(trainer: Trainer) -> None:
 
 def _save(trainer: Trainer) -> None:
     """All workers: save a snapshot; the supervisor may make a checkpoint of it."""
-    step, clock = trainer.progress.step, trainer.monitor.clock
+    progress, clock = trainer.progress, trainer.monitor.clock
+    step, epochs = progress.step, progress.epochs
     start = clock.lap("other")
     trainer.monitor.faults.at("snapshot", step)
     slot = trainer.save()
     seconds = clock.lap("snapshot") - start
     trainer.cadence.saved(seconds)
-    trainer.report(SnapshotSaved(slot=slot, step=step, seconds=seconds))
+    trainer.notify("on_snapshot")
+    trainer.report(SnapshotSaved(slot=slot, step=step, epochs=epochs, seconds=seconds))
 
 
-def _evaluate(trainer: Trainer, split: str) -> dict[str, float]:
-    """All workers: return the loss and metrics of a split, empty without samples."""
-    data = trainer.samples.data
-    if len(data.splits[split]) == 0:
-        return {}
-    means = trainer.evaluator.evaluate(split).means(data.metrics)
-    return {f"{split}_{key}": value for key, value in means.items()}
-
-
-def _inspect(trainer: Trainer, split: str) -> JsonObject:
-    """All workers: return how a classifier answers for single samples of a split."""
-    data = trainer.samples.data
-    if data.task != "classification" or not len(data.splits[split]):
-        return {}
-    if isinstance(trainer.recipe.loss, CustomLoss):  # its outputs may be no logits
-        return {}
-    details = trainer.evaluator.inspect(split)
-    return {f"{split}_{key}": value for key, value in details.items()}
-
-
-def _report_steps(trainer: Trainer, epoch: int) -> None:
+def _report_steps(trainer: Trainer) -> None:
     """Report the steps since the last record."""
     progress, balancer = trainer.progress, trainer.ownership.balancer
-    lr = trainer.learning_rate(progress.step - 1)
+    last = progress.step - 1
+    lr, (epoch, _) = trainer.learning_rate(last), trainer.samples.plan.place(last)
     times = trainer.monitor.logged_times.take()
     record = step_record(progress, epoch, lr, times, trainer.samples.data)
     shares = lengths(balancer.owned)
     trainer.report(replace(record, speeds=balancer.speeds, shares=shares))
-    progress.logged = MetricSums()
-
-
-def _report_stop(trainer: Trainer, leaving: int | None) -> None:
-    """Report an end before the last step: as asked, or to go on without a worker."""
-    step, speeds = trainer.progress.step, trainer.ownership.balancer.speeds
-    if leaving is None:
-        trainer.report(Stopped(step=step))
-    else:
-        trainer.report(Evicted(step=step, worker=leaving, speeds=speeds))
+    progress.logged, progress.hashes = MetricSums(), ""
 
 
 def _report_result(trainer: Trainer) -> None:
@@ -358,26 +367,17 @@ def _report_result(trainer: Trainer) -> None:
     # Taken before the test: a model may change its buffers in evaluation.
     sha256 = fingerprint(trainer.replica.model.state_dict())
     is_early = trainer.recipe.early_stopping is not None
+    metrics = trainer.evaluator.results("test", in_detail=True)
+    trainer.notify("on_train_end", metrics)
     trainer.report(
         Finished(
-            test_metrics={**_evaluate(trainer, "test"), **_inspect(trainer, "test")},
+            test_metrics=metrics,
             weights_sha256=sha256,
             balance=trainer.ownership.balancer.summary(),
             data=data.facts,
             own_metrics=own_metrics(data),
             arithmetic=ARITHMETIC if trainer.recipe.is_portable else "torch",
             best_epoch=stopping.best_epoch if is_early else None,
+            best_step=stopping.best_step if is_early else None,
         )
     )
-
-
-def _is_logged(trainer: Trainer, steps_in_epoch: int) -> bool:
-    return (
-        steps_in_epoch % steps_per_report(trainer.samples.plan) == 0
-        or steps_in_epoch == trainer.samples.plan.steps_per_epoch
-    )
-
-
-def _minor_faults() -> int:
-    """Return the page faults of this process that needed no I/O."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt

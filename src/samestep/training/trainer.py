@@ -3,15 +3,19 @@
 `training.build` puts them together, `training.train` runs them.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from samestep.config.recipe import Recipe
 from samestep.core.balancer import Balancer, Change, random_ownership
-from samestep.core.lr_schedule import rate_of
+from samestep.core.lr_range import LrRange
+from samestep.core.lr_schedule import CustomFactor, rate_of
 from samestep.core.ownership import Share, contiguous, lengths
 from samestep.core.plan import Plan, derive_seed
 from samestep.core.progress import Progress
@@ -20,29 +24,66 @@ from samestep.core.straggler import Straggler
 from samestep.core.topology import Topology
 from samestep.data.augment import Mixed
 from samestep.data.dataset import Dataset
-from samestep.data.prefetch import Prefetcher
+from samestep.data.plans import StreamPlan
+from samestep.data.prefetch import HelperProcess, Prefetcher
 from samestep.data.pytree import Nested
 from samestep.exchange import Exchange
+from samestep.messages.job import Setup
 from samestep.messages.training import Message
 from samestep.models.device import Device
 from samestep.optim.averaging import WeightAverages
+from samestep.optim.custom import CustomOptimizer
 from samestep.optim.gradients import TORCH_NORMS, Norms
 from samestep.optim.optimizer import Optimizer
 from samestep.portable.passes import RecordedPasses
 from samestep.state.flat import Flat
 from samestep.state.snapshot import Snapshots
+from samestep.system.fault_injection import Faults
+from samestep.system.heartbeat import Heartbeat
 from samestep.training.cadence import Cadence, Decision
 from samestep.training.evaluate import Evaluator
 from samestep.training.monitor import StepMonitor
 from samestep.training.timing import PHASES, Times
-from samestep.verification.probe import Probe
+from samestep.user_code.callbacks import Callbacks
+from samestep.user_code.references import UserCode
+from samestep.verification.probe import Probe, Witness
 
 
 Report = Callable[[Message], None]
 """Send a message to the supervisor."""
 
+NO_METRICS: Mapping[str, Any] = MappingProxyType({})
 REPORTS_PER_EPOCH = 20
 MAX_STEPS_PER_REPORT = 50
+COPY_SECONDS = 30.0
+"""Deadline for the supervisor to copy a snapshot of which a checkpoint is kept."""
+
+
+Connect = Callable[[Flat, list[Share]], Exchange]
+"""Make the exchange, from a model's vectors and all workers' micro-batches."""
+
+
+@dataclass(frozen=True)
+class WorkerContext:
+    """What a worker's process has for its job."""
+
+    setup: Setup
+    recipe: Recipe
+    topology: Topology
+    fds: Mapping[str, int]
+    """Descriptors of memory that outlives the worker: `snapshots`, and `constants` for
+    the part of the state_dict that training does not change."""
+    connect: Connect
+    report: Report
+    heartbeat: Heartbeat
+    faults: Faults
+    user_code: UserCode = field(default_factory=UserCode)
+    device: Device = field(default_factory=Device)
+    # Processes that were forked for this worker before it loaded anything.
+    helper: HelperProcess | None = None
+    """Draws micro-batches ahead of time, where that can take long."""
+    witness: Witness | None = None
+    """Computes micro-batches again, for the probe."""
 
 
 @dataclass(frozen=True)
@@ -56,12 +97,11 @@ class Samples:
 
     def num_targets(self, step: int) -> int:
         """Return the targets of a step's global batch; steps count from 0."""
-        step_in_epoch = step % self.plan.steps_per_epoch
-        return self.plan.batch_size(step_in_epoch) * self.data.targets_per_sample
+        return self.plan.batch_size(step) * self.data.targets_per_sample
 
     def num_nonempty_micro_batches(self, step: int) -> int:
         """Return how many micro-batches of a step have samples."""
-        return self.plan.num_pieces(step % self.plan.steps_per_epoch)
+        return self.plan.num_pieces(step)
 
     def draw(
         self, step: int, index: int, owned: Share
@@ -166,10 +206,100 @@ class Trainer:
     progress: Progress
     conditions: dict[str, str]
     """Conditions that only workers observe (`system.conditions.FOUND_BY_WORKERS`)."""
+    factor: CustomFactor | None = None
+    """The schedule if it is the user's own."""
+    kept: frozenset[int] = frozenset()
+    """Steps after which a snapshot is saved, for checkpoints that are kept."""
+    until: int | None = None
+    """The step after which the workers stop; None: the last one."""
+    lr_range: LrRange | None = None
+    """Learning rates to try, instead of those of the recipe."""
+    callbacks: Callbacks | None = None
+    """Those of the user, on rank 0."""
+    _to_keep: int = field(default=0, init=False)
+    """The step of the last snapshot of which a checkpoint is kept."""
+
+    def with_marks(self, decision: Decision) -> Decision:
+        """Return the decision with what is due after certain steps, at any speed."""
+        save = decision.save or self.is_marked
+        stop = decision.stop or self.progress.step == self.until
+        return replace(decision, save=save, stop=stop)
+
+    def notify(self, method: str, metrics: Mapping[str, Any] = NO_METRICS) -> None:
+        """Call a method of the callbacks, if there are any. Raises OwnCodeError."""
+        if self.callbacks is None:
+            return
+        self.monitor.heartbeat.beat()
+        progress = self.progress
+        within = progress.step == 0 or progress.epoch.targets > 0
+        self.callbacks.call(
+            method,
+            self.replica.model,
+            progress.step,
+            progress.epochs + within,
+            self.learning_rate(max(0, progress.step - 1)),
+            metrics,
+        )
+
+    @property
+    def num_steps(self) -> int:
+        """The optimizer steps of the whole training."""
+        return self.recipe.num_steps(self.samples.plan.steps_per_epoch)
+
+    def ends_epoch(self, step: int) -> bool:
+        """Return whether an epoch or the training ends after so many steps."""
+        return self.samples.plan.begins_epoch(step) or self.ends(step)
+
+    def is_evaluated(self, step: int) -> bool:
+        """Return whether the model is evaluated after so many steps."""
+        if self.lr_range is not None:
+            return False
+        every = self.recipe.evaluation_steps
+        return self.ends_epoch(step) if every is None else self._is_every(step, every)
+
+    def _is_every(self, step: int, every: int) -> bool:
+        return step % every == 0 or self.ends(step)
+
+    def ends(self, step: int) -> bool:
+        """Return whether the training ends after so many steps."""
+        if self.recipe.epochs is None:
+            return step == self.recipe.max_steps
+        return self.samples.plan.place(step)[0] >= self.recipe.epochs
+
+    @property
+    def pauses(self) -> bool:
+        """Whether an epoch ends or the model is evaluated after the last step."""
+        step = self.progress.step
+        return self.ends_epoch(step) or self.is_evaluated(step)
+
+    @property
+    def is_logged(self) -> bool:
+        """Whether there is a record of the steps that were just taken."""
+        plan = self.samples.plan
+        _, place = plan.place(self.progress.step)
+        return self.pauses or place % steps_per_report(plan) == 0
+
+    @property
+    def is_marked(self) -> bool:
+        """Whether a snapshot is saved after the last step, at any speed."""
+        step = self.progress.step
+        return step in self.kept or self.cadence.is_due(step)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether all workers synchronise after the last step, at any speed."""
+        return self.is_marked or self.is_logged or self.progress.step == self.until
 
     def learning_rate(self, step: int) -> float:
-        """Return the learning rate of a step, counted from 0 over all epochs."""
-        return rate_of(self.recipe, step, self.samples.plan.steps_per_epoch)
+        """Return the learning rate of a step, counted from 0 over all epochs.
+
+        On a plateau it is that of the next steps.
+        """
+        if self.lr_range is not None:
+            return self.lr_range.rate(step)
+        steps = self.samples.plan.steps_per_epoch
+        rate = rate_of(self.recipe, step, steps, self.factor)
+        return rate * self.progress.plateau.factor
 
     def save(self) -> int:
         """All workers: copy this worker's part of the state; return the slot.
@@ -177,10 +307,13 @@ class Trainer:
         The workers of each node together copy all of it, since every node keeps
         snapshots of its own. The rest that only the leader writes is small.
         """
+        self._await_copy()
         replica, topology = self.replica, self.topology
         exchange, flat = replica.exchange, replica.flat
         first, end = flat.layout.slices(topology.local_workers)[topology.local_rank]
         part = slice(first - exchange.owned[0], end - exchange.owned[0])
+        if isinstance(replica.optimizer, CustomOptimizer):
+            self.progress.optimizer = replica.optimizer.save()
         rest = (
             replica.averages.buffers().cpu().numpy(),
             self._saved_progress().model_dump(),
@@ -193,12 +326,25 @@ class Trainer:
             rest if topology.is_leader else None,
         )
 
+    def _await_copy(self) -> None:
+        """Let the supervisor copy a snapshot to keep before a slot is written again."""
+        end = time.monotonic() + COPY_SECONDS
+        while self.monitor.heartbeat.handled < self._to_keep:
+            if time.monotonic() > end:  # that checkpoint may be left out
+                break
+            time.sleep(0.001)
+        if self.progress.step in self.kept:
+            self._to_keep = self.progress.step
+
     def _saved_progress(self) -> Progress:
         """Return the progress with what is counted elsewhere between two snapshots."""
         phases = self.monitor.epoch_times.seconds.mean(dim=0)
         phases += torch.tensor(self.progress.phases, dtype=torch.float64)
         counts = self.replica.flat.counts
-        changed = {"counts": counts, "phases": phases.tolist()}
+        changed: dict[str, Any] = {"counts": counts, "phases": phases.tolist()}
+        plan = self.samples.plan
+        if isinstance(plan, StreamPlan):
+            changed["stream"] = plan.reader.position(self.progress.step)
         return self.progress.model_copy(update=changed)
 
     def restore(self) -> None:
@@ -213,17 +359,25 @@ class Trainer:
         replica, exchange = self.replica, self.replica.exchange
         part = slice(*exchange.owned)
         self.progress = Progress.model_validate(state.progress)
+        plan, position = self.samples.plan, self.progress.stream
+        if isinstance(plan, StreamPlan) and position is not None:
+            plan.reader.go_to(self.progress.step, position)
         exchange.parameters[part] = torch.from_numpy(state.parameters)[part]
         saved_states = torch.from_numpy(state.states)
         for own, saved in zip(exchange.states, saved_states, strict=True):
             own.copy_(saved[part])
         tail = torch.from_numpy(state.tail)
         replica.averages.set_buffers(tail, self.progress.counts)
-        replica.optimizer.resume(self.progress.step)
+        step = self.progress.step
+        replica.optimizer.resume(map(self.learning_rate, range(step)), step)
+        if isinstance(replica.optimizer, CustomOptimizer):
+            replica.optimizer.restore(self.progress.optimizer)
         exchange.all_gather_parameters()
 
 
 def steps_per_report(plan: Plan) -> int:
     """Return the number of optimizer steps between two step records."""
+    if not plan.steps_per_epoch:
+        return MAX_STEPS_PER_REPORT
     per_report = plan.steps_per_epoch // REPORTS_PER_EPOCH
     return max(1, min(per_report, MAX_STEPS_PER_REPORT))

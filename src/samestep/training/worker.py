@@ -47,9 +47,10 @@ from samestep.system.fault_injection import Faults
 from samestep.system.heartbeat import Heartbeat
 from samestep.system.resources import resources
 from samestep.training import measure, train
-from samestep.training.build import WorkerContext, build_evaluator, build_trainer
+from samestep.training.build import build_evaluator, build_trainer
 from samestep.training.components import load_data, load_replay
 from samestep.training.progress import own_metrics
+from samestep.training.trainer import WorkerContext
 from samestep.user_code.imports import user_frames
 from samestep.user_code.references import UserCode, names
 from samestep.user_code.transport import unpack
@@ -181,6 +182,7 @@ def run(
 def _train(job: TrainingJob, context: WorkerContext) -> bool:
     context.faults.at("start", job.step)
     trainer = build_trainer(context, job.conditions.get("samples", ""))
+    trainer.until = job.until
     try:
         return train.train(trainer)
     except UsageError as error:  # no longer: the training has begun

@@ -4,7 +4,8 @@ Objects that a Python caller gives are packed for the workers.
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,10 @@ SECTIONS = {
     "model": ("family", "build"),
     "data": ("source", "load"),
     "loss": ("name", "function"),
+    "optimizer": ("name", "build"),
+    "schedule": ("name", "function"),
 }
-RECIPE_OPTIONS = ("epochs", "global_batch", "micro_batches", "seed")
+RECIPE_OPTIONS = ("epochs", "max_steps", "global_batch", "micro_batches", "seed")
 """Fields of a recipe that have a command-line option, besides `--set`."""
 USER_CODE_DEFAULTS: dict[str, Any] = {
     "name": "own",
@@ -39,18 +42,27 @@ USER_CODE_DEFAULTS: dict[str, Any] = {
 """The recipe of user code where none is named."""
 
 
+KEPT = ("optimizer", "schedule")
+"""Sections of which another kind keeps what means the same, such as `lr`."""
+
+
 def _sections_of(parts: Mapping[str, str], before: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the sections `model`, `data` and `loss` of a recipe, from their names.
+    """Return the sections of a recipe that `parts` name, or fields of those in KEPT.
 
     A name is `module:function`, or a built-in kind such as `squared-error`. What a
     section of the same kind had `before` is kept, such as arguments.
     """
-    sections = {}
+    sections = dict[str, Any]()
     for part, name in parts.items():
         tag, key = SECTIONS[part]
         section = {tag: "custom", key: name} if ":" in name else {tag: name}
         old = before.get(part, {})
-        sections[part] = {**old, **section} if old.get(tag) == section[tag] else section
+        if part in KEPT:
+            sections |= {f"{part}.{field}": value for field, value in section.items()}
+        elif old.get(tag) == section[tag]:
+            sections[part] = {**old, **section}
+        else:
+            sections[part] = section
     return sections
 
 
@@ -109,8 +121,33 @@ def requested(
 
 def parts_of(options: dict[str, Any]) -> dict[str, Any]:
     """Return the parts that options have named, and remove these options."""
-    given = {part: options.pop(part) for part in SECTIONS}
+    given = {part: options.pop(part, None) for part in SECTIONS}
     return {part: name for part, name in given.items() if name is not None}
+
+
+def split_parts(
+    *parts: Part | None,
+) -> tuple[dict[str, Part | None], dict[str, Any]]:
+    """Divide parts, in the order of SECTIONS, in user code and sections of a recipe.
+
+    An optimizer or a schedule that is a dictionary is a section.
+    """
+    named = dict(zip(SECTIONS, parts, strict=True))
+    sections = {
+        part: named.pop(part) for part in KEPT if isinstance(named[part], Mapping)
+    }
+    return named, sections
+
+
+def numbered(callbacks: Iterable[Part]) -> dict[str, Part]:
+    """Return callbacks by names that no part has, to be `packed` with the parts."""
+    return {f"callback {i}": each for i, each in enumerate(callbacks, 1)}
+
+
+def apart(names: dict[str, str]) -> tuple[dict[str, str], list[str]]:
+    """Return the references of parts, and those of callbacks that were `numbered`."""
+    parts = {part: name for part, name in names.items() if part in SECTIONS}
+    return parts, [name for part, name in names.items() if part not in parts]
 
 
 @contextmanager
@@ -134,6 +171,15 @@ def packed(parts: Mapping[str, Part | None]) -> Iterator[tuple[dict[str, str], G
         yield names, Given(index, {"objects": fd})
     finally:
         os.close(fd)
+
+
+def batch_of(recipe: Any, data: Part | None) -> dict[str, Any]:
+    """Return the global batch as a field, if no recipe but a DataLoader names it."""
+    train = data.get("train") if isinstance(data, Mapping) else data
+    utilities = sys.modules.get("torch.utils.data")  # loaded by whoever has made one
+    if recipe is None and utilities and isinstance(train, utilities.DataLoader):
+        return {"global_batch": train.batch_size} if train.batch_size else {}
+    return {}
 
 
 def split_fields(fields: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

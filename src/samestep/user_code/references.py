@@ -6,12 +6,13 @@ given.
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from samestep.config.data import CustomData
 from samestep.config.model import CustomLoss, CustomModel
+from samestep.config.optimizer import CustomLR, CustomOptimizer
 from samestep.config.recipe import Recipe
 from samestep.errors import OwnCodeError, UsageError, did_you_mean
 from samestep.files.cache import sha256_of
@@ -36,7 +37,10 @@ NOTHING = Given()
 
 
 def names(recipe: Recipe) -> dict[str, str]:
-    """Return the references for `model`, `data` and `loss` that are user code."""
+    """Return the references for `model`, `data` and `loss` that are user code.
+
+    These take part in every pass.
+    """
     references = {}
     if isinstance(recipe.model, CustomModel):
         references["model"] = recipe.model.build
@@ -47,6 +51,16 @@ def names(recipe: Recipe) -> dict[str, str]:
     return references
 
 
+def all_names(recipe: Recipe) -> dict[str, str]:
+    """Return these, and those for `optimizer` and `schedule`."""
+    references = names(recipe)
+    if isinstance(recipe.optimizer, CustomOptimizer):
+        references["optimizer"] = recipe.optimizer.build
+    if isinstance(recipe.schedule, CustomLR):
+        references["schedule"] = recipe.schedule.function
+    return references
+
+
 def checksums(recipe: Recipe) -> dict[str, str]:
     """Return the SHA-256 of each module's file; a run is resumed only with the same.
 
@@ -54,14 +68,15 @@ def checksums(recipe: Recipe) -> dict[str, str]:
     """
     return {
         f"file of {name}": sha256_of(imports.file_of(name, role(part)))
-        for part, name in names(recipe).items()
+        for part, name in all_names(recipe).items()
         if not name.startswith(GIVEN)
     }
 
 
 def role(part: str) -> str:
     """Return what messages call a part, such as `build function`."""
-    return {"model": "build", "data": "load", "loss": "loss"}[part] + " function"
+    verbs = {"model": "build", "data": "load", "optimizer": "build"}
+    return f"{verbs.get(part, part)} function"
 
 
 def check_trusted(recipe: Recipe, named: Mapping[str, str], only: str = "") -> None:
@@ -72,7 +87,7 @@ def check_trusted(recipe: Recipe, named: Mapping[str, str], only: str = "") -> N
     be to files below the current directory: a recipe or a model file from elsewhere
     could otherwise call any function of any library. Raises OwnCodeError, UsageError.
     """
-    for part, name in names(recipe).items():
+    for part, name in all_names(recipe).items():
         if only not in ("", part):
             continue
         if name.startswith(GIVEN):
@@ -90,6 +105,13 @@ def check_trusted(recipe: Recipe, named: Mapping[str, str], only: str = "") -> N
                 f"`{name}` is in {file}. If you trust it, name it yourself: "
                 f"`--{part} {name}`."
             )
+
+
+def check_callbacks(references: Iterable[str]) -> None:
+    """Raise UsageError unless the modules of callbacks exist."""
+    for name in references:
+        if not name.startswith(GIVEN):
+            imports.file_of(name, role("callback"))
 
 
 @dataclass(frozen=True)
@@ -117,15 +139,18 @@ class UserCode:
         part: str,
         offered: Mapping[str, Any],
         arguments: Mapping[str, Any],
+        *given: Any,
     ) -> Any:
         """Call the function with `arguments`, and those of `offered` that it takes.
+
+        `given` are positional arguments, before them.
 
         Raises OwnCodeError, also for an exception of the function.
         """
         function = self.find(name, part)
-        taken = _bind(function, title(name, part), offered, arguments)
+        taken = _bind(function, title(name, part), offered, arguments, given)
         with imports.on_path(self.places), blaming(title(name, part)):
-            return function(**taken)
+            return function(*given, **taken)
 
 
 def find_loss(recipe: Recipe, user_code: UserCode) -> Callable[..., Any] | None:
@@ -158,6 +183,7 @@ def _bind(
     who: str,
     offered: Mapping[str, Any],
     arguments: Mapping[str, Any],
+    given: Sequence[Any],
 ) -> dict[str, Any]:
     try:
         signature = inspect.signature(function)
@@ -179,7 +205,7 @@ def _bind(
     chosen = {k: v for k, v in offered.items() if takes_all or k in known}
     taken = {**chosen, **arguments}
     try:
-        signature.bind(**taken)
+        signature.bind(*given, **taken)
     except TypeError as error:
         raise OwnCodeError(
             f"{capital(who)} cannot be called: {error}. It is offered "

@@ -4,7 +4,7 @@ It finds what would fail later with an error that names neither layer nor functi
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -77,7 +77,7 @@ def run(
                 "gradient: is something detached, or turned into a number?"
             )
         torch.autograd.backward(total)
-    check_gradients(copied, model_name)
+    check_gradients((p for p in copied.parameters() if p.requires_grad), model_name)
     parameters = copied.named_parameters()
     unused = [name for name, p in parameters if p.requires_grad and p.grad is None]
     constant = constant_buffers(copied, before, model_name)
@@ -155,7 +155,7 @@ def check_norms(recipe: Recipe, data: Dataset, plan: Plan, model: nn.Module) -> 
     """Raise RecipeError if BatchNorm would get one value per channel."""
     if not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
         return
-    steps = {0, plan.steps_per_epoch - 1}
+    steps = {0, max(0, plan.steps_per_epoch - 1)}
     sizes = [size for step in steps for size in plan.micro_batch_sizes(step) if size]
     if min(sizes) > 1:
         return
@@ -169,7 +169,7 @@ def check_norms(recipe: Recipe, data: Dataset, plan: Plan, model: nn.Module) -> 
         raise RecipeError(
             "BatchNorm needs at least 2 values per channel, and this recipe has "
             f"micro-batches of one sample: the global batches of {recipe.global_batch} "
-            f"(the last of an epoch: {plan.batch_size(plan.steps_per_epoch - 1)}) are "
+            f"(the last of an epoch: {plan.batch_size(max(steps))}) are "
             f"cut into {recipe.micro_batches}. Use fewer `micro_batches`, or another "
             "norm."
         ) from None
@@ -275,9 +275,9 @@ def _loss_of(
     return loss
 
 
-def check_gradients(model: nn.Module, model_name: str) -> None:
-    """Raise OwnCodeError if no trained parameter has a gradient."""
-    if all(p.grad is None for p in model.parameters() if p.requires_grad):
+def check_gradients(parameters: Iterable[Tensor], model_name: str) -> None:
+    """Raise OwnCodeError if none of the trained parameters has a gradient."""
+    if all(parameter.grad is None for parameter in parameters):
         raise OwnCodeError(
             "A backward pass must reach the parameters that are trained; of "
             f"{model_name}, none has a gradient. Call `backward` on a loss that "

@@ -71,7 +71,7 @@ class Replay:
     seed: int
     device: Device
     record: Callable[[], str] | None = None
-    """With portable arithmetic: the SHA-256 of the model's program, recorded anew. Its
+    """With portable arithmetic: the SHA-256 of the program, recorded once more. Its
     bits are not those of torch, which processors compute differently."""
 
     def digest(self, step: int) -> Digests:
@@ -249,7 +249,10 @@ class Probe:
             )
 
     def finish(self) -> None:
-        """All workers, at the end: wait for the last answer. Raises NotReproducible."""
+        """All workers, at the end: wait for the last answer. Raises NotReproducible.
+
+        The others wait, too: they would change the weights that are still to be sent.
+        """
         end = time.monotonic() + self.timeout
         while self._asked is not None and time.monotonic() < end:
             self.heartbeat.beat()
@@ -257,6 +260,8 @@ class Probe:
             self._ask()  # the weights are still those of the last epoch's end
         if self._asked is not None:
             self._give_up(f"it has not answered for {self.timeout:.0f} s")
+        self.heartbeat.at_barrier()
+        self.exchange.merge(torch.zeros(1, dtype=torch.float64))
 
     def _ask(self) -> None:
         """Ask the witness, unless it still computes: then it may miss an epoch."""

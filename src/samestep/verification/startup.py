@@ -132,6 +132,24 @@ class StartupCheck:
         )
 
 
+def check_order(digest: str, rank: int, exchange: Merger) -> None:
+    """All workers: compare a SHA-256 of the samples to come; empty: they are equal.
+
+    Raises OwnCodeError, on all workers.
+    """
+    if not digest:
+        return
+    every = gather_cells(exchange, rank, [_cell(digest)])
+    for worker, its in enumerate(every):
+        if its != every[0]:
+            raise OwnCodeError(
+                "All workers read the same samples in the same order, and each keeps "
+                f"its micro-batches; worker {worker} has others than worker 0. Do not "
+                "divide a stream (no `split_by_node`), and let neither it nor a "
+                "sampler depend on the rank, the process or the time."
+            )
+
+
 def conditions(recipe: Recipe, samples: str) -> dict[str, str]:
     """Return the conditions that a run keeps for a resume.
 

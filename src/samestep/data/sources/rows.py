@@ -1,5 +1,6 @@
 """The splits of all sources but the user's: rows of arrays, and windows of texts."""
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -312,10 +313,13 @@ def _normal(rows: Rows, members: Tensor) -> tuple[Tensor, Tensor]:
         planes = inputs.transpose(0, 1).flatten(1) if is_image else inputs.view(1, -1)
         counts = counts + torch.stack([p.bincount(minlength=256) for p in planes])
     assert isinstance(counts, Tensor)
-    shares = counts / counts.sum(dim=1, keepdim=True, dtype=torch.float64)
-    values = torch.arange(256, dtype=torch.float64)
-    mean = (shares * values).sum(dim=1)
-    deviation = ((shares * values.square()).sum(dim=1) - mean.square()).clamp(0).sqrt()
+    values = torch.arange(256)
+    number = counts.sum(dim=1)
+    total, squares = (counts * values).sum(dim=1), (counts * values * values).sum(dim=1)
+    mean = total.double() / number
+    # math.sqrt, since torch's is not rounded correctly on every processor.
+    variances = (squares.double() / number - mean.square()).clamp(0).tolist()
+    deviation = torch.tensor([math.sqrt(v) for v in variances], dtype=torch.float64)
     deviation[deviation < LEAST_DEVIATION] = 255.0
     shape = (-1, 1, 1) if is_image else (1, 1)
     return (

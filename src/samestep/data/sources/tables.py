@@ -4,6 +4,7 @@ Numbers are standardised with the mean and the standard deviation of the trainin
 samples; words become one column for each different word, in sorted order (one-hot).
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -276,7 +277,9 @@ def _standardised(column: Column, train: NDArray[np.int64]) -> Array:
     known = column.values[train][~column.is_missing[train]]
     if len(known) == 0:
         raise DataError(f"Column `{column.name}` is missing in all training samples.")
-    mean, deviation = known.mean(), known.std()
+    # fsum, since the order in which numpy adds depends on the processor.
+    mean = math.fsum(known) / len(known)
+    deviation = math.sqrt(math.fsum((known - mean) ** 2) / len(known))
     values = (column.values - mean) / (deviation or 1.0)
     return np.where(column.is_missing, 0.0, values)
 

@@ -4,14 +4,18 @@ import json
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, default_collate
 
 from samestep.config.data import CustomData, Task
 from samestep.data import pytree
+from samestep.data.batches import batches_of_indices
+from samestep.data.given import GivenData
 from samestep.data.pytree import Nested
 from samestep.data.sources.samples import (
     TARGETS,
@@ -22,7 +26,8 @@ from samestep.data.sources.samples import (
     tensors,
 )
 from samestep.data.sources.source import SPLITS
-from samestep.data.splits import Loaded, Part, Split, divide
+from samestep.data.splits import Converted, Loaded, Part, Split, divide
+from samestep.data.stream import first_samples
 from samestep.data.targets import (
     ALL_LABELS,
     DataInfo,
@@ -33,6 +38,7 @@ from samestep.data.targets import (
     task_of,
 )
 from samestep.errors import OwnCodeError, did_you_mean
+from samestep.user_code import seeding
 from samestep.user_code.references import GIVEN, UserCode, blaming, title
 
 
@@ -42,6 +48,8 @@ class Arrays:
 
     inputs: Nested
     targets: Tensor
+    given: GivenData | None = None
+    """The DataLoader that they come from."""
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -54,6 +62,40 @@ class Arrays:
         return inputs, targets
 
 
+def given_of(split: Split) -> GivenData | None:
+    """Return the DataLoader or stream that samples come from; None if from none."""
+    match split:
+        case Part(whole=inner) | Converted(split=inner):
+            return given_of(inner)
+        case Arrays(given=given) | Indexed(given=given):
+            return given
+    return None
+
+
+def samples_of(split: Split) -> list[Any]:
+    """Return the samples of a stream that were read."""
+    while isinstance(split, Converted):
+        split = split.split
+    assert isinstance(split, Indexed)
+    return list(split.source)
+
+
+def with_samples(split: Split, samples: list[Any]) -> Split:
+    """Return the split of a stream with other samples of it."""
+    if isinstance(split, Converted):
+        return replace(split, split=with_samples(split.split, samples))
+    assert isinstance(split, Indexed)
+    return replace(split, source=samples)
+
+
+def is_in_memory(split: Split) -> bool:
+    """Return whether samples are only picked from arrays in memory."""
+    match split:
+        case Part(whole=inner) | Converted(split=inner):
+            return is_in_memory(inner)
+    return isinstance(split, Arrays)
+
+
 @dataclass(frozen=True)
 class Indexed:
     """An object with `__len__` and `__getitem__`, which returns a sample."""
@@ -63,6 +105,10 @@ class Indexed:
     is_train: bool
     info: DataInfo | None = None
     """What the samples are checked for, once it is known."""
+    collate: Callable[[list[Any]], Any] | None = None
+    """Makes a batch of samples; None: they are stacked."""
+    given: GivenData | None = None
+    """The DataLoader or the stream that they come from."""
 
     def __len__(self) -> int:
         return len(self.source)
@@ -74,7 +120,10 @@ class Indexed:
         on the micro-batch alone. Raises OwnCodeError.
         """
         if len(indices) == 0:  # a micro-batch of a short last batch
-            return torch.empty(0), torch.empty(0, dtype=torch.int64)
+            with seeding.kept():
+                first = self.gather(torch.zeros(1, dtype=torch.int64))
+            inputs, targets = pytree.apply(lambda values: values[:0], first)
+            return inputs, targets
         if not self.is_train:
             torch.default_generator.manual_seed(int(indices[0]))
         seed = torch.initial_seed()
@@ -106,17 +155,17 @@ class Indexed:
             )
         return inputs, _only(targets, self.who)
 
-    @property
-    def collate(self) -> Callable[[list[Any]], Any] | None:
-        """The data set's `collate_fn`, which makes a batch of samples, or None."""
-        return getattr(self.source, "collate_fn", None)
-
 
 Undivided = Arrays | Indexed
+LOOKED_AT = 8
+"""How many samples of a stream stand for all of them before the training."""
 
 
 def load(
-    recipe: CustomData, user_code: UserCode, labels: Labels = ALL_LABELS
+    recipe: CustomData,
+    user_code: UserCode,
+    labels: Labels = ALL_LABELS,
+    seed: int = 0,
 ) -> Loaded:
     """Return the splits and what they share. Raises OwnCodeError, DataError."""
     who = title(recipe.load, "data")
@@ -130,9 +179,13 @@ def load(
         _check_splits(data, who)
     given = data if is_divided else {"train": data}
     samples = {
-        name: _samples(value, f"{who}, split `{name}`" if is_divided else who, name)
+        name: _samples(
+            value, f"{who}, split `{name}`" if is_divided else who, name, seed
+        )
         for name, value in given.items()
     }
+    # A DataLoader or a stream says itself what to train on.
+    is_divided = is_divided or samples["train"].given is not None
     info = _infer(samples["train"], recipe, who, labels)
     padded = any(isinstance(s, Indexed) and s.collate for s in samples.values())
     checked = {
@@ -141,8 +194,20 @@ def load(
     }
     if not is_divided:
         return _divided(checked["train"], recipe, who), info
-    empty = Part(checked["train"], torch.zeros(0, dtype=torch.int64))
-    return {name: checked.get(name, empty) for name in SPLITS}, info
+    splits: dict[str, Split] = dict.fromkeys(SPLITS, _part(checked["train"], []))
+    return splits | {n: _as_evaluated(n, each) for n, each in checked.items()}, info
+
+
+def _part(whole: Undivided, members: list[int]) -> Part:
+    return Part(whole, torch.tensor(members, dtype=torch.int64))
+
+
+def _as_evaluated(name: str, samples: Undivided) -> Split:
+    """Return a split: for an evaluation, in the order of its DataLoader's sampler."""
+    if name == "train" or samples.given is None or samples.given.is_stream:
+        return samples
+    batches = batches_of_indices(samples.given, 0, None)
+    return _part(samples, list(chain.from_iterable(batches)))
 
 
 def _is_function(value: Any) -> bool:
@@ -160,8 +225,27 @@ def _check_splits(data: Mapping[Any, Any], who: str) -> None:
         raise OwnCodeError(f"{who} must have a split `train`; it has {list(data)}.")
 
 
-def _samples(value: Any, who: str, split: str) -> Undivided:
-    if type(value).__name__ == "TensorDataset" and len(value.tensors) == 2:
+def _samples(value: Any, who: str, split: str, seed: int) -> Undivided:
+    given, collate = GivenData(value, None, default_collate), None
+    if isinstance(value, DataLoader):
+        given = GivenData.of(value, None, None)
+        collate = None if given.collate is default_collate else given.collate
+    if given.is_stream and hasattr(given.data, "__iter__"):
+        most = LOOKED_AT if split == "train" else None
+        read = first_samples(given, seed, most)
+        collate = collate or getattr(given.data, "collate_fn", None)
+        samples = _of_dataset(read, who, split, collate)
+        return replace(samples, given=given)
+    samples = _of_dataset(given.data, who, split, collate)
+    return replace(samples, given=given) if given.loader else samples
+
+
+def _of_dataset(
+    value: Any, who: str, split: str, collate: Callable[[list[Any]], Any] | None
+) -> Undivided:
+    collate = collate or getattr(value, "collate_fn", None)
+    is_plain = collate is None and type(value).__name__ == "TensorDataset"
+    if is_plain and len(value.tensors) == 2:
         value = value.tensors
     if isinstance(value, tuple | list) and len(value) == 2:
         samples: Undivided = _arrays(value, who)
@@ -178,7 +262,7 @@ def _samples(value: Any, who: str, split: str) -> Undivided:
                 f"{who}: {describe(value)} has no length (`__len__`), so its samples "
                 "cannot be put into an order that every worker agrees on."
             ) from None
-        samples = Indexed(value, who, split == "train")
+        samples = Indexed(value, who, split == "train", collate=collate)
     if split == "train" and len(samples) == 0:
         raise OwnCodeError(f"{who} has no training samples.")
     return samples
@@ -226,10 +310,18 @@ def _largest(train: Undivided, task: Task, who: str, labels: Labels) -> int:
         if task == "next-token" and isinstance(train.inputs, Tensor):
             values.append(train.inputs.flatten())
         return _maximum(values)
-    known = getattr(train.source, "classes", None) or _names(train.source)
+    source = train.source
+    if train.given is not None:
+        source = train.given.data
+    known = getattr(source, "classes", None) or _names(source)
     if task == "classification" and known is not None:
         return len(known) - 1
-    known_targets = getattr(train.source, "targets", None)
+    known_targets = getattr(source, "targets", None)
+    if known_targets is None and train.given and train.given.is_stream:
+        raise OwnCodeError(
+            f"How many classes or tokens {who} has is not known before its end, since "
+            "it is a stream: set `data.outputs`, or give it `classes`."
+        )
     if known_targets is None:
         pieces = torch.split(torch.arange(len(train)), 1000)
         all_targets = [train.gather(piece)[1] for piece in pieces]
@@ -273,7 +365,7 @@ def _conforming(
         return replace(samples, who=who, info=info)
     targets = shaped(samples.targets, info.task)
     check_labels(targets, info, who, torch.arange(len(targets)))
-    return Arrays(samples.inputs, targets)
+    return replace(samples, targets=targets)
 
 
 def _divided(samples: Undivided, recipe: CustomData, who: str) -> dict[str, Split]:

@@ -1,5 +1,6 @@
 """Activations and dropout."""
 
+from dataclasses import replace
 from typing import Any
 
 from samestep.kernels.aten.pointwise import arithmetic
@@ -42,24 +43,27 @@ def _ones(lowering: Lowering, node: Node, arguments: list[Any]) -> Results:
 
 def _bernoulli(lowering: Lowering, node: Node, arguments: list[Any]) -> Results:
     kept = arguments[1] if len(arguments) > 1 else 0.5  # the default is left out
+    shape = node.outputs[0].shape
+    of_samples = (n for n, s in enumerate(shape) if s % lowering.trace.samples == 0)
+    lowering.mask_dims.append(next(of_samples, 0))
     lowering.streams += 1
-    return [Mask(lowering.streams - 1, 1 - kept)]
+    return [Mask(lowering.streams - 1, 1 - kept, is_scaled=False)]
 
 
 def _div_mask(lowering: Lowering, node: Node, arguments: list[Any]) -> Results:
     match arguments:
         case [Mask(probability=p) as mask, float(kept)] if p == 1 - kept:
-            return [mask]
+            return [replace(mask, is_scaled=True)]
         case [Mask(probability=p) as mask, Constant(data=kept)] if (
             kept.numel() == 1 and p == 1 - float(kept)
         ):
-            return [mask]
+            return [replace(mask, is_scaled=True)]
     return None
 
 
 def _mul(lowering: Lowering, node: Node, arguments: list[Any]) -> Results:
     match arguments:
-        case [Activation() as x, Mask() as mask]:
+        case [Activation() as x, Mask(is_scaled=True) as mask]:
             return [_activate(lowering, x, OpFlag.DROPOUT, mask)]
         case [Ones(), Mask() as mask]:
             return [mask]

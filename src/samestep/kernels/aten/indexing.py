@@ -1,9 +1,11 @@
 """Rows that are picked: of a table by tokens, of activations by constant indices."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from samestep.kernels.interface import OpKind
@@ -22,9 +24,12 @@ from samestep.kernels.values import (
     Parameter,
     SampleSum,
     TableGradient,
+    Zeros,
 )
 
 
+EXACT = 1 << 24
+"""Integers below are floats, too; constants are kept as floats."""
 MAX_RUNS = 64
 """Ranges of indices that follow each other; each is copied by one operation."""
 
@@ -113,39 +118,109 @@ def _runs(index: Tensor, size: int) -> Iterator[tuple[int, int]]:
 
 
 def _positions(lowering: Lowering, node: Node, arguments: list[Any]) -> Results:
-    """Take rows of a table at constant indices that follow each other."""
+    """Take rows of a table at constant indices: a view if they follow each other."""
     match arguments:
-        case [Parameter() as table, Constant(data=index), *_] if index.numel():
-            runs = list(_runs(index.flatten(), table.shape[0]))
-            taken = table.slice(0, *runs[0]) if len(runs) == 1 else None
-            viewed = taken and taken.view(node.outputs[0].shape)
-            return [viewed] if viewed else None
+        case [Parameter() as table, Constant(), *_]:
+            return _rows_at(lowering, node, table, node.arguments[1].data)
+        case [Parameter() as table, [Constant()]]:
+            return _rows_at(lowering, node, table, node.arguments[1][0].data)
     return None
+
+
+def _rows_at(
+    lowering: Lowering, node: Node, table: Parameter, index: Tensor
+) -> Results:
+    once = _indices(lowering, index)
+    if once is None:
+        return None
+    runs = list(_runs(once.flatten(), table.shape[0]))
+    if len(runs) > 1:
+        return _embedding(lowering, node, [table, _constant_tokens(lowering, index)])
+    taken = table.slice(0, *runs[0])
+    viewed = taken and taken.view((*once.shape, *table.shape[1:]))
+    spread = viewed and viewed.expand(node.outputs[0].shape)
+    return [spread] if spread else None
+
+
+def _indices(lowering: Lowering, index: Tensor) -> Tensor | None:
+    """Return constant indices that a float can hold, once for all samples."""
+    once = lowering.once(index) if index.dtype == torch.int64 else None
+    is_small = once is not None and once.numel() and int(once.max()) < EXACT
+    return once if is_small else None
+
+
+def _constant_tokens(lowering: Lowering, index: Tensor) -> Integers:
+    """Append constant indices, the same for each sample, as tokens."""
+    once = _indices(lowering, index)
+    assert once is not None
+    positions, name = once.numel(), f"indices {len(lowering.constants)}"
+    like = lowering.activation(index.shape)
+    place = lowering.place(Constant(name, dims=(), data=once))
+    lowering.ops.append(Op(OpKind.LOAD_TOKENS, [like.buffer, place, positions]))
+    return Integers(like.buffer, positions, dims=like.dims)
 
 
 def _positions_backward(
     lowering: Lowering, node: Node, arguments: list[Any]
 ) -> Results:
     match arguments:
-        case [SampleSum(rows), Constant(data=index), int(size), -1, False]:
-            if list(_runs(index.flatten(), size)) != [(0, size)]:
-                return None
-            viewed = rows.view(node.outputs[0].shape)
-            return [SampleSum(viewed)] if viewed else None
+        case [(SampleSum() | Activation()) as dy, Constant(), int(size), *rest]:
+            index = node.arguments[1].data
+            return _gradient_at(lowering, node, dy, index, [size, *rest])
+        case [Zeros(), [Constant()], (SampleSum() | Activation()) as dy, True]:
+            index, size = node.arguments[1][0].data, node.outputs[0].shape[0]
+            return _gradient_at(lowering, node, dy, index, [size, NONE, False])
     return None
 
 
-def _new_zeros(lowering: Lowering, node: Node, arguments: list[Any]) -> Results:
-    shape = node.outputs[0].shape
-    has_samples = any(size and size % lowering.trace.samples == 0 for size in shape)
-    return [lowering.zeros(shape)] if has_samples else None
+def _filled(value: float | None) -> Callable[[Lowering, Node, list[Any]], Results]:
+    """Return what lowers an operation that fills a tensor, by default with a number."""
+
+    def fill(lowering: Lowering, node: Node, arguments: list[Any]) -> Results:
+        number = arguments[-1] if value is None else value
+        (value_of,) = node.outputs
+        if not lowering.has_samples(value_of.shape):
+            return [Zeros()] if value == 0 else None
+        if not isinstance(number, int | float):
+            return None
+        y = lowering.activation(value_of.shape)
+        lowering.fill(y, float(number))
+        return [y]
+
+    return fill
+
+
+def _gradient_at(
+    lowering: Lowering,
+    node: Node,
+    dy: SampleSum | Activation,
+    index: Tensor,
+    rest: list[Any],
+) -> Results:
+    """Return the gradient of a table; `rest` are its size and what has none."""
+    once = _indices(lowering, index)
+    if once is None:
+        return None
+    rows = dy.rows if isinstance(dy, SampleSum) else _without_samples(dy)
+    if list(_runs(once.flatten(), rest[0])) == [(0, rest[0])] and rest[1] == NONE:
+        viewed = rows.view(node.outputs[0].shape)
+        return [SampleSum(viewed)] if viewed else None
+    tokens = _constant_tokens(lowering, once)
+    return _embedding_backward(lowering, node, [rows, tokens, *rest])
+
+
+def _without_samples(x: Activation) -> Activation:
+    """Return what is summed over samples."""
+    dims = (tuple(axis for axis in dim if axis.stride is not None) for dim in x.dims)
+    return replace(x, dims=tuple(dims))
 
 
 def _embedding(lowering: Lowering, node: Node, arguments: list[Any]) -> Results:
     match arguments:
         case [Parameter() as table, Integers() as tokens, *_]:
             places = _token_rows(tokens)
-            if places is None or table.axes not in ([], [Axis(table.size, 1)]):
+            is_plain = table.axes in ([], [Axis(table.size, 1)])
+            if places is None or not is_plain or len(table.dims) != 2:
                 return None
             vocabulary, width = table.shape
             y = lowering.like((*tokens.dims, (Axis(width, 1),) if width > 1 else ()))
@@ -173,7 +248,7 @@ def _embedding_backward(
 def _token_rows(tokens: Integers) -> list[int] | None:
     """Return rows, first row, step and positions, as operations take them."""
     axes = tokens.axes
-    if len(axes) > 1 or tokens.samples_dim is None:
+    if len(axes) > 1:
         return None
     count, step = axes[0] if axes else (1, 0)
     return [tokens.rows, tokens.offset, step or 0, count]
@@ -196,13 +271,20 @@ def write_table_gradient(lowering: Lowering, place: int, result: TableGradient) 
 POSITIONS: Lowerings = {
     "aten.embedding.default": _positions,
     "aten.embedding_dense_backward.default": _positions_backward,
+    "aten.index.Tensor": _positions,
+    "aten.index_put.default": _positions_backward,
 }
-"""Tables at constant indices, where those of tokens do not match."""
+"""Tables at constant indices, where those of tokens or activations do not match."""
 LOWERINGS: Lowerings = {
     "aten.embedding.default": _embedding,
     "aten.embedding_dense_backward.default": _embedding_backward,
+    "aten.fill.Scalar": _filled(None),
+    "aten.full_like.default": _filled(None),
     "aten.index.Tensor": _index,
     "aten.index_put.default": _index_put,
     "aten.index_select.default": _index_select,
-    "aten.new_zeros.default": _new_zeros,
+    "aten.new_full.default": _filled(None),
+    "aten.new_ones.default": _filled(1.0),
+    "aten.new_zeros.default": _filled(0.0),
+    "aten.zeros_like.default": _filled(0.0),
 }

@@ -10,7 +10,7 @@ from samestep.kernels.lowering import (
     Results,
 )
 from samestep.kernels.program import NONE, Op
-from samestep.kernels.tensors import Axis
+from samestep.kernels.tensors import Axis, Strided
 from samestep.kernels.trace import Node
 from samestep.kernels.values import (
     Activation,
@@ -41,6 +41,17 @@ def _mm(lowering: Lowering, node: Node, arguments: list[Any]) -> Results:
                 return [linear_by_k(lowering, x, weight)]
         case [Activation(samples_dim=1) as x, Activation(samples_dim=0) as y]:
             return [WeightGradient(x.transpose(0, 1), y)]
+    return None
+
+
+def _bmm(lowering: Lowering, node: Node, arguments: list[Any]) -> Results:
+    """Multiply matrices [1, m, k] and [1, k, n], as Einstein's notation does."""
+    match arguments:
+        case [Strided() as a, Strided() as b] if a.shape[0] == b.shape[0] == 1:
+            a, b = (replace(part, dims=part.dims[1:]) for part in (a, b))
+            for product in _mm(lowering, node, [a, b]) or ():
+                is_gradient = isinstance(product, WeightGradient)
+                return [product if is_gradient else product.unsqueeze(0)]
     return None
 
 
@@ -115,6 +126,7 @@ def summed(
 
 LOWERINGS: Lowerings = {
     "aten.addmm.default": _addmm,
+    "aten.bmm.default": _bmm,
     "aten.mean.dim": _mean,
     "aten.mm.default": _mm,
     "aten.sum.dim_IntList": _sum,

@@ -1,6 +1,6 @@
 """BatchNorm of features and of images, with their statistics."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from samestep.kernels.interface import OpFlag, OpKind
@@ -10,6 +10,7 @@ from samestep.kernels.lowering import (
     Results,
 )
 from samestep.kernels.program import NO_FLAGS, NONE, Buffer, Op
+from samestep.kernels.tensors import Axis
 from samestep.kernels.trace import Node
 from samestep.kernels.values import (
     Activation,
@@ -24,6 +25,9 @@ class ImageNorm:
     """What the backward pass needs of a batch norm of images."""
 
     x: Activation
+    """[samples, channels, ...]"""
+    order: tuple[Axis, ...]
+    """The axes of the first dimension before."""
     statistics: list[int]
     """The buffers of means and inverse deviations."""
     numbers: list[int]
@@ -42,7 +46,11 @@ def _batch_norm(lowering: Lowering, node: Node, arguments: list[Any]) -> Results
             float(momentum),
             float(eps),
         ] if (
-            len(x.dims) == 2 and x.samples_dim == 0 and mean in lowering.places.buffers
+            len(x.dims) == 2
+            and x.samples_dim == 0
+            and len(x.dims[0]) == 1
+            and mean in lowering.places.buffers
+            and (training or not lowering.trace.gradients)
         ):
             x = lowering.whole(x)
             y, z = lowering.like(x.dims), lowering.like(x.dims)
@@ -57,7 +65,9 @@ def _batch_norm(lowering: Lowering, node: Node, arguments: list[Any]) -> Results
             op.flags = NO_FLAGS if training else OpFlag.EVAL
             lowering.ops.append(op)
             return [y, saved, saved]
-        case [Activation(), *_]:
+        case [Activation(), *_] if arguments[3] is None or isinstance(
+            arguments[3], Parameter
+        ):
             return _image_norm(lowering, node, arguments)
     return None
 
@@ -95,14 +105,16 @@ def _batch_norm_backward(
 def _image_norm(lowering: Lowering, node: Node, arguments: list[Any]) -> Results:
     """Append the norm of images; its arguments are those of `native_batch_norm`."""
     x, weight, bias, mean, variance, training, momentum, eps = arguments
-    first, *others = x.dims
-    if x.samples_dim != 0 or len(first) != 1 or not others:
+    if x.samples_dim != 0 or len(x.dims) < 2:
         return None
     if mean is not None and mean.name not in lowering.places.buffers:
         return None
+    if lowering.trace.gradients and not training:
+        return None  # of a formula, which has a gradient
     if training and mean is None and not lowering.trace.gradients:
         return None  # statistics of an evaluation's batch, which means nothing
-    x = lowering.whole(x)
+    order = x.dims[0]
+    x = lowering.whole(_by_sample(x))
     channels = x.shape[1]
     numbers = [channels, x.rows // channels, *_offsets(lowering, weight, bias)]
     buffers = [NONE, NONE]
@@ -117,8 +129,8 @@ def _image_norm(lowering: Lowering, node: Node, arguments: list[Any]) -> Results
     op = Op(OpKind.BATCH_NORM_2D, i, [eps, momentum])
     op.flags = NO_FLAGS if training else OpFlag.EVAL
     lowering.ops.append(op)
-    saved = ImageNorm(x, buffers, numbers)
-    return [y, saved, saved]
+    saved = ImageNorm(x, order, buffers, numbers)
+    return [_as_before(y, order), saved, saved]
 
 
 def _image_norm_backward(
@@ -128,7 +140,7 @@ def _image_norm_backward(
     *_, mask = arguments
     x, outputs = saved.x, iter(node.outputs)
     of_x, *of_parameters = [next(outputs) if part else None for part in mask]
-    dy, dx = lowering.whole(arguments[0]), lowering.like(x.dims)
+    dy, dx = lowering.whole(_by_sample(arguments[0])), lowering.like(x.dims)
     room = lowering.activation((x.shape[0], 2 * saved.numbers[0]))
     gradients = {v: n for n, v in lowering.trace.gradients.items()}
     written = [
@@ -138,8 +150,24 @@ def _image_norm_backward(
     i = [dy.buffer, dx.buffer, NONE, x.buffer, *saved.statistics]
     i += [room.buffer, *saved.numbers, *written]
     lowering.ops.append(Op(OpKind.BATCH_NORM_2D_GRAD, i))
-    results: list[Any] = [] if of_x is None else [dx]
+    results: list[Any] = [] if of_x is None else [_as_before(dx, saved.order)]
     return results + [NormGradient()] * (len(node.outputs) - len(results))
+
+
+def _by_sample(x: Activation) -> Activation:
+    """Return [positions and samples, channels, ...] with the positions last."""
+    first, *others = x.dims
+    samples = tuple(axis for axis in first if axis.stride is None)
+    positions = tuple(axis for axis in first if axis.stride is not None)
+    return replace(x, dims=(samples, *others, positions))
+
+
+def _as_before(x: Activation, order: tuple[Axis, ...]) -> Activation:
+    """Return what `_by_sample` made of axes of this order as it was."""
+    samples, *others, positions = x.dims
+    left = iter(positions)
+    first = tuple(samples[0] if a.stride is None else next(left) for a in order)
+    return replace(x, dims=(first, *others))
 
 
 def _offsets(lowering: Lowering, *parameters: Parameter | None) -> list[int]:

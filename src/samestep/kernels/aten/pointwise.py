@@ -100,7 +100,7 @@ def _add(lowering: Lowering, node: Node, arguments: list[Any]) -> Results:
         case [
             (WeightGradient() | SampleSum() | TableGradient() | GradientSum()) as a,
             (WeightGradient() | SampleSum() | TableGradient()) as b,
-        ]:
+        ] if lowering.gradient is not None:
             before = a.parts if isinstance(a, GradientSum) else (a,)
             return [GradientSum((*before, b))]
     return arithmetic(Binary.ADD)(lowering, node, arguments)

@@ -40,14 +40,63 @@ class RecurrentCalls(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        name = getattr(func, "__name__", "")
-        if name not in KINDS or func is not getattr(torch, name):
+        if (name := _kind(func)) is None:
             return func(*args, **(kwargs or {}))
         if overload := _without_kernel(args):
             return self._recorder.record_call(
                 f"aten.{name}.{overload}", args, lambda: func(*args)
             )
         return _layers(self._recorder, name, *args)
+
+
+class LayerByLayer(TorchFunctionMode):
+    """Has PyTorch compute each layer alone, with dropout between as in a recording.
+
+    PyTorch draws its own masks with the steps first, also for `batch_first` inputs.
+    """
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if _kind(func) is None or _without_kernel(args):
+            return func(*args, **(kwargs or {}))
+        return _each_layer(func, *args)
+
+
+def _kind(func: Any) -> str | None:
+    """Return which of `KINDS` a function of torch is."""
+    name = getattr(func, "__name__", "")
+    return name if name in KINDS and func is getattr(torch, name) else None
+
+
+def _each_layer(
+    func: Any,
+    inputs: Tensor,
+    states: Tensor | Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    has_biases: bool,
+    num_layers: int,
+    dropout: float,
+    train: bool,
+    *rest: bool,
+) -> tuple[Tensor, ...]:
+    """Compute what `func` does, a layer in each call; the arguments are its own."""
+    every = [states] if isinstance(states, Tensor) else states
+    parts = [state.chunk(num_layers) for state in every]
+    size, ends = len(parameters) // num_layers, list[Any]()
+    for layer in range(num_layers):
+        own = tuple(part[layer] for part in parts)
+        first = own[0] if isinstance(states, Tensor) else own
+        of_layer = parameters[size * layer :][:size]
+        inputs, *last = func(inputs, first, of_layer, has_biases, 1, 0.0, train, *rest)
+        ends.append(last)
+        if train and dropout and layer + 1 < num_layers:
+            inputs = functional.dropout(inputs, dropout)
+    return (inputs, *(torch.cat(end) for end in zip(*ends, strict=True)))
 
 
 def _without_kernel(args: tuple[Any, ...]) -> str:

@@ -1,5 +1,6 @@
 """Views, which need no operation of a program, copies, and what is ignored."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,17 +13,26 @@ from samestep.kernels.tensors import Axis, Strided
 from samestep.kernels.trace import Node
 from samestep.kernels.values import (
     Activation,
+    JoinedGradients,
     Mask,
     Opaque,
-    Parameter,
     SampleSum,
     WeightGradient,
+    Written,
     Zeros,
 )
 
 
 def _same(lowering: Lowering, node: Node, arguments: list[Any]) -> Results:
     return [arguments[0]]
+
+
+def _to_float(lowering: Lowering, node: Node, arguments: list[Any]) -> Results:
+    """Truth values are floats already."""
+    match arguments:
+        case [Activation() as x]:
+            return [x]
+    return None
 
 
 def _opaque(lowering: Lowering, node: Node, arguments: list[Any]) -> Results:
@@ -43,17 +53,17 @@ def _view(lowering: Lowering, node: Node, arguments: list[Any]) -> Results:
         case Activation() as x:
             viewed = x.view(shape) or lowering.whole(x).view(shape)
             return _one(viewed)
-        case Parameter() as parameter:
-            return _one(parameter.view(shape))
+        case Strided() as tensor:
+            return _one(tensor.view(shape))
         case SampleSum(rows):
             viewed = rows.view(shape)
             return None if viewed is None else [SampleSum(viewed)]
         case Mask() as mask if shape[0] % lowering.trace.samples == 0:
             return [mask]
-        case WeightGradient() as gradient if shape == gradient.shape:
+        case WeightGradient() as gradient if _sizes(shape) == _sizes(gradient.shape):
             return [gradient]
-        case Opaque():
-            return [Opaque()]
+        case Opaque() | Written() as result:
+            return [result]
     return None
 
 
@@ -61,7 +71,18 @@ def _permuted(lowering: Lowering, node: Node, arguments: list[Any]) -> Results:
     match arguments:
         case [Strided() as x, order]:
             return [x.permute([dim % len(x.dims) for dim in order])]
+        case [SampleSum(rows), order]:
+            return [SampleSum(rows.permute([dim % len(rows.dims) for dim in order]))]
+        case [WeightGradient() as gradient, order]:
+            sizes = node.arguments[0].shape
+            moved = [dim % len(sizes) for dim in order if sizes[dim] > 1]
+            return [gradient if moved == sorted(moved) else gradient.transposed]
     return None
+
+
+def _sizes(shape: Sequence[int]) -> list[int]:
+    """Return the sizes of dimensions but those of size 1, which hold no order."""
+    return [size for size in shape if size > 1]
 
 
 def _transpose(lowering: Lowering, node: Node, arguments: list[Any]) -> Results:
@@ -69,8 +90,12 @@ def _transpose(lowering: Lowering, node: Node, arguments: list[Any]) -> Results:
     match arguments[0]:
         case Strided() as x:
             return [x.transpose(first, second) if len(x.dims) > 1 else x]
-        case WeightGradient(gradient, inputs):
-            return [WeightGradient(inputs, gradient)]
+        case WeightGradient() as gradient if len(node.outputs[0].shape) == 2:
+            return [gradient.transposed]
+        case WeightGradient() as gradient:
+            order = list(range(len(node.outputs[0].shape)))
+            order[first], order[second] = order[second], order[first]
+            return _permuted(lowering, node, [gradient, order])
         case SampleSum(rows) if len(rows.dims) > 1:
             return [SampleSum(rows.transpose(first, second))]
     return None
@@ -131,15 +156,34 @@ def _unbind(lowering: Lowering, node: Node, arguments: list[Any]) -> Results:
 
 def _expand(lowering: Lowering, node: Node, arguments: list[Any]) -> Results:
     match arguments[0]:
+        case Activation(samples_dim=None) as x:
+            return _one(_by_samples(lowering, x.expand(node.outputs[0].shape)))
         case Strided() as x:
             return _one(x.expand(node.outputs[0].shape))
     return None
+
+
+def _by_samples(lowering: Lowering, x: Activation | None) -> Activation | None:
+    """Return a view of what is the same for all samples, whose dimension it now has."""
+    if x is None:
+        return None
+    whole = lowering.dims_of(x.shape)
+    return replace(
+        x,
+        dims=tuple(
+            made if any(axis.stride is None for axis in made) else dim
+            for dim, made in zip(x.dims, whole, strict=True)
+        ),
+    )
 
 
 def _unsqueeze(lowering: Lowering, node: Node, arguments: list[Any]) -> Results:
     match arguments:
         case [Strided() as x, int(dim)]:
             return [x.unsqueeze(dim)]
+        # Such as where a maximum was taken from, and the gradient of a convolution.
+        case [Opaque() | Written() as kept, int()]:
+            return [kept]
     return None
 
 
@@ -176,10 +220,19 @@ def _stack(lowering: Lowering, node: Node, arguments: list[Any]) -> Results:
 
 
 def _cat(lowering: Lowering, node: Node, arguments: list[Any]) -> Results:
+    values = zip(node.arguments[0], arguments[0], strict=True)
+    arguments = [
+        [part for value, part in values if value.shape != (0,)],
+        *arguments[1:],
+    ]
     match arguments:
         case [[Activation(), *_] as parts, *dims]:
             (dim,) = dims or (0,)
             return _joined(lowering, parts, dim % len(node.outputs[0].shape))
+        case [[*parts]] | [[*parts], 0] if all(
+            isinstance(part, WeightGradient | SampleSum) for part in parts
+        ):
+            return [JoinedGradients(tuple(parts))]
     return None
 
 
@@ -191,6 +244,8 @@ def _joined(lowering: Lowering, parts: list[Any], dim: int) -> Results:
     if not all(isinstance(part, Activation) for part in parts):
         return None
     first = parts[0]
+    if any(len(part.dims) != len(first.dims) for part in parts):
+        return None
     distance = parts[1].offset - first.offset if len(parts) > 1 else 0
     if distance > 0 and all(
         part == replace(first, offset=first.offset + n * distance)
@@ -242,13 +297,16 @@ def _put(
 
 
 LOWERINGS: Lowerings = {
+    "aten._to_copy.default": _to_float,
     "aten._unsafe_view.default": _view,
+    "aten.alias.default": _same,
     "aten.cat.default": _cat,
     "aten.clone.default": _same,
     "aten.contiguous.default": _same,
     "aten.detach.default": _same,
     "aten.empty.memory_format": _opaque,
     "aten.expand.default": _expand,
+    "aten.lift_fresh.default": _same,
     "aten.im2col.default": _im2col,
     "aten.permute.default": _permuted,
     "aten.select.int": _select,

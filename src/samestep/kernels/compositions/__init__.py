@@ -6,8 +6,12 @@ Each is computed as its formula says, operation by operation, rounded after each
 from samestep.kernels.aten import indexing
 from samestep.kernels.compositions import (
     comparisons,
+    draws,
+    extremes,
     gates,
+    interpolation,
     matrices,
+    moves,
     piecewise,
     powers,
     repeats,
@@ -20,11 +24,15 @@ from samestep.kernels.lowering import (
 
 LOWERINGS: Lowerings = {
     **comparisons.LOWERINGS,
+    **draws.LOWERINGS,
     **gates.LOWERINGS,
     **indexing.POSITIONS,
+    **interpolation.LOWERINGS,
     **matrices.LOWERINGS,
     **piecewise.LOWERINGS,
     **powers.LOWERINGS,
     **repeats.LOWERINGS,
     **statistics.LOWERINGS,
 }
+AFTERWARDS: Lowerings = {**extremes.LOWERINGS, **moves.LOWERINGS}
+"""What is lowered so if nothing else takes it."""

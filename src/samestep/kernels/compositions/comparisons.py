@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from samestep.kernels.compositions.formula import Formula, Mismatch, activation, lowered
 from samestep.kernels.interface import Binary, Unary
 from samestep.kernels.lowering import (
@@ -36,6 +38,30 @@ def _and(formula: Formula, a: Any, b: Any) -> Activation:
 
 def _or(formula: Formula, a: Any, b: Any) -> Activation:
     return formula.binary(Binary.MAX, a, b)
+
+
+def _of_truths(own: Callable[..., Activation]) -> Callable[..., Activation]:
+    """Return an operation of truth values; integers have other bits."""
+
+    def combine(formula: Formula, *operands: Any) -> Activation:
+        if formula.node.outputs[0].dtype != torch.bool:
+            raise Mismatch
+        return own(formula, *operands)
+
+    return combine
+
+
+def _logical(own: Callable[..., Activation]) -> Callable[..., Activation]:
+    """Return the same of numbers, which are true unless they are 0."""
+
+    def combine(formula: Formula, *operands: Any) -> Activation:
+        truths = [
+            x if value.dtype == torch.bool else _not(formula, _not(formula, x))
+            for x, value in zip(operands, formula.node.arguments, strict=True)
+        ]
+        return own(formula, *truths)
+
+    return combine
 
 
 def _where(formula: Formula, mask: Any, a: Any, b: Any) -> Activation:
@@ -78,6 +104,14 @@ def _clamp(
     return activation(x)
 
 
+def _clamp_tensors(formula: Formula, x: Any, low: Any, high: Any = None) -> Activation:
+    bounds = ((low, Binary.MAX), (high, Binary.MIN))
+    for bound, function in bounds:
+        if bound is not None:
+            x = formula.binary(function, x, bound)
+    return activation(x)
+
+
 def _clamp_max(formula: Formula, x: Any, high: float) -> Activation:
     return formula.binary(Binary.MIN, x, high)
 
@@ -85,6 +119,22 @@ def _clamp_max(formula: Formula, x: Any, high: float) -> Activation:
 def _sign(formula: Formula, x: Any) -> Activation:
     above = formula.binary(Binary.GREATER, x, 0.0)
     return formula.sub(above, formula.binary(Binary.LESS, x, 0.0))
+
+
+def _converted(formula: Formula, x: Any, options: Any = None) -> Activation:
+    """Return a tensor as another type; float64 and types of 16 bits have no kernel."""
+    kind = (options or {}).get("dtype", torch.float32)
+    if kind == torch.bool:
+        return _not(formula, _not(formula, x))
+    before = formula.node.arguments[0].dtype
+    if kind.is_floating_point == before.is_floating_point or kind == torch.float32:
+        if kind in (torch.float32, torch.int64, torch.int32):
+            return activation(x)
+        raise Mismatch
+    if kind not in (torch.int64, torch.int32):
+        raise Mismatch
+    whole = formula.unary(Unary.TO_INT, x)
+    return formula.unary(Unary.FROM_INT, whole)
 
 
 COMPARISONS = {
@@ -100,18 +150,21 @@ LOWERINGS: Lowerings = {
         for name, function in COMPARISONS.items()
         for overload in ("Scalar", "Tensor")
     },
-    "aten.bitwise_and.Tensor": lowered(_and),
-    "aten.bitwise_not.default": lowered(_not),
-    "aten.bitwise_or.Tensor": lowered(_or),
+    "aten._to_copy.default": lowered(_converted),
+    "aten.bitwise_and.Tensor": lowered(_of_truths(_and)),
+    "aten.bitwise_not.default": lowered(_of_truths(_not)),
+    "aten.bitwise_or.Tensor": lowered(_of_truths(_or)),
+    "aten.clamp.Tensor": lowered(_clamp_tensors),
     "aten.clamp.default": lowered(_clamp),
     "aten.clamp_max.default": lowered(_clamp_max),
+    "aten.clamp_min.Tensor": lowered(_clamp_tensors),
     "aten.clamp_min.default": lowered(_clamp),
     "aten.hardtanh.default": lowered(
         lambda formula, x, low=-1.0, high=1.0: _clamp(formula, x, low, high)
     ),
-    "aten.logical_and.default": lowered(_and),
-    "aten.logical_not.default": lowered(_not),
-    "aten.logical_or.default": lowered(_or),
+    "aten.logical_and.default": lowered(_logical(_and)),
+    "aten.logical_not.default": lowered(_logical(_not)),
+    "aten.logical_or.default": lowered(_logical(_or)),
     "aten.masked_fill.Scalar": lowered(_masked_fill),
     "aten.masked_fill.Tensor": lowered(_masked_fill),
     "aten.maximum.default": lowered(_compare(Binary.MAX)),

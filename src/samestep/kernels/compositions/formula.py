@@ -1,6 +1,6 @@
 """Formulas of activations, as operations of a program."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from typing import Any
@@ -35,11 +35,12 @@ def lowered(formula: Callable[..., Any]) -> Lowered:
 
     @wraps(formula)
     def lower(lowering: Lowering, node: Node, arguments: list[Any]) -> Results:
-        before = len(lowering.ops)
+        before, streams = len(lowering.ops), lowering.streams
         try:
             result = formula(Formula(lowering, node), *arguments)
         except (Mismatch, TypeError):
             del lowering.ops[before:]
+            lowering.streams = streams
             return None
         return result if isinstance(result, list) else [result]
 
@@ -53,9 +54,11 @@ class Formula:
     lowering: Lowering
     node: Node
 
-    def unary(self, function: Unary, x: Any) -> Activation:
+    def unary(
+        self, function: Unary, x: Any, numbers: Sequence[float] = ()
+    ) -> Activation:
         """Return f(x)."""
-        return self.lowering.unary(function, activation(x))
+        return self.lowering.unary(function, activation(x), numbers)
 
     def binary(self, function: Binary, a: Any, b: Any) -> Activation:
         """Return f(a, b); `a` is an activation."""
@@ -90,7 +93,7 @@ class Formula:
 
     def filled(self, like: Activation, number: float) -> Activation:
         """Return a number in every element of a tensor like another."""
-        return self.add(self.mul(self.unary(Unary.FILL, like), 0.0), number)
+        return self.unary(Unary.FILL, like, [number])
 
     def sum(self, x: Any, dims: Any, divisor: float = 1.0) -> Activation:
         """Return the sum over dimensions, which stay with size 1, over `divisor`."""
@@ -99,6 +102,10 @@ class Formula:
         if x.samples_dim in dims:
             raise Mismatch
         return self.lowering.sum_rows(x, dims, divisor)
+
+    def sum_of_sample(self, x: Activation, divisor: float = 1.0) -> Activation:
+        """Return the sum of all elements of every sample, over `divisor`."""
+        return self.lowering.sum_rows(x, range(len(x.dims)), divisor)
 
     def shaped(self, x: Activation) -> Activation:
         """Return the elements of a tensor with the shape of the operation's result."""

@@ -29,6 +29,19 @@ def _bmm(formula: Formula, a: Any, b: Any) -> Activation:
     return y
 
 
+def _baddbmm(
+    formula: Formula, x: Any, a: Any, b: Any, options: Any = None
+) -> Activation:
+    """Add a mask, or biases, to the products."""
+    options = options or {}
+    if options.get("beta", 1) != 1:
+        raise Mismatch
+    y = _bmm(formula, a, b)
+    if options.get("alpha", 1) != 1:
+        y = formula.mul(y, options["alpha"])
+    return formula.add(y, x)
+
+
 def _batched(formula: Formula, x: Activation) -> Activation:
     """Return a tensor whose samples are in the first dimension, or a copy of it."""
     if x.samples_dim != 0:
@@ -92,5 +105,6 @@ LOWERINGS: Lowerings = {
     "aten._safe_softmax.default": lowered(_safe_softmax),
     "aten._softmax.default": lowered(_softmax),
     "aten._softmax_backward_data.default": lowered(_softmax_backward),
+    "aten.baddbmm.default": lowered(_baddbmm),
     "aten.bmm.default": lowered(_bmm),
 }

@@ -88,6 +88,70 @@ def _hardtanh_backward(
     return formula.binary(Binary.WHERE, formula.binary(Binary.WHERE, dy, above), below)
 
 
+def _celu(formula: Formula, x: Any, alpha: float = 1.0) -> Activation:
+    return _elu(formula, x, alpha, 1.0, 1 / alpha)
+
+
+def _outside(formula: Formula, x: Any, width: float) -> tuple[Activation, Activation]:
+    """Return where x is above `width`, and where it is below -width."""
+    above = formula.binary(Binary.GREATER, x, width)
+    return above, formula.binary(Binary.LESS, x, -width)
+
+
+def _softshrink(formula: Formula, x: Any, width: float = 0.5) -> Activation:
+    above, below = _outside(formula, x, width)
+    lower = formula.binary(Binary.WHERE, formula.sub(x, width), above)
+    return formula.add(
+        lower, formula.binary(Binary.WHERE, formula.add(x, width), below)
+    )
+
+
+def _hardshrink(formula: Formula, x: Any, width: float = 0.5) -> Activation:
+    return _shrink_backward(formula, x, x, width)
+
+
+def _shrink_backward(formula: Formula, dy: Any, x: Any, width: float) -> Activation:
+    above, below = _outside(formula, x, width)
+    return formula.binary(Binary.WHERE, dy, formula.binary(Binary.MAX, above, below))
+
+
+def _threshold(formula: Formula, x: Any, least: float, value: float) -> Activation:
+    above = formula.binary(Binary.GREATER, x, least)
+    return formula.choose(above, x, formula.filled(x, value))
+
+
+def _threshold_backward(formula: Formula, dy: Any, x: Any, least: float) -> Activation:
+    above = formula.binary(Binary.GREATER, x, least)
+    return formula.binary(Binary.WHERE, dy, above)
+
+
+def _round(formula: Formula, x: Any, *_: Any) -> Activation:
+    """Return the nearest whole number, of two the even one."""
+    nearest = formula.sub(formula.add(x, WHOLE * 1.5), WHOLE * 1.5)
+    is_small = formula.binary(Binary.LESS, formula.unary(Unary.ABS, x), WHOLE / 2)
+    return formula.choose(is_small, nearest, x)
+
+
+def _floor(formula: Formula, x: Any) -> Activation:
+    nearest = _round(formula, x)
+    return formula.sub(nearest, formula.binary(Binary.GREATER, nearest, x))
+
+
+def _ceil(formula: Formula, x: Any) -> Activation:
+    nearest = _round(formula, x)
+    return formula.add(nearest, formula.binary(Binary.LESS, nearest, x))
+
+
+def _trunc(formula: Formula, x: Any) -> Activation:
+    above = formula.binary(Binary.GREATER, x, 0.0)
+    return formula.choose(above, _floor(formula, x), _ceil(formula, x))
+
+
+def _remainder(formula: Formula, x: Any, divisor: Any) -> Activation:
+    times = _floor(formula, formula.div(x, divisor))
+    return formula.sub(x, formula.mul(times, divisor))
+
+
 def _ramp(formula: Formula, x: Any) -> Activation:
     """Return (x + 3) / 6, cut to [0, 1]."""
     cut = formula.binary(Binary.MAX, formula.add(x, 3.0), 0.0)
@@ -145,11 +209,18 @@ def _log_sigmoid_backward(formula: Formula, dy: Any, x: Any, _: Any) -> Activati
     return formula.mul(dy, share)
 
 
+WHOLE = 2.0**23
+"""From here on all floats are whole numbers."""
 LOWERINGS: Lowerings = {
     "aten._prelu_kernel.default": lowered(_prelu),
     "aten._prelu_kernel_backward.default": lowered(_prelu_backward),
+    "aten.ceil.default": lowered(_ceil),
+    "aten.celu.default": lowered(_celu),
     "aten.elu.default": lowered(_elu),
     "aten.elu_backward.default": lowered(_elu_backward),
+    "aten.floor.default": lowered(_floor),
+    "aten.hardshrink.default": lowered(_hardshrink),
+    "aten.hardshrink_backward.default": lowered(_shrink_backward),
     "aten.hardsigmoid.default": lowered(_ramp),
     "aten.hardsigmoid_backward.default": lowered(_hardsigmoid_backward),
     "aten.hardswish.default": lowered(_hardswish),
@@ -161,6 +232,13 @@ LOWERINGS: Lowerings = {
     "aten.log_sigmoid_forward.default": lowered(_log_sigmoid),
     "aten.mish.default": lowered(_mish),
     "aten.mish_backward.default": lowered(_mish_backward),
+    "aten.remainder.Scalar": lowered(_remainder),
+    "aten.round.default": lowered(_round),
     "aten.softplus.default": lowered(_softplus),
     "aten.softplus_backward.default": lowered(_softplus_backward),
+    "aten.softshrink.default": lowered(_softshrink),
+    "aten.softshrink_backward.default": lowered(_shrink_backward),
+    "aten.threshold.default": lowered(_threshold),
+    "aten.threshold_backward.default": lowered(_threshold_backward),
+    "aten.trunc.default": lowered(_trunc),
 }

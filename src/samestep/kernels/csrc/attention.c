@@ -36,7 +36,8 @@ typedef struct {
     int64_t head, column; /* of the samples */
     int64_t heads, queries, keys, width;
     int64_t together;     /* queries of a block */
-    int is_causal;
+    int is_causal, is_masked;
+    float scale; /* of what a score is below the largest one */
     float *room; /* what is left of the workspace */
 } Head;
 
@@ -62,8 +63,10 @@ static Matrix take(Head *h, int64_t rows, int64_t columns) {
 }
 static void copy_vectors(Matrix to, Matrix from, int64_t rows, int64_t columns) {
     for (int64_t i = 0; i < rows; i++)
-        for (int64_t j = 0; j < columns; j++)
+        for (int64_t j = 0; j < columns; j++) {
+            __builtin_prefetch(matrix_at(from, i + 1, j).at); /* often another page */
             store(matrix_at(to, i, j).at, load(matrix_at(from, i, j).at));
+        }
 }
 static void clear_vectors(Matrix m, int64_t rows, int64_t columns) {
     for (int64_t i = 0; i < rows * columns; i++) store(m.at + i * VW, (vf){0});
@@ -139,14 +142,43 @@ static void mix_queries(const Head *h, Matrix c, Matrix weights, Matrix x,
     }
 }
 
-/* The largest score of a row of n, never -0. */
-INLINE vf largest_score(const float *s, int64_t n) {
+/* What is added to the scores of one query: a number for each key, or a vector. */
+typedef struct {
+    const float *at;
+    int64_t key; /* floats from one key to the next */
+    int is_number;
+} Biases;
+
+static Biases biases_of(const Head *h, int64_t query) {
+    const int64_t *i = h->op->i + 30;
+    int64_t first = i[2] + h->head * i[3] + query * i[4];
+    if (i[0] < 0) return (Biases){weights_at(h->call, i[2]) + (first - i[2]), i[5], 1};
+    const float *panel = h->call->buffers[i[0]] + h->column / PANEL * i[1] * PANEL;
+    return (Biases){panel + h->column % PANEL + first * PANEL, i[5] * PANEL, 0};
+}
+/* The scores of the queries from `query` on, scaled, with what is added to them. */
+static void mask_scores(const Head *h, Matrix scores, int64_t query, int64_t rows) {
+    vf scale = splat(h->op->f[0]);
+    for (int64_t i = 0; i < rows && h->is_masked; i++) {
+        Biases biases = biases_of(h, query + i);
+        float *s = matrix_at(scores, i, 0).at;
+        for (int64_t j = 0; j < seen_by(h, query + i); j++) {
+            const float *at = biases.at + j * biases.key;
+            vf bias = biases.is_number ? splat(*at) : load(at);
+            store(s + j * VW, fma_(load(s + j * VW), scale, bias));
+        }
+    }
+}
+
+/* The largest score of a row of n, never -0; +0 where a mask has left none. */
+INLINE vf largest_score(const Head *h, const float *s, int64_t n) {
     vf top = load(s);
     for (int64_t j = 1; j < n; j++) {
         vf x = load(s + j * VW);
         top = select_(x > top, x, top);
     }
-    return top + 0.0f;
+    vi is_empty = h->is_masked ? top == splat(-__builtin_inff()) : splat_int(0);
+    return keep(~is_empty, top + 0.0f);
 }
 /* e^(scale (s - top)) in the place of a row of scores. */
 INLINE void exponentials(float *s, int64_t n, vf top, float scale) {
@@ -164,7 +196,8 @@ INLINE vf chain_of(const float *x, int64_t n) {
     return total;
 }
 
-/* What is kept of a query: its largest score, and the sum of exponentials. */
+/* What is kept of a query: its largest score, and the sum of exponentials, or 1 where a
+ * mask has left none. */
 INLINE Matrix kept(const Head *h) {
     View view = {h->op->i[16], 2 * h->heads * h->queries, 0, h->queries, 1};
     Matrix m = rows_of_view(h, view);
@@ -181,20 +214,22 @@ static Matrix outputs_of(const Head *h, int64_t query) {
 /* The queries [query, query + rows). */
 static void attend_queries(Head h, Matrix keys, Matrix values, int64_t query,
                            int64_t rows) {
-    float scale = h.op->f[0];
     Matrix x = take(&h, rows, h.width), c = take(&h, rows, h.width);
     Matrix sums = take(&h, rows, h.width), scores = take_scores(&h, rows);
     copy_vectors(x, matrix_at(rows_of_view(&h, view_at(h.op->i)), query, 0), rows,
                  h.width);
     multiply_all(scores, x, transposed(keys), rows, seen_by(&h, query + rows - 1),
                  h.width);
+    mask_scores(&h, scores, query, rows);
     for (int64_t i = 0; i < rows; i++) {
         float *row = matrix_at(scores, i, 0).at;
         int64_t n = seen_by(&h, query + i);
-        vf top = largest_score(row, n);
-        exponentials(row, n, top, scale);
+        vf top = largest_score(&h, row, n);
+        exponentials(row, n, top, h.scale);
+        vf total = chain_of(row, n);
         store(matrix_at(kept(&h), query + i, 0).at, top);
-        store(matrix_at(kept(&h), query + i, 1).at, chain_of(row, n));
+        store(matrix_at(kept(&h), query + i, 1).at,
+              select_(total == 0, splat(1), total));
     }
     mix_keys(&h, sums, c, scores, values, query, rows);
     for (int64_t i = 0; i < rows; i++) {
@@ -260,7 +295,7 @@ static void score_gradients(Head *h, Matrix scores, Matrix gradients, Matrix del
         float *e = matrix_at(scores, i, 0).at, *g = matrix_at(gradients, i, 0).at;
         int64_t n = seen_by(h, query + i);
         vf delta = load(matrix_at(deltas, i, 0).at);
-        exponentials(e, n, load(matrix_at(kept(h), query + i, 0).at), h->op->f[0]);
+        exponentials(e, n, load(matrix_at(kept(h), query + i, 0).at), h->scale);
         for (int64_t j = 0; j < n * VW; j += VW)
             store(g + j, load(e + j) * (load(g + j) - delta));
     }
@@ -282,6 +317,7 @@ static void attend_queries_back(Head h, const KeysAndValues *kv, int64_t query,
                  h.width);
     scale_gradients(&h, dy, deltas, query, rows);
     multiply_all(scores, x, transposed(kv->keys), rows, seen, h.width);
+    mask_scores(&h, scores, query, rows);
     multiply_all(gradients, dy, transposed(kv->values), rows, seen, h.width);
     score_gradients(&h, scores, gradients, deltas, query, rows);
     mix_keys(&h, sums, c, gradients, kv->keys, query, rows);
@@ -314,13 +350,18 @@ static int64_t queries_together(int64_t width) {
 static void each_head(const Op *op, const Call *call, void (*run_head)(Head)) {
     const int64_t *sizes = op->i + 26;
     Head h = {.op = op, .call = call, .heads = sizes[0], .queries = sizes[1],
-              .keys = sizes[2], .width = sizes[3], .is_causal = op->flags & OP_CAUSAL};
+              .keys = sizes[2], .width = sizes[3], .is_causal = op->flags & OP_CAUSAL,
+              .is_masked = op->flags & OP_MASKED};
+    h.scale = h.is_masked ? 1 : op->f[0];
     h.together = queries_together(h.width);
-    for (h.column = 0; h.column < num_samples(call); h.column += VW)
-        for (h.head = 0; h.head < h.heads; h.head++) {
-            h.room = call->buffers[op->i[25]];
-            run_head(h);
-        }
+    /* A head's lines serve several vectors of samples while they are in a cache. */
+    for (int64_t s = 0; s < num_samples(call); s += PANEL)
+        for (h.head = 0; h.head < h.heads; h.head++)
+            for (int64_t c = 0; c < columns_at(call, s); c += VW) {
+                h.column = s + c;
+                h.room = call->buffers[op->i[25]];
+                run_head(h);
+            }
 }
 
 static void op_attention(const Op *op, const Call *call) {

@@ -129,9 +129,8 @@ INLINE void sum_tile_of_pixels(const PixelTile *t, int64_t first, int64_t end, i
     UNROLL for (int j = 0; j < terms; j++)
         UNROLL for (int c = 0; c < channels; c++)
             sums[j][c] = first % K_BLOCK ? t->partial[j * TILE_CHANNELS + c] : (vf){0};
-    int64_t width = t->conv->x.out;
-    for (int64_t p = first; p < end;) {
-        int64_t y = p / width, column = p % width;
+    int64_t width = t->conv->x.out, y = first / width, column = first % width;
+    for (int64_t p = first; p < end; y++, column = 0) {
         int64_t last = smaller(width, column + end - p);
         const float *dy = t->dy + (p - first) * TILE_CHANNELS * VW;
         add_row(sums, t, dy, y, column, last, terms, channels);

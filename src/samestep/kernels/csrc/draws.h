@@ -52,11 +52,13 @@ INLINE vu mix(vu x) {
     return x ^ x >> 15;
 }
 /* VW columns of a panel, from `column` (0..31) on, of one feature. */
-INLINE vf dropout(vf y, const Draws *draws, int64_t column, int64_t feature) {
+INLINE vu drawn(const Draws *draws, int64_t column, int64_t feature) {
     vu counter = (vu)load_int((const int32_t *)draws->counter + column);
     vu key = (vu)load_int((const int32_t *)draws->key + column);
-    vu x = mix(mix(counter + (uint32_t)feature * GOLDEN) ^ key);
-    return keep(x >= draws->limit, y * draws->factor);
+    return mix(mix(counter + (uint32_t)feature * GOLDEN) ^ key);
+}
+INLINE vf dropout(vf y, const Draws *draws, int64_t column, int64_t feature) {
+    return keep(drawn(draws, column, feature) >= draws->limit, y * draws->factor);
 }
 /* What may follow a layer: ReLU, dropout, as `flags` say. */
 INLINE vf activate(vf y, int32_t flags, const Draws *draws, int64_t column,

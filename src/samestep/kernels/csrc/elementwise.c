@@ -25,6 +25,21 @@ static void op_activate(const Op *op, const Call *call) {
     }
 }
 
+static void op_draw(const Op *op, const Call *call) {
+    int64_t features = op->i[1];
+    Draws draws;
+    for (int64_t first = 0; first < num_samples(call); first += PANEL) {
+        prepare_draws(&draws, call, first, features, op->i[2], 0);
+        for (int64_t f = 0; f < features; f++) {
+            float *to = row_of(call->buffers[op->i[0]], first, features, f);
+            for (int64_t c = 0; c < PANEL; c += VW) {
+                vf number = to_float((vi)(drawn(&draws, c, f) >> 8)) * 0x1p-24f;
+                store(to + c, number + op->f[0]);
+            }
+        }
+    }
+}
+
 /* gate <= 0 ? +0 : dy * factor; a gate that is a NaN is open. */
 INLINE vf gated(vf dy, vf gate, float factor) {
     return keep(~(gate <= 0), dy * factor);

@@ -4,16 +4,20 @@
 /* What is no row of any table. */
 #define NO_TOKEN (-1)
 
+/* Those of the call, or constants, which every sample has. */
 static void op_load_tokens(const Op *op, const Call *call) {
     int64_t positions = op->i[2], samples = num_samples(call);
+    int64_t columns = op->i[4] ? op->i[4] : positions;
+    const int64_t *tokens = (op->i[5] ? call->labels : call->tokens) + op->i[3];
+    const float *same = op->i[1] < 0 ? NULL : weights_at(call, op->i[1]);
     for (int64_t first = 0; first < samples; first += PANEL)
         for (int64_t p = 0; p < positions; p++) {
             int32_t row[PANEL];
             for (int64_t s = 0; s < PANEL; s++) {
                 int64_t token = NO_TOKEN;
                 if (first + s < samples)
-                    token = call->tokens[(first + s) * positions + p];
-                row[s] = token < 0 || token > INT32_MAX ? NO_TOKEN : (int32_t)token;
+                    token = same ? (int64_t)same[p] : tokens[(first + s) * columns + p];
+                row[s] = token == (int32_t)token ? (int32_t)token : NO_TOKEN;
             }
             memcpy(row_of(call->buffers[op->i[0]], first, positions, p), row,
                    sizeof row);

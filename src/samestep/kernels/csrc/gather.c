@@ -185,13 +185,14 @@ INLINE vf load_row(const float *row, int64_t c, int64_t size) {
     return c < size ? load_part(row + c, size - c) : (vf){0};
 }
 
-/* Samples [s, s + VW) at features [f, f + VW). */
-static void load_floats(const Gather *g, int64_t s, int64_t f) {
+/* Samples [s, s + VW) at features [f, f + VW), of a matrix with rows of `columns`. */
+static void load_floats(const Gather *g, const float *x, int64_t columns, int64_t s,
+                        int64_t f) {
     vf block[VW];
     for (int64_t j = 0; j < VW; j++) {
         block[j] = (vf){0};
         if (s + j >= g->samples) continue;
-        block[j] = load_row(g->call->inputs + (s + j) * g->features, f, g->features);
+        block[j] = load_row(x + (s + j) * columns, f, g->features);
         if (g->by_sample)
             store(g->by_sample + (f / PANEL * g->call->capacity + s + j) * PANEL +
                       f % PANEL,
@@ -210,8 +211,10 @@ static void op_load(const Op *op, const Call *call) {
                 .by_sample = buffer_or_null(call, op->i[1]),
                 .features = op->i[2],
                 .samples = num_samples(call)};
-    int64_t columns = parts_of(g.samples, PANEL) * PANEL;
+    int64_t last = parts_of(g.samples, PANEL) * PANEL;
     int64_t end = parts_of(g.features, PANEL) * PANEL;
-    for (int64_t s = 0; s < columns; s += VW)
-        for (int64_t f = 0; f < end; f += VW) load_floats(&g, s, f);
+    int64_t columns = op->i[4] ? op->i[4] : g.features;
+    const float *x = (op->i[5] ? call->targets : call->inputs) + op->i[3];
+    for (int64_t s = 0; s < last; s += VW)
+        for (int64_t f = 0; f < end; f += VW) load_floats(&g, x, columns, s, f);
 }

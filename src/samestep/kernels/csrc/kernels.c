@@ -20,7 +20,9 @@
 #include "elementwise.c"
 #include "gelu.h"
 #include "pointwise.c"
+#include "vertical.h"
 #include "matmul.c"
+#include "combine.c"
 #include "gather.c"
 #include "pool.c"
 #include "conv_terms.h"
@@ -32,7 +34,6 @@
 #include "batch_norm_2d.c"
 #include "recurrent.c"
 #include "loss.c"
-#include "vertical.h"
 #include "attention.c"
 #include "embedding.c"
 #include "optimizer.c"
@@ -68,6 +69,8 @@ static const Operation operations[NUM_OPS] = {
     [OP_CONV_GRAD_INPUT] = op_conv_grad_input,
     [OP_CONV_GRAD_WEIGHT] = op_conv_grad_weight,
     [OP_SUM_ROWS] = op_sum_rows,
+    [OP_DRAW] = op_draw,
+    [OP_COMBINE] = op_combine,
     [OP_UNARY] = op_unary,
     [OP_BINARY] = op_binary,
     [OP_MATMUL] = op_matmul,
@@ -84,6 +87,9 @@ static const Operation operations[NUM_OPS] = {
     [OP_GRU_GRAD] = op_gru_grad,
     [OP_RNN] = op_rnn,
     [OP_RNN_GRAD] = op_rnn_grad,
+    [OP_MEASURE] = op_measure,
+    [OP_PICK] = op_pick,
+    [OP_PICK_GRAD] = op_pick_grad,
 };
 
 /* Every micro-batch's gradient is left, and has a slot of its own in a buffer. */
@@ -129,9 +135,10 @@ static void run_tree_sum(float *out, const float *const *leaves, const int32_t *
 }
 static void run_update(const Optimizer *how, const float *const *leaves,
                        const int32_t *order, int64_t order_size, float *parameters,
-                       float *state1, float *state2, int64_t size) {
-    IN_DEFAULT_MODE(
-        update(how, leaves, order, order_size, parameters, state1, state2, size));
+                       float *state1, float *state2, int64_t first, int64_t size,
+                       Hashes *hashes) {
+    IN_DEFAULT_MODE(update(how, leaves, order, order_size, parameters, state1, state2,
+                           first, size, hashes));
 }
 static void run_update_parts(const Update *with) {
     IN_DEFAULT_MODE(update_parts(with));
@@ -145,6 +152,10 @@ static void run_squared_norms(const float *vector, double *squares, int64_t bloc
 }
 static void run_scale(float *vector, float factor, int64_t size) {
     IN_DEFAULT_MODE(scale(vector, factor, size));
+}
+static uint64_t run_hash(const uint32_t *keys, const float *words, int64_t first,
+                         int64_t size) {
+    return hash_vector(keys, (Halves){words, NULL}, first, size);
 }
 static int run_function(int32_t number, const float *x, float *y, int64_t size) {
     IN_DEFAULT_MODE(int known = function(number, x, y, size));
@@ -161,5 +172,6 @@ const Kernels NAME(ISA) = {
     .average = run_average,
     .squared_norms = run_squared_norms,
     .scale = run_scale,
+    .hash = run_hash,
     .function = run_function,
 };

@@ -215,3 +215,57 @@ static void op_squared_error(const Op *op, const Call *call) {
     }
     sum_losses(call, 1);
 }
+
+/* What a loss of the user's own measures: the losses [samples, cells], and their sums
+ * over each micro-batch, in double, one by one. */
+static void op_measure(const Op *op, const Call *call) {
+    int64_t cells = op->i[2], samples = num_samples(call);
+    for (int64_t s = 0; s < samples; s++)
+        for (int64_t c = 0; c < cells; c++) {
+            const float *x = column_of(call, op->i[0], cells, s);
+            call->losses[s * cells + c] = x[c * PANEL];
+        }
+    for (int64_t m = 0; m < call->micro_batches; m++)
+        for (int64_t c = 0; c < cells; c++) {
+            double sum = 0;
+            for (int64_t s = call->starts[m]; s < call->starts[m + 1]; s++)
+                sum += (double)call->losses[s * cells + c];
+            call->loss_sums[m * cells + c] = sum;
+        }
+    for (int64_t s = 0; op->i[1] >= 0 && s < samples; s += VW)
+        store(column_of(call, op->i[1], 1, s), splat(call->weight));
+}
+
+/* The label of a column at a position, or -1. */
+INLINE int64_t label_at(const Call *call, int64_t buffer, int64_t positions, int64_t p,
+                        int64_t column, int64_t classes) {
+    int32_t label;
+    memcpy(&label, column_of(call, buffer, positions, column) + p * PANEL, sizeof label);
+    return label >= 0 && label < classes ? label : -1;
+}
+
+static void op_pick(const Op *op, const Call *call) {
+    int64_t positions = op->i[3], classes = op->i[4], samples = num_samples(call);
+    for (int64_t p = 0; p < positions; p++)
+        for (int64_t s = 0; s < samples; s++) {
+            const float *x = column_of(call, op->i[0], positions * classes, s);
+            int64_t label = label_at(call, op->i[2], positions, p, s, classes);
+            float y = label < 0 ? __builtin_nanf("") : x[(p * classes + label) * PANEL];
+            column_of(call, op->i[1], positions, s)[p * PANEL] = y;
+        }
+}
+
+static void op_pick_grad(const Op *op, const Call *call) {
+    int64_t positions = op->i[3], classes = op->i[4], samples = num_samples(call);
+    for (int64_t s = 0; s < samples; s += VW)
+        for (int64_t p = 0; p < positions; p++) {
+            vi label = splat_int(-1);
+            for (int64_t j = 0; j < VW && s + j < samples; j++)
+                label[j] =
+                    (int32_t)label_at(call, op->i[2], positions, p, s + j, classes);
+            vf dy = load(column_of(call, op->i[0], positions, s) + p * PANEL);
+            float *dx = column_of(call, op->i[1], positions * classes, s);
+            for (int64_t c = 0; c < classes; c++)
+                store(dx + (p * classes + c) * PANEL, keep(label == (int32_t)c, dy));
+        }
+}

@@ -57,6 +57,8 @@ static void tree_sum(float *out, const float *const *leaves, const int32_t *orde
     }
 }
 
+#include "hashes.h"
+
 /* |x| < bound ? +0 : x */
 INLINE vf zero_below(vf x, float bound) { return keep(~(abs_(x) < bound), x); }
 
@@ -135,16 +137,28 @@ INLINE void update_chunk(const Optimizer *how, Halves sum, float *p, float *m, f
         update_all(how, ADAMW, 0, sum, p, m, v, n);
 }
 
+/* And the hashes of both, of elements from `first` on, while they are in the nearest
+ * cache. */
+INLINE void update_and_hash(const Optimizer *how, Halves sum, float *p, float *m,
+                            float *v, int64_t first, int64_t n, Hashes *hashes) {
+    if (hashes) hashes->gradient += hash_vector(hashes->keys, sum, first, n);
+    update_chunk(how, sum, p, m, v, n);
+    if (hashes)
+        hashes->parameters += hash_vector(hashes->keys, (Halves){p, NULL}, first, n);
+}
+
 static void update(const Optimizer *how, const float *const *leaves,
                    const int32_t *order, int64_t order_size, float *parameters,
-                   float *state1, float *state2, int64_t size) {
+                   float *state1, float *state2, int64_t first, int64_t size,
+                   Hashes *hashes) {
     float room[DEEPEST][CHUNK];
-    int64_t chunk = order_size > 3 ? CHUNK : size; /* without sums in between: all */
+    /* Without sums or hashes in between: all. */
+    int64_t chunk = order_size > 3 || hashes ? CHUNK : size;
     for (int64_t i = 0; i < size; i += chunk) {
         int64_t n = smaller(chunk, size - i);
         Halves sum = sum_chunk(leaves, order, order_size, i, n, room);
-        update_chunk(how, sum, parameters + i, state1 ? state1 + i : NULL,
-                     state2 ? state2 + i : NULL, n);
+        update_and_hash(how, sum, parameters + i, state1 ? state1 + i : NULL,
+                        state2 ? state2 + i : NULL, first + i, n, hashes);
     }
 }
 

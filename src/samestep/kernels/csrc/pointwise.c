@@ -27,6 +27,13 @@ INLINE int64_t columns_at(const Call *call, int64_t first) {
     return parts_of(left, VW) * VW;
 }
 
+/* The bits of int32 numbers, cut off; -1 for what is none. */
+INLINE vf to_int(vf x) {
+    vi is_one = (x > -0x1p31f) & (x < 0x1p31f);
+    vi whole = __builtin_convertvector(keep(is_one, x), vi);
+    return (vf)((whole & is_one) | ~is_one);
+}
+
 INLINE vf unary(int64_t function, vf x, const float *f) {
     switch (function) {
     case UNARY_FILL: return splat(f[0]);
@@ -47,6 +54,8 @@ INLINE vf unary(int64_t function, vf x, const float *f) {
     case UNARY_SILU: return silu_(x);
     case UNARY_EXPM1: return expm1_(x);
     case UNARY_LOG1P: return log1p_(x);
+    case UNARY_FROM_INT: return to_float((vi)x);
+    case UNARY_TO_INT: return to_int(x);
     default: return x;
     }
 }
@@ -117,7 +126,8 @@ static void gelu_and_slope(const Op *op, float *x, float *y, int64_t columns) {
     X(UNARY_COPY) X(UNARY_FILL) X(UNARY_NEG) X(UNARY_ABS) X(UNARY_RECIPROCAL)       \
     X(UNARY_SQRT) X(UNARY_RSQRT) X(UNARY_EXP) X(UNARY_LOG) X(UNARY_TANH)            \
     X(UNARY_SIGMOID) X(UNARY_ERF) X(UNARY_SIN) X(UNARY_COS) X(UNARY_GELU)           \
-    X(UNARY_GELU_TANH) X(UNARY_SILU) X(UNARY_EXPM1) X(UNARY_LOG1P)
+    X(UNARY_GELU_TANH) X(UNARY_SILU) X(UNARY_EXPM1) X(UNARY_LOG1P)            \
+    X(UNARY_FROM_INT) X(UNARY_TO_INT)
 #define UNARY_CASE(number) \
     case number: unary_panel(op, x, y, columns, number); break;
 
@@ -185,11 +195,15 @@ typedef struct {
     int64_t terms;
 } ChainSum;
 
-INLINE void add_in_order(ChainSum *sum, vf x) {
+/* Another term comes; it may be the first of a block. */
+INLINE void next_block(ChainSum *sum) {
     if (sum->terms == K_BLOCK)
         sum->blocks += sum->block, sum->block = (vf){0}, sum->terms = 0;
-    sum->block += x;
     sum->terms++;
+}
+INLINE void add_in_order(ChainSum *sum, vf x) {
+    next_block(sum);
+    sum->block += x;
 }
 INLINE vf sum_in_order(const ChainSum *sum) { return sum->blocks + sum->block; }
 

@@ -28,13 +28,17 @@
 /* One chain of a weight's gradient, and what becomes of its sum: the `merges` sums on
  * top of the stack are added, the last one first, and the sum takes their place. */
 typedef struct {
-    int64_t a, b;   /* of its first position, from where the tile's begin */
-    int64_t sample; /* of its first term; then to `end`, and from `first` again at the */
-    int64_t first, end; /* next position */
-    int64_t terms; /* how many k */
+    int64_t distance;         /* of its samples, from where the tile's begin */
+    int64_t position, sample; /* of its first term; then to `end`, and from `first` */
+    int64_t first, end;       /* again at the next position */
+    int64_t terms;            /* how many k */
     int64_t merges;
     int64_t size; /* of the stack before it */
 } Chain;
+
+/* From one packed row of a weight's gradient to the next: other sets of the cache, and
+ * room for a vector behind. */
+#define PACKED_ROW (K_BLOCK + LINE)
 
 /* c[r, 0..columns-1] = chain over k of a[r, k] b[k, :]. */
 typedef struct {
@@ -49,7 +53,6 @@ typedef struct {
     const Chain *end;
     const Chain *last; /* its sum goes to c, others to the stack */
     int64_t jump;      /* of `a`, from one panel to the next */
-    int64_t a_position, b_position; /* from one position to the next */
     float *stack;      /* of tiles */
     float *c;
     int64_t c_step, columns;
@@ -71,20 +74,20 @@ INLINE void add_sums(Sums sums, const float *c, int64_t step, int rows, int vect
 
 /* `row_step` is 1 where `a` lies by k. */
 INLINE void sum_terms(Sums sums, const float *a, int64_t row_step, int64_t k_step,
-                      const float *b, int64_t terms, const float *ahead,
+                      const float *b, int64_t b_step, int64_t terms, const float *ahead,
                       int64_t ahead_step, int rows, int vectors) {
     /* Rows in threes: an address may add once or twice a step, not three times. */
     const float *a3[(TILE_ROWS + 2) / 3];
     UNROLL for (int r = 0; r < rows; r += 3) a3[r / 3] = a + r * row_step;
-    for (int64_t k = 0; k < terms; k++, b += PANEL) {
+    for (int64_t k = 0; k < terms; k++, b += b_step) {
         vf row[TILE_VECTORS];
         /* What follows in `a` may be no stream that a processor foresees; by row, b may
-         * come from the second cache: two lines of each of its rows. */
+         * come from the second cache: the lines of the tile. */
         __builtin_prefetch(ahead);
         ahead += ahead_step;
-        if (row_step != 1) {
+        if (row_step != 1 && b_step == PANEL) {
             __builtin_prefetch(b + 12 * PANEL);
-            __builtin_prefetch(b + 12 * PANEL + PANEL / 2);
+            if (TILE_COLUMNS > LINE) __builtin_prefetch(b + 12 * PANEL + LINE);
         }
         UNROLL for (int v = 0; v < vectors; v++) row[v] = load(b + v * VW);
         UNROLL for (int r = 0; r < rows; r++) {
@@ -113,47 +116,43 @@ INLINE void fill_tile(const Tile *t, int rows, int vectors, int by_k) {
     Sums sums;
     clear_sums(sums, rows, vectors);
     int64_t row_step = by_k ? 1 : t->a_step, k_step = by_k ? t->a_step : 1;
-    sum_terms(sums, t->a, row_step, k_step, t->b, t->terms, t->ahead, t->ahead_step,
-              rows, vectors);
+    sum_terms(sums, t->a, row_step, k_step, t->b, PANEL, t->terms, t->ahead,
+              t->ahead_step, rows, vectors);
     if (t->is_addition) add_sums(sums, t->c, t->c_step, rows, vectors);
     store_sums(sums, t, rows, vectors);
 }
 
 INLINE void sum_chain(Sums sums, const Tile *t, const Chain *chain, int rows,
                       int vectors) {
-    const float *a = t->a + chain->a, *b = t->b + chain->b;
+    const float *a = t->a + chain->distance, *b = t->b + chain->distance;
+    int64_t s = chain->sample, end = s + chain->terms;
     clear_sums(sums, rows, vectors);
-    int64_t s = chain->sample;
-    for (int64_t left = chain->terms; left > 0;) {
+    while (s < end) {
         int64_t k = s % PANEL, terms = PANEL - k;
-        terms = left < terms ? left : terms;
-        terms = chain->end - s < terms ? chain->end - s : terms;
-        const float *panel = a + s / PANEL * t->jump;
-        /* The lines of the tile in the next panel, one with each term of this one; of
-         * the next position, those of one row after the other. */
-        const float *ahead = panel + t->jump + k * LINE;
-        int64_t ahead_step = LINE;
-        if (s + terms == chain->end && left > terms) {
-            ahead = a + t->a_position + chain->first / PANEL * t->jump +
-                    chain->first % PANEL;
-            ahead_step = PANEL;
-            for (int64_t r = terms; r < rows; r++)
-                __builtin_prefetch(ahead + r * PANEL);
-        }
-        sum_terms(sums, panel + k, PANEL, 1, b + s * PANEL, terms, ahead, ahead_step,
-                  rows, vectors);
-        left -= terms;
+        terms = end - s < terms ? end - s : terms;
+        /* The lines of the tile in the next panel, one with each term of this one. */
+        const float *panel = a + s / PANEL * t->jump, *ahead = panel + t->jump;
+        sum_terms(sums, panel + k, PANEL, 1, b + s * PANEL, PANEL, terms,
+                  ahead + k * LINE, LINE, rows, vectors);
         s += terms;
-        if (s == chain->end) s = chain->first, a += t->a_position, b += t->b_position;
     }
 }
 
 /* All micro-batches of a tile in one function: the next one's terms begin while this
  * one's are added up the tree. */
-INLINE void sum_chains(const Tile *t, int rows, int vectors) {
+INLINE void sum_chains(const Tile *t, int rows, int vectors, int is_packed) {
+    const float *a = t->a, *b = t->b;
     for (const Chain *chain = t->chains; chain < t->end; chain++) {
         Sums sums;
-        sum_chain(sums, t, chain, rows, vectors);
+        if (is_packed) {
+            clear_sums(sums, rows, vectors);
+            sum_terms(sums, a, PACKED_ROW, 1, b, TILE_COLUMNS, chain->terms, t->ahead,
+                      t->ahead_step, rows, vectors);
+            a += chain->terms;
+            b += chain->terms * TILE_COLUMNS;
+        } else {
+            sum_chain(sums, t, chain, rows, vectors);
+        }
         float *top = t->stack + chain->size * TILE_SIZE;
         for (int64_t m = chain->merges; m > 0; m--) {
             top -= TILE_SIZE;
@@ -179,11 +178,15 @@ typedef void (*FillTile)(const Tile *);
         fill_tile(t, rows, vectors, 1);                                          \
     }                                                                            \
     static void chains_##rows##x##vectors(const Tile *t) {                       \
-        sum_chains(t, rows, vectors);                                            \
+        sum_chains(t, rows, vectors, 0);                                         \
+    }                                                                            \
+    static void packed_##rows##x##vectors(const Tile *t) {                       \
+        sum_chains(t, rows, vectors, 1);                                         \
     }
 #define NAME_BY_ROW(rows, vectors) by_row_##rows##x##vectors,
 #define NAME_BY_K(rows, vectors) by_k_##rows##x##vectors,
 #define NAME_CHAINS(rows, vectors) chains_##rows##x##vectors,
+#define NAME_PACKED(rows, vectors) packed_##rows##x##vectors,
 #if TILE_ROWS == 12
 #define EACH_ROWS(X, v) X(1, v) X(2, v) X(3, v) X(4, v) X(5, v) X(6, v) X(7, v) \
     X(8, v) X(9, v) X(10, v) X(11, v) X(12, v)
@@ -209,3 +212,5 @@ static const FillTile by_k[TILE_VECTORS][TILE_ROWS] = {
     EACH_VECTORS(NAME_BY_K, LIST_BRACED)};
 static const FillTile by_chains[TILE_VECTORS][TILE_ROWS] = {
     EACH_VECTORS(NAME_CHAINS, LIST_BRACED)};
+static const FillTile by_packed[TILE_VECTORS][TILE_ROWS] = {
+    EACH_VECTORS(NAME_PACKED, LIST_BRACED)};

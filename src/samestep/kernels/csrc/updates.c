@@ -14,17 +14,19 @@ INLINE Element element_of(const Update *u, int64_t element) {
                    u->state2 ? u->state2 + element : NULL};
 }
 
-/* Tiles [first, last) of rows, columns [column, end): their sums, then their update. */
+/* The `count` tiles that were taken, columns [column, end): their sums, then their
+ * update. */
 static void update_strip(const Update *u, const Optimizer *how, WeightGradient *g,
-                         int64_t start, int64_t first, int64_t last, int64_t column,
-                         int64_t end) {
-    int64_t row = tile_row(g, first);
+                         int64_t start, int64_t count, int64_t column, int64_t end) {
+    int64_t row = g->row[0];
     g->place = -(row * STRIP + column);
-    for (int64_t c = column; c < end; c += TILE_COLUMNS) sum_column(g, first, last, c);
-    for (int64_t r = row; r < tile_row(g, last); r++) {
+    sum_strip(g, count, column, end);
+    for (int64_t r = row; r < g->row[count]; r++) {
         Halves sum = {g->sums[0] + (r - row) * STRIP, NULL};
-        Element at = element_of(u, start + r * g->in + column);
-        update_chunk(how, sum, at.parameters, at.state1, at.state2, end - column);
+        int64_t first = start + r * g->in + column;
+        Element at = element_of(u, first);
+        update_and_hash(how, sum, at.parameters, at.state1, at.state2, first,
+                        end - column, u->hashes);
     }
 }
 
@@ -33,21 +35,19 @@ static void update_matrix(const Update *u, const UpdatePart *part) {
     WeightGradient g = weight_gradient(op, u->call, u->micro_batches,
                                        u->num_micro_batches, part->first, part->end);
     Chain chains[list_chains(&g, NULL)];
-    g.chains = chains;
-    g.num_chains = list_chains(&g, chains);
-    g.stack_size = stack_of(chains, g.num_chains);
-    if (g.stack_size > MOST_TOGETHER) g.together = 1;
-    float room[g.together * g.stack_size * TILE_SIZE + LINE];
+    float room[take_chains(&g, chains) + LINE];
     float sums[g.together * TILE_ROWS * STRIP + LINE];
     float *const all[] = {align(sums)};
     g.stack = align(room);
     g.sums = all;
     g.step = STRIP;
-    for (int64_t n = 0; n < g.tiles; n += g.together)
+    for (int64_t n = 0; n < g.tiles; n += g.together) {
+        int64_t count = smaller(g.together, g.tiles - n);
+        take_rows(&g, n, n + count);
         for (int64_t column = 0; column < g.in; column += STRIP)
-            update_strip(u, &u->optimizers[part->group], &g, op->i[4], n,
-                         smaller(n + g.together, g.tiles), column,
+            update_strip(u, &u->optimizers[part->group], &g, op->i[4], count, column,
                          smaller(column + STRIP, g.in));
+    }
 }
 
 static void update_elements(const Update *u, const UpdatePart *part) {
@@ -56,7 +56,7 @@ static void update_elements(const Update *u, const UpdatePart *part) {
     for (int64_t n = 0; n < count; n++) leaves[n] = u->leaves[n] + part->first;
     Element at = element_of(u, part->first);
     update(&u->optimizers[part->group], leaves, u->order, u->order_size, at.parameters,
-           at.state1, at.state2, part->end - part->first);
+           at.state1, at.state2, part->first, part->end - part->first, u->hashes);
 }
 
 static void update_parts(const Update *u) {

@@ -27,12 +27,15 @@
 typedef float vf __attribute__((vector_size(4 * VW)));
 typedef int32_t vi __attribute__((vector_size(4 * VW)));
 typedef uint32_t vu __attribute__((vector_size(4 * VW)));
+typedef uint64_t vq __attribute__((vector_size(4 * VW)));
 typedef float vf_memory __attribute__((vector_size(4 * VW), aligned(4), may_alias));
 typedef int32_t vi_memory __attribute__((vector_size(4 * VW), aligned(4), may_alias));
+typedef uint32_t vu_memory __attribute__((vector_size(4 * VW), aligned(4), may_alias));
 
 INLINE vf load(const float *p) { return *(const vf_memory *)p; }
 INLINE void store(float *p, vf x) { *(vf_memory *)p = x; }
 INLINE vi load_int(const int32_t *p) { return *(const vi_memory *)p; }
+INLINE vu load_words(const uint32_t *p) { return *(const vu_memory *)p; }
 
 INLINE vf splat(float x) { return x - (vf){0}; }
 INLINE vi splat_int(int32_t x) { return x - (vi){0}; }
@@ -65,6 +68,8 @@ INLINE vf sqrt_(vf x);
 /* Lanes of a and b in turn: a0 b0 a1 b1 ..., from the lower and the upper halves. */
 INLINE vf zip_low(vf a, vf b);
 INLINE vf zip_high(vf a, vf b);
+/* The products of lanes 0, 2, 4, ..., exact. */
+INLINE vq mul_even(vu a, vu b);
 /* The mode of floating point: callers may flush subnormals to zero. */
 typedef uint64_t Mode;
 INLINE Mode enter_default_mode(void);

@@ -19,3 +19,6 @@ INLINE vf zip_low(vf a, vf b) {
 INLINE vf zip_high(vf a, vf b) {
     return (vf)vzip2q_f32((float32x4_t)a, (float32x4_t)b);
 }
+INLINE vq mul_even(vu a, vu b) {
+    return (vq)vmull_u32(vmovn_u64((uint64x2_t)a), vmovn_u64((uint64x2_t)b));
+}

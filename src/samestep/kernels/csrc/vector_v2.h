@@ -39,3 +39,4 @@ INLINE vf fma_(vf a, vf b, vf c) {
 INLINE vf sqrt_(vf x) { return (vf)_mm_sqrt_ps((__m128)x); }
 INLINE vf zip_low(vf a, vf b) { return (vf)_mm_unpacklo_ps((__m128)a, (__m128)b); }
 INLINE vf zip_high(vf a, vf b) { return (vf)_mm_unpackhi_ps((__m128)a, (__m128)b); }
+INLINE vq mul_even(vu a, vu b) { return (vq)_mm_mul_epu32((__m128i)a, (__m128i)b); }

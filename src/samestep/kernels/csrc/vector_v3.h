@@ -20,3 +20,6 @@ INLINE vf zip_high(vf a, vf b) {
     __m256 high = _mm256_unpackhi_ps((__m256)a, (__m256)b);
     return (vf)_mm256_permute2f128_ps(low, high, 0x31);
 }
+INLINE vq mul_even(vu a, vu b) {
+    return (vq)_mm256_mul_epu32((__m256i)a, (__m256i)b);
+}

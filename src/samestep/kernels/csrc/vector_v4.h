@@ -20,3 +20,6 @@ INLINE vf zip_high(vf a, vf b) {
         _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
     return (vf)_mm512_permutex2var_ps((__m512)a, lanes, (__m512)b);
 }
+INLINE vq mul_even(vu a, vu b) {
+    return (vq)_mm512_mul_epu32((__m512i)a, (__m512i)b);
+}

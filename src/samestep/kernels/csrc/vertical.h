@@ -6,12 +6,16 @@
 
 #include "vector.h"
 
-#if VW == 16
+#if VW == 16 || defined(__aarch64__)
 #define BLOCK_ROWS 4 /* 16 of 32 registers hold sums; loads are half of the fma */
-#else
-#define BLOCK_ROWS 2 /* 8 of 16 */
-#endif
 #define BLOCK_COLUMNS 4
+#elif VW == 8
+#define BLOCK_ROWS 4 /* 12 sums, 3 of b and one of a: 16 of 16 */
+#define BLOCK_COLUMNS 3
+#else
+#define BLOCK_ROWS 2 /* the software fma needs the registers */
+#define BLOCK_COLUMNS 4
+#endif
 
 /* A matrix; strides in floats. */
 typedef struct {
@@ -59,9 +63,14 @@ typedef void (*MultiplyBlock)(Matrix c, Matrix a, Matrix b, int64_t terms,
                                          int64_t terms, Chaining chaining) {     \
         multiply_block(c, a, b, terms, chaining, rows, columns);                 \
     }
-#define BLOCKS(rows) BLOCK(rows, 1) BLOCK(rows, 2) BLOCK(rows, 3) BLOCK(rows, 4)
-#define NAMES(rows) \
-    {block_##rows##x1, block_##rows##x2, block_##rows##x3, block_##rows##x4},
+#define NAME_BLOCK(rows, columns) block_##rows##x##columns,
+#if BLOCK_COLUMNS == 4
+#define EACH_BLOCK_COLUMN(X, r) X(r, 1) X(r, 2) X(r, 3) X(r, 4)
+#else
+#define EACH_BLOCK_COLUMN(X, r) X(r, 1) X(r, 2) X(r, 3)
+#endif
+#define BLOCKS(rows) EACH_BLOCK_COLUMN(BLOCK, rows)
+#define NAMES(rows) {EACH_BLOCK_COLUMN(NAME_BLOCK, rows)},
 #if BLOCK_ROWS == 4
 #define EACH_BLOCK(X) X(1) X(2) X(3) X(4)
 #else

@@ -22,11 +22,16 @@ INLINE float *align(float *p) {
     return (float *)(((uintptr_t)p + 63) & ~(uintptr_t)63);
 }
 
-/* How many tiles of rows share a block of x; of few samples x is small, and what counts
- * is that rows of dW are written from one end to the other. */
-#define TILES_TOGETHER 8
+/* Terms of few samples at one position are read where they are, a tile after the other,
+ * so that rows of dW are written from one end to the other. More terms are packed, a
+ * block of them: the lines of a tile are far apart, and would share few sets of the
+ * cache. Packed rows stay in the second cache while the columns pass by, packed columns
+ * in the first one while the rows do. */
 #define FEW_SAMPLES 128
-#define MOST_TOGETHER 64 /* sums of a stack: 800 kB of stacks */
+#define ROWS_TOGETHER 96
+#define TILES_TOGETHER (ROWS_TOGETHER / TILE_ROWS)
+#define MOST_TOGETHER 64         /* sums of a stack */
+#define ROOM_OF_STACKS (1 << 18) /* floats: 1 MB */
 
 typedef struct {
     const Call *call;
@@ -39,18 +44,16 @@ typedef struct {
     int64_t first, rows; /* of dW: those that are computed */
     float *const *sums;  /* where the sums that are left go: element (r, c) to */
     int64_t place, step; /* place + r * step + c */
-    int64_t tiles;    /* of TILE_ROWS rows at most */
-    int64_t together; /* how many of them share a block of x */
+    int64_t tiles;       /* of TILE_ROWS rows at most */
+    int is_packed;
+    int64_t together; /* how many tiles share packed columns */
+    int64_t columns;  /* how many share packed rows */
+    int64_t row[TILES_TOGETHER + 1]; /* where they begin, and where the last one ends */
     const Chain *chains;
     int64_t num_chains;
     int64_t stack_size;
-    float *stack; /* tiles, for each tile of rows that is summed */
+    float *stack; /* tiles, for each tile that is summed at a time */
 } WeightGradient;
-
-/* Elements from one position of x to the next. */
-INLINE int64_t position_of_x(const WeightGradient *g) {
-    return g->of_x.step * g->call->capacity * PANEL;
-}
 
 /* The chains of all micro-batches in order, blocks of K_BLOCK terms: samples of the
  * first position, then of the next. Returns how many there are; with NULL only that. */
@@ -58,15 +61,15 @@ static int64_t list_chains(const WeightGradient *g, Chain *chains) {
     int64_t n = 0, size = 0;
     for (int64_t m = 0; m < g->num_micro_batches; m++) {
         const MicroBatch *part = &g->micro_batches[m];
-        int64_t first = part->first, end = part->end, distance = part->distance;
+        int64_t first = part->first, end = part->end;
         int64_t b = end - first, all = g->positions * b, k = 0;
         do {
             int64_t terms = smaller(K_BLOCK, all - k), position = b ? k / b : 0;
             int64_t merges = k > 0;
             if (k + terms == all) merges += part->merges;
             if (chains)
-                chains[n] = (Chain){.a = distance + position * g->of_dy.step * PANEL,
-                                    .b = distance + position * position_of_x(g),
+                chains[n] = (Chain){.distance = part->distance,
+                                    .position = position,
                                     .sample = first + k - position * b,
                                     .first = first,
                                     .end = end,
@@ -106,44 +109,150 @@ static void copy_sums(const WeightGradient *g, const float *stack, int64_t size,
                    stack + n * TILE_SIZE + r * TILE_COLUMNS, columns * sizeof(float));
 }
 
-/* The first row of tile n. */
-INLINE int64_t tile_row(const WeightGradient *g, int64_t n) {
-    return g->first + first_row(g->rows, g->tiles, n);
+/* Take tiles [first, last) of rows: it needs divisions, which every column would repeat. */
+static void take_rows(WeightGradient *g, int64_t first, int64_t last) {
+    for (int64_t n = first; n <= last; n++)
+        g->row[n - first] = g->first + first_row(g->rows, g->tiles, n);
 }
 
-/* Tile n of dW, the chains of one block: TILE_COLUMNS columns from `column`. */
-static void sum_tile(const WeightGradient *g, Tile *t, int64_t n, int64_t column) {
-    int64_t row = tile_row(g, n), rows = tile_row(g, n + 1) - row;
+/* Tile n of those taken, the chains of a block: columns from `column`. */
+static void sum_tile(const WeightGradient *g, Tile *t, int64_t n, int64_t column,
+                     const FillTile tiles[TILE_VECTORS][TILE_ROWS]) {
+    int64_t row = g->row[n], rows = g->row[n + 1] - row;
     int64_t left = t->last->size - t->last->merges;
     int64_t place = g->place + row * g->step + column;
-    t->a = g->dy + (g->of_dy.first + row) * PANEL;
     t->c = g->sums[left] + place;
-    if (t->end > t->last) fetch_tile(t, rows, g->together > 1 ? 0 : TILE_COLUMNS);
-    by_chains[parts_of(t->columns, VW) - 1][rows - 1](t);
+    if (t->end > t->last) fetch_tile(t, rows, g->is_packed ? 0 : TILE_COLUMNS);
+    tiles[parts_of(t->columns, VW) - 1][rows - 1](t);
     if (t->end > t->last) copy_sums(g, t->stack, left, rows, place, t->columns);
 }
 
-/* Tiles [first, last) of rows, all micro-batches: a block of x stays in the first cache
- * while the rows pass by, each with a stack of its own. */
-static void sum_column(const WeightGradient *g, int64_t first, int64_t last,
-                       int64_t column) {
-    const Chain *end = g->chains + g->num_chains;
+/* x of the first position, columns from `column`. */
+INLINE const float *columns_of_x(const WeightGradient *g, int64_t column) {
     int64_t position = column / PANEL * g->of_x.rows + g->of_x.first;
-    Tile t = {.a_step = PANEL,
-              .b = g->x + position * g->call->capacity * PANEL + column % PANEL,
-              .jump = g->of_dy.rows * PANEL,
-              .a_position = g->of_dy.step * PANEL,
-              .b_position = position_of_x(g),
-              .last = end - 1,
-              .c_step = g->step,
-              .columns = smaller(TILE_COLUMNS, g->in - column)};
-    for (t.chains = g->chains; t.chains < end; t.chains = t.end) {
-        t.end = end_of_block(t.chains, end);
-        for (int64_t n = first; n < last; n++) {
-            t.stack = g->stack + (n - first) * g->stack_size * TILE_SIZE;
-            sum_tile(g, &t, n, column);
+    return g->x + position * g->call->capacity * PANEL + column % PANEL;
+}
+
+/* The tile that was taken, where its terms are: columns [column, end). */
+static void sum_in_place(const WeightGradient *g, int64_t column, int64_t end) {
+    Tile t; /* clearing what chains do not read would take tens of cycles */
+    t.a = g->dy + (g->of_dy.first + g->row[0]) * PANEL;
+    t.jump = g->of_dy.rows * PANEL;
+    t.chains = g->chains;
+    t.end = g->chains + g->num_chains;
+    t.last = t.end - 1;
+    t.stack = g->stack;
+    t.c_step = g->step;
+    for (; column < end; column += TILE_COLUMNS) {
+        t.b = columns_of_x(g, column);
+        t.columns = smaller(TILE_COLUMNS, end - column);
+        sum_tile(g, &t, 0, column, by_chains);
+    }
+}
+
+/* Terms that follow each other in memory: samples of a panel at one position. */
+typedef struct {
+    int64_t distance, position, sample, terms;
+} Piece;
+
+/* The pieces of a block's chains; returns how many there are. */
+static int64_t list_pieces(const Chain *chain, const Chain *end, Piece *pieces) {
+    int64_t count = 0;
+    for (; chain < end; chain++) {
+        Piece piece = {chain->distance, chain->position, chain->sample, 0};
+        for (int64_t left = chain->terms; left > 0; left -= piece.terms) {
+            piece.terms = smaller(PANEL - piece.sample % PANEL,
+                                  chain->end - piece.sample);
+            piece.terms = smaller(piece.terms, left);
+            pieces[count++] = piece;
+            piece.sample += piece.terms;
+            if (piece.sample < chain->end) continue;
+            piece.sample = chain->first;
+            piece.position++;
         }
     }
+    return count;
+}
+
+/* Where the first of the rows that were taken, or a column, has a piece's terms. */
+INLINE const float *dy_of_piece(const WeightGradient *g, const Piece *piece) {
+    int64_t row = piece->sample / PANEL * g->of_dy.rows + g->of_dy.first + g->row[0] +
+                  piece->position * g->of_dy.step;
+    return g->dy + piece->distance + row * PANEL + piece->sample % PANEL;
+}
+INLINE const float *x_of_piece(const WeightGradient *g, const Piece *piece,
+                               const float *x) {
+    int64_t row = piece->position * g->of_x.step * g->call->capacity;
+    return x + piece->distance + (row + piece->sample) * PANEL;
+}
+
+/* Whole vectors are stored: the end of each is what the next one stores, or room. What
+ * follows is fetched meanwhile: pieces are no stream that a processor foresees. */
+static void pack_rows(const WeightGradient *g, const Piece *pieces, int64_t count,
+                      int64_t rows, float *pack) {
+    for (int64_t n = 0; n < count; pack += pieces[n++].terms) {
+        const float *a = dy_of_piece(g, &pieces[n]);
+        const float *next = dy_of_piece(g, &pieces[smaller(n + 1, count - 1)]);
+        int64_t terms = pieces[n].terms;
+        for (int64_t r = 0; r < rows; r++) {
+            __builtin_prefetch(next + r * PANEL);
+            for (int64_t k = 0; k < terms; k += VW)
+                store(pack + r * PACKED_ROW + k,
+                      load_part(a + r * PANEL + k, smaller(VW, terms - k)));
+        }
+    }
+}
+static void pack_columns(const WeightGradient *g, const Piece *pieces, int64_t count,
+                         int64_t column, float *pack) {
+    const float *x = columns_of_x(g, column);
+    for (int64_t n = 0; n < count; n++) {
+        const float *b = x_of_piece(g, &pieces[n], x);
+        const float *next = x_of_piece(g, &pieces[smaller(n + 4, count - 1)], x);
+        for (int64_t k = 0; k < pieces[n].terms; k++, pack += TILE_COLUMNS) {
+            __builtin_prefetch(next + k * PANEL);
+            UNROLL for (int v = 0; v < TILE_VECTORS; v++)
+                store(pack + v * VW, load(b + k * PANEL + v * VW));
+        }
+    }
+}
+
+/* The `count` tiles of rows that were taken, packed: columns [column, end). */
+static void sum_packed(const WeightGradient *g, int64_t count, int64_t first,
+                       int64_t end) {
+    float rows[ROWS_TOGETHER * PACKED_ROW] __attribute__((aligned(64)));
+    float columns[K_BLOCK * TILE_COLUMNS] __attribute__((aligned(64)));
+    Piece pieces[K_BLOCK];
+    Tile t;
+    t.b = columns;
+    t.last = g->chains + g->num_chains - 1;
+    t.c_step = g->step;
+    t.ahead_step = LINE / 2;
+    for (t.chains = g->chains; t.chains <= t.last; t.chains = t.end) {
+        t.end = end_of_block(t.chains, t.last + 1);
+        int64_t num_pieces = list_pieces(t.chains, t.end, pieces);
+        pack_rows(g, pieces, num_pieces, g->row[count] - g->row[0], rows);
+        t.stack = g->stack;
+        for (int64_t column = first; column < end; column += TILE_COLUMNS) {
+            pack_columns(g, pieces, num_pieces, column, columns);
+            t.columns = smaller(TILE_COLUMNS, end - column);
+            for (int64_t n = 0; n < count; n++) {
+                t.a = rows + (g->row[n] - g->row[0]) * PACKED_ROW;
+                t.ahead = rows + (g->row[n + 1] - g->row[0]) * PACKED_ROW;
+                sum_tile(g, &t, n, column, by_packed);
+                t.stack += g->stack_size * TILE_SIZE;
+            }
+        }
+    }
+}
+
+/* The `count` tiles that were taken, all micro-batches: columns [column, end). */
+static void sum_strip(const WeightGradient *g, int64_t count, int64_t column,
+                      int64_t end) {
+    if (!g->is_packed)
+        sum_in_place(g, column, end);
+    else
+        for (; column < end; column += g->columns)
+            sum_packed(g, count, column, smaller(column + g->columns, end));
 }
 
 /* The rows [first, end) of the gradient of an operation's matrix, without where the
@@ -167,7 +276,22 @@ static WeightGradient weight_gradient(const Op *op, const Call *call,
         .first = first,
         .rows = end - first,
         .tiles = parts_of(end - first, TILE_ROWS),
-        .together = samples * op->i[5] > FEW_SAMPLES ? TILES_TOGETHER : 1};
+        .is_packed = op->i[5] > 1 || samples > FEW_SAMPLES};
+}
+
+/* Take the chains; say how much is summed at a time. Returns the floats of stacks. */
+static int64_t take_chains(WeightGradient *g, Chain *chains) {
+    g->chains = chains;
+    g->num_chains = list_chains(g, chains);
+    g->stack_size = stack_of(chains, g->num_chains);
+    g->together = 1;
+    if (g->is_packed && g->stack_size <= MOST_TOGETHER)
+        g->together = parts_of(g->tiles, parts_of(g->tiles, TILES_TOGETHER));
+    int64_t of_column = g->together * g->stack_size * TILE_SIZE;
+    int64_t most = g->is_packed ? ROOM_OF_STACKS / of_column : 1;
+    int64_t tiles = smaller(most ? most : 1, parts_of(g->in, TILE_COLUMNS));
+    g->columns = tiles * TILE_COLUMNS;
+    return tiles * of_column;
 }
 
 static void op_linear_grad_weight(const Op *op, const Call *call) {
@@ -179,18 +303,16 @@ static void op_linear_grad_weight(const Op *op, const Call *call) {
     WeightGradient g = weight_gradient(op, call, micro_batches, call->micro_batches, 0,
                                        op->i[3]);
     Chain chains[list_chains(&g, NULL)];
-    g.chains = chains;
-    g.num_chains = list_chains(&g, chains);
-    g.stack_size = stack_of(chains, g.num_chains);
-    if (g.stack_size > MOST_TOGETHER) g.together = 1;
-    float room[g.together * g.stack_size * TILE_SIZE + LINE];
+    float room[take_chains(&g, chains) + LINE];
     g.stack = align(room);
     g.sums = call->slots;
     g.place = op->i[4];
     g.step = g.in;
-    for (int64_t n = 0; n < g.tiles; n += g.together)
-        for (int64_t column = 0; column < g.in; column += TILE_COLUMNS)
-            sum_column(&g, n, smaller(n + g.together, g.tiles), column);
+    for (int64_t n = 0; n < g.tiles; n += g.together) {
+        int64_t count = smaller(g.together, g.tiles - n);
+        take_rows(&g, n, n + count);
+        sum_strip(&g, count, 0, g.in);
+    }
 }
 
 /* The lanes of one feature's sum over a block, samples [first, end). */

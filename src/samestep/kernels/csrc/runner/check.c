@@ -23,8 +23,13 @@ static int in_parameters(const Training *t, int64_t start, int64_t size) {
 static int in_running(const Training *t, int64_t start, int64_t size) {
     return in_range(start, size, t->header.running);
 }
+/* The same for what is only read: parameters, or what training does not change. */
+static int in_weights(const Training *t, int64_t start, int64_t size) {
+    return start < CONSTANTS ? in_parameters(t, start, size)
+                             : in_range(start - CONSTANTS, size, t->header.fixed);
+}
 static int is_matrix(const Training *t, int64_t start, int64_t in, int64_t out) {
-    return is_size(in) && is_size(out) && in_parameters(t, start, in * out);
+    return is_size(in) && is_size(out) && in_weights(t, start, in * out);
 }
 /* Whether rows [first, ...) along axes with sizes and strides, and `width` rows from
  * each, are among `rows`. */
@@ -76,7 +81,7 @@ static int is_batch_norm(const Training *t, const Op *op) {
     for (int n = 0; n < 3; n++)
         if (!by_feature(t, i[n], features)) return 0;
     return has(t, i[3], t->header.micro_batches * features) &&
-           in_parameters(t, i[5], features) && in_parameters(t, i[6], features) &&
+           in_weights(t, i[5], features) && in_weights(t, i[6], features) &&
            in_running(t, i[7], features) && in_running(t, i[8], features) &&
            in_running(t, i[9], features) && in_running(t, i[10], features) &&
            is_probability(op->f[2]);
@@ -88,7 +93,7 @@ static int is_batch_norm_grad(const Training *t, const int64_t *i) {
            (i[2] == -1 || by_feature(t, i[2], features)) &&
            by_feature(t, i[3], features) &&
            has(t, i[4], t->header.micro_batches * features) &&
-           in_parameters(t, i[6], features) && in_parameters(t, i[7], features) &&
+           in_weights(t, i[6], features) && in_parameters(t, i[7], features) &&
            in_parameters(t, i[8], features);
 }
 
@@ -123,6 +128,19 @@ static int is_embedding_grad(const Training *t, const int64_t *i) {
            in_parameters(t, i[3], i[2] * i[8]);
 }
 
+/* What an attention adds to its scores. */
+static int is_mask(const Training *t, const int64_t *i, const int64_t *sizes) {
+    if (i[0] == -1) {
+        int64_t last = 1;
+        for (int n = 0; n < 3; n++) {
+            if (i[n + 3] < 0 || i[n + 3] > MOST) return 0;
+            last += (sizes[n] - 1) * i[n + 3];
+        }
+        return in_parameters(t, i[2], last);
+    }
+    return by_feature(t, i[0], i[1]) && in_rows(i[1], i[2], sizes, i + 3, 3, 1);
+}
+
 static int is_attention(const Training *t, const Op *op) {
     const int64_t *i = op->i;
     int64_t heads = i[26], queries = i[27], keys = i[28], width = i[29];
@@ -134,6 +152,7 @@ static int is_attention(const Training *t, const Op *op) {
         return 0;
     int64_t vectors = 6 * times(keys, width) + 16 * (4 * width + 3 + 2 * keys);
     if (!has(t, i[25], LANES * vectors)) return 0;
+    if (op->flags & OP_MASKED && !is_mask(t, i + 30, i + 26)) return 0;
     return op->kind == OP_ATTENTION ||
            (is_view(t, i + 17, i[17], heads, queries, width) &&
             is_view(t, i, i[22], heads, queries, width) &&
@@ -155,13 +174,18 @@ static int is_unary(const Training *t, const int64_t *i) {
 
 static int is_binary(const Training *t, const int64_t *i) {
     const int64_t *sizes = i + 8, *second = i + 8 + 2 * AXES;
-    int64_t rows = i[2] == -1 ? t->header.parameters : i[2] == -2 ? 1 : i[6], size = 1;
+    int64_t rows = i[2] == -2 ? 1 : i[6], first = i[7], size = 1;
+    if (i[2] == -1 && first < CONSTANTS) rows = t->header.parameters;
+    if (i[2] == -1 && first >= CONSTANTS) {
+        rows = t->header.fixed;
+        first -= CONSTANTS;
+    }
     if (!is_product(sizes, AXES, MOST)) return 0;
     for (int64_t n = 0; n < AXES; n++) size *= sizes[n];
     return i[3] >= 0 && i[3] < NUM_BINARY && by_feature(t, i[0], i[4]) &&
            by_feature(t, i[1], size) && (i[2] < 0 || by_feature(t, i[2], i[6])) &&
            in_rows(i[4], i[5], sizes, i + 8 + AXES, AXES, 1) &&
-           in_rows(rows, i[7], sizes, second, AXES, 1);
+           in_rows(rows, first, sizes, second, AXES, 1);
 }
 
 static int is_matmul(const Training *t, const int64_t *i) {
@@ -179,15 +203,15 @@ static int is_layer_norm(const Training *t, const int64_t *i) {
     return at_positions(t, i[0], i[5], i + 6, i[4]) &&
            at_positions(t, i[1], i[5], i + 9, i[4]) && by_feature(t, i[2], i[5]) &&
            by_feature(t, i[3], i[5]) &&
-           (i[12] == -1 || in_parameters(t, i[12], i[4])) &&
-           (i[13] == -1 || in_parameters(t, i[13], i[4]));
+           (i[12] == -1 || in_weights(t, i[12], i[4])) &&
+           (i[13] == -1 || in_weights(t, i[13], i[4]));
 }
 static int is_layer_norm_grad(const Training *t, const int64_t *i) {
     for (int n = 0; n < 3; n++)
         if (!at_positions(t, i[n], i[7], i + 8 + 3 * n, i[6])) return 0;
     return by_feature(t, i[3], i[7]) && by_feature(t, i[4], i[7]) &&
            (i[5] == -1 || (i[6] <= MOST / 2 && by_feature(t, i[5], 2 * i[6]))) &&
-           (i[17] == -1 || in_parameters(t, i[17], i[6]));
+           (i[17] == -1 || in_weights(t, i[17], i[6]));
 }
 
 /* Or there is none. */
@@ -211,7 +235,7 @@ static int is_steps(const Training *t, const int64_t *i, int64_t gates) {
     if (!is_recurrent(t, i, gates)) return 0;
     int64_t n = i[5], rows = gates * n;
     return has(t, i[3], ROOM(rows, n) + rows * PANEL) &&
-           (i[7] == -1 || in_parameters(t, i[7], rows)) && is_optional(t, i[8], n) &&
+           (i[7] == -1 || in_weights(t, i[7], rows)) && is_optional(t, i[8], n) &&
            is_optional(t, i[9], n);
 }
 
@@ -241,6 +265,11 @@ static int has_leaves(const Training *t, const Op *op) {
            are_leaves(t, i[29], i[27] + 1, size);
 }
 
+/* All columns of a sample. */
+static int is_only_input(const Training *t, const int64_t *i) {
+    return i[2] == t->header.features && i[3] == 0 && i[4] == 0 && i[5] == 0;
+}
+
 static int is_valid(const Training *t, const Op *op) {
     const int64_t *i = op->i, values = t->header.values;
     switch (op->kind) {
@@ -249,7 +278,7 @@ static int is_valid(const Training *t, const Op *op) {
         return (i[0] == -1 || by_feature(t, i[0], i[2])) &&
                (i[1] == -1 || by_sample(t, i[1], i[2])) &&
                (op->kind == OP_LOAD
-                    ? t->header.element == 4 && i[2] == t->header.features
+                    ? t->header.element == 4 && is_only_input(t, i)
                     : is_gather(t, i));
     case OP_TRANSPOSE:
         return at_positions(t, i[0], i[3], i + 4, i[2]) &&
@@ -258,7 +287,7 @@ static int is_valid(const Training *t, const Op *op) {
         return at_positions(t, i[0], i[7], i + 8, i[2]) &&
                at_positions(t, i[1], i[7], i + 11, i[3]) &&
                is_matrix(t, i[4], i[2], i[3]) &&
-               (i[5] == -1 || in_parameters(t, i[5], i[3])) && is_probability(op->f[0]);
+               (i[5] == -1 || in_weights(t, i[5], i[3])) && is_probability(op->f[0]);
     case OP_LINEAR_GRAD_INPUT:
         return at_positions(t, i[0], i[6], i + 7, i[3]) &&
                at_positions(t, i[1], i[6], i + 10, i[2]) &&
@@ -267,7 +296,7 @@ static int is_valid(const Training *t, const Op *op) {
     case OP_LINEAR_GRAD_WEIGHT:
         return at_positions(t, i[0], i[5], i + 6, i[3]) &&
                by_sample_at(t, i[1], i[5], i + 9, i[2]) &&
-               is_matrix(t, i[4], i[2], i[3]);
+               is_matrix(t, i[4], i[2], i[3]) && i[4] < CONSTANTS;
     case OP_GRAD_BIAS:
         return by_feature(t, i[0], i[3]) && is_size(i[1]) && i[4] >= 0 &&
                i[4] <= i[3] - i[1] && in_parameters(t, i[2], i[1]);
@@ -281,8 +310,9 @@ static int is_valid(const Training *t, const Op *op) {
                by_feature(t, i[0], rows) && (i[1] == -1 || by_feature(t, i[1], rows));
     }
     case OP_LOAD_TOKENS:
-        return t->header.element == 8 && i[2] == t->header.features &&
-               by_feature(t, i[0], i[2]);
+        return by_feature(t, i[0], i[2]) &&
+               (i[1] == -1 ? t->header.element == 8 && is_only_input(t, i)
+                           : in_weights(t, i[1], i[2]));
     case OP_EMBEDDING:
         return is_embedding(t, i, i[0]) && by_feature(t, i[1], times(i[7], i[2]));
     case OP_EMBEDDING_GRAD:
@@ -293,6 +323,8 @@ static int is_valid(const Training *t, const Op *op) {
     case OP_ACTIVATE:
         return by_feature(t, i[0], i[2]) && by_feature(t, i[1], i[2]) &&
                is_probability(op->f[0]);
+    case OP_DRAW:
+        return by_feature(t, i[0], i[1]);
     case OP_GATE:
         return by_feature(t, i[0], i[3]) && by_feature(t, i[1], i[3]) &&
                by_feature(t, i[2], i[3]);
@@ -342,7 +374,7 @@ static int is_valid(const Training *t, const Op *op) {
         return is_steps_grad(t, i, 3);
     case OP_RNN_GRAD:
         return is_steps_grad(t, i, 1);
-    default: /* a training stores no outputs */
+    default: /* a training stores no outputs, and a file has no lists of rows */
         return 0;
     }
 }

@@ -37,9 +37,10 @@ static int is_conv(const Training *t, const Op *op) {
            (is_matrix(t, i[15], weights, out) || (is_weight && i[15] == -1)) &&
            (i[16] == -1 || (op->kind == OP_CONV_GRAD_INPUT
                                 ? by_feature(t, i[16], images)
-                                : in_parameters(t, i[16], out))) &&
-           (!is_weight || by_feature(t, i[17], CONV_SUMS)) &&
-           (op->kind != OP_CONV_GRAD_INPUT || i[17] == -1 || in_parameters(t, i[17], in)) &&
+                                : in_weights(t, i[16], out))) &&
+           (!is_weight || (by_feature(t, i[17], CONV_SUMS) && i[15] < CONSTANTS &&
+                           i[16] < CONSTANTS)) &&
+           (op->kind != OP_CONV_GRAD_INPUT || i[17] == -1 || in_weights(t, i[17], in)) &&
            (op->kind != OP_CONV || is_probability(op->f[0]));
 }
 
@@ -56,7 +57,7 @@ static int is_conv_max_pool(const Training *t, const Op *op) {
     return terms <= K_BLOCK && is_size(room) && has(t, i[19], room * PANEL) &&
            by_feature(t, i[0], images) && by_feature(t, i[1], pooled) &&
            is_matrix(t, i[15], terms, out) &&
-           (i[16] == -1 || in_parameters(t, i[16], out)) &&
+           (i[16] == -1 || in_weights(t, i[16], out)) &&
            (i[18] == -1 || by_feature(t, i[18], pooled));
 }
 
@@ -91,8 +92,8 @@ static int is_batch_norm_2d(const Training *t, const Op *op) {
     return by_feature(t, i[0], channels * pixels) &&
            by_feature(t, i[1], channels * pixels) && by_feature(t, i[2], channels) &&
            by_feature(t, i[3], channels) &&
-           optional(in_parameters(t, i[6], channels), i[6]) &&
-           optional(in_parameters(t, i[7], channels), i[7]) &&
+           optional(in_weights(t, i[6], channels), i[6]) &&
+           optional(in_weights(t, i[7], channels), i[7]) &&
            optional(in_running(t, i[8], channels), i[8]) &&
            optional(in_running(t, i[9], channels), i[9]) &&
            optional(by_feature(t, i[10], channels * pixels), i[10]);
@@ -105,7 +106,8 @@ static int is_batch_norm_2d_grad(const Training *t, const int64_t *i) {
                   by_feature(t, i[6], 2 * channels);
     for (int k = 0; k < 4; k += 3) /* dy and x */
         is_room = is_room && by_feature(t, i[k], channels * pixels);
-    for (int k = 9; k < 13; k++)
-        is_room = is_room && optional(in_parameters(t, i[k], channels), i[k]);
+    for (int k = 9; k < 11; k++) /* weight and bias; then their gradients */
+        is_room = is_room && optional(in_weights(t, i[k], channels), i[k]) &&
+                  optional(in_parameters(t, i[k + 2], channels), i[k + 2]);
     return is_room && by_feature(t, i[1], channels * pixels);
 }

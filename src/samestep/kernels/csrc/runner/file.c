@@ -106,6 +106,7 @@ void open_training(Training *t, const char *path) {
     t->merges = read_array(h->micro_batches, sizeof(int64_t));
     t->parameters = read_array(h->parameters, sizeof(float));
     t->running = read_array(h->running, sizeof(float));
+    t->fixed = read_array(h->fixed, sizeof(float));
     t->data = read_array(h->rows * h->features, h->element);
     t->targets = h->values ? read_array(h->rows * h->values, sizeof(float))
                            : read_array(h->rows * h->positions, sizeof(int64_t));
@@ -143,7 +144,8 @@ void close_training(Training *t) {
     void *arrays[] = {t->ops,     t->sizes,  t->constant_sizes, t->constants,
                       t->merges,  t->data,   t->parameters,     t->running,
                       t->targets, t->groups, t->pieces,         t->text,
-                      t->starts,  t->keys,   t->indices,        t->optimizers};
+                      t->starts,  t->keys,   t->indices,        t->optimizers,
+                      t->fixed};
     for (size_t n = 0; n < sizeof arrays / sizeof *arrays; n++) free(arrays[n]);
     fclose(file);
 }

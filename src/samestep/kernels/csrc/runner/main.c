@@ -51,6 +51,7 @@ static void make_run(Run *run, Training *t) {
         .buffers = run->buffers,
         .parameters = t->parameters,
         .running = t->running,
+        .constants = t->fixed,
         .capacity = h->capacity,
         .micro_batches = h->micro_batches,
         .starts = t->starts,
@@ -149,6 +150,8 @@ static double norm_of(Run *run, int64_t size) {
 static void update_weights(Run *run, Training *t) {
     const Header *h = &t->header;
     const int32_t order[] = {0};
+    if (t->step.factor != 1)
+        run->kernels->scale(run->slot, t->step.factor, h->parameters);
     double norm = t->step.max_norm > 0 ? norm_of(run, h->parameters) : 0;
     if (norm > t->step.max_norm)
         run->kernels->scale(run->slot, (float)(t->step.max_norm / norm), h->parameters);
@@ -156,8 +159,8 @@ static void update_weights(Run *run, Training *t) {
         int64_t start = t->groups[g].start;
         const float *leaves[] = {run->slot + start};
         run->kernels->update(&t->optimizers[g], leaves, order, 1, t->parameters + start,
-                             run->state1 + start, run->state2 + start,
-                             t->groups[g].size);
+                             run->state1 + start, run->state2 + start, start,
+                             t->groups[g].size, NULL);
     }
     for (int64_t r = 0; r < h->running; r++)
         t->running[r] = run->slot[h->tail + r] / (float)h->micro_batches;

@@ -10,7 +10,7 @@
 
 #include "../samestep.h"
 
-#define FILE_VERSION 2
+#define FILE_VERSION 3
 #define MOST ((int64_t)1 << 28) /* of any number in the header: products fit 64 bits */
 
 enum { TEXT, PARAMETERS, RUNNING, AVERAGE, NUM_SOURCES };
@@ -25,6 +25,7 @@ typedef struct {
     int64_t rows, features, element; /* of the data; element: bytes of one, 1, 4 or 8 */
     int64_t values;                  /* of a row's target, 0 for labels */
     int64_t positions;               /* of which each has a label */
+    int64_t fixed;                   /* floats that training does not change */
     int64_t groups, pieces, text, steps;
 } Header;
 
@@ -43,7 +44,7 @@ typedef struct {
     double max_norm; /* 0: gradients are not clipped */
     float weight, average_weight;
     int32_t average; /* 0: none, 1: the average begins with the weights, 2: it moves */
-    int32_t reserved;
+    float factor;    /* of the gradient, before it is clipped */
 } StepNumbers;
 
 typedef struct {
@@ -52,7 +53,7 @@ typedef struct {
     int64_t *sizes, *constant_sizes;
     float *constants;
     int64_t *merges;
-    float *parameters, *running;
+    float *parameters, *running, *fixed;
     uint8_t *data; /* bytes, float32, or tokens int64 */
     void *targets; /* labels int64 [rows, positions], or float32 [rows, values] */
     Group *groups;

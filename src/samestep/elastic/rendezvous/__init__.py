@@ -2,7 +2,8 @@
 
 The store of torchrun's own backend, c10d, listens on all addresses of the machine, and
 anybody who can connect to it can run code there. `--rdzv-backend samestep` is the same
-rendezvous over a store that listens at the endpoint and nowhere else.
+rendezvous over a store that listens at the endpoint and nowhere else, or, with
+`--rdzv-conf store=etcd-v2`, over etcd.
 
 It also makes rank 0 serve the store of the workers, for the same reason; and after the
 machine that serves torchrun's has left, some agents would still look for it there.
@@ -10,35 +11,35 @@ machine that serves torchrun's has left, some agents would still look for it the
 
 import json
 import os
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import timedelta
-from pathlib import Path
-from typing import NoReturn
 
-from torch._C._distributed_c10d import TCPStore
+from torch._C._distributed_c10d import Store, TCPStore
 from torch.distributed.elastic.rendezvous import (
     RendezvousHandler,
-    RendezvousInfo,
     RendezvousParameters,
-    RendezvousTimeoutError,
 )
 from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import (
     DEFAULT_PORT,
     C10dRendezvousBackend,
 )
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import (
-    DynamicRendezvousHandler,
+    RendezvousBackend,
     RendezvousTimeout,
 )
 from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
 
 from samestep.elastic import tcp_store
-from samestep.elastic.nodes import JOB, REFUSED
-from samestep.system.log import logger, shown_on_stderr
+from samestep.elastic.nodes import JOB
+from samestep.elastic.rendezvous import etcd
+from samestep.elastic.rendezvous.handler import Rendezvous
+from samestep.elastic.rendezvous.notices import (
+    AGAIN_SECONDS,
+    FIRST_SECONDS,
+    refuse,
+    say,
+)
 
 
 EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104  refused
@@ -47,58 +48,11 @@ READ_SECONDS = 60
 """Deadline of the store's operations; `--rdzv-conf read_timeout=...` changes it."""
 JOIN_SECONDS = 600
 """Deadline for all machines to arrive; `--rdzv-conf join_timeout=...` changes it."""
-FIRST_SECONDS, AGAIN_SECONDS = 3.0, 30.0
-"""Seconds until the first and between further notes on what this machine awaits."""
+KEEP_ALIVE_SECONDS, KEEP_ALIVE_ATTEMPTS = 1, 3
+"""A machine is lost when it has not been heard of for the product; torchrun's defaults,
+5 and 3, are changed by `--rdzv-conf keep_alive_interval=...,keep_alive_max_attempt=...`
+"""
 LOOK_SECONDS = 0.5
-
-
-class Backend(C10dRendezvousBackend):
-    """The c10d backend under the name that torchrun was asked for."""
-
-    @property
-    def name(self) -> str:
-        """The value of `--rdzv-backend`."""
-        return "samestep"
-
-
-class Rendezvous(DynamicRendezvousHandler):
-    """torchrun's rendezvous, with notes while it waits and a one-sentence error."""
-
-    where: str = ""
-    """The job and its endpoint, for messages."""
-
-    def next_rendezvous(self) -> RendezvousInfo:
-        """Return when all machines have arrived."""
-        try:
-            with self._announced():
-                return super().next_rendezvous()
-        except RendezvousTimeoutError:
-            refuse(
-                f"Fewer than {self._settings.min_nodes} machines have arrived in time, "
-                f"{self.where}. Run the same command on all of them; `samestep doctor "
-                "--peer HOST` shows whether they can reach each other."
-            )
-
-    @contextmanager
-    def _announced(self) -> Iterator[None]:
-        met = threading.Event()
-
-        def announce() -> None:
-            seconds = FIRST_SECONDS
-            while not met.wait(seconds):
-                seconds = AGAIN_SECONDS
-                here = len(self._state_holder.state.participants)
-                least = self._settings.min_nodes
-                if 0 < here < least:
-                    say(f"waiting for {least - here} of {least} machines, {self.where}")
-
-        thread = threading.Thread(target=announce, name="announcer", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            met.set()
-            thread.join()
 
 
 def handler() -> Callable[[RendezvousParameters], RendezvousHandler]:
@@ -109,14 +63,16 @@ def handler() -> Callable[[RendezvousParameters], RendezvousHandler]:
 def create(parameters: RendezvousParameters) -> RendezvousHandler:
     """Join the rendezvous as one agent; exit if the endpoint cannot be used."""
     os.environ[NO_SHARED_STORE] = "1"
-    host, port = parse_rendezvous_endpoint(parameters.endpoint, DEFAULT_PORT)
-    served = _store(host, port, parameters)
+    in_etcd = parameters.get("store") == etcd.NAME
+    default = etcd.PORT if in_etcd else DEFAULT_PORT
+    host, port = parse_rendezvous_endpoint(parameters.endpoint, default)
+    backend, store = (_in_etcd if in_etcd else _served)(host, port, parameters)
     where = f"job {parameters.run_id}, at {host}:{port}"
-    _check_job(served, parameters.run_id, where)
+    _check_job(store, parameters.run_id, where)
     made: Rendezvous = Rendezvous.from_backend(
         parameters.run_id,
-        served,
-        Backend(served, parameters.run_id),
+        store,
+        backend,
         parameters.min_nodes,
         parameters.max_nodes,
         parameters.local_addr,
@@ -126,8 +82,12 @@ def create(parameters: RendezvousParameters) -> RendezvousHandler:
             close=timedelta(seconds=_number(parameters, "close_timeout", 30)),
             heartbeat=timedelta(seconds=_number(parameters, "heartbeat_timeout", 5)),
         ),
-        keep_alive_interval=_number(parameters, "keep_alive_interval", 5),
-        keep_alive_max_attempt=_number(parameters, "keep_alive_max_attempt", 3),
+        keep_alive_interval=_number(
+            parameters, "keep_alive_interval", KEEP_ALIVE_SECONDS
+        ),
+        keep_alive_max_attempt=_number(
+            parameters, "keep_alive_max_attempt", KEEP_ALIVE_ATTEMPTS
+        ),
     )
     made.where = where
     return made
@@ -136,6 +96,23 @@ def create(parameters: RendezvousParameters) -> RendezvousHandler:
 def _number(parameters: RendezvousParameters, name: str, default: int) -> int:
     """Return a value of `--rdzv-conf`, or torchrun's default."""
     return parameters.get_as_int(name, default) or default
+
+
+def _in_etcd(
+    host: str, port: int, parameters: RendezvousParameters
+) -> tuple[RendezvousBackend, Store]:
+    seconds = _number(parameters, "read_timeout", READ_SECONDS)
+    try:
+        return etcd.connect(host, port, parameters.run_id, seconds)
+    except etcd.NoEtcdError as error:
+        refuse(f"The machines meet in etcd. {error}")
+
+
+def _served(
+    host: str, port: int, parameters: RendezvousParameters
+) -> tuple[RendezvousBackend, Store]:
+    store = _store(host, port, parameters)
+    return C10dRendezvousBackend(store, parameters.run_id), store
 
 
 def _store(host: str, port: int, parameters: RendezvousParameters) -> TCPStore:
@@ -184,12 +161,15 @@ def _await_endpoint(host: str, port: int, seconds: float) -> None:
         time.sleep(LOOK_SECONDS)
 
 
-def _check_job(served: TCPStore, run_id: str, where: str) -> None:
+def _check_job(store: Store, run_id: str, where: str) -> None:
     """Refuse another recipe: all machines would stop, also those that train."""
     own = os.environ.get(JOB, "")
     if not own:
         return
-    first = served.compare_set(f"samestep/job/{run_id}", "", own).decode()
+    key = f"samestep/job/{run_id}"
+    if store.add(f"{key}/machines", 1) == 1:
+        store.set(key, own)
+    first = store.get(key).decode()
     if first != own:
         there, here = json.loads(first), json.loads(own)
         differing = [
@@ -202,21 +182,3 @@ def _check_job(served: TCPStore, run_id: str, where: str) -> None:
             f"differs in {'; '.join(differing)}. Run the same command, or use another "
             "port or `--rdzv-id` for another job."
         )
-
-
-def say(text: str) -> None:
-    """Log a notice of the torchrun agent, on stderr unless logging is configured."""
-    with shown_on_stderr():
-        logger.info(text)
-
-
-def refuse(text: str) -> NoReturn:
-    """End torchrun with one sentence, which `samestep train --nodes` shows."""
-    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if file:
-        message = {"message": text, "errorCode": REFUSED}
-        Path(file).write_text(json.dumps({"message": message}))
-    else:
-        with shown_on_stderr():
-            logger.error("Error: %s", text)
-    sys.exit(2)

@@ -1,0 +1,117 @@
+"""torchrun's rendezvous, with what samestep adds."""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch._C._distributed_c10d import Store
+from torch.distributed.elastic.rendezvous import (
+    RendezvousClosedError,
+    RendezvousInfo,
+    RendezvousTimeoutError,
+)
+from torch.distributed.elastic.rendezvous.dynamic_rendezvous import (
+    DynamicRendezvousHandler,
+    RendezvousSettings,
+)
+
+from samestep.elastic import watchdog
+from samestep.elastic.rendezvous.heartbeats import LivingState
+from samestep.elastic.rendezvous.notices import (
+    AGAIN_SECONDS,
+    FIRST_SECONDS,
+    refuse,
+    say,
+)
+
+
+class Rendezvous(DynamicRendezvousHandler):
+    """torchrun's, with notes while it waits and a one-sentence error.
+
+    A machine that falls silent is lost after seconds, and its loss is not a failure of
+    the others: torchrun restarts their workers as it does when a machine joins.
+    """
+
+    def __init__(
+        self,
+        node: Any,
+        settings: RendezvousSettings,
+        _backend_name: str,
+        store: Store,
+        state_holder: Any,
+    ) -> None:
+        """Join as one agent; called by `from_backend`."""
+        self._living = LivingState(state_holder._backend, settings)
+        # torchrun wants the name that it was asked for.
+        super().__init__(node, settings, "samestep", store, self._living)
+        self.where = ""
+        """The job and its endpoint, for messages."""
+        self._machines = 0
+        """In the current round."""
+
+    def num_nodes_waiting(self) -> int:
+        """Return how many machines have to be joined, or done without.
+
+        If there are any, torchrun restarts the workers, and counts no failure.
+        """
+        waiting = super().num_nodes_waiting()
+        lost = self._machines - len(self._living.state.participants)
+        if lost:
+            say(f"lost {lost} of {self._machines} machines, {self.where}")
+            watchdog.announce_loss()
+        return waiting + lost
+
+    def next_rendezvous(self) -> RendezvousInfo:
+        """Return when all machines have arrived."""
+        try:
+            with self._announced():
+                joined = self._join()
+        except RendezvousTimeoutError:
+            refuse(
+                f"Fewer than {self._settings.min_nodes} machines have arrived in time, "
+                f"{self.where}. Run the same command on all of them; `samestep doctor "
+                "--peer HOST` shows whether they can reach each other."
+            )
+        self._machines = joined.world_size
+        watchdog.expect_no_loss()
+        return joined
+
+    def _join(self) -> RendezvousInfo:
+        try:
+            return super().next_rendezvous()
+        except RendezvousClosedError:
+            if self._machines:
+                raise
+        # Long enough to notice that no machine of the earlier job is alive.
+        interval, attempts = self._settings.keep_alive_interval, 1
+        attempts += self._settings.keep_alive_max_attempt
+        time.sleep(attempts * interval.total_seconds())
+        if not self._living.reopen():
+            refuse(
+                f"The training is over, or about to be: {self.where}. For another one "
+                "choose another `--rdzv-id`."
+            )
+        return super().next_rendezvous()
+
+    @contextmanager
+    def _announced(self) -> Iterator[None]:
+        met = threading.Event()
+
+        def announce() -> None:
+            seconds = FIRST_SECONDS
+            while not met.wait(seconds):
+                seconds = AGAIN_SECONDS
+                here = len(self._living.state.participants)
+                least = self._settings.min_nodes
+                if 0 < here < least:
+                    say(f"waiting for {least - here} of {least} machines, {self.where}")
+
+        thread = threading.Thread(target=announce, name="announcer", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            met.set()
+            thread.join()

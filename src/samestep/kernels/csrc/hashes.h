@@ -1,0 +1,46 @@
+/* Hashes of vectors that are sums over their words, modulo 2^64, so that each worker adds
+ * what it updates, in any pieces:
+ *
+ *     sum over words w of  w * keys[place % HASH_BLOCK] * factor(place / HASH_BLOCK)
+ *
+ * A word is the 32 bits of a float. Multilinear hashing (Carter and Wegman 1979, section
+ * 3; Halevi and Krawczyk 1997, MMH) with a second level of odd factors. */
+
+INLINE uint64_t mix_words(uint64_t x) { /* the last step of SplitMix64 */
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9;
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EB;
+    return x ^ (x >> 31);
+}
+INLINE uint64_t factor_of(int64_t block) {
+    return mix_words((uint64_t)(block + 1) * 0x9E3779B97F4A7C15) | 1;
+}
+
+INLINE vq times_keys(vu words, const uint32_t *keys) {
+    vu even = load_words(keys), odd = load_words(keys + 1);
+    return mul_even(words, even) + mul_even((vu)((vq)words >> 32), odd);
+}
+/* Of n words of the sum of two vectors, all in one block; `keys` from their place on. */
+static uint64_t hash_words(Halves sum, const uint32_t *keys, int64_t n) {
+    vq total = {0};
+    int64_t i = 0;
+    for (; i + VW <= n; i += VW) total += times_keys((vu)root_of(sum, i), keys + i);
+    if (i < n) total += times_keys((vu)root_part(sum, i, n - i), keys + i);
+    uint64_t all = 0;
+    for (int lane = 0; lane < VW / 2; lane++) all += total[lane];
+    return all;
+}
+
+INLINE Halves from(Halves sum, int64_t i) {
+    return (Halves){sum.a + i, sum.b ? sum.b + i : NULL};
+}
+static uint64_t hash_vector(const uint32_t *keys, Halves sum, int64_t first,
+                            int64_t n) {
+    uint64_t all = 0;
+    for (int64_t i = 0, count; i < n; i += count) {
+        int64_t place = (first + i) % HASH_BLOCK;
+        count = smaller(HASH_BLOCK - place, n - i);
+        all += factor_of((first + i) / HASH_BLOCK) *
+               hash_words(from(sum, i), keys + place, count);
+    }
+    return all;
+}

@@ -1,0 +1,173 @@
+"""The ledger of a run: the hashes of every optimizer step, in one small file.
+
+    header   b"samestep", version, bytes of a record; SHA-256 of the recipe
+    chunk    number of records; the records; SHA-256
+    record   step, hash of the gradient, hash of the parameters
+
+Numbers are uint64, little-endian; steps count from 1. A chunk has the steps of one line
+of metrics.jsonl. Its SHA-256 is that of the SHA-256 before it (of the header, for the
+first), of the number and of the records, so the last one stands for the whole file.
+"""
+
+import hashlib
+import struct
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from samestep.errors import RunError
+from samestep.files import untrusted
+from samestep.output.json_lines import Appended
+
+
+FILE: Final = "ledger"
+MAGIC: Final = b"samestep"
+VERSION = 1
+RECORD = 24
+"""Bytes of a record."""
+DIGEST = 32
+"""Bytes of a SHA-256."""
+HEADER = struct.Struct("<8sQQ32s")
+MOST_RECORDS = 1 << 20
+"""Of a chunk; samestep writes 50 at most."""
+
+Records = NDArray[np.uint64]
+"""[n, 3]: step, hash of the gradient, hash of the parameters."""
+
+
+def header_of(recipe_digest: str) -> bytes:
+    """Return the header of the ledger of a recipe."""
+    return HEADER.pack(MAGIC, VERSION, RECORD, bytes.fromhex(recipe_digest))
+
+
+def head_of(header: bytes) -> bytes:
+    """Return the SHA-256 with which the chain begins."""
+    return hashlib.sha256(header).digest()
+
+
+def chunk_of(records: Records, before: bytes) -> bytes:
+    """Return a chunk, whose last bytes continue the chain from the SHA-256 `before`."""
+    content = struct.pack("<Q", len(records)) + records.astype("<u8").tobytes()
+    return content + hashlib.sha256(before + content).digest()
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """What a ledger holds, its chain checked."""
+
+    recipe_digest: str
+    chunks: list[Records]
+    head: bytes
+    """The last SHA-256 of the chain."""
+    is_whole: bool
+    """Whether nothing follows the last complete chunk."""
+
+    @property
+    def records(self) -> Records:
+        """The records of all steps, uint64 [n, 3]."""
+        return np.concatenate([np.zeros((0, 3), np.uint64), *self.chunks])
+
+
+def parse(content: bytes) -> Ledger:
+    """Read a ledger, which may end in the middle of a chunk.
+
+    Raises ValueError, whose text says what is wrong.
+    """
+    if len(content) < HEADER.size:
+        raise ValueError("it has no header")
+    magic, version, size, digest = HEADER.unpack_from(content)
+    if (magic, version, size) != (MAGIC, VERSION, RECORD):
+        raise ValueError("its header is not that of this version")
+    head, place, last = head_of(content[: HEADER.size]), HEADER.size, 0
+    chunks: list[Records] = []
+    while (end := _end_of_chunk(content, place)) <= len(content):
+        body, found = content[place : end - DIGEST], content[end - DIGEST : end]
+        head = hashlib.sha256(head + body).digest()
+        if found != head:
+            raise ValueError(f"the chain of hashes is broken after step {last}")
+        records = np.frombuffer(body, "<u8", offset=8).reshape(-1, 3)
+        if records[:, 0].tolist() != list(range(last + 1, last + 1 + len(records))):
+            raise ValueError(f"its steps are not consecutive after step {last}")
+        chunks.append(records.astype(np.uint64))
+        place, last = end, last + len(records)
+    return Ledger(digest.hex(), chunks, head, is_whole=place == len(content))
+
+
+def _end_of_chunk(content: bytes, place: int) -> int:
+    """Return where a chunk ends; behind the content if it is not complete."""
+    if len(content) < place + 8:
+        return len(content) + 1
+    (count,) = struct.unpack_from("<Q", content, place)
+    if not 0 < count <= MOST_RECORDS:
+        raise ValueError(f"its chunk at byte {place} has {count} records")
+    return place + 8 + int(count) * RECORD + DIGEST
+
+
+@dataclass
+class LedgerFile(Appended):
+    """The ledger of the run that is written."""
+
+    last: int = 0
+    """The last step in it."""
+    is_lost: bool = field(default=True)
+    """Whether it lacks steps, so that it cannot be continued."""
+    _head: bytes = b""
+
+    @property
+    def sha256(self) -> str | None:
+        """The last SHA-256 of the chain; None without a ledger."""
+        return None if self.is_lost else self._head.hex()
+
+    def begin(self, recipe_digest: str, step: int) -> bytes | None:
+        """Return the content with which a run goes on after `step`.
+
+        Chunks of later steps are dropped. None if there is none, or an empty file: an
+        earlier version wrote the run. Raises RunError if the file is damaged.
+        """
+        content = header_of(recipe_digest)
+        self.last, self.is_lost, self._head = 0, False, head_of(content)
+        if step == 0:
+            return content
+        for chunk in self._chunks():
+            if chunk[-1, 0] > step:
+                break
+            content += self._next(chunk)
+        return None if self.is_lost else content
+
+    def _chunks(self) -> list[Records]:
+        try:
+            content = untrusted.read_bytes(self.path) if self.path.exists() else b""
+            self.is_lost = not content
+            return parse(content).chunks if content else []
+        except (OSError, ValueError) as error:
+            raise RunError(
+                f"The ledger {self.path} is damaged: {error}. Remove it to go on "
+                "without a ledger; the weights will be the same, but no audit can "
+                "check the run."
+            ) from None
+
+    def add(self, step: int, hashes: str) -> None:
+        """Append a chunk: 32 hexadecimal digits for each step up to `step`.
+
+        A ledger that lacks steps before them ends, with a warning.
+        """
+        numbers = np.frombuffer(bytes.fromhex(hashes), ">u8").reshape(-1, 2)
+        steps = np.arange(step - len(numbers) + 1, step + 1, dtype=np.uint64)
+        if self.is_lost or not len(steps):
+            return
+        if steps[0] != self.last + 1:
+            self.is_lost = True
+            self.warn(
+                f"{self.path} lacks the steps from {self.last + 1} to {steps[0] - 1}, "
+                "so it ends there, and no audit can check the rest of the run."
+            )
+            return
+        records = np.column_stack([steps, numbers.astype(np.uint64)])
+        self.append_bytes(self._next(records))
+
+    def _next(self, records: Records) -> bytes:
+        chunk = chunk_of(records, self._head)
+        self.last, self._head = int(records[-1, 0]), chunk[-DIGEST:]
+        return chunk

@@ -1,0 +1,212 @@
+"""What a run directory claims about its training, checked against itself.
+
+The directory comes from somebody else: JSON is checked against schemas, tensors against
+their manifests, and nothing in it is executed. Steps are not computed again here; see
+`supervisor.recomputing`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+
+from samestep.config.recipe import Recipe
+from samestep.errors import CheckpointError, RecipeError, RunError
+from samestep.files import untrusted
+from samestep.output import ledger
+from samestep.output.ledger import Ledger
+from samestep.output.run import RunResult
+from samestep.state import checkpoint
+from samestep.state.checkpoint import Checkpoint
+from samestep.state.hashing import StepHashes, hash_of
+from samestep.state.snapshot import State
+from samestep.supervisor.resume import recipe_differences
+
+
+STATE = {
+    "parameters": "the parameters",
+    "states": "the optimizer's states",
+    "tail": "the buffers",
+}
+"""The vectors of a state, and what they are."""
+
+Segment = tuple[int, int]
+"""The steps after the first number, up to the second."""
+
+
+class Mismatch(Exception):
+    """A run is not what it claims to be; the text says where."""
+
+    def __init__(self, text: str, step: int | None = None) -> None:
+        """Keep the text, and the first wrong step if it is known."""
+        super().__init__(text)
+        self.step = step
+
+
+@dataclass(frozen=True)
+class Claims:
+    """The claims of a run whose ledger has been checked against its own chain."""
+
+    run: RunResult
+    recipe: Recipe
+    ledger: Ledger
+    checkpoints: list[int] = field(default_factory=list)
+    """The steps of the checkpoints, in order."""
+
+    @property
+    def steps(self) -> int:
+        """The number of steps in the ledger."""
+        return len(self.ledger.records)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run claims to have final weights."""
+        return self.run.status == "finished"
+
+    @property
+    def segments(self) -> list[Segment]:
+        """The parts `(a, b]` of the training between checkpoints, and the ends."""
+        inside = [step for step in self.checkpoints if 0 < step < self.steps]
+        cuts = [0, *inside, self.steps]
+        return list(pairwise(cuts))
+
+    def hashes(self, step: int) -> StepHashes:
+        """Return the hashes that the ledger has for a step, counted from 1."""
+        return StepHashes(*self.ledger.records[step - 1, 1:].tolist())
+
+    def check_steps(self, segment: Segment, computed: Mapping[int, StepHashes]) -> None:
+        """Compare what was computed again. Raises Mismatch for the first wrong step."""
+        for step in range(segment[0] + 1, segment[1] + 1):
+            claimed, found = self.hashes(step), computed.get(step)
+            if found is None:
+                raise Mismatch(f"the training ends before step {step}", step)
+            for part, ours, theirs in zip(found._fields, found, claimed, strict=True):
+                if ours != theirs:
+                    raise Mismatch(
+                        f"step {step} differs when it is computed again: the hash of "
+                        f"its {part} is {theirs:016x} in the ledger, and {ours:016x} "
+                        "now",
+                        step,
+                    )
+
+    def check_state(self, step: int, computed: State | None) -> None:
+        """Compare a checkpoint with the state that was computed again. Raises Mismatch.
+
+        The ledger has no hash of the optimizer's state, with which the next segment
+        begins: so false numbers there would be taken for true ones.
+        """
+        claimed = self.load(step)
+        assert claimed is not None
+        if computed is None or computed.step != step:
+            raise Mismatch(f"the training has no state after step {step}", step)
+        for name, what in STATE.items():
+            ours, theirs = (getattr(s, name) for s in (computed, claimed.state))
+            if ours.tobytes() != theirs.tobytes():
+                raise Mismatch(
+                    f"{what} in the checkpoint of step {step} differ from those that "
+                    "are computed again",
+                    step,
+                )
+
+    def load(self, step: int) -> Checkpoint | None:
+        """Load the checkpoint of a step, None for step 0. Raises Mismatch."""
+        if step == 0:
+            return None
+        path = checkpoint.path_of(checkpoint.directory_of(self.run.path), step)
+        try:
+            loaded = checkpoint.load(path)
+        except (CheckpointError, OSError) as error:
+            raise Mismatch(str(error), step) from None
+        if loaded.state.step != step:
+            raise Mismatch(f"the checkpoint {path.name} is of another step", step)
+        return loaded
+
+
+def read(path: Path) -> Claims:
+    """Read a run.
+
+    Raises RunError if it has no ledger, and Mismatch if that is not the ledger of its
+    result and recipe.
+    """
+    run = RunResult.open(path)
+    recipe, closing = run.recipe, run.result.get("ledger_sha256")
+    if closing is None:
+        raise RunError(
+            f"An audit compares steps with the ledger of the run, and {path} has none: "
+            "an earlier version wrote it, or some of its steps were lost."
+        )
+    try:
+        found = ledger.parse(untrusted.read_bytes(path / ledger.FILE))
+    except (OSError, ValueError) as error:
+        raise Mismatch(f"the ledger cannot be used: {error}") from None
+    if not found.is_whole:
+        raise Mismatch("the ledger ends in the middle of a chunk")
+    if found.head.hex() != closing:
+        raise Mismatch("the SHA-256 of the ledger is not the one in result.json")
+    if not len(found.records):
+        raise RunError(f"The ledger of {path} has no steps: there is nothing to audit.")
+    _check_recipe(run, recipe, found)
+    steps = checkpoint.steps(checkpoint.directory_of(path))
+    return Claims(run, recipe, found, steps)
+
+
+def _check_recipe(run: RunResult, recipe: Recipe, found: Ledger) -> None:
+    if recipe.digest != found.recipe_digest:
+        raise Mismatch("recipe.toml is not the recipe of the ledger")
+    try:
+        reported = Recipe.from_dict(run.result["recipe"], warn=False)
+    except RecipeError as error:
+        raise Mismatch(f"the recipe in result.json is not valid: {error}") from None
+    if reported.digest != recipe.digest:
+        raise Mismatch("the recipe in result.json is not that of recipe.toml")
+
+
+def check_checkpoints(claims: Claims) -> None:
+    """Check that checkpoints and final weights are those of the ledger.
+
+    Raises Mismatch.
+    """
+    for step in claims.checkpoints:
+        _check_checkpoint(claims, step)
+    if claims.is_finished:
+        _check_model(claims)
+
+
+def _check_checkpoint(claims: Claims, step: int) -> None:
+    loaded = claims.load(step)
+    assert loaded is not None
+    if step > claims.steps:
+        raise Mismatch(f"the checkpoint of step {step} is later than the ledger", step)
+    saved = Recipe.from_dict(loaded.manifest.recipe, warn=False)
+    if differences := list(recipe_differences(saved, claims.recipe)):
+        raise Mismatch(
+            f"the checkpoint of step {step} is of another recipe: "
+            f"{'; '.join(differences)}",
+            step,
+        )
+    if hash_of(loaded.state.parameters) != claims.hashes(step).parameters:
+        raise Mismatch(
+            f"the parameters of the checkpoint of step {step} are not those of the "
+            "ledger",
+            step,
+        )
+
+
+def _check_model(claims: Claims) -> None:
+    last = claims.steps
+    if last not in claims.checkpoints:
+        raise Mismatch(f"there is no checkpoint of step {last}, the last one", last)
+    loaded = claims.load(last)
+    assert loaded is not None
+    layout = loaded.manifest.layout
+    result = checkpoint.result_of(loaded.state, layout)
+    expected = checkpoint.model_bytes(result, layout, claims.recipe)
+    try:
+        content = untrusted.read_bytes(claims.run.model_file)
+    except OSError as error:
+        raise Mismatch(f"the final weights cannot be read: {error}") from None
+    if content != expected:
+        raise Mismatch(
+            f"{claims.run.model_file.name} is not the result of the checkpoint of step "
+            f"{last}, the last one"
+        )

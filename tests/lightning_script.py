@@ -1,0 +1,170 @@
+"""Trainings of Lightning users: `lightning_script.py DIRECTORY PROCESSES [OPTION ...]`.
+
+Several may follow each other, with `--` between them. Options: `micro=COUNT`,
+`accumulate=COUNT`, `float64`, `gan`, `exchange=NAME`, `kill=RANK:STEP` (with SIGKILL),
+`resume`. Writes what must be equal to `sha256` and `lines.json`.
+"""
+
+import json
+import os
+import signal
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning
+import lightning_gan
+import torch
+from lightning.pytorch.callbacks import EarlyStopping
+from torch import nn
+from torch.multiprocessing.spawn import ProcessException
+from torch.nn import functional
+from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics import MeanSquaredError
+from torchmetrics.classification import MulticlassAUROC
+
+from samestep.lightning import SamestepStrategy
+from samestep.state.fingerprint import fingerprint
+
+
+class Classifier(lightning.LightningModule):  # type: ignore[misc]
+    """BatchNorm, dropout, a schedule for each step, logs of every kind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.2)
+        )
+        self.last = nn.Linear(16, 3)
+        self.squares, self.area = MeanSquaredError(), MulticlassAUROC(3)
+        self.lines: list[object] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.as_tensor(self.last(self.net(x)))
+
+    def training_step(self, batch, batch_idx):  # type: ignore[no-untyped-def]
+        x, y = batch
+        outputs = self(x)
+        loss = functional.cross_entropy(outputs, y)
+        self.log("loss", loss, prog_bar=True, on_step=True, on_epoch=True)
+        self.squares(outputs.softmax(1)[:, 0], (y == 0).float())
+        self.log("squares", self.squares, on_step=True, on_epoch=True)
+        self.log("largest", outputs.max(), reduce_fx="max")
+        return {"loss": loss}
+
+    def validation_step(self, batch, batch_idx):  # type: ignore[no-untyped-def]
+        x, y = batch
+        outputs = self(x)
+        right = (outputs.argmax(1) == y).float().mean()
+        losses = {"val_loss": functional.cross_entropy(outputs, y), "val_acc": right}
+        self.log_dict(losses, sync_dist=True)
+        self.area.update(outputs, y)
+        self.log("area", self.area)
+
+    def on_after_backward(self) -> None:
+        norm = torch.stack([p.grad.norm() for p in self.parameters()]).norm()
+        self.lines.append(["gradient", float(norm)])
+
+    def configure_optimizers(self):  # type: ignore[no-untyped-def]
+        optimizer = torch.optim.AdamW(self.parameters(), 0.01)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 30)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+
+class Lines(lightning.Callback):  # type: ignore[misc]
+    """Notes what other callbacks and loggers can see, and saves every other step."""
+
+    def __init__(self, out: Path, kill: str | None) -> None:
+        self._out, self._lines = out, list[object]()
+        self._rank, self._step = map(int, kill.split(":")) if kill else (-1, -1)
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        pl_module.lines = self._lines
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"lines": json.dumps(self._lines)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._lines[:] = json.loads(state["lines"])
+
+    def _metrics(self, trainer: Any) -> dict[str, float]:
+        return {k: float(v) for k, v in sorted(trainer.callback_metrics.items())}
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):  # type: ignore[no-untyped-def]
+        seen = [trainer.global_step, batch_idx, batch.size, float(outputs["loss"])]
+        self._lines.append([*seen, self._metrics(trainer)])
+        done = trainer.fit_loop.epoch_loop.total_batch_idx + 1
+        if done % 2 and not trainer.is_last_batch:
+            trainer.save_checkpoint(self._out / "saved.ckpt")
+        if trainer.global_rank == self._rank and done == self._step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def on_validation_end(self, trainer, module):  # type: ignore[no-untyped-def]
+        self._lines.append([trainer.current_epoch, self._metrics(trainer)])
+
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.global_rank == 0:
+            (self._out / "lines.json").write_text(json.dumps(self._lines))
+            (self._out / "sha256").write_text(fingerprint(pl_module.state_dict()))
+
+
+def samples(count: int, seed: int) -> TensorDataset:
+    x = torch.randn(count, 8, generator=torch.Generator().manual_seed(seed))
+    return TensorDataset(x, x[:, :3].argmax(1))
+
+
+def fit(out: Path, processes: int, *options: str) -> None:
+    """Train; raises ProcessException if a process was killed."""
+    given = dict(option.partition("=")[::2] for option in options)
+    out.mkdir(exist_ok=True)
+    lightning.seed_everything(7, verbose=False)
+    is_gan = "gan" in given
+    module = lightning_gan.Gan(noisy=True) if is_gan else Classifier()
+    stopping = [] if is_gan else [EarlyStopping("val_loss", patience=5)]
+    saved = out / "saved.ckpt"
+    micro_batches = int(given.get("micro", 6))
+    exchange: Any = given.get("exchange", "auto")
+    trainer = lightning.Trainer(
+        accelerator="cpu",
+        devices=processes,
+        strategy=SamestepStrategy(
+            micro_batches, exchange=exchange, start_method="fork"
+        ),
+        max_epochs=3,
+        gradient_clip_val=None if is_gan else 0.5,
+        accumulate_grad_batches=int(given.get("accumulate", 1)),
+        precision="64-true" if "float64" in given else "32-true",
+        callbacks=[*stopping, Lines(out, given.get("kill"))],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        logger=False,
+    )
+    if is_gan:
+        loaders: list[Any] = [DataLoader(lightning_gan.samples(96), 36, shuffle=True)]
+    else:
+        loaders = [
+            DataLoader(samples(168, 0), 48, shuffle=True),
+            DataLoader(samples(41, 1), 16),
+        ]
+    resumed = saved if "resume" in given and saved.exists() else None
+    trainer.fit(module, *loaders, ckpt_path=resumed)
+
+
+def main() -> None:
+    warnings.simplefilter("ignore")
+    for run in " ".join(sys.argv[1:]).split(" -- "):
+        out, processes, *options = run.split()
+        try:
+            fit(Path(out), int(processes), *options)
+        except ProcessException:
+            if not any(option.startswith("kill=") for option in options):
+                raise
+
+
+if __name__ == "__main__":
+    main()
