@@ -30,7 +30,7 @@ from samestep.elastic import node_state
 from samestep.elastic.node_state import StateInfo
 from samestep.errors import SamestepError
 from samestep.kernels.program_file import ProgramFile
-from samestep.output.run import MODEL_FILE, first_difference, read_recipe
+from samestep.output.run import MODEL_FILE, Settings, first_difference, read_recipe
 from samestep.output.run_writer import RunWriter
 from samestep.report import load
 from samestep.scaling import study as scaling_files
@@ -85,7 +85,7 @@ def resumed(topology: Path) -> Read:
 
     def read() -> None:
         start = find_start(path, None)
-        where = path, start.recipe, Placement(workers=1), 0.0
+        where = path, Settings.of(start.recipe, Placement(workers=1)), 0.0
         with RunWriter.reopen(*where) as writer:
             writer.rewind(100, [])
 

@@ -13,13 +13,14 @@ from samestep import Placement
 from samestep.errors import OutputError
 from samestep.messages.training import Stopped
 from samestep.output.fence import Fence, number_in, writer_of
+from samestep.output.run import Settings
 from samestep.output.run_writer import RunWriter
 from samestep.state import checkpoint
 
 
 def writer_in(path: Path, number: int) -> RunWriter:
     path.mkdir(exist_ok=True)
-    where = small_recipe(), Placement(workers=1), 0.0
+    where = Settings.of(small_recipe(), Placement(workers=1)), 0.0
     with RunWriter.reopen(path, *where, generation=(number, "a test")) as writer:
         return writer  # unlocked: as on a file system whose locks do not hold
 

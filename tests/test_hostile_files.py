@@ -27,7 +27,7 @@ from samestep.data.sources.idx import IdxFile
 from samestep.elastic import node_state
 from samestep.errors import SamestepError
 from samestep.output.fence import Fence
-from samestep.output.run import first_difference, read_recipe
+from samestep.output.run import Settings, first_difference, read_recipe
 from samestep.output.run_writer import RunWriter
 from samestep.state import pretrained
 from samestep.system import terminal
@@ -121,8 +121,8 @@ def test_a_record_that_is_none_is_dropped_by_resume(tmp_path: Path, line: str) -
     (run / "generation").write_text(line)
     with (run / "metrics.jsonl").open("a") as file:
         file.write(line + "\n")
-    recipe, placement = small_recipe(), samestep.Placement(workers=1)
-    with RunWriter.reopen(run, recipe, placement, 0.0) as writer:
+    settings = Settings.of(small_recipe(), samestep.Placement(workers=1))
+    with RunWriter.reopen(run, settings, 0.0) as writer:
         writer.rewind(10, [])
     lines = (run / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [5, 10]

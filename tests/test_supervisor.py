@@ -49,6 +49,7 @@ from samestep.messages.training import (
 )
 from samestep.output.console import SilentView
 from samestep.output.events import EVENTS
+from samestep.output.run import Settings
 from samestep.output.run_writer import RunWriter
 from samestep.output.sentences import sentence
 from samestep.state.layout import Layout
@@ -415,9 +416,10 @@ class Noting(SilentView):
 @pytest.fixture
 def session(tmp_path: Path) -> Iterator[Session]:
     where = Placement(workers=1, out=tmp_path / "run")
-    with RunWriter.create(small_recipe(), where, time.monotonic()) as writer:
+    recipe = small_recipe()
+    with RunWriter.create(Settings.of(recipe, where), time.monotonic()) as writer:
         writer.start("started", {})
-        yield Session(writer, Noting(), {"data": "00"})
+        yield Session(writer, recipe, where, Noting(), {"data": "00"})
 
 
 STARTED = Started(

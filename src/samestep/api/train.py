@@ -15,6 +15,7 @@ from samestep.data.sources import source_of
 from samestep.errors import warn_old_name
 from samestep.kernels.interface import ARITHMETIC
 from samestep.output.console import View, make_view
+from samestep.output.run import Settings
 from samestep.output.run_writer import RunWriter
 from samestep.output.tensorboard import TensorBoard
 from samestep.output.trackers import Tracker, Tracking
@@ -91,13 +92,13 @@ def train(
         portable.check_device(recipe, placement.device)
         notice = source_of(recipe.data).prepare()
         with (
-            RunWriter.create(recipe, placement, started) as writer,
-            _observed(writer, view, trackers) as shown,
+            RunWriter.create(Settings.of(recipe, placement), started) as writer,
+            _observed(writer, recipe, view, trackers) as shown,
         ):
             shown.note(_headline(recipe, why))
             facts, conditions = described(recipe)
             writer.start("started", facts, running.device(placement.device))
-            session = Session(writer, shown, conditions)
+            session = Session(writer, recipe, placement, shown, conditions)
             record = supervise(session, running, given, notice, callbacks=observers)
             return Run(record.path, record.result)
 
@@ -146,9 +147,10 @@ def resume(
         placement, why = placement.resolve(start.recipe.micro_batches, running.gpus)
         portable.check_device(start.recipe, placement.device)
         notice = source_of(start.recipe.data).prepare()
+        settings = Settings.of(start.recipe, placement)
         with (
-            RunWriter.reopen(path, start.recipe, placement, started) as writer,
-            _observed(writer, view, trackers) as shown,
+            RunWriter.reopen(path, settings, started) as writer,
+            _observed(writer, start.recipe, view, trackers) as shown,
         ):
             # Again: another process may have written before the lock was held.
             start = find_start(path, epochs, names)
@@ -158,7 +160,7 @@ def resume(
             _announce(shown, start, why, warnings)
             writer.rewind(start.step, start.epochs)
             writer.start("resumed", facts, running.device(placement.device))
-            session = Session(writer, shown, conditions)
+            session = Session(writer, start.recipe, placement, shown, conditions)
             going_on = start.checkpoint, {} if is_allowed else start.kept
             record = supervise(session, running, given, notice, *going_on, observers)
             return Run(record.path, record.result)
@@ -204,12 +206,15 @@ def loaded(trackers: Iterable[Tracker | str]) -> list[Tracker]:
 
 @contextmanager
 def _observed(
-    writer: RunWriter, view: View | None, trackers: Iterable[Tracker]
+    writer: RunWriter,
+    recipe: Recipe,
+    view: View | None,
+    trackers: Iterable[Tracker],
 ) -> Iterator[View]:
     """Show a training and call its trackers; yield the view."""
     with (
         shown_on_stderr(),
-        view or make_view(writer.recipe) as shown,
+        view or make_view(recipe) as shown,
         tracking(writer, shown, trackers),
     ):
         yield shown
@@ -217,7 +222,7 @@ def _observed(
 
 def tracking(writer: RunWriter, view: View, trackers: Iterable[Tracker]) -> Tracking:
     """Attach the trackers, and TensorBoard's, to the run's writer; return them."""
-    if writer.placement.tensorboard:
+    if writer.settings.placement["tensorboard"]:
         trackers = [TensorBoard(writer.path / "tensorboard"), *trackers]
     tracking = Tracking(trackers, view.warn)
     writer.on_record = tracking.send

@@ -32,6 +32,7 @@ _PHASES = {
     "data": ("#8fd0f0", "#b4e0f7"),
     "forward": ("#4a90c8", "#6fb0e8"),
     "backward": ("#205a91", "#3d80c2"),
+    "compute": ("#3575ad", "#5698d5"),
     "exchange": ("#eba120", "#f4b640"),
     "wait": ("#c8381c", "#ee6b51"),
     "optimizer": ("#2b9d7d", "#45bf9b"),

@@ -25,6 +25,7 @@ from samestep.elastic.watchdog import Watcher
 from samestep.errors import Interrupted, SamestepError
 from samestep.messages.job import Briefing, TrainingJob
 from samestep.output.console import PlainView, SilentView, View
+from samestep.output.run import Settings
 from samestep.output.run_writer import RunWriter
 from samestep.output.summary import summary
 from samestep.state.snapshot import Snapshots
@@ -151,8 +152,7 @@ class Leader:
             writer = stack.enter_context(
                 RunWriter.reopen(
                     request.run,
-                    recipe,
-                    prepared.placement,
+                    Settings.of(recipe, prepared.placement),
                     self.started,
                     (self._agreed.generation, machine.name_of_process(os.getppid())),
                     LOCK_SECONDS + prepared.placement.hang_timeout,
@@ -162,7 +162,14 @@ class Leader:
             stack.enter_context(train.tracking(writer, view, trackers))
             self._introduce(view)
             self._begin(writer, generation.held)
-            session = Session(writer, view, prepared.checksums, self._is_behind)
+            session = Session(
+                writer,
+                recipe,
+                prepared.placement,
+                view,
+                prepared.checksums,
+                self._is_behind,
+            )
             generation.listen, generation.offer = session.listen, session.offer
             self.watcher.save = lambda: session.abandon(generation)
             run = session.run(generation, prepared.notice)

@@ -20,6 +20,7 @@ from samestep.elastic.node_state import Held
 from samestep.errors import RunError, SamestepError
 from samestep.models import device
 from samestep.output import fence
+from samestep.output.run import LOOP_FILE, RECIPE_FILE
 from samestep.state import pretrained
 from samestep.supervisor.resume import (
     check_conditions,
@@ -84,7 +85,7 @@ class Comparison:
         if request.recipe is not None:
             return request.recipe
         recipe, error = None, ""
-        if (request.run / "recipe.toml").exists():
+        if any((request.run / name).exists() for name in (RECIPE_FILE, LOOP_FILE)):
             try:
                 recipe = find_start(request.run, request.epochs, request.parts).recipe
             except SamestepError as failed:
@@ -177,7 +178,7 @@ class Comparison:
 
 def _check_directory(run: Path, recipe: Recipe, is_resumed: bool) -> None:
     """Raise RunError if this job may not write to the directory."""
-    file = run / "recipe.toml"
+    file = run / RECIPE_FILE
     if not file.exists():
         ours = {node_state.DIRECTORY, fence.FILE, ".lock"}
         if run.exists() and {path.name for path in run.iterdir()} - ours:

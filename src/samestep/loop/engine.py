@@ -57,6 +57,11 @@ class Engine:
         """This worker's micro-batches, from the first to before the last."""
         return self._shares[self._rank]
 
+    @property
+    def exchange_name(self) -> str:
+        """How the workers sum."""
+        return "gloo" if isinstance(self.exchange, GlooExchange) else "shared"
+
     def _flatten(self) -> None:
         check_parameters(self._model, WHO)
         first = next(p.dtype for p in self._model.parameters() if p.requires_grad)

@@ -7,6 +7,8 @@ number of workers.
 """
 
 from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +25,9 @@ from samestep.loop.engine import Engine, Reduction
 from samestep.loop.metrics import Piece, Tally, Value
 from samestep.loop.position import Position
 from samestep.loop.process_group import gather, join, place
+from samestep.loop.recording import Recording
 from samestep.loop.snapshots import Completeness, Snapshots, Stateful
+from samestep.system.json_values import JsonObject
 from samestep.user_code import seeding
 from samestep.verification import replicas
 from samestep.verification.threads import check as check_threads
@@ -45,6 +49,7 @@ class Loop:
         threads: int = 1,
         exchange: Choice = "auto",
         timeout_seconds: float = 600.0,
+        out: str | Path | None = None,
     ) -> None:
         """All workers: join the others, each with a model of the same weights.
 
@@ -54,7 +59,9 @@ class Loop:
         `reduction` is that of the loss over its samples. Gradients are summed in
         `shared` memory, or over `gloo`; `auto` takes the memory where all workers are
         on one machine with Linux. A worker that waits for another for longer than
-        `timeout_seconds` fails. Raises PlacementError, OwnCodeError.
+        `timeout_seconds` fails. `out` is the run directory, a new one that rank 0 makes
+        before the first step, or that of a run to go on with; call `close` at the end.
+        Raises PlacementError, OwnCodeError.
         """
         if reduction not in ("mean", "sum"):
             raise OwnCodeError(
@@ -81,6 +88,20 @@ class Loop:
             micro_batches=micro_batches, seed=seed, reduction=reduction
         )
         self._tally = Tally()
+        recipe: JsonObject = {
+            "micro_batches": micro_batches,
+            "seed": seed,
+            "reduction": reduction,
+            "threads": threads,
+        }
+        placement = {
+            "workers": self.workers,
+            "exchange": self._engine.exchange_name,
+            "timeout_seconds": timeout_seconds,
+        }
+        self._recording = Recording(
+            out, recipe, placement, self._position, self.rank, self.gather
+        )
         self._snapshots: Snapshots | None = None
         self._check_start()
 
@@ -107,6 +128,7 @@ class Loop:
                 "from 0: `steps(data, 64, epoch)`, `steps(loader, epoch=epoch)`."
             )
         start, bookmark = self._position.start_of(epoch)
+        self._recording.begin_epoch(epoch, start)
         given = data, global_batch, epoch, collate, start, bookmark
         batches = self.global_batches(*given)
         index = start - 1
@@ -120,14 +142,17 @@ class Loop:
                     f"the gradients are summed; those of step {index} of epoch {epoch} "
                     "were not."
                 )
+            self._recording.lap("optimizer")
             if self._snapshots is not None:
                 self._snapshots.after_step()
+                self._recording.lap("snapshot")
         if index < 0:
             raise OwnCodeError(
                 f"An epoch has samples; epoch {epoch} had none. (A generator is used "
                 "up after one: make another for each epoch.)"
             )
         self._position.reach(epoch + 1, 0)
+        self._recording.end_epoch(self.fingerprint)
 
     @property
     def epoch(self) -> int:
@@ -141,7 +166,8 @@ class Loop:
         Raises OwnCodeError between the micro-batches of a step.
         """
         position = self._position.state_dict()
-        return position | {"added": self._tally.carry(self._engine.exchange, self.rank)}
+        added = self._tally.carry(self._engine.exchange, self.rank)
+        return position | self._recording.state_dict() | {"added": added}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """All workers: go on with what `state_dict` returned, at any number of workers.
@@ -149,6 +175,7 @@ class Loop:
         Load the weights and the optimizer of then, too. Raises OwnCodeError.
         """
         self._position.load_state_dict(state)
+        self._recording.load_state_dict(state.get("run"))
         self._tally.carry_on(state["added"])
 
     def keep(self, snapshot_steps: int, **parts: Stateful) -> None:
@@ -182,6 +209,8 @@ class Loop:
         Raises OwnCodeError.
         """
         source, own = GivenData.of(data, global_batch, collate), self._engine.share
+        if epoch is not None:
+            self._recording.note(global_batch=source.global_batch)
         given = (source, self._seed, epoch, self._micro_batches, own, start, bookmark)
         for batch in global_batches(*given):
             self._agree(batch.digest)
@@ -193,7 +222,8 @@ class Loop:
         At its end, every parameter's `grad` is that of the global batch.
         """
         self._position.begin_step()
-        yield from self._engine.step(batch, self._tally)
+        compute = partial(self._engine.step, tally=self._tally)
+        yield from self._recording.step(batch, compute)
         self._position.end_step()
 
     def measure(self, batch: GlobalBatch) -> Batches:
@@ -231,6 +261,7 @@ class Loop:
 
         Raises OwnCodeError outside of a loop over batches.
         """
+        self._recording.check(metrics)
         for name, value in metrics.items():
             self._tally.add(name, value)
 
@@ -258,10 +289,12 @@ class Loop:
         then step by step: the same bits at any number of workers. NaN where a count is
         zero.
         """
-        return {
+        means = {
             name: total / count if count else float("nan")
             for name, (total, count) in self.totals().items()
         }
+        self._recording.add_means(means)
+        return means
 
     def totals(self) -> dict[str, tuple[float, float]]:
         """All workers: as `mean`, but return sums and counts."""
@@ -279,6 +312,14 @@ class Loop:
         return replicas.common_fingerprint(
             self._model, self.rank, self._engine.exchange, is_own=True
         )
+
+    def close(self) -> None:
+        """All workers, at the end: write the result of the run, if there is `out`.
+
+        It has the fingerprint of the weights; a run without a result counts as
+        unfinished. Raises OutputError, ReplicasDiffer.
+        """
+        self._recording.close(self.fingerprint)
 
     def print(self, *values: object) -> None:
         """Print on rank 0 only; all workers compute what is printed."""

@@ -17,6 +17,8 @@ class Position:
         self._recipe = recipe
         self.epoch, self.step = 0, 0
         """The next one, counted from 0; the step is within the epoch."""
+        self.steps = 0
+        """Those taken in all epochs."""
         self.is_within_step = False
         """Whether a step has begun whose gradients are not summed yet."""
         self._bookmark: Bookmark | None = None
@@ -43,6 +45,7 @@ class Position:
     def end_step(self) -> None:
         """Note that its gradients are summed, and the step after it is next."""
         self.step += 1
+        self.steps += 1
         self.is_within_step = False
 
     def state_dict(self) -> dict[str, Any]:
@@ -60,6 +63,7 @@ class Position:
             "recipe": self._recipe,
             "epoch": self.epoch,
             "step": self.step,
+            "steps": self.steps,
             "bookmark": self._bookmark and self._bookmark._asdict(),
             "generator": torch.get_rng_state(),
             "generators": seeding.other_states(),
@@ -76,6 +80,7 @@ class Position:
         bookmark = state.get("bookmark")
         self._bookmark = Bookmark(**bookmark) if bookmark else None
         self.epoch, self.step = state["epoch"], state["step"]
+        self.steps = state.get("steps", 0)
         self.is_within_step, self._is_loaded = False, True
         torch.set_rng_state(state["generator"])
         seeding.set_other_states(state["generators"])

@@ -1,4 +1,4 @@
-"""Reads a run directory: one training and everything about it."""
+"""A run directory, which has one training and everything about it, as it is read."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from typing import Any, Self
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 
+from samestep.config.placement import Placement
 from samestep.config.recipe import Recipe
 from samestep.errors import RunError
 from samestep.files import untrusted
@@ -17,6 +18,55 @@ from samestep.system.json_values import JsonObject
 
 
 MODEL_FILE = "model.safetensors"
+RECIPE_FILE = "recipe.toml"
+LOOP_FILE = "loop.toml"
+"""Instead of a recipe, what decides the result of a user's own loop, as far as the loop
+knows it."""
+
+
+def is_of_loop(run: Path) -> bool:
+    """Return whether a `samestep.Loop` has written the run."""
+    return (run / LOOP_FILE).is_file()
+
+
+def recipe_file(run: Path) -> Path:
+    """Return the file with the recipe of a run. Raises RunError if there is none."""
+    if is_of_loop(run):
+        raise RunError(
+            "This takes a run of `samestep train`, which has a recipe and the weights; "
+            f"{run} is of a `samestep.Loop`, whose script has both. Use the script."
+        )
+    if not (run / RECIPE_FILE).is_file():
+        raise RunError(f"{run} is not a run directory: it has no {RECIPE_FILE}.")
+    return run / RECIPE_FILE
+
+
+def what_continues(run: Path) -> str:
+    """Return, for a message, what continues a run."""
+    return "its script" if is_of_loop(run) else f"`samestep resume {run}`"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run records of what is trained, and where."""
+
+    recipe: JsonObject
+    placement: JsonObject
+    digest: str = ""
+    """Of the recipe, for the ledger; empty: there is none."""
+    file: str = RECIPE_FILE
+    """Which has the recipe."""
+
+    @classmethod
+    def of(cls, recipe: Recipe, placement: Placement) -> Self:
+        """Return those of `samestep train`."""
+        fields = placement.model_dump(mode="json")
+        return cls(recipe.to_dict(), fields, recipe.digest)
+
+    @property
+    def fields(self) -> JsonObject:
+        """Those of result.json."""
+        return {"recipe": self.recipe, "placement": self.placement}
 
 
 @dataclass(frozen=True)
@@ -32,8 +82,8 @@ class RunResult:
         """Read a run directory. Raises RunError if it is none, or has no result."""
         path = Path(path)
         untrusted.check_parts(path)
-        if not (path / "recipe.toml").is_file():
-            raise RunError(f"{path} is not a run directory: it has no recipe.toml.")
+        if not is_of_loop(path):
+            recipe_file(path)
         try:
             result = untrusted.parse_json(untrusted.read_bytes(path / "result.json"))
             Result.model_validate(result)
@@ -41,7 +91,7 @@ class RunResult:
         except FileNotFoundError:
             raise RunError(
                 f"{path} has no result.json: it is still being trained, or was killed; "
-                f"`samestep resume {path}` continues it."
+                f"{what_continues(path)} continues it."
             ) from None
         except ValidationError as error:
             raise RunError(
@@ -52,8 +102,8 @@ class RunResult:
 
     @property
     def recipe(self) -> Recipe:
-        """The resolved recipe. Raises RecipeError."""
-        return Recipe.load(self.path / "recipe.toml", warn=False)
+        """The resolved recipe. Raises RecipeError, RunError if there is none."""
+        return Recipe.load(recipe_file(self.path), warn=False)
 
     @property
     def status(self) -> str:
@@ -90,8 +140,8 @@ class RunResult:
 
     @property
     def model_file(self) -> Path:
-        """Where the final state_dict is."""
-        return self.path / MODEL_FILE
+        """Where the final state_dict is. Raises RunError without a recipe."""
+        return recipe_file(self.path).with_name(MODEL_FILE)
 
 
 def _measured(run: RunResult) -> JsonObject:

@@ -1,23 +1,24 @@
 """Writes the run directory during a training.
 
-Only the supervisor writes, or under torchrun the first worker of a machine. A disk that
-is full, read-only or failing does not end a training: lines wait in memory until they
-can be written, after a warning.
+Only the supervisor writes; under torchrun the first worker of a machine; in a loop of
+the user's own, rank 0. A disk that is full, read-only or failing does not end a
+training: lines wait in memory until they can be written, after a warning.
 """
 
 import json
+import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
-from samestep.config.placement import Placement
-from samestep.config.recipe import Recipe
+import tomli_w
+
 from samestep.errors import OutputError, RunError, SamestepError
 from samestep.files import atomic, lock, untrusted
 from samestep.messages.training import (
@@ -38,14 +39,14 @@ from samestep.output.fence import FILE, TAKEN, Fence
 from samestep.output.json_lines import JsonLines, whole_lines
 from samestep.output.ledger import LedgerFile
 from samestep.output.logs import take_log
-from samestep.output.run import MODEL_FILE, RunResult
+from samestep.output.run import MODEL_FILE, RECIPE_FILE, RunResult, Settings
 from samestep.system import machine
 from samestep.system.json_values import JsonObject
 
 
 LOCK_FILE = ".lock"
 RECORDS = {
-    "recipe.toml",
+    RECIPE_FILE,
     "environment.json",
     "metrics.jsonl",
     "events.jsonl",
@@ -71,8 +72,7 @@ class RunWriter(AbstractContextManager["RunWriter"]):
     """One run directory, locked against other writers until the context ends."""
 
     path: Path
-    recipe: Recipe
-    placement: Placement
+    settings: Settings
     started: float
     """time.monotonic() when the command began."""
     warn: Callable[[str], None] = _ignore
@@ -94,17 +94,17 @@ class RunWriter(AbstractContextManager["RunWriter"]):
     _lock: int = -1
 
     @classmethod
-    def create(cls, recipe: Recipe, placement: Placement, started: float) -> Self:
+    def create(cls, settings: Settings, started: float) -> Self:
         """Make a new directory. Raises RunError if it exists or cannot be made."""
-        path = new_directory(placement.out, recipe.name)
-        return cls(path, recipe, placement, started, is_new=True)._begin()
+        out = settings.placement["out"]
+        path = new_directory(Path(out) if out else None, settings.recipe["name"])
+        return cls(path, settings, started, is_new=True)._begin()
 
     @classmethod
     def reopen(
         cls,
         path: Path,
-        recipe: Recipe,
-        placement: Placement,
+        settings: Settings,
         started: float,
         generation: tuple[int | None, str] = (None, ""),
         patience: float = 0.0,
@@ -114,7 +114,7 @@ class RunWriter(AbstractContextManager["RunWriter"]):
         `generation` is the number and the writer's name for the fence. Waits up to
         `patience` seconds for a process that writes the run now.
         """
-        writer = cls(path, recipe, placement, started)
+        writer = cls(path, settings, started)
         return writer._begin(*generation, patience)
 
     def _begin(
@@ -161,7 +161,8 @@ class RunWriter(AbstractContextManager["RunWriter"]):
 
     def start(self, name: str, data: Mapping[str, Any], device: str = "cpu") -> None:
         """Write what is known before the first step. Raises OutputError."""
-        self._write("recipe.toml", self.recipe.to_toml().encode())
+        settings = self.settings
+        self._write(settings.file, tomli_w.dumps(settings.recipe).encode())
         self._facts = {k: data[k] for k in ("baselines", "skipped") if k in data}
         environment = machine.describe() | {"device": device, "data": data}
         text = json.dumps(environment, indent=2) + "\n"
@@ -173,12 +174,12 @@ class RunWriter(AbstractContextManager["RunWriter"]):
         self.event(
             name,
             pid=os.getpid(),
-            workers=self.placement.workers,
-            exchange=self.placement.exchange,
+            workers=settings.placement["workers"],
+            exchange=settings.placement["exchange"],
             monotonic=self.started,
         )
         began = {"type": "started", "run": str(self.path), "step": self.step}
-        self.on_record(began | self._fields)
+        self.on_record(began | settings.fields)
 
     def rewind(
         self,
@@ -191,25 +192,39 @@ class RunWriter(AbstractContextManager["RunWriter"]):
         `received` are the lines and the ledger of another machine, which has the newer
         state.
         """
-        self.step, self.epochs = step, epochs
         lines = whole_lines(self.path / "metrics.jsonl")
         if received is not None:
             lines = received[0].splitlines(keepends=True)
             self._write(ledger.FILE, received[1])
         kept = [line for line in lines if _is_kept(line, step, epochs)]
-        self._write("metrics.jsonl", "".join(kept).encode())
-        records = map(untrusted.parse_json, kept)
-        self.evaluations = [
-            {name: record[name] for name in record if name not in ("type", "at")}
-            for record in records
-            if record["type"] == "evaluation"
-        ]
-        happened = whole_lines(self.path / "events.jsonl")
-        self._write("events.jsonl", "".join(happened).encode())
+        self._go_on(step, kept)
+        self.epochs = epochs
         self._begin_ledger(step)
 
+    def rewind_to(self, step: int, records: int) -> list[JsonObject]:
+        """Keep so many lines of metrics.jsonl, and return them. Raises OutputError."""
+        lines = whole_lines(self.path / "metrics.jsonl")[:records]
+        return self._go_on(step, [line for line in lines if _is_kept(line)])
+
+    def _go_on(self, step: int, kept: list[str]) -> list[JsonObject]:
+        """Go on after these lines of metrics.jsonl; return their records."""
+        self.step = step
+        self._write("metrics.jsonl", "".join(kept).encode())
+        happened = whole_lines(self.path / "events.jsonl")
+        self._write("events.jsonl", "".join(happened).encode())
+        records = [untrusted.parse_json(line) for line in kept]
+        self.epochs, self.evaluations = (
+            [
+                {name: record[name] for name in record if name not in ("type", "at")}
+                for record in records
+                if record["type"] == kind
+            ]
+            for kind in ("epoch", "evaluation")
+        )
+        return records
+
     def _begin_ledger(self, step: int) -> None:
-        content = self._ledger.begin(self.recipe.digest, step)
+        content = self._ledger.begin(self.settings.digest, step)
         if content is not None:
             self._write(ledger.FILE, content)
 
@@ -227,17 +242,12 @@ class RunWriter(AbstractContextManager["RunWriter"]):
         """Write what a message of a worker or of the supervisor adds to the run."""
         match message:
             case StepRecord(step=step, hashes=hashes):
-                self._add_metrics("step", as_record(message))
+                self.add("step", as_record(message))
                 self._ledger.add(step, hashes)
-            case EpochRecord(epoch=epoch, weights_sha256=sha256):
-                record = as_record(message)
-                self._add_metrics("epoch", record)
-                self.epochs.append(record)
-                self.event("epoch", epoch=epoch, sha256=sha256)
+            case EpochRecord():
+                self.add("epoch", as_record(message))
             case EvaluationRecord():
-                record = as_record(message)
-                self._add_metrics("evaluation", record)
-                self.evaluations.append(record)
+                self.add("evaluation", as_record(message))
             case Restarted():
                 self.restarts += 1
             case SnapshotSaved(seconds=seconds):
@@ -251,11 +261,18 @@ class RunWriter(AbstractContextManager["RunWriter"]):
             fields.pop("layout", None)  # long, and in the manifest of every checkpoint
             self.event(EVENTS[type(message)], **fields)
 
-    def _add_metrics(self, kind: str, record: JsonObject) -> None:
+    def add(self, kind: str, record: JsonObject) -> None:
+        """Append to metrics.jsonl a record of a `step`, `epoch` or `evaluation`."""
         at = time.monotonic() - self.started
         line = {"type": kind, **record, "at": at}
         self._metrics.append(line)
         self.on_record(line)
+        if kind == "epoch":
+            self.epochs.append(record)
+            sha256 = record["weights_sha256"]
+            self.event("epoch", epoch=record["epoch"], sha256=sha256)
+        elif kind == "evaluation":
+            self.evaluations.append(record)
 
     def _add_trace(self, worker: int, spans: list[Span]) -> None:
         """Write the trace of all workers so far: the parts of some may never come."""
@@ -283,7 +300,7 @@ class RunWriter(AbstractContextManager["RunWriter"]):
         """Write result.json, atomically and last. Raises OutputError."""
         self.event(status)
         result = {
-            **self._fields,
+            **self.settings.fields,
             "status": status,
             **fields,
             "train_seconds": sum(epoch["seconds"] for epoch in self.epochs),
@@ -295,17 +312,12 @@ class RunWriter(AbstractContextManager["RunWriter"]):
             **self._facts,
             "epochs": self.epochs,
         }
-        if self.recipe.evaluation_steps:
+        if self.evaluations:
             result["evaluations"] = self.evaluations
         text = json.dumps(result, indent=2) + "\n"
         self._write("result.json", text.encode())
         self.on_record({"type": status, **result})
         return RunResult(self.path, result)
-
-    @property
-    def _fields(self) -> JsonObject:
-        placement = self.placement.model_dump(mode="json")
-        return {"recipe": self.recipe.to_dict(), "placement": placement}
 
     def _write(self, name: str, content: bytes) -> None:
         try:
@@ -317,10 +329,13 @@ class RunWriter(AbstractContextManager["RunWriter"]):
             ) from None
 
 
-def _is_kept(line: str, step: int, epochs: list[JsonObject]) -> bool:
+def _is_kept(
+    line: str, step: float = math.inf, epochs: Sequence[JsonObject] | None = None
+) -> bool:
+    """Return whether a line is a record, not of a later step or another epoch."""
     try:
         record = untrusted.parse_json(line)
-        if record["type"] == "epoch":
+        if record["type"] == "epoch" and epochs is not None:
             return bool(record["epoch"] <= len(epochs))
         return bool(record["step"] <= step)
     except (ValueError, KeyError, TypeError):
@@ -341,8 +356,11 @@ def _lock(path: Path, patience: float) -> int:
     return fd
 
 
-def new_directory(chosen: Path | None, name: str) -> Path:
-    """Make a directory: the `chosen` one, or one below runs/. Raises RunError."""
+def new_directory(chosen: Path | None, name: str, option: str = "--out") -> Path:
+    """Make a directory: the `chosen` one, or one below runs/.
+
+    Raises RunError, which tells to choose another with the `option`.
+    """
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     default = Path("runs") / f"{name}-{stamp}"
     # For recipes of one name that start in the same second.
@@ -356,10 +374,10 @@ def new_directory(chosen: Path | None, name: str) -> Path:
         except OSError as error:
             raise RunError(
                 f"The run directory {path} cannot be made: {error.strerror}. "
-                "Choose another with `--out`."
+                f"Choose another with `{option}`."
             ) from None
         return path
     raise RunError(
         f"A run never overwrites anything, and {candidates[0]} exists. "
-        "Choose another directory with `--out`, or remove this one."
+        f"Choose another directory with `{option}`, or remove this one."
     )

@@ -76,7 +76,8 @@ class Timed(Record):
     """throughput of all workers together"""
     workers: list[Phases] = []
     """seconds by phase of each worker: `data`, `forward`, `backward`, `exchange`,
-    `wait`, `optimizer`, `snapshot`, `other`"""
+    `wait`, `optimizer`, `snapshot`, `other`; in your own loop `compute` is forward and
+    backward, `exchange` includes waiting"""
     waited_for: list[float] = []
     """for each worker, the seconds that the others waited for it"""
     communication_share: Measured = None
@@ -182,7 +183,8 @@ class Result(Record):
     """result.json."""
 
     recipe: StoredRecipe
-    """resolved: every default replaced by its value"""
+    """resolved: every default replaced by its value; of your own loop, the content of
+    `loop.toml`"""
     placement: StoredPlacement = {}
     """resolved: every `auto` replaced by what was chosen"""
     status: Annotated[str, Field(pattern=r"^[a-z ]{1,40}$")]

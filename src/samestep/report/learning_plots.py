@@ -70,23 +70,28 @@ def learning_plot(
         return None
     title = fmt.plain_name(name)
     points = "whole epochs, and evaluations" if evaluations else "whole epochs"
-    figure, axes = _line_figure(single, title, alpha=0.45, linewidth=1)
-    axes.plot(*xy(train), color=plot_style.SERIES[0], marker="o", label="training")
+    has_points = bool(train or held_out)
+    marker = None if has_points else "."
+    figure, axes = _line_figure(single, title, alpha=0.45, linewidth=1, marker=marker)
+    if train:
+        axes.plot(*xy(train), color=plot_style.SERIES[0], marker="o", label="training")
     if held_out:
         colour = plot_style.SERIES[1]
         axes.plot(*xy(held_out), color=colour, marker="s", label="validation")
     if name == "accuracy":
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
-    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
+    if has_points:
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
     last = (held_out or train or single)[-1][1]
-    split = "validation" if held_out else "training"
+    split = "validation " if held_out else "training " if train else ""
     return Plot(
         name if name in ("loss", "accuracy") else f"metric-{name}",
         title.capitalize(),
         f"{title.capitalize()} over {fmt.count(len(steps))} recorded steps; "
-        f"{split} {title} ends at {fmt.score(name, last)}.",
+        f"{split}{title} ends at {fmt.score(name, last)}.",
         figure,
-        f"Thin line: means of a few steps. Points: {points}.",
+        "Thin line: means of a few steps."
+        + (f" Points: {points}." if has_points else ""),
     )
 
 

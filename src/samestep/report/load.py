@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from samestep.document.formatting import plural
 from samestep.errors import RunError
 from samestep.files.untrusted import check_depth, check_parts, parse_json, read_text
+from samestep.output.run import LOOP_FILE, RECIPE_FILE, is_of_loop, what_continues
 from samestep.output.schema import (
     Epoch,
     Evaluation,
@@ -41,6 +42,8 @@ class RunFiles:
     environment: JsonObject
     notices: list[str]
     """What a reader must know first."""
+    is_of_loop: bool
+    """Whether the training loop was the user's own, so that there is no recipe."""
 
 
 def read_scaling(path: Path) -> Scaling:
@@ -64,8 +67,7 @@ def read_run(path: Path) -> RunFiles:
     evaluations = [record for record in records if isinstance(record, Evaluation)]
     file = path / "result.json"
     if file.exists():  # it is written last: without it the run is not over
-        remedy = f"`samestep resume {path}` writes it again from a checkpoint."
-        result = _read(Result, file, remedy)
+        result = _read(Result, file, f"Write it again with {what_continues(path)}.")
         notices = _verdict(result)
     else:
         result = _unfinished(path, steps, epochs, events)
@@ -73,11 +75,12 @@ def read_run(path: Path) -> RunFiles:
         notices = [
             "This training has not finished: it is still running, or was killed. The "
             f"report shows what it recorded up to step {steps[-1].step:,}. If it is "
-            f"no longer running, `samestep resume {path}` continues it."
+            f"no longer running, {what_continues(path)} continues it."
         ]
     environment = _read_object(path / "environment.json", parse_json)
     notices += damage + damage_of_events
-    return RunFiles(path, result, steps, events, environment, notices)
+    is_loop = is_of_loop(path)
+    return RunFiles(path, result, steps, events, environment, notices, is_loop)
 
 
 def _unfinished(
@@ -88,10 +91,11 @@ def _unfinished(
         raise RunError(
             f"{path} has no result.json and no step in metrics.jsonl: the training has "
             "just begun, or was killed before its first step. Report on it later, or "
-            f"continue it with `samestep resume {path}`."
+            f"continue it with {what_continues(path)}."
         )
+    name = LOOP_FILE if is_of_loop(path) else RECIPE_FILE
     return Result(
-        recipe=_read_object(path / "recipe.toml", tomllib.loads),
+        recipe=_read_object(path / name, tomllib.loads),
         placement=_placement(events),
         status="unfinished",
         epochs=epochs,
@@ -107,7 +111,7 @@ def _check_directory(path: Path) -> None:
         )
     if not any(
         (path / name).is_file()
-        for name in ("result.json", "metrics.jsonl", "recipe.toml")
+        for name in ("result.json", "metrics.jsonl", RECIPE_FILE)
     ):
         raise RunError(
             f"{path} is neither a run nor a scaling study: it has no result.json, no "

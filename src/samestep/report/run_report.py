@@ -4,7 +4,7 @@ import math
 
 from samestep.document import blocks as doc
 from samestep.document import formatting as fmt
-from samestep.output.schema import Epoch, Record, Result, measured
+from samestep.output.schema import Epoch, Record, Result, Step, measured
 from samestep.report import confusion, learning_plots, provenance
 from samestep.report.load import RunFiles
 from samestep.report.time_section import time_section
@@ -27,29 +27,43 @@ def run_document(run: RunFiles) -> doc.Document:
         _classes(result),
         _recipe(result),
         provenance.machine_section(run.environment),
-        provenance.repeat_section(
-            result.recipe, result.placement, str(run.path), result.weights_sha256
-        ),
     ]
+    if not run.is_of_loop:
+        repeat = result.recipe, result.placement, str(run.path), result.weights_sha256
+        sections.append(provenance.repeat_section(*repeat))
     subtitle = clean(f"A training with samestep, recorded in {run.path}")
     return doc.Document(clean(name), subtitle, result.status, run.notices, sections)
 
 
 def _summary(run: RunFiles) -> doc.Section:
-    blocks = doc.key_figures([_training_loss(run), *_facts(run.result)])
+    blocks = doc.key_figures([*_last_means(run), *_facts(run.result)])
     if run.result.weights_sha256:
         caption = "Fingerprint of the weights (SHA-256)"
         blocks.append(doc.Code(caption, run.result.weights_sha256))
     return doc.Section("Summary", "summary", blocks)
 
 
-def _training_loss(run: RunFiles) -> doc.Fact | None:
-    """Return the last loss of a run that has none of the test split."""
-    if run.result.test_loss is not None or not run.steps:
+def _last_means(run: RunFiles) -> list[doc.Fact | None]:
+    """Return the last loss of a run that has none of the test split.
+
+    Of the user's own loop, all means: nobody knows on which data they were taken.
+    """
+    if run.result.test_loss is not None:
+        return []
+    names, split = ["loss"], "training "
+    if run.is_of_loop:
+        names, split = ["loss", *run.result.metrics], ""
+    return [_last_mean(run.steps, name, split) for name in names]
+
+
+def _last_mean(steps: list[Step], name: str, split: str) -> doc.Fact | None:
+    found = ((step, measured(step, name)) for step in reversed(steps))
+    step, value = next((pair for pair in found if pair[1] is not None), (None, None))
+    if step is None:
         return None
-    last = run.steps[-1]
-    note = f"at step {last.step:,}"
-    return doc.Fact("Training loss", fmt.score("loss", last.loss), note)
+    label = f"{split}{fmt.plain_name(name)}"
+    note = f"at step {step.step:,}"
+    return doc.Fact(label[0].upper() + label[1:], fmt.score(name, value), note)
 
 
 def _facts(result: Result) -> list[doc.Fact | None]:
@@ -112,6 +126,7 @@ def _epoch_table(epochs: list[Epoch], names: list[str]) -> doc.Table:
         f"{title} {fmt.plain_name(name)}": (name, f"{split}_{name}")
         for split, title in SPLITS.items()
         for name in names
+        if any(measured(epoch, f"{split}_{name}") is not None for epoch in epochs)
     }
     columns: doc.Row = ("epoch", "time", "samples/s", *scores, "fingerprint")
     stride = math.ceil(len(epochs) / MAX_ROWS)

@@ -80,17 +80,22 @@ def _communication(epochs: list[Epoch]) -> list[Block]:
     known = [epoch for epoch in epochs if epoch.communication_share is not None]
     if not known:
         return []
+    text = (
+        f"In the last epoch, exchange and wait took "
+        f"{fmt.percent(known[-1].communication_share)} of the workers' time"
+    )
+    if known[-1].straggler_share is not None:
+        text += f", wait alone {fmt.percent(known[-1].straggler_share)}"
     received = sum(epoch.bytes_exchanged or 0 for epoch in known)
     sent = sum(epoch.network_bytes or 0 for epoch in known)
     between = f", {fmt.size(sent)} of them between machines" if sent else ""
-    text = (
-        f"In the last epoch, exchange and wait took "
-        f"{fmt.percent(known[-1].communication_share)} of the workers' time, wait "
-        f"alone {fmt.percent(known[-1].straggler_share)}. In "
-        f"{fmt.plural(len(known), 'epoch')}, all workers together exchanged "
-        f"{fmt.size(received)}{between}."
-    )
-    return [Text(text)]
+    if received:
+        epochs_ = fmt.plural(len(known), "epoch")
+        text += (
+            f". In {epochs_}, all workers together exchanged "
+            f"{fmt.size(received)}{between}"
+        )
+    return [Text(f"{text}.")]
 
 
 def _events(events: Sequence[Event]) -> list[Block]:

@@ -9,6 +9,7 @@ from samestep.config.data import CustomData
 from samestep.config.recipe import Recipe
 from samestep.errors import CheckpointError, RunError
 from samestep.files import untrusted
+from samestep.output.run import recipe_file
 from samestep.state import checkpoint
 from samestep.state.checkpoint import Checkpoint
 from samestep.system.conditions import FOUND_BY_WORKERS, deciding, of_machine
@@ -109,9 +110,7 @@ def find_start(
     again. Raises RunError, RecipeError, CheckpointError.
     """
     untrusted.check_parts(run)
-    if not (run / "recipe.toml").is_file():
-        raise RunError(f"{run} is not a run directory: it has no recipe.toml.")
-    recipe = Recipe.load(run / "recipe.toml", warn=False)
+    recipe = Recipe.load(recipe_file(run), warn=False)
     recipe = recipe_of(recipe, parts or {}, {})
     warnings, newest = [], None
     for _, candidate in checkpoint.newest_valid(checkpoint.directory_of(run)):

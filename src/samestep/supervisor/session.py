@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from samestep.config.placement import Placement
+from samestep.config.recipe import Recipe
 from samestep.core.ownership import spaced
 from samestep.errors import Interrupted, OutputError, SamestepError
 from samestep.messages.job import TrainingJob
@@ -60,6 +62,8 @@ class Session:
     """Writes and shows a training's messages, from its start to result.json."""
 
     writer: RunWriter
+    recipe: Recipe
+    placement: Placement
     view: View
     checksums: Mapping[str, str]
     """Checksums of user code and of data: conditions under which a run goes on."""
@@ -81,7 +85,7 @@ class Session:
             self.writer.event("notice", text=notice)
             self.view.note(f"note: {notice}")
         if not self.is_behind:
-            seconds = self.writer.placement.checkpoint_seconds
+            seconds = self.placement.checkpoint_seconds
             self._next_checkpoint = time.monotonic() + seconds
         try:
             self._train(training)
@@ -98,7 +102,7 @@ class Session:
     def _train(self, training: Training) -> None:
         writer, build = self.writer, training.build() | dict(self.checksums)
         self._checkpoints = CheckpointWriter(
-            writer.path, writer.recipe, build, self.listen, writer.fence
+            writer.path, self.recipe, build, self.listen, writer.fence
         )
         try:
             with self._checkpoints:
@@ -125,7 +129,7 @@ class Session:
         assert state is not None
         assert layout is not None
         result = checkpoint.result_of(state, layout)
-        model = checkpoint.model_bytes(result, layout, self.writer.recipe)
+        model = checkpoint.model_bytes(result, layout, self.recipe)
         self.writer.write_model(model)
 
     def _close(self, status: str, **fields: Any) -> None:
@@ -162,8 +166,8 @@ class Session:
         match message:
             case Started(conditions=conditions, steps_per_epoch=steps):
                 self._checkpoints.build = {**self._checkpoints.build, **conditions}
-                total = self.writer.recipe.num_steps(steps)
-                number = self.writer.placement.keep_checkpoints
+                total = self.recipe.num_steps(steps)
+                number = self.placement.keep_checkpoints
                 self._checkpoints.kept = spaced(total, number)
             case EpochRecord(epoch=epoch, validation_metrics=metrics):
                 self._check_loss("validation", metrics.get("validation_loss"), epoch)
@@ -191,15 +195,14 @@ class Session:
         is_new, self._epochs = saved.epochs > self._epochs, saved.epochs
         is_kept = saved.step in self._checkpoints.kept or self._is_due(saved.step)
         if is_new or is_kept or now >= self._next_checkpoint:
-            seconds = self.writer.placement.checkpoint_seconds
+            seconds = self.placement.checkpoint_seconds
             self._next_checkpoint = now + seconds
             epochs = self.writer.epochs[: saved.epochs]
             self._checkpoints.offer(Offer(read, layout, epochs, saved.step))
 
     def _is_due(self, step: int) -> bool:
         """Return whether a checkpoint comes after so many steps."""
-        writer = self.writer
-        intervals = writer.placement.checkpoint_steps, writer.recipe.evaluation_steps
+        intervals = self.placement.checkpoint_steps, self.recipe.evaluation_steps
         return any(every and step % every == 0 for every in intervals)
 
     def _stopped(self, state: State | None) -> str:
@@ -245,7 +248,7 @@ def supervise(
     worker of rank 0 finds the `callbacks` by their references. Raises as `Session.run`
     does.
     """
-    placement, recipe = session.writer.placement, session.writer.recipe
+    placement, recipe = session.placement, session.recipe
     with stop_on_signals() as stop:
         recovery = Recovery(
             server=server,
