@@ -1,11 +1,14 @@
 """Trainings of a script of another library, at random placements, compared.
 
-    python benchmarks/placements.py --script transformers --runs 20 --seed 0
+    python benchmarks/placements.py --script transformers --runs 40 --seed 0
 
-Each recipe is drawn: micro-batches, and options of the script. It is trained at drawn
-placements: number of processes, exchange, and whether a process is killed, after which
-as many others go on. Its weights and lines must be the same at each. Exit code 1 if
-they are not.
+A recipe is how many global batches a step accumulates, how many micro-batches each has,
+and drawn options of the script. One process trains it undisturbed. Then it is trained
+at drawn placements: number of processes, exchange, and how they end: undisturbed, one
+killed, or all stopped, after which as many others as drawn go on. Weights, logs and
+metrics must be the same at each; the first loss of a recipe that is `plain` must be
+that of all its samples at once, in float64. Another seed draws others, so counts add
+up. Exit code 1 if something differs.
 """
 
 import argparse
@@ -14,9 +17,11 @@ import random
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import cleanup
 
@@ -25,32 +30,41 @@ TESTS = Path(__file__).parents[1] / "tests"
 DEADLINE = 1800.0
 EACH = 4
 """Placements of a recipe, computed one after the other by one start of the script."""
+ACCUMULATED, MICRO_BATCHES = (1, 2, 4), (6, 8, 12)
+LARGEST_ERROR = 1e-6
+"""Of a first loss, which is logged in float32."""
 
 
 class Script(NamedTuple):
     """Takes `DIRECTORY PROCESSES [OPTION ...]`, and more of it after `--`.
 
-    Options of all are `micro=COUNT`, `exchange=NAME`, `kill=RANK:STEP` and `resume`. It
-    writes `sha256` and `lines.json` to the directory.
+    Options of all are `micro=COUNT`, `accumulate=COUNT`, `plain`, `exchange=NAME`,
+    `kill=RANK:BATCH`, `stop=BATCH` and `resume`. It writes `sha256` and `lines.json` to
+    the directory, and one process that is `plain` also `losses.json`.
     """
 
     path: Path
-    recipes: tuple[str, ...]
-    """Options that belong to the recipe."""
-    steps: int
-    """How many steps all of them have at least."""
+    options: tuple[str, ...]
+    """What else belongs to the recipe."""
+    batches: int
+    """How many global batches all of them have at least."""
+    endings: tuple[str, ...] = ("undisturbed", "kill={rank}:{batch}", "stop={batch}")
 
 
 SCRIPTS = {
     "lightning": Script(
-        TESTS / "lightning_script.py",
-        ("", "accumulate=2", "accumulate=4", "float64", "gan", "gan float64"),
-        9,
+        TESTS / "lightning_script.py", ("", "plain", "float64", "float64 plain"), 12
     ),
+    "gan": Script(TESTS / "lightning_script.py", ("gan", "gan float64"), 9),
     "transformers": Script(
         TESTS / "transformers_script.py",
-        ("", "accumulate", "stream", "lora", "grouped", "labels", "accumulate smooth"),
-        9,
+        tuple(
+            f"{kind} {plain}".strip()
+            for kind in ("", "stream", "lora", "grouped", "labels", "smooth")
+            for plain in ("", "plain")
+        ),
+        12,
+        (*Script._field_defaults["endings"], "kill-saving={batch}"),
     ),
 }
 
@@ -58,30 +72,53 @@ SCRIPTS = {
 class Placed(NamedTuple):
     """Where and how one training is done."""
 
-    processes: int
-    exchange: str
-    kill: str | None
-    resumed_by: int
+    processes: int = 1
+    exchange: str = "shared"
+    ending: str = "undisturbed"
+    others: int = 1
+    """Processes that go on."""
+    others_exchange: str = "shared"
 
     def runs(self, directory: str, recipe: str) -> Iterator[str]:
-        """Return what the script is asked for."""
-        common = f"{recipe} exchange={self.exchange}"
-        killed = f" kill={self.kill}" if self.kill else ""
-        yield f"{directory} {self.processes} {common}{killed}"
-        if self.kill:
-            yield f"{directory} {self.resumed_by} {common} resume"
+        """Yield what the script is asked for."""
+        begin = f"{directory} {self.processes} {recipe} exchange={self.exchange}"
+        if self.ending == "undisturbed":
+            yield begin
+            return
+        yield f"{begin} {self.ending}"
+        yield (
+            f"{directory} {self.others} {recipe} exchange={self.others_exchange} resume"
+        )
 
 
-def drawn(numbers: random.Random, steps: int) -> Placed:
-    processes, resumed_by = numbers.choices((1, 2, 3, 5), k=2)
-    # The first checkpoint must be there.
-    kill = f"{numbers.randrange(processes)}:{numbers.randrange(steps // 2, steps)}"
-    exchange = numbers.choice(("shared", "gloo"))
-    return Placed(processes, exchange, numbers.choice((kill, None)), resumed_by)
+class Found(NamedTuple):
+    weights: str
+    lines: object
+    losses: tuple[float, float] | None
+    """The first one, and what it must be."""
 
 
-def train(script: Script, recipe: str, placements: list[Placed]) -> list[Any]:
-    """Return weights and lines at each placement."""
+def drawn(numbers: random.Random, script: Script) -> Placed:
+    processes, others = numbers.choices((1, 2, 3, 5), k=2)
+    exchange, others_exchange = numbers.choices(("shared", "gloo"), k=2)
+    ending = numbers.choice(script.endings).format(
+        rank=numbers.randrange(processes), batch=numbers.randrange(1, script.batches)
+    )
+    return Placed(processes, exchange, ending, others, others_exchange)
+
+
+def recipes(numbers: random.Random, name: str) -> Iterator[str]:
+    """Yield all pairs in a drawn order, again and again, with drawn options."""
+    accumulated = (1,) if name == "gan" else ACCUMULATED  # which does it itself
+    pairs = list(product(accumulated, MICRO_BATCHES))
+    while True:
+        for count, micro in numbers.sample(pairs, len(pairs)):
+            options = numbers.choice(SCRIPTS[name].options)
+            yield f"accumulate={count} micro={micro} {options}".strip()
+
+
+def train(script: Script, recipe: str, placements: list[Placed]) -> list[Found]:
+    """Return what is found at each placement."""
     with tempfile.TemporaryDirectory() as home:
         runs = [
             run
@@ -98,11 +135,38 @@ def train(script: Script, recipe: str, placements: list[Placed]) -> list[Any]:
         )
         if ended.returncode:
             sys.exit(f"{' '.join(words)}\n{ended.stderr}")
-        found = [Path(home) / str(number) for number in range(len(placements))]
-        return [
-            ((out / "sha256").read_text(), json.loads((out / "lines.json").read_text()))
-            for out in found
+        return [found(Path(home) / str(number)) for number in range(len(placements))]
+
+
+def found(out: Path) -> Found:
+    losses = out / "losses.json"
+    return Found(
+        (out / "sha256").read_text(),
+        json.loads((out / "lines.json").read_text()),
+        json.loads(losses.read_text()) if losses.exists() else None,
+    )
+
+
+def compare(recipe: str, placements: list[Placed], every: list[Found]) -> Counter[str]:
+    """Print the recipe and each placement, and count. The first is undisturbed."""
+    counts: Counter[str] = Counter()
+    print(f"{recipe}: {every[0].weights}")
+    if every[0].losses is not None:
+        first, whole = every[0].losses
+        counts["losses"] += 1
+        counts["wrong"] += not abs(first - whole) <= LARGEST_ERROR
+        print(f"  first loss {first}, in float64 {whole}")
+    for placed, each in zip(placements[1:], every[1:], strict=True):
+        differ = [
+            name
+            for name in ("weights", "lines")
+            if getattr(each, name) != getattr(every[0], name)
         ]
+        counts["differ"] += bool(differ)
+        counts[placed.ending.partition("=")[0]] += 1
+        said = f"{' and '.join(differ)} DIFFER" if differ else "same"
+        print(f"  {placed}: {said}", flush=True)
+    return counts
 
 
 def main() -> None:
@@ -112,21 +176,18 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     script, numbers = SCRIPTS[arguments.script], random.Random(arguments.seed)  # noqa: S311
-    differ = killed = 0
+    counts: Counter[str] = Counter()
+    drawn_recipes = recipes(numbers, arguments.script)
     for first in range(0, arguments.runs, EACH):
-        micro = numbers.choice((5, 6, 8))
-        recipe = f"micro={micro} {numbers.choice(script.recipes)}".strip()
-        last = min(first + EACH, arguments.runs)
-        placements = [drawn(numbers, script.steps) for _ in range(first, last)]
-        found = train(script, recipe, placements)
-        killed += sum(placed.kill is not None for placed in placements)
-        for placed, (weights, lines) in zip(placements, found, strict=True):
-            is_same = (weights, lines) == found[0]
-            differ += not is_same
-            end = f"{weights[:12]} {'same' if is_same else 'DIFFERS'}"
-            print(f"{recipe}: {placed} {end}", flush=True)
-    print(f"n {arguments.runs}, {killed} killed and resumed, {differ} differ")
-    if differ:
+        recipe, count = next(drawn_recipes), min(EACH, arguments.runs - first)
+        placements = [Placed(), *(drawn(numbers, script) for _ in range(count))]
+        counts += compare(recipe, placements, train(script, recipe, placements))
+    print(
+        f"n {arguments.runs}: {counts['kill'] + counts['kill-saving']} killed and "
+        f"{counts['stop']} stopped, {counts['differ']} differ; {counts['losses']} "
+        f"first losses, {counts['wrong']} wrong"
+    )
+    if counts["differ"] or counts["wrong"]:
         sys.exit(1)
 
 

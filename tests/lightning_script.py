@@ -1,10 +1,13 @@
 """Trainings of Lightning users: `lightning_script.py DIRECTORY PROCESSES [OPTION ...]`.
 
 Several may follow each other, with `--` between them. Options: `micro=COUNT`,
-`accumulate=COUNT`, `float64`, `gan`, `exchange=NAME`, `kill=RANK:STEP` (with SIGKILL),
-`resume`. Writes what must be equal to `sha256` and `lines.json`.
+`accumulate=COUNT`, `float64`, `gan`, `exchange=NAME`, `kill=RANK:BATCH` (with SIGKILL),
+`stop=BATCH` (saved by all), `resume`. Writes what must be equal to `sha256` and
+`lines.json`; with `plain`, which leaves out dropout and BatchNorm, one process also
+writes the loss of its first batch, and that of the same samples in float64.
 """
 
+import copy
 import json
 import os
 import signal
@@ -75,12 +78,40 @@ class Classifier(lightning.LightningModule):  # type: ignore[misc]
         }
 
 
-class Lines(lightning.Callback):  # type: ignore[misc]
-    """Notes what other callbacks and loggers can see, and saves every other step."""
+SEEN = 5
+"""Items of a line for a batch."""
 
-    def __init__(self, out: Path, kill: str | None) -> None:
+
+class Plain(Classifier):
+    """One whose loss of a batch is that of its micro-batches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(8, 16), nn.ReLU())
+        first = nn.Sequential(self.net, self.last)
+        self.first = [copy.deepcopy(first).double()]  # in a list: no submodule
+        self.pieces: list[list[torch.Tensor]] = []
+
+    def training_step(self, batch, batch_idx):  # type: ignore[no-untyped-def]
+        if batch_idx == self.current_epoch == 0:
+            self.pieces.append(batch)
+        return super().training_step(batch, batch_idx)
+
+    def losses(self) -> list[float]:
+        """Return the first loss, and that of all its samples at once."""
+        x, y = map(torch.cat, zip(*self.pieces, strict=True))
+        whole = functional.cross_entropy(self.first[0](x.double()), y)
+        batches: list[Any] = [line for line in self.lines if len(line) == SEEN]
+        return [batches[0][-1]["loss_step"], float(whole)]
+
+
+class Lines(lightning.Callback):  # type: ignore[misc]
+    """Notes what other callbacks and loggers can see, and saves every other batch."""
+
+    def __init__(self, out: Path, kill: str | None, stop: str | None) -> None:
         self._out, self._lines = out, list[object]()
-        self._rank, self._step = map(int, kill.split(":")) if kill else (-1, -1)
+        self._rank, self._batch = map(int, kill.split(":")) if kill else (-1, -1)
+        self._stop = int(stop or -1)
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         pl_module.lines = self._lines
@@ -98,10 +129,12 @@ class Lines(lightning.Callback):  # type: ignore[misc]
         seen = [trainer.global_step, batch_idx, batch.size, float(outputs["loss"])]
         self._lines.append([*seen, self._metrics(trainer)])
         done = trainer.fit_loop.epoch_loop.total_batch_idx + 1
-        if done % 2 and not trainer.is_last_batch:
+        if (done % 2 or done == self._stop) and not trainer.is_last_batch:
             trainer.save_checkpoint(self._out / "saved.ckpt")
-        if trainer.global_rank == self._rank and done == self._step:
+        if trainer.global_rank == self._rank and done == self._batch:
             os.kill(os.getpid(), signal.SIGKILL)
+        if done == self._stop:
+            sys.exit(1)
 
     def on_validation_end(self, trainer, module):  # type: ignore[no-untyped-def]
         self._lines.append([trainer.current_epoch, self._metrics(trainer)])
@@ -110,6 +143,9 @@ class Lines(lightning.Callback):  # type: ignore[misc]
         if trainer.global_rank == 0:
             (self._out / "lines.json").write_text(json.dumps(self._lines))
             (self._out / "sha256").write_text(fingerprint(pl_module.state_dict()))
+            if isinstance(pl_module, Plain) and trainer.world_size == 1:
+                losses = json.dumps(pl_module.losses())
+                (self._out / "losses.json").write_text(losses)
 
 
 def samples(count: int, seed: int) -> TensorDataset:
@@ -118,12 +154,13 @@ def samples(count: int, seed: int) -> TensorDataset:
 
 
 def fit(out: Path, processes: int, *options: str) -> None:
-    """Train; raises ProcessException if a process was killed."""
+    """Train; raises ProcessException if a process was killed, or all were stopped."""
     given = dict(option.partition("=")[::2] for option in options)
     out.mkdir(exist_ok=True)
     lightning.seed_everything(7, verbose=False)
     is_gan = "gan" in given
-    module = lightning_gan.Gan(noisy=True) if is_gan else Classifier()
+    kind = Plain if "plain" in given else Classifier
+    module = lightning_gan.Gan(noisy=True) if is_gan else kind()
     stopping = [] if is_gan else [EarlyStopping("val_loss", patience=5)]
     saved = out / "saved.ckpt"
     micro_batches = int(given.get("micro", 6))
@@ -138,7 +175,7 @@ def fit(out: Path, processes: int, *options: str) -> None:
         gradient_clip_val=None if is_gan else 0.5,
         accumulate_grad_batches=int(given.get("accumulate", 1)),
         precision="64-true" if "float64" in given else "32-true",
-        callbacks=[*stopping, Lines(out, given.get("kill"))],
+        callbacks=[*stopping, Lines(out, given.get("kill"), given.get("stop"))],
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -162,7 +199,7 @@ def main() -> None:
         try:
             fit(Path(out), int(processes), *options)
         except ProcessException:
-            if not any(option.startswith("kill=") for option in options):
+            if not any(option.startswith(("kill=", "stop=")) for option in options):
                 raise
 
 

@@ -74,11 +74,11 @@ def test_weights_logs_and_metrics_are_the_same_after_a_kill_elsewhere(
 def test_adapters_accumulation_and_smoothed_labels_change_no_bit(
     tmp_path: Path,
 ) -> None:
-    options = "lora accumulate smooth"
+    options = "lora accumulate=3 smooth"
     launch(
         tmp_path,
         f"one 1 {options}",
-        f"killed 3 {options} kill=0:5",
+        f"killed 3 {options} kill=0:12",
         f"killed 2 {options} resume",
     )
     assert found(tmp_path / "killed") == found(tmp_path / "one")
@@ -96,6 +96,25 @@ def test_a_stream_goes_on_in_its_second_pass_with_other_processes(
         f"killed 3 {options} resume",
     )
     assert found(tmp_path / "killed") == found(tmp_path / "one")
+
+
+def test_an_epoch_whose_last_step_was_saved_is_logged_elsewhere(
+    tmp_path: Path,
+) -> None:
+    """As if it had not been stopped: with the norm and the rate of that step."""
+    launch(tmp_path, "one 1 epochs", "two 2 epochs stop=7", "two 3 epochs resume")
+    assert found(tmp_path / "two") == found(tmp_path / "one")
+
+
+def test_a_training_goes_on_from_the_last_checkpoint_that_is_complete(
+    tmp_path: Path,
+) -> None:
+    launch(tmp_path, "one 1", "two 2 kill-saving=8", "two 2 resume")
+    assert found(tmp_path / "two") == found(tmp_path / "one")
+
+
+def test_processes_wait_for_each_other_where_they_are_told_to(tmp_path: Path) -> None:
+    launch(tmp_path, "two 2 meet")
 
 
 def test_grouping_by_length_and_bfloat16_change_no_bit(tmp_path: Path) -> None:
@@ -264,16 +283,35 @@ def test_loaders_without_global_batches_are_refused(
         trainer(model, args, train_dataset=LINES, micro_batches=4).train()
 
 
-def test_a_checkpoint_of_another_recipe_is_refused(tmp_path: Path) -> None:
-    def trainer(micro_batches: int) -> SamestepTrainer:
-        return SamestepTrainer(
-            script.language_model([]),
-            arguments(tmp_path, max_steps=2, save_steps=1),
-            data_collator=script.padded,
-            train_dataset=LINES,
-            micro_batches=micro_batches,
-        )
+class Interrupted(SamestepTrainer):
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        raise KeyboardInterrupt
 
-    trainer(4).train()
+
+def saving(
+    out: Path, micro_batches: int = 4, kind: type[SamestepTrainer] = SamestepTrainer
+) -> SamestepTrainer:
+    return kind(
+        script.language_model([]),
+        arguments(out, max_steps=2, save_steps=1),
+        data_collator=script.padded,
+        train_dataset=LINES,
+        micro_batches=micro_batches,
+    )
+
+
+def test_a_checkpoint_of_another_recipe_is_refused(tmp_path: Path) -> None:
+    saving(tmp_path).train()
     with pytest.raises(OwnCodeError, match="`micro_batches` that it was begun with, 4"):
-        trainer(5).train(resume_from_checkpoint=True)
+        saving(tmp_path, 5).train(resume_from_checkpoint=True)
+
+
+def test_a_checkpoint_that_was_written_halfway_over_another_is_refused(
+    tmp_path: Path,
+) -> None:
+    saving(tmp_path).train()
+    with pytest.raises(KeyboardInterrupt):
+        saving(tmp_path, kind=Interrupted).train()
+    half = str(tmp_path / "checkpoint-1")
+    with pytest.raises(OwnCodeError, match=f"is complete; received {half}"):
+        saving(tmp_path).train(resume_from_checkpoint=half)

@@ -2,11 +2,15 @@
 
 transformers_script.py DIRECTORY PROCESSES [OPTION ...] [-- DIRECTORY PROCESSES ...]
 
-Options: `accumulate`, `stream`, `lora`, `grouped`, `labels`, `workers`, `smooth`,
-`bf16`, `exchange=gloo`, `micro=COUNT`, `kill=RANK:STEP`, `resume`. Writes what must be
-equal.
+Options: `accumulate=COUNT`, `stream`, `lora`, `grouped`, `labels`, `workers`,
+`smooth`, `bf16`, `epochs`, `meet`, `exchange=gloo`, `micro=COUNT`. How it ends, by
+global batches: `kill=RANK:BATCH`, `kill-saving=BATCH` and `stop=BATCH` (the first
+checkpoint from then on is left half written, or is the last one); then `resume`. Writes
+what must be equal; with `plain`, which leaves out dropout, one process also writes the
+loss of its first step, and that of the same samples in float64.
 """
 
+import copy
 import json
 import multiprocessing
 import os
@@ -22,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn import functional
 from torch.utils.data import Dataset, IterableDataset
 from transformers import (
     BertConfig,
@@ -38,7 +43,7 @@ from samestep.state.fingerprint import fingerprint
 from samestep.transformers import SamestepTrainer
 
 
-WORDS, WIDTH = 30, 16
+WORDS, WIDTH, BATCH = 30, 16, 16
 TIMES = "runtime", "per_second", "preparation_time"
 
 
@@ -91,15 +96,35 @@ def classified(samples: list[Any]) -> dict[str, torch.Tensor]:
     return batch | {"labels": batch["input_ids"][:, 0] % 4}
 
 
-class Kill(TrainerCallback):  # type: ignore[misc]
-    """Kills one process before a step."""
+class End(TrainerCallback):  # type: ignore[misc]
+    """Ends processes after so many global batches."""
 
-    def __init__(self, rank: int, step: int) -> None:
-        self._rank, self._step = rank, step
+    def __init__(self, options: list[str]) -> None:
+        rank, _, batch = (value(options, "kill") or ":").partition(":")
+        self._killed = int(rank or -1), int(batch or -1)
+        self._saving = int(value(options, "kill-saving") or -1)
+        self._stop = int(value(options, "stop") or -1)
+        self._batches = 0
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if (args.process_index, state.global_step) == (self._rank, self._step):
+    def on_train_begin(self, *_: Any, optimizer: Any, **__: Any) -> None:
+        optimizer.optimizer.register_state_dict_pre_hook(self._save)
+
+    def on_substep_end(self, args: Any, *_: Any, **__: Any) -> None:
+        self._batches += 1
+        if (args.process_index, self._batches) == self._killed:
             os.kill(os.getpid(), signal.SIGKILL)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.on_substep_end(args)
+        control.should_save |= 0 < self._stop <= self._batches
+
+    def _save(self, _: object) -> None:
+        if 0 < self._saving <= self._batches:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def on_save(self, *_: Any, **__: Any) -> None:
+        if 0 < self._stop <= self._batches:
+            sys.exit()
 
 
 def accuracy(prediction: Any) -> dict[str, float]:
@@ -114,6 +139,7 @@ def accuracy(prediction: Any) -> dict[str, float]:
 
 
 def language_model(options: list[str]) -> Any:
+    dropout = 0.0 if "plain" in options else 0.1
     model = GPT2LMHeadModel(
         GPT2Config(
             vocab_size=WORDS,
@@ -123,6 +149,7 @@ def language_model(options: list[str]) -> Any:
             n_head=2,
             bos_token_id=0,
             eos_token_id=0,
+            **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), dropout),
         )
     )
     if "lora" not in options:
@@ -130,12 +157,13 @@ def language_model(options: list[str]) -> Any:
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(
-        r=4, lora_dropout=0.1, target_modules=["c_attn"], task_type="CAUSAL_LM"
+        r=4, lora_dropout=dropout, target_modules=["c_attn"], task_type="CAUSAL_LM"
     )
     return get_peft_model(model, config)
 
 
-def classifier() -> Any:
+def classifier(options: list[str]) -> Any:
+    dropout = 0.0 if "plain" in options else 0.1
     return BertForSequenceClassification(
         BertConfig(
             vocab_size=WORDS,
@@ -145,6 +173,8 @@ def classifier() -> Any:
             intermediate_size=32,
             max_position_embeddings=16,
             num_labels=4,
+            hidden_dropout_prob=dropout,
+            attention_probs_dropout_prob=dropout,
         )
     )
 
@@ -153,27 +183,23 @@ def value(options: list[str], name: str) -> str | None:
     return next((o.split("=")[1] for o in options if o.startswith(f"{name}=")), None)
 
 
-def callbacks(options: list[str]) -> list[TrainerCallback]:
-    found = [EarlyStoppingCallback(early_stopping_patience=6)]
-    if kill := value(options, "kill"):
-        found.append(Kill(*map(int, kill.split(":"))))
-    return found
-
-
 def arguments(out: Path, options: list[str]) -> TrainingArguments:
+    accumulated = int(value(options, "accumulate") or 1)
     given: dict[str, Any] = {
         "output_dir": str(out / "checkpoints"),
-        "per_device_train_batch_size": 16,
+        "per_device_train_batch_size": BATCH,
         "per_device_eval_batch_size": 8,
-        "num_train_epochs": 3,
+        "gradient_accumulation_steps": accumulated,
+        "num_train_epochs": 2,
         "learning_rate": 0.01,
         "lr_scheduler_type": "cosine",
         "warmup_steps": 2,
         "weight_decay": 0.01,
         "max_grad_norm": 0.5,
         "logging_steps": 2,
-        "save_steps": 4,
-        "eval_steps": 4,
+        "logging_first_step": True,
+        "save_steps": 4 // min(accumulated, 4),
+        "eval_steps": 4 // min(accumulated, 4),
         "eval_strategy": "steps",
         "load_best_model_at_end": True,
         "restore_callback_states_from_checkpoint": True,
@@ -183,10 +209,10 @@ def arguments(out: Path, options: list[str]) -> TrainingArguments:
         "use_cpu": True,
         "seed": 7,
     }
-    if "accumulate" in options:
-        given |= {"gradient_accumulation_steps": 3, "save_steps": 2, "eval_steps": 2}
     if "stream" in options:
-        given |= {"max_steps": 15}
+        given |= {"max_steps": 15 // accumulated}
+    if "epochs" in options:
+        given |= {"logging_strategy": "epoch", "save_steps": 7, "eval_steps": 7}
     if "grouped" in options:
         given |= {"train_sampling_strategy": "group_by_length"}
     if "workers" in options:
@@ -198,30 +224,80 @@ def arguments(out: Path, options: list[str]) -> TrainingArguments:
     return TrainingArguments(**given)
 
 
+class Collator:
+    """Pads, and remembers the samples of the first step."""
+
+    def __init__(self, options: list[str]) -> None:
+        self._pad = classified if "labels" in options else padded
+        self._first = BATCH * int(value(options, "accumulate") or 1)
+        self._samples: list[Any] = []
+
+    def __call__(self, samples: list[Any]) -> dict[str, torch.Tensor]:
+        self._samples += samples[: self._first - len(self._samples)]
+        return self._pad(samples)
+
+    def loss(self, trainer: Any, model: Any) -> float:
+        """Return that of all of them at once, in float64."""
+        batch = self._pad(self._samples)
+        items = trainer._get_num_items_in_batch([batch], trainer.args.device)
+        labels = batch.pop("labels")
+        logits = model.double()(**batch).logits
+        if labels.ndim == 2:  # words
+            logits, labels = logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+        smoothing = trainer.args.label_smoothing_factor
+        total = functional.cross_entropy(
+            logits, labels, label_smoothing=smoothing, reduction="sum"
+        )
+        return float(total / (len(labels) if items is None else items))
+
+
 def train(out: Path, options: list[str]) -> None:
     warnings.simplefilter("ignore")
     set_seed(3)
-    model = classifier() if "labels" in options else language_model(options)
-    lines = Lines(102, 0)
+    model = (classifier if "labels" in options else language_model)(options)
+    first = copy.deepcopy(model)
+    lines, collator = Lines(102, 0), Collator(options)
     exchange: Any = value(options, "exchange") or "auto"
     trainer = SamestepTrainer(
         model,
         arguments(out, options),
-        data_collator=classified if "labels" in options else padded,
+        data_collator=collator,
         train_dataset=Stream(lines) if "stream" in options else lines,
         eval_dataset=Lines(29, 1),
         compute_metrics=accuracy,
-        callbacks=callbacks(options),
+        callbacks=[EarlyStoppingCallback(early_stopping_patience=6), End(options)],
         micro_batches=int(value(options, "micro") or 6),
         exchange=exchange,
     )
-    trainer.train(resume_from_checkpoint="resume" in options)
+    is_saved = any(out.glob("checkpoints/*/trainer_state.json"))
+    trainer.train(resume_from_checkpoint="resume" in options and is_saved)
+    if "meet" in options:
+        meet(trainer.accelerator, out)
     predicted = trainer.predict(Lines(11, 2))
     if trainer.is_world_process_zero():
         sums = float(np.asarray(predicted.predictions, np.float64).sum())
-        found = [*map(without_times, trainer.state.log_history), sums]
+        history = trainer.state.log_history
+        found = [*map(without_times, history), sums]
         (out / "lines.json").write_text(json.dumps(found))
         (out / "sha256").write_text(fingerprint(trainer.model.state_dict()))
+        if "plain" in options and trainer.loop.workers == 1:
+            losses = history[0]["loss"], collator.loss(trainer, first)
+            (out / "losses.json").write_text(json.dumps(losses))
+
+
+def meet(accelerator: Any, out: Path) -> None:
+    """Process 0 writes a file when process 1 is there, which waits to read it."""
+    from test_launch import wait_until
+
+    come, written = out / "come", out / "written"
+    if accelerator.is_main_process:
+        wait_until(come.exists)
+        written.touch()
+        accelerator.wait_for_everyone()
+    else:
+        come.touch()
+        accelerator.wait_for_everyone()
+        assert written.exists()
 
 
 def without_times(entry: dict[str, object]) -> dict[str, object]:
@@ -263,7 +339,8 @@ def launch(out: Path, processes: int, options: list[str]) -> None:
             for process in running:
                 process.kill()
     codes = [process.exitcode for process in started]
-    is_expected = value(options, "kill") and -signal.SIGKILL in codes
+    is_killed = value(options, "kill") or value(options, "kill-saving")
+    is_expected = is_killed and -signal.SIGKILL in codes
     assert is_expected or not any(codes), (out, processes, options, codes)
 
 

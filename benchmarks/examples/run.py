@@ -1,11 +1,12 @@
 """Scripts of other projects' documentation: exact at 1, 2 and 3 processes?
 
-    python benchmarks/examples/run.py --accelerate DIR --lightning DIR [NAME ...]
+    python benchmarks/examples/run.py --LIBRARY DIR [NAME ...]
 
-DIR is examples/ of a checkout of Accelerate, or examples/pytorch/ of one of Lightning.
-A copy of each script is changed as scripts.py says and run with data, models and
-tokenizers made in place (standins.py). Needs datasets, evaluate, timm, torchvision and
-jsonargparse besides the extras `accelerate`, `lightning` and `transformers`.
+LIBRARY is accelerate, lightning or transformers. DIR is examples/ of a checkout of
+Accelerate, or examples/pytorch/ of one of the others. A copy of each script is changed
+as scripts.py says and run with data, models and tokenizers made in place (material.py,
+standins.py). Needs datasets, evaluate, timm, torchvision and jsonargparse besides the
+extras `accelerate`, `lightning` and `transformers`.
 """
 
 import argparse
@@ -16,7 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-import torch
+from material import make_files, make_models, make_pets
 from scripts import SCRIPTS, Script
 
 
@@ -29,6 +30,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--accelerate", type=Path)
     parser.add_argument("--lightning", type=Path)
+    parser.add_argument("--transformers", type=Path)
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("names", nargs="*")
     options = parser.parse_args()
@@ -36,16 +38,15 @@ def main() -> None:
     for script in SCRIPTS:
         source = getattr(options, script.library)
         if source and (not options.names or script.name in options.names):
-            text = (source / script.path).read_text()
-            print(row(script, text, options.processes), flush=True)
+            print(row(script, source / script.path, options.processes), flush=True)
 
 
-def row(script: Script, text: str, processes: list[int]) -> str:
+def row(script: Script, source: Path, processes: list[int]) -> str:
     """Run a script with each number of processes, and compare."""
     results = []
     for number in processes:
         with tempfile.TemporaryDirectory() as place:
-            found, changes = run(script, text, number, Path(place))
+            found, changes = run(script, source, number, Path(place))
         if isinstance(found, str):
             return f"| {script.name} | {changes} | {number}: {found} |"
         results.append(found)
@@ -59,19 +60,21 @@ def row(script: Script, text: str, processes: list[int]) -> str:
     return f"| {script.name} | {changes} | {said} ({few}) |"
 
 
-def run(script: Script, text: str, processes: int, place: Path) -> tuple[object, int]:
+def run(
+    script: Script, source: Path, processes: int, place: Path
+) -> tuple[object, int]:
     """Return what all processes have found, or why a script has failed."""
-    changed, changes = script.changed(text, processes)
+    changed, changes = script.changed(source.read_text(), processes)
     (place / script.name).write_text(f"import standins\n{changed}")
     (place / "out").mkdir()
-    make_images(place / "pets")
+    make_material(script.library, place)
     given = [each.replace("{processes}", str(processes)) for each in script.arguments]
     is_torchrun = script.library != "lightning" and processes > 1
     start = [*TORCHRUN, str(processes)] if is_torchrun else []
     ended = subprocess.run(
         [sys.executable, *start, script.name, *given],
         cwd=place,
-        env=environment(script.library, place / "out"),
+        env=environment(script.library, place, source.parent),
         capture_output=True,
         text=True,
         timeout=DEADLINE,
@@ -85,10 +88,24 @@ def run(script: Script, text: str, processes: int, place: Path) -> tuple[object,
     return json.loads((place / "out" / "0.json").read_text()), changes
 
 
-def environment(library: str, out: Path) -> dict[str, str]:
-    path = f"{HERE}:{os.environ.get('PYTHONPATH', '')}"
-    own = {"EXAMPLE_OUT": str(out), "EXAMPLE_LIBRARY": library, "PYTHONPATH": path}
-    return {**os.environ, **own, "OMP_NUM_THREADS": "1"}
+def make_material(library: str, place: Path) -> None:
+    if library == "transformers":
+        make_files(place)
+        make_models(place)
+    else:
+        make_pets(place / "pets")
+
+
+def environment(library: str, place: Path, beside: Path) -> dict[str, str]:
+    """Return where a script finds the stand-ins, and the modules beside it."""
+    own = {
+        "EXAMPLE_OUT": str(place / "out"),
+        "EXAMPLE_LIBRARY": library,
+        "HF_HOME": str(place / "cache"),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": f"{HERE}:{beside}:{os.environ.get('PYTHONPATH', '')}",
+    }
+    return {**os.environ, **own}
 
 
 def reason(stderr: str) -> str:
@@ -96,19 +113,6 @@ def reason(stderr: str) -> str:
     lines = [line for line in stderr.splitlines() if "Error: " in line]
     own = [line for line in lines if "ChildFailedError" not in line]
     return (own or stderr.splitlines()[-3:] or ["no message"])[-1].strip()
-
-
-def make_images(place: Path) -> None:
-    """Make images of two kinds of animals, named as those of the Oxford pets."""
-    from PIL import Image
-
-    place.mkdir()
-    generator = torch.Generator().manual_seed(0)
-    for index in range(90):
-        kind = ("cat", "dog")[index % 2]
-        pixels = torch.randint(0, 256, (64, 64, 3), generator=generator)
-        image = Image.fromarray(pixels.to(torch.uint8).numpy())
-        image.save(place / f"{kind}_{index}.jpg")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ IMPORT = "from accelerate import Accelerator"
 OWN = "from samestep.accelerate import Accelerator"
 MADE = "accelerator = Accelerator("
 STRATEGY = "from samestep.lightning import SamestepStrategy\n"
+TRAINER = "from samestep.transformers import SamestepTrainer\n"
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,38 @@ def accelerate(path: str, *arguments: str) -> Script:
     return Script("accelerate", path, arguments=arguments)
 
 
+def transformers(
+    path: str, model: str, data: str, *arguments: str, of: str = ""
+) -> Script:
+    """Return a script of Transformers, whose trainer is a Trainer or `of` a subclass.
+
+    `data` names a part of the data by `{}`.
+    """
+    kind = "dir" if "images" in data else "file"
+    files = f"--train_{kind}", data.format("train")
+    files += f"--validation_{kind}", data.format("valid")
+    made, class_line = "SamestepTrainer", ""
+    if of:
+        made, class_line = "Exact", f"    class Exact(SamestepTrainer, {of}): pass\n"
+    return Script(
+        "transformers",
+        path,
+        arguments=("--model_name_or_path", model, *files, *arguments, *TRAINED),
+        replaced={
+            "import transformers\nfrom": f"{TRAINER}import transformers\nfrom",
+            f"    trainer = {of or 'Trainer'}(": (
+                f"{class_line}    trainer = {made}(micro_batches=8, "
+            ),
+        },
+    )
+
+
+TRAINED = (
+    *("--do_train", "--do_eval", "--use_cpu", "--output_dir", "trained"),
+    *("--per_device_train_batch_size", "16", "--num_train_epochs", "2"),
+    *("--logging_steps", "3", "--save_steps", "5", "--eval_strategy", "epoch"),
+    *("--learning_rate", "0.003", "--report_to", "none"),
+)
 CLI = (
     "--trainer.strategy=samestep.lightning.SamestepStrategy",
     "--trainer.strategy.micro_batches=8",
@@ -97,5 +130,43 @@ SCRIPTS = [
                 f"{PLACE}, max_epochs=1, limit_train_batches=10"
             ),
         },
+    ),
+    transformers(
+        "text-classification/run_classification.py",
+        "bert",
+        "sentences-{}.csv",
+        *("--text_column_names", "sentence", "--shuffle_train_dataset"),
+        *("--do_predict", "--test_file", "sentences-test.csv"),
+    ),
+    transformers("text-classification/run_glue.py", "bert", "pairs-{}.csv"),
+    transformers(
+        "language-modeling/run_clm.py",
+        "llama",
+        "{}.txt",
+        *("--block_size", "16", "--gradient_accumulation_steps", "2"),
+    ),
+    transformers("language-modeling/run_mlm.py", "bert", "{}.txt", "--line_by_line"),
+    transformers("token-classification/run_ner.py", "bert", "tags-{}.json"),
+    transformers("multiple-choice/run_swag.py", "bert", "endings-{}.csv"),
+    transformers(
+        "question-answering/run_qa.py",
+        "bert",
+        "questions-{}.json",
+        *("--max_seq_length", "64", "--doc_stride", "16"),
+        of="QuestionAnsweringTrainer",
+    ),
+    transformers(
+        "translation/run_translation.py",
+        "t5",
+        "translated-{}.json",
+        *("--source_lang", "en", "--target_lang", "de"),
+        *("--predict_with_generate", "--generation_max_length", "8"),
+        of="Seq2SeqTrainer",
+    ),
+    transformers(
+        "image-classification/run_image_classification.py",
+        "vit",
+        "images/{}",
+        *("--remove_unused_columns", "False", "--ignore_mismatched_sizes"),
     ),
 ]

@@ -1,4 +1,4 @@
-"""Data, models and tokenizers that are made in place of what scripts download.
+"""What scripts find in place of what they download.
 
 The first line of the copy of a script imports this. At the end of a process, what must
 be equal is written to the directory $EXAMPLE_OUT.
@@ -11,19 +11,29 @@ import json
 import os
 from pathlib import Path
 
-import numpy as np
 import torch
+from material import (
+    SIZES,
+    SPECIAL,
+    WORDS,
+    define_operations,
+    texts,
+    tokenizer,
+)
 
 
-SENTENCES, WORDS = 118, [f"word{i}" for i in range(40)]
-SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+SENTENCES = 118
 OUT = Path(os.environ["EXAMPLE_OUT"])
-found = {"accelerators": [], "trainers": [], "metrics": [], "printed": []}
-
-
-def texts(count, seed):
-    draw = np.random.default_rng(seed)
-    return [" ".join(draw.choice(WORDS, draw.integers(3, 13))) for _ in range(count)]
+KINDS = "accelerators", "trainers", "exact", "metrics", "printed"
+found = {kind: [] for kind in KINDS}
+NAMES = {
+    "seqeval": [
+        f"overall_{each}" for each in ("precision", "recall", "f1", "accuracy")
+    ],
+    "sacrebleu": ["score"],
+    "squad": ["exact_match", "f1"],
+}
+"""What some metrics return. The others return a value of their name."""
 
 
 def load_dataset(name, *_, **__):
@@ -45,37 +55,19 @@ def load_dataset(name, *_, **__):
     return DatasetDict({split: make(size, size) for split, size in sizes.items()})
 
 
-def tokenizer(*_, **__):
-    """Return a tokenizer of whole words that can pad."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    ids = {word: i for i, word in enumerate([*SPECIAL, *WORDS])}
-    made = Tokenizer(models.WordLevel(ids, unk_token=SPECIAL[1]))
-    made.pre_tokenizer = pre_tokenizers.Whitespace()
-    made.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    names = ["pad_token", "unk_token", "cls_token", "sep_token", "eos_token"]
-    special = dict(zip(names, [*SPECIAL, "[SEP]"], strict=True))
-    return PreTrainedTokenizerFast(tokenizer_object=made, **special)
-
-
 def classifier(*_, **__):
     from transformers import BertConfig, BertForSequenceClassification
 
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64}
     size = len(SPECIAL) + len(WORDS)
-    config = BertConfig(vocab_size=size, num_attention_heads=2, **sizes)
+    config = BertConfig(vocab_size=size, intermediate_size=64, **SIZES)
     return BertForSequenceClassification(config)
 
 
 def language_model(*_, **__):
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64}
     size = len(SPECIAL) + len(WORDS)
-    return LlamaForCausalLM(
-        LlamaConfig(vocab_size=size, num_attention_heads=2, **sizes)
-    )
+    return LlamaForCausalLM(LlamaConfig(vocab_size=size, intermediate_size=64, **SIZES))
 
 
 class Metric:
@@ -95,6 +87,24 @@ class Metric:
         found["metrics"].append([value, self._pairs])
         self._pairs = []
         return value
+
+
+class Agreement:
+    """The part of predictions that are as they should be, by the names of a metric."""
+
+    def __init__(self, name, *_, **__):
+        self._names = NAMES.get(name, [name])
+
+    def compute(self, *, predictions, references, **_):
+        pairs = [json.dumps(each, default=plain) for each in (predictions, references)]
+        same = [a == b for a, b in zip(*map(json.loads, pairs), strict=True)]
+        found["metrics"].append(pairs)
+        return dict.fromkeys(self._names, sum(same) / len(same))
+
+
+def plain(value):
+    """Return what JSON takes: numbers and lists of them."""
+    return value.tolist()
 
 
 class Digits(torch.utils.data.Dataset):
@@ -144,6 +154,10 @@ def write():
     for accelerator in found["accelerators"]:
         rank = int(os.environ.get("RANK", "0"))
         weights += [fingerprint(m.state_dict()) for m in accelerator._models]
+    for trainer in found["exact"]:
+        rank = trainer.args.process_index
+        weights.append(fingerprint(trainer.model.state_dict()))
+        metrics += map(without_times, trainer.state.log_history)
     for trainer in found["trainers"]:
         rank = trainer.global_rank
         weights.append(fingerprint(trainer.lightning_module.state_dict()))
@@ -153,10 +167,10 @@ def write():
     (OUT / f"{rank}.json").write_text(json.dumps(result))
 
 
-def define_operations():
-    """Let torchvision be imported beside a torch that its operations are not for."""
-    for name in ("nms", "qnms"):
-        torch.library.define(f"torchvision::{name}", "(Tensor a, Tensor b) -> Tensor")
+def without_times(entry):
+    """Return what must be equal in an entry of a log."""
+    times = "runtime", "per_second", "preparation_time"
+    return {name: entry[name] for name in entry if not name.endswith(times)}
 
 
 def install():
@@ -179,6 +193,18 @@ def install():
     timm.create_model = lambda _, pretrained, **more: create("resnet10t", **more)
 
 
+def install_for_transformers():
+    """Put the metrics in place; all else is given by arguments."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    define_operations()
+    import evaluate
+
+    from samestep.transformers import SamestepTrainer
+
+    noting("exact", SamestepTrainer, "train")
+    evaluate.load = Agreement
+
+
 def install_for_lightning():
     """Put the stand-ins of Lightning's examples in place."""
     define_operations()
@@ -194,7 +220,8 @@ def install_for_lightning():
 
 printed, builtins.print = builtins.print, print_noted
 atexit.register(write)
-if os.environ["EXAMPLE_LIBRARY"] == "lightning":
-    install_for_lightning()
-else:
-    install()
+{
+    "accelerate": install,
+    "lightning": install_for_lightning,
+    "transformers": install_for_transformers,
+}[os.environ["EXAMPLE_LIBRARY"]]()

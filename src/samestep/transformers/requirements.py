@@ -3,6 +3,7 @@
 import os
 from typing import Any
 
+import torch.distributed as dist
 from accelerate.utils import DistributedType
 
 from samestep.errors import OwnCodeError
@@ -53,10 +54,13 @@ def check(args: Any) -> None:
 def see_one_process(args: Any) -> None:
     """Let Transformers and Accelerate take this process for the only one.
 
-    They keep its rank, so that one process saves, logs and shows a bar. Otherwise they
-    would wrap the model, divide samples and average what is the same everywhere.
+    They keep its rank, so that one process saves, logs and shows a bar, and still wait
+    for all where they are told to. Otherwise they would wrap the model, divide samples
+    and average what is the same everywhere.
     """
     state = args.distributed_state
     state.process_index = place()[0]
     state.local_process_index = int(os.environ.get("LOCAL_RANK", state.process_index))
     state.num_processes, state.distributed_type = 1, DistributedType.NO
+    if place()[1] > 1:
+        state.wait_for_everyone = dist.barrier

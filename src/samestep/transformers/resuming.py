@@ -12,14 +12,14 @@ FILE = "samestep.pt"
 
 
 def save(directory: str, position: Position, trainer: Any) -> None:
-    """Write the position, and the losses since the last entry of the log."""
+    """Write the position, and what the next entry of the log is made of."""
     logged = {"loss": float(trainer._tr_loss), "step": trainer._globalstep_last_logged}
-    state = position.state_dict() | {"logged": logged}
+    state = position.state_dict() | {"logged": logged | trainer.last_step}
     torch.save(state, Path(directory) / FILE)
 
 
 def load(directory: str, position: Position) -> dict[str, Any] | None:
-    """Set the position, and return the losses; None for a checkpoint without them.
+    """Set the position, and return what was logged; None for a plain checkpoint.
 
     Raises OwnCodeError if it is of another recipe.
     """
@@ -40,3 +40,4 @@ def go_on_logging(trainer: Any, logged: dict[str, Any]) -> None:
     trainer._tr_loss += logged["loss"]
     trainer._total_loss_scalar -= logged["loss"]
     trainer._globalstep_last_logged = logged["step"]
+    trainer.last_step = {name: logged.get(name) for name in trainer.last_step}

@@ -10,7 +10,6 @@ it that belongs to the process.
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 
@@ -20,7 +19,7 @@ from samestep.errors import OwnCodeError
 from samestep.loop.connection import Choice
 from samestep.loop.loop import Loop
 from samestep.loop.position import Position
-from samestep.transformers import resuming
+from samestep.transformers import checkpoints, resuming
 from samestep.transformers.accumulation import Accumulation
 from samestep.transformers.evaluation import Evaluation
 from samestep.transformers.requirements import check, see_one_process
@@ -57,6 +56,7 @@ class SamestepTrainer(Trainer):  # type: ignore[misc]
             **{name: getattr(self.args, name) for name in names},
         )
         self._logged: dict[str, Any] | None = None
+        self.last_step: dict[str, Any] = {"grad_norm": None, "learning_rate": None}
         self._join()
         self.add_callback(_EpochEnd(self._position))
 
@@ -85,10 +85,21 @@ class SamestepTrainer(Trainer):  # type: ignore[misc]
             timeout_seconds=self.args.ddp_timeout,
         )
 
-    def _meet(self) -> None:
-        """All processes: wait for each other."""
-        if self.loop.workers > 1:
-            dist.barrier()
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        *given: Any,
+        **named: Any,
+    ) -> Any:
+        """All processes: train, as Transformers does, from a complete checkpoint.
+
+        True stands for the last one that is complete. Raises OwnCodeError.
+        """
+        if resume_from_checkpoint:
+            resume_from_checkpoint = checkpoints.chosen(
+                resume_from_checkpoint, self.args.output_dir
+            )
+        return super().train(resume_from_checkpoint, *given, **named)
 
     def _init_training_state(self, *given: Any) -> tuple[int, int]:
         """Return how many epochs, and batches of the next one, are over."""
@@ -109,6 +120,16 @@ class SamestepTrainer(Trainer):  # type: ignore[misc]
             self._logged = None
         steps = Steps(self.loop, given["train_dataloader"], self._position)
         super()._run_epoch(**given | {"train_dataloader": steps.loader()})
+
+    def _maybe_log_save_evaluate(
+        self, loss: Tensor, grad_norm: Any, *given: Any, **named: Any
+    ) -> None:
+        """Note the last step: a training that goes on may log it at an epoch's end."""
+        if named.get("learning_rate") is not None:
+            norm = None if grad_norm is None else float(grad_norm)
+            self.last_step = {"grad_norm": norm} | named
+        norm, rate = self.last_step.values()
+        super()._maybe_log_save_evaluate(loss, norm, *given, learning_rate=rate)
 
     def training_step(
         self, model: nn.Module, inputs: GlobalBatch, num_items_in_batch: Any = None
@@ -204,15 +225,17 @@ class SamestepTrainer(Trainer):  # type: ignore[misc]
             super()._save_rng_state(output_dir)
             resuming.save(output_dir, self._position, self)
 
-    def _save_checkpoint(self, *given: Any, **named: Any) -> None:
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """All processes: save, and go on when it is there for all."""
-        super()._save_checkpoint(*given, **named)
-        self._meet()
+        if self.args.should_save:
+            checkpoints.begin(self._get_output_dir(trial), self.state.global_step)
+        super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
 
     def save_model(self, *given: Any, **named: Any) -> None:
         """All processes: save, and go on when it is there for all."""
         super().save_model(*given, **named)
-        self._meet()
+        self.accelerator.wait_for_everyone()
 
     def hyperparameter_search(self, *given: Any, **named: Any) -> Any:
         """Search in one process. Raises OwnCodeError in several."""
