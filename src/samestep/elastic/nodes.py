@@ -36,11 +36,13 @@ from samestep.system.signals import EXIT_CODES, Stop, stop_on_signals
 
 POLL_SECONDS = 0.2
 LAST_CALL_SECONDS = 2
-"""Seconds to wait for more machines once there are enough. After the loss of a machine
-all others stand still for so long; torchrun's default is 30."""
+"""Seconds to wait for more machines once there are enough, unless all that were there
+before have joined again; torchrun's default is 30."""
 SHUTDOWN_SECONDS = 15
 """Seconds until a worker that does not end is killed; torchrun's default is 30. Workers
 take 5 s and the time to write a checkpoint; a stopped process (SIGSTOP) never ends."""
+MONITOR_SECONDS = 0.25
+"""Seconds between two looks of torchrun at the workers and at the other machines."""
 RDZV_ID = "samestep"
 """The job's name unless `--rdzv-id` is given: an endpoint serves one job."""
 JOB = "SAMESTEP_JOB"
@@ -141,6 +143,7 @@ def _command(context: click.Context, workers: int) -> list[str]:
         *("--local-addr", network_interfaces.resolve(given["interface"]).address),
         *("--signals-to-handle", SIGNALS),
         *("--shutdown-timeout", str(SHUTDOWN_SECONDS)),
+        *("--monitor-interval", str(MONITOR_SECONDS)),
         *("-m", "samestep.worker", *_arguments(context)),
     ]
 

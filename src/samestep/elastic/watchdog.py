@@ -18,6 +18,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
+
 from samestep.system import shared_memory
 from samestep.system.signals import EXIT_CODES, Stop
 
@@ -52,6 +54,17 @@ def announce_loss() -> None:
 def _set_loss(size: int) -> None:
     with contextlib.suppress(OSError):
         os.truncate(os.environ[LOSS], size)
+
+
+def wake_workers(agent: int) -> None:
+    """Agent or worker, before workers are ended: wake those that SIGSTOP has stopped.
+
+    They would not notice the signal of torchrun, which kills them only after 30 s.
+    """
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for process in psutil.Process(agent).children():
+            if process.status() == psutil.STATUS_STOPPED:
+                process.resume()
 
 
 def is_loss_announced() -> bool:

@@ -28,7 +28,7 @@ from samestep.elastic.gathering import Meeting
 from samestep.elastic.leader import Leader
 from samestep.elastic.membership import POLL_SECONDS
 from samestep.elastic.preflight import Request
-from samestep.elastic.watchdog import Watcher
+from samestep.elastic.watchdog import Watcher, wake_workers
 from samestep.errors import Interrupted, PeerLost, PlacementError
 from samestep.system.heartbeat import Heartbeat
 from samestep.training.worker import build_replay
@@ -116,5 +116,7 @@ def _lingering(watcher: Watcher) -> Iterator[None]:
         yield
     except (Interrupted, PeerLost, DistError) as error:
         in_order = isinstance(error, Interrupted) and error.__cause__ is None
+        if not in_order:
+            wake_workers(os.getppid())
         watcher.wait_for_signal(STOPPED_SECONDS if in_order else LOST_SECONDS)
         raise Interrupted(str(error), watcher.stop.exit_code) from error

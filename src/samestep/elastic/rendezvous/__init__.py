@@ -14,6 +14,7 @@ import os
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 
 from torch._C._distributed_c10d import Store, TCPStore
 from torch.distributed.elastic.rendezvous import (
@@ -26,6 +27,7 @@ from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import (
 )
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import (
     RendezvousBackend,
+    RendezvousSettings,
     RendezvousTimeout,
 )
 from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
@@ -48,10 +50,10 @@ READ_SECONDS = 60
 """Deadline of the store's operations; `--rdzv-conf read_timeout=...` changes it."""
 JOIN_SECONDS = 600
 """Deadline for all machines to arrive; `--rdzv-conf join_timeout=...` changes it."""
-KEEP_ALIVE_SECONDS, KEEP_ALIVE_ATTEMPTS = 1, 3
-"""A machine is lost when it has not been heard of for the product; torchrun's defaults,
-5 and 3, are changed by `--rdzv-conf keep_alive_interval=...,keep_alive_max_attempt=...`
-"""
+KEEP_ALIVE_SECONDS, KEEP_ALIVE_ATTEMPTS = 0.5, 5
+"""A machine is lost when it has not been heard of for the product; torchrun's defaults
+are 5 and 3. `--rdzv-conf keep_alive_interval=...,keep_alive_max_attempt=...` changes
+them. Heartbeats may come at twice the interval, or each second while machines meet."""
 LOOK_SECONDS = 0.5
 
 
@@ -69,28 +71,28 @@ def create(parameters: RendezvousParameters) -> RendezvousHandler:
     backend, store = (_in_etcd if in_etcd else _served)(host, port, parameters)
     where = f"job {parameters.run_id}, at {host}:{port}"
     _check_job(store, parameters.run_id, where)
-    made: Rendezvous = Rendezvous.from_backend(
+    seconds = partial(_seconds, parameters)
+    settings = RendezvousSettings(
         parameters.run_id,
-        store,
-        backend,
         parameters.min_nodes,
         parameters.max_nodes,
-        parameters.local_addr,
         RendezvousTimeout(
-            join=timedelta(seconds=_number(parameters, "join_timeout", JOIN_SECONDS)),
-            last_call=timedelta(seconds=_number(parameters, "last_call_timeout", 30)),
-            close=timedelta(seconds=_number(parameters, "close_timeout", 30)),
-            heartbeat=timedelta(seconds=_number(parameters, "heartbeat_timeout", 5)),
+            join=seconds("join_timeout", JOIN_SECONDS),
+            last_call=seconds("last_call_timeout", 30),
+            close=seconds("close_timeout", 30),
+            heartbeat=seconds("heartbeat_timeout", 5),
         ),
-        keep_alive_interval=_number(
-            parameters, "keep_alive_interval", KEEP_ALIVE_SECONDS
-        ),
+        keep_alive_interval=seconds("keep_alive_interval", KEEP_ALIVE_SECONDS),
         keep_alive_max_attempt=_number(
             parameters, "keep_alive_max_attempt", KEEP_ALIVE_ATTEMPTS
         ),
     )
-    made.where = where
-    return made
+    return Rendezvous(settings, backend, store, parameters.local_addr, where)
+
+
+def _seconds(parameters: RendezvousParameters, name: str, default: float) -> timedelta:
+    """Return a time of `--rdzv-conf`, or the default."""
+    return timedelta(seconds=float(parameters.get(name, default)))
 
 
 def _number(parameters: RendezvousParameters, name: str, default: int) -> int:

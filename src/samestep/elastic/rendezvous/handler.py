@@ -1,10 +1,10 @@
 """torchrun's rendezvous, with what samestep adds."""
 
+import os
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from torch._C._distributed_c10d import Store
 from torch.distributed.elastic.rendezvous import (
@@ -14,6 +14,7 @@ from torch.distributed.elastic.rendezvous import (
 )
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import (
     DynamicRendezvousHandler,
+    RendezvousBackend,
     RendezvousSettings,
 )
 
@@ -36,18 +37,18 @@ class Rendezvous(DynamicRendezvousHandler):
 
     def __init__(
         self,
-        node: Any,
         settings: RendezvousSettings,
-        _backend_name: str,
+        backend: RendezvousBackend,
         store: Store,
-        state_holder: Any,
+        local_addr: str | None,
+        where: str,
     ) -> None:
-        """Join as one agent; called by `from_backend`."""
-        self._living = LivingState(state_holder._backend, settings)
+        """Join as one agent. `where` has the job and its endpoint, for messages."""
+        self._living = LivingState(backend, settings)
+        node = self._node_desc_generator.generate(local_addr)
         # torchrun wants the name that it was asked for.
         super().__init__(node, settings, "samestep", store, self._living)
-        self.where = ""
-        """The job and its endpoint, for messages."""
+        self._where = where
         self._machines = 0
         """In the current round."""
 
@@ -59,8 +60,10 @@ class Rendezvous(DynamicRendezvousHandler):
         waiting = super().num_nodes_waiting()
         lost = self._machines - len(self._living.state.participants)
         if lost:
-            say(f"lost {lost} of {self._machines} machines, {self.where}")
+            say(f"lost {lost} of {self._machines} machines, {self._where}")
             watchdog.announce_loss()
+        if waiting + lost:
+            watchdog.wake_workers(os.getpid())
         return waiting + lost
 
     def next_rendezvous(self) -> RendezvousInfo:
@@ -71,10 +74,11 @@ class Rendezvous(DynamicRendezvousHandler):
         except RendezvousTimeoutError:
             refuse(
                 f"Fewer than {self._settings.min_nodes} machines have arrived in time, "
-                f"{self.where}. Run the same command on all of them; `samestep doctor "
+                f"{self._where}. Run the same command on all of them; `samestep doctor "
                 "--peer HOST` shows whether they can reach each other."
             )
         self._machines = joined.world_size
+        self._living.expect_members()
         watchdog.expect_no_loss()
         return joined
 
@@ -90,7 +94,7 @@ class Rendezvous(DynamicRendezvousHandler):
         time.sleep(attempts * interval.total_seconds())
         if not self._living.reopen():
             refuse(
-                f"The training is over, or about to be: {self.where}. For another one "
+                f"The training is over, or about to be: {self._where}. For another one "
                 "choose another `--rdzv-id`."
             )
         return super().next_rendezvous()
@@ -106,7 +110,9 @@ class Rendezvous(DynamicRendezvousHandler):
                 here = len(self._living.state.participants)
                 least = self._settings.min_nodes
                 if 0 < here < least:
-                    say(f"waiting for {least - here} of {least} machines, {self.where}")
+                    say(
+                        f"waiting for {least - here} of {least} machines, {self._where}"
+                    )
 
         thread = threading.Thread(target=announce, name="announcer", daemon=True)
         thread.start()

@@ -1,6 +1,7 @@
 """The state that the agents share, without machines that have fallen silent."""
 
 import time
+from datetime import UTC, datetime
 from typing import Any
 
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import (
@@ -16,19 +17,38 @@ class LivingState(_BackendRendezvousStateHolder):
 
     torch compares the time of another machine's last heartbeat with the clock of this
     one. Here a heartbeat must change within some seconds of this machine's clock: so
-    the seconds may be few though the clocks of two machines differ.
+    the seconds may be few though the clocks of two machines differ. And once all
+    that are left of the last round have joined, the next is complete: torch would wait
+    for others until the last call is over.
     """
 
     def __init__(
         self, backend: RendezvousBackend, settings: RendezvousSettings
     ) -> None:
         """Share it through the backend."""
-        super().__init__(backend, settings)
+        super().__init__(backend, settings, cache_duration=0)
         self._heard: dict[Any, tuple[Any, float]] = {}
         """Each machine's last heartbeat, and when it was first seen here."""
+        self._expected: set[Any] = set()
+        """Who takes part in the next round, unless it is lost before."""
+
+    def expect_members(self) -> None:
+        """Expect all machines of this round to take part in the next."""
+        self._expected = set(self._state.participants)
 
     def _sanitize(self) -> None:
-        """Remove the machines that are lost; called at each look at the state."""
+        """Do without the machines that are lost; called at each look at the state."""
+        self._remove_silent()
+        state = self._state
+        if state.complete:
+            self._expected |= state.wait_list | state.redundancy_list
+        elif state.deadline and self._expected and self._all_joined():
+            state.deadline = datetime.now(UTC) - self._settings.timeout.last_call
+
+    def _all_joined(self) -> bool:
+        return self._expected <= self._state.participants.keys()
+
+    def _remove_silent(self) -> None:
         state, settings, now = self._state, self._settings, time.monotonic()
         self._heard = {
             node: heard
@@ -40,6 +60,7 @@ class LivingState(_BackendRendezvousStateHolder):
         for node, (_, since) in self._heard.items():
             if now - since > patience.total_seconds():
                 del state.last_heartbeats[node]
+                self._expected.discard(node)
                 state.wait_list.discard(node)
                 state.redundancy_list.discard(node)
                 if state.participants.pop(node, None) is not None:
