@@ -32,6 +32,7 @@ from samestep.errors import (
     UsageError,
     WorkerFailed,
     WorkerLate,
+    WorkerWrong,
 )
 
 
@@ -93,6 +94,7 @@ __all__ = [
     "UsageError",
     "WorkerFailed",
     "WorkerLate",
+    "WorkerWrong",
     "audit",
     "evaluate",
     "find_lr",

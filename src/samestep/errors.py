@@ -12,6 +12,7 @@ SamestepError                      exit code 1
 │   └── OwnCodeError
 └── TrainingError
     ├── WorkerFailed
+    ├── WorkerWrong
     ├── NonFiniteLoss
     ├── NonFiniteGradient
     ├── ReplicasDiffer
@@ -85,6 +86,10 @@ class TrainingError(SamestepError):
 
 class WorkerFailed(TrainingError):
     """A worker died, or raised an exception of user code or of a library."""
+
+
+class WorkerWrong(TrainingError):
+    """A worker computed other gradients than a second one, which was right."""
 
 
 class NonFiniteLoss(TrainingError):

@@ -257,6 +257,14 @@ _placement_options = _group(
         "another process, and compare (default).",
     ),
     click.option(
+        "--verify",
+        type=click.FloatRange(0, 1),
+        default=0.0,
+        metavar="SHARE",
+        help="Compute this share of the steps with a second worker each, compare, and "
+        "repeat a step without the worker that was wrong.",
+    ),
+    click.option(
         "--profile",
         type=click.IntRange(0, 1000),
         default=0,

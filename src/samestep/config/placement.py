@@ -66,6 +66,9 @@ class Placement(BaseModel):
     probe: bool = True
     """Whether to check that user code is reproducible: at the start and after each
     epoch, every worker and another process compute one micro-batch again."""
+    verify: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """The share of optimizer steps whose micro-batches a second worker computes, too,
+    to find a processor or memory that is wrong at times; drawn by the seed."""
     profile: Annotated[int, Field(ge=0, le=1000)] = 0
     """Steps whose phases, for every worker, are written to trace.json."""
     tensorboard: bool | None = None

@@ -34,6 +34,14 @@ class LrRange:
         """Return a range of `steps` rates, at least 2, from `start` to about `end`."""
         return cls(start, (end / start) ** (1 / (steps - 1)), steps)
 
+    @classmethod
+    def of(cls, fields: Sequence[float]) -> "LrRange | None":
+        """Return the range of a job's fields; None if there are none."""
+        if not fields:
+            return None
+        start, factor, steps = fields
+        return cls(start, factor, int(steps))
+
     def rate(self, step: int) -> float:
         """Return the rate of a step, counted from 0; the last one from the end on."""
         return self.start * power(self.factor, min(step, self.steps - 1))

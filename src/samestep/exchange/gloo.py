@@ -81,6 +81,8 @@ class GlooExchange:
         self._memory: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
         self._arrivals: list[Callable[[], None]] = []
         """Functions that finish the all-gathers under way."""
+        self._are_written = False
+        """Whether the partials of this step come from the caller, not from DDP."""
         self.assign(shares)
 
     def assign(self, shares: list[Range]) -> None:
@@ -142,6 +144,7 @@ class GlooExchange:
         self._sums.values.clear()
         self._tails.values.clear()
         self._arrivals.clear()
+        self._are_written = False
 
     def place(self, parameter: Tensor) -> None:
         """Return None: gradients are left in `grad`."""
@@ -165,6 +168,7 @@ class GlooExchange:
         rows = self._own_rows[: len(self._gathered.subtrees[self._rank])]
         self._sums.values = [flat.views(row) for row in rows]
         self._tails.values = [row[flat.size :] for row in rows] if flat.tail else []
+        self._are_written = True
         return list(rows)
 
     def _compress(self, gradients: list[Tensor]) -> list[Tensor]:
@@ -217,7 +221,7 @@ class GlooExchange:
 
     def _gather_rest(self, tail: Tensor) -> None:
         """All workers: send what has not been sent during the backward pass."""
-        if self._ddp is None:
+        if self._ddp is None or self._are_written:
             size = sum(p.numel() for p in self._flat.parameters)
             buffers = self._buffers(0, self._rows, size, self._sent_as)
             self._gather(self._views, self._sums.values, buffers, self._compression.add)

@@ -31,6 +31,8 @@ class Setup:
     drop_stragglers_below: float
     prefetch: bool
     probe: bool
+    verify: float
+    """The share of steps that are computed twice."""
     profile: int
     """Steps to trace."""
     faults: list[Fault]

@@ -305,6 +305,14 @@ class GenerationFailed:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WrongWorker:
+    """In a step that was computed twice, this worker's gradients were wrong."""
+
+    step: int
+    worker: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Restarted:
     """A new generation goes on after `step`."""
 
@@ -362,6 +370,7 @@ Message = (
     | WorkersStarted
     | SlowStart
     | GenerationFailed
+    | WrongWorker
     | Restarted
     | CaughtUp
     | CheckpointWritten

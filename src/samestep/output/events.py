@@ -18,6 +18,7 @@ from samestep.messages.training import (
     UnusedParameters,
     WorkersStarted,
     WorkerWarning,
+    WrongWorker,
 )
 
 
@@ -39,5 +40,6 @@ EVENTS: dict[type, str] = {
     UnusedParameters: "unused",
     WorkersStarted: "workers started",
     WorkerWarning: "warning",
+    WrongWorker: "wrong worker",
 }
 """Messages that become a line of events.jsonl, and its `event`."""

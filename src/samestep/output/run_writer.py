@@ -31,6 +31,7 @@ from samestep.messages.training import (
     StepRecord,
     Traced,
     WorkersStarted,
+    WrongWorker,
 )
 from samestep.messages.wire import as_record
 from samestep.output import ledger, trace
@@ -86,6 +87,7 @@ class RunWriter(AbstractContextManager["RunWriter"]):
     is_new: bool = False
     """Whether the command made the directory."""
     restarts: int = 0
+    wrong_workers: list[JsonObject] = field(default_factory=list)
     standstill: float = 0.0
     """Seconds in which rank 0 saved snapshots instead of training."""
     _traces: dict[int, list[Span]] = field(default_factory=dict)
@@ -250,6 +252,8 @@ class RunWriter(AbstractContextManager["RunWriter"]):
                 self.add("evaluation", as_record(message))
             case Restarted():
                 self.restarts += 1
+            case WrongWorker():
+                self.wrong_workers.append(as_record(message))
             case SnapshotSaved(seconds=seconds):
                 self.standstill += seconds
             case WorkersStarted():
@@ -306,6 +310,7 @@ class RunWriter(AbstractContextManager["RunWriter"]):
             "train_seconds": sum(epoch["seconds"] for epoch in self.epochs),
             "wall_seconds": time.monotonic() - self.started,
             "restarts": self.restarts,
+            "wrong_workers": self.wrong_workers,
             "snapshot_seconds": self.standstill,
             "ledger_sha256": self._ledger.sha256,
             "noise_scale": self.epochs[-1].get("noise_scale") if self.epochs else None,

@@ -179,6 +179,13 @@ class Worst(Record):
     loss: Measured = None
 
 
+class WrongWorker(Record):
+    """A worker whose gradients were wrong."""
+
+    step: Whole
+    worker: Whole
+
+
 class Result(Record):
     """result.json."""
 
@@ -227,6 +234,8 @@ class Result(Record):
     """for which the workers stood still to save their state"""
     restarts: Whole = 0
     """generations of workers after the first"""
+    wrong_workers: list[WrongWorker] = []
+    """with `verify`: the steps, and which `worker` got wrong gradients in them"""
     noise_scale: float | None = None
     """the gradient noise scale, in samples"""
     balance: JsonObject = {}

@@ -6,8 +6,7 @@ canonical tree inside the kernels; only the partials are written, to where the e
 wants them.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -20,6 +19,7 @@ from samestep.core.plan import Plan, derive_seed
 from samestep.core.tree import Range
 from samestep.data.dataset import Dataset
 from samestep.exchange import Exchange
+from samestep.exchange.autograd import Draw, Instruments
 from samestep.kernels.execution import Execution, workspace_bytes
 from samestep.kernels.interface import Kernels, OpKind
 from samestep.kernels.lower import lower
@@ -40,9 +40,6 @@ from samestep.state.flat import Flat
 
 MAX_SAMPLES = 1024
 """Samples that are computed together at most, which bounds the memory."""
-
-Draw = Callable[[int, int, Share], tuple[Any, Any]]
-"""Draws inputs and targets of a micro-batch; see `training.trainer.Samples`."""
 
 
 def places_of(flat: Flat) -> Places:
@@ -85,19 +82,6 @@ def training_program(objective: Objective, data: Dataset, flat: Flat) -> Program
     with from_counters(0) as building:  # constants of the forward pass, too
         why_not = building.reason
         return lower(objective.model, given, places, loss, why_not=why_not)
-
-
-class Instruments(Protocol):
-    """What watches the passes: `training.monitor.StepMonitor`."""
-
-    def lap(self, phase: str) -> float:
-        """End a phase of the step and begin the next."""
-
-    def record(self, index: int, loss: float, metrics: list[float]) -> None:
-        """Record the sums of a micro-batch."""
-
-    def read_less(self, num_bytes: int) -> None:
-        """Note that all workers together read so many bytes less in this step."""
 
 
 class RecordedPasses:
@@ -150,16 +134,39 @@ class RecordedPasses:
     def run(self, step: int, owned: Share, instruments: Instruments) -> None:
         """Compute the worker's `owned` micro-batches of a step, counted from 0.
 
-        Their partials go to where the exchange wants them. Usually one call computes
-        them all.
+        Their partials go to where the exchange wants them, if not to the update.
         """
-        slots, self._owned = self._exchange.partials(), owned
-        self._end = len(self._execution.program.ops)
+        slots, self._end = self._exchange.partials(), len(self._execution.program.ops)
         if self.weights is not None and self.weights.begin(step):
             self._end -= self._execution.program.num_weights
             instruments.read_less(self.weights.saved_bytes)
+        self._write(step, owned, slots, instruments)
+
+    def write(
+        self,
+        step: int,
+        owned: Share,
+        partials: Sequence[Tensor],
+        instruments: Instruments,
+    ) -> None:
+        """Compute any micro-batches of a step; write all of their partials."""
+        self._end = len(self._execution.program.ops)
+        if self.weights is not None:
+            self.weights.is_due = False
+        self._write(step, owned, partials, instruments)
+
+    def _write(
+        self,
+        step: int,
+        owned: Share,
+        slots: Sequence[Tensor],
+        instruments: Instruments,
+    ) -> None:
+        """Do so; usually one call computes them all."""
+        self._owned = owned
         if owned[0] == owned[1]:
             return
+        instruments.begin_micro_batch()
         size = self._plan.batch_size(step)
         self._execution.call.weight = 1 / (size * self._data.targets_per_sample)
         if self._flat.tail:

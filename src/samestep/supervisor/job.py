@@ -39,6 +39,7 @@ def make_setup(
         drop_stragglers_below=placement.drop_stragglers_below,
         prefetch=placement.prefetch == "auto",
         probe=placement.probe,
+        verify=placement.verify,
         profile=placement.profile,
         keep_checkpoints=placement.keep_checkpoints,
         faults=fault_injection.from_environment(),

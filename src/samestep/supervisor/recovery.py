@@ -17,6 +17,7 @@ from samestep.errors import (
     SamestepError,
     WorkerFailed,
     WorkerLate,
+    WorkerWrong,
 )
 from samestep.messages.job import TrainingJob
 from samestep.messages.training import (
@@ -31,6 +32,7 @@ from samestep.messages.training import (
     SnapshotSaved,
     Started,
     StepRecord,
+    WrongWorker,
 )
 from samestep.state.layout import Layout
 from samestep.state.snapshot import State
@@ -41,7 +43,7 @@ from samestep.system import machine, shared_memory
 from samestep.system.signals import Stop
 
 
-TRANSIENT = (WorkerFailed, WorkerLate, PeerLost)
+TRANSIENT = (WorkerFailed, WorkerLate, WorkerWrong, PeerLost)
 """Errors that may not happen again; every other error is final."""
 FROM_OUTSIDE = (-9, -15)
 """Exit codes of SIGKILL and SIGTERM: the cause is usually outside of user code."""
@@ -69,8 +71,11 @@ class RestartBudget:
             self._furthest, self.spent = step, 0
         self.spent += 1
         signature = (_kind(error), step)
-        # The same error twice in a row: another restart would not help.
-        if error.details.get("code") not in FROM_OUTSIDE and signature == self._last:
+        is_outside = error.details.get("code") in FROM_OUTSIDE
+        # The same error twice in a row: another restart would not help. A process that
+        # takes the place of one that was wrong may run on another core, though.
+        is_outside |= isinstance(error, WorkerWrong)
+        if not is_outside and signature == self._last:
             phase = error.details.get("phase")
             where = f"while {phase}" if phase else f"at step {step + 1}"
             raise _final(error, f"It failed in the same way {where} twice in a row")
@@ -141,6 +146,8 @@ class Recovery:
     )
     """The loss and the last hashes of each step record and the fingerprint of each
     epoch and evaluation, by number."""
+    _wrong: int | None = None
+    """The worker that was wrong last, if any was."""
     _evicted: bool = False
     """Whether the last generation ended to go on without its slowest worker."""
     _failed: tuple[float, int] | None = None
@@ -260,12 +267,25 @@ class Recovery:
                 "A step that is computed again after a restart must give the same "
                 f"result; the {'loss' if kind == 'step' else 'fingerprint'} of {kind} "
                 f"{number} was {known[number]} before the restart, and {result} after "
-                "it. The usual cause is code of your own that keeps state between "
-                "calls; `samestep check` looks for it."
+                f"it. {self._cause}"
             )
         is_repeated = number in known
         known[number] = result
         return is_repeated
+
+    @property
+    def _cause(self) -> str:
+        """What is likely if a step gives another result when it is computed again."""
+        if self._wrong is None:
+            return (
+                "The usual cause is code of your own that keeps state between calls; "
+                "`samestep check` looks for it."
+            )
+        return (
+            f"Worker {self._wrong} was wrong later, so probably there, too, where no "
+            "other worker had computed the same: train again, or go on from an older "
+            "checkpoint."
+        )
 
     def _report_progress(self, step: int) -> None:
         """Report once that the step of the last failure was reached again."""
@@ -284,6 +304,9 @@ class Recovery:
             raise
 
     def _report_failure(self, error: SamestepError, is_final: bool = False) -> None:
+        if isinstance(error, WorkerWrong):
+            step, self._wrong = error.details["step"] + 1, error.details["rank"]
+            self.listen(WrongWorker(step=step, worker=self._wrong))
         self.listen(
             GenerationFailed(
                 final=is_final,

@@ -25,7 +25,8 @@ class Fault:
     __pydantic_config__: ClassVar = {"extra": "forbid", "strict": True}
 
     number: int
-    kind: Literal["kill", "stop", "exception", "loop"]
+    kind: Literal["kill", "stop", "exception", "loop", "flip"]
+    """`flip` inverts a bit of the worker's gradients, in this step only."""
     point: Literal["start", "forward", "exchange", "update", "snapshot"]
     """While a worker starts, before a forward pass, before its gradients are summed,
     between that and the update, in the middle of saving a snapshot."""
@@ -69,8 +70,9 @@ class Faults:
         `report` is called with each fault before it happens, with the step at which it
         does, and tells the supervisor.
         """
-        self._mine = [fault for fault in faults if fault.rank == rank]
-        self._report = report
+        self._mine = [f for f in faults if f.rank == rank and f.kind != "flip"]
+        self._flips = [fault for fault in faults if fault.kind == "flip"]
+        self._rank, self._report = rank, report
 
     def at(self, point: str, step: int) -> None:
         """Inject the fault that is due at this point, if any; it may not return."""
@@ -79,6 +81,20 @@ class Faults:
                 self._mine.remove(fault)
                 self._inject(fault, step)
                 return
+
+    def flips(self, step: int) -> bool:
+        """Return whether a bit of any worker is to be inverted in this step."""
+        return any(fault.step == step for fault in self._flips)
+
+    def take_flip(self, step: int) -> bool:
+        """Return whether it is one of this worker's, which is reported.
+
+        A step that is to be repeated with such a fault has several.
+        """
+        mine = [f for f in self._flips if (f.step, f.rank) == (step, self._rank)]
+        for fault in mine[:1]:
+            self._report(fault)
+        return bool(mine)
 
     def _inject(self, fault: Fault, step: int) -> None:
         self._report(replace(fault, step=step))

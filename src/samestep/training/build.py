@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from samestep.config.recipe import Recipe
 from samestep.core.balancer import Balancer
 from samestep.core.lr_range import LrRange
 from samestep.core.metric import num_cells
@@ -19,6 +18,8 @@ from samestep.data.augment import NONE
 from samestep.data.prefetch import MicroBatches, Prefetcher
 from samestep.data.sources.user_dataset import given_of, is_in_memory
 from samestep.exchange import Exchange
+from samestep.exchange.autograd import AutogradPasses
+from samestep.exchange.compression import Compression
 from samestep.kernels.library import load_kernels
 from samestep.kernels.program import Program
 from samestep.messages.job import Setup
@@ -63,11 +64,12 @@ from samestep.training.trainer import (
     steps_per_report,
 )
 from samestep.user_code.callbacks import Callbacks
-from samestep.user_code.references import names, title
+from samestep.user_code.references import names
 from samestep.verification import schedule, startup
 from samestep.verification.beside_torch import BesideTorch
 from samestep.verification.mutation_check import MutationCheck
 from samestep.verification.probe import Probe
+from samestep.verification.second_worker import Verifier
 
 
 def build_trainer(context: WorkerContext, samples_sha256: str = "") -> Trainer:
@@ -82,7 +84,7 @@ def build_trainer(context: WorkerContext, samples_sha256: str = "") -> Trainer:
         recipe, context.user_code, setup.max_steps, context.device, heartbeat.enter
     )
     seconds = time.monotonic() - start
-    flat = components.flat
+    flat, faults = components.flat, context.faults
     # The supervisor completes files of weights with them; snapshots leave them out.
     if topology.is_leader and "constants" in context.fds:
         frozen.write(context.fds["constants"], flat.constants)
@@ -113,6 +115,9 @@ def build_trainer(context: WorkerContext, samples_sha256: str = "") -> Trainer:
         ),
         evaluator=_evaluator(context, components, exchange, flat, exchange.parameters),
         probe=_probe(context, components, samples, exchange, seconds),
+        verifier=Verifier(
+            setup.verify, recipe.seed, topology.rank, flat, exchange, heartbeat, faults
+        ),
         monitor=_monitor(context, components, exchange),
         cadence=_cadence(context, callbacks),
         snapshots=Snapshots(
@@ -122,7 +127,7 @@ def build_trainer(context: WorkerContext, samples_sha256: str = "") -> Trainer:
         conditions=startup.conditions(recipe, sha256),
         factor=components.factor,
         kept=spaced(components.num_steps, setup.keep_checkpoints),
-        lr_range=_lr_range(setup),
+        lr_range=LrRange.of(setup.lr_range),
         callbacks=callbacks,
     )
     trainer.restore()
@@ -170,14 +175,6 @@ def build_evaluator(context: WorkerContext, split: str, model_file: Path) -> Eva
     return _evaluator(context, parts, exchange, flat, parameters)
 
 
-def _lr_range(setup: Setup) -> LrRange | None:
-    """Return the learning rates to try, if the job is to try any."""
-    if not setup.lr_range:
-        return None
-    start, factor, steps = setup.lr_range
-    return LrRange(start, factor, int(steps))
-
-
 def _balancer(setup: Setup, micro_batches: int, workers: int) -> Balancer:
     owned = shares(micro_batches, workers)
     # A fixed balance was given for another number of workers if some have left since.
@@ -203,7 +200,7 @@ def _replica(
         replica = _portable_replica(components, objective, exchange, samples)
         if {"model", "loss"} & names(recipe).keys():
             if context.topology.is_leader:
-                assert replica.passes is not None
+                assert isinstance(replica.passes, RecordedPasses)
                 program = replica.passes.recorded
                 _check_program(program, components, objective, exchange, samples)
             # Others wait: they would load a snapshot into the same parameters.
@@ -212,12 +209,21 @@ def _replica(
     # Every pass uses each layer of a built-in family once, so gradients may be sent
     # while others are computed. The user's own model may branch.
     attached = exchange.attach(objective, overlap="model" not in names(recipe))
+    passes = AutogradPasses(
+        attached,
+        objective,
+        flat,
+        exchange,
+        samples.draw,
+        samples.num_targets,
+        Compression.of(recipe.compression),
+    )
     if recipe.compile:
         context.heartbeat.enter(COMPILING)
         compiling.prepare(objective, components.data, components.plan, flat)
     optimizer = _optimizer(components, exchange)
     averages = WeightAverages(recipe, flat, exchange)
-    return Replica(components.model, attached, flat, exchange, optimizer, averages)
+    return Replica(components.model, flat, exchange, optimizer, averages, passes)
 
 
 def _optimizer(components: Components, exchange: Exchange) -> Optimizer:
@@ -267,13 +273,12 @@ def _portable_replica(
     averages = WeightAverages(recipe, flat, exchange, partial(move_average, kernels))
     return Replica(
         components.model,
-        objective,
         flat,
         exchange,
         optimizer,
         averages,
-        norms,
         passes,
+        norms,
     )
 
 
@@ -374,18 +379,10 @@ def _monitor(
         context.heartbeat,
         context.faults,
         metrics,
-        _mutation_check(context.recipe, components),
+        MutationCheck.of(context.recipe, components.model, components.flat),
         exchange,
         context.device,
     )
-
-
-def _mutation_check(recipe: Recipe, components: Components) -> MutationCheck | None:
-    """Return the check of the user's own model; built-in ones need none."""
-    name = names(recipe).get("model")
-    if name is None:
-        return None
-    return MutationCheck(components.model, components.flat, title(name, "model"))
 
 
 def _clock(context: WorkerContext) -> Clock:

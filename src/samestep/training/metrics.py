@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from samestep.core.ownership import Share
 from samestep.core.progress import MetricSums
 from samestep.core.topology import Topology
 from samestep.core.tree import tree_sum
@@ -96,6 +97,12 @@ class MetricsBuffer:
         """Record the sums over one of this worker's micro-batches."""
         self._loss_cells[row, micro_batch] = loss
         self._metric_cells[:, row, micro_batch] = metrics
+
+    def recorded(self, row: int, micro_batches: Share) -> NDArray[np.float64]:
+        """Return the loss and the metrics of some micro-batches of this worker."""
+        part = slice(*micro_batches)
+        metrics = self._metric_cells[:, row, part].T
+        return np.column_stack([self._loss_cells[row, part], metrics])
 
     def counts(self, row: int) -> Tensor:
         """All workers: return what each micro-batch's loss counted, float64 [M]."""

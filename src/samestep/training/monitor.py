@@ -9,8 +9,11 @@ manager for each phase would cost more than what it measures.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
+from samestep.core.ownership import Share
 from samestep.exchange import Exchange
 from samestep.models.device import Device
 from samestep.state.hashing import StepHashes
@@ -60,13 +63,14 @@ class StepMonitor:
         self._arrived = self.clock.lap("other")
 
     def begin_micro_batch(self) -> None:
-        """Begin one of the worker's own micro-batches."""
+        """Begin one of the worker's own micro-batches, or all of them together."""
         self.heartbeat.beat()
         self.faults.at("forward", self._step)
 
     def lap(self, phase: str) -> float:
         """End a phase of the step and begin the next; return the time, in seconds."""
-        return self.clock.lap(phase)
+        self._arrived = self.clock.lap(phase)
+        return self._arrived
 
     def end_micro_batch(
         self, index: int, loss: Tensor, metrics: Tensor, num_samples: int
@@ -79,19 +83,19 @@ class StepMonitor:
             # A micro-batch without samples never reaches the model.
             self.mutation_check.check(passes=int(num_samples > 0))
         self.metrics.record(self._row, index, loss.item(), metrics.tolist())
-        self._arrived = self.clock.lap("backward")
+        self.lap("backward")
 
     def record(self, index: int, loss: float, metrics: list[float]) -> None:
         """Record the loss and the metrics of a micro-batch."""
         self.metrics.record(self._row, index, loss, metrics)
 
+    def recorded(self, micro_batches: Share) -> NDArray[np.float64]:
+        """Return the loss and the metrics of some of the worker's micro-batches."""
+        return self.metrics.recorded(self._row, micro_batches)
+
     def read_less(self, num_bytes: int) -> None:
         """Note that all workers together read so many bytes less in this step."""
         self._bytes -= num_bytes
-
-    def end_micro_batches(self) -> None:
-        """Note that all of the worker's micro-batches are computed."""
-        self._arrived = self.clock.lap("backward")
 
     def begin_exchange(self) -> None:
         """Record that this worker's gradients are ready; it waits for the others."""

@@ -13,6 +13,7 @@ from samestep.messages.training import (
     StepRecord,
     Stopped,
 )
+from samestep.portable.passes import RecordedPasses
 from samestep.training.timing import Times, by_phase
 from samestep.training.trainer import Replica, Trainer
 
@@ -34,7 +35,7 @@ def started(trainer: Trainer) -> Started:
 
 def _instruction_set(replica: Replica) -> str:
     """Return that of the kernels: torch's, or those of portable arithmetic."""
-    if replica.passes is None:
+    if not isinstance(replica.passes, RecordedPasses):
         return torch.backends.cpu.get_cpu_capability()
     isa: bytes = replica.passes.kernels.isa
     return isa.decode()

@@ -9,7 +9,6 @@ plan -> own micro-batches -> forward and backward of each -> partial gradients
 from collections.abc import Sequence
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from samestep.config.optimizer import PlateauLR
@@ -27,8 +26,6 @@ from samestep.messages.training import (
     StragglerFound,
 )
 from samestep.optim import gradients
-from samestep.portable.passes import RecordedPasses
-from samestep.state import dtypes
 from samestep.state.fingerprint import fingerprint
 from samestep.system.json_values import JsonObject
 from samestep.training.cadence import Decision
@@ -129,10 +126,10 @@ def train_step(trainer: Trainer, step: int) -> None:
     exchange, flat, monitor = replica.exchange, replica.flat, trainer.monitor
     trainer.ownership.shuffle(step)
     monitor.begin_step(step, samples.num_targets(step))
-    if replica.passes is None:
-        compute_micro_batches(trainer, step)
+    if trainer.verifier.is_due(step):
+        trainer.verifier.run(step, replica.passes, monitor)
     else:
-        run_program(trainer, step, replica.passes)
+        replica.passes.run(step, trainer.ownership.micro_batches, monitor)
 
     monitor.begin_exchange()
     gradient, buffers = _sum(trainer, step)
@@ -148,37 +145,6 @@ def train_step(trainer: Trainer, step: int) -> None:
     monitor.end_step()
 
 
-def compute_micro_batches(trainer: Trainer, step: int) -> None:
-    """Compute the gradients of the micro-batches that this worker owns, one by one."""
-    samples, replica, monitor = trainer.samples, trainer.replica, trainer.monitor
-    exchange, flat = replica.exchange, replica.flat
-    owned = trainer.ownership.micro_batches
-    # Losses are sums: divided by one number, uneven micro-batches get the right weight.
-    share = 1 / samples.num_targets(step)
-    weight = torch.tensor(share, dtype=flat.dtype, device=flat.device)
-    for m in range(*owned):
-        monitor.begin_micro_batch()
-        inputs, targets = samples.draw(step, m, owned)
-        flat.restore_buffers()  # each micro-batch begins with those of the last step
-        monitor.lap("data")
-        with exchange.accumulate(m), dtypes.default(flat.dtype):
-            loss, metrics = replica.objective(inputs, targets)
-            monitor.lap("forward")
-            # `loss.backward(weight)` would import a symbolic algebra for 0.4 s first.
-            (loss * weight).backward()
-        exchange.after_backward(m)
-        monitor.end_micro_batch(m, loss, metrics, len(targets))
-
-
-def run_program(trainer: Trainer, step: int, passes: RecordedPasses) -> None:
-    """Compute them all together, with portable arithmetic."""
-    owned, monitor = trainer.ownership.micro_batches, trainer.monitor
-    if owned[0] < owned[1]:
-        monitor.begin_micro_batch()
-    passes.run(step, owned, monitor)
-    monitor.end_micro_batches()
-
-
 def _sum(trainer: Trainer, step: int) -> tuple[Tensor | Summands, Tensor]:
     """All workers: sum gradients and buffers in the order of the canonical tree.
 
@@ -188,7 +154,7 @@ def _sum(trainer: Trainer, step: int) -> tuple[Tensor | Summands, Tensor]:
     replica, limit = trainer.replica, trainer.recipe.optimizer.max_grad_norm
     exchange, counts = replica.exchange, COUNTED in trainer.samples.data.own_metrics
     is_needed = counts or limit is not None or exchange.watch.active
-    if replica.passes is not None and not is_needed:
+    if trainer.recipe.is_portable and not is_needed:
         return exchange.summands()
     gradient, buffers = exchange.sum()
     factor, sizes = _rescale(trainer, gradient, step)

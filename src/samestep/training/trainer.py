@@ -28,6 +28,7 @@ from samestep.data.plans import StreamPlan
 from samestep.data.prefetch import HelperProcess, Prefetcher
 from samestep.data.pytree import Nested
 from samestep.exchange import Exchange
+from samestep.exchange.autograd import AutogradPasses
 from samestep.messages.job import Setup
 from samestep.messages.training import Message
 from samestep.models.device import Device
@@ -47,6 +48,7 @@ from samestep.training.timing import PHASES, Times
 from samestep.user_code.callbacks import Callbacks
 from samestep.user_code.references import UserCode
 from samestep.verification.probe import Probe, Witness
+from samestep.verification.second_worker import Verifier
 
 
 Report = Callable[[Message], None]
@@ -120,17 +122,14 @@ class Replica:
     """This worker's copy of the model, and what updates it."""
 
     model: nn.Module
-    objective: nn.Module
-    """The model with its loss, bound to the exchange; perhaps compiled."""
     flat: Flat
     """The model's parameters and buffers as one vector."""
     exchange: Exchange
     optimizer: Optimizer
     averages: WeightAverages
+    passes: AutogradPasses | RecordedPasses
+    """What computes the micro-batches: by torch, or with portable arithmetic."""
     norms: Norms = TORCH_NORMS
-    passes: RecordedPasses | None = None
-    """With portable arithmetic: what computes the micro-batches, instead of the
-    objective."""
 
 
 @dataclass
@@ -200,6 +199,7 @@ class Trainer:
     ownership: Ownership
     evaluator: Evaluator
     probe: Probe | None
+    verifier: Verifier
     monitor: StepMonitor
     cadence: Cadence
     snapshots: Snapshots

@@ -17,9 +17,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from samestep.config.recipe import Recipe
 from samestep.errors import NotReproducible
 from samestep.state.fingerprint import raw_bytes
 from samestep.state.flat import Flat
+from samestep.user_code.references import names, title
 
 
 @dataclass
@@ -79,6 +81,12 @@ class MutationCheck:
         self._who, self._flat = who, flat
         self._watched = list(_watched(model, flat))
         self.note()
+
+    @classmethod
+    def of(cls, recipe: Recipe, model: nn.Module, flat: Flat) -> "MutationCheck | None":
+        """Return the check of the user's own model; built-in ones need none."""
+        name = names(recipe).get("model")
+        return None if name is None else cls(model, flat, title(name, "model"))
 
     def note(self) -> None:
         """Record all tensors as they are now, as between two steps of `Loop`."""
