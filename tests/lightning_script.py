@@ -95,13 +95,14 @@ class Plain(Classifier):
     def training_step(self, batch, batch_idx):  # type: ignore[no-untyped-def]
         if batch_idx == self.current_epoch == 0:
             self.pieces.append(batch)
-        return super().training_step(batch, batch_idx)
+        return super().training_step(batch, batch_idx)  # type: ignore[no-untyped-call]
 
     def losses(self) -> list[float]:
         """Return the first loss, and that of all its samples at once."""
         x, y = map(torch.cat, zip(*self.pieces, strict=True))
         whole = functional.cross_entropy(self.first[0](x.double()), y)
-        batches: list[Any] = [line for line in self.lines if len(line) == SEEN]
+        lines: list[Any] = self.lines
+        batches = [line for line in lines if len(line) == SEEN]
         return [batches[0][-1]["loss_step"], float(whole)]
 
 

@@ -20,7 +20,10 @@ def chosen(given: str | bool, directory: str) -> str:
 
     Raises OwnCodeError if it is not complete, or there is none.
     """
-    candidates = _latest_first(Path(directory)) if given is True else [Path(given)]
+    if isinstance(given, str):
+        candidates = [Path(given)]
+    else:
+        candidates = _latest_first(Path(directory))
     for candidate in candidates:
         if _is_complete(candidate):
             return str(candidate)
