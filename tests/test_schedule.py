@@ -6,7 +6,7 @@ from conftest import small_recipe
 from torch.optim import lr_scheduler
 
 from samestep import RecipeError
-from samestep.config.optimizer import (
+from samestep.config.schedule import (
     ConstantLR,
     CosineLR,
     CosineRestartsLR,

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from samestep.config.optimizer import CustomLR
+from samestep.config.schedule import CustomLR
 from samestep.errors import PlacementError
 
 

@@ -26,14 +26,9 @@ from samestep.config.model import (
     ModelRecipe,
     Section,
 )
-from samestep.config.optimizer import (
-    ConstantLR,
-    OptimizerRecipe,
-    Pattern,
-    PlateauLR,
-    ScheduleRecipe,
-)
+from samestep.config.optimizer import OptimizerRecipe, Pattern
 from samestep.config.renames import OLD_NAMES, rename
+from samestep.config.schedule import ConstantLR, PlateauLR, ScheduleRecipe
 from samestep.config.sections import override
 from samestep.config.training import EarlyStoppingRecipe, EmaRecipe, InitRecipe
 from samestep.errors import RecipeError, did_you_mean

@@ -5,7 +5,8 @@ from typing import Any, get_args
 
 from samestep.config.data import Augment, DataRecipe
 from samestep.config.model import LossRecipe, ModelRecipe, Section
-from samestep.config.optimizer import OptimizerRecipe, ScheduleRecipe
+from samestep.config.optimizer import OptimizerRecipe
+from samestep.config.schedule import ScheduleRecipe
 from samestep.config.training import EarlyStoppingRecipe, EmaRecipe, InitRecipe
 from samestep.errors import RecipeError
 from samestep.system.json_values import JsonObject

@@ -27,7 +27,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from samestep.config.optimizer import (
+from samestep.config.recipe import Recipe
+from samestep.config.schedule import (
     ConstantLR,
     CosineLR,
     CosineRestartsLR,
@@ -39,7 +40,6 @@ from samestep.config.optimizer import (
     ScheduleRecipe,
     StepLR,
 )
-from samestep.config.recipe import Recipe
 
 
 COSINE = [(-1) ** k / math.factorial(2 * k) for k in range(9)]

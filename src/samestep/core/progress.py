@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from samestep.config.optimizer import PlateauLR
+from samestep.config.schedule import PlateauLR
 from samestep.config.training import EarlyStoppingRecipe
 from samestep.core.metric import COUNTED, Metric
 from samestep.system.json_values import JsonObject

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from samestep.config.optimizer import PlateauLR
+from samestep.config.schedule import PlateauLR
 from samestep.core.metric import COUNTED
 from samestep.core.ownership import lengths
 from samestep.core.progress import MetricSums

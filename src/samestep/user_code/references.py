@@ -12,8 +12,9 @@ from typing import Any
 
 from samestep.config.data import CustomData
 from samestep.config.model import CustomLoss, CustomModel
-from samestep.config.optimizer import CustomLR, CustomOptimizer
+from samestep.config.optimizer import CustomOptimizer
 from samestep.config.recipe import Recipe
+from samestep.config.schedule import CustomLR
 from samestep.errors import OwnCodeError, UsageError, did_you_mean
 from samestep.files.cache import sha256_of
 from samestep.user_code import imports

@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from samestep.config.optimizer import CustomLR
 from samestep.config.recipe import Recipe
+from samestep.config.schedule import CustomLR
 from samestep.core.lr_schedule import CustomFactor
 from samestep.core.plan import Plan
 from samestep.errors import OwnCodeError
