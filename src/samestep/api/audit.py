@@ -9,15 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from samestep.api.resolving import resolved
 from samestep.api.run import Run
 from samestep.api.train import described
-from samestep.config import portable
 from samestep.config.placement import Placement
 from samestep.config.recipe import Recipe
-from samestep.data.sources import source_of
 from samestep.errors import NonFiniteGradient, NonFiniteLoss, RunError, UsageError
 from samestep.output.logs import temporary_logs
-from samestep.state import pretrained
 from samestep.state.checkpoint import Checkpoint
 from samestep.supervisor import claims as claiming
 from samestep.supervisor.claims import Claims, Mismatch, Segment
@@ -32,7 +30,7 @@ from samestep.user_code.arguments import (
     recipe_of,
     split_parts,
 )
-from samestep.user_code.references import Given, check_trusted
+from samestep.user_code.references import Given
 
 
 SEGMENTS = 3
@@ -213,10 +211,6 @@ def _prepared(
 ) -> _Again:
     """Prepare to compute; refuses code and devices as `resume` does."""
     recipe = recipe_of(claims.recipe, names, {})
-    check_trusted(recipe, names)
-    pretrained.resolved(recipe)
-    placement, _ = placement.resolve(recipe.micro_batches, server.gpus)
-    portable.check_device(recipe, placement.device)
-    source_of(recipe.data).prepare()
+    placement = resolved(recipe, placement, names, server.gpus).placement
     build = build_of(server, placement.device, placement.max_restarts)
     return _Again(claims, recipe, placement, server, build | described(recipe)[1])

@@ -7,19 +7,17 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from samestep.config import portable
+from samestep.api.resolving import resolved
 from samestep.config.placement import Placement
 from samestep.config.recipe import Recipe
 from samestep.core import lr_range
 from samestep.core.lr_range import LrRange
-from samestep.data.sources import source_of
 from samestep.errors import Interrupted, NonFiniteLoss, RunError, UsageError
 from samestep.files import atomic
 from samestep.messages.job import TrainingJob
 from samestep.messages.training import LrTried, Message
 from samestep.output.logs import temporary_logs
 from samestep.output.run_writer import new_directory
-from samestep.state import pretrained
 from samestep.supervisor.forkserver_client import ForkServer, given_or_new
 from samestep.supervisor.job import make_setup
 from samestep.supervisor.launch import run_workers
@@ -34,7 +32,7 @@ from samestep.user_code.arguments import (
     split_fields,
     split_parts,
 )
-from samestep.user_code.references import Given, check_trusted
+from samestep.user_code.references import Given
 
 
 START, END, STEPS = 1e-7, 10.0, 100
@@ -133,20 +131,15 @@ def find_lr(
     placement = placement_of(placement, placed)
     with given_or_new(server) as running, packed(parts) as (names, given):
         asked = recipe_of(recipe, names, changed)
-        check_trusted(asked, names)
-        tried = pretrained.resolved(
-            asked.changed(
-                {
-                    "max_steps": steps,
-                    "early_stopping": None,
-                    "evaluation_steps": None,
-                    "schedule": {"name": "constant"},
-                }
-            )
+        tried = asked.changed(
+            {
+                "max_steps": steps,
+                "early_stopping": None,
+                "evaluation_steps": None,
+                "schedule": {"name": "constant"},
+            }
         )
-        placement, _ = placement.resolve(tried.micro_batches, running.gpus)
-        portable.check_device(tried, placement.device)
-        source_of(tried.data).prepare()
+        tried, placement, *_ = resolved(tried, placement, names, running.gpus)
         rates = LrRange.between(start, end, steps)
         return _run(tried, placement, rates, running, given)
 

@@ -6,8 +6,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from samestep.api.resolving import resolved
 from samestep.api.run import Run
-from samestep.config import bf16, portable
+from samestep.config import bf16
 from samestep.config.placement import Placement
 from samestep.config.recipe import Recipe
 from samestep.data.sources import checksums as data_checksums
@@ -19,7 +20,6 @@ from samestep.output.run import Settings
 from samestep.output.run_writer import RunWriter
 from samestep.output.tensorboard import TensorBoard
 from samestep.output.trackers import Tracker, Tracking
-from samestep.state import pretrained
 from samestep.supervisor.forkserver_client import ForkServer, given_or_new
 from samestep.supervisor.recovery import build_of
 from samestep.supervisor.resume import Start, find_start
@@ -38,7 +38,7 @@ from samestep.user_code.arguments import (
     split_parts,
 )
 from samestep.user_code.imports import load
-from samestep.user_code.references import check_callbacks, check_trusted, checksums
+from samestep.user_code.references import check_callbacks, checksums
 
 
 def train(
@@ -85,12 +85,9 @@ def train(
     ):
         names, observers = _checked_apart(every)
         trackers = loaded(trackers)
-        recipe = recipe_of(recipe, names, changed)
-        check_trusted(recipe, names)
-        recipe = pretrained.resolved(recipe)
-        placement, why = placement.resolve(recipe.micro_batches, running.gpus)
-        portable.check_device(recipe, placement.device)
-        notice = source_of(recipe.data).prepare()
+        recipe, placement, why, notice = resolved(
+            recipe_of(recipe, names, changed), placement, names, running.gpus
+        )
         with (
             RunWriter.create(Settings.of(recipe, placement), started) as writer,
             _observed(writer, recipe, view, trackers) as shown,
@@ -142,11 +139,9 @@ def resume(
         names, observers = _checked_apart(every)
         trackers = loaded(trackers)
         start = find_start(path, epochs, names)
-        check_trusted(start.recipe, names)
-        pretrained.resolved(start.recipe)
-        placement, why = placement.resolve(start.recipe.micro_batches, running.gpus)
-        portable.check_device(start.recipe, placement.device)
-        notice = source_of(start.recipe.data).prepare()
+        _, placement, why, notice = resolved(
+            start.recipe, placement, names, running.gpus
+        )
         settings = Settings.of(start.recipe, placement)
         with (
             RunWriter.reopen(path, settings, started) as writer,

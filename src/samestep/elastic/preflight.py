@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from samestep.api import train
-from samestep.config import portable
+from samestep.api.resolving import resolved
 from samestep.config.placement import Placement
 from samestep.config.recipe import Recipe
-from samestep.data.sources import source_of
 from samestep.elastic import node_state
 from samestep.elastic.consensus import NodeStatus
 from samestep.elastic.gathering import Meeting
@@ -21,7 +20,6 @@ from samestep.errors import RunError, SamestepError
 from samestep.models import device
 from samestep.output import fence
 from samestep.output.run import LOOP_FILE, RECIPE_FILE
-from samestep.state import pretrained
 from samestep.supervisor.resume import (
     check_conditions,
     find_start,
@@ -31,7 +29,7 @@ from samestep.supervisor.resume import (
 from samestep.system import machine, network_interfaces
 from samestep.system.conditions import deciding
 from samestep.system.network_interfaces import Interface
-from samestep.user_code.references import check_callbacks, check_trusted
+from samestep.user_code.references import check_callbacks
 
 
 @dataclass(frozen=True)
@@ -115,14 +113,12 @@ class Comparison:
 
     def _prepare(self, recipe: Recipe) -> Prepared:
         request, topology = self.request, self.meeting.topology
-        check_trusted(recipe, request.parts)
         check_callbacks(request.callbacks)
-        recipe = pretrained.resolved(recipe)
-        _check_directory(request.run, recipe, request.recipe is None)
         where = request.placement.model_copy(update={"workers": topology.workers})
-        placement, _ = where.resolve(recipe.micro_batches, device.gpus)
-        portable.check_device(recipe, placement.device)
-        notice = source_of(recipe.data).prepare()
+        recipe, placement, _, notice = resolved(
+            recipe, where, request.parts, device.gpus
+        )
+        _check_directory(request.run, recipe, request.recipe is None)
         described, checksums = train.described(recipe)
         build = device.build() | checksums
         if placement.device != "cpu":
