@@ -12,7 +12,7 @@ from samestep.cli.options import (
     training_code_options,
     workers_option,
 )
-from samestep.system.terminal import echo
+from samestep.system.terminal import echo_row
 
 
 if TYPE_CHECKING:
@@ -80,17 +80,18 @@ def audit(
 
 def _show(found: "Audit") -> None:
     for first, end in found.computed:
-        echo(f"steps       {first + 1} to {end}: the same")
+        echo_row("steps", f"{first + 1} to {end}: the same")
     if found.mismatch:
-        echo(f"mismatch    {found.mismatch}")
+        echo_row("mismatch", found.mismatch)
         return
     share = found.checked / found.steps
-    echo(
-        f"checked     {found.checked} of {found.steps} steps ({share:.0%}), "
+    echo_row(
+        "checked",
+        f"{found.checked} of {found.steps} steps ({share:.0%}), "
         f"{len(found.computed)} of {len(found.segments)} segments, "
-        f"in {found.seconds:.1f} s, seed {found.seed}"
+        f"in {found.seconds:.1f} s, seed {found.seed}",
     )
     if share < 1:
         known = [f"{q:.0%}: {found.probability(q):.0%}" for q in SHARES]
-        echo(f"power       found, if this share of steps is false: {', '.join(known)}")
-    echo("result      no difference")
+        echo_row("power", f"found, if this share of steps is false: {', '.join(known)}")
+    echo_row("result", "no difference")

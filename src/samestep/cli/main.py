@@ -25,7 +25,7 @@ from samestep.cli.options import (
 from samestep.cli.report import report
 from samestep.cli.scale import scale
 from samestep.errors import UsageError
-from samestep.system.terminal import echo
+from samestep.system.terminal import echo, echo_row
 
 
 if TYPE_CHECKING:
@@ -206,11 +206,9 @@ def evaluate(
             **parts,
         )
         record = {**evaluation.means, "own_metrics": evaluation.own_metrics}
-        echo(
-            f"{split:<12}{scores(record, '', '  ', 6)}  "
-            f"({evaluation.targets:,} targets)\n"
-            f"weights     sha256 {evaluation.weights_sha256}"
-        )
+        means = scores(record, "", "  ", 6)
+        echo_row(split, f"{means}  ({evaluation.targets:,} targets)")
+        echo_row("weights", f"sha256 {evaluation.weights_sha256}")
 
 
 @cli.command()
@@ -287,14 +285,14 @@ def _find_lr(
     paths = test.write(placement.out, asked.name)
     suggestion = test.suggestion
     if suggestion is None:
-        echo(f"{'suggestion':<12}none: the loss falls at no rate that was tried")
+        echo_row("suggestion", "none: the loss falls at no rate that was tried")
     else:
         lr = f"{suggestion:.3g}"
-        echo(f"{'suggestion':<12}{lr}: there the smoothed loss falls fastest")
-        echo(f"{'to use it':<12}--set optimizer.lr={lr}")
-    echo(f"{'steps':<12}{len(test.losses)}, from {test.rates[0]:.3g} on")
+        echo_row("suggestion", f"{lr}: there the smoothed loss falls fastest")
+        echo_row("to use it", f"--set optimizer.lr={lr}")
+    echo_row("steps", f"{len(test.losses)}, from {test.rates[0]:.3g} on")
     for path in paths:
-        echo(f"{'written':<12}{path}")
+        echo_row("written", path)
 
 
 def _print_summary(run: "Run", with_report: bool) -> None:

@@ -25,6 +25,11 @@ def echo(text: object, *, err: bool = False, nl: bool = True) -> None:
     click.echo(clean(text), err=err, nl=nl)
 
 
+def echo_row(name: str, value: object) -> None:
+    """Print a name and its value, which all begin in one column."""
+    echo(f"{name:<12}{value}")
+
+
 def _shows(character: str) -> bool:
     return unicodedata.category(character)[0] != "C"
 
