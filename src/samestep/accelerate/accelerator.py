@@ -37,7 +37,7 @@ class Accelerator(accelerate.Accelerator):  # type: ignore[misc]
         timeout_seconds: float = 600.0,
         **options: Any,
     ) -> None:
-        """Cut every global batch into so many micro-batches: part of the recipe.
+        """Cut every global batch into `micro_batches` pieces: part of the recipe.
 
         The `seed` of order and dropout is that of `set_seed` by default. `options` are
         those of Accelerate; `cpu` is always on. Raises OwnCodeError.
@@ -123,7 +123,7 @@ class Accelerator(accelerate.Accelerator):  # type: ignore[misc]
         return data_loader
 
     def skip_first_batches(self, dataloader: Any, num_batches: int = 0) -> Any:
-        """Return a loader that begins this epoch after so many global batches."""
+        """Return a loader that begins this epoch after `num_batches` global batches."""
         return dataloader.without_first(num_batches)
 
     def iterate(self, loader: PreparedLoader) -> Iterator[Any]:
@@ -158,7 +158,7 @@ class Accelerator(accelerate.Accelerator):  # type: ignore[misc]
         self._training.backward(loss, **kwargs)
 
     def weigh(self, count: float | torch.Tensor) -> None:
-        """Set how many targets the loss at hand is the mean of; before `backward`.
+        """Set how many targets the current loss is the mean of; before `backward`.
 
         See `samestep.Loop.weigh`. Raises OwnCodeError.
         """

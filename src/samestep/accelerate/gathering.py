@@ -16,7 +16,7 @@ class Gathering:
         self._calls = 0
 
     def begin(self, samples: int, is_last: bool) -> None:
-        """Begin an iteration with so many samples; after the `is_last`, all gather."""
+        """Begin an iteration of `samples` samples; after the `is_last`, all gather."""
         self._samples, self._is_last, self._calls = samples, is_last, 0
 
     def __call__(self, value: Any) -> Any:

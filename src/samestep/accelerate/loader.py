@@ -80,7 +80,7 @@ class PreparedLoader:
         self.progress.epoch = epoch
 
     def without_first(self, batches: int) -> "PreparedLoader":
-        """Return a loader without so many global batches more; for this epoch."""
+        """Return a loader that skips more global batches of this epoch."""
         start = self.start + batches
         return PreparedLoader(self._owner, self.base_dataloader, self.progress, start)
 

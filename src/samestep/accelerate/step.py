@@ -34,7 +34,7 @@ class Step:
         self.is_left_out = own == 0
         """Whether there are no samples for this process."""
         self.left = max(own, 1)
-        """How many iterations are to come, with that at hand."""
+        """How many iterations are to come, with the current one."""
         self.is_update = True
         """Whether the optimizer makes its step after this global batch."""
         self.following = 0, 0
@@ -47,13 +47,13 @@ class Step:
         )
         self._fetch: Fetch | None = next(self._pieces)
         self.samples = 0
-        """How many the micro-batch at hand has."""
+        """How many the current micro-batch has."""
         self.has_gradient = False
         """Whether it is done with."""
 
     @property
     def is_last(self) -> bool:
-        """Whether the micro-batch at hand is the last of this process."""
+        """Whether the current micro-batch is the last of this process."""
         return self.left == 1
 
     @property
@@ -77,7 +77,7 @@ class Step:
                 )
 
     def go_on(self) -> None:
-        """Take the gradient of the micro-batch at hand; after the last, sum all."""
+        """Take the gradient of the current micro-batch; after the last, sum all."""
         self._fetch, self.has_gradient = next(self._pieces, None), True
         self.left -= 1
 

@@ -17,12 +17,12 @@ from samestep.loop.loop import Loop
 
 
 class Training:
-    """Knows which micro-batch is at hand, and what a script has done with it."""
+    """Knows the current micro-batch, and what a script has done with it."""
 
     def __init__(self, model: nn.Module, loop: Loop, micro_batches: int) -> None:
         self.model, self.loop = model, loop
         self.gathering: Gathering | None = None
-        """Of the global batch at hand."""
+        """That of the current global batch."""
         self._micro_batches, self._state = micro_batches, GradientState()
         self._step: Step | None = None
         self._accumulated: list[Tensor] | None = None
@@ -97,7 +97,7 @@ class Training:
             self._is_due = step.is_update
 
     def weigh(self, count: float) -> None:
-        """Set how many targets the loss at hand is over."""
+        """Set how many targets the current loss is over."""
         if not self._at_hand("`accelerator.weigh`, before `backward`,").is_left_out:
             self.loop.weigh(count)
 

@@ -44,7 +44,7 @@ class Audit:
     path: Path
     """The run."""
     seed: int
-    """Of the choice of segments."""
+    """The seed of the choice of segments."""
     steps: int = 0
     """Optimizer steps in the ledger; 0 if that could not be read."""
     segments: Sequence[Segment] = ()
@@ -65,8 +65,8 @@ class Audit:
     def probability(self, share: float) -> float:
         """Return how likely a run with this share of false steps would be found.
 
-        At least: whoever falsifies steps does so in as few segments as possible, but
-        does not know which ones are chosen.
+        At least: a forger falsifies steps in as few segments as possible, but does not
+        know which ones are chosen.
         """
         false, wanted = 0, share * self.steps
         for length in sorted((b - a for a, b in self.segments), reverse=True):

@@ -19,8 +19,8 @@ from torch import Tensor
 
 
 EVERY = 25
-"""One step in so many is watched: in every step, squared norms would cost 10% of the
-time at a global batch of 64 (docs/log.md)."""
+"""One step in this many is watched: in every step, squared norms would cost 10% of
+the time at a global batch of 64 (docs/log.md)."""
 
 
 def estimate(

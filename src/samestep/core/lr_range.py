@@ -15,7 +15,7 @@ from samestep.core.lr_schedule import power
 SMOOTHING = 0.98
 """Weight of the mean so far beside the next loss."""
 DIVERGED = 4.0
-"""The test ends once the smoothed loss is so many times the lowest one."""
+"""The test ends once the smoothed loss is this many times the lowest one."""
 SKIPPED_FIRST, SKIPPED_LAST = 10, 1
 """Points at the beginning and at the end that are never suggested."""
 

@@ -94,7 +94,7 @@ class Plateau(_Part):
     """The state of a schedule that looks at evaluations, as in torch's."""
 
     factor: float = 1.0
-    """Of the learning rate."""
+    """The factor of the learning rate."""
     best: float | None = None
     """The best value so far."""
     waited: Count = 0
@@ -184,7 +184,7 @@ class Progress(_Part):
     """What a custom optimizer keeps besides tensors."""
     plateau: Plateau = Plateau()
     validation_loss: float | None = None
-    """Of an evaluation after the last step."""
+    """The loss of an evaluation after the last step."""
     # Older checkpoints have none.
     stopping: Annotated[Stopping, BeforeValidator(lambda it: it or {})] = Stopping()
 

@@ -1,7 +1,7 @@
 """Loads micro-batches: in this process, or ahead of time in those of a DataLoader.
 
-Whoever loads a micro-batch seeds the generators for it, and the model draws from where
-loading has left them. So it makes no difference to the bits which process has loaded.
+The process that loads a micro-batch seeds the generators for it, and the model goes on
+drawing from there. So it makes no difference to the bits which process has loaded.
 """
 
 from collections.abc import Callable, Iterator, Sequence

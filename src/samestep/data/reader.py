@@ -29,7 +29,7 @@ class StreamReader:
     def __init__(
         self, given: GivenData, seed: int, most_steps: int | None = None
     ) -> None:
-        """Read at most so many steps of each epoch."""
+        """Read at most `most_steps` steps of each epoch."""
         self._given, self._seed, self._most_steps = given, seed, most_steps
         self.go_to(0, StreamPosition())
 

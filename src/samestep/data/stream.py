@@ -33,7 +33,7 @@ from samestep.user_code import seeding
 MOST_COMPARED = 256
 """Numbers of each tensor of a sample that are compared."""
 MOST_CHARACTERS = 16_384
-"""Of the state of a stream as JSON, which checkpoints keep."""
+"""The most of the state of a stream as JSON, which checkpoints keep."""
 
 
 class Bookmark(NamedTuple):
@@ -45,7 +45,7 @@ class Bookmark(NamedTuple):
     """What `state_dict` returned before that batch was read."""
     generators: States
     digest: str
-    """Of its samples."""
+    """The digest of its samples."""
 
 
 class RawBatch(NamedTuple):

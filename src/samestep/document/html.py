@@ -1,6 +1,6 @@
 """A document as one HTML file that loads nothing and runs no script.
 
-Every text is escaped, whatever it contains; the only markup besides that of the
+Every text is escaped; the only markup besides that of the
 templates is that of the figures.
 """
 

@@ -101,7 +101,7 @@ DPI = 200
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Apply this style inside the block, whatever the user's own is."""
+    """Apply this style inside the block, instead of the user's own."""
     with mpl.rc_context():
         mpl.rcdefaults()  # a matplotlibrc must not change the report
         mpl.rcParams.update(_STYLE)

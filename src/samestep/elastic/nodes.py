@@ -174,7 +174,7 @@ def _option(option: click.Option, value: Any) -> list[str]:
 
 
 def _auto_workers(recipe: Recipe | None, nodes: str) -> int:
-    """Return one worker per core, if there are micro-batches for so many."""
+    """Return one worker per core, if there are as many micro-batches."""
     cores = machine.usable_cores()[0]
     if recipe is None:
         return cores

@@ -111,7 +111,7 @@ class Exchange(Merger, Protocol):
         """
 
     def room(self, num_bytes: int) -> Room | None:
-        """All workers: return more memory, so many bytes for each of them.
+        """All workers: return more memory, `num_bytes` for each of them.
 
         None if they have none in common. What a worker wrote before `sum` or
         `summands` can be read by all from then on, until `all_gather_parameters`.
@@ -121,7 +121,7 @@ class Exchange(Merger, Protocol):
         """All workers: sum over all micro-batches, in the order of the tree.
 
         Returns the gradient over the own slice, and the tail [flat.tail]: the buffers,
-        or whatever else `flat.read_tail` gave. The next step overwrites both.
+        or what else `flat.read_tail` gave. The next step overwrites both.
         """
 
     def summands(self) -> tuple[Summands, Tensor]:

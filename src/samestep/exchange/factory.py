@@ -86,7 +86,7 @@ class Connection:
 def tcp_store(topology: Topology, listen_fd: int | None, seconds: float) -> Store:
     """All workers: open the store, which rank 0 serves on a listening socket.
 
-    Operations on it may take so many seconds.
+    An operation on it fails after `seconds`.
     """
     return TCPStore(
         topology.address,

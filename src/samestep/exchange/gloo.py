@@ -99,7 +99,7 @@ class GlooExchange:
         self._is_direct = self._rows == 1 and self._compression.is_exact
         gradient = sum(p.numel() for p in flat.parameters)
         row = self._sent_as.itemsize * gradient + flat.dtype.itemsize * flat.tail
-        # Gloo gathers around a ring: whatever is sent passes every edge but one, and
+        # Gloo gathers around a ring: what is sent passes every edge but one, and
         # as many edges as there are nodes lead from one node to the next.
         passing = (self.workers - 1) * self._rows * row
         self.bytes_per_step = self.workers * passing

@@ -42,7 +42,7 @@ class PartialSums(Generic[T]):
         self.merge(self.merges[micro_batch])
 
     def merge(self, times: int) -> None:
-        """Replace the two values on top by their sum, so many times."""
+        """Replace the two values on top by their sum, a number of `times`."""
         for _ in range(times):
             right = self.values.pop()
             self.values[-1] = self._add(self.values[-1], right)

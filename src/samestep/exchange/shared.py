@@ -242,7 +242,7 @@ class SharedExchange:
         return [slot.vector[:size] for slot in self._own_slots[: self._num_partials]]
 
     def room(self, num_bytes: int) -> Room | None:
-        """All workers: enlarge the shared memory by so many bytes for each of them."""
+        """All workers: enlarge the shared memory by `num_bytes` for each of them."""
         width = pages(num_bytes)
         shared = Pieces(self._fd, self.num_bytes, self.workers * width)
         pieces = shared.take(self.workers, width, dtype=torch.uint8)

@@ -40,7 +40,7 @@ class Execution:
         micro_batches: int,
         workspace: Tensor | None = None,
     ) -> None:
-        """Make room for so many samples and micro-batches of one call at most.
+        """Make room for the most `samples` and `micro_batches` of one call.
 
         `workspace` is that room if others are to read it, of `workspace_bytes`.
         """
@@ -81,7 +81,7 @@ class Execution:
         self.loss_sums = self._array("loss_sums", micro_batches * cells, np.float64)
         """float64 [micro-batches], after a call."""
         self.cell_sums = self.loss_sums.reshape(-1, cells)
-        """Of a custom loss: float64 [micro-batches, cells]."""
+        """The cells of a custom loss: float64 [micro-batches, cells]."""
         self.metric_sums = self._array("metric_sums", micro_batches, np.float64)
 
     def _set_constants(self, first: int, starts: Sequence[int]) -> None:

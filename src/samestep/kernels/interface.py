@@ -94,7 +94,7 @@ class Unary(IntEnum):
 
     COPY = 0
     FILL = 1
-    """The number f[0], whatever x is."""
+    """The number f[0], for any x."""
     NEG = 2
     ABS = 3
     RECIPROCAL = 4
@@ -168,7 +168,7 @@ class Call(Structure):
     """What one call of a program needs besides the program.
 
     Pointers are addresses (`array.ctypes.data`, `tensor.data_ptr()`); None is NULL.
-    Whoever fills it keeps the arrays alive during the call.
+    The caller keeps the arrays alive during the call.
     """
 
     _fields_ = (

@@ -67,12 +67,12 @@ class Lowering:
         return Activation(self.buffer(rows), rows, dims=row_major(dims))
 
     def buffer(self, rows: int) -> int:
-        """Return the number of a new buffer by feature of so many rows."""
+        """Return the number of a new buffer by feature, with this number of rows."""
         self.buffers.append(Buffer(rows))
         return len(self.buffers) - 1
 
     def room(self, size: int) -> int:
-        """Return a new buffer of `size` elements, whatever the samples."""
+        """Return a new buffer of `size` elements for any number of samples."""
         self.buffers.append(Buffer(size, is_room=True))
         return len(self.buffers) - 1
 

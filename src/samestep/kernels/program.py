@@ -149,7 +149,7 @@ class Buffer:
     positions: int = 1
     """By sample: how many matrices [samples, features], one under the other."""
     is_room: bool = False
-    """Whether it has `features` elements, whatever the samples: room for a kernel."""
+    """Whether it has `features` elements for any samples: room for a kernel."""
 
     def size(self, capacity: int, micro_batches: int) -> int:
         """Return its elements, for `capacity` samples, a multiple of 32."""

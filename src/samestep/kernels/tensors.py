@@ -2,7 +2,7 @@
 
 A buffer of activations has rows of samples; a tensor [b, c, h, w] has c * h * w of them
 in row-major order. A view says for each dimension which rows it goes through. A
-dimension is a product of axes: merging [b, t] to [b * t] keeps both, whatever their
+dimension is a product of axes: merging [b, t] to [b * t] keeps both, with any
 strides, and the samples may stand anywhere.
 """
 

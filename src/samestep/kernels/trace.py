@@ -261,7 +261,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         arguments: Sequence[Any],
         compute: Callable[[], tuple[Tensor, ...]],
     ) -> tuple[Tensor, ...]:
-        """Record as one operation whatever `compute` does, and return its results."""
+        """Record what `compute` does as one operation, and return its results."""
         described = [self._described(a) for a in arguments]
         self._is_paused = True
         try:

@@ -14,8 +14,8 @@ BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 class Gradients:
     """Those of the global batch, which every micro-batch may change in the same way.
 
-    For example it clips them. They are changed once, whoever has how many
-    micro-batches, so each gets a copy.
+    For example it clips them. They are changed once, however the
+    micro-batches are divided, so each gets a copy.
     """
 
     def __init__(self, parameters: Sequence[Tensor]) -> None:

@@ -79,7 +79,7 @@ class Manual:
         self._size = batch.size
         self._turns: list[Turn] = []
         self._stand_in: Turn | None = None
-        """Of a micro-batch of another process, if there is none of this one."""
+        """The turn of a micro-batch of another process, if this one has none."""
         self._follow_module()
         with ExitStack() as opened:
             hook = register_optimizer_step_pre_hook(self._refuse_own_step)

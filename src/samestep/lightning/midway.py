@@ -10,7 +10,7 @@ from samestep.lightning.metrics import Metrics, State, metrics_of, read, write
 
 
 KEY = "samestep"
-"""Of a checkpoint."""
+"""The key of what samestep adds to a checkpoint."""
 COUNT = "cumulated_batch_size"
 
 

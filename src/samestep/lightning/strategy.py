@@ -41,7 +41,7 @@ class SamestepStrategy(DDPStrategy):  # type: ignore[misc]
         exchange: Choice = "auto",
         **launch: Any,
     ) -> None:
-        """Cut every global batch into so many micro-batches: part of the recipe.
+        """Cut every global batch into `micro_batches` pieces: part of the recipe.
 
         The `seed` of order and dropout is that of `seed_everything` by default, or 0.
         The `exchange` is as for a `samestep.Loop`.

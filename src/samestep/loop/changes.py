@@ -18,7 +18,7 @@ class LoopFlat(Flat):
 
     counters_may_rest = True
     is_weighed = False
-    """Whether `Loop.weigh` was called in the micro-batch at hand. All workers must know
+    """Whether `Loop.weigh` was called in the current micro-batch. All workers must know
     of how many; added up here, it takes no exchange of its own."""
 
     def __init__(self, model: nn.Module) -> None:

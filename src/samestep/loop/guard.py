@@ -28,7 +28,7 @@ class Guard:
 
     def __init__(self) -> None:
         self._now: WeakSet[Optimizer] = WeakSet()
-        """Optimizers that have made a step in the micro-batch at hand."""
+        """Optimizers that have made a step in the current micro-batch."""
         self._before: WeakSet[Optimizer] = WeakSet()
         """And in earlier ones: these carry state from one to the next."""
 

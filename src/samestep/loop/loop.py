@@ -53,8 +53,8 @@ class Loop:
     ) -> None:
         """All workers: join the others, each with a model of the same weights.
 
-        Seed torch before you build the model. Every global batch is computed in so many
-        `micro_batches`, whichever workers compute them. The result depends on them, on
+        Seed torch before you build the model. Every global batch is computed in
+        `micro_batches` pieces, by any of the workers. The result depends on them, on
         the `seed` of order and dropout, and on the number of torch's `threads`.
         `reduction` is that of the loss over its samples. Gradients are summed in
         `shared` memory, or over `gloo`; `auto` takes the memory where all workers are
@@ -181,9 +181,9 @@ class Loop:
     def keep(self, snapshot_steps: int, **parts: Stateful) -> None:
         """All workers: keep snapshots in memory, for `torchrun --max-restarts`.
 
-        After every so many steps of `steps`, all that the training goes on with is
+        After every `steps` steps, all that the training goes on with is
         saved: the model, the loop, and the `parts`, which are the optimizer, its
-        schedule, and whatever else has a `state_dict`. If torchrun starts the workers
+        schedule, and anything else with a `state_dict`. If torchrun starts the workers
         again, this loads the newest snapshot. Under anything else, or without restarts,
         there is nothing to do. Raises OwnCodeError, PlacementError.
         """
@@ -257,7 +257,7 @@ class Loop:
                         yield fetch()
 
     def add(self, **metrics: Value | tuple[Value, Value]) -> None:
-        """Note sums over the samples of the batch at hand, or sums and counts.
+        """Note sums over the samples of the current batch, or sums and counts.
 
         Raises OwnCodeError outside of a loop over batches.
         """
@@ -267,11 +267,11 @@ class Loop:
 
     @property
     def samples(self) -> int:
-        """How many samples the batch at hand has; 0 outside of a loop over batches."""
+        """How many samples the current batch has; 0 outside of a loop over batches."""
         return self._tally.samples
 
     def weigh(self, count: Value) -> None:
-        """Set how many targets the loss of the micro-batch at hand is over.
+        """Set how many targets the loss of the current micro-batch is over.
 
         They are, for example, those that are not padding; or `count` is the sum of
         their weights. The gradient is then that of the sum over all targets of the

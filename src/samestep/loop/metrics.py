@@ -34,7 +34,7 @@ class Tally:
         self._cells: dict[str, dict[tuple[int, int], list[float]]] = {}
         """For each name, sum and count of each (row, number) of a piece."""
         self._piece: Piece | None = None
-        """The piece at hand."""
+        """The current piece."""
         self._carried: dict[str, list[float]] = {}
         """Sums and counts of earlier rows, the same on all workers."""
 
@@ -49,7 +49,7 @@ class Tally:
 
     @property
     def samples(self) -> int:
-        """How many samples the piece at hand has; 0 if there is none."""
+        """How many samples the current piece has; 0 if there is none."""
         return self._piece.samples if self._piece else 0
 
     def begin_row(self, pieces: int = 0) -> int:
@@ -62,7 +62,7 @@ class Tally:
         self._pieces[row] = pieces
 
     def add(self, name: str, value: Value | tuple[Value, Value]) -> None:
-        """Add, for the piece at hand, a sum over its samples, or a sum and a count.
+        """Add, for the current piece, a sum over its samples, or a sum and a count.
 
         Raises OwnCodeError if there is none.
         """

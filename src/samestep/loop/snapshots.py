@@ -32,7 +32,7 @@ from samestep.files import lock, untrusted
 from samestep.loop.process_group import gather
 
 
-MEMORY = Path("/dev/shm")  # noqa: S108  whoever reads checks the owner
+MEMORY = Path("/dev/shm")  # noqa: S108  readers check the owner
 PREFIX = "samestep-loop"
 PATIENCE_SECONDS = 10.0
 """How long to wait for a lock: loaders of a worker that has died hold it for 5 s."""
@@ -41,7 +41,7 @@ NONE, TAKEN = -1, -2
 
 
 class Stateful(Protocol):
-    """Whatever a loop needs to go on: a model, an optimizer, a scheduler."""
+    """A part of what a loop needs to go on: a model, an optimizer, a scheduler."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return its state."""
@@ -54,7 +54,7 @@ class Snapshots:
     """Those of one loop, and of all it needs."""
 
     def __init__(self, steps: int, parts: Mapping[str, Stateful]) -> None:
-        """All workers: save the parts after every so many steps.
+        """All workers: save the parts after every `steps` steps.
 
         Raises OwnCodeError.
         """

@@ -18,7 +18,7 @@ class Weights:
         self._counts = torch.zeros(micro_batches, dtype=torch.float64)
         self._weighed: set[int] = set()
         self._at: int | None = None
-        """The micro-batch at hand."""
+        """The current micro-batch."""
 
     def begin(self) -> None:
         """Forget the counts of the last step."""
@@ -35,7 +35,7 @@ class Weights:
             self._at = None
 
     def set(self, count: float) -> None:
-        """Set the count of the micro-batch at hand. Raises OwnCodeError."""
+        """Set the count of the current micro-batch. Raises OwnCodeError."""
         if self._at is None or self._at in self._weighed:
             raise OwnCodeError(
                 "`weigh` says how many targets the loss of one micro-batch is over: "

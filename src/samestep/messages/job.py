@@ -11,7 +11,7 @@ from samestep.system.json_values import JsonObject
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """What every worker needs to know, whatever its job is."""
+    """What every worker needs to know for any job."""
 
     recipe: JsonObject
     """The fields of `config.recipe.Recipe`."""

@@ -42,7 +42,7 @@ class _Piece:
     """The part of a parameter that this worker updates."""
 
     shape: tuple[int, ...]
-    """Of the whole parameter."""
+    """The shape of the whole parameter."""
     within: slice
     """Where the piece is in the parameter."""
     part: slice

@@ -23,7 +23,7 @@ EXACT_IN = {
 }
 """The types whose values a vector of a type can hold."""
 MOST_NUMBERS = 1_500
-"""The progress has room for so many numbers of any length."""
+"""How many numbers, of any length, the progress has room for."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Kept:
     """What is kept for one parameter under one name."""
 
     shape: tuple[int, ...] = ()
-    """Of a tensor; one of shape [] is kept as a number."""
+    """The shape of a tensor; one of shape [] is kept as a number."""
     dtype: torch.dtype | None = None
     """None: a Python value."""
 

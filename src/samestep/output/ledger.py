@@ -31,7 +31,7 @@ DIGEST = 32
 """Bytes of a SHA-256."""
 HEADER = struct.Struct("<8sQQ32s")
 MOST_RECORDS = 1 << 20
-"""Of a chunk; samestep writes 50 at most."""
+"""The most records of a chunk; samestep writes 50 at most."""
 
 Records = NDArray[np.uint64]
 """[n, 3]: step, hash of the gradient, hash of the parameters."""

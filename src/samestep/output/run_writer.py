@@ -204,7 +204,7 @@ class RunWriter(AbstractContextManager["RunWriter"]):
         self._begin_ledger(step)
 
     def rewind_to(self, step: int, records: int) -> list[JsonObject]:
-        """Keep so many lines of metrics.jsonl, and return them. Raises OutputError."""
+        """Keep the first lines of metrics.jsonl; return them. Raises OutputError."""
         lines = whole_lines(self.path / "metrics.jsonl")[:records]
         return self._go_on(step, [line for line in lines if _is_kept(line)])
 

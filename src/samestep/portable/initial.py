@@ -1,7 +1,7 @@
 """Initial weights that are the same on every processor, for any module.
 
 While a model is built, a dispatch mode answers torch's random operations from counters
-and computes functions by portable kernels, whoever calls them. It also follows what
+and computes functions by portable kernels, for any caller. It also follows what
 torch itself has computed in an order of its own, and refuses it as a weight.
 """
 

@@ -124,7 +124,7 @@ def _beside(columns: list[Tensor]) -> Tensor:
 
 
 def _check_size(tensor: Tensor, size: int) -> None:
-    """Raise NotPortable unless every sample has so many numbers."""
+    """Raise NotPortable unless every sample has `size` numbers."""
     if len(tensor) and tensor[0].numel() != size:
         raise NotPortable(
             "Portable arithmetic records a model with the shape of the first sample, "

@@ -1,7 +1,7 @@
 """The forward and backward passes of a worker's micro-batches, as one program.
 
 All micro-batches that a worker owns are computed together: the products of one are the
-same whatever is computed beside it. Their gradients are separate sums, added up the
+same with anything computed beside it. Their gradients are separate sums, added up the
 canonical tree inside the kernels; only the partials are written, to where the exchange
 wants them.
 """

@@ -1,7 +1,7 @@
 """A whole training as a program file, which the runner in C repeats without Python.
 
 It has one worker, which owns every micro-batch. The runner prints the fingerprint that
-samestep gives the same recipe, on whatever processor it runs.
+samestep gives the same recipe, on any processor.
 """
 
 from itertools import accumulate

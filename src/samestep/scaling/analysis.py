@@ -20,7 +20,7 @@ RESAMPLES = 200
 
 
 def analyse(study: Study, cores: int) -> Analysis:
-    """Return what a finished scaling.json says, measured on so many cores."""
+    """Return what a finished scaling.json says, measured on `cores` cores."""
     analysis = Analysis(
         points=summarise(study.runs, study.settings.exchange),
         noise=_noise(study),

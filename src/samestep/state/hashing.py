@@ -43,9 +43,9 @@ class StepHashes(NamedTuple):
     """Hashes of an optimizer step, or the part of them that a worker adds."""
 
     gradient: int
-    """Of the gradient that the optimizer was given."""
+    """The hash of the gradient that the optimizer was given."""
     parameters: int
-    """Of the parameters that it left."""
+    """The hash of the parameters that it left."""
 
     def __str__(self) -> str:
         """Return both in 32 hexadecimal digits."""

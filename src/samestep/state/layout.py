@@ -21,9 +21,9 @@ from samestep.system.json_values import JsonObject
 
 
 ALIGNMENT = 16
-"""Parameters start at multiples of so many elements: a cache line of float32."""
+"""Parameters start at multiples of this number of elements: a cache line of float32."""
 BLOCK = 1024
-"""Slices of the vector are cut at multiples of so many elements."""
+"""Slices of the vector are cut at multiples of this number of elements."""
 AVERAGE, BEST = "ema", "best"
 """States that are weights: their moving average, those of the best epoch."""
 

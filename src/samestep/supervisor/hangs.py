@@ -14,7 +14,7 @@ from samestep.system.heartbeat import BEATS, PHASE, ROUNDS, Heartbeat
 
 
 PATIENCE = 5
-"""A worker may take so many times the longest pause seen so far."""
+"""A worker may take this many times the longest pause seen so far."""
 STACK_SECONDS = 1.0
 """Deadline for a worker to write its stacks into its log."""
 STACK_BYTES = 20_000

@@ -11,8 +11,8 @@ from samestep.user_code.references import NOTHING, Given
 
 
 PEER_SLACK = 10
-"""A worker waits so many times longer for its peers than the supervisor does for a sign
-of progress. So the supervisor names the one that hangs, unless it hangs itself."""
+"""A worker waits this many times longer for its peers than the supervisor does for a
+sign of progress. So the supervisor names the one that hangs, unless it hangs itself."""
 
 
 def make_setup(

@@ -201,7 +201,7 @@ class Session:
             self._checkpoints.offer(Offer(read, layout, epochs, saved.step))
 
     def _is_due(self, step: int) -> bool:
-        """Return whether a checkpoint comes after so many steps."""
+        """Return whether a checkpoint comes after a step."""
         intervals = self.placement.checkpoint_steps, self.recipe.evaluation_steps
         return any(every and step % every == 0 for every in intervals)
 

@@ -54,7 +54,7 @@ _quick = ctypes.PyDLL(None, use_errno=True)
 
 
 def spin_seconds(workers: int) -> float:
-    """Return how long to spin, at most, with so many workers on this machine."""
+    """Return how long to spin, at most, with this number of workers on this machine."""
     return CROWDED_SPIN_SECONDS if workers > usable_cores()[0] else SPIN_SECONDS
 
 

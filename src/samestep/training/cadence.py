@@ -14,7 +14,7 @@ from samestep.system.heartbeat import Heartbeat
 SECONDS_BETWEEN = 0.2
 """Work between two points of synchronisation, unless one step takes longer."""
 SNAPSHOT_SHARE = 0.01
-"""The share of the time that snapshots may take, whatever the model's size..."""
+"""The share of the time that snapshots may take with a model of any size..."""
 MAX_RARITY = 1_000
 """... but they become at most this many times as rare as asked for."""
 
@@ -66,7 +66,7 @@ class Cadence:
     heartbeat: Heartbeat
     snapshot_seconds: float
     checkpoint_steps: int | None = None
-    """Save a snapshot for a checkpoint after each multiple of so many steps."""
+    """Save a snapshot for a checkpoint after each multiple of this number of steps."""
     every_step: bool = False
     """Whether all workers synchronise after every step, for callbacks."""
     _last_point: float = field(default_factory=lambda: time.monotonic())
@@ -90,7 +90,7 @@ class Cadence:
         return Decision(self.heartbeat.stop, save, next_steps)
 
     def is_due(self, step: int) -> bool:
-        """Return whether a checkpoint is asked for after so many steps."""
+        """Return whether a checkpoint is asked for after a step."""
         return self.checkpoint_steps is not None and step % self.checkpoint_steps == 0
 
     def saved(self, seconds: float) -> None:

@@ -85,7 +85,7 @@ class Components(ModelAndData):
 
     def replay(self, draw: Callable[[int, int], Drawn], device: Device) -> Replay:
         """Return what computes micro-batches outside of the training."""
-        # Once: whatever the module remembers later, its program stays the same.
+        # Once: the program stays the same even if the module remembers something later.
         record = cache(self._recorded) if self.recipe.is_portable else None
         return Replay(
             draw, self.objective(), self.flat, self.recipe.seed, device, record

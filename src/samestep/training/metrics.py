@@ -36,11 +36,11 @@ class Merged:
     """What all workers know after a merge."""
 
     sums: list[MetricSums]
-    """Of each step since the last merge."""
+    """The sums of each step since the last merge."""
     hashes: list[StepHashes]
-    """Of each of these steps."""
+    """The hashes of each of these steps."""
     times: Times
-    """Of all workers."""
+    """The times of all workers."""
     decision: Decision
 
 

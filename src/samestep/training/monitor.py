@@ -94,7 +94,7 @@ class StepMonitor:
         return self.metrics.recorded(self._row, micro_batches)
 
     def read_less(self, num_bytes: int) -> None:
-        """Note that all workers together read so many bytes less in this step."""
+        """Note how many bytes less all workers together read in this step."""
         self._bytes -= num_bytes
 
     def begin_exchange(self) -> None:

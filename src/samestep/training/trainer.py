@@ -247,11 +247,11 @@ class Trainer:
         return self.recipe.num_steps(self.samples.plan.steps_per_epoch)
 
     def ends_epoch(self, step: int) -> bool:
-        """Return whether an epoch or the training ends after so many steps."""
+        """Return whether an epoch or the training ends after a number of steps."""
         return self.samples.plan.begins_epoch(step) or self.ends(step)
 
     def is_evaluated(self, step: int) -> bool:
-        """Return whether the model is evaluated after so many steps."""
+        """Return whether the model is evaluated after a number of steps."""
         if self.lr_range is not None:
             return False
         every = self.recipe.evaluation_steps
@@ -261,7 +261,7 @@ class Trainer:
         return step % every == 0 or self.ends(step)
 
     def ends(self, step: int) -> bool:
-        """Return whether the training ends after so many steps."""
+        """Return whether the training ends after a number of steps."""
         if self.recipe.epochs is None:
             return step == self.recipe.max_steps
         return self.samples.plan.place(step)[0] >= self.recipe.epochs

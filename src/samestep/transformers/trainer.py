@@ -41,10 +41,10 @@ class SamestepTrainer(Trainer):  # type: ignore[misc]
     ) -> None:
         """All processes: join the others, each with a model of the same weights.
 
-        `arguments` and `options` are those of a Trainer. Each batch is cut into so many
-        `micro_batches`: part of the recipe, like the seeds in the TrainingArguments and
-        the number of torch's `threads`. `exchange` as for a Loop. Raises
-        PlacementError, OwnCodeError.
+        `arguments` and `options` are those of a Trainer. Each batch is cut into
+        `micro_batches` pieces: part of the recipe, like the seeds in the
+        TrainingArguments and the number of torch's `threads`. `exchange` as for a Loop.
+        Raises PlacementError, OwnCodeError.
         """
         super().__init__(*arguments, **options)
         self._micro_batches, self._threads = micro_batches, threads

@@ -176,7 +176,7 @@ def packed(parts: Mapping[str, Part | None]) -> Iterator[tuple[dict[str, str], G
 def batch_of(recipe: Any, data: Part | None) -> dict[str, Any]:
     """Return the global batch as a field, if no recipe but a DataLoader names it."""
     train = data.get("train") if isinstance(data, Mapping) else data
-    utilities = sys.modules.get("torch.utils.data")  # loaded by whoever has made one
+    utilities = sys.modules.get("torch.utils.data")  # if anybody made one
     if recipe is None and utilities and isinstance(train, utilities.DataLoader):
         return {"global_batch": train.batch_size} if train.batch_size else {}
     return {}

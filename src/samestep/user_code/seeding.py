@@ -75,7 +75,7 @@ class Generators:
     def __init__(self) -> None:
         self._spare = np.random.MT19937(0)
         self._memory = b""
-        """Of numpy's generator, when it was last read and held no such number."""
+        """That of numpy's generator, when it was last read and held no such number."""
 
     @contextlib.contextmanager
     def kept(self) -> Iterator[None]:

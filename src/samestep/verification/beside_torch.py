@@ -144,7 +144,7 @@ class BesideTorch:
 class ProgramDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Gives eager operations the numbers that a program draws for a micro-batch.
 
-    It has so many samples; `dims` are `Program.mask_dims`.
+    It has `samples` samples; `dims` are `Program.mask_dims`.
     """
 
     def __init__(self, key: int, dims: Sequence[int], samples: int) -> None:

@@ -94,7 +94,7 @@ class MutationCheck:
             tensor.note()
 
     def check(self, passes: int = 1) -> None:
-        """Check all tensors after so many passes. Raises NotReproducible."""
+        """Check all tensors after a number of `passes`. Raises NotReproducible."""
         for tensor in self._watched:
             if not tensor.is_same():
                 raise NotReproducible(_message(tensor, self._who))

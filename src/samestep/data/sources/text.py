@@ -1,6 +1,6 @@
 """Characters of UTF-8 text: one file, or all files of a folder in the order of paths.
 
-The text is cut into windows of `context` characters, or into lines of at most so many.
+The text is cut into windows of `context` characters, or into lines of at most as many.
 A sample's targets are its window moved on by one. The last windows are held out, since
 neighbours resemble each other.
 """
