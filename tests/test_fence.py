@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 from conftest import small_recipe
-from test_checkpoint import LAYOUT, checkpoints_of, state_of
+from test_checkpoint import LAYOUT, state_of
+from test_checkpoint_writer import checkpoints_of
 
 from samestep import Placement
 from samestep.errors import OutputError

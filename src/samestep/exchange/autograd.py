@@ -38,7 +38,7 @@ class Instruments(Protocol):
         """Record the sums of a micro-batch."""
 
     def read_less(self, num_bytes: int) -> None:
-        """Note that all workers together read so many bytes less in this step."""
+        """Note how many bytes less all workers together read in this step."""
 
 
 @dataclass(frozen=True)
