@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import lightning
 import torch
@@ -95,16 +96,21 @@ def samples(size: int, dtype: torch.dtype = torch.float32) -> TensorDataset:
     return TensorDataset(real, z)
 
 
-def fit(module: Gan, strategy: object, processes: int = 1, size: int = 76) -> None:
-    """Train for two epochs with so many samples; their last batches have fewer."""
-    trainer = lightning.Trainer(
+def quiet_trainer(strategy: object, processes: int = 1, **options: Any) -> Any:
+    """Return a Trainer for two epochs that prints and keeps nothing."""
+    return lightning.Trainer(
         accelerator="cpu",
         devices=processes,
         strategy=strategy,
-        max_epochs=2,
+        logger=False,
+        enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        enable_checkpointing=False,
-        logger=False,
+        **{"max_epochs": 2} | options,
     )
+
+
+def fit(module: Gan, strategy: object, processes: int = 1, size: int = 76) -> None:
+    """Train for two epochs with so many samples; their last batches have fewer."""
+    trainer = quiet_trainer(strategy, processes)
     trainer.fit(module, DataLoader(samples(size, module.dtype), 16))

@@ -166,21 +166,14 @@ def fit(out: Path, processes: int, *options: str) -> None:
     saved = out / "saved.ckpt"
     micro_batches = int(given.get("micro", 6))
     exchange: Any = given.get("exchange", "auto")
-    trainer = lightning.Trainer(
-        accelerator="cpu",
-        devices=processes,
-        strategy=SamestepStrategy(
-            micro_batches, exchange=exchange, start_method="fork"
-        ),
+    trainer = lightning_gan.quiet_trainer(
+        SamestepStrategy(micro_batches, exchange=exchange, start_method="fork"),
+        processes,
         max_epochs=3,
         gradient_clip_val=None if is_gan else 0.5,
         accumulate_grad_batches=int(given.get("accumulate", 1)),
         precision="64-true" if "float64" in given else "32-true",
         callbacks=[*stopping, Lines(out, given.get("kill"), given.get("stop"))],
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        logger=False,
     )
     if is_gan:
         loaders: list[Any] = [DataLoader(lightning_gan.samples(96), 36, shuffle=True)]

@@ -1,6 +1,5 @@
 """`samestep.accelerate.Accelerator`: the same at any number of processes."""
 
-import difflib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from test_loop import data, network, threads
 from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
+from user_scripts import changed_lines
 
 from samestep import Loop, OwnCodeError
 from samestep.accelerate import Accelerator
@@ -23,19 +23,10 @@ from samestep.state.fingerprint import fingerprint
 
 
 assert threads  # the fixture for every test here
-EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 def test_the_example_changes_two_lines() -> None:
-    plain, exact = (
-        (EXAMPLES / f"accelerate_{name}.py").read_text().split('"""', 2)[2]
-        for name in ("plain", "exact")
-    )
-    changed = [
-        line
-        for line in difflib.unified_diff(plain.split("\n"), exact.split("\n"), n=0)
-        if line.startswith("+") and line[1:].strip() and not line.startswith("+++")
-    ]
+    changed = changed_lines("accelerate")
     assert len(changed) == 2, changed
 
 

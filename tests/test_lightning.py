@@ -1,7 +1,5 @@
 """Lightning's Trainer with `SamestepStrategy`: the same at any number of processes."""
 
-import difflib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,10 +9,12 @@ import lightning_script
 import pytest
 import torch
 import torch.distributed as dist
+from lightning_gan import quiet_trainer
 from test_loop import threads
 from torch import nn
 from torch.multiprocessing.spawn import ProcessException
 from torch.utils.data import DataLoader, TensorDataset
+from user_scripts import changed_lines, found
 
 from samestep import OwnCodeError
 from samestep.lightning import SamestepStrategy
@@ -27,22 +27,8 @@ LIGHTNINGS_OWN = pytest.mark.filterwarnings(
 
 
 def test_the_example_changes_two_lines() -> None:
-    examples = Path(__file__).parents[1] / "examples"
-    plain, exact = (
-        (examples / f"lightning_{name}.py").read_text().split('"""', 2)[2]
-        for name in ("plain", "exact")
-    )
-    changed = [
-        line
-        for line in difflib.unified_diff(plain.split("\n"), exact.split("\n"), n=0)
-        if line.startswith("+") and line[1:].strip() and not line.startswith("+++")
-    ]
+    changed = changed_lines("lightning")
     assert len(changed) == 2, changed
-
-
-def found(out: Path) -> Any:
-    """Return the fingerprint, and what was logged."""
-    return (out / "sha256").read_text(), json.loads((out / "lines.json").read_text())
 
 
 @LIGHTNINGS_OWN
@@ -121,17 +107,8 @@ class Searching(Module):
 
 
 def fit(module: Module, tmp_path: Path, loader: Any) -> None:
-    trainer = lightning.Trainer(
-        accelerator="cpu",
-        devices=1,
-        strategy=SamestepStrategy(micro_batches=4),
-        max_epochs=1,
-        default_root_dir=tmp_path,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    strategy = SamestepStrategy(micro_batches=4)
+    trainer = quiet_trainer(strategy, max_epochs=1, default_root_dir=tmp_path)
     trainer.fit(module, loader)
 
 

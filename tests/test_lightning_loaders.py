@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-import lightning
 import torch
+from lightning_gan import quiet_trainer
 from test_lightning import LIGHTNINGS_OWN, Module, group
 from test_loop import threads
 from torch.utils.data import DataLoader, TensorDataset
@@ -54,16 +54,7 @@ def both(
     shuffle: bool = True,
 ) -> None:
     """Train for two epochs of 8 steps; the short loader begins again in each."""
-    trainer = lightning.Trainer(
-        accelerator="cpu",
-        devices=processes,
-        strategy=strategy,
-        max_epochs=2,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    trainer = quiet_trainer(strategy, processes)
     loaders = {
         "long": DataLoader(normal(96, 0), 12, shuffle=shuffle),
         "short": DataLoader(normal(18, 1), 6, shuffle=shuffle),

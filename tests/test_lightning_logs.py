@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-import lightning
 import pytest
 import torch
+from lightning_gan import quiet_trainer
 from test_lightning import LIGHTNINGS_OWN, LOADER, Module, fit, group
 from test_loop import threads
 from torch.utils.data import DataLoader, TensorDataset
@@ -83,17 +83,7 @@ class Measured(Module):
 
 def measured(module: Measured, strategy: Any, processes: int = 1, **fit: Any) -> Any:
     """Train for two epochs; the last batches have fewer samples than processes."""
-    trainer = lightning.Trainer(
-        accelerator="cpu",
-        devices=processes,
-        strategy=strategy,
-        max_epochs=2,
-        num_sanity_val_steps=0,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    trainer = quiet_trainer(strategy, processes, num_sanity_val_steps=0)
     data = TensorDataset(SAMPLES, TARGETS)
     loaders = DataLoader(data, 12), [DataLoader(data, 9), DataLoader(data, 7)]
     trainer.fit(module, *loaders, **fit)

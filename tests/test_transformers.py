@@ -1,8 +1,6 @@
 """Transformers' Trainer, made exact: the same at any number of processes."""
 
 import copy
-import difflib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from transformers import (
     Trainer,
     TrainingArguments,
 )
+from user_scripts import changed_lines, found
 
 from samestep import OwnCodeError
 from samestep.transformers import SamestepTrainer
@@ -31,16 +30,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # those of Transformers
 
 
 def test_the_example_changes_three_lines() -> None:
-    examples = Path(__file__).parents[1] / "examples"
-    plain, exact = (
-        (examples / f"transformers_{name}.py").read_text().split('"""', 2)[2]
-        for name in ("plain", "exact")
-    )
-    changed = [
-        line
-        for line in difflib.unified_diff(plain.split("\n"), exact.split("\n"), n=0)
-        if line.startswith("+") and line[1:].strip() and not line.startswith("+++")
-    ]
+    changed = changed_lines("transformers")
     assert len(changed) <= 3, changed
 
 
@@ -49,10 +39,6 @@ def launch(out: Path, *runs: str) -> None:
     for run in runs:
         directory, processes, *options = run.split()
         script.launch(out / directory, int(processes), options)
-
-
-def found(out: Path) -> tuple[str, Any]:
-    return (out / "sha256").read_text(), json.loads((out / "lines.json").read_text())
 
 
 def test_weights_logs_and_metrics_are_the_same_after_a_kill_elsewhere(
