@@ -1,10 +1,13 @@
 """Streams that say where they are, and go on there without being read again."""
 
 import json
+import os
 import random
+import signal
 import warnings
 from collections.abc import Iterator
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +18,8 @@ from torch.utils.data import DataLoader, IterableDataset
 import samestep
 from samestep.core.progress import StreamPosition
 from samestep.data.given import GivenData
-from samestep.data.reader import StreamReader
+from samestep.data.prefetch import Drawn, HelperProcess, MicroBatches, Prefetcher
+from samestep.data.reader import ReadBatch, StreamReader
 from samestep.data.stream import RawBatch, read
 from samestep.user_code import seeding
 
@@ -131,24 +135,29 @@ class Opaque(Told):
         return {"next": self._next, "rest": {1: (2, 3)}}
 
 
+def numbers(batch: ReadBatch) -> list[Any]:
+    assert batch.samples is not None
+    return [x.tolist() for x, _ in batch.samples]
+
+
 @pytest.mark.parametrize("kind", [Told, Talkative, Opaque])
 def test_a_reader_goes_on_at_the_position_of_another(kind: type[Told]) -> None:
     whole = StreamReader(GivenData(kind(), 4, list), seed=0)
     batches = [whole.at(step) for step in range(20)]
-    assert [batch.epoch for batch in batches] == [0] * 8 + [1] * 8 + [2] * 4
+    epochs = [batch.position.epoch for batch in batches]
+    assert epochs == [0] * 8 + [1] * 8 + [2] * 4
     for step in (0, 3, 7, 8, 12, 15):
         before = StreamReader(GivenData(kind(), 4, list), seed=0)
         for earlier in range(step + 1):
             before.at(earlier)
         before.at(step + 2)  # read ahead
-        position = json.loads(before.position(step).model_dump_json())
+        position = json.loads(before.at(step).position.model_dump_json())
         stream = kind()
         after = StreamReader(GivenData(stream, 4, list), seed=0)
         after.go_to(step, StreamPosition.model_validate(position))
         for later in range(step, min(step + 3, 20)):
-            assert after.at(later)[:2] == batches[later][:2]
-            read = after.at(later).batch, batches[later].batch
-            assert values([read[0]]) == values([read[1]])
+            assert after.at(later).position == batches[later].position
+            assert numbers(after.at(later)) == numbers(batches[later])
         if step in (3, 12):
             assert (stream.read == 0) == (kind is Told)
 
@@ -186,6 +195,62 @@ def test_a_loop_saves_the_place_of_the_step_it_is_at(processes: int) -> None:
         fingerprint, states = trained(Told(), processes, 8)
     assert fingerprint == whole
     assert states == ["{'next': 14}"], "before the step, which is compared"
+
+
+class Source(MicroBatches):
+    """Two micro-batches of each global batch of a stream."""
+
+    has_user_code = True
+
+    def __init__(self, stream: Told) -> None:
+        self.stream = stream
+        self._reader = StreamReader(GivenData(stream, 4, list), seed=0)
+
+    @property
+    def reader(self) -> StreamReader:
+        return self._reader
+
+    def draw(self, step: int, index: int) -> Drawn:
+        samples = self.reader.at(step).samples
+        assert samples is not None
+        seeding.seed(step)
+        x = torch.stack([x for x, _ in samples[index::2]])
+        return x + torch.rand(5), torch.zeros(len(x))
+
+
+@pytest.mark.parametrize("kind", [Told, Talkative])
+def test_a_helper_reads_a_stream_ahead_from_where_the_worker_is(
+    kind: type[Told], tmp_path: Path
+) -> None:
+    """Until it dies; what is saved is the position of the step at hand."""
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+
+    def load() -> Source:
+        gate.read_text()  # until the test writes
+        return Source(kind())
+
+    alone, source = Source(kind()), Source(kind())
+    helper = HelperProcess.start(load, [])
+    ahead = Prefetcher(source, helper, lambda: None, is_slow=True)
+    for step in range(21):
+        if step == 4:
+            gate.write_text("go")
+            assert helper.connection.poll(60)
+        if step == 5:  # it was asked for what comes before the worker's step
+            assert helper.connection.poll(60)
+        if step == 14:
+            os.kill(helper.pid, signal.SIGKILL)
+            os.waitpid(helper.pid, 0)
+        for index in (0, 1):
+            drawn, expected = ahead.draw(step, index, (0, 2)), alone.draw(step, index)
+            assert torch.equal(drawn[0], expected[0])
+        at, other = source.reader.at(step), alone.reader.at(step)
+        assert (at.position, at.size) == (other.position, other.size)
+        assert at.sketch == other.sketch
+        if step in (5, 13):
+            assert source.stream.read == 20, "the helper reads"
+    assert source.stream.read > 20
 
 
 def test_an_endless_stream_is_not_read_ahead_of_its_bookmark() -> None:

@@ -40,6 +40,13 @@ class Told(Stream):
     def load_state_dict(self, state):
         self.start = state["at"]
 
+class Rotten(Stream):
+    def __iter__(self):
+        for i in range(self.n):
+            if i == 40:
+                raise ValueError(f"sample {i} is rotten")
+            yield self.x[i], int(self.y[i])
+
 class InOrder(IterableDataset):
     classes = [0, 1, 2]
     def __iter__(self):
@@ -77,6 +84,10 @@ def load(kind):
         "in order": InOrder,
         "indexed": lambda: DataLoader(list(InOrder()), 16),
         "loader": lambda: DataLoader(Stream(70), **given),
+        "ahead": lambda: DataLoader(Stream(70), **given, num_workers=1),
+        "state ahead": lambda: DataLoader(Told(), 16, num_workers=1),
+        "rotten": Rotten,
+        "rotten ahead": lambda: DataLoader(Rotten(), 16, num_workers=1),
         "generator": lambda: iter(Stream()),
         "once": lambda: Once(),
     }[kind]()
@@ -96,7 +107,7 @@ def recipe_of(own: Own, kind: str, **fields: Any) -> samestep.Recipe:
     return own(STREAMS, **given, **{"data.arguments": {"kind": kind}})
 
 
-STEPS = {"stream": 7, "state": 7, "plain": 4, "loader": 4}
+STEPS = {"stream": 7, "state": 7, "plain": 4, "ahead": 4, "state ahead": 7}
 
 
 @pytest.mark.parametrize("kind", STEPS)
@@ -104,7 +115,7 @@ def test_a_stream_has_one_fingerprint_at_any_placement_and_after_a_kill(
     train: Train, train_under: Train, own: Own, kind: str
 ) -> None:
     recipe = recipe_of(own, kind)
-    alone = train(recipe, 1)
+    alone = train(recipe, 1, prefetch="off")
     assert alone.history[-1]["epoch"] == 2
     steps = alone.path / "metrics.jsonl"
     last = [json.loads(line) for line in steps.read_text().splitlines()]
@@ -115,10 +126,24 @@ def test_a_stream_has_one_fingerprint_at_any_placement_and_after_a_kill(
         ]
         run = train_under(recipe, kills, workers, exchange=exchange, balance="random")
         assert run.weights_sha256 == alone.weights_sha256
+        if "ahead" in kind:
+            assert "prefetching" in (run.path / "events.jsonl").read_text()
         assert run.result["test_loss"] == alone.result["test_loss"]
         for epoch, other in zip(run.history, alone.history, strict=True):
             assert epoch["train_loss"] == other["train_loss"]
             assert epoch["validation_loss"] == other["validation_loss"]
+
+
+@pytest.mark.parametrize("kind", ["rotten", "rotten ahead"])
+def test_an_error_in_a_stream_comes_with_the_users_frames(
+    train: Train, own: Own, kind: str
+) -> None:
+    with pytest.raises(TrainingError, match="sample 40 is rotten") as caught:
+        train(recipe_of(own, kind), 2)
+    assert "Epoch 0 of the stream failed: ValueError" in str(caught.value)
+    [frames] = caught.value.__notes__
+    assert "in __iter__" in frames
+    assert "raise ValueError" in frames
 
 
 @pytest.mark.parametrize("arithmetic", ["torch", "portable"])

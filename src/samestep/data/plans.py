@@ -135,26 +135,27 @@ class StreamPlan(Plan):
         return 0
 
     def place(self, step: int) -> tuple[int, int]:
-        epoch, first_step, _ = self.reader.at(step)
-        return epoch, step - first_step
+        position = self.reader.at(step).position
+        return position.epoch, step - position.first_step
 
     def samples(self, step: int) -> list[Any]:
         """Return the samples of a global batch. Raises OwnCodeError."""
-        _, _, batch = self.reader.at(step)
-        if step == 0 and not _begin_alike(batch.samples, self.head):
+        samples = self.reader.at(step).samples
+        assert samples is not None  # a worker with a helper does not draw itself
+        if step == 0 and not _begin_alike(samples, self.head):
             raise OwnCodeError(
                 "A stream gives the same samples whenever it is read from its start, "
                 "and this one gave others the second time. Let it begin anew in "
                 "`__iter__`, and draw from torch's, Python's or NumPy's own generators."
             )
-        return batch.samples
+        return samples
 
     def bounds(self, step: int) -> Share:
         first = self.place(step)[1] * self.global_batch
-        return first, first + len(self.samples(step))
+        return first, first + self.reader.at(step).size
 
     def digest(self, step: int) -> str:
-        return sketch(self.samples(step))
+        return self.reader.at(step).sketch
 
 
 def _begin_alike(samples: list[Any], others: list[Any]) -> bool:

@@ -2,17 +2,23 @@
 
 The worker forks its helper before it loads anything. The helper loads the data itself,
 so the two share no open file, cache or random generator. While the worker computes one
-micro-batch, the helper draws the next and sends it, with the states of the generators
-after drawing, from which the model draws next. So it makes no difference to the bits
-which process has drawn a micro-batch. After a failure of the helper the worker draws
-for itself, and raises the same error with its own traceback.
+step, the helper draws the worker's micro-batches of the next, and sends each with the
+states of the generators after drawing, from which the model draws next. So it makes no
+difference to the bits which process has drawn a micro-batch.
+
+Of a stream, the helper also says how long each global batch is and where it lies, and
+the worker does not read it. If user code fails in the helper, the worker raises the
+same error; after any other failure of the helper the worker draws for itself.
 """
 
 import json
-import struct
+from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from itertools import count
 from multiprocessing.connection import Connection
+from queue import SimpleQueue
+from threading import Thread
 from typing import NamedTuple
 
 import safetensors.numpy
@@ -22,23 +28,31 @@ from torch import Tensor
 
 from samestep.core.ownership import shares
 from samestep.core.plan import Plan, derive_seed
+from samestep.core.progress import StreamPosition
 from samestep.data import pytree
 from samestep.data.augment import Mixed
 from samestep.data.dataset import Dataset
 from samestep.data.plans import StreamPlan
 from samestep.data.pytree import Nested
+from samestep.data.reader import ReadBatch, StreamReader
+from samestep.errors import OwnCodeError
 from samestep.system import child_process
 from samestep.system.json_values import JsonObject
 from samestep.user_code import seeding
+from samestep.user_code.imports import user_frames
 
 
 LEAST_SHARE = 0.1
 """Share of the time of a step that drawing must take before the helper is used."""
 LEAST_SECONDS = 1e-3
 """Seconds that drawing a micro-batch must take; sending it takes a few tenths of it."""
-REQUEST = struct.Struct("<qq")
-PREPARE = b"prepare"
-"""Asks the helper to load its data; it answers with the same, or nothing on failure."""
+# In place of a micro-batch's index.
+READ = -1
+"""Asks what the global batch of a stream is."""
+PREPARE = -2
+"""Asks to load the data, and to read a stream up to a step; the answer is the step."""
+FAILED = b"failed"
+"""Before the error of user code, in place of an answer; other failures are empty."""
 
 Drawn = tuple[Nested, Tensor | Mixed]
 
@@ -49,8 +63,13 @@ class MicroBatches:
     def __init__(self, data: Dataset, plan: Plan, has_user_code: bool = False) -> None:
         """Seed Python's and numpy's generators, too, if `has_user_code`."""
         self._data, self._plan = data, plan
-        self._has_user_code = has_user_code
+        self.has_user_code = has_user_code
         self._epoch, self._order = -1, torch.empty(0)
+
+    @property
+    def reader(self) -> StreamReader | None:
+        """What reads the samples if they are a stream."""
+        return self._plan.reader if isinstance(self._plan, StreamPlan) else None
 
     def draw(self, step: int, index: int) -> Drawn:
         """Draw a micro-batch, inputs [b, ...] and targets.
@@ -87,7 +106,7 @@ class MicroBatches:
 
     def _seed(self, step: int, index: int) -> None:
         seed = derive_seed(self._plan.seed, "step", step, index)
-        if self._has_user_code:
+        if self.has_user_code:
             seeding.seed(seed)
         else:
             torch.default_generator.manual_seed(seed)
@@ -119,37 +138,38 @@ class Prefetcher:
     ) -> None:
         """Call `report` once, when the helper begins to load its data.
 
-        It begins at once if drawing `is_slow`.
+        It begins with the first micro-batch if drawing `is_slow`.
         """
         self._source, self._helper, self._report = source, helper, report
+        self._reader, self._is_slow = source.reader, is_slow
         self._is_preparing = self._helps = False
-        self._ahead: tuple[int, int] | None = None
-        """The micro-batch that the helper was asked for."""
-        if is_slow and helper is not None:
-            self._prepare()
+        self._step = -1
+        self._asked: deque[tuple[int, int]] = deque()
+        """Step and index of what the helper still has to answer, in its order."""
+        self._answers: dict[tuple[int, int], bytes] = {}
+        """All that it was asked for and is still needed; empty: to come."""
 
     def draw(self, step: int, index: int, owned: tuple[int, int]) -> Drawn:
-        """Draw one of the worker's `owned` micro-batches of a step, in their order."""
+        """Draw one of the worker's `owned` micro-batches of a step, in their order.
+
+        Raises OwnCodeError.
+        """
         if self._is_preparing:
-            self._look()
-        drawn = self._received(step, index) if self._helps else None
-        if drawn is None:
-            drawn = self._source.draw(step, index)
-        if self._helps:
-            is_last = index + 1 == owned[1]
-            self._ask((step + 1, owned[0]) if is_last else (step, index + 1))
-        return drawn
+            self._look(step)
+        elif self._is_slow and not self._helps and self._helper is not None:
+            self._report()
+            self._prepare(step)
+        if self._helps and step != self._step:
+            self._step = step
+            self._answers = {k: a for k, a in self._answers.items() if k[0] >= step}
+            self._ask(step, *range(index, owned[1]))
+            # Of a stream, first of all where the step lies, which all else follows.
+            self._ask(step + 1, *([READ] if self._reader else []), *range(*owned))
+        return self._received(step, index) or self._source.draw(step, index)
 
     def replay(self, step: int, index: int) -> Drawn:
         """Draw any micro-batch out of turn, where the worker's own are drawn."""
-        ahead, drawn = self._ahead, None
-        if ahead is not None:
-            self._received(*ahead)
-        if self._helps:
-            self._ask((step, index))
-            drawn = self._received(step, index) if self._helps else None
-        if self._helps and ahead is not None:
-            self._ask(ahead)
+        drawn = None if self._reader else self._received(step, index)
         return drawn or self._source.replay(step, index)
 
     def observe(self, micro_batches: int, data_seconds: float, seconds: float) -> None:
@@ -157,45 +177,78 @@ class Prefetcher:
 
         `data_seconds` is that of drawing alone, `seconds` that of the whole step.
         """
-        if self._helper is None or self._helps or self._is_preparing:
-            return
+        reading = self._reader.take_seconds() if self._reader else 0.0
         least = max(LEAST_SHARE * seconds, LEAST_SECONDS * micro_batches)
-        if data_seconds > least:
-            self._prepare()
+        self._is_slow = self._is_slow or data_seconds + reading > least
 
-    def _prepare(self) -> None:
-        """Let the helper load its data."""
-        if self._send(PREPARE):
-            self._is_preparing = True
-            self._report()
+    def _prepare(self, step: int) -> None:
+        """Let the helper load its data, and read a stream up to this step."""
+        reader = self._reader
+        position = reader.at(step).position.model_dump() if reader else None
+        self._is_preparing = self._send(step, [PREPARE], position)
 
-    def _look(self) -> None:
-        """Use the helper once it has loaded its data, which may take minutes."""
+    def _look(self, step: int) -> None:
+        """Use the helper once it has its data, which may take minutes."""
         assert self._helper is not None
-        if self._helper.connection.poll():
-            self._helps = self._receive() == PREPARE
-            self._is_preparing = False
+        if not self._helper.connection.poll():
+            return
+        answer, self._is_preparing = self._receive(), False
+        if not answer.isdigit():
+            self._give_up()
+        elif self._reader and int(answer) + 1 < step:
+            self._prepare(step)  # the worker has gone on meanwhile
+        else:
+            self._helps = True
+            if self._reader:
+                self._reader.follow(self._read)
 
-    def _ask(self, wanted: tuple[int, int]) -> None:
-        """Ask for one micro-batch, at most one at a time."""
-        if self._send(REQUEST.pack(*wanted)):
-            self._ahead = wanted
+    def _read(self, step: int) -> ReadBatch | None:
+        """Return what the helper says about a global batch; None if it has failed."""
+        answer = self._answer(step, READ)
+        if not answer:
+            return None
+        values = json.loads(answer)
+        position = StreamPosition.model_validate(values["position"])
+        return ReadBatch(position, values["size"], None, values["digest"])
 
     def _received(self, step: int, index: int) -> Drawn | None:
         """Return the helper's micro-batch, and set the generators.
 
-        None if it is another one, after a change of ownership, or if the helper failed.
+        None if it does not help, or has failed.
         """
-        asked, self._ahead = self._ahead, None
-        content = b"" if asked is None else self._receive()
-        drawn = _unpacked(content) if content else None
-        return drawn if asked == (step, index) else None
+        answer = self._answer(step, index)
+        return _unpacked(answer) if answer else None
 
-    def _send(self, content: bytes) -> bool:
+    def _ask(self, step: int, *indices: int) -> None:
+        """Ask for what was not asked for."""
+        wanted = [i for i in indices if (step, i) not in self._answers]
+        if self._helps and wanted and self._send(step, wanted):
+            self._asked.extend((step, i) for i in wanted)
+            self._answers |= {(step, i): b"" for i in wanted}
+
+    def _answer(self, step: int, index: int) -> bytes:
+        """Wait for an answer, empty if there is none. Raises OwnCodeError."""
+        self._ask(step, index)
+        while self._helps and not self._answers[step, index]:
+            answer = self._receive()
+            if answer:
+                self._answers[self._asked.popleft()] = answer
+        answer = self._answers.pop((step, index), b"")
+        if answer.startswith(FAILED):
+            message, frames = json.loads(answer.removeprefix(FAILED))
+            error = OwnCodeError(message)
+            error.add_note(frames)
+            raise error
+        return answer
+
+    def _send(
+        self, step: int, indices: list[int], position: JsonObject | None = None
+    ) -> bool:
         """Return whether the helper is still there; else it is given up."""
-        assert self._helper is not None
+        request = json.dumps([step, indices, position]).encode()
         try:
-            self._helper.connection.send_bytes(content)
+            assert self._helper is not None
+            self._helper.connection.send_bytes(request)
         except OSError:
             self._give_up()
             return False
@@ -206,48 +259,71 @@ class Prefetcher:
 
         There is no timeout: the supervisor ends a worker whose data are too slow.
         """
-        assert self._helper is not None
         try:
-            content = self._helper.connection.recv_bytes()
+            assert self._helper is not None
+            answer = self._helper.connection.recv_bytes()
         except (EOFError, OSError):
-            content = b""
-        if not content:
+            answer = b""
+        if not answer:
             self._give_up()
-        return content
+        return answer
 
     def _give_up(self) -> None:
         self._is_preparing = self._helps = False
         self._helper = None
+        self._asked.clear()
+        self._answers.clear()
+        if self._reader:
+            self._reader.take_over()
 
 
 def _serve(connection: Connection, load: Callable[[], MicroBatches]) -> None:
     """Draw what the worker asks for until it has ended: the helper's main loop."""
-    source, before = None, seeding.other_states()
+    source, answers = None, SimpleQueue[bytes]()
+    # Beside it, since the worker takes an answer only when it needs that.
+    Thread(target=_send_all, args=(connection, answers), daemon=True).start()
     while True:
         try:
-            request = connection.recv_bytes()
+            step, indices, position = json.loads(connection.recv_bytes())
         except (EOFError, OSError):
             return
-        try:
-            source = source or load()
-            if request == PREPARE:
-                connection.send_bytes(PREPARE)
-                continue
-            step, index = REQUEST.unpack(request)
-            # `_packed` leaves out states that drawing has not changed, which it sees by
-            # comparing with `before`.
-            seeding.set_other_states(before)
-            content = _packed(source.draw(step, index), before)
-        except Exception:  # the worker draws for itself and raises it, too
-            content = b""
-        connection.send_bytes(content)
+        for index in indices:
+            try:
+                source = source or load()
+                answer = _answered(source, step, index, position)
+            except OwnCodeError as error:
+                frames = user_frames(error.__cause__ or error)
+                answer = FAILED + json.dumps([str(error), frames]).encode()
+            except Exception:  # the worker draws for itself, and raises it, too
+                answer = b""
+            answers.put(answer)
 
 
-def _packed(drawn: Drawn, before: JsonObject) -> bytes:
+def _send_all(connection: Connection, answers: "SimpleQueue[bytes]") -> None:
+    with suppress(OSError):  # the worker has ended
+        while True:
+            connection.send_bytes(answers.get())
+
+
+def _answered(
+    source: MicroBatches, step: int, index: int, position: JsonObject | None
+) -> bytes:
+    reader = source.reader
+    if index == PREPARE:
+        if reader and position is not None:
+            reader.catch_up(step, StreamPosition.model_validate(position))
+        return str(step).encode()
+    if index != READ or reader is None:
+        return _packed(source.draw(step, index), source.has_user_code)
+    read = reader.at(step)
+    told = {"size": read.size, "digest": read.sketch}
+    return json.dumps(told | {"position": read.position.model_dump()}).encode()
+
+
+def _packed(drawn: Drawn, has_user_code: bool) -> bytes:
     inputs, targets = drawn
     parts = (targets,) if isinstance(targets, Tensor) else targets.parts
-    after = seeding.other_states()
-    others = after if after != before else None
+    others = seeding.other_states() if has_user_code else None
     structure = pytree.apply(lambda _: None, inputs)
     words = json.dumps({"others": others, "inputs": structure}).encode()
     tensors = {

@@ -156,8 +156,10 @@ def _has_state(data: Any) -> bool:
         return False
 
 
-def json_of_bookmark(bookmark: Bookmark) -> JsonObject | None:
+def json_of_bookmark(bookmark: Bookmark | None) -> JsonObject | None:
     """Return a bookmark as JSON values; None if it has others, or is large."""
+    if bookmark is None:
+        return None
     number, state, (torch_state, others), digest = bookmark
     try:
         text = json.dumps(state)
@@ -175,8 +177,10 @@ def json_of_bookmark(bookmark: Bookmark) -> JsonObject | None:
     }
 
 
-def bookmark_of_json(values: JsonObject) -> Bookmark:
+def bookmark_of_json(values: JsonObject | None) -> Bookmark | None:
     """Return the bookmark that `json_of_bookmark` was called on."""
+    if values is None:
+        return None
     raw = bytearray(base64.b64decode(values["torch"]))
     states = torch.frombuffer(raw, dtype=torch.uint8), values["others"]
     return Bookmark(values["number"], values["state"], states, values["digest"])

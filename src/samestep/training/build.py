@@ -310,8 +310,7 @@ def _samples(context: WorkerContext, components: Components) -> Samples:
     # To pick samples from arrays is quicker than to receive them.
     is_quick = is_in_memory(data.splits["train"]) and data.augmentation == NONE
     given = given_of(data.splits["train"])
-    is_stream = given is not None and given.is_stream
-    helper = None if is_quick or is_stream else context.helper
+    helper = None if is_quick else context.helper
     is_slow = given is not None and given.has_processes
     prefetcher = Prefetcher(source, helper, partial(context.report, message), is_slow)
     return Samples(data, plan, prefetcher, context.device)

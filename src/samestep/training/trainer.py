@@ -344,7 +344,7 @@ class Trainer:
         changed: dict[str, Any] = {"counts": counts, "phases": phases.tolist()}
         plan = self.samples.plan
         if isinstance(plan, StreamPlan):
-            changed["stream"] = plan.reader.position(self.progress.step)
+            changed["stream"] = plan.reader.at(self.progress.step).position
         return self.progress.model_copy(update=changed)
 
     def restore(self) -> None:

@@ -97,7 +97,7 @@ def on_path(directories: Sequence[str]) -> Iterator[None]:
 def user_frames(error: BaseException) -> str:
     """Return the traceback without the frames of samestep and of installed libraries.
 
-    It is empty if no frame is left.
+    If no frame is left, it is the notes: of an error in another process, its frames.
     """
     libraries = [HERE, *(sysconfig.get_path(n) for n in ("stdlib", "purelib"))]
     kept = [
@@ -106,7 +106,7 @@ def user_frames(error: BaseException) -> str:
         if not frame.filename.startswith((*libraries, "<frozen"))
     ]
     if not kept:
-        return ""
+        return "\n".join(getattr(error, "__notes__", []))
     lines = [*traceback.format_list(kept), *traceback.format_exception_only(error)]
     return "".join(["Traceback (most recent call last):\n", *lines])
 
