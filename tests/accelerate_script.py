@@ -5,7 +5,6 @@ They are forked: to import torch and Accelerate in each takes longer than to tra
 
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,11 @@ import torch
 from accelerate.tracking import GeneralTracker, on_main_process
 from accelerate.utils import set_seed
 from processes import reserved_port
+from told_stream import Told
 from torch import nn
 from torch.multiprocessing.spawn import start_processes
 from torch.nn import functional
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 from samestep.accelerate import Accelerator
 from samestep.state.fingerprint import fingerprint
@@ -38,16 +38,6 @@ class Lines(GeneralTracker):  # type: ignore[misc]
     @on_main_process  # type: ignore[untyped-decorator]
     def log(self, values: dict[str, object], step: int | None = None) -> None:
         self.lines.append([step, values])
-
-
-class Stream(IterableDataset):  # type: ignore[type-arg]
-    """Samples without an index."""
-
-    def __init__(self, data: TensorDataset) -> None:
-        self._data = data
-
-    def __iter__(self) -> Iterator[object]:
-        return (self._data[i] for i in range(len(self._data)))
 
 
 def samples(count: int, seed: int) -> TensorDataset:
@@ -111,9 +101,10 @@ def _train(out: Path, options: tuple[str, ...], stop: int) -> None:
     set_seed(7)
     model = network()
     optimizer = torch.optim.AdamW(model.parameters(), 0.01)
-    data = samples(100, 0)  # the last global batch has 4
+    data: Any = samples(100, 0)  # the last global batch has 4
     is_stream = "stream" in options
-    train = DataLoader(Stream(data) if is_stream else data, 32, shuffle=not is_stream)
+    data = Told(data, out / "begun") if is_stream else data
+    train = DataLoader(data, 32, shuffle=not is_stream)
     test = DataLoader(samples(20, 1), 8)  # the last of 3 batches has 4
     steps_per_epoch = 4
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.02, total_steps=9)

@@ -1,9 +1,9 @@
 """Trainings of Lightning users: `lightning_script.py DIRECTORY PROCESSES [OPTION ...]`.
 
 Several may follow each other, with `--` between them. Options: `micro=COUNT`,
-`accumulate=COUNT`, `float64`, `gan`, `exchange=NAME`, `kill=RANK:BATCH` (with SIGKILL),
-`stop=BATCH` (saved by all), `resume`. Writes what must be equal to `sha256` and
-`lines.json`; with `plain`, which leaves out dropout and BatchNorm, one process also
+`accumulate=COUNT`, `float64`, `gan`, `stream`, `exchange=NAME`, `kill=RANK:BATCH` (with
+SIGKILL), `stop=BATCH` (saved by all), `resume`. Writes what must be equal to `sha256`
+and `lines.json`; with `plain`, which leaves out dropout and BatchNorm, one process also
 writes the loss of its first batch, and that of the same samples in float64.
 """
 
@@ -20,6 +20,7 @@ import lightning
 import lightning_gan
 import torch
 from lightning.pytorch.callbacks import EarlyStopping
+from told_stream import Told
 from torch import nn
 from torch.multiprocessing.spawn import ProcessException
 from torch.nn import functional
@@ -178,8 +179,11 @@ def fit(out: Path, processes: int, *options: str) -> None:
     if is_gan:
         loaders: list[Any] = [DataLoader(lightning_gan.samples(96), 36, shuffle=True)]
     else:
+        data: Any = samples(168, 0)
+        is_stream = "stream" in given
+        data = Told(data, out / "begun") if is_stream else data
         loaders = [
-            DataLoader(samples(168, 0), 48, shuffle=True),
+            DataLoader(data, 48, shuffle=not is_stream),
             DataLoader(samples(41, 1), 16),
         ]
     resumed = saved if "resume" in given and saved.exists() else None

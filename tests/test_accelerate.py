@@ -12,6 +12,7 @@ from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import set_seed
 from accelerate_script import run
 from test_loop import data, network, threads
+from told_stream import begun
 from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
@@ -58,6 +59,17 @@ def test_a_stream_and_accumulation_change_no_bit(tmp_path: Path) -> None:
     for processes in (1, 2):
         run(tmp_path / str(processes), processes, "accumulate", "stream")
     assert found(tmp_path / "1", 1) == found(tmp_path / "2", 2)
+
+
+def test_a_stream_with_a_state_is_not_read_again(tmp_path: Path) -> None:
+    run(tmp_path / "1", 1, "stream")
+    weights, lines = found(tmp_path / "1", 1)
+    stopped = tmp_path / "stopped"
+    run(stopped, 2, "stream", stop=6)
+    assert begun(stopped / "begun") == [0] * 4
+    run(stopped, 3, "stream", "resume")
+    assert begun(stopped / "begun") == [32] * 3, "the batch before is read, to compare"
+    assert found(stopped, 3) == (weights, lines[-3:])
 
 
 @pytest.fixture(autouse=True)

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from lightning_gan import quiet_trainer
 from test_loop import threads
+from told_stream import begun
 from torch import nn
 from torch.multiprocessing.spawn import ProcessException
 from torch.utils.data import DataLoader, TensorDataset
@@ -44,6 +45,19 @@ def test_weights_logs_and_metrics_are_the_same_after_a_stop_elsewhere(
         lightning_script.fit(tmp_path / "stopped", 2, "kill=1:8")
     lightning_script.fit(tmp_path / "stopped", 3, "resume")
     assert found(tmp_path / "stopped") == undisturbed
+
+
+@LIGHTNINGS_OWN
+def test_a_stream_with_a_state_is_not_read_again(tmp_path: Path) -> None:
+    lightning_script.fit(tmp_path / "1", 1, "stream")
+    stopped = tmp_path / "stopped"
+    with pytest.raises(ProcessException):
+        lightning_script.fit(stopped, 2, "stream", "kill=1:7")
+    assert begun(stopped / "begun") == [0] * 4
+    lightning_script.fit(stopped, 3, "stream", "resume")
+    # The third batch is read, to compare it; then comes the third epoch.
+    assert begun(stopped / "begun") == [0] * 3 + [96] * 3
+    assert found(stopped) == found(tmp_path / "1")
 
 
 @pytest.mark.parametrize("option", ["accumulate=2", "float64"])

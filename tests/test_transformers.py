@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers_script as script
 from test_loop import threads
+from told_stream import begun
 from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
@@ -75,12 +76,11 @@ def test_a_stream_goes_on_in_its_second_pass_with_other_processes(
 ) -> None:
     """Transformers itself would count this pass as the first."""
     options = "stream workers"
-    launch(
-        tmp_path,
-        f"one 1 {options}",
-        f"killed 2 {options} kill=1:14",
-        f"killed 3 {options} resume",
-    )
+    launch(tmp_path, f"one 1 {options}", f"killed 2 {options} kill=1:14")
+    assert set(begun(tmp_path / "killed" / "begun")) == {0}
+    launch(tmp_path, f"killed 3 {options} resume")
+    # The batch before step 12 is read, to compare it; then comes the third pass.
+    assert begun(tmp_path / "killed" / "begun") == [0] * 3 + [64] * 3
     assert found(tmp_path / "killed") == found(tmp_path / "one")
 
 

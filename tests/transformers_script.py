@@ -18,7 +18,6 @@ import signal
 import socket
 import sys
 import warnings
-from collections.abc import Iterator
 from itertools import groupby
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -26,8 +25,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from told_stream import Told
 from torch.nn import functional
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import Dataset
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -64,16 +64,6 @@ class Lines(Dataset):  # type: ignore[type-arg]
 
     def __getitem__(self, index: int) -> dict[str, list[int]]:
         return self.samples[index]
-
-
-class Stream(IterableDataset):  # type: ignore[type-arg]
-    """The same lines, without an index."""
-
-    def __init__(self, lines: Lines) -> None:
-        self.lines = lines
-
-    def __iter__(self) -> Iterator[dict[str, list[int]]]:
-        yield from self.lines.samples
 
 
 def padded(samples: list[Any]) -> dict[str, torch.Tensor]:
@@ -262,7 +252,7 @@ def train(out: Path, options: list[str]) -> None:
         model,
         arguments(out, options),
         data_collator=collator,
-        train_dataset=Stream(lines) if "stream" in options else lines,
+        train_dataset=Told(lines, out / "begun") if "stream" in options else lines,
         eval_dataset=Lines(29, 1),
         compute_metrics=accuracy,
         callbacks=[EarlyStoppingCallback(early_stopping_patience=6), End(options)],

@@ -11,6 +11,7 @@ from samestep.data import loading
 from samestep.data.batches import batches_of_indices, evaluation_stream
 from samestep.data.given import GivenData
 from samestep.data.loading import Request
+from samestep.data.stream import Bookmark
 from samestep.errors import OwnCodeError
 from samestep.loop.position import Position
 
@@ -29,10 +30,10 @@ class Progress(Position):
         super().load_state_dict(state)
         self._loaded = self.epoch, self.step
 
-    def begin(self, epoch: int, step: int) -> None:
-        """Begin an epoch with a step. Raises OwnCodeError if it was stopped elsewhere.
+    def begin(self, epoch: int, step: int) -> Bookmark | None:
+        """Begin an epoch with a step; return where its stream goes on, if it has said.
 
-        It was, if a state was loaded since.
+        Raises OwnCodeError if a state was loaded that goes on elsewhere.
         """
         loaded, self._loaded = self._loaded, None
         if loaded is not None and loaded != (epoch, step):
@@ -42,7 +43,9 @@ class Progress(Position):
                 f"Use `accelerator.skip_first_batches(loader, {loaded[1]})`; it counts "
                 "global batches, as `len(loader)` does."
             )
-        self.reach(epoch, step)
+        _, bookmark = self.start_of(epoch)
+        self.reach(epoch, step, bookmark)
+        return bookmark
 
 
 class Owner(Protocol):

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from samestep.data.batches import GlobalBatch
 from samestep.data.given import GivenData
+from samestep.data.stream import Bookmark
 from samestep.errors import OwnCodeError
 from samestep.loop.loop import Loop
 from samestep.user_code import seeding
@@ -37,8 +38,8 @@ class Step:
         """How many iterations are to come, with the current one."""
         self.is_update = True
         """Whether the optimizer makes its step after this global batch."""
-        self.following = 0, 0
-        """Epoch and step that come after it."""
+        self.following: tuple[int, int, Bookmark | None] = 0, 0, None
+        """Epoch and step that come after it, and where a stream was before it."""
         # The loop yields what loads a micro-batch. So `backward` can give it a gradient
         # at once, and the generators are seeded at the start of the next iteration.
         lazy = batch._replace(fetch=lambda: batch.fetch)

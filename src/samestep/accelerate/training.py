@@ -41,14 +41,17 @@ class Training:
         """All processes: yield the own micro-batches of an epoch."""
         progress, data = loader.progress, loader.base_dataloader
         epoch, start = progress.epoch, loader.start
-        progress.begin(epoch, start)
+        bookmark = progress.begin(epoch, start)
         self._progress = progress
-        batches = self.loop.global_batches(data, epoch=epoch, start=start)
+        batches = self.loop.global_batches(
+            data, epoch=epoch, start=start, bookmark=bookmark
+        )
         for index, (batch, is_end) in enumerate(_with_end(batches), start + 1):
             self.gathering = Gathering()
             step = self._step = self._begin(batch, loader)
             step.is_update = is_end or index % self._state.num_steps == 0
-            step.following = (epoch + 1, 0) if is_end else (epoch, index)
+            following = epoch, index, batch.bookmark
+            step.following = (epoch + 1, 0, None) if is_end else following
             yield from self._iterations(step)
             if self._is_due:
                 raise OwnCodeError(

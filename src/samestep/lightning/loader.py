@@ -8,8 +8,10 @@ from torch.utils.data import DataLoader
 
 from samestep.core.ownership import lengths, shares
 from samestep.data.batches import GlobalBatch
+from samestep.data.stream import Bookmark, bookmark_of_json, json_of_bookmark
 from samestep.errors import OwnCodeError
 from samestep.loop.loop import Loop
+from samestep.system.json_values import JsonObject
 
 
 class Place(NamedTuple):
@@ -19,6 +21,8 @@ class Place(NamedTuple):
     step: int = 0
     cycle: int = 0
     """How often it has begun again in this epoch, beside a longer one."""
+    bookmark: Bookmark | None = None
+    """Before the last step, if it comes from a stream with a `state_dict`."""
 
 
 class Batch:
@@ -80,19 +84,21 @@ class GlobalBatches:
         self._next, self.place = Place(-1), place
         drawn = None if epoch is None else epoch + (place.cycle << 32)
         for batch in self._loop.global_batches(
-            self._loader, epoch=drawn, start=place.step
+            self._loader, epoch=drawn, start=place.step, bookmark=place.bookmark
         ):
-            place = place._replace(step=place.step + 1)
+            place = place._replace(step=place.step + 1, bookmark=batch.bookmark)
             yield Batch(self, batch, after=place)
         self._next = Place(place.epoch, cycle=place.cycle + 1)
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> JsonObject:
         """Return how far the epoch is, at any number of processes."""
-        return self.place._asdict()
+        bookmark = json_of_bookmark(self.place.bookmark)
+        return self.place._asdict() | {"bookmark": bookmark}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: JsonObject) -> None:
         """Go on from there in the next iteration."""
-        self._next = Place(**state)
+        bookmark = bookmark_of_json(state.get("bookmark"))
+        self._next = Place(**state | {"bookmark": bookmark})
 
 
 def is_global(batch: Any) -> bool:

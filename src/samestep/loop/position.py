@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from samestep.data.stream import Bookmark
+from samestep.data.stream import Bookmark, bookmark_of_json, json_of_bookmark
 from samestep.errors import OwnCodeError
 from samestep.user_code import seeding
 
@@ -64,7 +64,7 @@ class Position:
             "epoch": self.epoch,
             "step": self.step,
             "steps": self.steps,
-            "bookmark": self._bookmark and self._bookmark._asdict(),
+            "bookmark": json_of_bookmark(self._bookmark),
             "generator": torch.get_rng_state(),
             "generators": seeding.other_states(),
         }
@@ -77,8 +77,7 @@ class Position:
                     f"A loop goes on with the `{name}` that it was begun with, "
                     f"{state['recipe'].get(name)}; received {value}."
                 )
-        bookmark = state.get("bookmark")
-        self._bookmark = Bookmark(**bookmark) if bookmark else None
+        self._bookmark = bookmark_of_json(state.get("bookmark"))
         self.epoch, self.step = state["epoch"], state["step"]
         self.steps = state.get("steps", 0)
         self.is_within_step, self._is_loaded = False, True
