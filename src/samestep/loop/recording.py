@@ -108,9 +108,9 @@ class Recording:
         for spent in (self._since_row, self._since_epoch):
             spent.samples += batch.size
 
-    def _measured(self, fetch: Callable[[], Any]) -> Any:
+    def _measured(self, fetch: Callable[..., Any], *given: Any) -> Any:
         self.lap("exchange")
-        fetched = fetch()
+        fetched = fetch(*given)
         self.lap("data")
         return fetched
 
