@@ -160,7 +160,8 @@ def share_plot(steps: Sequence[Step]) -> Plot | None:
     figure, axes = _line_figure(
         exchange, "share of time", color=colours["exchange"], label="exchange and wait"
     )
-    axes.plot(*xy(thin(waiting)), color=colours["wait"], label="wait only")
+    if waiting:
+        axes.plot(*xy(thin(waiting)), color=colours["wait"], label="wait only")
     from_zero(axes)
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
