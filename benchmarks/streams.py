@@ -3,10 +3,10 @@
     python benchmarks/streams.py
     python benchmarks/streams.py again --kills 5 --samples 4000
 
-A stream that does not tell its length is trained to its end. At random steps the
-whole training gets SIGKILL, and `samestep resume` goes on with a random number of
-workers over a random exchange. With `state` the stream has a `state_dict`, without, as
-with `again`, it is read again from its start.
+A stream that does not tell its length is trained to its end. When it was read up to a
+step that the seed has drawn, the whole training gets SIGKILL, and `samestep resume`
+goes on with a random number of workers over a random exchange. With `state` the stream
+has a `state_dict`, without, as with `again`, it is read again from its start.
 
 Each sample has a weight of its own, which begins with zero. SGD moves it in the step
 that has the sample, and weight decay multiplies it in all later ones, so the weights
@@ -40,7 +40,7 @@ from samestep.state import checkpoint
 GLOBAL_BATCH = 16
 DECAY = 1e-3
 """The share of each weight that a step takes away."""
-SECONDS = 5e-3
+SECONDS = 1e-3
 """How long the stream takes for a sample, at least."""
 DEADLINE = 300.0
 POLL_SECONDS = 0.01
@@ -48,16 +48,22 @@ Sample = tuple[Tensor, Tensor]
 
 
 class Numbers(IterableDataset[Sample]):
-    """The numbers below a length, which it does not tell."""
+    """The numbers below a length, which it does not tell.
 
-    def __init__(self, samples: int) -> None:
-        self._samples, self._next, self._start = samples, 0, 0
+    It writes into a file how far it was read.
+    """
+
+    def __init__(self, samples: int, progress: str) -> None:
+        self._samples, self._progress = samples, Path(progress)
+        self._next = self._start = 0
 
     def __iter__(self) -> Iterator[Sample]:
         self._next, self._start = self._start, 0
         while self._next < self._samples:
             time.sleep(SECONDS)
             number, self._next = self._next, self._next + 1
+            if number % GLOBAL_BATCH == 0:
+                self._progress.write_text(str(number // GLOBAL_BATCH))
             yield torch.tensor([number]), torch.zeros(1)
 
 
@@ -71,8 +77,8 @@ class Told(Numbers):
         self._start = state["next"]
 
 
-def load(samples: int, has_state: bool) -> Numbers:
-    return Told(samples) if has_state else Numbers(samples)
+def load(samples: int, has_state: bool, progress: str) -> Numbers:
+    return (Told if has_state else Numbers)(samples, progress)
 
 
 def build(samples: int) -> nn.Module:
@@ -127,7 +133,11 @@ def train(samples: int, has_state: bool, run: Path, workers: int) -> list[str]:
             "weight_decay": DECAY / GLOBAL_BATCH,
         },
         "model.arguments.samples": samples,
-        "data.arguments": {"samples": samples, "has_state": has_state},
+        "data.arguments": {
+            "samples": samples,
+            "has_state": has_state,
+            "progress": str(progress_of(run)),
+        },
     }
     command = ["train", "--out", str(run), "--workers", str(workers)]
     for part in ("model:build", "data:load", "loss:loss"):
@@ -136,6 +146,10 @@ def train(samples: int, has_state: bool, run: Path, workers: int) -> list[str]:
     for name, value in fields.items():
         command += ["--set", f"{name}={toml(value)}"]
     return command
+
+
+def progress_of(run: Path) -> Path:
+    return run.with_suffix(".progress")
 
 
 def toml(value: Any) -> str:
@@ -173,17 +187,16 @@ def is_finished(run: Path) -> bool:
     return file.exists() and json.loads(file.read_text())["status"] == "finished"
 
 
-def kill_at(process: psutil.Popen, run: Path, step: int, later: float) -> bool:
-    """Kill a training some seconds after a checkpoint of this step or a later one.
+def kill_at(process: psutil.Popen, progress: Path, step: int) -> bool:
+    """Kill a training when its stream was read up to this step.
 
     Returns whether it was still there.
     """
     end = time.monotonic() + DEADLINE
-    while newest(run) < step and process.poll() is None:
+    while reached(progress) < step and process.poll() is None:
         if time.monotonic() > end:
-            raise SystemExit(f"no checkpoint of step {step} within {DEADLINE:.0f} s")
+            raise SystemExit(f"step {step} was not read within {DEADLINE:.0f} s")
         time.sleep(POLL_SECONDS)
-    time.sleep(later)  # between two checkpoints, or within one
     below = process.children(recursive=True) if process.poll() is None else []
     process.kill()
     process.communicate()
@@ -191,29 +204,36 @@ def kill_at(process: psutil.Popen, run: Path, step: int, later: float) -> bool:
     return bool(process.returncode)
 
 
+def reached(progress: Path) -> int:
+    """Return the step up to which a stream was read."""
+    text = progress.read_text() if progress.exists() else ""
+    return int(text or 0)
+
+
 def interrupted(arguments: argparse.Namespace, run: Path, has_state: bool) -> int:
     """Train with kills at random steps; return how many there were."""
     rng = random.Random(arguments.seed)  # noqa: S311
-    steps = steps_in(arguments.samples)
-    points = sorted(rng.randrange(1, steps * 9 // 10) for _ in range(arguments.kills))
+    steps, progress = steps_in(arguments.samples), progress_of(run)
+    points = sorted(rng.sample(range(1, steps * 9 // 10), arguments.kills))
     command = train(arguments.samples, has_state, run, rng.randint(1, 3))
-    kills = 0
+    kills, found = 0, set()
     for point in points:
-        reached = newest(run)
-        if reached >= steps or is_finished(run):  # nothing is left to interrupt
+        if is_finished(run):  # nothing is left to interrupt
             break
-        process = spawn(command)
-        kills += kill_at(process, run, max(point, reached + 1), rng.uniform(0, 0.5))
+        progress.unlink(missing_ok=True)
+        kills += kill_at(spawn(command), progress, point)
         workers, exchange = rng.randint(1, 3), rng.choice(["shared", "gloo"])
+        found.add(newest(run))
         print(
-            f"killed behind step {newest(run)}; goes on with {workers} workers, "
-            f"{exchange}",
+            f"killed in step {point}, goes on from step {newest(run)} with {workers} "
+            f"workers, {exchange}",
             flush=True,
         )
         command = ["resume", str(run), "--workers", str(workers)]
         command += ["--exchange", exchange]
     if not is_finished(run):
         finish(spawn(command))
+    print(f"n = {kills} kills, {len(found)} different checkpoints", flush=True)
     return kills
 
 
