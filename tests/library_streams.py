@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 
 
 COUNT, SHARDS = 100, 4
@@ -36,14 +35,14 @@ def hugging_face_shuffled() -> Any:
     return hugging_face().shuffle(seed=3, buffer_size=16)
 
 
-def stateful_loader() -> DataLoader[Any]:
+def stateful_loader() -> Any:
     """With a process that loads ahead."""
     from torchdata.stateful_dataloader import StatefulDataLoader
 
     return StatefulDataLoader(hugging_face(), 16, num_workers=1)
 
 
-def stateful_loader_shuffled() -> DataLoader[Any]:
+def stateful_loader_shuffled() -> Any:
     from torchdata.stateful_dataloader import StatefulDataLoader
 
     return StatefulDataLoader([sample(i) for i in range(COUNT)], 16, shuffle=True)

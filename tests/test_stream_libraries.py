@@ -16,6 +16,7 @@ LOOP = (
     + """
 import samestep
 from torch import nn
+from torch.utils.data import DataLoader
 
 def trained(kind, stop):
     torch.manual_seed(3)
