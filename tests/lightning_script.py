@@ -2,9 +2,10 @@
 
 Several may follow each other, with `--` between them. Options: `micro=COUNT`,
 `accumulate=COUNT`, `float64`, `gan`, `stream`, `exchange=NAME`, `kill=RANK:BATCH` (with
-SIGKILL), `stop=BATCH` (saved by all), `resume`. Writes what must be equal to `sha256`
-and `lines.json`; with `plain`, which leaves out dropout and BatchNorm, one process also
-writes the loss of its first batch, and that of the same samples in float64.
+SIGKILL), `terminate=RANK:BATCH` (with SIGTERM), `stop=BATCH` (saved by all), `resume`.
+Writes what must be equal to `sha256` and `lines.json`; with `plain`, which leaves out
+dropout and BatchNorm, one process also writes the loss of its first batch, and that of
+the same samples in float64.
 """
 
 import copy
@@ -110,10 +111,12 @@ class Plain(Classifier):
 class Lines(lightning.Callback):  # type: ignore[misc]
     """Notes what other callbacks and loggers can see, and saves every other batch."""
 
-    def __init__(self, out: Path, kill: str | None, stop: str | None) -> None:
+    def __init__(self, out: Path, given: dict[str, str]) -> None:
         self._out, self._lines = out, list[object]()
-        self._rank, self._batch = map(int, kill.split(":")) if kill else (-1, -1)
-        self._stop = int(stop or -1)
+        at = given.get("kill") or given.get("terminate") or "-1:-1"
+        self._rank, self._batch = map(int, at.split(":"))
+        self._signal = signal.SIGKILL if "kill" in given else signal.SIGTERM
+        self._stop = int(given.get("stop", -1))
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         pl_module.lines = self._lines
@@ -134,8 +137,10 @@ class Lines(lightning.Callback):  # type: ignore[misc]
         if (done % 2 or done == self._stop) and not trainer.is_last_batch:
             trainer.save_checkpoint(self._out / "saved.ckpt")
         if trainer.global_rank == self._rank and done == self._batch:
-            os.kill(os.getpid(), signal.SIGKILL)
-        if done == self._stop:
+            os.kill(os.getpid(), self._signal)
+        if trainer.received_sigterm:
+            (self._out / f"told-{trainer.global_rank}").write_text(str(done))
+        if done == self._stop or trainer.received_sigterm:
             sys.exit(1)
 
     def on_validation_end(self, trainer, module):  # type: ignore[no-untyped-def]
@@ -174,7 +179,7 @@ def fit(out: Path, processes: int, *options: str) -> None:
         gradient_clip_val=None if is_gan else 0.5,
         accumulate_grad_batches=int(given.get("accumulate", 1)),
         precision="64-true" if "float64" in given else "32-true",
-        callbacks=[*stopping, Lines(out, given.get("kill"), given.get("stop"))],
+        callbacks=[*stopping, Lines(out, given)],
     )
     if is_gan:
         loaders: list[Any] = [DataLoader(lightning_gan.samples(96), 36, shuffle=True)]

@@ -70,6 +70,13 @@ def test_options_of_the_trainer_change_no_bit(tmp_path: Path, option: str) -> No
     assert found(tmp_path / "1") == found(tmp_path / "2")
 
 
+@LIGHTNINGS_OWN
+def test_a_process_told_to_end_ends_all_after_the_same_step(tmp_path: Path) -> None:
+    with pytest.raises(ProcessException):
+        lightning_script.fit(tmp_path, 2, "terminate=1:5")
+    assert [(tmp_path / f"told-{rank}").read_text() for rank in (0, 1)] == ["6", "6"]
+
+
 @pytest.fixture(autouse=True)
 def group() -> Iterator[None]:
     """Lightning leaves the process group to the end of the process."""

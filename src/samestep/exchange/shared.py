@@ -4,7 +4,7 @@ All workers of a machine map one memory object. It holds the parameters and the
 optimizer's state, once for all workers, and each worker's partial gradients of its own
 micro-batches:
 
-    scratch [workers, cells]   parameters [size]   states [k, size]
+    scratch [2, workers, cells]   parameters [size]   states [k, size]
     partials [workers, slots, size + tail]
 
     1. a worker's backward passes write its partials, summed up the canonical tree
@@ -119,10 +119,10 @@ class SharedExchange:
             pages(item * flat.size)
             + pages(item * num_states * flat.size)
             + pages(item * local_workers * num_slots * width)
-            + pages(8 * local_workers * SCRATCH),
+            + pages(8 * 2 * local_workers * SCRATCH),
         )
         # First, so that workers find it even if their models are not alike.
-        self._scratch = shared.take(local_workers, SCRATCH, dtype=torch.float64)
+        self._scratch = shared.take(2, local_workers, SCRATCH, dtype=torch.float64)
         self.parameters = shared.take(flat.size, dtype=dtype)
         states = shared.take(num_states, flat.size, dtype=dtype)
         self._all_slots = shared.take(local_workers, num_slots, width, dtype=dtype)
@@ -137,7 +137,7 @@ class SharedExchange:
         self._position = {id(p): i for i, p in enumerate(flat.parameters)}
         self.watch = Watch(self._num_micro_batches, len(flat.parameters))
         self.network_bytes_per_step = 0
-        self._merging = False
+        self._merging, self._half = False, 0
         self._missing: set[int] = set()
         first = topology.local_ranks[0]
         self.barrier = Barrier(shared.map, rank, local_workers, waits, first)
@@ -352,10 +352,12 @@ class SharedExchange:
     def merge(self, values: Tensor) -> Tensor:
         """All workers: fill float64 cells, each from the one worker that has it."""
         for cells in torch.split(values.view(-1), SCRATCH):
-            self._scratch[self._topology.local_rank, : len(cells)] = cells
+            # In turns: who writes to one half has met all others since they read it.
+            self._half = 1 - self._half
+            scratch = self._scratch[self._half, :, : len(cells)]
+            scratch[self._topology.local_rank] = cells
             self.barrier.wait(self._noting)
-            torch.sum(self._scratch[:, : len(cells)], dim=0, out=cells)
-            self.barrier.wait(self._noting)
+            torch.sum(scratch, dim=0, out=cells)
         return values
 
     def merge_slices(self, values: Tensor) -> Tensor:

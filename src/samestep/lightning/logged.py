@@ -12,6 +12,7 @@ from torchmetrics import Metric
 
 from samestep.errors import OwnCodeError
 from samestep.lightning.metrics import Metrics
+from samestep.lightning.termination import Termination
 from samestep.loop.loop import Loop
 
 
@@ -29,13 +30,19 @@ class Logged:
     """
 
     def __init__(
-        self, loop: Loop, micro_batches: int, is_within: Callable[[], bool]
+        self,
+        loop: Loop,
+        micro_batches: int,
+        termination: Termination,
+        is_within: Callable[[], bool],
     ) -> None:
         """`is_within` says whether a micro-batch is computed in manual optimization."""
         self._loop, self._micro_batches = loop, micro_batches
-        self._is_within = is_within
+        self._termination, self._is_within = termination, is_within
         self._extremes: dict[str, list[float]] = {}
         """For each key, the values of which the largest or smallest is logged."""
+        self._signature: inspect.Signature | None = None
+        """That of `log`, since finding it takes long."""
         self._metrics: list[str] = []
         """Calls with a metric of torchmetrics, as JSON."""
 
@@ -43,10 +50,10 @@ class Logged:
     def taking(self, module: Any) -> Iterator[Metrics]:
         """Take what the module logs inside; yield its metrics."""
         log = module.log
-        signature = inspect.signature(log)
 
         def take(*positional: Any, **named: Any) -> None:
-            options = dict(signature.bind(*positional, **named).arguments)
+            self._signature = self._signature or inspect.signature(log)
+            options = dict(self._signature.bind(*positional, **named).arguments)
             if not self._loop.samples:
                 # Between micro-batches, hooks see what is the same in all processes;
                 # in one that another process logs, nothing is taken.
@@ -96,6 +103,7 @@ class Logged:
     def pass_on(self, module: Any, metrics: Metrics, size: int) -> float | None:
         """All processes: log values of the batch, and return the mean loss, if any."""
         totals = self._loop.totals()
+        self._termination.agree(totals)
         loss, count = totals.pop(LOSS, (None, 0.0))
         extremes = self._all_extremes(totals)
         for key, (total, of) in totals.items():

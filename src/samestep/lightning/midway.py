@@ -66,10 +66,10 @@ class Midway:
         module.trainer._logger_connector._callback_metrics.update(self._shown)
         for name, gradient in self._gradients.items():
             module.get_parameter(name).grad = gradient
-        metrics, self._shown, self._gradients = metrics_of(module), {}, {}
+        metrics = metrics_of(module) if self._metrics else {}
         for name, state in self._metrics.items():
             write(metrics[name], State(*state))
-        self._metrics = {}
+        self._metrics, self._shown, self._gradients = {}, {}, {}
 
     def go_on(self, module: Any, metrics: Metrics) -> None:
         """After a training step: add what had been logged before, once."""

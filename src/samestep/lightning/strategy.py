@@ -26,6 +26,7 @@ from samestep.lightning.manual import Manual
 from samestep.lightning.metrics import Metrics
 from samestep.lightning.midway import Midway
 from samestep.lightning.stepping import together
+from samestep.lightning.termination import Termination
 from samestep.loop.connection import Choice
 from samestep.loop.loop import Loop
 
@@ -73,7 +74,10 @@ class SamestepStrategy(DDPStrategy):  # type: ignore[misc]
         )
         counts, module = (self.loop, self._micro_batches), self.lightning_module
         self._manual = Manual(*counts, module, self._after_backward)
-        self._logged = Logged(*counts, is_within=lambda: self._manual.is_running)
+        self._termination = Termination(trainer, self.loop)
+        self._logged = Logged(
+            *counts, self._termination, is_within=lambda: self._manual.is_running
+        )
 
     def configure_ddp(self) -> None:
         """Leave the module as it is: the loop sums gradients."""
@@ -117,14 +121,15 @@ class SamestepStrategy(DDPStrategy):  # type: ignore[misc]
     def _step(
         self, whole: GlobalBatch, metrics: Metrics, step: Any, *arguments: Any
     ) -> None:
-        module, trained = self.lightning_module, self._trained()
+        module = self.lightning_module
+        trained = [p for p in module.parameters() if p.requires_grad]
         accumulated = [parameter.grad for parameter in trained]
         for piece in self.loop.step(whole):
             with metrics.of_micro_batch():
                 loss = _loss(step(self._ready(piece), *arguments))
             module.backward(loss)
             self._add_loss(loss)
-        self._gradients = [parameter.grad for parameter in trained]
+        self._summed = [(parameter, parameter.grad) for parameter in trained]
         # Lightning now clears the gradients of the last step, then calls `backward`.
         for parameter, before in zip(trained, accumulated, strict=True):
             parameter.grad = before
@@ -161,7 +166,7 @@ class SamestepStrategy(DDPStrategy):  # type: ignore[misc]
             self._manual.backward(partial(precision.backward, *given, **options))
             return closure_loss.detach()
         batches = module.trainer.accumulate_grad_batches
-        for parameter, gradient in zip(self._trained(), self._gradients, strict=True):
+        for parameter, gradient in self._summed:
             share = gradient / batches if batches > 1 else gradient
             before = parameter.grad
             parameter.grad = share if before is None else before + share
@@ -204,11 +209,8 @@ class SamestepStrategy(DDPStrategy):  # type: ignore[misc]
 
     def _ready(self, piece: Any) -> Any:
         """Return a micro-batch as Lightning hands it to a module."""
+        self._termination.tell()
         return super().batch_to_device(self.precision_plugin.convert_input(piece))
-
-    def _trained(self) -> list[Any]:
-        parameters = self.lightning_module.parameters()
-        return [parameter for parameter in parameters if parameter.requires_grad]
 
 
 def _check(trainer: Any) -> None:

@@ -27,6 +27,7 @@ from samestep.loop.position import Position
 from samestep.loop.process_group import gather, join, place
 from samestep.loop.recording import Recording
 from samestep.loop.snapshots import Completeness, Snapshots, Stateful
+from samestep.system import machine
 from samestep.system.json_values import JsonObject
 from samestep.user_code import seeding
 from samestep.verification import replicas
@@ -70,6 +71,7 @@ class Loop:
             )
         torch.set_num_threads(threads)
         check_threads(threads)
+        machine.keep_freed_memory()
         self.rank, self.workers = place()
         if self.workers > micro_batches:
             raise PlacementError(

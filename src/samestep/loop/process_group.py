@@ -6,14 +6,20 @@ import os
 from datetime import timedelta
 from typing import Any
 
+import numpy as np
+import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from samestep.errors import PlacementError
-from samestep.exchange import Merger, gather_cells
+from samestep.exchange import Merger
 from samestep.system import machine
+
+
+AT_ONCE = 255
+"""Bytes of each worker that `gather` sends with their number; more follow."""
 
 
 def _leave() -> None:
@@ -82,8 +88,24 @@ class Group:
 
 def gather(exchange: Merger, rank: int, value: Any) -> list[Any]:
     """All workers: return everyone's value, as JSON, by rank."""
-    text = json.dumps(value)
-    longest = int(max(size for (size,) in gather_cells(exchange, rank, [len(text)])))
-    # JSON ignores the spaces at its end.
-    rows = gather_cells(exchange, rank, list(text.ljust(longest).encode()))
-    return [json.loads(bytes(map(int, row))) for row in rows]
+    text = json.dumps(value).encode()
+    first = text[:AT_ONCE].ljust(AT_ONCE)
+    sizes, rows = _gather(exchange, rank, first, len(text))
+    left = max(sizes) - AT_ONCE
+    if left > 0:
+        _, more = _gather(exchange, rank, text[AT_ONCE:].ljust(left))
+        rows = [first + rest for first, rest in zip(rows, more, strict=True)]
+    return [json.loads(row) for row in rows]  # JSON ignores the spaces at its end
+
+
+def _gather(
+    exchange: Merger, rank: int, row: bytes, number: int = 0
+) -> tuple[list[int], list[bytes]]:
+    """All workers: return everyone's number, and their bytes, equally many, by rank."""
+    every = np.zeros((exchange.workers, 1 + len(row)))
+    every[rank, 0], every[rank, 1:] = number, np.frombuffer(row, np.uint8)
+    found = exchange.merge(torch.from_numpy(every)).numpy()
+    return (
+        [int(size) for size in found[:, 0]],
+        [cells.tobytes() for cells in found[:, 1:].astype(np.uint8)],
+    )

@@ -1,5 +1,6 @@
 """The cores and the memory that this process may really use, and what they are."""
 
+import ctypes
 import hashlib
 import math
 import os
@@ -36,6 +37,9 @@ THREAD_VARIABLES = (
     "KMP_AFFINITY",
 )
 
+# From glibc's malloc.h.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+
 
 @dataclass(frozen=True)
 class Gpus:
@@ -52,6 +56,18 @@ class Gpus:
     def title(self) -> str:
         """The properties that decide bits."""
         return f"{self.names[0]}, {self.software}"
+
+
+def keep_freed_memory() -> None:
+    """Let glibc reuse freed memory rather than return it to the kernel.
+
+    Otherwise every step faults in the pages of its temporaries again. Other C libraries
+    need no such call and have none.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, 32 << 20)  # the largest that glibc takes
+        mallopt(M_TRIM_THRESHOLD, 1 << 30)
 
 
 def usable_cores() -> tuple[int, str]:

@@ -4,7 +4,6 @@ Its rank comes from torchrun's environment variables (`core.topology`). It recei
 job from the supervisor over a socket, and sends its reports back (`samestep.messages`).
 """
 
-import ctypes
 import faulthandler
 import os
 import re
@@ -42,7 +41,7 @@ from samestep.messages.processes import ReplayJob
 from samestep.messages.training import Evaluated, Failed, FaultInjected, Message
 from samestep.models.device import Device
 from samestep.state.fingerprint import fingerprint
-from samestep.system import shared_memory
+from samestep.system import machine, shared_memory
 from samestep.system.fault_injection import Faults
 from samestep.system.heartbeat import Heartbeat
 from samestep.system.resources import resources
@@ -57,9 +56,6 @@ from samestep.user_code.transport import unpack
 from samestep.verification import threads
 from samestep.verification.probe import Replay, Witness
 
-
-# From glibc's malloc.h.
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 # Gloo's messages when a connection ends during an operation.
 PEER_LOST = re.compile(
@@ -293,13 +289,7 @@ def _set_up(recipe: Recipe) -> None:
     # Subnormal numbers are slow; the mode decides bits, so all workers set it. Portable
     # arithmetic keeps them, since processors differ in what they flush.
     torch.set_flush_denormal(not recipe.is_portable)
-    # Lets glibc reuse freed memory rather than return it to the kernel: otherwise every
-    # step faults in the pages of its temporaries again. Other C libraries need no such
-    # call and have none.
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, 32 << 20)  # the largest that glibc takes
-        mallopt(M_TRIM_THRESHOLD, 1 << 30)
+    machine.keep_freed_memory()
 
 
 def failure(error: BaseException) -> Failed:
