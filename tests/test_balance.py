@@ -196,7 +196,7 @@ def build(inputs, outputs):
     # Proposes at once; ranks 0 and 1 propose otherwise, as with another libm.
     balancer.LEAST_SECONDS, balancer.URGENT, balancer.URGENT_CONFIRMATIONS = 0, -99, 1
     first = 1 if os.environ["RANK"] == "0" else 5
-    ownership.fastest = lambda number, speeds: ownership.contiguous(
+    ownership.fastest = lambda number, speeds, *_: ownership.contiguous(
         [first, number - first] if len(speeds) == 2 else [number]
     )
     return nn.Sequential(nn.Linear(inputs[0], 7), nn.ReLU(), nn.Linear(7, outputs))

@@ -257,7 +257,7 @@ loaders = [
 ]
 model = network()
 optimizer = torch.optim.SGD(model.parameters(), 0.01)
-loop = samestep.Loop(model, micro_batches=5)
+loop = samestep.Loop(model, micro_batches=5, balance="random")
 for loader in loaders:
     for step in loop.steps(loader, epoch=1):
         for x, y in step:
@@ -267,6 +267,9 @@ for loader in loaders:
         optimizer.step()
     for x, y in loop.share(loader):
         loop.add(seen=(x.sum().item(), 1))
+    for batch in loop.global_batches(loader):
+        for x, y in loop.measure(batch):
+            loop.add(measured=(x.sum().item(), 1))
     loop.print(loop.mean(), loop.fingerprint())
 """
 
@@ -274,7 +277,10 @@ for loader in loaders:
 def test_every_kind_of_data_gives_one_result_at_any_number_of_workers(
     tmp_path: Path,
 ) -> None:
-    """With and without an end, with samplers, and with processes that load ahead."""
+    """With and without an end, with samplers, and with processes that load ahead.
+
+    The workers own other micro-batches after each step.
+    """
     script = tmp_path / "script.py"
     here = Path(__file__).parent
     script.write_text(f"import sys; sys.path.insert(0, {str(here)!r})\n{SCRIPT}")

@@ -14,8 +14,12 @@ from samestep import PlacementError
 
 
 def over(exchange: str, script: str) -> str:
-    """Return the script with loops that sum in no other way."""
-    return re.sub("micro_batches=", f'exchange="{exchange}", micro_batches=', script)
+    """Return the script with loops that sum in no other way.
+
+    After each step the workers own other micro-batches.
+    """
+    ways = f'exchange="{exchange}", balance="random", micro_batches='
+    return re.sub("micro_batches=", ways, script)
 
 
 @pytest.mark.parametrize(

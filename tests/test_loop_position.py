@@ -41,7 +41,7 @@ torch.manual_seed(3)
 layers = nn.Linear(5, 8), nn.Dropout(0.1), nn.BatchNorm1d(8), nn.Linear(8, 3)
 model = nn.Sequential(*layers)
 optimizer = torch.optim.Adam(model.parameters(), 0.01)
-loop = samestep.Loop(model, micro_batches=4)
+loop = samestep.Loop(model, micro_batches=4, balance="random")
 saved = {"model": model, "optimizer": optimizer, "loop": loop}
 file, done = Path("checkpoint.pt"), 0
 if file.exists():
@@ -73,7 +73,10 @@ for epoch in range(loop.epoch, 3):
 def test_a_loop_goes_on_in_an_epoch_with_other_workers(
     tmp_path: Path, data: str
 ) -> None:
-    """In the middle, at its end, and twice; metrics of the epoch are those of all."""
+    """In the middle, at its end, and twice; metrics of the epoch are those of all.
+
+    The workers own other micro-batches after each step.
+    """
     script = SCRIPT.replace("DATA", data)
     undisturbed = by_workers(script.replace("STOP", "-1"), tmp_path, 1)
     steps = 4 if data == "samples" else 3

@@ -33,7 +33,7 @@ layers = nn.Linear(5, 8), nn.Dropout(0.1), nn.BatchNorm1d(8), nn.Linear(8, 3)
 model = nn.Sequential(*layers)
 optimizer = torch.optim.Adam(model.parameters(), 0.01)
 scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
-loop = samestep.Loop(model, micro_batches=4)
+loop = samestep.Loop(model, micro_batches=4, balance="random")
 loop.keep(2, optimizer=optimizer, scheduler=scheduler)
 begun = False
 for epoch in range(loop.epoch, 3):
@@ -61,7 +61,7 @@ def files(pid: int) -> list[Path]:
 
 
 def test_killed_workers_lose_two_steps_at_most_and_no_bit(tmp_path: Path) -> None:
-    """One of them writes the snapshots, the other does not."""
+    """One of them writes the snapshots, the other does not. Their shares move."""
     undisturbed = by_workers(SCRIPT, tmp_path, 1)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     with subprocess.Popen(

@@ -49,7 +49,7 @@ def test_weights_logs_and_metrics_are_the_same_after_a_kill_elsewhere(
     launch(
         tmp_path,
         "one 1",
-        "three 3 exchange=gloo",
+        "three 3 exchange=gloo balance=random",
         "killed 2 kill=1:9",
         "killed 3 resume",
     )

@@ -3,11 +3,11 @@
 transformers_script.py DIRECTORY PROCESSES [OPTION ...] [-- DIRECTORY PROCESSES ...]
 
 Options: `accumulate=COUNT`, `stream`, `lora`, `grouped`, `labels`, `workers`,
-`smooth`, `bf16`, `epochs`, `meet`, `exchange=gloo`, `micro=COUNT`. How it ends, by
-global batches: `kill=RANK:BATCH`, `kill-saving=BATCH` and `stop=BATCH` (the first
-checkpoint from then on is left half written, or is the last one); then `resume`. Writes
-what must be equal; with `plain`, which leaves out dropout, one process also writes the
-loss of its first step, and that of the same samples in float64.
+`smooth`, `bf16`, `epochs`, `meet`, `exchange=gloo`, `balance=random`, `micro=COUNT`.
+How it ends, by global batches: `kill=RANK:BATCH`, `kill-saving=BATCH` and `stop=BATCH`
+(the first checkpoint from then on is left half written, or is the last one); then
+`resume`. Writes what must be equal; with `plain`, which leaves out dropout, one process
+also writes the loss of its first step, and that of the same samples in float64.
 """
 
 import copy
@@ -248,6 +248,7 @@ def train(out: Path, options: list[str]) -> None:
     first = copy.deepcopy(model)
     lines, collator = Lines(102, 0), Collator(options)
     exchange: Any = value(options, "exchange") or "auto"
+    balance: Any = value(options, "balance") or "auto"
     trainer = SamestepTrainer(
         model,
         arguments(out, options),
@@ -258,6 +259,7 @@ def train(out: Path, options: list[str]) -> None:
         callbacks=[EarlyStoppingCallback(early_stopping_patience=6), End(options)],
         micro_batches=int(value(options, "micro") or 6),
         exchange=exchange,
+        balance=balance,
     )
     is_saved = any(out.glob("checkpoints/*/trainer_state.json"))
     trainer.train(resume_from_checkpoint="resume" in options and is_saved)

@@ -81,7 +81,7 @@ class Accelerator(accelerate.Accelerator):  # type: ignore[misc]
         if self._training is None:
             count, seed = self._micro_batches, self._common_seed()
             wait = self._timeout_seconds
-            loop = Loop(model, count, seed=seed, timeout_seconds=wait)
+            loop = Loop(model, count, seed=seed, balance="off", timeout_seconds=wait)
             self._training = Training(model, loop, count)
         elif self._training.model is not model:
             raise OwnCodeError(

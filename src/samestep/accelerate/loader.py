@@ -101,7 +101,7 @@ def rounds(
         batches = evaluation_stream(source, seed)
         while group := list(islice(batches, workers)):
             samples = group[rank].size if rank < len(group) else 0
-            yield samples, group[min(rank, len(group) - 1)].fetch()
+            yield samples, group[min(rank, len(group) - 1)].fetch(0)
         return
     indices = batches_of_indices(source, seed, None)
     last = len(indices) - 1

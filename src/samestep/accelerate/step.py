@@ -1,6 +1,7 @@
 """One global batch in a script's own loop: an iteration for each own micro-batch."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -42,7 +43,7 @@ class Step:
         """Epoch and step that come after it, and where a stream was before it."""
         # The loop yields what loads a micro-batch. So `backward` can give it a gradient
         # at once, and the generators are seeded at the start of the next iteration.
-        lazy = batch._replace(fetch=lambda: batch.fetch)
+        lazy = batch._replace(fetch=lambda m: partial(batch.fetch, m))
         self._pieces: Iterator[Fetch] = (
             loop.step(lazy) if own else _without_samples(loop, batch, *spare)
         )

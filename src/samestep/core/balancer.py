@@ -117,6 +117,8 @@ class Balancer:
     micro_batches: int
     owned: list[Share]
     is_live: bool = True
+    least_owned: int = 0
+    """Micro-batches that each worker has in any case."""
     drop_stragglers_below: float = 0.0
     """Drop a worker below this share of the others' median speed."""
     proposal: Change | None = None
@@ -162,7 +164,8 @@ class Balancer:
         self._record.add(window.seconds, self.owned, speeds)
         self.straggler = self._detector.observe(window, speeds)
         if self.is_live and self.proposal is None:
-            change = self._change(ownership.fastest(self.micro_batches, speeds))
+            after = ownership.fastest(self.micro_batches, speeds, self.least_owned)
+            change = self._change(after)
             if self._confirmations.confirm(change.gain):
                 self.proposal = change
 
@@ -205,8 +208,12 @@ class Balancer:
         return Change(self.owned, after, self._speeds_before, speeds, gain, cause)
 
 
-def random_ownership(micro_batches: int, workers: int, step: int) -> list[Share]:
+def random_ownership(
+    micro_batches: int, workers: int, step: int, least_owned: int = 0
+) -> list[Share]:
     """Draw an ownership from the step alone, for `--balance random`."""
     chance = random.Random(step)  # noqa: S311  not a secret
-    cuts = sorted(chance.randint(0, micro_batches) for _ in range(workers - 1))
-    return list(pairwise([0, *cuts, micro_batches]))
+    free = micro_batches - workers * least_owned
+    cuts = sorted(chance.randint(0, free) for _ in range(workers - 1))
+    drawn = ownership.lengths(list(pairwise([0, *cuts, free])))
+    return ownership.contiguous([least_owned + number for number in drawn])

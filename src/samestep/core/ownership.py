@@ -59,14 +59,17 @@ def makespan(owned: Sequence[Share], speeds: Sequence[float]) -> float:
     )
 
 
-def fastest(micro_batches: int, speeds: Sequence[float]) -> list[Share]:
+def fastest(
+    micro_batches: int, speeds: Sequence[float], least_owned: int = 0
+) -> list[Share]:
     """Return the ownership with the least makespan; among equals, the fewest partials.
 
-    Giving each next micro-batch to the worker with the smallest (n + 1) / v is optimal:
-    no makespan below the last of these values leaves room for all of them.
+    Each worker has at least `least_owned` micro-batches. Giving each of the others to
+    the worker with the smallest (n + 1) / v is optimal: no makespan below the last of
+    these values leaves room for all of them.
     """
-    counts = [0] * len(speeds)
-    for _ in range(micro_batches):
+    counts = [least_owned] * len(speeds)
+    for _ in range(micro_batches - sum(counts)):
         times = [
             (n + 1) / v if v > 0 else float("inf")
             for n, v in zip(counts, speeds, strict=True)
@@ -74,13 +77,19 @@ def fastest(micro_batches: int, speeds: Sequence[float]) -> list[Share]:
         counts[times.index(min(times))] += 1
     # How many micro-batches each worker computes within the least makespan; the factor
     # allows for rounding, or an exact fit could be cut off.
-    least = makespan(contiguous(counts), speeds)
-    caps = [int(least * v * (1 + 1e-12)) for v in speeds]
-    return contiguous(_fewest_partials(micro_batches, caps))
+    # Who has no more than the least may be late; that leaves no room to the others.
+    given = [n if n > least_owned else 0 for n in counts]
+    if not any(given):
+        return contiguous(counts)
+    least = makespan(contiguous(given), speeds)
+    caps = [max(least_owned, int(least * v * (1 + 1e-12))) for v in speeds]
+    return contiguous(_fewest_partials(micro_batches, caps, least_owned))
 
 
-def _fewest_partials(micro_batches: int, caps: Sequence[int]) -> list[int]:
-    """Return counts of at most `caps`, with the fewest maximal subtrees.
+def _fewest_partials(
+    micro_batches: int, caps: Sequence[int], least_owned: int
+) -> list[int]:
+    """Return counts up to `caps`, with the fewest maximal subtrees.
 
     The sum of `caps` is only a little more than `micro_batches`, so few counts are
     possible for each worker. Dynamic programming from left to right: `best` maps where
@@ -92,7 +101,7 @@ def _fewest_partials(micro_batches: int, caps: Sequence[int]) -> list[int]:
         left = sum(caps[index + 1 :])
         following: dict[int, tuple[int, list[int]]] = {}
         for first, (partials, counts) in best.items():
-            for count in range(cap, max(0, cap - slack) - 1, -1):
+            for count in range(cap, max(least_owned, cap - slack) - 1, -1):
                 end = first + count
                 if end > micro_batches or end + left < micro_batches:
                     continue

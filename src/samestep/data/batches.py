@@ -6,6 +6,7 @@ Of samples with an index, each worker loads its own micro-batches only.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import count
 from typing import Any, NamedTuple
 
 import torch
@@ -20,8 +21,15 @@ from samestep.core.ownership import Share, shares
 from samestep.core.plan import Plan, derive_seed
 from samestep.data import loading
 from samestep.data.given import GivenData, set_epoch
-from samestep.data.loading import Request
-from samestep.data.stream import Bookmark, Stream, StreamBatch, digest_of
+from samestep.data.loading import Ahead, Key, Request, Requests
+from samestep.data.stream import (
+    Bookmark,
+    Part,
+    RawBatch,
+    Stream,
+    StreamPart,
+    digest_of,
+)
 from samestep.user_code import seeding
 
 
@@ -30,9 +38,9 @@ class GlobalBatch(NamedTuple):
 
     size: int
     """How many samples all workers have."""
-    fetch: Callable[[], Any]
-    """Returns the next of this worker's micro-batches that have samples, and leaves
-    the generators where the model draws from."""
+    fetch: Callable[[int], Any]
+    """Returns one of the worker's micro-batches that have samples, and leaves the
+    generators where the model draws from."""
     digest: str = ""
     """Unless empty, must be the same on all workers."""
     bookmark: Bookmark | None = None
@@ -44,51 +52,110 @@ def global_batches(
     seed: int,
     epoch: int | None,
     micro_batches: int,
-    share: Share,
+    share: Callable[[], Share],
     start: int = 0,
     bookmark: Bookmark | None = None,
 ) -> Iterator[GlobalBatch]:
     """Yield the global batches of an epoch from number `start` on.
 
-    Each has the micro-batches of `share`. `epoch` is None for an evaluation. A stream
-    goes on behind a `bookmark`, if there is one, up to `start`.
+    Processes load the micro-batches of the `share` ahead, which may change. `epoch` is
+    None for an evaluation. A stream goes on behind a `bookmark`, if there is one, up to
+    `start`.
     """
     if source.is_stream:
-        given = source, seed, epoch or 0, micro_batches, share, start, bookmark
-        yield from _of_stream(Stream(*given))
+        given = source, seed, epoch or 0, micro_batches, start, bookmark
+        yield from _of_stream(Stream(*given), share)
         return
     batches = batches_of_indices(source, seed, epoch)
 
-    def requests() -> Iterator[Request]:
-        for index, batch in enumerate(batches[start:], start):
-            number = index if epoch is None else epoch * len(batches) + index
-            for m in range(*share):
-                first, end = shares(len(batch), micro_batches)[m]
-                if first < end:
-                    purpose = "share" if epoch is None else "step"
-                    m_seed = derive_seed(seed, purpose, number, m)
-                    yield Request(m_seed, batch[first:end])
+    def request(index: int, m: int) -> Request:
+        first, end = shares(len(batches[index]), micro_batches)[m]
+        number = index if epoch is None else epoch * len(batches) + index
+        purpose = "share" if epoch is None else "step"
+        m_seed = derive_seed(seed, purpose, number, m)
+        return Request(m_seed, batches[index][first:end])
 
-    loaded = loading.load(source.data, source.collate, requests(), source.loader)
+    fetch = _fetcher(source, request, share, start, len(batches))
     digest = digest_of(batches) if source.is_ordered_by_others else ""
-    for batch in batches[start:]:
-        yield GlobalBatch(len(batch), partial(next, loaded), digest)
+    for index, batch in enumerate(batches[start:], start):
+        yield GlobalBatch(len(batch), partial(fetch, index), digest)
         digest = ""
 
 
-def _of_stream(stream: "Stream") -> Iterator[GlobalBatch]:
+def _fetcher(
+    source: GivenData,
+    request: Callable[[int, int], Request],
+    share: Callable[[], Share],
+    start: int,
+    end: int,
+) -> Callable[[int, int], Any]:
+    """Return what loads a micro-batch, of global batches from `start` to `end`."""
+    data, loader = loading.MapStyle(source.data, source.collate), source.loader
+    if loader is None or not loader.num_workers:
+        return lambda index, m: data.load(request(index, m))
+
+    def wants(requests: Requests, owned: Share) -> Iterator[tuple[Key, Request]]:
+        for index in range(requests.at, end):
+            for m in range(*owned):
+                wanted = request(index, m)
+                if len(wanted.samples):
+                    yield (index, m), wanted
+
+    ahead = Ahead(data, loader, loader.num_workers, Requests(wants, share, start))
+
+    def fetch(index: int, m: int) -> Any:
+        ahead.reach(index)
+        return ahead.take((index, m)).take()
+
+    return fetch
+
+
+def _of_stream(stream: Stream, share: Callable[[], Share]) -> Iterator[GlobalBatch]:
     loader = stream.source.loader
     if loader is not None and stream.source.has_processes:
-        read = loading.ahead(stream, loader, 1)  # several would each read a part
-    else:
-        read = iter(stream)
+        yield from _read_ahead(stream, loader, share)
+        return
+    batches = iter(stream)
     while True:
         with seeding.kept():
-            batch: StreamBatch | None = next(read, None)
-        if batch is None:
+            batch = next(batches, None)
+            if batch is None:
+                return
+            digest = stream.digest(batch)
+
+        def fetch(m: int, batch: RawBatch = batch) -> Any:
+            return stream.load(batch, m).batch
+
+        yield GlobalBatch(len(batch.samples), fetch, digest, batch.bookmark)
+
+
+def _read_ahead(
+    stream: Stream, loader: DataLoader[Any], share: Callable[[], Share]
+) -> Iterator[GlobalBatch]:
+    """Yield the global batches of a stream that one process reads.
+
+    Several would each read a part.
+    """
+
+    def wants(requests: Requests, owned: Share) -> Iterator[tuple[Key, Part]]:
+        for number in count(requests.at):
+            yield (number, owned), Part(number, owned, oldest=requests.at)
+
+    ahead = Ahead(stream, loader, 1, Requests(wants, share, stream.start))
+    for number in count(stream.start):
+        with seeding.kept():
+            part: StreamPart | None = ahead.take((number, share()))
+        if part is None:
             return
-        own = (loaded.take() for loaded in batch.own)
-        yield GlobalBatch(batch.size, partial(next, own), batch.digest, batch.bookmark)
+
+        def fetch(m: int, number: int = number, part: StreamPart = part) -> Any:
+            ahead.reach(number)
+            if m not in part.micro_batches:  # the share has moved
+                others: StreamPart = ahead.take((number, share()))
+                part.micro_batches.update(others.micro_batches)
+            return part.micro_batches[m].take()
+
+        yield GlobalBatch(part.size, fetch, part.digest, part.bookmark)
 
 
 def evaluation_batches(
@@ -108,12 +175,13 @@ def evaluation_batches(
             yield index, len(batch), partial(next, loaded) if index in own else None
         return
     for index, read in enumerate(evaluation_stream(source, seed)):
-        yield index, read.size, read.fetch if index % workers == rank else None
+        is_own = index % workers == rank
+        yield index, read.size, partial(read.fetch, 0) if is_own else None
 
 
 def evaluation_stream(source: GivenData, seed: int) -> Iterator[GlobalBatch]:
     """Yield the batches of a stream, whole."""
-    return _of_stream(Stream(source, seed, 0, 1, (0, 1)))
+    return _of_stream(Stream(source, seed, 0, 1), lambda: (0, 1))
 
 
 def batches_of_indices(

@@ -4,14 +4,17 @@ The process that loads a micro-batch seeds the generators for it, and the model 
 drawing from there. So it makes no difference to the bits which process has loaded.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 from torch.utils.data import default_collate as torch_collate
 
+from samestep.core.ownership import Share
 from samestep.system.json_values import JsonObject
 from samestep.user_code import seeding
 
@@ -81,17 +84,20 @@ def load(
     if loader is None or not loader.num_workers:
         yield from map(source.load, requests)
         return
-    for loaded in ahead(source, loader, loader.num_workers, list(requests)):
+    for loaded in ahead(source, loader, loader.num_workers, requests):
         yield loaded.take()
 
 
 def ahead(
-    source: MapStyle | IterableDataset[Any],
+    source: Dataset[Any],
     loader: DataLoader[Any],
     processes: int,
-    requests: list[Request] | None = None,
+    requests: Iterable[Any],
 ) -> Iterator[Any]:
-    """Yield what `source` has, loaded by processes as the `loader` would start them."""
+    """Yield what `source` has, loaded by processes as the `loader` would start them.
+
+    For a free process the next request is asked for.
+    """
     return iter(
         DataLoader(
             source,
@@ -109,3 +115,83 @@ def ahead(
 
 def _as_it_is(item: Any) -> Any:
     return item
+
+
+Key = tuple[int, Any]
+"""The number of a global batch, and which part of it."""
+Wants = Callable[["Requests", Share], Iterator[tuple[Key, Any]]]
+"""Yields what a share needs from the global batch at hand on, and how to request it."""
+
+
+class Requests:
+    """What a worker whose share of micro-batches may move asks its processes for.
+
+    After a move it asks for what it lacks, behind what they load already.
+    """
+
+    def __init__(self, wants: Wants, share: Callable[[], Share], start: int) -> None:
+        """Begin with the global batch `start`."""
+        self._wants, self._share = wants, share
+        self.at = start
+        """The global batch at hand."""
+        self.pending: deque[Key] = deque()
+        """What has not arrived yet, in the order in which it will."""
+        self._made: set[Key] = set()
+        self._planned: Share | None = None
+        self._plan: Iterator[tuple[Key, Any]] = iter(())
+
+    def __iter__(self) -> "Requests":
+        return self
+
+    def __next__(self) -> Any:
+        """Return the next request, for a process that is free."""
+        share = self._share()
+        if share != self._planned:
+            self._planned, self._plan = share, self._wants(self, share)
+        for key, request in self._plan:
+            if key not in self._made:
+                self._made.add(key)
+                self.pending.append(key)
+                return request
+        raise StopIteration
+
+    def reach(self, number: int) -> None:
+        """Note which global batch is at hand."""
+        if number != self.at:
+            self.at = number
+            self._made = {key for key in self._made if key[0] >= number}
+
+
+class Ahead:
+    """What processes have loaded for the requests of a worker."""
+
+    def __init__(
+        self,
+        source: Dataset[Any],
+        loader: DataLoader[Any],
+        processes: int,
+        requests: Requests,
+    ) -> None:
+        """Start the processes when something is taken."""
+        self._start = partial(ahead, source, loader, processes, requests)
+        self._requests = requests
+        self._arrived: dict[Key, Any] = {}
+        self._loaded: Iterator[Any] | None = None
+
+    def reach(self, number: int) -> None:
+        """Forget what is of global batches before this one, which is at hand now."""
+        self._requests.reach(number)
+        self._arrived = {k: v for k, v in self._arrived.items() if k[0] >= number}
+
+    def take(self, key: Key) -> Any:
+        """Return, once, something that the share needs."""
+        while key not in self._arrived:
+            if self._loaded is None:
+                self._loaded = self._start()
+                assert self._requests.pending, f"{key} is not of the share"
+            for loaded in self._loaded:
+                self._arrived[self._requests.pending.popleft()] = loaded
+                break
+            else:  # all was loaded before the share moved
+                self._loaded = None
+        return self._arrived.pop(key)

@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import IterableDataset
+from torch.utils.data import Dataset
 
-from samestep.core.ownership import Share, shares
+from samestep.core.ownership import Share, lengths, shares
 from samestep.core.plan import derive_seed
 from samestep.data import loading
 from samestep.data.given import GivenData, set_epoch
@@ -186,17 +186,26 @@ def bookmark_of_json(values: JsonObject | None) -> Bookmark | None:
     return Bookmark(values["number"], values["state"], states, values["digest"])
 
 
-class StreamBatch(NamedTuple):
-    """One global batch of a stream: this worker's micro-batches."""
+class Part(NamedTuple):
+    """Requests some micro-batches of one global batch of a stream."""
+
+    number: int
+    share: Share
+    oldest: int
+    """No global batch before this one is requested any more."""
+
+
+class StreamPart(NamedTuple):
+    """Micro-batches of one global batch of a stream, by their numbers."""
 
     size: int
-    own: list[Loaded]
+    """Of the global batch."""
+    micro_batches: dict[int, Loaded]
     digest: str
-    """SHA-256 of all samples, put together; empty after the first batch."""
     bookmark: Bookmark | None
 
 
-class Stream(IterableDataset[StreamBatch]):
+class Stream(Dataset[StreamPart | None]):
     """A stream, cut into global batches by position."""
 
     def __init__(
@@ -205,34 +214,50 @@ class Stream(IterableDataset[StreamBatch]):
         seed: int,
         epoch: int,
         micro_batches: int,
-        share: Share,
         start: int = 0,
         bookmark: Bookmark | None = None,
     ) -> None:
-        """Keep the micro-batches of `share`, of global batches from `start` on."""
-        self._start, self._bookmark = start, bookmark
+        """Begin with the global batch `start`."""
+        self.start, self._bookmark = start, bookmark
         self.source, self._seed, self._epoch = source, seed, epoch
-        self._micro_batches, self._share = micro_batches, share
+        self._micro_batches = micro_batches
+        self._read: Iterator[RawBatch] | None = None
+        self._batches: dict[int, RawBatch] = {}
+        """Those that may be requested again."""
 
-    def __iter__(self) -> Iterator[StreamBatch]:
+    def __iter__(self) -> Iterator[RawBatch]:
         """Read the stream once."""
-        given = self.source, self._seed, self._epoch, self._start, self._bookmark
-        for batch in read(*given):
-            yield self._cut(batch)
+        given = self.source, self._seed, self._epoch, self.start, self._bookmark
+        return read(*given)
 
-    def _cut(self, batch: RawBatch) -> StreamBatch:
-        collate, own = self.source.collate, []
-        samples, index = batch.samples, batch.number
-        for m in range(*self._share):
-            first, end = shares(len(samples), self._micro_batches)[m]
-            if first < end:
-                seed = derive_seed(self._seed, "step", self._epoch, index, m)
-                own.append(loading.collated(samples[first:end], collate, seed))
-        digest = ""
-        if index == self._start:
-            seed = derive_seed(self._seed, "stream", self._epoch)
-            digest = digest_of(loading.collated(samples, collate, seed).batch)
-        return StreamBatch(len(samples), own, digest, batch.bookmark)
+    def __getitem__(self, part: Part) -> StreamPart | None:
+        """Read up to a global batch; return some of it, or None after the end."""
+        self._read = self._read or iter(self)
+        kept = self._batches.items()
+        self._batches = {n: batch for n, batch in kept if n >= part.oldest}
+        while part.number not in self._batches:
+            batch = next(self._read, None)
+            if batch is None:
+                return None
+            self._batches[batch.number] = batch
+        batch = self._batches[part.number]
+        sizes = lengths(shares(len(batch.samples), self._micro_batches))
+        own = {m: self.load(batch, m) for m in range(*part.share) if sizes[m]}
+        return StreamPart(sum(sizes), own, self.digest(batch), batch.bookmark)
+
+    def load(self, batch: RawBatch, m: int) -> Loaded:
+        """Put the samples of a micro-batch together."""
+        first, end = shares(len(batch.samples), self._micro_batches)[m]
+        seed = derive_seed(self._seed, "step", self._epoch, batch.number, m)
+        return loading.collated(batch.samples[first:end], self.source.collate, seed)
+
+    def digest(self, batch: RawBatch) -> str:
+        """Return the SHA-256 of all samples of the first batch; empty after it."""
+        if batch.number != self.start:
+            return ""
+        seed = derive_seed(self._seed, "stream", self._epoch)
+        samples = loading.collated(batch.samples, self.source.collate, seed)
+        return digest_of(samples.batch)
 
 
 def sketch(samples: list[Any]) -> str:

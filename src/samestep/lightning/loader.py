@@ -128,8 +128,8 @@ def content(batch: Any, micro_batches: int) -> GlobalBatch:
         )
     _check_alike([each.size for each in batches], micro_batches)
 
-    def fetch() -> Any:
-        return tree_unflatten([x and x.fetch() for x in found], structure)
+    def fetch(m: int) -> Any:
+        return tree_unflatten([x and x.fetch(m) for x in found], structure)
 
     return GlobalBatch(batches[0].size, fetch)
 

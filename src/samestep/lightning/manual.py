@@ -141,7 +141,7 @@ class Manual:
         """Yield the own micro-batches, each with its state, in a phase of the loop."""
         turns = iter(self._turns)
 
-        def fetch() -> Turn:
+        def fetch(_: int) -> Turn:
             turn = next(turns)
             turn.give()
             return turn

@@ -70,6 +70,7 @@ class SamestepStrategy(DDPStrategy):  # type: ignore[misc]
             self._micro_batches,
             seed=int(given) if self._seed is None else self._seed,
             exchange=self._exchange,
+            balance="off",
             timeout_seconds=self._wait.total_seconds(),
         )
         counts, module = (self.loop, self._micro_batches), self.lightning_module

@@ -12,6 +12,7 @@ from samestep.core.ownership import lengths, shares
 from samestep.data.batches import GlobalBatch
 from samestep.errors import OwnCodeError
 from samestep.exchange.gloo import GlooExchange
+from samestep.loop.balancing import Balance, Ownership
 from samestep.loop.changes import LoopFlat
 from samestep.loop.connection import Choice, LoopExchange, connect
 from samestep.loop.guard import Guard
@@ -39,13 +40,14 @@ class Engine:
         place: tuple[int, int],
         reduction: Reduction,
         exchange: Choice,
+        balance: Balance,
         timeout_seconds: float,
     ) -> None:
         """All workers: connect. `place` is the rank and the number of workers."""
         self._model, self._reduction = model, reduction
         self._micro_batches = micro_batches
-        self._rank, workers = place
-        self._shares = shares(micro_batches, workers)
+        self._rank, _ = place
+        self._ownership = Ownership(balance, micro_batches, place)
         self._choice, self._timeout_seconds = exchange, timeout_seconds
         self.weights, self._guard = Weights(micro_batches), Guard()
         self._generators = seeding.Generators()
@@ -55,7 +57,7 @@ class Engine:
     @property
     def share(self) -> tuple[int, int]:
         """This worker's micro-batches, from the first to before the last."""
-        return self._shares[self._rank]
+        return self._ownership.shares[self._rank]
 
     @property
     def exchange_name(self) -> str:
@@ -77,7 +79,11 @@ class Engine:
         # The model is not attached: parameters keep their own memory, and each worker
         # updates its own copy of all of them, with any optimizer.
         self.exchange: LoopExchange = connect(
-            self._choice, self._flat, self._shares, self._rank, self._timeout_seconds
+            self._choice,
+            self._flat,
+            self._ownership.shares,
+            self._rank,
+            self._timeout_seconds,
         )
         if isinstance(self.exchange, GlooExchange):
             self._choice = "gloo"  # nor later, when parameters are frozen
@@ -100,6 +106,7 @@ class Engine:
         flat, size = self._follow_model(), batch.size
         sizes = lengths(shares(size, self._micro_batches))
         self.weights.begin()
+        self._ownership.clock.lap("other")
         # Random numbers between two steps must not depend on the micro-batches.
         with self._generators.kept(), self._guard.of_step(flat.parameters):
             for m in range(*self.share):
@@ -113,13 +120,19 @@ class Engine:
                             yield from self._pass(piece, batch)
                 flat.is_weighed = m in self.weights
                 self.exchange.after_backward(m)
+        self._ownership.clock.lap("forward")
         self._sum(size, min(size, self._micro_batches))
+        self._ownership.clock.lap("exchange")
+        self._ownership.after_step(self.exchange)
 
     def _pass(self, piece: Piece, batch: GlobalBatch) -> Iterator[Any]:
         """Yield a micro-batch, then make its gradients ready for the exchange."""
         m, same = piece.number, self._guard.of_micro_batch(self._flat.parameters)
         with self.weights.of(m), self._checked(), same:
-            yield batch.fetch()
+            self._ownership.clock.lap("forward")
+            fetched = batch.fetch(m)
+            self._ownership.clock.lap("data")
+            yield fetched
         self._unchanged.check()
         check_gradients(self._flat.parameters, WHO)
         self._give_gradients(self.weights.count(m, piece.samples) / batch.size)

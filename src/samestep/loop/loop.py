@@ -20,6 +20,7 @@ from samestep.data.given import GivenData
 from samestep.data.loading import Collate
 from samestep.data.stream import Bookmark
 from samestep.errors import OwnCodeError, PlacementError, ReplicasDiffer
+from samestep.loop.balancing import Balance
 from samestep.loop.connection import Choice
 from samestep.loop.engine import Engine, Reduction
 from samestep.loop.metrics import Piece, Tally, Value
@@ -49,6 +50,7 @@ class Loop:
         reduction: Reduction = "mean",
         threads: int = 1,
         exchange: Choice = "auto",
+        balance: Balance = "auto",
         timeout_seconds: float = 600.0,
         out: str | Path | None = None,
     ) -> None:
@@ -59,10 +61,12 @@ class Loop:
         the `seed` of order and dropout, and on the number of torch's `threads`.
         `reduction` is that of the loss over its samples. Gradients are summed in
         `shared` memory, or over `gloo`; `auto` takes the memory where all workers are
-        on one machine with Linux. A worker that waits for another for longer than
-        `timeout_seconds` fails. `out` is the run directory, a new one that rank 0 makes
-        before the first step, or that of a run to go on with; call `close` at the end.
-        Raises PlacementError, OwnCodeError.
+        on one machine with Linux. `balance` divides the micro-batches by the measured
+        speed of the workers (`auto`), evenly (`off`), or as given, such as `(5, 3)`. A
+        worker that waits for another for longer than `timeout_seconds` fails. `out` is
+        the run directory, a new one that rank 0 makes before the first step, or that of
+        a run to go on with; call `close` at the end. Raises PlacementError,
+        OwnCodeError.
         """
         if reduction not in ("mean", "sum"):
             raise OwnCodeError(
@@ -84,7 +88,7 @@ class Loop:
         self._micro_batches, self._seed = micro_batches, seed
         at = self.rank, self.workers
         self._engine = Engine(
-            model, micro_batches, at, reduction, exchange, timeout_seconds
+            model, micro_batches, at, reduction, exchange, balance, timeout_seconds
         )
         self._position = Position(
             micro_batches=micro_batches, seed=seed, reduction=reduction
@@ -99,6 +103,7 @@ class Loop:
         placement = {
             "workers": self.workers,
             "exchange": self._engine.exchange_name,
+            "balance": balance if isinstance(balance, str) else list(balance),
             "timeout_seconds": timeout_seconds,
         }
         self._recording = Recording(
@@ -210,11 +215,11 @@ class Loop:
         With the `bookmark` of an earlier batch, a stream is not read from its start.
         Raises OwnCodeError.
         """
-        source, own = GivenData.of(data, global_batch, collate), self._engine.share
+        source, count = GivenData.of(data, global_batch, collate), self._micro_batches
         if epoch is not None:
             self._recording.note(global_batch=source.global_batch)
-        given = (source, self._seed, epoch, self._micro_batches, own, start, bookmark)
-        for batch in global_batches(*given):
+        given = source, self._seed, epoch, count, lambda: self._engine.share
+        for batch in global_batches(*given, start, bookmark):
             self._agree(batch.digest)
             yield batch
 
@@ -236,7 +241,7 @@ class Loop:
             for m in range(*self._engine.share):
                 if sizes[m]:
                     with self._tally.of(Piece(row, m, sizes[m])):
-                        yield batch.fetch()
+                        yield batch.fetch(m)
 
     def share(
         self,

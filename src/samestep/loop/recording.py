@@ -108,9 +108,9 @@ class Recording:
         for spent in (self._since_row, self._since_epoch):
             spent.samples += batch.size
 
-    def _measured(self, fetch: Callable[..., Any], *given: Any) -> Any:
+    def _measured(self, fetch: Callable[[int], Any], micro_batch: int) -> Any:
         self.lap("exchange")
-        fetched = fetch(*given)
+        fetched = fetch(micro_batch)
         self.lap("data")
         return fetched
 

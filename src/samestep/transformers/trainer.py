@@ -16,6 +16,7 @@ from transformers import Trainer, TrainerCallback
 from samestep.core.plan import derive_seed
 from samestep.data.batches import GlobalBatch
 from samestep.errors import OwnCodeError
+from samestep.loop.balancing import Balance
 from samestep.loop.connection import Choice
 from samestep.loop.loop import Loop
 from samestep.loop.position import Position
@@ -37,18 +38,20 @@ class SamestepTrainer(Trainer):  # type: ignore[misc]
         micro_batches: int,
         threads: int = 1,
         exchange: Choice = "auto",
+        balance: Balance = "auto",
         **options: Any,
     ) -> None:
         """All processes: join the others, each with a model of the same weights.
 
         `arguments` and `options` are those of a Trainer. Each batch is cut into
         `micro_batches` pieces: part of the recipe, like the seeds in the
-        TrainingArguments and the number of torch's `threads`. `exchange` as for a Loop.
-        Raises PlacementError, OwnCodeError.
+        TrainingArguments and the number of torch's `threads`. `exchange` and `balance`
+        as for a Loop. Raises PlacementError, OwnCodeError.
         """
         super().__init__(*arguments, **options)
         self._micro_batches, self._threads = micro_batches, threads
-        self._exchange, self._accumulation = exchange, Accumulation()
+        self._exchange, self._balance = exchange, balance
+        self._accumulation = Accumulation()
         names = "per_device_train_batch_size", "gradient_accumulation_steps"
         self._position = Position(
             micro_batches=micro_batches,
@@ -82,6 +85,7 @@ class SamestepTrainer(Trainer):  # type: ignore[misc]
             seed=self._seed,
             threads=self._threads,
             exchange=self._exchange,
+            balance=self._balance,
             timeout_seconds=self.args.ddp_timeout,
         )
 
