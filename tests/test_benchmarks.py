@@ -58,7 +58,7 @@ SMALLEST = {
     "seeds.py": ("mnist-mlp", "--seeds", "1", *SMALL),
     "streams.py": ("state", "--kills", "1", "--samples", "403"),
     "tax.py": ("--rounds", "1", "--epochs", "2", "--samples", "1000"),
-    "verify.py": ("--rounds", "1", *SMALL),
+    "verify.py": ("found", "--share", "0.3", *SMALL),
     "wire.py": ("2", "--rounds", "1"),
 }
 SAVING = dict.fromkeys(("compare.py", "records.py"), "--save") | dict.fromkeys(
