@@ -161,7 +161,8 @@ class Engine:
         count = self.weights.total(self.exchange, num_weighed, with_samples)
         if count:
             factor = (size if self._reduction == "mean" else 1) / count
-            torch._foreach_mul_(gradients, factor)
+            if factor != 1:  # as where each sample has one target
+                torch._foreach_mul_(gradients, factor)
         elif count == 0:
             torch._foreach_zero_(gradients)
             self._warn_of_no_targets()
