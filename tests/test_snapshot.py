@@ -6,13 +6,17 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
+from conftest import small_recipe
 from hypothesis import given
 from hypothesis import strategies as st
+from phases import alone
 
 from samestep.errors import PlacementError
+from samestep.messages.training import Message, WorkerWarning
 from samestep.state.layout import Entry, Floats, Layout
 from samestep.state.snapshot import Snapshots, State
 from samestep.system import shared_memory
+from samestep.training import trainer as training
 
 
 LAYOUTS = st.builds(
@@ -144,3 +148,21 @@ def test_memory_that_is_short_is_an_error_that_says_what_to_do() -> None:
     ):
         Snapshots(fd, layout, 1)
     os.close(fd)
+
+
+def test_a_snapshot_to_keep_that_is_not_copied_in_time_is_a_warning(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nobody copies here; the training goes on, and waits for that one no more."""
+    monkeypatch.setattr(training, "COPY_SECONDS", 0.0)
+    trainer, said = alone(small_recipe()), list[Message]()
+    trainer.report, trainer.kept = said.append, frozenset({11})
+    trainer.progress.step = 11
+    trainer.save()
+    assert said == []
+    trainer.progress.step = 12
+    for _ in range(2):
+        trainer.save()
+    (warning,) = said
+    assert isinstance(warning, WorkerWarning)
+    assert "must copy the snapshot of step 11, whose checkpoint" in warning.text

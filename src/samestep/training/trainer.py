@@ -30,7 +30,7 @@ from samestep.data.pytree import Nested
 from samestep.exchange import Exchange
 from samestep.exchange.autograd import AutogradPasses
 from samestep.messages.job import Setup
-from samestep.messages.training import Message
+from samestep.messages.training import Message, WorkerWarning
 from samestep.models.device import Device
 from samestep.optim.averaging import WeightAverages
 from samestep.optim.custom import CustomOptimizer
@@ -330,8 +330,10 @@ class Trainer:
         """Let the supervisor copy a snapshot to keep before a slot is written again."""
         end = time.monotonic() + COPY_SECONDS
         while self.monitor.heartbeat.handled < self._to_keep:
-            if time.monotonic() > end:  # that checkpoint may be left out
-                break
+            if time.monotonic() > end:
+                text = _not_copied(self._to_keep)
+                self.report(WorkerWarning(worker=self.topology.rank, text=text))
+                self._to_keep = 0
             time.sleep(0.001)
         if self.progress.step in self.kept:
             self._to_keep = self.progress.step
@@ -373,6 +375,15 @@ class Trainer:
         if isinstance(replica.optimizer, CustomOptimizer):
             replica.optimizer.restore(self.progress.optimizer)
         exchange.all_gather_parameters()
+
+
+def _not_copied(step: int) -> str:
+    return (
+        f"The supervisor must copy the snapshot of step {step}, whose checkpoint is to "
+        f"be kept, within {COPY_SECONDS:.0f} s; it did not, and the training goes on. "
+        "That checkpoint may be missing, so that an audit has a longer segment there. "
+        "Is the machine out of memory, or its disk slow?"
+    )
 
 
 def steps_per_report(plan: Plan) -> int:
