@@ -8,6 +8,7 @@ from conftest import Train, fault, small_recipe
 from test_exactness import results
 from test_resume import forget_after, resume
 
+import samestep
 from samestep import RecipeError, Run, RunError
 from samestep.report.learning_plots import learning_plot
 from samestep.report.load import read_run
@@ -41,8 +42,34 @@ def test_a_training_ends_in_the_middle_of_an_epoch_however_it_is_placed(
     assert final(resume(broken.path, server, 3, exchange="gloo")) == whole
     with pytest.raises(RunError, match="all 17 steps of its `max_steps`"):
         resume(broken.path, server)
-    with pytest.raises(RunError, match="17, and not after epochs"):
+    with pytest.raises(RunError, match="17, and not after `epochs`"):
         resume(broken.path, server, epochs=9)
+
+
+@pytest.mark.parametrize("last", [STEPS + 6, STEPS])
+def test_a_run_is_given_more_steps_and_is_what_it_would_have_been(
+    train: Train, server: ForkServer, last: int
+) -> None:
+    """Its former end closed an epoch early, and an evaluation decided a rate there."""
+    plateau = {"name": "plateau", "patience": 0, "factor": 0.5, "min_delta": 9.0}
+    recipe = small_recipe(max_steps=last, schedule=plateau)
+    run = train(recipe, 2, keep_checkpoints=2)
+    longer = resume(run.path, server, 3, max_steps=2 * STEPS + 3, keep_checkpoints=2)
+    assert longer.recipe.max_steps == 2 * STEPS + 3
+    assert final(longer) == final(train(recipe.changed({"max_steps": 2 * STEPS + 3})))
+    assert samestep.audit(longer, server=server, full=True).mismatch is None
+    with pytest.raises(RunError, match=r"completed .* steps; 5 cannot be its end"):
+        resume(run.path, server, max_steps=5)
+
+
+def test_a_schedule_over_all_steps_fixes_their_number(
+    train: Train, server: ForkServer
+) -> None:
+    by_epochs, by_steps = train(small_recipe()), train(small_recipe(max_steps=3))
+    with pytest.raises(RunError, match="`one-cycle` spans all 3 of them"):
+        resume(by_steps.path, server, max_steps=4)
+    with pytest.raises(RunError, match="ends after `epochs`, 1, and not after `max_st"):
+        resume(by_epochs.path, server, max_steps=4)
 
 
 def test_so_many_steps_are_so_many_epochs(train: Train) -> None:

@@ -105,6 +105,7 @@ def resume(
     placement: Placement | None = None,
     *,
     epochs: int | None = None,
+    max_steps: int | None = None,
     allow_different_numerics: bool = False,
     model: Part | None = None,
     data: Part | None = None,
@@ -120,8 +121,9 @@ def resume(
 ) -> Run:
     """Continue a run from its newest checkpoint, with any workers and exchange.
 
-    The final weights are those of the uninterrupted training. `epochs` is the new total
-    for a run whose schedule does not depend on the number of epochs. A recipe, torch
+    The final weights are those of the uninterrupted training. `epochs` or
+    `max_steps` is the new total, for a run whose schedule does not depend on it; the
+    end of fewer steps is taken back, up to the checkpoint before. A recipe, torch
     version, processor, user code or other condition of the numerics that differs from
     the checkpoint's is refused, unless `allow_different_numerics`. Objects that were
     given to `train` must be given again. `placed` are fields of the placement
@@ -138,7 +140,7 @@ def resume(
     ):
         names, observers = _checked_apart(every)
         trackers = loaded(trackers)
-        start = find_start(path, epochs, names)
+        start = find_start(path, epochs, names, max_steps)
         _, placement, why, notice = resolved(
             start.recipe, placement, names, running.gpus
         )
@@ -148,11 +150,12 @@ def resume(
             _observed(writer, start.recipe, view, trackers) as shown,
         ):
             # Again: another process may have written before the lock was held.
-            start = find_start(path, epochs, names)
+            start = find_start(path, epochs, names, max_steps)
             facts, conditions = described(start.recipe)
             build = build_of(running, placement.device, placement.max_restarts)
             warnings = [] if is_allowed else start.check(build | conditions)
             _announce(shown, start, why, warnings)
+            start.forget_end()
             writer.rewind(start.step, start.epochs)
             writer.start("resumed", facts, running.device(placement.device))
             session = Session(writer, start.recipe, placement, shown, conditions)

@@ -125,10 +125,12 @@ def train(
 @cli.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @resume_options
+@click.option("--max-steps", type=int, help="Total number of optimizer steps.")
 @nodes_options
 def resume(
     run: Path,
     epochs: int | None,
+    max_steps: int | None,
     allow_different_numerics: bool,
     callbacks: tuple[str, ...],
     trackers: tuple[str, ...],
@@ -146,6 +148,11 @@ def resume(
     if wants_several_machines(options):
         from samestep.elastic import nodes
 
+        if max_steps is not None:
+            raise UsageError(
+                "One machine alone gives a run more steps: resume it there with "
+                "`--max-steps`, and leave out `--nodes`."
+            )
         nodes.run(run, None)
         return
     from samestep.supervisor.forkserver_client import ForkServer
@@ -160,6 +167,7 @@ def resume(
             run,
             Placement.model_validate(options),
             epochs=epochs,
+            max_steps=max_steps,
             allow_different_numerics=allow_different_numerics,
             **parts,
             trackers=trackers,

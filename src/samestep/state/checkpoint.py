@@ -309,12 +309,16 @@ def _damaged(path: Path, why: str) -> CheckpointError:
     return CheckpointError(f"The checkpoint {path} cannot be used: {why}.")
 
 
-def newest_valid(directory: Path) -> Iterator[tuple[int, Checkpoint | str]]:
+def newest_valid(
+    directory: Path, before: int | None = None
+) -> Iterator[tuple[int, Checkpoint | str]]:
     """Yield each step and its checkpoint, or why it cannot be used; the newest first.
 
-    Ends after the first that can be used.
+    Only those `before` a step, if one is given. Ends after the first that can be used.
     """
     for step in reversed(steps(directory)):
+        if before is not None and step >= before:
+            continue
         try:
             checkpoint = load(path_of(directory, step))
             if checkpoint.state.step != step:

@@ -1,5 +1,6 @@
 """Find the checkpoint from which a run continues, and check its conditions."""
 
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,8 @@ class Start:
     checkpoint: Checkpoint | None
     warnings: list[str] = field(default_factory=list)
     """Checkpoints that were skipped, and why."""
+    former_end: int | None = None
+    """The step after which the run was to end, if it is to take more."""
 
     @property
     def step(self) -> int:
@@ -43,6 +46,17 @@ class Start:
         if self.checkpoint is None:
             return f"{self.run} has no usable checkpoint: it starts from the beginning"
         return f"going on after step {self.step}"
+
+    def forget_end(self) -> None:
+        """Remove the checkpoint of the former end.
+
+        There an epoch was closed, and perhaps an evaluation made, that a longer
+        training does not have.
+        """
+        if self.former_end is not None:
+            directory = checkpoint.directory_of(self.run)
+            path = checkpoint.path_of(directory, self.former_end)
+            shutil.rmtree(path, ignore_errors=True)
 
     def check(self, build: Mapping[str, str]) -> list[str]:
         """Compare the conditions with those of the checkpoint; return warnings.
@@ -102,30 +116,37 @@ def _unknown(build: Mapping[str, str], recipe: Recipe) -> Iterator[str]:
 
 
 def find_start(
-    run: Path, epochs: int | None, parts: Mapping[str, str] | None = None
+    run: Path,
+    epochs: int | None,
+    parts: Mapping[str, str] | None = None,
+    max_steps: int | None = None,
 ) -> Start:
-    """Find the newest valid checkpoint of a run, to train to `epochs` epochs.
+    """Find the newest valid checkpoint of a run, to train to a new length, if any.
 
-    `parts` are the names of the user's own model, data or loss, where they were given
-    again. Raises RunError, RecipeError, CheckpointError.
+    That of the former end is none for more steps. `parts` are the names of the user's
+    own model, data or loss, where they were given again. Raises RunError, RecipeError,
+    CheckpointError.
     """
     untrusted.check_parts(run)
     recipe = Recipe.load(recipe_file(run), warn=False)
     recipe = recipe_of(recipe, parts or {}, {})
+    former = recipe.max_steps if max_steps not in (None, recipe.max_steps) else None
     warnings, newest = [], None
-    for _, candidate in checkpoint.newest_valid(checkpoint.directory_of(run)):
+    for _, candidate in checkpoint.newest_valid(checkpoint.directory_of(run), former):
         if isinstance(candidate, Checkpoint):
             newest = candidate
         else:
             warnings.append(f"{candidate} It is skipped.")
-    complete = len(newest.manifest.epochs) if newest else 0
-    recipe = _extended(recipe, run, epochs, complete)
-    if is_finished(run) and epochs is None:
+    if is_finished(run) and epochs is None and max_steps is None:
         more = f"Use `--epochs N` to train for more than its {recipe.epochs} epochs."
         if recipe.max_steps:
-            more = f"It has taken all {recipe.max_steps} steps of its `max_steps`."
+            more = (
+                f"It has taken all {recipe.max_steps} steps of its `max_steps`; use "
+                "`--max-steps N` for more."
+            )
         raise RunError(f"{run} is finished: there is nothing to resume. {more}")
-    return Start(run, recipe, newest, warnings)
+    recipe = _extended(recipe, run, epochs, max_steps, newest)
+    return Start(run, recipe, newest, warnings, former)
 
 
 def is_finished(run: Path) -> bool:
@@ -137,28 +158,57 @@ def is_finished(run: Path) -> bool:
     return isinstance(result, dict) and result.get("status") == "finished"
 
 
-def _extended(recipe: Recipe, run: Path, epochs: int | None, complete: int) -> Recipe:
-    """Return the recipe with `epochs`. Raises RunError if past steps would change."""
-    if epochs is None or epochs == recipe.epochs:
-        return recipe
-    if recipe.max_steps:
-        raise RunError(
-            f"{run} ends after `max_steps`, {recipe.max_steps}, and not after epochs; "
-            f"received `--epochs {epochs}`. Leave it out, or train a new run."
-        )
+def _extended(
+    recipe: Recipe,
+    run: Path,
+    epochs: int | None,
+    max_steps: int | None,
+    newest: Checkpoint | None,
+) -> Recipe:
+    """Return the recipe with its new length.
+
+    Raises RunError if past steps would change, or are more than that.
+    """
+    lengths = {"epochs": epochs, "max_steps": max_steps}
+    given = {name: value for name, value in lengths.items() if value is not None}
+    for name, length in given.items():
+        flag, former = f"--{name.replace('_', '-')}", getattr(recipe, name)
+        if former is None:
+            own = "max_steps" if recipe.max_steps else "epochs"
+            raise RunError(
+                f"{run} ends after `{own}`, {getattr(recipe, own)}, and not after "
+                f"`{name}`; received `{flag} {length}`. Leave it out, or train a new "
+                "run."
+            )
+        if length == former:
+            continue
+        _check_length(recipe, run, name, length, former, newest)
+    return Recipe.from_dict(recipe.to_dict() | given) if given else recipe
+
+
+def _check_length(
+    recipe: Recipe,
+    run: Path,
+    name: str,
+    length: int,
+    former: int,
+    newest: Checkpoint | None,
+) -> None:
+    unit = name.removeprefix("max_")
     if recipe.schedule.depends_on_epochs:
         raise RunError(
-            f"The number of epochs of {run} is fixed, since its schedule "
-            f"`{recipe.schedule.name}` spans all {recipe.epochs} of them: with "
-            f"{epochs}, earlier steps would have had other learning rates. Train a new "
-            "run."
+            f"The number of {unit} of {run} is fixed, since its schedule "
+            f"`{recipe.schedule.name}` spans all {former} of them: with {length}, "
+            "earlier steps would have had other learning rates. Train a new run."
         )
-    if epochs < max(complete, 1):
+    complete = len(newest.manifest.epochs) if newest else 0
+    if name == "max_steps":
+        complete = newest.state.step if newest else 0
+    if length < complete + (name == "max_steps") or length < 1:
         raise RunError(
-            f"{run} has completed {complete} epochs; {epochs} cannot be its end. "
-            "Use a larger `--epochs`."
+            f"{run} has completed {complete} {unit}; {length} cannot be its end. "
+            f"Use a larger `--{name.replace('_', '-')}`."
         )
-    return Recipe.from_dict(recipe.to_dict() | {"epochs": epochs})
 
 
 def differences(then: Conditions, now: Conditions) -> Iterator[str]:
@@ -180,7 +230,8 @@ def differences(then: Conditions, now: Conditions) -> Iterator[str]:
 
 def recipe_differences(then: Recipe, now: Recipe) -> Iterator[str]:
     """Yield the fields of two recipes that differ and decide the bits of a step."""
-    ignored = {"name"} | (set() if now.schedule.depends_on_epochs else {"epochs"})
+    lengths = {"epochs", "max_steps"}
+    ignored = {"name"} | (set() if now.schedule.depends_on_epochs else lengths)
     recipes = flatten(then.to_dict()), flatten(now.to_dict())
     yield from _changes("recipe ", *recipes, ignored)
 
