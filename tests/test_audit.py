@@ -9,7 +9,17 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from conftest import Own, Train, small_recipe
+from forging import (
+    kept,
+    load,
+    rewrite_checkpoint,
+    rewrite_ledger,
+    rewrite_model,
+    rewrite_result,
+)
+from own_samples import EVERYTHING
 from test_resume import forget_after, resume
+from test_streams_trained import STREAMS
 
 import samestep
 from samestep import Audit, Recipe, Run, RunError
@@ -41,40 +51,14 @@ def trained(original: Path, tmp_path: Path) -> Run:
     return Run.open(shutil.copytree(original, tmp_path / "trained"))
 
 
-def rewrite(run: Run, change: Any) -> None:
-    """Forge a ledger: apply `change` to the records, and close the chain again."""
-    file = run.path / "ledger"
-    read = ledger.parse(file.read_bytes())
-    header = file.read_bytes()[: ledger.HEADER.size]
-    content, head = header, ledger.head_of(header)
-    for records in read.chunks:
-        change(records)
-        chunk = ledger.chunk_of(records, head)
-        content, head = content + chunk, chunk[-ledger.DIGEST :]
-    file.write_bytes(content)
-    result = json.loads((run.path / "result.json").read_text())
-    result["ledger_sha256"] = head.hex()
-    (run.path / "result.json").write_text(json.dumps(result))
+def flip(vector: Any) -> None:
+    vector.view(np.uint32)[..., 3] ^= np.uint32(1 << 20)
 
 
-def forge(
-    run: Run, step: int, state: str | None = "", build: dict[str, str] | None = None
-) -> None:
-    """Change a checkpoint, and all digests of it.
-
-    One bit of a state, of the parameters if it is None, or some of its conditions.
-    """
-    path = checkpoint.path_of(checkpoint.directory_of(run.path), step)
-    loaded = checkpoint.load(path)
-    manifest = loaded.manifest
-    vectors = dict(zip(manifest.layout.states, loaded.state.states, strict=True))
-    if state != "":
-        vector = loaded.state.parameters if state is None else vectors[state]
-        vector.view(np.uint32)[3] ^= np.uint32(1 << 20)
-    shutil.rmtree(path)
-    recipe = Recipe.from_dict(manifest.recipe)
-    where = checkpoint.directory_of(run.path), loaded.state, manifest.layout, recipe
-    checkpoint.write(*where, manifest.build | (build or {}), manifest.epochs)
+def elsewhere(run: Run, step: int, build: dict[str, str]) -> None:
+    """Forge the conditions of a checkpoint."""
+    conditions = load(run.path, step).manifest.build | build
+    rewrite_checkpoint(run.path, step, manifest={"build": conditions})
 
 
 def written(run: Run) -> dict[Path, int]:
@@ -128,7 +112,7 @@ def test_an_edited_ledger_is_found_with_the_step(
     def change(records: Any) -> None:
         records[records[:, 0] == 17, column] ^= np.uint64(1)
 
-    rewrite(trained, change)
+    rewrite_ledger(trained.path, change)
     found = audit(trained, server)
     assert found.step == 17
     assert f"step 17 differs when it is computed again: the hash of its {part}" in str(
@@ -159,7 +143,9 @@ def test_a_ledger_that_was_cut_is_found(trained: Run, server: ForkServer) -> Non
 def test_forged_parameters_of_a_checkpoint_are_found(
     trained: Run, server: ForkServer
 ) -> None:
-    forge(trained, 22, None)
+    forged = load(trained.path, 22).state.parameters
+    flip(forged)
+    rewrite_checkpoint(trained.path, 22, parameters=forged)
     found = audit(trained, server, full=False, segments=1)
     assert found.step == 22
     assert "parameters of the checkpoint of step 22 are not those" in str(
@@ -172,12 +158,58 @@ def test_a_forged_state_of_the_optimizer_is_found_with_the_step(
 ) -> None:
     """Also if the training has gone on from it, so that all later steps follow."""
     forget_after(trained.path, 22)
-    forge(trained, 22, "exp_avg")
+    forged = load(trained.path, 22).state.states
+    flip(forged)
+    rewrite_checkpoint(trained.path, 22, states=forged)
     resume(trained.path, server, keep_checkpoints=4)
     found = audit(trained, server)
     assert found.step == 22
     assert "the optimizer's states in the checkpoint of step 22 differ" in str(
         found.mismatch
+    )
+
+
+def test_a_forged_factor_of_the_learning_rate_is_found(
+    trained: Run, server: ForkServer
+) -> None:
+    """It is no vector, and the training goes on from it, so all later steps follow."""
+    forget_after(trained.path, 22)
+    progress = load(trained.path, 22).state.progress
+    progress["plateau"]["factor"] = 0.5
+    rewrite_checkpoint(trained.path, 22, progress=progress)
+    resume(trained.path, server, keep_checkpoints=4)
+    found = audit(trained, server)
+    assert found.step == 22
+    assert "numbers of the schedule and others in the checkpoint of step 22" in str(
+        found.mismatch
+    )
+
+
+@pytest.mark.parametrize("what", ["frozen tensors", "names and shapes of the tensors"])
+def test_forged_final_weights_that_no_vector_has_are_found(
+    own: Own, train: Train, server: ForkServer, what: str
+) -> None:
+    """Frozen tensors are in files only; names decide where numbers of a vector go."""
+    run = train(own(EVERYTHING, arithmetic="torch"), 1)
+    last = kept(run.path)[-1]
+    old = load(run.path, last)
+    if what == "frozen tensors":
+        frozen = dict(old.state.constants)
+        frozen["scale"] = np.negative(frozen["scale"])
+        rewrite_checkpoint(run.path, last, constants=frozen)
+    else:
+        layout = old.manifest.layout
+        entries = {entry.name: entry for entry in layout.parameters}
+        swap = {
+            "norm.weight": entries["norm.bias"],
+            "norm.bias": entries["norm.weight"],
+        }
+        parameters = tuple(swap.get(name, entry) for name, entry in entries.items())
+        forged = layout.model_copy(update={"parameters": parameters})
+        rewrite_checkpoint(run.path, last, manifest={"layout": forged})
+    rewrite_model(run.path)
+    assert f"the {what} in the checkpoint of step {last} differ" in str(
+        audit(run, server).mismatch
     )
 
 
@@ -265,7 +297,7 @@ def test_torch_arithmetic_of_another_machine_is_not_called_a_mismatch(
     trained: Run, server: ForkServer
 ) -> None:
     for step in (11, 22, 33, 44):
-        forge(trained, step, build={"processor": "Other 1"})
+        elsewhere(trained, step, {"processor": "Other 1"})
     with pytest.raises(RunError, match="These differ: processor: Other 1 then, "):
         audit(trained, server)
 
@@ -274,7 +306,7 @@ def test_portable_arithmetic_of_another_machine_is_computed_again(
     train: Train, server: ForkServer
 ) -> None:
     run = train(PORTABLE, 1)
-    forge(run, 44, build={"processor": "Other 1", "torch": "9.9"})
+    elsewhere(run, 44, {"processor": "Other 1", "torch": "9.9"})
     assert audit(run, server).mismatch is None
 
 
@@ -287,17 +319,8 @@ def test_code_that_only_the_run_names_is_not_run(
     forged = '[model]\nfamily = "custom"\nbuild = "os:getcwd"\n'
     (trained.path / "recipe.toml").write_text(text[:start] + forged + text[end:])
     recipe = Recipe.load(trained.path / "recipe.toml")
-    result = json.loads((trained.path / "result.json").read_text())
-    file = trained.path / "ledger"
-    content = ledger.header_of(recipe.digest)
-    head = ledger.head_of(content)
-    for records in ledger.parse(file.read_bytes()).chunks:
-        chunk = ledger.chunk_of(records, head)
-        content, head = content + chunk, chunk[-ledger.DIGEST :]
-    file.write_bytes(content)
-    changed = {"recipe": recipe.to_dict(), "ledger_sha256": head.hex()}
-    changed |= {"status": "interrupted"}
-    (trained.path / "result.json").write_text(json.dumps(result | changed))
+    rewrite_ledger(trained.path, recipe=recipe)
+    rewrite_result(trained.path, status="interrupted")
     shutil.rmtree(checkpoint.directory_of(trained.path))
     with pytest.raises(samestep.OwnCodeError, match="only a file names"):
         audit(trained, server)
@@ -318,3 +341,15 @@ def test_the_command_exits_with_1_for_a_mismatch(trained: Run) -> None:
     ended = CliRunner().invoke(cli, ["audit", str(trained.path)])
     assert ended.exit_code == 1
     assert ended.output == "mismatch    the ledger cannot be used: it has no header\n"
+
+
+@pytest.mark.parametrize("kind", ["stream", "state"])
+def test_a_training_on_a_stream_is_audited_at_any_placement(
+    own: Own, train: Train, server: ForkServer, kind: str
+) -> None:
+    """Each checkpoint says where the stream goes on, with which generators."""
+    fields = {"global_batch": 16, "data.arguments": {"kind": kind}}
+    run = train(own(STREAMS, epochs=2, **fields), 2, keep_checkpoints=4)
+    assert len(kept(run.path)) > 1
+    for workers in (1, 3):
+        assert audit(run, server, workers=workers).mismatch is None

@@ -43,6 +43,7 @@ SMALLEST = {
     "dilated.py": (
         *("--rounds", "1", "--seconds", "0.01", "--warm-up", "0.01", "--samples", "4"),
     ),
+    "faults.py": ("--faults", "8", "--trainings", "1", "--segments", "1"),
     "integrations.py": ("accelerate", "--rounds", "1", "--epochs", "2"),
     "nodes.py": ("throughput", "--rounds", "1", "--seconds", "0.5"),
     "own_module.py": (
@@ -66,7 +67,10 @@ SAVING = dict.fromkeys(("compare.py", "records.py"), "--save") | dict.fromkeys(
 )
 """The option that says where."""
 AS_ROOT = {"dilated.py", "nodes.py", "recovery.py", "wire.py"}
-LIBRARIES = {"cleanup.py", "hosts.py", "layer_passes.py", "quota.py"}
+LIBRARIES = {
+    *("cleanup.py", "forging.py", "hosts.py", "layer_passes.py", "planting.py"),
+    "quota.py",
+}
 needs_root = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 
 

@@ -169,7 +169,7 @@ class _Again:
             raise Mismatch(where, None) from None
         self.claims.check_steps(segment, computed.hashes)
         if end in self.claims.checkpoints:
-            self.claims.check_state(end, computed.state)
+            self.claims.check_state(end, computed.state, computed.layout)
         if end == self.claims.steps and self.claims.is_finished:
             self._check_end(computed)
 

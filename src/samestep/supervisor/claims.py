@@ -11,6 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from samestep.config.recipe import Recipe
+from samestep.core.progress import Progress
 from samestep.errors import CheckpointError, RecipeError, RunError
 from samestep.files import untrusted
 from samestep.output import ledger
@@ -19,16 +20,13 @@ from samestep.output.run import RunResult
 from samestep.state import checkpoint
 from samestep.state.checkpoint import Checkpoint
 from samestep.state.hashing import StepHashes, hash_of
+from samestep.state.layout import Layout
 from samestep.state.snapshot import State
 from samestep.supervisor.resume import recipe_differences
 
 
-STATE = {
-    "parameters": "the parameters",
-    "states": "the optimizer's states",
-    "tail": "the buffers",
-}
-"""The vectors of a state, and what they are."""
+DECIDING = {"epochs", "stream", "counts", "optimizer", "plateau", "stopping"}
+"""What of the progress decides how a training goes on; the rest is measured."""
 
 Segment = tuple[int, int]
 """The steps after the first number, up to the second."""
@@ -89,19 +87,21 @@ class Claims:
                         step,
                     )
 
-    def check_state(self, step: int, computed: State | None) -> None:
+    def check_state(
+        self, step: int, computed: State | None, layout: Layout | None
+    ) -> None:
         """Compare a checkpoint with the state that was computed again. Raises Mismatch.
 
-        The ledger has no hash of the optimizer's state, with which the next segment
-        begins: so false numbers there would be taken for true ones.
+        The ledger has hashes of the parameters alone, and the next segment begins with
+        all of the state: so false numbers there would be taken for true ones.
         """
         claimed = self.load(step)
         assert claimed is not None
-        if computed is None or computed.step != step:
+        if computed is None or layout is None or computed.step != step:
             raise Mismatch(f"the training has no state after step {step}", step)
-        for name, what in STATE.items():
-            ours, theirs = (getattr(s, name) for s in (computed, claimed.state))
-            if ours.tobytes() != theirs.tobytes():
+        ours = _parts(computed, layout)
+        for what, theirs in _parts(claimed.state, claimed.manifest.layout).items():
+            if ours[what] != theirs:
                 raise Mismatch(
                     f"{what} in the checkpoint of step {step} differ from those that "
                     "are computed again",
@@ -120,6 +120,22 @@ class Claims:
         if loaded.state.step != step:
             raise Mismatch(f"the checkpoint {path.name} is of another step", step)
         return loaded
+
+
+def _parts(state: State, layout: Layout) -> dict[str, object]:
+    """Return by their names all parts that files of weights and a resume need."""
+    progress = Progress.model_validate(state.progress)
+    constants = {n: (a.dtype, a.shape, a.tobytes()) for n, a in state.constants.items()}
+    return {
+        "the names and shapes of the tensors": layout,
+        "the parameters": state.parameters.tobytes(),
+        "the optimizer's states": state.states.tobytes(),
+        "the buffers": state.tail.tobytes(),
+        "the frozen tensors": constants,
+        "the numbers of the schedule and others": progress.model_dump_json(
+            include=DECIDING
+        ),
+    }
 
 
 def read(path: Path) -> Claims:

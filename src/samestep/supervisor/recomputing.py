@@ -11,6 +11,7 @@ from samestep.messages.job import TrainingJob
 from samestep.messages.training import Finished, Message, StepRecord
 from samestep.state.checkpoint import Checkpoint
 from samestep.state.hashing import StepHashes
+from samestep.state.layout import Layout
 from samestep.state.snapshot import State
 from samestep.supervisor.forkserver_client import ForkServer
 from samestep.supervisor.job import make_setup
@@ -29,6 +30,8 @@ class Recomputed:
     """The result, if the last step of the training was among them."""
     state: State | None = None
     """The state after the last of them."""
+    layout: Layout | None = None
+    """Where the tensors lie in it."""
 
     def listen(self, message: Message) -> None:
         """Receive a message of rank 0."""
@@ -62,7 +65,7 @@ def recompute(
             conditions=dict(conditions),
             until=until,
         )
-        computed.state = Recovery(
+        recovery = Recovery(
             server=server,
             job=job,
             workers=placement.num_workers,
@@ -75,7 +78,9 @@ def recompute(
             listen=computed.listen,
             offer=lambda *_: None,
             memories=objects.memories,
-        ).run()
+        )
+        computed.state = recovery.run()
+        computed.layout = recovery.layout
         if stop.number is not None:
             raise Interrupted("the audit was stopped", stop.exit_code)
     return computed
