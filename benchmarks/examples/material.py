@@ -1,6 +1,7 @@
 """Texts, images, tokenizers and models that are made in place of what is downloaded."""
 
 import csv
+import functools
 import json
 
 import numpy as np
@@ -114,6 +115,7 @@ def question(index, asked, context):
     return {"id": str(index), "title": "made", **given}
 
 
+@functools.cache
 def define_operations():
     """Let torchvision be imported beside a torch that its operations are not for."""
     for name in ("nms", "qnms"):
