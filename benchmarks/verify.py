@@ -70,7 +70,7 @@ def cost(server: ForkServer, recipe: Recipe, workers: int, rounds: int) -> None:
 def find(server: ForkServer, recipe: Recipe, workers: int, share: float) -> None:
     clean = train(server, recipe, workers, 1.0)
     steps = clean.history[-1]["step"]
-    print(f"{steps} clean steps: {len(clean.result['wrong_workers'])} false alarms")
+    print(f"clean: {len(clean.result['wrong_workers'])} false alarms, n={steps} steps")
     flip = {"kind": "flip", "point": "exchange", "rank": 1}
     with tempfile.NamedTemporaryFile("w", suffix=".json") as schedule:
         json.dump([flip | {"number": n, "step": n} for n in range(steps)], schedule)
