@@ -1,10 +1,13 @@
 """A loop that is stopped anywhere goes on with other workers as if nothing had been."""
 
+import contextlib
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 import torch
 from test_loop import by_workers, data, network, threads
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import samestep
 from samestep import OwnCodeError
@@ -13,6 +16,8 @@ from samestep import OwnCodeError
 assert threads  # the fixture for every test here
 SCRIPT = """
 import os
+import contextlib
+from collections.abc import Generator
 from pathlib import Path
 import torch
 from torch import nn
@@ -137,3 +142,18 @@ def test_a_loop_is_not_saved_between_the_micro_batches_of_a_step() -> None:
         break
     state = loop.state_dict()
     assert (state["epoch"], state["step"]) == (0, 1)
+
+
+def test_a_step_that_was_given_up_may_end_while_an_optimizer_makes_one() -> None:
+    """Python collects it at any time, also while torch iterates over its hooks."""
+    loop = samestep.Loop(network(), micro_batches=4)
+    given_up = next(loop.steps(data(), 20, 0))
+    assert isinstance(given_up, Generator)
+    next(given_up)
+    other = torch.nn.Parameter(torch.ones(1))
+    other.grad = torch.ones(1)
+    with contextlib.ExitStack() as stack:
+        for hook in (lambda *_: given_up.close(), lambda *_: None):
+            stack.callback(register_optimizer_step_pre_hook(hook).remove)
+        torch.optim.SGD([other], lr=1.0).step()
+    assert other.item() == 0.0
