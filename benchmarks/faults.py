@@ -281,7 +281,7 @@ class Findings:
 
     def rows(self) -> Iterator[str]:
         """Yield a table by kind."""
-        yield "| fault | planted | found | at its step | at the first that shows it |"
+        yield "| fault | n | found | at its step | at the first that shows it |"
         yield "|---|---|---|---|---|"
         for kind, name in NAMES.items():
             audits = [pair for pair in self.full if pair[0].kind == kind]

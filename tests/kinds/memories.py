@@ -301,13 +301,14 @@ class FileMemory(Net):
 
 
 class Racing(Net):
-    """Two threads add to one number, in the order in which they get there."""
+    """The first of three threads decides; all begin at once, on a busy machine, too."""
 
     def middle(self, h):
-        order = []
+        order, start = [], threading.Barrier(3)
 
         def arrive(number):
-            time.sleep(os.urandom(1)[0] / 1e6)
+            start.wait()
+            time.sleep(os.urandom(1)[0] / 1e5)
             order.append(number)
 
         threads = [threading.Thread(target=arrive, args=(n,)) for n in range(3)]
@@ -322,8 +323,11 @@ class Pool(Net):
     """Parts of a sum in the order in which a pool finishes them."""
 
     def middle(self, h):
+        start = threading.Barrier(4)
+
         def part(number):
-            time.sleep(os.urandom(1)[0] / 1e6)
+            start.wait()
+            time.sleep(os.urandom(1)[0] / 1e5)
             return h * 0.1 * 1.7**number
 
         with ThreadPoolExecutor(4) as pool:
