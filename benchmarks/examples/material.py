@@ -64,9 +64,7 @@ def make_files(place):
         make_folders(place / "images" / name, count)
         first, second = texts(count, count), texts(count, count + 1)
         (place / f"{name}.txt").write_text("\n".join(first))
-        longer = [
-            ("no", "yes")[len(a) > len(b)] for a, b in zip(first, second, strict=True)
-        ]
+        longer = [int(len(a) > len(b)) for a, b in zip(first, second, strict=True)]
         rows = {
             "sentences": {"sentence": first, "label": longer},
             "pairs": {"sentence1": first, "sentence2": second, "label": longer},

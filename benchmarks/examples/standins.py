@@ -203,6 +203,7 @@ def install_for_transformers():
 
     noting("exact", SamestepTrainer, "train")
     evaluate.load = Agreement
+    builtins.print = printed  # Transformers prints times
 
 
 def install_for_lightning():
