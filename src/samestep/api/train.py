@@ -155,9 +155,7 @@ def resume(
             build = build_of(running, placement.device, placement.max_restarts)
             warnings = [] if is_allowed else start.check(build | conditions)
             _announce(shown, start, why, warnings)
-            start.forget_end()
-            writer.rewind(start.step, start.epochs)
-            writer.start("resumed", facts, running.device(placement.device))
+            _reopen(writer, start, facts, running.device(placement.device))
             session = Session(writer, start.recipe, placement, shown, conditions)
             going_on = start.checkpoint, {} if is_allowed else start.kept
             record = supervise(session, running, given, notice, *going_on, observers)
@@ -183,6 +181,13 @@ def _announce(view: View, start: Start, why: str, warnings: Sequence[str]) -> No
     for warning in [*start.warnings, *warnings]:
         view.warn(warning)
     view.note(start.headline)
+
+
+def _reopen(writer: RunWriter, start: Start, facts: JsonObject, device: str) -> None:
+    """Take back what was recorded after the checkpoint, and begin to write."""
+    start.forget_end()
+    writer.rewind(start.step, start.epochs)
+    writer.start("resumed", facts, device)
 
 
 def described(recipe: Recipe) -> tuple[JsonObject, dict[str, str]]:

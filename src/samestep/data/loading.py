@@ -120,7 +120,7 @@ def _as_it_is(item: Any) -> Any:
 Key = tuple[int, Any]
 """The number of a global batch, and which part of it."""
 Wants = Callable[["Requests", Share], Iterator[tuple[Key, Any]]]
-"""Yields what a share needs from the global batch at hand on, and how to request it."""
+"""Yields what a share needs from the current global batch on, and how to request it."""
 
 
 class Requests:
@@ -133,7 +133,7 @@ class Requests:
         """Begin with the global batch `start`."""
         self._wants, self._share = wants, share
         self.at = start
-        """The global batch at hand."""
+        """The current global batch."""
         self.pending: deque[Key] = deque()
         """What has not arrived yet, in the order in which it will."""
         self._made: set[Key] = set()
@@ -156,7 +156,7 @@ class Requests:
         raise StopIteration
 
     def reach(self, number: int) -> None:
-        """Note which global batch is at hand."""
+        """Note which global batch is the current one."""
         if number != self.at:
             self.at = number
             self._made = {key for key in self._made if key[0] >= number}
@@ -179,7 +179,7 @@ class Ahead:
         self._loaded: Iterator[Any] | None = None
 
     def reach(self, number: int) -> None:
-        """Forget what is of global batches before this one, which is at hand now."""
+        """Forget what is of global batches before the current one."""
         self._requests.reach(number)
         self._arrived = {k: v for k, v in self._arrived.items() if k[0] >= number}
 

@@ -199,7 +199,7 @@ class StreamPart(NamedTuple):
     """Micro-batches of one global batch of a stream, by their numbers."""
 
     size: int
-    """Of the global batch."""
+    """How many samples the global batch has."""
     micro_batches: dict[int, Loaded]
     digest: str
     bookmark: Bookmark | None

@@ -77,12 +77,7 @@ class Loop:
         check_threads(threads)
         machine.keep_freed_memory()
         self.rank, self.workers = place()
-        if self.workers > micro_batches:
-            raise PlacementError(
-                f"{self.workers} workers cannot share {micro_batches} micro-batches: "
-                "each worker computes at least one. Start fewer workers, or raise "
-                "`micro_batches` (this changes the result)."
-            )
+        _check_workers(self.workers, micro_batches)
         join(self.workers, timeout_seconds)
         self._model = model
         self._micro_batches, self._seed = micro_batches, seed
@@ -90,16 +85,10 @@ class Loop:
         self._engine = Engine(
             model, micro_batches, at, reduction, exchange, balance, timeout_seconds
         )
-        self._position = Position(
-            micro_batches=micro_batches, seed=seed, reduction=reduction
-        )
+        fixed = {"micro_batches": micro_batches, "seed": seed, "reduction": reduction}
+        self._position = Position(**fixed)
         self._tally = Tally()
-        recipe: JsonObject = {
-            "micro_batches": micro_batches,
-            "seed": seed,
-            "reduction": reduction,
-            "threads": threads,
-        }
+        recipe: JsonObject = {**fixed, "threads": threads}
         placement = {
             "workers": self.workers,
             "exchange": self._engine.exchange_name,
@@ -351,3 +340,13 @@ class Loop:
                 "to the loop to divide a stream (no `split_by_node`), and do not let "
                 "it or a sampler depend on the rank, the process or the time."
             )
+
+
+def _check_workers(workers: int, micro_batches: int) -> None:
+    """Raise PlacementError unless there is a micro-batch for each worker."""
+    if workers > micro_batches:
+        raise PlacementError(
+            f"{workers} workers cannot share {micro_batches} micro-batches: each "
+            "worker computes at least one. Start fewer workers, or raise "
+            "`micro_batches` (this changes the result)."
+        )

@@ -53,7 +53,7 @@ class Settings:
     recipe: JsonObject
     placement: JsonObject
     digest: str = ""
-    """Of the recipe, for the ledger; empty: there is none."""
+    """The SHA-256 of the recipe, for the ledger; empty if there is none."""
     file: str = RECIPE_FILE
     """Which has the recipe."""
 

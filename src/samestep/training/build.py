@@ -107,11 +107,7 @@ def build_trainer(context: WorkerContext, samples_sha256: str = "") -> Trainer:
         samples=samples,
         replica=replica,
         ownership=Ownership(
-            topology.rank,
-            exchange,
-            balancer,
-            is_random=setup.balance == "random",
-            micro_batches=balancer.owned[topology.rank],
+            topology.rank, exchange, balancer, is_random=setup.balance == "random"
         ),
         evaluator=_evaluator(context, components, exchange, flat, exchange.parameters),
         probe=_probe(context, components, samples, exchange, seconds),

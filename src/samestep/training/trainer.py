@@ -141,13 +141,11 @@ class Ownership:
     balancer: Balancer
     is_random: bool
     """Whether ownership changes at random with every step, as in tests."""
-    micro_batches: Share
-    """Those of this worker."""
 
-    def assign(self, shares: list[Share]) -> None:
-        """All workers, between two steps: take over these shares of micro-batches."""
-        self.micro_batches = shares[self.rank]
-        self.exchange.assign(shares)
+    @property
+    def micro_batches(self) -> Share:
+        """Those of this worker."""
+        return self.exchange.shares[self.rank]
 
     def decide(self, decision: Decision) -> Decision:
         """Return the decision with what this worker's balancer proposes.
@@ -176,14 +174,14 @@ class Ownership:
     def adopt(self, counts: Sequence[int]) -> Change:
         """All workers, between two steps: adopt the ownership of rank 0's decision."""
         change = self.balancer.adopt(contiguous(counts))
-        self.assign(change.after)
+        self.exchange.assign(change.after)
         return change
 
     def shuffle(self, step: int) -> None:
         """All workers: change ownership at random, if that was asked for."""
         if self.is_random:
             workers, total = self.exchange.workers, self.balancer.micro_batches
-            self.assign(random_ownership(total, workers, step))
+            self.exchange.assign(random_ownership(total, workers, step))
 
 
 @dataclass

@@ -98,7 +98,7 @@ class Verifier:
     """One worker's part of the steps that are computed twice."""
 
     share: float
-    """Of the steps."""
+    """The share of steps that are computed twice."""
     seed: int
     rank: int
     flat: Flat
