@@ -196,7 +196,8 @@ def test_code_that_remembers_earlier_calls_is_found(train: Train, own: Own) -> N
 
 
 def test_code_that_depends_on_its_process_is_found(train: Train, own: Own) -> None:
-    recipe = own(REMEMBERS.replace("self.calls += 1", "self.calls = os.getpid()"))
+    code = REMEMBERS.replace("[: 1 + self.calls % 3]", "")
+    recipe = own(code.replace("torch.relu(layer(x))", "layer(x) + os.getpid() / 2**22"))
     with pytest.raises(NotReproducible):
         train(recipe.changed(PORTABLE), 3)
 

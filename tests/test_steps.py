@@ -169,6 +169,7 @@ def test_a_plateau_is_the_same_however_it_is_placed(
 
 
 def test_checkpoints_come_after_so_many_steps(train: Train) -> None:
+    """At these steps only, though a newer one may replace one that waits."""
     often = {"checkpoint_steps": 4, "checkpoint_seconds": 1e9, "snapshot_seconds": 0}
     run = train(small_recipe(max_steps=15), 2, **often)
     lines = (run.path / "events.jsonl").read_text().splitlines()
@@ -177,7 +178,9 @@ def test_checkpoints_come_after_so_many_steps(train: Train) -> None:
         for event in map(json.loads, lines)
         if event["event"] == "checkpoint"
     ]
-    assert {4, 8, 12, 15} <= set(written)
+    assert len(written) >= 2
+    assert written[-1] == 15
+    assert set(written) <= {4, 8, 12, 15}
     assert run.weights_sha256 == train(small_recipe(max_steps=15)).weights_sha256
 
 

@@ -230,7 +230,12 @@ class SamestepTrainer(Trainer):  # type: ignore[misc]
             resuming.save(output_dir, self._position, self)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """All processes: save, and go on when it is there for all."""
+        """All processes: save, and go on when it is there for all.
+
+        It may be written over the one that the training goes on from, which a slower
+        process may still be reading.
+        """
+        self.accelerator.wait_for_everyone()
         if self.args.should_save:
             checkpoints.begin(self._get_output_dir(trial), self.state.global_step)
         super()._save_checkpoint(model, trial)
