@@ -49,6 +49,7 @@ SMALLEST = {
     "own_module.py": (
         *("--rounds", "1", "--epochs", "2", "--samples", "512", "--workers", "2"),
     ),
+    "overlap.py": ("--width", "64", "--rounds", "2"),
     "ledger.py": ("--pairs", "1", "--steps", "5"),
     "phases.py": ("--pairs", "1", "--steps", "5"),
     "placements.py": ("--runs", "2"),
@@ -66,7 +67,7 @@ SAVING = dict.fromkeys(("compare.py", "records.py"), "--save") | dict.fromkeys(
     ("dilated.py", "nodes.py", "recovery.py"), "--out"
 )
 """The option that says where."""
-AS_ROOT = {"dilated.py", "nodes.py", "recovery.py", "wire.py"}
+AS_ROOT = {"dilated.py", "nodes.py", "overlap.py", "recovery.py", "wire.py"}
 LIBRARIES = {
     *("cleanup.py", "forging.py", "hosts.py", "layer_passes.py", "planting.py"),
     "quota.py",

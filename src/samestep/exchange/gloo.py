@@ -15,7 +15,7 @@ import functools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 import torch.distributed as dist
@@ -51,6 +51,22 @@ def join(setup: Setup, topology: Topology, store: Store) -> None:
     )
 
 
+class Bucket(Protocol):
+    """Gradients that are sent together: DDP's `GradBucket`, or one of a Loop."""
+
+    def index(self) -> int:
+        """Return its number."""
+
+    def parameters(self) -> list[Tensor]:
+        """Return the parameters."""
+
+    def buffer(self) -> Tensor:
+        """Return the memory of all gradients, [n]."""
+
+    def gradients(self) -> list[Tensor]:
+        """Return views of it, one for each parameter."""
+
+
 class GlooExchange:
     """Sums the gradients of one step; all workers take part in every step."""
 
@@ -78,6 +94,8 @@ class GlooExchange:
         self._views = flat.views(self._gradient)
         self.watch = Watch(shares[-1][1], len(flat.parameters))
         self._ddp: DistributedDataParallel | None = None
+        self._group: dist.ProcessGroup | None = None
+        """That of the gradients; None: the one of everything."""
         self._memory: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
         self._arrivals: list[Callable[[], None]] = []
         """Functions that finish the all-gathers under way."""
@@ -221,11 +239,11 @@ class GlooExchange:
 
     def _gather_rest(self, tail: Tensor) -> None:
         """All workers: send what has not been sent during the backward pass."""
-        if self._ddp is None or self._are_written:
+        if self._are_written or (self._ddp is None and not self._arrivals):
             size = sum(p.numel() for p in self._flat.parameters)
             buffers = self._buffers(0, self._rows, size, self._sent_as)
             self._gather(self._views, self._sums.values, buffers, self._compression.add)
-        elif self._owned[0] == self._owned[1]:
+        elif self._owned[0] == self._owned[1] and self._ddp is not None:
             # Without micro-batches: a pass over no samples calls the hook, too.
             loss, _ = self._ddp(torch.empty(0), torch.empty(0, dtype=torch.int64))
             loss.backward()
@@ -258,8 +276,8 @@ class GlooExchange:
         """Return the values: every worker has filled all cells."""
         return values
 
-    def send_bucket(self, bucket: GradBucket) -> None:
-        """Send the own partials of DDP's bucket of gradients of the last micro-batch.
+    def send_bucket(self, bucket: Bucket) -> None:
+        """Send the own partials of a bucket of gradients of the last micro-batch.
 
         The stack of sums stays as it is: each bucket takes other parameters of it.
         """
@@ -279,7 +297,7 @@ class GlooExchange:
             sent[len(before)].copy_(buffer)
         self._gather(targets, before, (sent, received), self._compression.add)
 
-    def _complete(self, bucket: GradBucket, index: list[int]) -> list[list[Tensor]]:
+    def _complete(self, bucket: Bucket, index: list[int]) -> list[list[Tensor]]:
         """Add to the bucket the sums that its gradients complete; return the others."""
         last, micro_batch = bucket.gradients(), self._owned[1] - 1
         if self.watch.active:
@@ -302,7 +320,9 @@ class GlooExchange:
         sent, received = buffers
         for row, partial in zip(sent, partials, strict=False):
             torch.cat([tensor.reshape(-1) for tensor in partial], out=row)
-        work = dist.all_gather_single(received.view(-1), sent.view(-1), async_op=True)
+        work = dist.all_gather_single(
+            received.view(-1), sent.view(-1), self._group, async_op=True
+        )
         arrive = functools.partial(self._arrive, work, received, targets, add)
         self._arrivals.append(arrive)
 

@@ -10,8 +10,9 @@ from samestep.core.tree import Range
 from samestep.errors import PlacementError
 from samestep.exchange.gloo import GlooExchange
 from samestep.exchange.shared import SharedExchange
+from samestep.loop.changes import LoopFlat
+from samestep.loop.overlap import OverlappingGloo
 from samestep.loop.process_group import Group, gather
-from samestep.state.flat import Flat
 from samestep.system import barrier, log
 from samestep.system.barrier import Waits
 from samestep.system.peers import Address, Peers
@@ -24,7 +25,11 @@ USE_GLOO = 'Use `exchange="gloo"`; the result is the same.'
 
 
 def connect(
-    choice: Choice, flat: Flat, shares: list[Range], rank: int, timeout_seconds: float
+    choice: Choice,
+    flat: LoopFlat,
+    shares: list[Range],
+    rank: int,
+    timeout_seconds: float,
 ) -> LoopExchange:
     """All workers: make the exchange. Raises PlacementError, on all of them.
 
@@ -50,11 +55,12 @@ def connect(
                     log.logger.info(
                         "exchange gloo, since no memory is shared; %s", error
                     )
-    return GlooExchange(flat, shares, topology)
+    exchange = GlooExchange if len(shares) == 1 else OverlappingGloo
+    return exchange(flat, shares, topology)
 
 
 def _shared(
-    flat: Flat, shares: list[Range], topology: Topology, timeout_seconds: float
+    flat: LoopFlat, shares: list[Range], topology: Topology, timeout_seconds: float
 ) -> SharedExchange:
     """All workers: make memory, and map that of rank 0.
 

@@ -1,12 +1,12 @@
 """The gradient of a global batch, from micro-batches that the user computes."""
 
-import contextlib
 import warnings
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from samestep.core.ownership import lengths, shares
 from samestep.data.batches import GlobalBatch
@@ -17,6 +17,7 @@ from samestep.loop.changes import LoopFlat
 from samestep.loop.connection import Choice, LoopExchange, connect
 from samestep.loop.guard import Guard
 from samestep.loop.metrics import Piece, Tally
+from samestep.loop.overlap import OverlappingGloo
 from samestep.loop.weighing import Weights
 from samestep.models.user_model import check_parameters, check_types
 from samestep.state.flat import dense
@@ -128,22 +129,27 @@ class Engine:
     def _pass(self, piece: Piece, batch: GlobalBatch) -> Iterator[Any]:
         """Yield a micro-batch, then make its gradients ready for the exchange."""
         m, same = piece.number, self._guard.of_micro_batch(self._flat.parameters)
-        with self.weights.of(m), self._checked(), same:
+        sending = self._sending(piece, batch)
+        with self.weights.of(m), self._checked(), same, sending:
             self._ownership.clock.lap("forward")
             fetched = batch.fetch(m)
             self._ownership.clock.lap("data")
             yield fetched
         self._unchanged.check()
         check_gradients(self._flat.parameters, WHO)
-        self._give_gradients(self.weights.count(m, piece.samples) / batch.size)
+        self._give_gradients(self._factor(piece, batch))
 
-    def _give_gradients(self, share: float) -> None:
+    def _factor(self, piece: Piece, batch: GlobalBatch) -> float:
+        """Return with which factor a micro-batch counts in the global batch."""
+        count = self.weights.count(piece.number, piece.samples)
+        return count / batch.size if self._reduction == "mean" else 1.0
+
+    def _give_gradients(self, factor: float) -> None:
         """Give the exchange what the gradients add to that of the whole global batch.
 
-        `share` is that of the micro-batch in the mean. These are copies, since the
-        exchange adds to them: a user may keep what is in `grad`.
+        These are copies, since the exchange adds to them: a user may keep what is in
+        `grad`.
         """
-        factor = share if self._reduction == "mean" else 1.0
         for parameter in self._flat.parameters:
             gradient, parameter.grad = parameter.grad, None
             if gradient is None or not factor:  # the mean over no targets may be NaN
@@ -153,12 +159,27 @@ class Engine:
             if place is None:
                 parameter.grad = scaled
 
+    def _sending(
+        self, piece: Piece, batch: GlobalBatch
+    ) -> AbstractContextManager[None]:
+        """Return the context of a pass whose gradients may be sent before its end."""
+        if not isinstance(self.exchange, OverlappingGloo):
+            return nullcontext()
+
+        def scaled(parameter: Tensor) -> Tensor | None:
+            gradient, factor = parameter.grad, self._factor(piece, batch)
+            if gradient is None or not factor:
+                return None
+            return torch.mul(dense(gradient.detach()), factor)
+
+        return self.exchange.sending(piece.number, scaled)
+
     def _sum(self, size: int, with_samples: int) -> None:
         """All workers: set gradients and buffers to those of the global batch."""
         flat = self._flat
         gradients, tail = self.exchange.whole_sum()
-        num_weighed = int(tail[-1])
-        count = self.weights.total(self.exchange, num_weighed, with_samples)
+        weighed = flat.num_weighed(tail)
+        count = self.weights.total(self.exchange, weighed, with_samples)
         if count:
             factor = (size if self._reduction == "mean" else 1) / count
             if factor != 1:  # as where each sample has one target
@@ -178,7 +199,7 @@ class Engine:
                 stacklevel=5,
             )
 
-    @contextlib.contextmanager
+    @contextmanager
     def _checked(self) -> Iterator[None]:
         """Check, in the first micro-batch, which buffers a pass changes."""
         if self._is_checked:

@@ -161,10 +161,10 @@ class SamestepTrainer(Trainer):  # type: ignore[misc]
         """Compute a micro-batch. Its loss is the mean over its targets."""
         items = self._get_num_items_in_batch([inputs], self.args.device)
         targets = self.count_targets(inputs)
-        loss = float(super().training_step(model, inputs, items))
         count = float(self.loop.samples) if targets is None else targets
         if targets is not None:
-            self.loop.weigh(targets)
+            self.loop.weigh(targets)  # before gradients are there, so that they leave
+        loss = float(super().training_step(model, inputs, items))
         if items is not None:
             self.loop.add(items=(count, 0.0))
         self.loop.add(
