@@ -32,6 +32,7 @@ from samestep.system import machine
 
 PORT = 29_500
 STEPS, BATCH, INPUTS, CLASSES = 10, 64, 784, 10
+MICRO_BATCHES = 2  # what DDP computes
 WAYS = "early", "after", "ddp"
 
 
@@ -51,7 +52,9 @@ def looped(
 ) -> dict[str, Callable[[], None]]:
     """Return how to train for STEPS steps: `early` and `after`."""
     model = network(width)
-    loop = samestep.Loop(model, micro_batches=4, exchange="gloo", balance="off")
+    loop = samestep.Loop(
+        model, micro_batches=MICRO_BATCHES, exchange="gloo", balance="off"
+    )
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     exchange = loop._engine.exchange
     assert isinstance(exchange, OverlappingGloo)

@@ -3,10 +3,11 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from samestep.core.ownership import lengths, shares
 from samestep.data.batches import GlobalBatch
@@ -165,14 +166,7 @@ class Engine:
         """Return the context of a pass whose gradients may be sent before its end."""
         if not isinstance(self.exchange, OverlappingGloo):
             return nullcontext()
-
-        def scaled(parameter: Tensor) -> Tensor | None:
-            gradient, factor = parameter.grad, self._factor(piece, batch)
-            if gradient is None or not factor:
-                return None
-            return torch.mul(dense(gradient.detach()), factor)
-
-        return self.exchange.sending(piece.number, scaled)
+        return self.exchange.sending(piece.number, partial(self._factor, piece, batch))
 
     def _sum(self, size: int, with_samples: int) -> None:
         """All workers: set gradients and buffers to those of the global batch."""

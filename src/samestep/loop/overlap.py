@@ -30,8 +30,6 @@ CHANGED = (
     "Gradients are sent after the backward passes from now on: in a step they changed "
     "after `backward`, or `weigh` was called after it."
 )
-Scale = Callable[[Tensor], Tensor | None]
-"""Returns what the gradient of a parameter adds to that of the global batch."""
 
 
 @dataclass
@@ -92,14 +90,17 @@ class OverlappingGloo(GlooExchange):
         Some may have sent more of it than others.
         """
         if self._begun and self._is_early:
-            self._send_rest(lambda _: None)
+            self._send_rest(0.0)
             for arrive in self._arrivals:
                 arrive()
         self._sent.clear()
 
     @contextmanager
-    def sending(self, micro_batch: int, scale: Scale) -> Iterator[None]:
-        """Send gradients inside as soon as they are there, if no others follow."""
+    def sending(self, micro_batch: int, factor: Callable[[], float]) -> Iterator[None]:
+        """Send gradients inside as soon as they are there, if no others follow.
+
+        `factor` is with which they count in the global batch, as known by then.
+        """
         if not self._is_early or micro_batch != self._owned[1] - 1:
             yield
             return
@@ -110,7 +111,7 @@ class OverlappingGloo(GlooExchange):
             missing[bucket_of[place]].discard(place)
             # All workers send the buckets in one order.
             while (n := self._next) < len(missing) and not missing[n]:
-                self._send(self._buckets[n], scale)
+                self._send(self._buckets[n], factor())
 
         with ExitStack() as hooks:
             for place, parameter in enumerate(self._flat.parameters):
@@ -125,22 +126,27 @@ class OverlappingGloo(GlooExchange):
         """The bucket to send next."""
         return len(self._arrivals)
 
-    def _send(self, bucket: Bucket, scale: Scale) -> None:
+    def _send(self, bucket: Bucket, factor: float) -> None:
+        is_added_to = self._sums.merges.get(self._owned[1] - 1, 0) > 0
         for place, parameter, view in zip(
             bucket.places, bucket.members, bucket.gradients(), strict=True
         ):
-            scaled = self._sent[place] = scale(parameter)
-            view.zero_() if scaled is None else view.copy_(dense(scaled))
+            gradient, self._sent[place] = parameter.grad, None
+            if gradient is None or not factor:
+                view.zero_()
+                continue
+            torch.mul(dense(gradient.detach()), factor, out=view)
+            self._sent[place] = view.clone() if is_added_to else view
         self.send_bucket(bucket)
 
-    def _send_rest(self, scale: Scale) -> None:
+    def _send_rest(self, factor: float) -> None:
         for bucket in self._buckets[self._next :]:
-            self._send(bucket, scale)
+            self._send(bucket, factor)
 
     def after_backward(self, micro_batch: int) -> None:
         """Take the gradients of a micro-batch up the tree, or note if they changed."""
         if self._is_early and micro_batch == self._owned[1] - 1:
-            self._send_rest(lambda parameter: parameter.grad)
+            self._send_rest(1.0)  # they have been multiplied
             self._loop_flat.has_changed = not all(
                 _same_bits(self._sent[place], parameter.grad)
                 for place, parameter in enumerate(self._flat.parameters)
@@ -150,6 +156,8 @@ class OverlappingGloo(GlooExchange):
 
     def whole_sum(self) -> tuple[list[Tensor], Tensor]:
         """All workers: return the gradient of each parameter, and the sum of tails."""
+        if not self._is_early:
+            return super().whole_sum()
         sums, tails = [*self._sums.values], [*self._tails.values]
         last = self._flat.gradients()
         total, tail = super().whole_sum()
