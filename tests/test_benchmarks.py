@@ -49,6 +49,7 @@ SMALLEST = {
     "own_module.py": (
         *("--rounds", "1", "--epochs", "2", "--samples", "512", "--workers", "2"),
     ),
+    "lost_hosts.py": ("--faults", "2"),
     "overlap.py": ("--width", "64", "--rounds", "2"),
     "ledger.py": ("--pairs", "1", "--steps", "5"),
     "phases.py": ("--pairs", "1", "--steps", "5"),
@@ -67,7 +68,12 @@ SAVING = dict.fromkeys(("compare.py", "records.py"), "--save") | dict.fromkeys(
     ("dilated.py", "nodes.py", "recovery.py"), "--out"
 )
 """The option that says where."""
-AS_ROOT = {"dilated.py", "nodes.py", "overlap.py", "recovery.py", "wire.py"}
+AS_ROOT = {
+    *("dilated.py", "lost_hosts.py", "nodes.py", "overlap.py", "recovery.py"),
+    "wire.py",
+}
+LONG = {"lost_hosts.py"}
+"""They are tried with the tests that are `full` only."""
 LIBRARIES = {
     *("cleanup.py", "forging.py", "hosts.py", "layer_passes.py", "planting.py"),
     "quota.py",
@@ -109,7 +115,13 @@ def test_every_script_is_run_here() -> None:
 @pytest.mark.parametrize(
     "script",
     [
-        pytest.param(name, marks=needs_root) if name in AS_ROOT else name
+        pytest.param(
+            name,
+            marks=[
+                *([needs_root] if name in AS_ROOT else []),
+                *([pytest.mark.full] if name in LONG else []),
+            ],
+        )
         for name in SMALLEST
     ],
 )
