@@ -25,6 +25,7 @@ from samestep.models import device as device_
 from samestep.models.device import Device
 from samestep.models.objective import Objective
 from samestep.optim.optimizer import SliceOptimizer, state_names
+from samestep.output.console import SilentView
 from samestep.state.flat import Flat
 from samestep.supervisor.forkserver_client import ForkServer
 from samestep.supervisor.launch import _environment
@@ -55,10 +56,16 @@ def test_the_cpu_is_the_default_and_gpus_are_not_looked_for() -> None:
         ({"device": "cuda", "workers": 2}, FOUR, ("cuda", 2, "nccl")),
         ({"device": "cuda", "exchange": "nccl"}, FOUR, ("cuda", 4, "nccl")),
         ({"device": "auto"}, FOUR, ("cuda", 4, "nccl")),
+        ({"device": "cuda", "exchange": "gloo"}, FOUR, ("cuda", 4, "gloo")),
+        (
+            {"device": "cuda", "exchange": "gloo", "workers": 6},
+            FOUR,
+            ("cuda", 6, "gloo"),
+        ),
         ({"device": "auto", "workers": 3}, NONE, ("cpu", 3, "shared")),
     ],
 )
-def test_each_worker_has_a_gpu_and_gpus_exchange_over_nccl(
+def test_each_worker_has_a_gpu_unless_gloo_lets_them_share(
     asked: dict[str, Any], gpus: Gpus, chosen: tuple[str, int, str]
 ) -> None:
     found, _ = Placement(**asked).resolve(8, lambda: gpus)
@@ -80,12 +87,17 @@ def test_a_recipe_with_few_micro_batches_takes_few_gpus() -> None:
         (
             {"device": "cuda", "workers": 5},
             FOUR,
-            r"there are 5 workers and 4 GPUs. Use `--workers 4`",
+            r"there are 5 workers and 4 GPUs. Use `--workers 4`, or `--exchange gloo`",
+        ),
+        (
+            {"device": "cuda", "workers": 2, "exchange": "nccl"},
+            Gpus(names=(A100,)),
+            r"each worker needs one of its own: there are 2 workers and 1 GPU\.",
         ),
         (
             {"device": "cuda", "exchange": "shared"},
             FOUR,
-            r"exchange over NCCL; received `--exchange shared`. Leave it out",
+            r"or through the host with Gloo; received `--exchange shared`. Leave it",
         ),
         (
             {"exchange": "nccl"},
@@ -187,6 +199,8 @@ def test_a_worker_prepares_its_gpu_before_it_uses_it(
     assert vars(cudnn) == {"allow_tf32": False, "benchmark": False}
     with pytest.raises(PlacementError, match=r"Worker 2 needs a GPU.*shows 2"):
         Device.prepare("cuda", 2)
+    assert Device.prepare("cuda", 2, is_shared=True).target == torch.device("cuda:0")
+    assert calls[-1] == (":4096:8", 0)
 
 
 def test_the_cpu_is_left_as_it_is() -> None:
@@ -247,6 +261,29 @@ def test_a_step_stays_on_its_device(name: str, changed: dict[str, Any]) -> None:
     optimizer.step(gradient, 1e-3)
     for tensor in (gradient, exchange.parameters, *exchange.states):
         assert tensor.device == META.target
+
+
+def test_partials_go_through_another_memory_with_the_same_bits(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
+    recipe = small_recipe(model__norm="batch")
+    with CarryingServer() as carrying:
+        options: dict[str, Any] = {"view": SilentView(), "server": carrying}
+        options |= {"workers": 3, "exchange": "gloo", "out": tmp_path / "carried"}
+        carried = samestep.train(recipe, **options)
+    assert carried.weights_sha256 == train(recipe).weights_sha256
+    assert "partials are carried" in (carried.path / "logs/rank-2.log").read_text()
+
+
+class CarryingServer(ForkServer):
+    """A fork server whose workers import `other_memory`."""
+
+    def spawn(
+        self, env: dict[str, str], log: Path, fds: dict[str, int], preload: list[str]
+    ) -> int:
+        return super().spawn(env, log, fds, [*preload, "other_memory"])
 
 
 def test_the_kept_steps_of_a_profile_wait_for_what_is_queued() -> None:

@@ -80,7 +80,7 @@ exchange_option = click.option(
     type=click.Choice(["auto", "shared", "gloo", "nccl"]),
     default="auto",
     help="How gradients are summed; auto: in shared memory if possible, over NCCL "
-    "between GPUs.",
+    "between GPUs. With gloo, workers may share GPUs.",
 )
 
 set_option = click.option(

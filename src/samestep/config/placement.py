@@ -32,7 +32,7 @@ class Placement(BaseModel):
     than a CPU, so it is only used on request."""
     exchange: Literal["auto", "shared", "gloo", "nccl"] = "auto"
     """How the workers' partial gradients become one sum; auto: shared if possible, nccl
-    between GPUs."""
+    between GPUs. With gloo, workers may share GPUs."""
     hang_timeout: Annotated[float, Field(gt=0)] = 60.0
     """Seconds after which a worker that others wait for counts as hung, from the first
     step on."""
@@ -138,16 +138,18 @@ class Placement(BaseModel):
             )
         if not available.names:
             return "cpu", *machine.usable_cores()
-        _check_gpus(available.names, self.workers)
+        _check_gpus(available.names, self.workers, self.exchange)
         return "cuda", len(available.names), "the GPUs that PyTorch sees"
 
     def _resolve_exchange(self, device: str) -> tuple[str, str]:
         if device == "cuda":
-            if self.exchange not in ("auto", "nccl"):
+            if self.exchange == "shared":
                 raise PlacementError(
-                    f"GPUs exchange over NCCL; received `--exchange {self.exchange}`. "
-                    "Leave it out; the result is the same."
+                    "GPUs exchange over NCCL, or through the host with Gloo; received "
+                    "`--exchange shared`. Leave it out; the result is the same."
                 )
+            if self.exchange == "gloo":
+                return "gloo", "gloo through the host (untested: see docs/gpu.md)"
             return "nccl", "NCCL between GPUs (untested: see docs/gpu.md)"
         if self.exchange == "nccl":
             raise PlacementError(
@@ -186,17 +188,19 @@ def _check_balance(placement: Placement, workers: int, most: int) -> None:
         )
 
 
-def _check_gpus(names: Sequence[str], workers: int | str) -> None:
+def _check_gpus(names: Sequence[str], workers: int | str, exchange: str) -> None:
     if len(set(names)) > 1:
         raise PlacementError(
             "The GPUs of a training must be of one type, since others give other bits; "
             f"these are {'; '.join(sorted(set(names)))}. Choose with "
             "CUDA_VISIBLE_DEVICES."
         )
-    if isinstance(workers, int) and workers > len(names):
+    if isinstance(workers, int) and workers > len(names) and exchange != "gloo":
+        found = "1 GPU" if len(names) == 1 else f"{len(names)} GPUs"
         raise PlacementError(
-            f"Each worker needs a GPU: there are {workers} workers and {len(names)} "
-            f"GPUs. Use `--workers {len(names)}`; the result is the same."
+            "NCCL connects GPUs, so each worker needs one of its own: there are "
+            f"{workers} workers and {found}. Use `--workers {len(names)}`, or "
+            "`--exchange gloo`, with which workers share GPUs; the result is the same."
         )
 
 

@@ -12,7 +12,7 @@ from samestep.core.tree import Range
 from samestep.errors import WorkerLate
 from samestep.exchange import Exchange
 from samestep.exchange.compression import Compression
-from samestep.exchange.gloo import GlooExchange, join
+from samestep.exchange.gloo import HOST, GlooExchange, join
 from samestep.exchange.hierarchical import NodesExchange
 from samestep.exchange.shared import SharedExchange
 from samestep.messages.job import Setup
@@ -41,7 +41,8 @@ class Connection:
         if self.setup.exchange == "shared":
             return self._shared(flat, shares)
         join(self.setup, self.topology, self._met())
-        return GlooExchange(flat, shares, self.topology, self.compression)
+        carrier = flat.device if self.setup.exchange == "nccl" else HOST
+        return GlooExchange(flat, shares, self.topology, self.compression, carrier)
 
     def _shared(self, flat: Flat, shares: list[Range]) -> Exchange:
         assert self.memory is not None

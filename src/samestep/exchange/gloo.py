@@ -6,6 +6,9 @@ adds them in the order of the tree. The collectives start inside DDP's backward 
 bucket by bucket, as its communication hook; the sums are taken after it, on the
 worker's own thread, since the flush-to-zero mode belongs to a thread and decides bits.
 
+On GPUs, Gloo takes partials through the host's memory, so workers may share a GPU; they
+are sent when the last backward pass is over. NCCL moves them from one GPU to the other.
+
 With p workers of k partials each, a worker receives (p - 1) k times the gradient; half
 of that if the recipe rounds partials to 16 bits (`samestep.exchange.compression`).
 Every worker holds all parameters and updates all of them.
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
 
 BACKENDS = {"gloo": "gloo", "nccl": "cpu:gloo,cuda:nccl"}
 """By the device of what is exchanged: metrics are on the CPU, gradients on the GPU."""
+HOST = torch.device("cpu")
 
 
 def join(setup: Setup, topology: Topology, store: Store) -> None:
@@ -76,14 +80,16 @@ class GlooExchange:
         shares: list[Range],
         topology: Topology,
         compression: Compression = EXACT,
+        carrier: torch.device = HOST,
     ) -> None:
         """Make room for a gradient and for states; `attach` does so for parameters.
 
-        `shares[r]` is the range of micro-batches of worker `r`, without gaps.
+        `shares[r]` is the range of micro-batches of worker `r`, without gaps; `carrier`
+        is the device between whose memories the process group moves tensors.
         """
         self.workers, self._rank, self._flat = len(shares), topology.rank, flat
         self._num_crossings = topology.nodes if topology.nodes > 1 else 0
-        self._compression = compression
+        self._compression, self._carrier = compression, carrier
         self._sent_as = compression.sent_as(flat.dtype)
         # Every worker holds and updates the whole vector.
         self.parameters: Tensor
@@ -126,15 +132,16 @@ class GlooExchange:
     def attach(self, objective: nn.Module, overlap: bool = True) -> nn.Module:
         """All workers: take rank 0's parameters; to overlap, wrap the model in DDP.
 
-        DDP waits for every parameter, and takes none twice. So a model that may skip
-        some, or reach one in several backward passes (as reentrant checkpoints of one
-        layer do), is exchanged when the last backward pass is over.
+        What goes through the host does not overlap: a copy waits for the GPU. DDP waits
+        for every parameter, and takes none twice. So a model that may skip some, or
+        reach one in several backward passes (as reentrant checkpoints of one layer do),
+        is exchanged when the last backward pass is over.
         """
         self.parameters = torch.zeros_like(self._gradient)
         self._flat.bind(self.parameters, write=True)
-        if not overlap:
+        if not overlap or self._carrier != self._flat.device:
             if self.workers > 1:
-                dist.broadcast(self.parameters, src=0)
+                self._take_parameters()
             return objective
         # It imports torch._dynamo, which takes 0.9 s: only where gradients overlap.
         from torch.nn.parallel import DistributedDataParallel
@@ -144,6 +151,12 @@ class GlooExchange:
         )
         self._ddp.register_comm_hook(self, _launch)
         return self._ddp
+
+    def _take_parameters(self) -> None:
+        """All workers: take rank 0's parameters."""
+        values = self.parameters.to(self._carrier)
+        dist.broadcast(values, src=0)
+        self.parameters.copy_(values)
 
     def accumulate(self, micro_batch: int) -> AbstractContextManager[None]:
         """Return the context of a forward and backward pass.
@@ -258,7 +271,8 @@ class GlooExchange:
         """Wait for partials [workers * rows, n]; write their sums to the targets."""
         work.wait()
         # On this thread: flushing denormal numbers to zero is a mode of a thread.
-        total = self._gathered.add_up(received.to(self._flat.dtype), add)
+        partials = received.to(self._flat.device, self._flat.dtype)
+        total = self._gathered.add_up(partials, add)
         parts = torch.split(total, [target.numel() for target in targets])
         for target, part in zip(targets, parts, strict=True):
             target.copy_(part.view_as(target))
@@ -319,7 +333,8 @@ class GlooExchange:
         """All workers: begin to gather partials, each one tensor for each target."""
         sent, received = buffers
         for row, partial in zip(sent, partials, strict=False):
-            torch.cat([tensor.reshape(-1) for tensor in partial], out=row)
+            places = torch.split(row, [tensor.numel() for tensor in partial])
+            torch._foreach_copy_(places, [tensor.reshape(-1) for tensor in partial])
         work = dist.all_gather_single(
             received.view(-1), sent.view(-1), self._group, async_op=True
         )
@@ -332,9 +347,9 @@ class GlooExchange:
         """Return [rows, size] to send and [workers * rows, size] to receive, reused."""
         key = number, size
         if key not in self._memory:
-            like, most = self._gradient, self.workers * self._rows
-            sent = like.new_zeros(rows, size, dtype=dtype)
-            self._memory[key] = sent, like.new_empty(most, size, dtype=dtype)
+            sent = torch.zeros(rows, size, dtype=dtype, device=self._carrier)
+            received = sent.new_empty(self.workers * self._rows, size)
+            self._memory[key] = sent, received
         return self._memory[key]
 
 

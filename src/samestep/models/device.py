@@ -1,11 +1,11 @@
-"""The device that a worker computes on: the CPU, or a GPU of its own.
+"""The device that a worker computes on: the CPU, or a GPU.
 
 GPU support is experimental: it has never run on a GPU (docs/gpu.md). The contract
 stays, since what is exact on the CPU is so by construction: a micro-batch is computed
 alone, with random numbers that are seeded for it, and sums follow the canonical tree
-(NCCL only moves the partials, it adds nothing). Besides, a GPU needs kernels that give
-the same bits each time. `Device.prepare` asks torch for these; an operation that has
-none raises an error.
+(NCCL and Gloo only move the partials, they add nothing). Besides, a GPU needs kernels
+that give the same bits each time. `Device.prepare` asks torch for these; an operation
+that has none raises an error.
 
 Samples, initial weights, metrics and snapshots are drawn, counted and written on the
 CPU. No process that forks workers may initialise CUDA: its children could not use it.
@@ -32,19 +32,22 @@ class Device:
     target: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @classmethod
-    def prepare(cls, kind: str, local_rank: int) -> "Device":
+    def prepare(cls, kind: str, local_rank: int, is_shared: bool = False) -> "Device":
         """Return a worker's device, `cpu` or `cuda`, made ready for exact results.
 
-        Call it before anything is computed. Raises PlacementError.
+        Workers take the GPUs in turn if one may be shared. Call it before anything is
+        computed. Raises PlacementError.
         """
         if kind == "cpu":
             return cls()
-        if local_rank >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        if local_rank >= count and not (is_shared and count):
             raise PlacementError(
                 f"Worker {local_rank} needs a GPU of its own, and this machine shows "
-                f"{torch.cuda.device_count()}. Use fewer `--workers`, or look at "
+                f"{count}. Use fewer `--workers` or `--exchange gloo`, or look at "
                 "CUDA_VISIBLE_DEVICES."
             )
+        index = local_rank % count
         # cuBLAS reads it when it starts: one buffer for each stream, always the same.
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
         torch.use_deterministic_algorithms(True)
@@ -52,8 +55,8 @@ class Device:
         # float32 means float32: TF32 keeps 10 bits of the mantissa.
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.allow_tf32 = False
-        torch.cuda.set_device(local_rank)
-        return cls(torch.device("cuda", local_rank))
+        torch.cuda.set_device(index)
+        return cls(torch.device("cuda", index))
 
     @property
     def is_gpu(self) -> bool:

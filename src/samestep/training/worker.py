@@ -159,7 +159,9 @@ def run(
             lambda fault: control.send(FaultInjected(**vars(fault))),
         ),
         user_code=user_code,
-        device=Device.prepare(setup.device, topology.local_rank),
+        device=Device.prepare(
+            setup.device, topology.local_rank, is_shared=setup.exchange == "gloo"
+        ),
         helper=helper,
         witness=witness,
     )
