@@ -11,7 +11,8 @@ from test_checkpoint import LAYOUT, state_of
 from test_checkpoint_writer import checkpoints_of
 
 from samestep import Placement
-from samestep.errors import OutputError
+from samestep.elastic.preflight import _check_directory
+from samestep.errors import OutputError, RunError
 from samestep.messages.training import Stopped
 from samestep.output.fence import Fence, number_in, writer_of
 from samestep.output.run import Settings
@@ -59,6 +60,22 @@ def test_each_command_on_a_run_has_the_next_number(tmp_path: Path) -> None:
     assert [Fence.claim(tmp_path).number for _ in range(3)] == [1, 2, 3]
     assert Fence.claim(tmp_path, 9, "somebody").holds
     assert (number_in(tmp_path), writer_of(tmp_path)) == (9, "somebody")
+
+
+def test_of_two_that_claim_one_number_only_the_first_writes(tmp_path: Path) -> None:
+    first = Fence.claim(tmp_path, 4, "first")
+    with pytest.raises(OutputError, match="another process already has number 4"):
+        Fence.claim(tmp_path, 4, "second")
+    assert (number_in(tmp_path), writer_of(tmp_path)) == (4, "first")
+    assert first.holds
+
+
+def test_machines_go_on_with_a_run_that_was_only_opened(tmp_path: Path) -> None:
+    writer_in(tmp_path / "run", 3)
+    _check_directory(tmp_path / "run", small_recipe(), is_resumed=False)
+    (tmp_path / "run" / "mine").touch()
+    with pytest.raises(RunError, match="never overwrites"):
+        _check_directory(tmp_path / "run", small_recipe(), is_resumed=False)
 
 
 CLAIM = """

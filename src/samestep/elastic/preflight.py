@@ -20,6 +20,7 @@ from samestep.errors import RunError, SamestepError
 from samestep.models import device
 from samestep.output import fence
 from samestep.output.run import LOOP_FILE, RECIPE_FILE
+from samestep.output.run_writer import LOCK_FILE
 from samestep.supervisor.resume import (
     check_conditions,
     find_start,
@@ -176,8 +177,10 @@ def _check_directory(run: Path, recipe: Recipe, is_resumed: bool) -> None:
     """Raise RunError if this job may not write to the directory."""
     file = run / RECIPE_FILE
     if not file.exists():
-        ours = {node_state.DIRECTORY, fence.FILE, ".lock"}
-        if run.exists() and {path.name for path in run.iterdir()} - ours:
+        # A writer that ended before it wrote anything leaves these.
+        ours = {node_state.DIRECTORY, fence.FILE, LOCK_FILE, "logs"}
+        names = {path.name for path in run.iterdir()} if run.exists() else set()
+        if any(n not in ours and not n.startswith(fence.TAKEN) for n in names):
             raise RunError(
                 f"A run never overwrites anything, and {run} exists. Choose another "
                 "directory with `--out`, or remove this one."

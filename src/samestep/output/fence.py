@@ -65,10 +65,17 @@ class Fence:
     def claim(cls, run: Path, number: int | None = None, writer: str = "") -> "Fence":
         """Claim a number, by default the next one, and let only this generation write.
 
-        Raises OutputError if there is a higher number already, and OSError.
+        Raises OutputError if there is a higher number already or another process has
+        this one, and OSError.
         """
-        fence = cls(run, _take(run) if number is None else number)
+        fence = cls(run, _take_next(run) if number is None else number)
         fence.check()
+        if number is not None and not _take(run, number):
+            raise OutputError(
+                "Each generation of workers that writes a run has a number of its own, "
+                f"and another process already has number {number} of {run}. Start "
+                "again."
+            )
         writer = writer or machine.name_of_process(os.getpid())
         content = {"number": fence.number, "writer": writer}
         atomic.write(run / FILE, json.dumps(content).encode() + b"\n")
@@ -92,10 +99,14 @@ class Fence:
             )
 
 
-def _take(run: Path) -> int:
+def _take_next(run: Path) -> int:
     """Claim the next free number. Raises OSError."""
-    for number in itertools.count(number_in(run) + 1):
-        with contextlib.suppress(FileExistsError):
-            os.close(os.open(run / f"{TAKEN}{number}", os.O_CREAT | os.O_EXCL, 0o644))
-            return number
-    raise AssertionError
+    return next(n for n in itertools.count(number_in(run) + 1) if _take(run, n))
+
+
+def _take(run: Path, number: int) -> bool:
+    """Claim a number; return whether no other process has it. Raises OSError."""
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(run / f"{TAKEN}{number}", os.O_CREAT | os.O_EXCL, 0o644))
+        return True
+    return False
