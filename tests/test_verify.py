@@ -1,10 +1,15 @@
 """`--verify`: a worker whose gradients are wrong is found, and changes no bit."""
 
+from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 from conftest import Own, Train, fault, small_recipe
+from hypothesis import given
+from hypothesis import strategies as st
+from machines import machines
 from test_exactness import results
 from test_ledger import content
 from test_recovery import events
@@ -12,7 +17,9 @@ from test_recovery import events
 import samestep
 from samestep.core.plan import derive_seed
 from samestep.errors import NotReproducible, WorkerWrong
-from samestep.verification.second_worker import wrong_worker
+from samestep.supervisor.forkserver_client import ForkServer
+from samestep.system.fault_injection import Fault
+from samestep.verification.second_worker import distances, wrong_worker
 
 
 TORCH = small_recipe(
@@ -130,6 +137,57 @@ def test_the_majority_or_else_constancy_is_right(
 
 def test_a_worker_that_is_alone_is_the_wrong_one() -> None:
     assert wrong_worker([(0, 5), (0, 6)], [5]) == 0
+
+
+TWO_BY_TWO = ["h1", "h1", "h2", "h2"]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "exchange"), [(TORCH, "shared"), (PORTABLE, "gloo")]
+)
+def test_machines_verify_every_step_without_a_false_alarm(
+    train: Train,
+    server: ForkServer,
+    tmp_path: Path,
+    recipe: samestep.Recipe,
+    exchange: Literal["shared", "gloo"],
+) -> None:
+    how = {"verify": 1.0, "hosts": TWO_BY_TWO}
+    with machines(server, tmp_path, recipe, [2, 2], exchange, **how) as played:
+        played.listen()
+    assert [results(run) for run in played.runs()] == [results(train(recipe))] * 2
+
+
+@pytest.mark.parametrize("recipe", [TORCH, PORTABLE])
+def test_all_machines_name_the_wrong_worker_and_its_machine(
+    server: ForkServer, tmp_path: Path, recipe: samestep.Recipe
+) -> None:
+    flip = Fault(number=1, kind="flip", point="exchange", step=4, rank=3)
+    how = {"verify": 1.0, "hosts": TWO_BY_TWO, "faults": [flip]}
+    with machines(server, tmp_path, recipe, [2, 2], **how) as played:
+        played.listen()
+    failures = [played.failure(rank) for rank in range(4)]
+    assert [each.error for each in failures] == ["PeerLost"] * 3 + ["WorkerWrong"]
+    for each in failures:
+        assert "of step 5 they differed, and worker 3 on h2 was wrong" in each.message
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=5))
+def test_a_worker_is_checked_by_another_machine_wherever_one_has_room(
+    sizes: list[int],
+) -> None:
+    hosts = [f"h{n}" for n, size in enumerate(sizes) for _ in range(size)]
+    workers, largest = len(hosts), max(sizes)
+    for distance in distances(hosts) if workers > 1 else []:
+        checked = [(rank + distance) % workers for rank in range(workers)]
+        assert sorted(checked) == list(range(workers))
+        assert all(checked[rank] != rank for rank in range(workers))
+        pairs = Counter(hosts[r] == hosts[c] for r, c in enumerate(checked))
+        assert pairs[True] == max(0, 2 * largest - workers)
+
+
+def test_on_one_machine_all_others_check_a_worker_in_turn() -> None:
+    assert distances(["h1"] * 4) == range(1, 4)
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.1])

@@ -39,7 +39,8 @@ class SamestepError(Exception):
     exit_code: ClassVar[int] = 1
     details: Mapping[str, Any] = {}
     """For an error of a worker: its `rank`, its `traceback`, and the path of its `log`
-    or, if that was temporary, the log's `output`."""
+    or, if that was temporary, the log's `output`. If a worker was wrong, in all workers
+    `wrong`, the message that says so."""
 
 
 class UsageError(SamestepError, ValueError):

@@ -67,6 +67,8 @@ def train_here(
         return worker.run(channel, *where, meeting.witness)
     except Exception as error:
         failure = launch.exception(worker.failure(error), rank)
+        if isinstance(error, SamestepError) and "wrong" in error.details:
+            channel.send(error.details["wrong"])
         if isinstance(failure, LOST):
             raise Interrupted(str(failure), watcher.stop.exit_code) from error
         raise failure from error

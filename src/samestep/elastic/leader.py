@@ -129,6 +129,8 @@ class Leader:
         if state is not None:
             Snapshots(fds["snapshots"], state.layout, workers).fill(state.state)
         job = _job(prepared, workers, self._agreed.step, self.request.callbacks)
+        hosts = [node.host for node in self._nodes for _ in range(node.workers)]
+        job = replace(job, setup=replace(job.setup, hosts=hosts))
         if state is not None and not self.request.allow_different_numerics:
             job = replace(job, conditions=kept_for_workers(state.build))
         message = Briefing(job=job, environment=variables, names=list(fds))

@@ -72,7 +72,7 @@ def _check(request: Request) -> None:
             "Under torchrun, its `--nproc-per-node` decides how many workers there "
             f"are; received `--workers {placement.workers}`. Leave it out."
         )
-    for name in ("profile", "drop_stragglers_below", "min_workers", "verify"):
+    for name in ("profile", "drop_stragglers_below", "min_workers"):
         if getattr(placement, name):
             raise PlacementError(
                 f"`--{name.replace('_', '-')}` needs samestep's own supervisor, which "

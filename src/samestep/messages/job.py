@@ -38,6 +38,8 @@ class Setup:
     faults: list[Fault]
     keep_checkpoints: int = 0
     """How many checkpoints are kept, after evenly spaced steps."""
+    hosts: list[str] = field(default_factory=list)
+    """The host of each worker; empty: all are on this machine."""
     callbacks: list[str] = field(default_factory=list)
     """References to the callbacks of rank 0."""
     lr_range: list[float] = field(default_factory=list)

@@ -310,6 +310,8 @@ class WrongWorker:
 
     step: int
     worker: int
+    host: str | None = field(default=None, metadata=OPTIONAL)
+    """Where it ran, on several machines."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,9 @@
 """The messages that become lines of events.jsonl."""
 
+from collections.abc import Sequence
+from contextlib import suppress
+
+from samestep.files import untrusted
 from samestep.messages.training import (
     CaughtUp,
     CheckpointFailed,
@@ -20,6 +24,7 @@ from samestep.messages.training import (
     WorkerWarning,
     WrongWorker,
 )
+from samestep.system.json_values import JsonObject
 
 
 EVENTS: dict[type, str] = {
@@ -43,3 +48,14 @@ EVENTS: dict[type, str] = {
     WrongWorker: "wrong worker",
 }
 """Messages that become a line of events.jsonl, and its `event`."""
+
+
+def wrong_workers(lines: Sequence[str]) -> list[JsonObject]:
+    """Return which workers were wrong, according to lines of events.jsonl."""
+    found, left_out = list[JsonObject](), ("seconds", "event")
+    for line in lines:
+        with suppress(ValueError):
+            event = untrusted.parse_json(line)
+            if isinstance(event, dict) and event.get("event") == EVENTS[WrongWorker]:
+                found.append({k: v for k, v in event.items() if k not in left_out})
+    return found

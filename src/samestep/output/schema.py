@@ -184,6 +184,8 @@ class WrongWorker(Record):
 
     step: Whole
     worker: Whole
+    host: str | None = None
+    """on several machines: where it ran"""
 
 
 class Result(Record):

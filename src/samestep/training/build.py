@@ -112,7 +112,14 @@ def build_trainer(context: WorkerContext, samples_sha256: str = "") -> Trainer:
         evaluator=_evaluator(context, components, exchange, flat, exchange.parameters),
         probe=_probe(context, components, samples, exchange, seconds),
         verifier=Verifier(
-            setup.verify, recipe.seed, topology.rank, flat, exchange, heartbeat, faults
+            setup.verify,
+            recipe.seed,
+            topology.rank,
+            flat,
+            exchange,
+            heartbeat,
+            faults,
+            setup.hosts,
         ),
         monitor=_monitor(context, components, exchange),
         cadence=_cadence(context, callbacks),

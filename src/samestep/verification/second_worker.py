@@ -9,7 +9,8 @@ workers have as much more to compute, and each still computes its share at once.
 
 If two workers differ, all of them compute these micro-batches again. The majority is
 right; of two workers, the one whose own result changes is wrong. It ends with an error,
-and the supervisor goes on from the last snapshot with another process in its place.
+and the supervisor goes on from the last snapshot with another process in its place. On
+several machines torchrun does, and workers are checked by those of another machine.
 """
 
 from collections import Counter
@@ -29,6 +30,7 @@ from samestep.core.plan import derive_seed
 from samestep.errors import NotReproducible, PeerLost, WorkerWrong
 from samestep.exchange import Exchange, gather_cells
 from samestep.exchange.autograd import Instruments
+from samestep.messages.training import WrongWorker
 from samestep.state.flat import Flat
 from samestep.state.hashing import MASK, hash_of
 from samestep.system.fault_injection import Faults
@@ -105,6 +107,8 @@ class Verifier:
     exchange: Exchange
     heartbeat: Heartbeat
     faults: Faults
+    hosts: Sequence[str] = ()
+    """The host of each worker; empty: all are on this machine."""
 
     def is_due(self, step: int) -> bool:
         """Return whether a step, counted from 0, is computed by `run`."""
@@ -137,13 +141,14 @@ class Verifier:
     def _checked_by(self, rank: int, step: int) -> int:
         """Return whose micro-batches a worker computes besides its own.
 
-        It is drawn, so that all others check a worker in turn. One that is alone checks
-        itself.
+        It is drawn, so that all whom `distances` allows check a worker in turn. One
+        that is alone checks itself.
         """
         workers = self.exchange.workers
         if workers == 1:
             return rank
-        return (rank + 1 + self._number(step) % (workers - 1)) % workers
+        allowed = distances(self.hosts or [""] * workers)
+        return (rank + allowed[self._number(step) % len(allowed)]) % workers
 
     def _again(self, step: int, owner: int, passes: Passes) -> int:
         """Compute a worker's micro-batches into memory of its own; return the hash."""
@@ -185,10 +190,11 @@ class Verifier:
         """All workers: end, since two of them differ."""
         first, end = self.exchange.shares[owner]
         where = f"micro-batches {first} to {end - 1} of step {step + 1}"
+        one, other = self._title(owner), self._title(second)
         if wrong is None:
             raise NotReproducible(
                 "Two workers must get the same gradients from the same micro-batches; "
-                f"worker {owner} and worker {second} differ in {where}, and computing "
+                f"{one} and {other} differ in {where}, and computing "
                 "them again did not show which is wrong. Code of your own that depends "
                 "on its process is the usual cause (`samestep check` looks for it); "
                 "else a processor or memory is, and with three workers or more the "
@@ -196,10 +202,29 @@ class Verifier:
             )
         text = (
             "Two workers must get the same gradients from the same micro-batches; in "
-            f"{where} they differed, and worker {wrong} was wrong. A fault of its "
-            "processor or memory is likely; `samestep audit` checks earlier steps, too."
+            f"{where} they differed, and {self._title(wrong)} was wrong. A fault of "
+            "its processor or memory is likely; `samestep audit` checks earlier steps, "
+            "too."
         )
-        raise WorkerWrong(text) if wrong == self.rank else PeerLost(text)
+        error = WorkerWrong(text) if wrong == self.rank else PeerLost(text)
+        host = self.hosts[wrong] if self.hosts else None
+        error.details = {"wrong": WrongWorker(step=step + 1, worker=wrong, host=host)}
+        raise error
+
+    def _title(self, rank: int) -> str:
+        """Return the name of a worker in messages."""
+        return f"worker {rank}" + (f" on {self.hosts[rank]}" if self.hosts else "")
+
+
+def distances(hosts: Sequence[str]) -> range:
+    """Return how many ranks may lie between a worker and the one that checks it.
+
+    The workers of a host have consecutive ranks. Two of one host check each other only
+    where it has more workers than all others together, and then as few as possible.
+    """
+    workers, largest = len(hosts), max(Counter(hosts).values())
+    least, most = sorted((largest, workers - largest))
+    return range(max(1, least), min(most, workers - 1) + 1)
 
 
 def digest(partials: Sequence[Tensor], recorded: NDArray[np.float64]) -> int:
