@@ -152,7 +152,7 @@ def test_machines_verify_every_step_without_a_false_alarm(
     recipe: samestep.Recipe,
     exchange: Literal["shared", "gloo"],
 ) -> None:
-    how = {"verify": 1.0, "hosts": TWO_BY_TWO}
+    how: dict[str, Any] = {"verify": 1.0, "hosts": TWO_BY_TWO}
     with machines(server, tmp_path, recipe, [2, 2], exchange, **how) as played:
         played.listen()
     assert [results(run) for run in played.runs()] == [results(train(recipe))] * 2
@@ -163,7 +163,7 @@ def test_all_machines_name_the_wrong_worker_and_its_machine(
     server: ForkServer, tmp_path: Path, recipe: samestep.Recipe
 ) -> None:
     flip = Fault(number=1, kind="flip", point="exchange", step=4, rank=3)
-    how = {"verify": 1.0, "hosts": TWO_BY_TWO, "faults": [flip]}
+    how: dict[str, Any] = {"verify": 1.0, "hosts": TWO_BY_TWO, "faults": [flip]}
     with machines(server, tmp_path, recipe, [2, 2], **how) as played:
         played.listen()
     failures = [played.failure(rank) for rank in range(4)]

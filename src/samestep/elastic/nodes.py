@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,12 @@ from samestep.errors import (
     TrainingError,
     UsageError,
 )
+from samestep.output import events
+from samestep.output.json_lines import whole_lines
 from samestep.state import checkpoint
 from samestep.supervisor.resume import flatten, is_finished
 from samestep.system import machine, network_interfaces
+from samestep.system.json_values import JsonObject
 from samestep.system.log import logger
 from samestep.system.signals import EXIT_CODES, Stop, stop_on_signals
 
@@ -230,10 +234,32 @@ def _judge(
     if stop.number is not None:
         raise Interrupted(f"stopped; {resume}", stop.exit_code)
     is_lost = text and worker_code is None  # torchrun's own: the endpoint is gone
-    if is_lost and not in_etcd:
+    wrong = _wrong_worker(run)
+    text = wrong or text
+    if is_lost and not in_etcd and not wrong:
         resume += ". With `--rdzv-backend etcd-v2` any machine may be lost"
     if worker_code in EXIT_CODES.values() or (is_lost and steps):
         raise Interrupted(f"{text}; {resume}", worker_code or 75)
     if worker_code == PlacementError.exit_code:
         raise PlacementError("A worker refused to start; its reason is above.")
-    raise TrainingError(f"torchrun ended with exit code {code}; the reason is above.")
+    why = wrong or f"torchrun ended with exit code {code}; the reason is above"
+    raise TrainingError(f"{why}.")
+
+
+def _wrong_worker(run: Path) -> str:
+    """Return who was wrong, if that ended the last generation of workers, or ""."""
+    happened = list(events.read(whole_lines(run / "events.jsonl")))
+    if not events.wrong_workers(takewhile(_is_of_last_generation, reversed(happened))):
+        return ""
+    wrong = events.wrong_workers(happened)
+    host, step = wrong[-1].get("host"), wrong[-1].get("step")
+    times = [each.get("host") for each in wrong].count(host)
+    return (
+        f"Worker {wrong[-1].get('worker')} on {host} was wrong in step {step}, and "
+        f"workers on {host} were {times} time{'s' if times > 1 else ''}: more often "
+        f"than `--max-restarts` allows. Replace {host}"
+    )
+
+
+def _is_of_last_generation(event: JsonObject) -> bool:
+    return event.get("event") != "generation"

@@ -1,6 +1,6 @@
 """The messages that become lines of events.jsonl."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
 from samestep.files import untrusted
@@ -50,12 +50,20 @@ EVENTS: dict[type, str] = {
 """Messages that become a line of events.jsonl, and its `event`."""
 
 
-def wrong_workers(lines: Sequence[str]) -> list[JsonObject]:
-    """Return which workers were wrong, according to lines of events.jsonl."""
-    found, left_out = list[JsonObject](), ("seconds", "event")
+def read(lines: Iterable[str]) -> Iterator[JsonObject]:
+    """Yield the events of lines of events.jsonl; damaged ones are left out."""
     for line in lines:
         with suppress(ValueError):
             event = untrusted.parse_json(line)
-            if isinstance(event, dict) and event.get("event") == EVENTS[WrongWorker]:
-                found.append({k: v for k, v in event.items() if k not in left_out})
-    return found
+            if isinstance(event, dict):
+                yield event
+
+
+def wrong_workers(events: Iterable[JsonObject]) -> list[JsonObject]:
+    """Return which workers were wrong according to events."""
+    left_out = "seconds", "event"
+    return [
+        {name: event[name] for name in event if name not in left_out}
+        for event in events
+        if event.get("event") == EVENTS[WrongWorker]
+    ]

@@ -34,8 +34,8 @@ from samestep.messages.training import (
     WrongWorker,
 )
 from samestep.messages.wire import as_record
-from samestep.output import ledger, trace
-from samestep.output.events import EVENTS, wrong_workers
+from samestep.output import events, ledger, trace
+from samestep.output.events import EVENTS
 from samestep.output.fence import FILE, TAKEN, Fence
 from samestep.output.json_lines import JsonLines, whole_lines
 from samestep.output.ledger import LedgerFile
@@ -214,7 +214,7 @@ class RunWriter(AbstractContextManager["RunWriter"]):
         self._write("metrics.jsonl", "".join(kept).encode())
         happened = whole_lines(self.path / "events.jsonl")
         self._write("events.jsonl", "".join(happened).encode())
-        self.wrong_workers = wrong_workers(happened)
+        self.wrong_workers = events.wrong_workers(events.read(happened))
         records = [untrusted.parse_json(line) for line in kept]
         self.epochs, self.evaluations = (
             [
