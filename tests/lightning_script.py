@@ -150,7 +150,8 @@ class Lines(lightning.Callback):  # type: ignore[misc]
         if trainer.global_rank == 0:
             (self._out / "lines.json").write_text(json.dumps(self._lines))
             (self._out / "sha256").write_text(fingerprint(pl_module.state_dict()))
-            if isinstance(pl_module, Plain) and trainer.world_size == 1:
+            is_plain = isinstance(pl_module, Plain) and trainer.world_size == 1
+            if is_plain and pl_module.pieces:  # it was here at the start
                 losses = json.dumps(pl_module.losses())
                 (self._out / "losses.json").write_text(losses)
 
