@@ -163,6 +163,15 @@ def test_compiling_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
         compiling.compiled(nn.Linear(1, 1))
 
 
+@pytest.mark.parametrize("name", ["TORCH_COMPILE_DISABLE", "TORCHDYNAMO_DISABLE"])
+def test_the_environment_does_not_leave_out_compiling(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(name, "1")
+    with pytest.raises(RecipeError, match=f"`{name}` in the environment turns it off"):
+        compiling.compiled(nn.Linear(1, 1))
+
+
 class Alone:
     """An exchange with oneself."""
 

@@ -27,6 +27,8 @@ from samestep.state.flat import Flat
 
 
 VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
+DISABLING = ("TORCH_COMPILE_DISABLE", "TORCHDYNAMO_DISABLE")
+"""Variables with which torch.compile does nothing, if they are 1."""
 
 
 @contextmanager
@@ -84,6 +86,13 @@ def compiled(model: nn.Module) -> nn.Module:
             f"`compile` needs a C++ compiler, and there is no `{compiler}`: install "
             "one, or name it in the environment variable CXX, or leave out `compile`."
         )
+    for name in DISABLING:
+        if os.environ.get(name) == "1":
+            raise RecipeError(
+                "With `compile` in the recipe, compiled code decides the result, and "
+                f"`{name}` in the environment turns it off: unset it, or leave out "
+                "`compile`."
+            )
     import torch._dynamo.config as dynamo
     import torch._inductor.config as inductor
 
@@ -91,6 +100,7 @@ def compiled(model: nn.Module) -> nn.Module:
     # ownership of micro-batches would then decide bits.
     dynamo.recompile_limit = dynamo.accumulated_recompile_limit = 1_000
     dynamo.fail_on_recompile_limit_hit = True
+    dynamo.suppress_errors = False  # TORCHDYNAMO_SUPPRESS_ERRORS runs it eagerly, too
     inductor.fallback_random = True  # torch's own generator, as without compiling
     inductor.compile_threads = 1  # no pool of processes in every worker
     to_call: nn.Module = torch.compile(model, dynamic=False)  # type: ignore[assignment]
