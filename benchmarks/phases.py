@@ -10,6 +10,7 @@ ratio; evaluation, snapshots and the merging of losses are left out of both.
 
 import argparse
 import time
+from typing import NamedTuple
 
 import cleanup
 import numpy as np
@@ -48,22 +49,33 @@ class NoWatch(gradient_noise.Watch):
         """Nothing."""
 
 
+class Alone(NamedTuple):
+    """Connects one worker to nobody."""
+
+    topology: Topology
+    is_hashed: bool
+
+    def __call__(self, flat: Flat, shares: list[Share]) -> SharedExchange:
+        """Make the exchange."""
+        fd, waits = barrier.create(1), Waits(1e-3, 60.0)
+        exchange = SharedExchange(flat, shares, self.topology, fd, waits)
+        exchange.is_first = self.is_hashed
+        return exchange
+
+    def meet(self, done: str) -> None:
+        """Nothing."""
+
+
 def alone(recipe: Recipe, is_hashed: bool = True) -> Trainer:
     """Build a worker without a supervisor, perhaps without hashes for a ledger."""
     topology = Topology.on_one_node(0, 1)
-
-    def connect(flat: Flat, shares: list[Share]) -> SharedExchange:
-        fd, waits = barrier.create(1), Waits(1e-3, 60.0)
-        exchange = SharedExchange(flat, shares, topology, fd, waits)
-        exchange.is_first = is_hashed
-        return exchange
 
     context = WorkerContext(
         setup=make_setup(recipe, Placement(workers=1)),
         recipe=recipe,
         topology=topology,
         fds={"snapshots": shared_memory.create()},
-        connect=connect,
+        connect=Alone(topology, is_hashed),
         report=lambda _: None,
         heartbeat=Heartbeat(Heartbeat.create(1)),
         faults=Faults(0, []),

@@ -10,7 +10,7 @@ from unittest import mock
 
 import pytest
 import torch
-from conftest import Train, small_recipe
+from conftest import Own, Train, small_recipe
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from machines import machines
@@ -126,6 +126,36 @@ def test_who_loses_a_node_names_it(server: ForkServer, tmp_path: Path) -> None:
     failed = played.failure(0)
     assert failed.error == "PeerLost"
     assert "The connection to node 1 (worker 1) ended" in failed.message
+
+
+COMPILES_LATE = """
+import os
+import time
+
+from samestep.models import compiling
+
+def load():
+    return some()
+
+def build(inputs, outputs):
+    if os.environ["RANK"] == "1":
+        compiling.prepare = lambda *_: time.sleep(4)
+    else:
+        compiling.prepare = lambda *_: None
+    return nn.Linear(*inputs, outputs)
+"""
+
+
+@pytest.mark.parametrize("exchange", ["shared", "gloo"])
+def test_compiling_may_take_longer_than_a_step(
+    server: ForkServer, tmp_path: Path, own: Own, exchange: Literal["shared", "gloo"]
+) -> None:
+    recipe = own(COMPILES_LATE, compile=True)
+    args = server, tmp_path, recipe, [1, 1], exchange
+    with machines(*args, peer_timeout=2.0) as played:
+        played.listen()
+    first, second = played.runs()
+    assert results(first) == results(second)
 
 
 @st.composite

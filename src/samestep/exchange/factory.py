@@ -1,7 +1,7 @@
 """How a worker finds the others, and which exchange they make together."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 
 from torch._C._distributed_c10d import Store, TCPStore
@@ -20,7 +20,14 @@ from samestep.state.flat import Flat
 from samestep.system.barrier import Waits
 
 
-@dataclass(frozen=True)
+DONE = {
+    "built": "loaded its data and built its model",
+    "compiled": "compiled its model",
+}
+"""What workers have done before they meet, in words."""
+
+
+@dataclass
 class Connection:
     """Makes the exchange; all workers call it with their model's vectors."""
 
@@ -32,6 +39,7 @@ class Connection:
     store: Callable[[], Store]
     """Opens the empty store of this generation of workers; not called where shared
     memory is enough."""
+    _opened: Store | None = field(default=None, init=False)
 
     def __call__(self, flat: Flat, shares: list[Range]) -> Exchange:
         """All workers: make the exchange.
@@ -68,8 +76,20 @@ class Connection:
 
     def _met(self) -> Store:
         """All workers: wait until all are here; return the store. Raises WorkerLate."""
-        store, seconds = self.store(), self._start_seconds
-        keys = [f"built/{rank}" for rank in range(self.topology.workers)]
+        self._opened = self.store()
+        self.meet("built")
+        return self._opened
+
+    def meet(self, done: str) -> None:
+        """All workers: wait until all have `done` a part of their start.
+
+        Does nothing without a store: in shared memory the first waits may take as long.
+        Raises WorkerLate.
+        """
+        store, seconds = self._opened, self._start_seconds
+        if store is None:
+            return
+        keys = [f"{done}/{rank}" for rank in range(self.topology.workers)]
         store.set(keys[self.topology.rank], "")
         try:
             store.wait(keys, timedelta(seconds=seconds))
@@ -77,11 +97,10 @@ class Connection:
             late = [str(r) for r, key in enumerate(keys) if not store.check([key])]
             raise WorkerLate.naming(
                 f"worker {', '.join(late)}",
-                "Every worker must have loaded its data and built its model",
+                f"Every worker must have {DONE[done]}",
                 seconds,
                 "`--start-timeout`",
             ) from None
-        return store
 
 
 def tcp_store(topology: Topology, listen_fd: int | None, seconds: float) -> Store:

@@ -224,6 +224,8 @@ def _replica(
     if recipe.compile:
         context.heartbeat.enter(COMPILING)
         compiling.prepare(objective, components.data, components.plan, flat)
+        # One machine may have it in its cache, and another compile for minutes.
+        context.connect.meet("compiled")
     optimizer = _optimizer(components, exchange)
     averages = WeightAverages(recipe, flat, exchange)
     return Replica(components.model, flat, exchange, optimizer, averages, passes)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -61,8 +61,14 @@ COPY_SECONDS = 30.0
 """Deadline for the supervisor to copy a snapshot of which a checkpoint is kept."""
 
 
-Connect = Callable[[Flat, list[Share]], Exchange]
-"""Make the exchange, from a model's vectors and all workers' micro-batches."""
+class Connect(Protocol):
+    """How the workers meet, and make the exchange."""
+
+    def __call__(self, flat: Flat, shares: list[Share], /) -> Exchange:
+        """All workers: make the exchange for a model's vectors and their shares."""
+
+    def meet(self, done: str) -> None:
+        """All workers: wait until all have done a part of their start."""
 
 
 @dataclass(frozen=True)
