@@ -1,12 +1,14 @@
 """torchrun's rendezvous, with what samestep adds."""
 
 import os
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch._C._distributed_c10d import Store
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous import (
     RendezvousClosedError,
     RendezvousInfo,
@@ -26,6 +28,7 @@ from samestep.elastic.rendezvous.notices import (
     refuse,
     say,
 )
+from samestep.errors import WorkerWrong
 
 
 class Rendezvous(DynamicRendezvousHandler):
@@ -82,6 +85,18 @@ class Rendezvous(DynamicRendezvousHandler):
         watchdog.expect_no_loss()
         return joined
 
+    def shutdown(self) -> bool:
+        """End the job on all machines.
+
+        This one only leaves if its workers were wrong too often and the others are
+        enough: they go on without it, as after its loss.
+        """
+        others = len(self._living.state.participants) - 1
+        if others >= self._settings.min_nodes and _is_wrong(sys.exception()):
+            self._stop_heartbeats()
+            return True
+        return super().shutdown()
+
     def _join(self) -> RendezvousInfo:
         try:
             return super().next_rendezvous()
@@ -121,3 +136,12 @@ class Rendezvous(DynamicRendezvousHandler):
         finally:
             met.set()
             thread.join()
+
+
+def _is_wrong(ended: BaseException | None) -> bool:
+    """Return whether the error with which torchrun ends is that of a wrong worker."""
+    return isinstance(ended, ChildFailedError) and any(
+        isinstance(failure.message, dict)
+        and failure.message["message"].startswith(WorkerWrong.__name__)
+        for failure in ended.failures.values()
+    )
