@@ -135,7 +135,7 @@ def test_neither_workers_nor_kills_nor_a_resume_change_a_bit(
     recipe = small_recipe(**{"epochs": 4} | overrides)
     whole = final(train(recipe, 1))
 
-    broken = train(recipe, 2, exchange="gloo")
+    broken = train(recipe, 2, exchange="gloo", keep_checkpoints=2)
     assert final(broken) == whole
     first, *_ = checkpoint.steps(checkpoint.directory_of(broken.path))
     forget_after(broken.path, first)

@@ -126,7 +126,7 @@ def test_no_command_takes_a_run_with_more_than_files_and_directories(
 def test_a_directory_of_checkpoints_that_is_a_link_is_left_alone(
     train: Train, server: ForkServer, tmp_path: Path
 ) -> None:
-    run = train(small_recipe(epochs=2), 1).path
+    run = train(small_recipe(epochs=2), 1, keep_checkpoints=2).path
     forget_after(run, checkpoint.steps(checkpoint.directory_of(run))[0])
     elsewhere = tmp_path / "elsewhere"
     (run / "checkpoints").rename(elsewhere)
@@ -141,7 +141,7 @@ def test_a_directory_of_checkpoints_that_is_a_link_is_left_alone(
 def test_a_run_may_be_reached_by_a_link_of_ones_own(
     train: Train, server: ForkServer, tmp_path: Path
 ) -> None:
-    run = train(small_recipe(epochs=2), 1)
+    run = train(small_recipe(epochs=2), 1, keep_checkpoints=2)
     forget_after(run.path, checkpoint.steps(checkpoint.directory_of(run.path))[0])
     (tmp_path / "mine").symlink_to(run.path)
     again = resume(tmp_path / "mine", server)

@@ -1,5 +1,6 @@
 """The runner in C: the same bits as called by Python, there and under sanitizers."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -33,11 +34,19 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("runner")
 
 
-@pytest.fixture(scope="module")
-def sanitized(build: Path) -> Path:
-    """With the best instruction set below AVX-512, to compile one only."""
+@pytest.fixture(scope="session")
+def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With the best instruction set below AVX-512, to compile one only.
+
+    It takes half a minute: one process of pytest does so for all of them.
+    """
+    own = tmp_path_factory.getbasetemp()
+    directory = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    out = directory / "sanitized"
     isas = [isa for isa in library.supported_isas() if isa != "v4"]
-    return _compile_sanitized(build / "sanitized", "-O0", isas[:1])
+    with (directory / "sanitized.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return out if out.exists() else _compile_sanitized(out, "-O0", isas[:1])
 
 
 def _compile_sanitized(out: Path, level: str, isas: list[str]) -> Path:

@@ -81,7 +81,7 @@ def test_kills_leave_no_trace_in_a_ledger(
 def test_a_resumed_run_continues_its_ledger(
     train: Train, server: ForkServer, recipe: samestep.Recipe
 ) -> None:
-    run = train(recipe, 2)
+    run = train(recipe, 2, keep_checkpoints=2)
     whole, sha256 = content(run), run.result["ledger_sha256"]
     forget_after(run.path, 11)
     again = resume(run.path, server, 3, exchange="gloo")
@@ -92,7 +92,7 @@ def test_a_resumed_run_continues_its_ledger(
 def test_a_ledger_that_a_kill_has_cut_is_continued(
     train: Train, server: ForkServer
 ) -> None:
-    run = train(RECIPE, 1)
+    run = train(RECIPE, 1, keep_checkpoints=2)
     whole = content(run)
     forget_after(run.path, 11)
     (run.path / "ledger").write_bytes(whole[:-100])
@@ -109,7 +109,7 @@ def test_more_epochs_continue_the_ledger_of_the_longer_recipe(
 
 
 def test_a_damaged_ledger_is_not_continued(train: Train, server: ForkServer) -> None:
-    run = train(RECIPE, 1)
+    run = train(RECIPE, 1, keep_checkpoints=2)
     forget_after(run.path, 11)
     edited = bytearray(content(run))
     edited[100] ^= 1
@@ -123,7 +123,7 @@ def test_a_damaged_ledger_is_not_continued(train: Train, server: ForkServer) -> 
 def test_a_ledger_that_lacks_steps_ends_with_a_warning(
     train: Train, server: ForkServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    run = train(RECIPE, 1)
+    run = train(RECIPE, 1, keep_checkpoints=2)
     cut = content(run)[: ledger.HEADER.size + 8 + 24 + 32]
     forget_after(run.path, 11)
     (run.path / "ledger").write_bytes(cut)

@@ -144,7 +144,9 @@ def work(rank, workers, port):
     exec(open("script.py").read(), {"__name__": "__main__"})
 
 context = multiprocessing.get_context("fork")
-for workers in map(int, sys.argv[1:]):
+for given in sys.argv[1:]:
+    count, _, os.environ["GIVEN"] = given.partition("=")
+    workers = int(count)
     with socket.socket() as held:  # so that nobody else gets its port
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         held.bind(("127.0.0.1", 0))
@@ -158,8 +160,11 @@ for workers in map(int, sys.argv[1:]):
 """What torchrun does, one number of workers after the other, with one import."""
 
 
-def by_workers(script: str, cwd: Path, *workers: int) -> list[str]:
-    """Return the lines that the workers print."""
+def by_workers(script: str, cwd: Path, *workers: int | str) -> list[str]:
+    """Return the lines that the workers print.
+
+    Of `"2=some"`, two of them find `some` in the environment variable GIVEN.
+    """
     (cwd / "script.py").write_text(script)
     return started([sys.executable, "-c", FORK, *map(str, workers)], cwd).splitlines()
 

@@ -114,7 +114,7 @@ def test_neither_workers_nor_kills_nor_a_resume_change_a_bit(
     recipe = own(WIDE + code + SCHEDULE, epochs=4, **fields)
     alone = train(recipe, 1)
 
-    over_gloo = train(recipe, 2, exchange="gloo")
+    over_gloo = train(recipe, 2, exchange="gloo", keep_checkpoints=2)
     assert over_gloo.weights_sha256 == alone.weights_sha256
     first, *_ = checkpoint.steps(checkpoint.directory_of(over_gloo.path))
     forget_after(over_gloo.path, first)

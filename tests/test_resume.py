@@ -43,12 +43,13 @@ def forget_after(run: Path, step: int) -> None:
     for later in checkpoint.steps(directory):
         if later > step:
             shutil.rmtree(checkpoint.path_of(directory, later))
+    assert step in checkpoint.steps(directory)
 
 
 @pytest.fixture
 def stopped(train: Train, tmp_path: Path) -> Path:
     """Return a run of RECIPE as if killed after an earlier checkpoint."""
-    run = train(RECIPE, 2).path
+    run = train(RECIPE, 2, keep_checkpoints=4).path
     *_, earlier, last = checkpoint.steps(checkpoint.directory_of(run))
     assert last == 44
     forget_after(run, earlier)

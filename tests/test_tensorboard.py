@@ -102,7 +102,7 @@ def test_after_resume_no_step_is_there_twice_even_if_a_kill_has_cut_an_event(
     train: Train, server: ForkServer, cut: int
 ) -> None:
     seen: list[dict[str, Any]] = []
-    path = train(small_recipe(epochs=3), 2).path
+    path = train(small_recipe(epochs=3), 2, keep_checkpoints=3).path
     *_, earlier, last = checkpoint.steps(checkpoint.directory_of(path))
     forget_after(path, earlier)
     (file,) = (path / "tensorboard").iterdir()
