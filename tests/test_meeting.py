@@ -1,5 +1,6 @@
 """How machines find each other, what they say while they wait, and how one ends."""
 
+import signal
 import socket
 import subprocess
 import sys
@@ -13,9 +14,11 @@ from processes import reserved_port
 
 from samestep.config.placement import Placement
 from samestep.elastic import node_state
+from samestep.elastic.nodes import _judge
 from samestep.elastic.preflight import Request
 from samestep.elastic.worker import _check
-from samestep.errors import PlacementError
+from samestep.errors import Interrupted, OutputError, PlacementError
+from samestep.system.signals import Stop
 
 
 DEADLINE = 120.0
@@ -52,6 +55,22 @@ def test_an_endpoint_that_cannot_be_one_is_refused_at_once(
     assert says in " ".join(ended.stderr.split())
     assert "Traceback" not in ended.stderr
     assert "torch.distributed.run" not in ended.stderr
+
+
+def test_a_stop_before_anything_was_saved_is_an_error(tmp_path: Path) -> None:
+    """Else a scheduler would requeue the job for ever."""
+    run, stopped_worker = tmp_path / "run", ("A worker stopped", 75)
+    asked = Stop(number=signal.SIGUSR1)
+    for stop, failure in ((asked, ("", None)), (Stop(), stopped_worker)):
+        with pytest.raises(OutputError, match="Nothing was saved"):
+            _judge(1, stop, failure, run, in_etcd=False)
+    about = run / node_state.DIRECTORY / "h1" / "1" / node_state.ABOUT
+    about.parent.mkdir(parents=True)
+    about.touch()
+    for stop, failure in ((asked, ("", None)), (Stop(), stopped_worker)):
+        with pytest.raises(Interrupted, match="go on with") as caught:
+            _judge(1, stop, failure, run, in_etcd=False)
+        assert caught.value.exit_code == 75
 
 
 def test_etcd_must_answer_and_the_job_have_a_name_of_its_own(tmp_path: Path) -> None:

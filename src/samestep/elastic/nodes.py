@@ -21,8 +21,10 @@ import click
 from click.core import ParameterSource
 
 from samestep.config.recipe import Recipe
+from samestep.elastic import node_state
 from samestep.errors import (
     Interrupted,
+    OutputError,
     PlacementError,
     RunError,
     TrainingError,
@@ -229,17 +231,21 @@ def _judge(
         return
     if worker_code == REFUSED:
         raise PlacementError(text)
-    steps = checkpoint.steps(checkpoint.directory_of(run))
+    wrong, is_saved = _wrong_worker(run), _is_saved(run)
+    is_lost = text and worker_code is None  # torchrun's own: the endpoint is gone
+    how, exit_code = wrong or text, worker_code
     resume = f"go on with `samestep resume {run}`, or start this command again"
     if stop.number is not None:
-        raise Interrupted(f"stopped; {resume}", stop.exit_code)
-    is_lost = text and worker_code is None  # torchrun's own: the endpoint is gone
-    wrong = _wrong_worker(run)
-    text = wrong or text
-    if is_lost and not in_etcd and not wrong:
+        how, exit_code = "stopped", stop.exit_code
+    elif is_lost and not in_etcd and not wrong:
         resume += ". With `--rdzv-backend etcd-v2` any machine may be lost"
-    if worker_code in EXIT_CODES.values() or (is_lost and steps):
-        raise Interrupted(f"{text}; {resume}", worker_code or 75)
+    if exit_code in EXIT_CODES.values() and not is_saved:
+        raise OutputError(  # a scheduler would requeue it for ever
+            f"{how.rstrip('.')}. Nothing was saved in {run}, so there is nothing to go "
+            "on with: start this command again."
+        )
+    if exit_code in EXIT_CODES.values() or (is_lost and is_saved):
+        raise Interrupted(f"{how}; {resume}", exit_code or 75)
     if worker_code == PlacementError.exit_code:
         raise PlacementError("A worker refused to start; its reason is above.")
     why = wrong or f"torchrun ended with exit code {code}; the reason is above"
@@ -263,3 +269,9 @@ def _wrong_worker(run: Path) -> str:
 
 def _is_of_last_generation(event: JsonObject) -> bool:
     return event.get("event") != "generation"
+
+
+def _is_saved(run: Path) -> bool:
+    """Return whether a run has a checkpoint, or snapshots of this or another host."""
+    snapshots = (run / node_state.DIRECTORY).glob(f"*/*/{node_state.ABOUT}")
+    return bool(checkpoint.steps(checkpoint.directory_of(run)) or any(snapshots))
