@@ -261,9 +261,9 @@ def _wrong_worker(run: Path) -> str:
     host, step = wrong[-1].get("host"), wrong[-1].get("step")
     times = [each.get("host") for each in wrong].count(host)
     return (
-        f"Worker {wrong[-1].get('worker')} on {host} was wrong in step {step}, and "
-        f"workers on {host} were {times} time{'s' if times > 1 else ''}: more often "
-        f"than `--max-restarts` allows. Replace {host}"
+        f"Worker {wrong[-1].get('worker')} on {host} was wrong in step {step}. Workers "
+        f"there were wrong {times} time{'s' if times > 1 else ''}, and no restart is "
+        f"left (`--max-restarts`): replace {host}"
     )
 
 
