@@ -19,6 +19,9 @@ import pytest
 import torch
 from common import Task, in_memory, shapes
 from documents import PAGES, ROOT, commands
+from gpu import __main__ as gpu_run
+from gpu import parts as gpu_parts
+from gpu.report import Report
 from hosts import why_not
 from processes import marked, started_by
 from quota import V1, V2
@@ -239,6 +242,57 @@ def test_ctrl_c_leaves_nothing_of_a_script(tmp_path: Path) -> None:
     process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGINT
     assert_nothing_is_left(process, tmp_path)
+
+
+def test_the_run_for_a_gpu_says_what_passed_and_what_was_skipped(
+    tmp_path: Path,
+) -> None:
+    """Of the dry run on the CPU only what takes seconds."""
+    (tmp_path / "tmp").mkdir()
+    parts = ("product-on-host", "product-on-gpu")
+    command = [str(ROOT / "benchmarks" / "gpu.sh"), "--device", "cpu"]
+    process = subprocess.Popen(
+        ["bash", *command, "--out", str(tmp_path / "saved"), "--parts", *parts],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**marked(tmp_path), "TMPDIR": str(tmp_path / "tmp")},
+        start_new_session=True,
+    )
+    assert "n = 2 parts: 1 passed, 0 failed, 1 skipped" in output(process)
+    assert_nothing_is_left(process, tmp_path)
+    on_host, on_gpu = json.loads((tmp_path / "saved" / "gpu.json").read_text())[
+        "parts"
+    ].values()
+    assert set(on_host["checks"].values()) == {"identical"}
+    assert on_host["figures"]["n"] == len(on_host["checks"])
+    assert on_gpu["message"] == "needs a GPU"
+    assert "130 x 520 x 129" in (tmp_path / "saved" / "gpu.log").read_text()
+
+
+def test_a_part_that_hangs_leaves_the_others_their_time() -> None:
+    hanging = subprocess.Popen(["sleep", "300"])
+    assert gpu_run.wait(hanging, 0.01) == "stopped at its deadline of 0 s"
+    assert hanging.poll() == -signal.SIGKILL
+    parts = gpu_parts.PARTS.values()
+    timed = sum(part.seconds for part in parts if part.is_timed)
+    assert timed + max(part.seconds for part in parts) <= gpu_parts.SECONDS < 8 * 60
+
+
+def test_a_part_goes_on_after_a_check_that_fails(tmp_path: Path) -> None:
+    def fail() -> str:
+        raise ValueError("of no use")
+
+    def part(report: Report) -> None:
+        report.check("first", fail)
+        report.check("second", lambda: "identical")
+
+    Report(tmp_path / "report.json").run(part)
+    assert json.loads((tmp_path / "report.json").read_text()) == {
+        "status": "failed",
+        "message": "first: failed: ValueError: of no use",
+        "checks": {"first": "failed: ValueError: of no use", "second": "identical"},
+    }
 
 
 def documented() -> Iterator[list[str]]:

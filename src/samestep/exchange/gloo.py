@@ -102,7 +102,7 @@ class GlooExchange:
         self._ddp: DistributedDataParallel | None = None
         self._group: dist.ProcessGroup | None = None
         """That of the gradients; None: the one of everything."""
-        self._memory: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        self._memory: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}
         self._arrivals: list[Callable[[], None]] = []
         """Functions that finish the all-gathers under way."""
         self._are_written = False
@@ -345,7 +345,7 @@ class GlooExchange:
         self, number: int, rows: int, size: int, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
         """Return [rows, size] to send and [workers * rows, size] to receive, reused."""
-        key = number, size
+        key = number, rows, size
         if key not in self._memory:
             sent = torch.zeros(rows, size, dtype=dtype, device=self._carrier)
             received = sent.new_empty(self.workers * self._rows, size)
