@@ -147,23 +147,27 @@ def test_what_needs_a_supervisor_is_refused_under_torchrun(
 ORPHAN = """
 import os, subprocess, sys, time
 child = '''
-import time
+import sys, time
 from samestep.elastic.watchdog import Watcher
-watcher = Watcher(ending_seconds=0.2)
+hang = lambda: time.sleep(600)  # as a last write to a disk that hangs
+watcher = Watcher(save=hang, ending_seconds=0.2)
 watcher.start()
-watcher.ending.acquire()
+if sys.argv[1] == "main":
+    watcher.ending.acquire()
 print("ready", flush=True)
-time.sleep(600)  # in a last write to a disk that hangs
+hang()
 '''
-process = subprocess.Popen([sys.executable, "-c", child], stdout=subprocess.PIPE)
+command = [sys.executable, "-c", child, sys.argv[1]]
+process = subprocess.Popen(command, stdout=subprocess.PIPE)
 process.stdout.readline()
 print(process.pid, flush=True)
 """
 
 
-def test_an_orphan_whose_last_write_hangs_ends() -> None:
+@pytest.mark.parametrize("thread", ["main", "watcher"])
+def test_an_orphan_whose_last_write_hangs_ends(thread: str) -> None:
     orphaned = subprocess.run(
-        [sys.executable, "-c", ORPHAN],
+        [sys.executable, "-c", ORPHAN, thread],
         stdout=subprocess.PIPE,
         timeout=DEADLINE,
         check=True,

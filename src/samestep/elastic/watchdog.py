@@ -30,8 +30,8 @@ STOP_SECONDS = 5.0
 """Deadline for the training to stop in order. torchrun kills after 30 s, or after
 `nodes.SHUTDOWN_SECONDS`."""
 ENDING_SECONDS = 60.0
-"""Deadline for a main thread that is ending the process. Without it, an orphaned worker
-whose last checkpoint goes to a disk that hangs would live for ever."""
+"""Deadline for the thread that ends the process. Without it, an orphaned worker whose
+last checkpoint goes to a disk that hangs would live for ever."""
 ORPHANED = 1
 """The exit code of a worker whose parent is gone."""
 LOSS = "SAMESTEP_LOSS"
@@ -121,10 +121,12 @@ class Watcher:
                 self._end(self.stop.exit_code)
 
     def _end(self, code: int) -> None:
-        """Exit, but give a main thread that is already ending the process some time."""
-        is_ours = self.ending.acquire(timeout=self.ending_seconds)
-        try:
-            if is_ours:
-                self.save()
-        finally:
-            os._exit(code)
+        """Exit, but first save, or give a main thread that is already ending some time.
+
+        Neither takes longer than `ending_seconds`.
+        """
+        if self.ending.acquire(timeout=self.ending_seconds):
+            saving = threading.Thread(target=self.save, name="save", daemon=True)
+            saving.start()
+            saving.join(self.ending_seconds)
+        os._exit(code)
