@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from conftest import Train, small_recipe
@@ -30,6 +31,7 @@ from samestep.state.flat import Flat
 from samestep.supervisor.forkserver_client import ForkServer
 from samestep.supervisor.launch import _environment
 from samestep.system.machine import Gpus
+from samestep.training import forkserver
 from samestep.training.timing import Tracer
 
 
@@ -130,6 +132,15 @@ def test_without_a_gpu_cuda_is_refused_and_auto_is_the_cpu(
     assert run.weights_sha256 == train(small_recipe(), 1).weights_sha256
     assert run.result["placement"]["device"] == "cpu"
     assert json.loads((run.path / "environment.json").read_text())["device"] == "cpu"
+
+
+def test_a_driver_that_hangs_is_not_waited_for_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(forkserver, "GPU_SECONDS", 0.1)
+    looking = os.posix_spawnp("sleep", ["sleep", "600"], os.environ)
+    assert "CUDA does not answer" in forkserver._failure_of(looking)
+    assert not psutil.pid_exists(looking)
 
 
 def test_what_decides_the_bits_of_a_gpu_is_named(
