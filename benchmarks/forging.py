@@ -15,6 +15,13 @@ from samestep.state import checkpoint
 from samestep.state.checkpoint import Checkpoint
 
 
+CLOSING = {
+    ledger.FILE: "ledger_sha256",
+    ledger.MICRO_BATCHES: "micro_batch_ledger_sha256",
+}
+"""The fields of result.json that close the ledgers."""
+
+
 def records(run: Path) -> ledger.Records:
     """Return the records of a ledger."""
     return ledger.parse((run / ledger.FILE).read_bytes()).records
@@ -63,17 +70,19 @@ def rewrite_ledger(
     run: Path,
     change: Callable[[ledger.Records], None] = lambda _: None,
     recipe: Recipe | None = None,
+    name: str = ledger.FILE,
 ) -> None:
     """Change the records of a ledger, or its recipe, and close the chain again."""
-    recipe = recipe or Run.open(run).recipe
-    content = ledger.header_of(recipe.digest)
+    recipe, file = recipe or Run.open(run).recipe, run / name
+    columns = ledger.columns(recipe.micro_batches)[name]
+    content = ledger.header_of(recipe.digest, columns)
     head = ledger.head_of(content)
-    for chunk in ledger.parse((run / ledger.FILE).read_bytes()).chunks:
+    for chunk in ledger.parse(file.read_bytes(), columns).chunks:
         change(chunk)
         written = ledger.chunk_of(chunk, head)
         content, head = content + written, written[-ledger.DIGEST :]
-    (run / ledger.FILE).write_bytes(content)
-    rewrite_result(run, ledger_sha256=head.hex(), recipe=recipe.to_dict())
+    file.write_bytes(content)
+    rewrite_result(run, **{CLOSING[name]: head.hex()}, recipe=recipe.to_dict())
 
 
 def rewrite_result(run: Path, **fields: Any) -> None:

@@ -2,11 +2,13 @@
 
     python benchmarks/ledger.py
     python benchmarks/ledger.py mnist-cnn --set arithmetic=torch
+    python benchmarks/ledger.py --micro-batches
 
 One worker in this process takes steps of the recipe in blocks, alternately with the
 hashes of gradient and parameters and without. Each pair of blocks, of which the first
 one changes with every pair, gives a ratio. Everything but the hashes is the same;
-writing the file, 24 bytes per step, is left out of both.
+writing the file, 24 bytes per step, is left out of both. With `--micro-batches` the
+steps with these hashes, too, are compared with those that have only hashes of steps.
 """
 
 import argparse
@@ -25,11 +27,16 @@ def main() -> None:
     parser.add_argument("--set", dest="assignments", action="append", default=[])
     parser.add_argument("--pairs", type=int, default=21)
     parser.add_argument("--steps", type=int, default=100, help="of a block")
+    parser.add_argument("--micro-batches", action="store_true")
     options = parser.parse_args()
     recipe = Recipe.load(options.recipe, dict(map(parse_override, options.assignments)))
     torch.set_num_threads(1)
     torch.set_flush_denormal(not recipe.is_portable)
-    trainers = {name: alone(recipe, name == "with") for name in ("with", "without")}
+    finer = bool(options.micro_batches)
+    trainers = {
+        "with": alone(recipe, micro_batches=finer),
+        "without": alone(recipe, is_hashed=finer),
+    }
     ratios, fastest = [], dict.fromkeys(trainers, float("inf"))
     for pair in range(-1, options.pairs):  # the first pair warms up
         seconds = {}

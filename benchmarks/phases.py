@@ -10,7 +10,7 @@ ratio; evaluation, snapshots and the merging of losses are left out of both.
 
 import argparse
 import time
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import cleanup
 import numpy as np
@@ -66,12 +66,19 @@ class Alone(NamedTuple):
         """Nothing."""
 
 
-def alone(recipe: Recipe, is_hashed: bool = True) -> Trainer:
-    """Build a worker without a supervisor, perhaps without hashes for a ledger."""
+def alone(
+    recipe: Recipe, is_hashed: bool = True, micro_batches: bool = False
+) -> Trainer:
+    """Build a worker without a supervisor.
+
+    Perhaps without hashes for a ledger, or with those of micro-batches.
+    """
+    kind: Literal["steps", "micro-batches"]
+    kind = "micro-batches" if micro_batches else "steps"
     topology = Topology.on_one_node(0, 1)
 
     context = WorkerContext(
-        setup=make_setup(recipe, Placement(workers=1)),
+        setup=make_setup(recipe, Placement(workers=1, ledger=kind)),
         recipe=recipe,
         topology=topology,
         fds={"snapshots": shared_memory.create()},

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -134,10 +135,11 @@ def test_a_machine_says_for_whom_it_waits_and_gives_up_in_one_sentence(
         {"profile": 3},
         {"drop_stragglers_below": 0.5},
         {"min_workers": 1},
+        {"ledger": "micro-batches"},
     ],
 )
 def test_what_needs_a_supervisor_is_refused_under_torchrun(
-    option: dict[str, float],
+    option: dict[str, Any],
 ) -> None:
     placement = Placement.model_validate({"workers": "auto", **option})
     with pytest.raises(PlacementError, match="does not run under torchrun"):

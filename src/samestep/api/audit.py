@@ -18,6 +18,7 @@ from samestep.errors import NonFiniteGradient, NonFiniteLoss, RunError, UsageErr
 from samestep.output.logs import temporary_logs
 from samestep.state.checkpoint import Checkpoint
 from samestep.supervisor import claims as claiming
+from samestep.supervisor.blame import WrongMicroBatch
 from samestep.supervisor.claims import Claims, Mismatch, Segment
 from samestep.supervisor.forkserver_client import ForkServer, given_or_new
 from samestep.supervisor.recomputing import Recomputed, recompute
@@ -56,6 +57,9 @@ class Audit:
     """What is wrong, None if nothing was found."""
     step: int | None = None
     """The first wrong step that was found, counted from 1, if it is one of them."""
+    micro_batches: Sequence[WrongMicroBatch] = ()
+    """Those of this step that are wrong, with the worker of each, if the run has hashes
+    of them."""
 
     @property
     def checked(self) -> int:
@@ -124,6 +128,7 @@ def audit(
                 found.computed.append(segment)
     except Mismatch as error:
         found.mismatch, found.step = str(error), error.step
+        found.micro_batches = error.micro_batches
     found.seconds = time.monotonic() - started
     return found
 
@@ -167,7 +172,7 @@ class _Again:
         except (NonFiniteLoss, NonFiniteGradient) as error:
             where = f"computed again after step {first}, the training fails: {error}"
             raise Mismatch(where, None) from None
-        self.claims.check_steps(segment, computed.hashes)
+        self.claims.check_steps(segment, computed)
         if end in self.claims.checkpoints:
             self.claims.check_state(end, computed.state, computed.layout)
         if end == self.claims.steps and self.claims.is_finished:
@@ -211,6 +216,8 @@ def _prepared(
 ) -> _Again:
     """Prepare to compute; refuses code and devices as `resume` does."""
     recipe = recipe_of(claims.recipe, names, {})
+    kind = "steps" if claims.micro_batches is None else "micro-batches"
+    placement = placement.model_copy(update={"ledger": kind})
     placement = resolved(recipe, placement, names, server.gpus).placement
     build = build_of(server, placement.device, placement.max_restarts)
     return _Again(claims, recipe, placement, server, build | described(recipe)[1])

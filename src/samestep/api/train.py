@@ -13,8 +13,9 @@ from samestep.config.placement import Placement
 from samestep.config.recipe import Recipe
 from samestep.data.sources import checksums as data_checksums
 from samestep.data.sources import source_of
-from samestep.errors import warn_old_name
+from samestep.errors import RunError, warn_old_name
 from samestep.kernels.interface import ARITHMETIC
+from samestep.output import ledger
 from samestep.output.console import View, make_view
 from samestep.output.run import Settings
 from samestep.output.run_writer import RunWriter
@@ -141,6 +142,7 @@ def resume(
         names, observers = _checked_apart(every)
         trackers = loaded(trackers)
         start = find_start(path, epochs, names, max_steps)
+        placement = _with_ledger(placement, start)
         _, placement, why, notice = resolved(
             start.recipe, placement, names, running.gpus
         )
@@ -160,6 +162,22 @@ def resume(
             going_on = start.checkpoint, {} if is_allowed else start.kept
             record = supervise(session, running, given, notice, *going_on, observers)
             return Run(record.path, record.result)
+
+
+def _with_ledger(placement: Placement, start: Start) -> Placement:
+    """Return the placement with the ledger that a run has. Raises RunError.
+
+    It would lack steps if it began, or went on, later.
+    """
+    if (start.run / ledger.MICRO_BATCHES).exists():
+        return placement.model_copy(update={"ledger": "micro-batches"})
+    if placement.ledger == "micro-batches" and start.step:
+        raise RunError(
+            f"A ledger of micro-batches begins with the first step; {start.run} goes "
+            f"on after step {start.step} and has none. Leave out `--ledger "
+            "micro-batches`, or train a new run."
+        )
+    return placement
 
 
 def _checked_apart(every: dict[str, str]) -> tuple[dict[str, str], list[str]]:

@@ -265,6 +265,14 @@ _placement_options = _group(
         "repeat a step without the worker that was wrong.",
     ),
     click.option(
+        "--ledger",
+        type=click.Choice(["steps", "micro-batches"]),
+        default="steps",
+        show_default=True,
+        help="Hashes to record: of each optimizer step, or also of each micro-batch, "
+        "so that an audit can name it and the worker that computed it.",
+    ),
+    click.option(
         "--profile",
         type=click.IntRange(0, 1000),
         default=0,

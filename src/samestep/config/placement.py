@@ -16,6 +16,8 @@ from samestep.system.machine import Gpus
 
 
 Counts = tuple[Annotated[int, Field(ge=0)], ...]
+MOST_HASHED = 1024
+"""Micro-batches whose hashes have room in a snapshot (`state.snapshot`)."""
 
 
 class Placement(BaseModel):
@@ -69,6 +71,10 @@ class Placement(BaseModel):
     verify: Annotated[float, Field(ge=0, le=1)] = 0.0
     """The share of optimizer steps whose micro-batches a second worker computes, too,
     to find a processor or memory that is wrong at times; drawn by the seed."""
+    ledger: Literal["steps", "micro-batches"] = "steps"
+    """What the run has hashes of: every optimizer step (steps), and also every
+    micro-batch, with the worker that computed it, so that `samestep audit` can name
+    both (micro-batches). A resumed run keeps what it began with."""
     profile: Annotated[int, Field(ge=0, le=1000)] = 0
     """Steps whose phases, for every worker, are written to trace.json."""
     tensorboard: bool | None = None
@@ -112,6 +118,11 @@ class Placement(BaseModel):
             )
         if isinstance(self.balance, tuple) and micro_batches:
             _check_balance(self, workers, micro_batches)
+        if self.ledger == "micro-batches" and (micro_batches or 0) > MOST_HASHED:
+            raise PlacementError(
+                f"A ledger of micro-batches has room for {MOST_HASHED:,} of them; the "
+                f"recipe has {micro_batches:,}. Leave out `--ledger micro-batches`."
+            )
         exchange, because = self._resolve_exchange(device)
         chosen = {"workers": workers, "device": device, "exchange": exchange}
         chosen["tensorboard"] = self._resolve_tensorboard()

@@ -173,6 +173,8 @@ class Progress(_Part):
     """Loss and metrics since the last step record."""
     hashes: str = ""
     """The hashes of these steps (`state.hashing.StepHashes`), one after the other."""
+    micro_batch_hashes: str = ""
+    """And those of their micro-batches, each with its worker, if there are any."""
     noise: Noise = Noise()
     seconds: float = 0.0
     """Seconds of training in this epoch, without steps that a failure undid."""

@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from torch.distributed import DistError
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
+from samestep.config.placement import Placement
 from samestep.core.topology import Topology
 from samestep.elastic import attempt, briefing
 from samestep.elastic.gathering import Meeting
@@ -35,6 +36,8 @@ from samestep.training.worker import build_replay
 from samestep.verification.probe import Witness
 
 
+SUPERVISED = ("profile", "drop_stragglers_below", "min_workers", "ledger")
+"""Fields of the placement that need samestep's supervisor."""
 STARTED = time.monotonic()
 STOPPED_SECONDS, LOST_SECONDS = 2.0, 6.0
 """A worker that has stopped with the others, or has lost them, waits so long for a
@@ -72,8 +75,8 @@ def _check(request: Request) -> None:
             "Under torchrun, its `--nproc-per-node` decides how many workers there "
             f"are; received `--workers {placement.workers}`. Leave it out."
         )
-    for name in ("profile", "drop_stragglers_below", "min_workers"):
-        if getattr(placement, name):
+    for name in SUPERVISED:
+        if getattr(placement, name) != Placement.model_fields[name].default:
             raise PlacementError(
                 f"`--{name.replace('_', '-')}` needs samestep's own supervisor, which "
                 "does not run under torchrun. Leave it out, or use `samestep train` on "

@@ -37,6 +37,9 @@ class Instruments(Protocol):
     def record(self, index: int, loss: float, metrics: list[float]) -> None:
         """Record the sums of a micro-batch."""
 
+    def record_hash(self, index: int, number: int) -> None:
+        """Record the hash of a micro-batch's own gradient."""
+
     def read_less(self, num_bytes: int) -> None:
         """Note how many bytes less all workers together read in this step."""
 

@@ -33,6 +33,8 @@ class Setup:
     probe: bool
     verify: float
     """The share of steps that are computed twice."""
+    ledger: str
+    """What there are hashes of: `steps`, or `micro-batches`, too."""
     profile: int
     """Steps to trace."""
     faults: list[Fault]

@@ -63,6 +63,9 @@ class StepRecord:
     """Micro-batches that each worker owns."""
     hashes: str = field(default="", metadata=ELSEWHERE)
     """The hashes of these steps (`state.hashing.StepHashes`), for the ledger."""
+    micro_batch_hashes: str = field(default="", metadata=ELSEWHERE)
+    """For each of these steps and each micro-batch the hash of its gradient and the
+    rank of its worker, of 16 hexadecimal digits each, if they have a ledger."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,17 +1,20 @@
-"""The ledger of a run: the hashes of every optimizer step, in one small file.
+"""The ledgers of a run: hashes of every optimizer step, in small files.
 
     header   b"samestep", version, bytes of a record; SHA-256 of the recipe
     chunk    number of records; the records; SHA-256
     record   step, hash of the gradient, hash of the parameters
 
-Numbers are uint64, little-endian; steps count from 1. A chunk has the steps of one line
-of metrics.jsonl. Its SHA-256 is that of the SHA-256 before it (of the header, for the
-first), of the number and of the records, so the last one stands for the whole file.
+A record of the ledger of micro-batches has the step, then for each micro-batch the hash
+of its own gradient and the rank of the worker that computed it. Numbers are uint64,
+little-endian; steps count from 1. A chunk has the steps of one line of metrics.jsonl.
+Its SHA-256 is that of the SHA-256 before it (of the header, for the first), of the
+number and of the records, so the last one stands for the whole file.
 """
 
 import hashlib
 import struct
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Final
 
 import numpy as np
@@ -23,10 +26,11 @@ from samestep.output.json_lines import Appended
 
 
 FILE: Final = "ledger"
+MICRO_BATCHES: Final = "ledger-micro-batches"
 MAGIC: Final = b"samestep"
 VERSION = 1
-RECORD = 24
-"""Bytes of a record."""
+HASHES = 2
+"""Numbers of a record besides the step; of each micro-batch in their ledger."""
 DIGEST = 32
 """Bytes of a SHA-256."""
 HEADER = struct.Struct("<8sQQ32s")
@@ -34,12 +38,22 @@ MOST_RECORDS = 1 << 20
 """The most records of a chunk; samestep writes 50 at most."""
 
 Records = NDArray[np.uint64]
-"""[n, 3]: step, hash of the gradient, hash of the parameters."""
+"""[n, 1 + columns]: the step, then hashes."""
 
 
-def header_of(recipe_digest: str) -> bytes:
+def columns(micro_batches: int) -> dict[str, int]:
+    """Return the numbers of a record besides the step, by file."""
+    return {FILE: HASHES, MICRO_BATCHES: HASHES * micro_batches}
+
+
+def header_of(recipe_digest: str, columns: int = HASHES) -> bytes:
     """Return the header of the ledger of a recipe."""
-    return HEADER.pack(MAGIC, VERSION, RECORD, bytes.fromhex(recipe_digest))
+    digest = bytes.fromhex(recipe_digest)
+    return HEADER.pack(MAGIC, VERSION, _record_bytes(columns), digest)
+
+
+def _record_bytes(columns: int) -> int:
+    return 8 * (1 + columns)
 
 
 def head_of(header: bytes) -> bytes:
@@ -63,14 +77,17 @@ class Ledger:
     """The last SHA-256 of the chain."""
     is_whole: bool
     """Whether nothing follows the last complete chunk."""
+    columns: int = HASHES
+    """Numbers of a record besides the step."""
 
-    @property
+    @cached_property
     def records(self) -> Records:
-        """The records of all steps, uint64 [n, 3]."""
-        return np.concatenate([np.zeros((0, 3), np.uint64), *self.chunks])
+        """The records of all steps."""
+        nothing = np.zeros((0, 1 + self.columns), np.uint64)
+        return np.concatenate([nothing, *self.chunks])
 
 
-def parse(content: bytes) -> Ledger:
+def parse(content: bytes, columns: int = HASHES) -> Ledger:
     """Read a ledger, which may end in the middle of a chunk.
 
     Raises ValueError, whose text says what is wrong.
@@ -78,37 +95,40 @@ def parse(content: bytes) -> Ledger:
     if len(content) < HEADER.size:
         raise ValueError("it has no header")
     magic, version, size, digest = HEADER.unpack_from(content)
-    if (magic, version, size) != (MAGIC, VERSION, RECORD):
+    if (magic, version, size) != (MAGIC, VERSION, _record_bytes(columns)):
         raise ValueError("its header is not that of this version")
     head, place, last = head_of(content[: HEADER.size]), HEADER.size, 0
     chunks: list[Records] = []
-    while (end := _end_of_chunk(content, place)) <= len(content):
+    while (end := _end_of_chunk(content, place, size)) <= len(content):
         body, found = content[place : end - DIGEST], content[end - DIGEST : end]
         head = hashlib.sha256(head + body).digest()
         if found != head:
             raise ValueError(f"the chain of hashes is broken after step {last}")
-        records = np.frombuffer(body, "<u8", offset=8).reshape(-1, 3)
+        records = np.frombuffer(body, "<u8", offset=8).reshape(-1, 1 + columns)
         if records[:, 0].tolist() != list(range(last + 1, last + 1 + len(records))):
             raise ValueError(f"its steps are not consecutive after step {last}")
         chunks.append(records.astype(np.uint64))
         place, last = end, last + len(records)
-    return Ledger(digest.hex(), chunks, head, is_whole=place == len(content))
+    is_whole = place == len(content)
+    return Ledger(digest.hex(), chunks, head, is_whole, columns)
 
 
-def _end_of_chunk(content: bytes, place: int) -> int:
+def _end_of_chunk(content: bytes, place: int, size: int) -> int:
     """Return where a chunk ends; behind the content if it is not complete."""
     if len(content) < place + 8:
         return len(content) + 1
     (count,) = struct.unpack_from("<Q", content, place)
     if not 0 < count <= MOST_RECORDS:
         raise ValueError(f"its chunk at byte {place} has {count} records")
-    return place + 8 + int(count) * RECORD + DIGEST
+    return place + 8 + int(count) * size + DIGEST
 
 
 @dataclass
 class LedgerFile(Appended):
-    """The ledger of the run that is written."""
+    """A ledger of the run that is written."""
 
+    columns: int = HASHES
+    """Numbers of a record besides the step."""
     last: int = 0
     """The last step in it."""
     is_lost: bool = field(default=True)
@@ -126,7 +146,7 @@ class LedgerFile(Appended):
         Chunks of later steps are dropped. None if there is none, or an empty file: an
         earlier version wrote the run. Raises RunError if the file is damaged.
         """
-        content = header_of(recipe_digest)
+        content = header_of(recipe_digest, self.columns)
         self.last, self.is_lost, self._head = 0, False, head_of(content)
         if step == 0:
             return content
@@ -140,7 +160,7 @@ class LedgerFile(Appended):
         try:
             content = untrusted.read_bytes(self.path) if self.path.exists() else b""
             self.is_lost = not content
-            return parse(content).chunks if content else []
+            return parse(content, self.columns).chunks if content else []
         except (OSError, ValueError) as error:
             raise RunError(
                 f"The ledger {self.path} is damaged: {error}. Remove it to go on "
@@ -149,14 +169,14 @@ class LedgerFile(Appended):
             ) from None
 
     def add(self, step: int, hashes: str) -> None:
-        """Append a chunk: 32 hexadecimal digits for each step up to `step`.
+        """Append a chunk: 16 hexadecimal digits for each number of the steps to `step`.
 
         A ledger that lacks steps before them ends, with a warning.
         """
-        numbers = np.frombuffer(bytes.fromhex(hashes), ">u8").reshape(-1, 2)
-        steps = np.arange(step - len(numbers) + 1, step + 1, dtype=np.uint64)
-        if self.is_lost or not len(steps):
+        if self.is_lost or not hashes:
             return
+        numbers = np.frombuffer(bytes.fromhex(hashes), ">u8").reshape(-1, self.columns)
+        steps = np.arange(step - len(numbers) + 1, step + 1, dtype=np.uint64)
         if steps[0] != self.last + 1:
             self.is_lost = True
             self.warn(

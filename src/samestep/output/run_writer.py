@@ -52,6 +52,7 @@ RECORDS = {
     "metrics.jsonl",
     "events.jsonl",
     ledger.FILE,
+    ledger.MICRO_BATCHES,
     "result.json",
     "logs",
     "tensorboard",
@@ -140,7 +141,11 @@ class RunWriter(AbstractContextManager["RunWriter"]):
             JsonLines(self.path / name, self.fence, warn)
             for name in ("metrics.jsonl", "events.jsonl")
         )
-        self._ledger = LedgerFile(self.path / ledger.FILE, self.fence, warn)
+        micro_batches = self.settings.recipe["micro_batches"]
+        self._ledger, self._micro_batches = (
+            LedgerFile(self.path / name, self.fence, warn, columns=columns)
+            for name, columns in ledger.columns(micro_batches).items()
+        )
         return self
 
     def __exit__(self, _: object, error: BaseException | None, *rest: object) -> None:
@@ -171,7 +176,7 @@ class RunWriter(AbstractContextManager["RunWriter"]):
         self._write("environment.json", text.encode())
         (self.path / "metrics.jsonl").touch()
         if self.is_new:
-            self._begin_ledger(0)
+            self._begin_ledgers(0)
         (self.path / "result.json").unlink(missing_ok=True)
         self.event(
             name,
@@ -201,7 +206,7 @@ class RunWriter(AbstractContextManager["RunWriter"]):
         kept = [line for line in lines if _is_kept(line, step, epochs)]
         self._go_on(step, kept)
         self.epochs = epochs
-        self._begin_ledger(step)
+        self._begin_ledgers(step)
 
     def rewind_to(self, step: int, records: int) -> list[JsonObject]:
         """Keep the first lines of metrics.jsonl; return them. Raises OutputError."""
@@ -226,10 +231,12 @@ class RunWriter(AbstractContextManager["RunWriter"]):
         )
         return records
 
-    def _begin_ledger(self, step: int) -> None:
-        content = self._ledger.begin(self.settings.digest, step)
-        if content is not None:
-            self._write(ledger.FILE, content)
+    def _begin_ledgers(self, step: int) -> None:
+        has_micro_batches = self.settings.placement.get("ledger") == "micro-batches"
+        for each in (self._ledger, self._micro_batches)[: 1 + has_micro_batches]:
+            content = each.begin(self.settings.digest, step)
+            if content is not None:
+                self._write(each.path.name, content)
 
     @property
     def logs(self) -> Path:
@@ -244,9 +251,10 @@ class RunWriter(AbstractContextManager["RunWriter"]):
     def receive(self, message: Message) -> None:
         """Write what a message of a worker or of the supervisor adds to the run."""
         match message:
-            case StepRecord(step=step, hashes=hashes):
+            case StepRecord(step=step):
                 self.add("step", as_record(message))
-                self._ledger.add(step, hashes)
+                self._ledger.add(step, message.hashes)
+                self._micro_batches.add(step, message.micro_batch_hashes)
             case EpochRecord():
                 self.add("epoch", as_record(message))
             case EvaluationRecord():
@@ -314,6 +322,7 @@ class RunWriter(AbstractContextManager["RunWriter"]):
             "wrong_workers": self.wrong_workers,
             "snapshot_seconds": self.standstill,
             "ledger_sha256": self._ledger.sha256,
+            "micro_batch_ledger_sha256": self._micro_batches.sha256,
             "noise_scale": self.epochs[-1].get("noise_scale") if self.epochs else None,
             **self._facts,
             "epochs": self.epochs,

@@ -211,6 +211,8 @@ class Result(Record):
     [specification](../arithmetic.md)"""
     ledger_sha256: Sha256 | None = None
     """the last SHA-256 of the chain in `ledger`"""
+    micro_batch_ledger_sha256: Sha256 | None = None
+    """with `ledger = "micro-batches"`: that of the chain in `ledger-micro-batches`"""
     test_loss: Measured = None
     """of the final weights"""
     test_accuracy: Measured = None

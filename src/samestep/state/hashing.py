@@ -54,12 +54,16 @@ class StepHashes(NamedTuple):
     @classmethod
     def parse(cls, digits: str) -> list["StepHashes"]:
         """Return the steps whose digits stand one after the other."""
-        numbers = np.frombuffer(bytes.fromhex(digits), ">u8").reshape(-1, 2)
-        return [cls(*row) for row in numbers.tolist()]
+        return [cls(*row) for row in parse(digits).reshape(-1, 2).tolist()]
 
 
 NO_HASHES = StepHashes(0, 0)
 """What a worker adds whose slice another worker adds."""
+
+
+def parse(digits: str) -> NDArray[np.uint64]:
+    """Return numbers [n] of 16 hexadecimal digits each."""
+    return np.frombuffer(bytes.fromhex(digits), ">u8").astype(np.uint64)
 
 
 def hash_of(vector: Floats, first: int = 0) -> int:

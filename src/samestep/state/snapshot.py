@@ -27,7 +27,9 @@ from samestep.system import shared_memory
 from samestep.system.json_values import JsonObject
 
 
-PROGRESS_BYTES = 1 << 16
+PROGRESS_BYTES = 1 << 21
+"""Most of it is for hashes of micro-batches: 32 digits for each of at most 1,024, of at
+most 50 steps."""
 NOTHING = 0
 """The mark of a slice that is not complete; fresh memory is zero."""
 

@@ -5,7 +5,7 @@ their manifests, and nothing in it is executed. Steps are not computed again her
 `supervisor.recomputing`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -22,6 +22,9 @@ from samestep.state.checkpoint import Checkpoint
 from samestep.state.hashing import StepHashes, hash_of
 from samestep.state.layout import Layout
 from samestep.state.snapshot import State
+from samestep.supervisor import blame
+from samestep.supervisor.blame import WrongMicroBatch
+from samestep.supervisor.recomputing import Recomputed
 from samestep.supervisor.resume import recipe_differences
 
 
@@ -35,10 +38,15 @@ Segment = tuple[int, int]
 class Mismatch(Exception):
     """A run is not what it claims to be; the text says where."""
 
-    def __init__(self, text: str, step: int | None = None) -> None:
-        """Keep the text, and the first wrong step if it is known."""
+    def __init__(
+        self,
+        text: str,
+        step: int | None = None,
+        micro_batches: Sequence[WrongMicroBatch] = (),
+    ) -> None:
+        """Keep the text, and the first wrong step and micro-batches if known."""
         super().__init__(text)
-        self.step = step
+        self.step, self.micro_batches = step, micro_batches
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,8 @@ class Claims:
     run: RunResult
     recipe: Recipe
     ledger: Ledger
+    micro_batches: Ledger | None
+    """The ledger of micro-batches, if the run has one."""
     checkpoints: list[int] = field(default_factory=list)
     """The steps of the checkpoints, in order."""
 
@@ -72,20 +82,40 @@ class Claims:
         """Return the hashes that the ledger has for a step, counted from 1."""
         return StepHashes(*self.ledger.records[step - 1, 1:].tolist())
 
-    def check_steps(self, segment: Segment, computed: Mapping[int, StepHashes]) -> None:
+    def check_steps(self, segment: Segment, computed: Recomputed) -> None:
         """Compare what was computed again. Raises Mismatch for the first wrong step."""
         for step in range(segment[0] + 1, segment[1] + 1):
-            claimed, found = self.hashes(step), computed.get(step)
+            claimed, found = self.hashes(step), computed.hashes.get(step)
             if found is None:
                 raise Mismatch(f"the training ends before step {step}", step)
+            differs = f"step {step} differs when it is computed again"
+            wrong, cause = self._compare_micro_batches(step, computed)
             for part, ours, theirs in zip(found._fields, found, claimed, strict=True):
                 if ours != theirs:
                     raise Mismatch(
-                        f"step {step} differs when it is computed again: the hash of "
-                        f"its {part} is {theirs:016x} in the ledger, and {ours:016x} "
-                        "now",
+                        f"{differs}: the hash of its {part} is {theirs:016x} in the "
+                        f"ledger, and {ours:016x} now{cause}",
                         step,
+                        wrong,
                     )
+            if wrong:
+                text = f"{differs}, though the ledger of steps is right{cause}"
+                raise Mismatch(text, step, wrong)
+
+    def _compare_micro_batches(
+        self, step: int, computed: Recomputed
+    ) -> tuple[list[WrongMicroBatch], str]:
+        """Return which micro-batches of a step differ, and that in words."""
+        if self.micro_batches is None:
+            return [], ""
+        claimed = self.micro_batches.records[step - 1, 1:]
+        wrong = blame.wrong_micro_batches(claimed, computed.micro_batches[step])
+        if not wrong:
+            return (
+                [],
+                "; all micro-batches are right, so what came after them went wrong",
+            )
+        return wrong, f"; {blame.in_words(wrong, self.recipe.micro_batches)}"
 
     def check_state(
         self, step: int, computed: State | None, layout: Layout | None
@@ -145,25 +175,40 @@ def read(path: Path) -> Claims:
     result and recipe.
     """
     run = RunResult.open(path)
-    recipe, closing = run.recipe, run.result.get("ledger_sha256")
-    if closing is None:
+    recipe, result = run.recipe, run.result
+    if result.get("ledger_sha256") is None:
         raise RunError(
             f"An audit compares steps with the ledger of the run, and {path} has none: "
             "an earlier version wrote it, or some of its steps were lost."
         )
-    try:
-        found = ledger.parse(untrusted.read_bytes(path / ledger.FILE))
-    except (OSError, ValueError) as error:
-        raise Mismatch(f"the ledger cannot be used: {error}") from None
-    if not found.is_whole:
-        raise Mismatch("the ledger ends in the middle of a chunk")
-    if found.head.hex() != closing:
-        raise Mismatch("the SHA-256 of the ledger is not the one in result.json")
+    columns = ledger.columns(recipe.micro_batches)
+    found = _read(path / ledger.FILE, columns, "the ledger", result["ledger_sha256"])
     if not len(found.records):
         raise RunError(f"The ledger of {path} has no steps: there is nothing to audit.")
     _check_recipe(run, recipe, found)
+    micro_batches, closing = None, result.get("micro_batch_ledger_sha256")
+    if closing is not None:
+        what, file = "the ledger of micro-batches", path / ledger.MICRO_BATCHES
+        micro_batches = _read(file, columns, what, closing)
+        if micro_batches.recipe_digest != recipe.digest:
+            raise Mismatch(f"recipe.toml is not the recipe of {what}")
+        if len(micro_batches.records) != len(found.records):
+            raise Mismatch(f"{what} has not as many steps as the ledger")
     steps = checkpoint.steps(checkpoint.directory_of(path))
-    return Claims(run, recipe, found, steps)
+    return Claims(run, recipe, found, micro_batches, steps)
+
+
+def _read(file: Path, columns: Mapping[str, int], what: str, closing: str) -> Ledger:
+    """Read one of the ledgers. Raises Mismatch if it does not end with `closing`."""
+    try:
+        found = ledger.parse(untrusted.read_bytes(file), columns[file.name])
+    except (OSError, ValueError) as error:
+        raise Mismatch(f"{what} cannot be used: {error}") from None
+    if not found.is_whole:
+        raise Mismatch(f"{what} ends in the middle of a chunk")
+    if found.head.hex() != closing:
+        raise Mismatch(f"the SHA-256 of {what} is not the one in result.json")
+    return found
 
 
 def _check_recipe(run: RunResult, recipe: Recipe, found: Ledger) -> None:

@@ -40,6 +40,7 @@ def make_setup(
         prefetch=placement.prefetch == "auto",
         probe=placement.probe,
         verify=placement.verify,
+        ledger=placement.ledger,
         profile=placement.profile,
         keep_checkpoints=placement.keep_checkpoints,
         faults=fault_injection.from_environment(),

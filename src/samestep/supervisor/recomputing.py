@@ -9,6 +9,7 @@ from samestep.config.recipe import Recipe
 from samestep.errors import Interrupted
 from samestep.messages.job import TrainingJob
 from samestep.messages.training import Finished, Message, StepRecord
+from samestep.state import hashing
 from samestep.state.checkpoint import Checkpoint
 from samestep.state.hashing import StepHashes
 from samestep.state.layout import Layout
@@ -26,6 +27,8 @@ class Recomputed:
 
     hashes: dict[int, StepHashes] = field(default_factory=dict)
     """By step, counted from 1."""
+    micro_batches: dict[int, list[int]] = field(default_factory=dict)
+    """The hash of each micro-batch's gradient, by step; empty unless they are taken."""
     finished: Finished | None = None
     """The result, if the last step of the training was among them."""
     state: State | None = None
@@ -38,7 +41,11 @@ class Recomputed:
         match message:
             case StepRecord(step=step, hashes=hashes):
                 steps = StepHashes.parse(hashes)
-                self.hashes |= dict(enumerate(steps, step - len(steps) + 1))
+                first = step - len(steps) + 1
+                self.hashes |= dict(enumerate(steps, first))
+                numbers = hashing.parse(message.micro_batch_hashes)
+                rows = numbers.reshape(len(steps), -1)[:, ::2].tolist()
+                self.micro_batches |= dict(enumerate(rows, first))
             case Finished():
                 self.finished = message
 

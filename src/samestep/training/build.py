@@ -68,6 +68,7 @@ from samestep.user_code.references import names
 from samestep.verification import schedule, startup
 from samestep.verification.beside_torch import BesideTorch
 from samestep.verification.mutation_check import MutationCheck
+from samestep.verification.one_by_one import passes_for
 from samestep.verification.probe import Probe
 from samestep.verification.second_worker import Verifier
 
@@ -106,6 +107,9 @@ def build_trainer(context: WorkerContext, samples_sha256: str = "") -> Trainer:
         report=context.report if topology.is_leader else lambda _: None,
         samples=samples,
         replica=replica,
+        passes=passes_for(
+            setup.ledger, replica.passes, flat, exchange, recipe.compression
+        ),
         ownership=Ownership(
             topology.rank, exchange, balancer, is_random=setup.balance == "random"
         ),
@@ -377,6 +381,7 @@ def _monitor(
         context.topology,
         exchange,
         num_cells(components.data.own_metrics),
+        has_micro_batches=context.setup.ledger == "micro-batches",
     )
     return StepMonitor(
         _clock(context),

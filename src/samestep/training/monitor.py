@@ -89,6 +89,10 @@ class StepMonitor:
         """Record the loss and the metrics of a micro-batch."""
         self.metrics.record(self._row, index, loss, metrics)
 
+    def record_hash(self, index: int, number: int) -> None:
+        """Record the hash of a micro-batch's own gradient."""
+        self.metrics.hash_micro_batch(self._row, index, number)
+
     def recorded(self, micro_batches: Share) -> NDArray[np.float64]:
         """Return the loss and the metrics of some of the worker's micro-batches."""
         return self.metrics.recorded(self._row, micro_batches)

@@ -67,6 +67,7 @@ def step_record(
         noise_scale=progress.noise.scale,
         own_metrics=own_metrics(data),
         hashes=progress.hashes,
+        micro_batch_hashes=progress.micro_batch_hashes,
     )
 
 

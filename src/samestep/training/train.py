@@ -127,9 +127,9 @@ def train_step(trainer: Trainer, step: int) -> None:
     trainer.ownership.shuffle(step)
     monitor.begin_step(step, samples.num_targets(step))
     if trainer.verifier.is_due(step):
-        trainer.verifier.run(step, replica.passes, monitor)
+        trainer.verifier.run(step, trainer.passes, monitor)
     else:
-        replica.passes.run(step, trainer.ownership.micro_batches, monitor)
+        trainer.passes.run(step, trainer.ownership.micro_batches, monitor)
 
     monitor.begin_exchange()
     gradient, buffers = _sum(trainer, step)
@@ -221,6 +221,7 @@ def sync_metrics(trainer: Trainer) -> Decision:
         progress.epoch.add(step)
         progress.logged.add(step)
     progress.hashes += "".join(map(str, merged.hashes))
+    progress.micro_batch_hashes += merged.micro_batches
     if progress.step == trainer.until or trainer.is_logged:
         _report_steps(trainer)
     if trainer.probe is not None:
@@ -324,7 +325,8 @@ def _report_steps(trainer: Trainer) -> None:
     record = step_record(progress, epoch, lr, times, trainer.samples.data)
     shares = lengths(balancer.owned)
     trainer.report(replace(record, speeds=balancer.speeds, shares=shares))
-    progress.logged, progress.hashes = MetricSums(), ""
+    progress.logged = MetricSums()
+    progress.hashes = progress.micro_batch_hashes = ""
 
 
 def _report_result(trainer: Trainer) -> None:

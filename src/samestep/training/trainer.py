@@ -47,6 +47,7 @@ from samestep.training.monitor import StepMonitor
 from samestep.training.timing import PHASES, Times
 from samestep.user_code.callbacks import Callbacks
 from samestep.user_code.references import UserCode
+from samestep.verification.one_by_one import Passes
 from samestep.verification.probe import Probe, Witness
 from samestep.verification.second_worker import Verifier
 
@@ -200,6 +201,8 @@ class Trainer:
     """Does nothing but on the first worker of each node."""
     samples: Samples
     replica: Replica
+    passes: Passes
+    """Those of the replica, perhaps one by one."""
     ownership: Ownership
     evaluator: Evaluator
     probe: Probe | None

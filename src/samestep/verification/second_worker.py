@@ -35,6 +35,7 @@ from samestep.state.flat import Flat
 from samestep.state.hashing import MASK, hash_of
 from samestep.system.fault_injection import Faults
 from samestep.system.heartbeat import Heartbeat
+from samestep.verification.one_by_one import Passes
 
 
 LOW = 0xFFFFFFFF
@@ -47,19 +48,6 @@ class Monitor(Instruments, Protocol):
 
     def recorded(self, micro_batches: Share) -> NDArray[np.float64]:
         """Return the loss and the metrics of each micro-batch."""
-
-
-class Passes(Protocol):
-    """What computes micro-batches: by torch, or with portable arithmetic."""
-
-    def write(
-        self,
-        step: int,
-        owned: Share,
-        partials: Sequence[Tensor],
-        instruments: Instruments,
-    ) -> None:
-        """Compute any micro-batches of a step; write their partials."""
 
 
 @dataclass
@@ -86,6 +74,9 @@ class Notes:
     ) -> None:
         """Keep them."""
         self.record(index, loss.item(), metrics.tolist())
+
+    def record_hash(self, index: int, number: int) -> None:
+        """Do nothing: the owner of the micro-batch records it."""
 
     def read_less(self, num_bytes: int) -> None:
         """Do nothing."""
