@@ -54,7 +54,7 @@ from samestep.training.components import (
 from samestep.training.evaluate import Evaluator
 from samestep.training.metrics import MetricsBuffer
 from samestep.training.monitor import StepMonitor
-from samestep.training.timing import PHASES, Clock, Tracer
+from samestep.training.timing import PHASES, clock_for
 from samestep.training.trainer import (
     Ownership,
     Replica,
@@ -374,7 +374,7 @@ def _probe(
 def _monitor(
     context: WorkerContext, components: Components, exchange: Exchange
 ) -> StepMonitor:
-    plan = components.plan
+    plan, report, rank = components.plan, context.report, context.topology.rank
     metrics = MetricsBuffer(
         plan.micro_batches,
         steps_per_report(plan),
@@ -384,22 +384,15 @@ def _monitor(
         has_micro_batches=context.setup.ledger == "micro-batches",
     )
     return StepMonitor(
-        _clock(context),
+        clock_for(
+            context.setup.profile,
+            lambda spans: report(Traced(worker=rank, spans=spans)),
+            context.device.finish,
+        ),
         context.heartbeat,
         context.faults,
         metrics,
         MutationCheck.of(context.recipe, components.model, components.flat),
         exchange,
         context.device,
-    )
-
-
-def _clock(context: WorkerContext) -> Clock:
-    if not context.setup.profile:
-        return Clock()
-    report, rank = context.report, context.topology.rank
-    return Tracer(
-        context.setup.profile,
-        lambda spans: report(Traced(worker=rank, spans=spans)),
-        context.device.finish,
     )

@@ -54,7 +54,6 @@ from samestep.verification.second_worker import Verifier
 
 Report = Callable[[Message], None]
 """Send a message to the supervisor."""
-
 NO_METRICS: Mapping[str, Any] = MappingProxyType({})
 REPORTS_PER_EPOCH = 20
 MAX_STEPS_PER_REPORT = 50
