@@ -98,9 +98,9 @@ def test_a_ledger_of_micro_batches_begins_with_the_first_step(
 
 def test_more_micro_batches_than_a_snapshot_has_room_for_are_refused() -> None:
     placement = samestep.Placement(workers=1, ledger="micro-batches")
-    assert placement.resolve(1024)[0].ledger == "micro-batches"
-    with pytest.raises(PlacementError, match=r"room for 1,024 of them; .* has 1,025"):
-        placement.resolve(1025)
+    assert placement.resolve(128)[0].ledger == "micro-batches"
+    with pytest.raises(PlacementError, match=r"room for 128 of them; .* has 129"):
+        placement.resolve(129)
 
 
 @pytest.fixture(scope="module")

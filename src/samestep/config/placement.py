@@ -16,7 +16,7 @@ from samestep.system.machine import Gpus
 
 
 Counts = tuple[Annotated[int, Field(ge=0)], ...]
-MOST_HASHED = 1024
+MOST_HASHED = 128
 """Micro-batches whose hashes have room in a snapshot (`state.snapshot`)."""
 
 
@@ -120,7 +120,7 @@ class Placement(BaseModel):
             _check_balance(self, workers, micro_batches)
         if self.ledger == "micro-batches" and (micro_batches or 0) > MOST_HASHED:
             raise PlacementError(
-                f"A ledger of micro-batches has room for {MOST_HASHED:,} of them; the "
+                f"A ledger of micro-batches has room for {MOST_HASHED} of them; the "
                 f"recipe has {micro_batches:,}. Leave out `--ledger micro-batches`."
             )
         exchange, because = self._resolve_exchange(device)

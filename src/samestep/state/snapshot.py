@@ -27,8 +27,8 @@ from samestep.system import shared_memory
 from samestep.system.json_values import JsonObject
 
 
-PROGRESS_BYTES = 1 << 21
-"""Most of it is for hashes of micro-batches: 32 digits for each of at most 1,024, of at
+PROGRESS_BYTES = 5 << 16
+"""Most of it is for hashes of micro-batches: 32 digits for each of at most 128, of at
 most 50 steps."""
 NOTHING = 0
 """The mark of a slice that is not complete; fresh memory is zero."""
