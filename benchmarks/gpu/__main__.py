@@ -34,17 +34,21 @@ class Run:
     out: Path
     directory: Path
     """For the reports and the output of parts, until they are put together."""
-    end: float
+    patience: int
+    end: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Begin to count the seconds of all parts."""
+        self.end = time.monotonic() + SECONDS * self.patience
 
     def part(self, name: str) -> dict[str, Any]:
         """Run a part in a process of its own; return what it says."""
         part, start = PARTS[name], time.monotonic()
         if part.needs_gpu and self.device != "cuda":
             return {"status": "skipped", "message": "needs a GPU", "seconds": 0.0}
-        patience = 1 if self.device == "cuda" else PATIENCE
-        seconds = min(part.seconds * patience, self.end - start)
+        seconds = min(part.seconds * self.patience, self.end - start)
         if seconds < 1:
-            message = f"no time left of {SECONDS} s"
+            message = f"no time left of {SECONDS * self.patience} s"
             return {"status": "skipped", "message": message, "seconds": 0.0}
         file, log = self.directory / f"{name}.json", self.directory / f"{name}.log"
         command = [sys.executable, "-m", "gpu", "--device", self.device]
@@ -120,7 +124,8 @@ def run_all(device: str, out: Path, names: list[str]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     results: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as directory:
-        run = Run(device, out, Path(directory), time.monotonic() + SECONDS)
+        patience = 1 if device == "cuda" else PATIENCE
+        run = Run(device, out, Path(directory), patience)
         for name, result in run.parts(names):
             results[name] = result
             run.write(results)
