@@ -39,6 +39,15 @@ def test_a_ledger_has_the_same_bytes_with_any_workers_and_exchange(
     }
 
 
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_zeros_have_one_sign_in_a_ledger(train: Train, micro_batches: int) -> None:
+    """Of one sample, a product may be a negative zero over one of the exchanges."""
+    samples = {"global_batch": micro_batches, "micro_batches": micro_batches}
+    recipe = small_recipe(max_steps=8, **samples)
+    over = {how: content(train(recipe, 1, exchange=how)) for how in ("gloo", "shared")}
+    assert over["gloo"] == over["shared"]
+
+
 def test_a_ledger_has_the_hashes_of_all_steps(train: Train) -> None:
     """Those of a checkpoint's parameters among them."""
     run = train(RECIPE, 2)

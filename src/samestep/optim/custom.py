@@ -29,7 +29,7 @@ from samestep.optim.kept_state import (
     rooms,
     set_group_numbers,
 )
-from samestep.optim.optimizer import slice_hash
+from samestep.optim.optimizer import gradient_hash, slice_hash
 from samestep.state.hashing import NO_HASHES, StepHashes
 from samestep.state.layout import Layout
 from samestep.system.json_values import JsonObject
@@ -118,7 +118,7 @@ class CustomOptimizer:
         ):
             group["lr"] = lr * factor
         seeding.seed(derive_seed(self._made.seed, "optimizer", self._steps))
-        before = slice_hash(gradient, self._place)
+        before = gradient_hash(gradient, self._place)
         with blaming(f"the update of {self._made.who}"):
             self._optimizer.step()
         for piece in self._pieces:

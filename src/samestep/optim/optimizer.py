@@ -126,7 +126,7 @@ class SliceOptimizer:
         self._steps += 1
         self._squares += lr * lr
         share = lr * lr / self._squares if self._squares else 0.0
-        before = slice_hash(gradient, self._place)
+        before = gradient_hash(gradient, self._place)
         for group in self._groups:
             group.step(gradient, lr, share, self._steps)
         self.hashes = StepHashes(before, slice_hash(self._all, self._place))
@@ -135,6 +135,14 @@ class SliceOptimizer:
 def slice_hash(vector: Tensor, place: int | None) -> int:
     """Return the hash of a slice [n] that begins at `place`; 0 if it is not hashed."""
     return 0 if place is None else hash_of(vector.cpu().numpy(), place)
+
+
+def gradient_hash(gradient: Tensor, place: int | None) -> int:
+    """Return the hash of a slice [n] of a gradient, with all zeros as positive ones.
+
+    PyTorch gives them one sign or the other, by the way in which it computes a product.
+    """
+    return 0 if place is None else slice_hash(gradient + 0.0, place)
 
 
 class _GroupOptimizer:

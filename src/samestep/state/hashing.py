@@ -43,7 +43,7 @@ class StepHashes(NamedTuple):
     """Hashes of an optimizer step, or the part of them that a worker adds."""
 
     gradient: int
-    """The hash of the gradient that the optimizer was given."""
+    """The hash of the gradient that the optimizer was given, its zeros as positive."""
     parameters: int
     """The hash of the parameters that it left."""
 

@@ -155,7 +155,7 @@ static void run_scale(float *vector, float factor, int64_t size) {
 }
 static uint64_t run_hash(const uint32_t *keys, const float *words, int64_t first,
                          int64_t size) {
-    return hash_vector(keys, (Halves){words, NULL}, first, size);
+    return hash_vector(keys, words, first, size);
 }
 static int run_function(int32_t number, const float *x, float *y, int64_t size) {
     IN_DEFAULT_MODE(int known = function(number, x, y, size));

@@ -141,10 +141,9 @@ INLINE void update_chunk(const Optimizer *how, Halves sum, float *p, float *m, f
  * cache. */
 INLINE void update_and_hash(const Optimizer *how, Halves sum, float *p, float *m,
                             float *v, int64_t first, int64_t n, Hashes *hashes) {
-    if (hashes) hashes->gradient += hash_vector(hashes->keys, sum, first, n);
+    if (hashes) hashes->gradient += hash_gradient(hashes->keys, sum, first, n);
     update_chunk(how, sum, p, m, v, n);
-    if (hashes)
-        hashes->parameters += hash_vector(hashes->keys, (Halves){p, NULL}, first, n);
+    if (hashes) hashes->parameters += hash_vector(hashes->keys, p, first, n);
 }
 
 static void update(const Optimizer *how, const float *const *leaves,
