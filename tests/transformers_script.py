@@ -223,7 +223,8 @@ class Collator:
         self._samples: list[Any] = []
 
     def __call__(self, samples: list[Any]) -> dict[str, torch.Tensor]:
-        self._samples += samples[: self._first - len(self._samples)]
+        if len(samples) < BATCH:  # not all of a stream's first batch, to compare it
+            self._samples += samples[: self._first - len(self._samples)]
         return self._pad(samples)
 
     def loss(self, trainer: Any, model: Any) -> float:
