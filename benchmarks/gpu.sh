@@ -7,7 +7,7 @@
 # Writes gpu.json and gpu.log to build/gpu, or to what --out names.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
-python=${PYTHON:-python}
+python=${PYTHON:-python3}
 export PYTHONPATH="$here/../src:$here:$here/peers${PYTHONPATH:+:$PYTHONPATH}"
 "$python" -c "from samestep.kernels.library import load_kernels as load; load()" ||
     "$python" -m samestep.kernels.compiling

@@ -256,7 +256,11 @@ def test_the_run_for_a_gpu_says_what_passed_and_what_was_skipped(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**marked(tmp_path), "TMPDIR": str(tmp_path / "tmp")},
+        env={
+            **marked(tmp_path),
+            "TMPDIR": str(tmp_path / "tmp"),
+            "PYTHON": sys.executable,
+        },
         start_new_session=True,
     )
     assert "n = 2 parts: 1 passed, 0 failed, 1 skipped" in output(process)

@@ -317,8 +317,9 @@ def test_a_stop_leaves_a_checkpoint_from_which_one_machine_goes_on(
     wait_for(lambda: a.events("epoch") and b.events("epoch"), a, b)
     b.process.send_signal(signal.SIGTERM)
     assert b.end() == 143, b.log
-    a.process.send_signal(signal.SIGTERM)  # perhaps it waits for b to come back
-    assert a.end() in (75, 143), a.log
+    # Perhaps it waits for b to come back, or is just ending by itself.
+    a.process.send_signal(signal.SIGTERM)
+    assert a.end() in (75, 143, -signal.SIGTERM), a.log
     steps = [checkpoint.steps(checkpoint.directory_of(m.out))[-1] for m in (a, b)]
     assert steps[0] == steps[1]
     hurry()

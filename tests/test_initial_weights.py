@@ -111,9 +111,13 @@ def test_functions_in_numpy_are_accurate() -> None:
         assert (found / exact - 1).nan_to_num().abs().max() < 2**-23.9
     assert functions.atanh(torch.tensor([1.0, -1.0])).tolist() == [math.inf, -math.inf]
     assert functions.expm1(torch.tensor([math.nan, 200.0]))[0].isnan()
-    base, index = torch.rand(5_000) * 100, torch.randn(5_000) * 5
-    off = functions.power(base, index).double() / base.double() ** index.double() - 1
-    assert off.abs().max() < 2**-23
+    seeded = torch.Generator().manual_seed(0)
+    base = torch.rand(5_000, generator=seeded) * 100
+    index = torch.randn(5_000, generator=seeded) * 5
+    exact = base.double() ** index.double()
+    normal = exact > torch.finfo(torch.float32).tiny
+    off = functions.power(base, index).double() / exact - 1
+    assert off[normal].abs().max() < 2**-23
     for case in ((-2.0, 3.0), (0.0, 2.0), (0.0, -1.0), (-2.0, 0.5), (10.0, 2.0)):
         (ours,) = functions.power(*torch.tensor(case).view(2, 1))
         (torchs,) = torch.pow(*torch.tensor(case).view(2, 1))
