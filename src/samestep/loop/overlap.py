@@ -70,8 +70,9 @@ class OverlappingGloo(GlooExchange):
         self._loop_flat = flat
         self._group = _group_for_gradients(dist.group.WORLD)
         self._buckets = _buckets(flat.parameters)
-        self._is_early = True
-        """Whether gradients still leave early, the same on all workers."""
+        # The last bucket is complete only when the backward pass is over.
+        self._is_early = len(self._buckets) > 1
+        """Whether gradients leave early, the same on all workers."""
         self._sent: dict[int, Tensor | None] = {}
         """What was sent of each parameter, by its place."""
         self._begun = False
