@@ -142,9 +142,8 @@ def resume(
         names, observers = _checked_apart(every)
         trackers = loaded(trackers)
         start = find_start(path, epochs, names, max_steps)
-        placement = _with_ledger(placement, start)
         _, placement, why, notice = resolved(
-            start.recipe, placement, names, running.gpus
+            start.recipe, _with_ledger(placement, start), names, running.gpus
         )
         settings = Settings.of(start.recipe, placement)
         with (

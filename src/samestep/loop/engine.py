@@ -141,7 +141,7 @@ class Engine:
         self._give_gradients(self._factor(piece, batch))
 
     def _factor(self, piece: Piece, batch: GlobalBatch) -> float:
-        """Return with which factor a micro-batch counts in the global batch."""
+        """Return the weight of a micro-batch in the gradient of the global batch."""
         count = self.weights.count(piece.number, piece.samples)
         return count / batch.size if self._reduction == "mean" else 1.0
 

@@ -101,6 +101,7 @@ def build_trainer(context: WorkerContext, samples_sha256: str = "") -> Trainer:
     samples = _samples(context, components)
     replica = _replica(context, components, exchange, samples)
     callbacks = _callbacks(context)
+    place = topology.rank, flat, exchange, heartbeat, faults
     trainer = Trainer(
         recipe=recipe,
         topology=topology,
@@ -115,16 +116,7 @@ def build_trainer(context: WorkerContext, samples_sha256: str = "") -> Trainer:
         ),
         evaluator=_evaluator(context, components, exchange, flat, exchange.parameters),
         probe=_probe(context, components, samples, exchange, seconds),
-        verifier=Verifier(
-            setup.verify,
-            recipe.seed,
-            topology.rank,
-            flat,
-            exchange,
-            heartbeat,
-            faults,
-            setup.hosts,
-        ),
+        verifier=Verifier(setup.verify, recipe.seed, *place, setup.hosts),
         monitor=_monitor(context, components, exchange),
         cadence=_cadence(context, callbacks),
         snapshots=Snapshots(

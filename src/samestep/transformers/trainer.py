@@ -163,7 +163,8 @@ class SamestepTrainer(Trainer):  # type: ignore[misc]
         targets = self.count_targets(inputs)
         count = float(self.loop.samples) if targets is None else targets
         if targets is not None:
-            self.loop.weigh(targets)  # before gradients are there, so that they leave
+            # Before the backward pass, during which gradients may be sent.
+            self.loop.weigh(targets)
         loss = float(super().training_step(model, inputs, items))
         if items is not None:
             self.loop.add(items=(count, 0.0))
