@@ -13,6 +13,7 @@ from samestep.elastic.consensus import Agreement, NodeStatus, agree, is_writer
 from samestep.elastic.node_state import Held
 from samestep.elastic.state_transfer import Courier
 from samestep.errors import PlacementError, ReplicasDiffer
+from samestep.output import ledger
 
 
 def facts(*steps: int, **fields: Any) -> list[NodeStatus]:
@@ -29,6 +30,18 @@ def test_the_newest_state_goes_to_all_who_lack_it() -> None:
         for fact, generation in zip(facts(7, 40, -1, 40), (2, 5, 0, 5), strict=True)
     ]
     assert agree(nodes) == Agreement(generation=6, step=40, donor=1, receivers=[0, 2])
+
+
+def test_ledgers_come_from_a_machine_that_has_recorded_all_steps() -> None:
+    """Also to those whose record is of other workers; bits do not depend on it."""
+    nodes = facts(40, 40, 40, 40, 7)
+    whole, other = {"ledger": "aa", "hashes": "bb"}, {"ledger": "aa", "hashes": "cc"}
+    recorded = [{"ledger": "aa", "hashes": ""}, whole, {"ledger": "aa"}, other, whole]
+    nodes = [replace(n, ledgers=r) for n, r in zip(nodes, recorded, strict=True)]
+    agreed = agree(nodes)
+    assert (agreed.donor, agreed.receivers) == (1, [0, 2, 3, 4])
+    assert set(agreed.ledgers) == {"ledger", "hashes"}
+    assert not agree([replace(n, step=0) for n in nodes]).ledgers
 
 
 def test_without_any_state_all_begin_at_the_beginning() -> None:
@@ -75,6 +88,7 @@ def test_the_checksum_of_a_state_is_over_all_that_decides_the_next_steps() -> No
     checksums = {replace(held, state=one).checksum for one in [state, *others]}
     assert len(checksums) == 5
     later = state.progress | {"seconds": 99.0, "phases": [1.0] * 7}
+    later["micro_batch_hashes"] = "01" * 16  # has the numbers of workers
     same = replace(held, state=replace(state, progress=later))
     assert same.checksum == held.checksum
 
@@ -98,7 +112,8 @@ def test_a_state_arrives_as_it_was_sent(
 ) -> None:
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
     build, epochs = {"torch": "x"}, [{"epoch": 1}]
-    held = Held(state_of(5), LAYOUT, RECIPE, build, epochs, metrics, b"\x00\xff")
+    ledgers = {ledger.FILE: b"\x00\xff", ledger.MICRO_BATCHES: b"12"} if metrics else {}
+    held = Held(state_of(5), LAYOUT, RECIPE, build, epochs, metrics, ledgers)
     store = HashStore()
 
     def join(node: int) -> Held:

@@ -135,7 +135,6 @@ def test_a_machine_says_for_whom_it_waits_and_gives_up_in_one_sentence(
         {"profile": 3},
         {"drop_stragglers_below": 0.5},
         {"min_workers": 1},
-        {"ledger": "micro-batches"},
     ],
 )
 def test_what_needs_a_supervisor_is_refused_under_torchrun(

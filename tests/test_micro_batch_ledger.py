@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -16,8 +16,11 @@ from test_resume import forget_after, resume
 
 import samestep
 from samestep import PlacementError, Recipe, Run, RunError
+from samestep.elastic import node_state
 from samestep.output import ledger
 from samestep.output.console import SilentView
+from samestep.output.run import Settings
+from samestep.output.run_writer import RunWriter
 from samestep.supervisor import blame
 from samestep.supervisor.blame import WrongMicroBatch
 from samestep.supervisor.forkserver_client import ForkServer
@@ -94,6 +97,53 @@ def test_a_ledger_of_micro_batches_begins_with_the_first_step(
     forget_after(run.path, 11)
     with pytest.raises(RunError, match=r"begins with the first step; .* after step 11"):
         resume(run.path, server, **OPTION)
+
+
+def test_a_machine_knows_which_ledgers_have_all_steps_of_its_state(
+    train: Train,
+) -> None:
+    recipe = PORTABLE.changed({"epochs": 2})
+    one, two = (train(recipe, workers, **OPTION).path for workers in (1, 2))
+    forget_after(one, 11)
+    forget_after(two, 11)
+
+    def recorded(run: Path) -> dict[str, str]:
+        held = node_state.newest(run)
+        assert held is not None
+        assert held.state.step == 11
+        return held.recorded
+
+    whole = recorded(one)
+    assert all(whole.values())
+    assert whole[ledger.FILE] == recorded(two)[ledger.FILE]
+    assert whole[ledger.MICRO_BATCHES] != recorded(two)[ledger.MICRO_BATCHES]
+    file = one / ledger.MICRO_BATCHES
+    content = file.read_bytes()
+    file.write_bytes(content[:-100])  # a part of the second epoch
+    assert recorded(one) == whole
+    for damaged in (b"", content[: ledger.HEADER.size], content[:-1] + b"x"):
+        file.write_bytes(damaged)
+        assert recorded(one) == whole | {ledger.MICRO_BATCHES: ""}
+    file.unlink()
+    assert recorded(one) == {ledger.FILE: whole[ledger.FILE]}
+
+
+@pytest.mark.parametrize("kind", ["steps", "micro-batches"])
+def test_a_machine_that_is_behind_has_the_ledgers_of_another(
+    trained: Path, tmp_path: Path, kind: Literal["steps", "micro-batches"]
+) -> None:
+    """And no longer its own, where the run has none of micro-batches."""
+    files = ledger.FILES if kind == "micro-batches" else (ledger.FILE,)
+    received = {name: (trained / name).read_bytes() for name in files}
+    run = tmp_path / "behind"
+    run.mkdir()
+    for name in ledger.FILES:
+        (run / name).write_bytes(b"older")
+    placement = samestep.Placement(workers=1, ledger=kind)
+    with RunWriter.reopen(run, Settings.of(PORTABLE, placement), 0.0) as writer:
+        writer.rewind(11, [], ("", received))
+    found = {file.name: file.read_bytes() for file in run.glob("ledger*")}
+    assert found == received
 
 
 def test_more_micro_batches_than_a_snapshot_has_room_for_are_refused() -> None:

@@ -15,8 +15,8 @@ from samestep.data.sources import checksums as data_checksums
 from samestep.data.sources import source_of
 from samestep.errors import RunError, warn_old_name
 from samestep.kernels.interface import ARITHMETIC
-from samestep.output import ledger
 from samestep.output.console import View, make_view
+from samestep.output.ledger import MICRO_BATCHES
 from samestep.output.run import Settings
 from samestep.output.run_writer import RunWriter
 from samestep.output.tensorboard import TensorBoard
@@ -143,7 +143,10 @@ def resume(
         trackers = loaded(trackers)
         start = find_start(path, epochs, names, max_steps)
         _, placement, why, notice = resolved(
-            start.recipe, _with_ledger(placement, start), names, running.gpus
+            start.recipe,
+            with_ledger(placement, path, start.step, (path / MICRO_BATCHES).exists()),
+            names,
+            running.gpus,
         )
         settings = Settings.of(start.recipe, placement)
         with (
@@ -163,18 +166,20 @@ def resume(
             return Run(record.path, record.result)
 
 
-def _with_ledger(placement: Placement, start: Start) -> Placement:
-    """Return the placement with the ledger that a run has. Raises RunError.
+def with_ledger(
+    placement: Placement, run: Path, step: int, has_micro_batches: bool
+) -> Placement:
+    """Return the placement with the ledger of a run that goes on after `step`.
 
-    It would lack steps if it began, or went on, later.
+    It would lack steps if it began, or went on, later. Raises RunError.
     """
-    if (start.run / ledger.MICRO_BATCHES).exists():
+    if has_micro_batches:
         return placement.model_copy(update={"ledger": "micro-batches"})
-    if placement.ledger == "micro-batches" and start.step:
+    if placement.ledger == "micro-batches" and step:
         raise RunError(
-            f"A ledger of micro-batches begins with the first step; {start.run} goes "
-            f"on after step {start.step} and has none. Leave out `--ledger "
-            "micro-batches`, or train a new run."
+            f"A ledger of micro-batches begins with the first step; {run} goes on "
+            f"after step {step} and has none. Leave out `--ledger micro-batches`, or "
+            "train a new run."
         )
     return placement
 

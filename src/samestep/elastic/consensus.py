@@ -17,13 +17,16 @@ class NodeStatus:
     host: str
     workers: int = 0
     conditions: Mapping[str, str] = field(default_factory=dict)
-    """All that decides bits: recipe, data, user code, samestep, torch, processor."""
+    """All that decides bits: recipe, data, user code, samestep, torch, processor. And
+    the options that decide what all workers do together."""
     generation: int = 0
     """The newest generation recorded in its run directory."""
     step: int = -1
     """The step of its newest state; -1 if it has none."""
     checksum: int = 0
     """The checksum of that state."""
+    ledgers: Mapping[str, str] = field(default_factory=dict)
+    """The checksum of each ledger up to that step; empty if it lacks some of them."""
     sees: Sequence[int] = ()
     """The nodes that share its run directory, itself included."""
     interface: str = ""
@@ -44,9 +47,11 @@ class Agreement:
     step: int
     """The step to continue from; 0 is the beginning."""
     donor: int
-    """The node that sends its state to the receivers."""
+    """The node that sends its state and its ledgers to the receivers."""
     receivers: list[int]
-    """The nodes whose state is older, or missing."""
+    """The nodes whose state is older, or missing, or that have other ledgers."""
+    ledgers: Sequence[str] = ()
+    """The ledgers that the run goes on with, if it has begun."""
 
 
 def agree(nodes: Sequence[NodeStatus]) -> Agreement:
@@ -58,15 +63,22 @@ def agree(nodes: Sequence[NodeStatus]) -> Agreement:
     _check_conditions(nodes)
     _check_interfaces(nodes)
     step = max(node.step for node in nodes)
-    holders = [number for number, node in enumerate(nodes) if node.step == step]
-    _check_states(nodes, holders)
-    behind = [number for number in range(len(nodes)) if number not in holders]
+    newest = [number for number, node in enumerate(nodes) if node.step == step]
+    _check_states(nodes, newest)
+    donor = max(newest, key=lambda number: _whole_ledgers(nodes[number]))
+    has = step, nodes[donor].ledgers
+    behind = [n for n, node in enumerate(nodes) if (node.step, node.ledgers) != has]
     return Agreement(
         generation=max(node.generation for node in nodes) + 1,
         step=max(step, 0),
-        donor=holders[0],
+        donor=donor,
         receivers=behind,
+        ledgers=tuple(nodes[donor].ledgers) if step > 0 else (),
     )
+
+
+def _whole_ledgers(node: NodeStatus) -> int:
+    return sum(map(bool, node.ledgers.values()))
 
 
 def is_writer(nodes: Sequence[NodeStatus], number: int) -> bool:
@@ -92,8 +104,9 @@ def _check_conditions(nodes: Sequence[NodeStatus]) -> None:
             differences.append(f"{name}: {' and '.join(values)}")
     if differences:
         raise PlacementError(
-            "All machines must agree on everything that affects the result. They "
-            f"differ in {'; '.join(differences)}. Make these equal."
+            "All machines must agree on everything that affects the result, and on "
+            "what all workers do together. They differ in "
+            f"{'; '.join(differences)}. Make these equal."
         )
 
 

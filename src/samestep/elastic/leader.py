@@ -24,6 +24,7 @@ from samestep.elastic.preflight import Comparison, Prepared, Request
 from samestep.elastic.watchdog import Watcher
 from samestep.errors import Interrupted, SamestepError
 from samestep.messages.job import Briefing, TrainingJob
+from samestep.output import ledger
 from samestep.output.console import PlainView, SilentView, View
 from samestep.output.run import Settings
 from samestep.output.run_writer import RunWriter
@@ -59,11 +60,11 @@ class Leader:
         try:
             prepared, self._nodes = comparison.compare(comparison.recipe())
             self._agreed = consensus.agree(self._nodes)
+            assert prepared is not None
+            self._prepared = self._with_ledger(prepared)
         except SamestepError:
             self.meeting.part()
             raise
-        assert prepared is not None
-        self._prepared = prepared
         variables = self._variables()
         os.environ.update(variables)
         held = self._catch_up()
@@ -81,6 +82,12 @@ class Leader:
                 raise Interrupted(
                     "stopped with the others", self.watcher.stop.exit_code
                 )
+
+    def _with_ledger(self, prepared: Prepared) -> Prepared:
+        """Return what was prepared, with the ledger of the run. Raises RunError."""
+        step, has_one = self._agreed.step, ledger.MICRO_BATCHES in self._agreed.ledgers
+        given = prepared.placement, self.request.run, step, has_one
+        return replace(prepared, placement=train.with_ledger(*given))
 
     def _variables(self) -> dict[str, str]:
         """Return the variables that tell Gloo and NCCL on which interface to listen.
@@ -212,7 +219,7 @@ class Leader:
     def _begin(self, writer: RunWriter, state: Held | None) -> None:
         """Write the files of a run as they are before the first step."""
         prepared, agreed = self._prepared, self._agreed
-        received = (state.metrics, state.ledger) if state and self._is_behind else None
+        received = (state.metrics, state.ledgers) if state and self._is_behind else None
         writer.rewind(agreed.step, state.epochs if state else [], received)
         writer.restarts = agreed.generation - 1
         name = "resumed" if agreed.step else "started"

@@ -13,8 +13,8 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Any
@@ -36,8 +36,9 @@ from samestep.system.json_values import JsonObject
 
 DIRECTORY, MEMORY, ABOUT = "state", "memory", "about.json"
 METRICS = "metrics.jsonl"
-OF_TIME = ("seconds", "phases")
-"""Fields of the progress that every machine measures for itself."""
+OF_MACHINES = ("seconds", "phases", "micro_batch_hashes")
+"""Fields of the progress that decide nothing: what every machine measures for itself,
+and which worker computed what."""
 
 
 class StateInfo(BaseModel):
@@ -64,19 +65,33 @@ class Held:
     """The records of the complete epochs."""
     metrics: str
     """The lines of metrics.jsonl."""
-    ledger: bytes = b""
-    """The content of the ledger; empty if there is none."""
+    ledgers: Mapping[str, bytes] = field(default_factory=dict)
+    """The content of the run's ledgers, by their file names."""
+
+    @property
+    def recorded(self) -> dict[str, str]:
+        """A SHA-256 of all steps in each ledger; empty if it lacks some of them."""
+        progress = Progress.model_validate(self.state.progress)
+        latest = progress.hashes, progress.micro_batch_hashes
+        columns = ledger.columns(self.recipe.micro_batches)
+        return {
+            name: ledger.digest_at(
+                self.ledgers[name], columns[name], progress.step, hashes
+            )
+            for name, hashes in zip(ledger.FILES, latest, strict=True)
+            if name in self.ledgers
+        }
 
     @property
     def checksum(self) -> int:
-        """CRC-32 of everything that the next steps depend on; times are left out."""
+        """CRC-32 of everything that the next steps depend on."""
         checksum = 0
         for row in (self.state.parameters, *self.state.states):
             for _, view in self.layout.parameter_views(row):
                 checksum = zlib.crc32(view.tobytes(), checksum)
         checksum = zlib.crc32(self.state.tail.tobytes(), checksum)
         progress = Progress.model_validate(self.state.progress).model_dump()
-        kept = {name: progress[name] for name in progress if name not in OF_TIME}
+        kept = {name: progress[name] for name in progress if name not in OF_MACHINES}
         return zlib.crc32(json.dumps(_as_floats(kept)).encode(), checksum)
 
 
@@ -90,14 +105,9 @@ def newest(run: Path) -> Held | None:
     metrics = _metrics(run)
     states = [*_snapshots(run, metrics), *_checkpoints(run, metrics)]
     held = max(states, key=lambda held: held.state.step, default=None)
-    return held and replace(held, ledger=_ledger(run))
-
-
-def _ledger(run: Path) -> bytes:
-    try:
-        return untrusted.read_bytes(run / ledger.FILE)
-    except FileNotFoundError:
-        return b""
+    files = [name for name in ledger.FILES if (run / name).exists()]
+    ledgers = {name: untrusted.read_bytes(run / name) for name in files}
+    return held and replace(held, ledgers=ledgers)
 
 
 def _checkpoints(run: Path, metrics: str) -> Iterator[Held]:

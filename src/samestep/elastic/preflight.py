@@ -33,6 +33,19 @@ from samestep.system.network_interfaces import Interface
 from samestep.user_code.references import check_callbacks
 
 
+TOGETHER = (
+    "exchange",
+    "balance",
+    "probe",
+    "verify",
+    "ledger",
+    "checkpoint_steps",
+    "keep_checkpoints",
+)
+"""Fields of the placement that decide when all workers exchange what: where they
+differ, some would wait for ever, or add up numbers that do not belong together."""
+
+
 @dataclass(frozen=True)
 class Request:
     """The request of the command line, the same on all machines."""
@@ -152,7 +165,7 @@ class Comparison:
         return [n for n, t in enumerate(tokens) if t and (directory / t).exists()]
 
     def _status(self, prepared: Prepared, host: str, sees: list[int]) -> NodeStatus:
-        held = prepared.held
+        held, placement = prepared.held, prepared.placement
         fields = flatten(prepared.recipe.to_dict())
         fields.pop("init.weights", None)  # their SHA-256 is another field
         return NodeStatus(
@@ -162,15 +175,22 @@ class Comparison:
                 **{f"recipe {name}": str(value) for name, value in fields.items()},
                 **deciding(prepared.build, is_portable=prepared.recipe.is_portable),
                 "samestep": machine.checksum_of_sources(),
+                **{option(name): str(getattr(placement, name)) for name in TOGETHER},
             },
             generation=fence.number_in(self.request.run),
             step=held.state.step if held else -1,
             checksum=held.checksum if held else 0,
+            ledgers=held.recorded if held else {},
             sees=sees,
             interface=prepared.interface.name,
             address=prepared.interface.address,
             interfaces=network_interfaces.listed(network_interfaces.all_interfaces()),
         )
+
+
+def option(name: str) -> str:
+    """Return how a field of the placement is given on the command line."""
+    return f"--{name.replace('_', '-')}"
 
 
 def _check_directory(run: Path, recipe: Recipe, is_resumed: bool) -> None:

@@ -20,6 +20,7 @@ from torch._C._distributed_c10d import PrefixStore, ProcessGroupGloo, Store
 from samestep.config.recipe import Recipe
 from samestep.elastic.node_state import Held
 from samestep.errors import PeerLost
+from samestep.output import ledger
 from samestep.state.layout import Layout
 from samestep.state.snapshot import State
 
@@ -74,11 +75,12 @@ def _pack(held: Held) -> Tensor:
         "build": held.build,
         "epochs": held.epochs,
         "metrics": held.metrics,
-        "ledger": held.ledger.hex(),
     }
-    vectors = {name: getattr(held.state, name) for name in VECTORS}
-    content, text = io.BytesIO(), json.dumps(about).encode()
-    np.savez(content, about=np.frombuffer(text, np.uint8), **vectors)
+    parts = {name: getattr(held.state, name) for name in VECTORS}
+    files = {"about": json.dumps(about).encode(), **held.ledgers}
+    parts |= {name: np.frombuffer(file, np.uint8) for name, file in files.items()}
+    content = io.BytesIO()
+    np.savez(content, **parts)
     return torch.frombuffer(content.getbuffer(), dtype=torch.uint8)
 
 
@@ -86,6 +88,7 @@ def _unpack(body: Tensor) -> Held:
     with np.load(io.BytesIO(body.numpy().data)) as parts:
         vectors = [parts[name] for name in VECTORS]
         about = json.loads(parts["about"].tobytes())
+        ledgers = {n: parts[n].tobytes() for n in ledger.FILES if n in parts}
     return Held(
         State(about["progress"], *vectors),
         Layout.model_validate(about["layout"]),
@@ -93,7 +96,7 @@ def _unpack(body: Tensor) -> Held:
         about["build"],
         about["epochs"],
         about["metrics"],
-        bytes.fromhex(about["ledger"]),
+        ledgers,
     )
 
 

@@ -28,7 +28,7 @@ from samestep.elastic import attempt, briefing
 from samestep.elastic.gathering import Meeting
 from samestep.elastic.leader import Leader
 from samestep.elastic.membership import POLL_SECONDS
-from samestep.elastic.preflight import Request
+from samestep.elastic.preflight import Request, option
 from samestep.elastic.watchdog import Watcher, wake_workers
 from samestep.errors import Interrupted, PeerLost, PlacementError
 from samestep.system.heartbeat import Heartbeat
@@ -36,7 +36,7 @@ from samestep.training.worker import build_replay
 from samestep.verification.probe import Witness
 
 
-SUPERVISED = ("profile", "drop_stragglers_below", "min_workers", "ledger")
+SUPERVISED = ("profile", "drop_stragglers_below", "min_workers")
 """Fields of the placement that need samestep's supervisor."""
 STARTED = time.monotonic()
 STOPPED_SECONDS, LOST_SECONDS = 2.0, 6.0
@@ -78,9 +78,8 @@ def _check(request: Request) -> None:
     for name in SUPERVISED:
         if getattr(placement, name) != Placement.model_fields[name].default:
             raise PlacementError(
-                f"`--{name.replace('_', '-')}` needs samestep's own supervisor, which "
-                "does not run under torchrun. Leave it out, or use `samestep train` on "
-                "one machine."
+                f"`{option(name)}` needs samestep's own supervisor, which does not run "
+                "under torchrun. Leave it out, or use `samestep train` on one machine."
             )
 
 

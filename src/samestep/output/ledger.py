@@ -27,6 +27,7 @@ from samestep.output.json_lines import Appended
 
 FILE: Final = "ledger"
 MICRO_BATCHES: Final = "ledger-micro-batches"
+FILES: Final = (FILE, MICRO_BATCHES)
 MAGIC: Final = b"samestep"
 VERSION = 1
 HASHES = 2
@@ -121,6 +122,23 @@ def _end_of_chunk(content: bytes, place: int, size: int) -> int:
     if not 0 < count <= MOST_RECORDS:
         raise ValueError(f"its chunk at byte {place} has {count} records")
     return place + 8 + int(count) * size + DIGEST
+
+
+def digest_at(content: bytes, columns: int, step: int, latest: str) -> str:
+    """Return a SHA-256 of the records of all steps up to `step`.
+
+    `latest` has the hashes of the last of them, as `LedgerFile.add` takes them. Empty
+    if the ledger is damaged or lacks other steps.
+    """
+    try:
+        chunks = parse(content, columns).chunks
+    except ValueError:
+        return ""
+    kept = [chunk for chunk in chunks if chunk[-1, 0] <= step]
+    if sum(map(len, kept)) + len(latest) // (16 * columns) != step:
+        return ""
+    records = b"".join(chunk.tobytes() for chunk in kept)
+    return hashlib.sha256(records + latest.encode()).hexdigest()
 
 
 @dataclass

@@ -192,19 +192,18 @@ class RunWriter(AbstractContextManager["RunWriter"]):
         self,
         step: int,
         epochs: list[JsonObject],
-        received: tuple[str, bytes] | None = None,
+        received: tuple[str, Mapping[str, bytes]] | None = None,
     ) -> None:
         """Drop the metrics of steps that will be repeated. Raises OutputError.
 
-        `received` are the lines and the ledger of another machine, which has the newer
-        state.
+        `received` are the lines and ledgers of a machine that has the newer state.
         """
         lines = whole_lines(self.path / "metrics.jsonl")
         if received is not None:
             lines = received[0].splitlines(keepends=True)
-            self._write(ledger.FILE, received[1])
-        kept = [line for line in lines if _is_kept(line, step, epochs)]
-        self._go_on(step, kept)
+            for name in ledger.FILES:
+                self._write(name, received[1].get(name, b""))
+        self._go_on(step, [line for line in lines if _is_kept(line, step, epochs)])
         self.epochs = epochs
         self._begin_ledgers(step)
 
@@ -237,6 +236,8 @@ class RunWriter(AbstractContextManager["RunWriter"]):
             content = each.begin(self.settings.digest, step)
             if content is not None:
                 self._write(each.path.name, content)
+        if not has_micro_batches:  # of steps that the run does not have
+            self._micro_batches.path.unlink(missing_ok=True)
 
     @property
     def logs(self) -> Path:
