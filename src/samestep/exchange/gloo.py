@@ -266,10 +266,15 @@ class GlooExchange:
             self._gather([tail], partials, buffers, Tensor.add_)
 
     def _arrive(
-        self, work: dist.Work, received: Tensor, targets: Sequence[Tensor], add: Add
+        self,
+        works: Sequence[dist.Work],
+        received: Tensor,
+        targets: Sequence[Tensor],
+        add: Add,
     ) -> None:
         """Wait for partials [workers * rows, n]; write their sums to the targets."""
-        work.wait()
+        for work in works:
+            work.wait()
         # On this thread: flushing denormal numbers to zero is a mode of a thread.
         partials = received.to(self._flat.device, self._flat.dtype)
         total = self._gathered.add_up(partials, add)
@@ -301,15 +306,19 @@ class GlooExchange:
         if self._owned[0] < self._owned[1]:
             before = self._complete(bucket, index)
         buffer = bucket.buffer()
-        rows = 0 if self._is_direct else self._rows
-        sent, received = self._buffers(
-            bucket.index(), rows, buffer.numel(), self._sent_as
-        )
+        sent, received = self._memory_of(bucket)
         if self._is_direct:
             sent = buffer.view(1, -1)
         else:
             sent[len(before)].copy_(buffer)
         self._gather(targets, before, (sent, received), self._compression.add)
+
+    def _memory_of(self, bucket: Bucket) -> tuple[Tensor, Tensor]:
+        """Return memory to send from, unless that is the bucket's, and to receive."""
+        rows = 0 if self._is_direct else self._rows
+        return self._buffers(
+            bucket.index(), rows, bucket.buffer().numel(), self._sent_as
+        )
 
     def _complete(self, bucket: Bucket, index: list[int]) -> list[list[Tensor]]:
         """Add to the bucket the sums that its gradients complete; return the others."""
@@ -335,11 +344,17 @@ class GlooExchange:
         for row, partial in zip(sent, partials, strict=False):
             places = torch.split(row, [tensor.numel() for tensor in partial])
             torch._foreach_copy_(places, [tensor.reshape(-1) for tensor in partial])
-        work = dist.all_gather_single(
-            received.view(-1), sent.view(-1), self._group, async_op=True
-        )
-        arrive = functools.partial(self._arrive, work, received, targets, add)
+        works = self._all_gather(received, sent)
+        arrive = functools.partial(self._arrive, works, received, targets, add)
         self._arrivals.append(arrive)
+
+    def _all_gather(self, received: Tensor, sent: Tensor) -> list[dist.Work]:
+        """All workers: begin to gather what each sends; return what to wait for."""
+        return [
+            dist.all_gather_single(
+                received.view(-1), sent.view(-1), self._group, async_op=True
+            )
+        ]
 
     def _buffers(
         self, number: int, rows: int, size: int, dtype: torch.dtype

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import socket
 from collections.abc import Callable
 from typing import Literal, TypeVar
 
@@ -55,8 +56,11 @@ def connect(
                     log.logger.info(
                         "exchange gloo, since no memory is shared; %s", error
                     )
-    exchange = GlooExchange if len(shares) == 1 else OverlappingGloo
-    return exchange(flat, shares, topology)
+    if len(shares) == 1:
+        return GlooExchange(flat, shares, topology)
+    hosts = gather(Group(len(shares)), rank, socket.gethostname())
+    are_alone = len(set(hosts)) == len(hosts)
+    return OverlappingGloo(flat, shares, topology, are_alone)
 
 
 def _shared(

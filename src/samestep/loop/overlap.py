@@ -65,11 +65,17 @@ class Bucket:
 class OverlappingGloo(GlooExchange):
     """A Gloo exchange that sends while gradients are still computed."""
 
-    def __init__(self, flat: LoopFlat, shares: list[Range], topology: Topology) -> None:
-        """All workers: make the buckets, and a group in which only they are sent."""
+    def __init__(
+        self, flat: LoopFlat, shares: list[Range], topology: Topology, are_alone: bool
+    ) -> None:
+        """All workers: make the buckets, and a group in which only they are sent.
+
+        `are_alone` says whether each worker is the only one of its machine.
+        """
         super().__init__(flat, shares, topology)
         self._loop_flat = flat
-        self._group = _group_for_gradients(dist.group.WORLD)
+        group = self._group = _group_for_gradients(dist.group.WORLD)
+        self._send_to, self._receive_from = group.send, group.recv
         self._buckets = _buckets(flat.parameters)
         self._bucket_of = {p: b.number for b in self._buckets for p in b.places}
         # The last bucket is complete only when the backward pass is over.
@@ -79,6 +85,9 @@ class OverlappingGloo(GlooExchange):
         """What was sent of each parameter, by its place."""
         self._begun = False
         """Whether a step is under way; all buckets of one are sent, sooner or later."""
+        self._are_alone = are_alone
+        self._arriving: list[list[dist.Work]] = []
+        """The receipts of the next buckets, begun before anything is sent."""
 
     def accumulate(self, micro_batch: int) -> AbstractContextManager[None]:
         """Return the context of a forward and backward pass."""
@@ -107,6 +116,7 @@ class OverlappingGloo(GlooExchange):
         if not self._is_early or micro_batch != self._owned[1] - 1:
             yield
             return
+        self._expect_buckets()
         missing = [set(bucket.places) for bucket in self._buckets]
 
         def arrived(place: int, _: Tensor) -> None:
@@ -140,6 +150,37 @@ class OverlappingGloo(GlooExchange):
             torch.mul(dense(gradient.detach()), factor, out=view)
             self._sent[place] = view.clone() if is_added_to else view
         self.send_bucket(bucket)
+
+    def _expect_buckets(self) -> None:
+        """Announce to the others that their buckets can be sent.
+
+        Later it would wait behind the buckets that are being sent to them.
+        """
+        if self._are_alone:
+            for bucket in self._buckets:
+                _, received = self._memory_of(bucket)
+                self._arriving.append(self._receive(received))
+
+    def _receive(self, received: Tensor) -> list[dist.Work]:
+        """Begin to receive the partials [workers * rows, n] of all others."""
+        return [
+            self._receive_from([part.view(-1)], worker, 0)
+            for worker, part in enumerate(received.chunk(self.workers))
+            if worker != self._rank
+        ]
+
+    def _all_gather(self, received: Tensor, sent: Tensor) -> list[dist.Work]:
+        """All workers: begin to gather what each sends; return what to wait for.
+
+        Between machines of one worker each, directly: Gloo's ring announces nothing,
+        and takes 1.5 times what the bytes need.
+        """
+        if not self._are_alone:
+            return super()._all_gather(received, sent)
+        works = self._arriving.pop(0) if self._arriving else self._receive(received)
+        received.chunk(self.workers)[self._rank].copy_(sent)
+        others = (worker for worker in range(self.workers) if worker != self._rank)
+        return works + [self._send_to([sent.view(-1)], w, 0) for w in others]
 
     def _send_rest(self, factor: float) -> None:
         for bucket in self._buckets[self._next :]:
