@@ -238,8 +238,11 @@ class GlooExchange:
         They are the caller's.
         """
         if self.workers > 1:
-            total, tail = self.sum()
-            return self._flat.views(total.clone()), tail
+            _, tail = self.sum()
+            gradients = self._views
+            self._gradient = torch.empty_like(self._gradient)
+            self._views = self._flat.views(self._gradient)
+            return gradients, tail
         (gradients,), (tail,) = self._sums.values, self._tails.values
         self._clear()
         # Row by row, as they are with others: the bits of a norm follow the layout.
