@@ -1,13 +1,13 @@
 """What a loop gains by sending gradients while they are computed; as root.
 
-    python benchmarks/overlap.py --bandwidth 1gbit --width 1024
+    python benchmarks/overlap.py --bandwidth 1gbit --width 1024 --batch 64
 
 Two hosts (`hosts.py`), one worker each, with a link of so many bits per second in each
-direction, train one network on random samples at a global batch of 64: in a
-`samestep.Loop` whose gradients leave during the backward pass (`early`) or after it
-(`after`), and with DistributedDataParallel (`ddp`). Rounds of ten steps of each take
-turns in the same processes. Prints medians of rank 0's milliseconds per step, and of
-the ratios within a round, with quartiles.
+direction, train one network on random samples: in a `samestep.Loop` whose gradients
+leave during the backward pass (`early`) or after it (`after`), and with
+DistributedDataParallel (`ddp`). Rounds of ten steps of each take turns in the same
+processes. Prints medians of rank 0's milliseconds per step, and of the ratios within a
+round, with quartiles.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from samestep.system import machine
 
 
 PORT = 29_500
-STEPS, BATCH, INPUTS, CLASSES = 10, 64, 784, 10
+STEPS, INPUTS, CLASSES = 10, 784, 10
 MICRO_BATCHES = 2  # what DDP computes
 WAYS = "early", "after", "ddp"
 
@@ -62,7 +62,7 @@ def looped(
 
     def train(is_early: bool) -> None:
         exchange._is_early = is_early and has_buckets
-        for step in loop.steps(data, BATCH, epoch=0):
+        for step in loop.steps(data, len(data) // STEPS, epoch=0):
             for inputs, targets in step:
                 measure(model(inputs), targets).backward()
             optimizer.step()
@@ -78,7 +78,7 @@ def distributed(
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     inputs = torch.stack([sample for sample, _ in data[rank::2]])
     targets = torch.stack([target for _, target in data[rank::2]])
-    half = BATCH // 2
+    half = len(inputs) // STEPS
 
     def train() -> None:
         for first in range(0, STEPS * half, half):
@@ -90,15 +90,15 @@ def distributed(
     return train
 
 
-def worker(rank: int, width: int, rounds: int) -> None:
+def worker(rank: int, width: int, rounds: int, batch: int) -> None:
     """Print the seconds of a step of each round, by what was timed."""
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=f"tcp://10.0.0.1:{PORT}", rank=rank, world_size=2
     )
     random = torch.Generator().manual_seed(0)
-    inputs = torch.randn(STEPS * BATCH, INPUTS, generator=random)
-    targets = torch.randint(CLASSES, (STEPS * BATCH,), generator=random)
+    inputs = torch.randn(STEPS * batch, INPUTS, generator=random)
+    targets = torch.randint(CLASSES, (STEPS * batch,), generator=random)
     data = list(zip(inputs, targets, strict=True))
     ways = looped(width, data) | {"ddp": distributed(width, data, rank)}
     found: dict[str, list[float]] = {way: [] for way in WAYS}
@@ -118,16 +118,17 @@ def spread(values: list[float]) -> str:
 
 def main() -> None:
     if sys.argv[1:2] == ["--worker"]:
-        return worker(*map(int, sys.argv[2:5]))
+        return worker(*map(int, sys.argv[2:6]))
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--bandwidth", default="1gbit")
     parser.add_argument("--width", type=int, default=1024)
+    parser.add_argument("--batch", type=int, default=64, help="of all workers")
     parser.add_argument("--rounds", type=int, default=15)
     given = parser.parse_args()
     with Network(bandwidth=given.bandwidth) as hosts:
         started = []
         for rank, host in enumerate([hosts.add(), hosts.add()]):
-            options = map(str, (rank, given.width, given.rounds))
+            options = map(str, (rank, given.width, given.rounds, given.batch))
             command = ["env", "GLOO_SOCKET_IFNAME=eth0", "WORLD_SIZE=2", sys.executable]
             command += [__file__, "--worker", *options]
             started.append(host.start(command, stdout=PIPE, text=True))

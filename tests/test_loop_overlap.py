@@ -7,11 +7,13 @@ from test_loop import by_workers
 
 
 SCRIPT = """
-import json, torch, samestep
+import json, os, socket, torch, samestep
 from torch import nn
 from samestep.loop import overlap
 
 overlap.BUCKET_BYTES = 300
+if os.environ.get("GIVEN") == "alone":  # each on its own machine
+    socket.gethostname = lambda: os.environ["RANK"]
 sent = []  # of each bucket: whether the backward pass was under way
 send = overlap.OverlappingGloo.send_bucket
 
@@ -105,12 +107,16 @@ EARLY = {
 
 
 def test_gradients_leave_early_and_change_no_bit(tmp_path: Path) -> None:
-    """A gradient that changes afterwards is sent again, and later ones not early."""
+    """A gradient that changes afterwards is sent again, and later ones not early.
+
+    Workers of one machine send around a ring, those of several directly.
+    """
     script = SCRIPT.replace("KINDS", str(list(EARLY)))
-    lines = [line for line in by_workers(script, tmp_path, 1, 2, 3) if "[[" in line]
-    rows = [json.loads(line) for line in lines]
-    assert len(rows) == 3 * len(EARLY)
-    alone, *others = (rows[i : i + len(EARLY)] for i in range(0, 24, len(EARLY)))
+    groups = 1, 2, 3, "2=alone", "3=alone"
+    lines = [line for line in by_workers(script, tmp_path, *groups) if "[[" in line]
+    rows, kinds = [json.loads(line) for line in lines], len(EARLY)
+    assert len(rows) == len(groups) * kinds
+    alone, *others = (rows[i : i + kinds] for i in range(0, len(rows), kinds))
     for some in others:
         for (kind, sha256, early), (_, expected, _) in zip(some, alone, strict=True):
             assert sha256 == expected, kind
