@@ -67,13 +67,10 @@ class Cluster:
         self._processes[host.name] = started
 
     def worker(self, host: Host) -> psutil.Process:
-        """Return the only worker there: below nsenter, the command and torchrun."""
-        (found,) = [
-            process
-            for process in psutil.Process(self._processes[host.name].pid).children(True)
-            if "samestep.worker" in process.cmdline()
-            and "torch.distributed.run" not in process.cmdline()
-        ]
+        """Return the only worker there, a child of the fork server below torchrun."""
+        below = psutil.Process(self._processes[host.name].pid).children(True)
+        (server,) = [p for p in below if "torch.distributed.run" in parent_of(p)]
+        (found,) = server.children()
         return found
 
     def events(self, *names: str) -> list[Fields]:
@@ -102,6 +99,12 @@ class Cluster:
                 raise TimeoutError("\n".join(logs))
             time.sleep(0.01)
         return time.monotonic()
+
+
+def parent_of(process: psutil.Process) -> list[str]:
+    """Return the command line of a process's parent."""
+    parent = process.parent()
+    return parent.cmdline() if parent else []
 
 
 def _lines(file: Path) -> list[Fields]:

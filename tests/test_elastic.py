@@ -81,14 +81,22 @@ class Machine:
         return [event for event in map(json.loads, lines) if event["event"] == name]
 
     def workers(self) -> list[int]:
-        """Return the grandchildren of the command: torchrun is its child."""
-        (agent,) = psutil.Process(self.process.pid).children()
-        return [child.pid for child in agent.children()]
+        """Return the processes that the fork server of torchrun has forked."""
+        return [child.pid for child in self.fork_server.children()]
+
+    @property
+    def fork_server(self) -> psutil.Process:
+        (server,) = self.agent.children()
+        return server
+
+    @property
+    def agent(self) -> psutil.Process:
+        (torchrun,) = psutil.Process(self.process.pid).children()
+        return torchrun
 
     @property
     def torchrun_command(self) -> list[str]:
-        (agent,) = psutil.Process(self.process.pid).children()
-        return agent.cmdline()
+        return self.agent.cmdline()
 
     def kill(self) -> None:
         """Kill everything at once, as when the machine loses its power."""
@@ -333,6 +341,18 @@ def test_a_stop_leaves_a_checkpoint_from_which_one_machine_goes_on(
     hurry()
     run = resume(b.out, workers=2, view=SilentView())
     assert first_difference(run, train(recipe)) is None
+
+
+def test_workers_whose_torchrun_is_killed_save_their_last_step(
+    start: Start, recipe: samestep.Recipe
+) -> None:
+    a = start(recipe, "a", 1, "--checkpoint-seconds", "600", nodes="1")
+    wait_for(lambda: a.events("epoch"), a)
+    (worker,) = a.fork_server.children()
+    a.agent.kill()
+    worker.wait(DEADLINE)
+    assert a.events("interrupted"), a.log
+    assert checkpoint.steps(checkpoint.directory_of(a.out))[-1] >= 3
 
 
 def test_a_fixed_balance_changes_no_bit_under_torchrun(

@@ -7,6 +7,7 @@ no authentication: anybody who can connect can do what its users can do.
 import errno
 import socket
 import threading
+import time
 from datetime import timedelta
 
 from torch._C._distributed_c10d import TCPStore
@@ -14,6 +15,8 @@ from torch._C._distributed_c10d import TCPStore
 
 ANSWER_SECONDS = 10.0
 """Deadline for an answer of a machine that is up; a store takes milliseconds."""
+PROMPT_SECONDS, LOOK_SECONDS = 5.0, 0.02
+"""For so long a store that may not be served yet is looked for, so often."""
 ELSEWHERE = (errno.EADDRINUSE, errno.EADDRNOTAVAIL)
 """Another process serves the store already, or the address is another machine's."""
 
@@ -38,6 +41,10 @@ def serve(host: str, port: int, seconds: float) -> TCPStore:
 def connect(host: str, port: int, seconds: float) -> TCPStore:
     """Connect to a store, once one is served. Raises torch's DistNetworkError."""
     timeout = timedelta(seconds=seconds)
+    # torch waits longer and longer after each refusal, at first most of a second.
+    end = time.monotonic() + min(seconds, PROMPT_SECONDS)
+    while not is_there(host, port) and time.monotonic() < end:
+        time.sleep(LOOK_SECONDS)
     return TCPStore(host, port, timeout=timeout, wait_for_workers=False)
 
 

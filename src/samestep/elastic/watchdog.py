@@ -62,7 +62,7 @@ def wake_workers(agent: int) -> None:
     They would not notice the signal of torchrun, which kills them only after 30 s.
     """
     with contextlib.suppress(psutil.NoSuchProcess):
-        for process in psutil.Process(agent).children():
+        for process in psutil.Process(agent).children(recursive=True):
             if process.status() == psutil.STATUS_STOPPED:
                 process.resume()
 

@@ -38,7 +38,6 @@ from samestep.verification.probe import Witness
 
 SUPERVISED = ("profile", "drop_stragglers_below", "min_workers")
 """Fields of the placement that need samestep's supervisor."""
-STARTED = time.monotonic()
 STOPPED_SECONDS, LOST_SECONDS = 2.0, 6.0
 """A worker that has stopped with the others, or has lost them, waits so long for a
 signal of torchrun. If torchrun is restarting all workers anyway, since another one
@@ -51,6 +50,7 @@ def take_part(request: Request) -> None:
 
     Raises SamestepError, and Interrupted if it was stopped or has lost the others.
     """
+    started = time.monotonic()
     faulthandler.register(signal.SIGUSR2, all_threads=True)
     topology = Topology.from_environment()
     # A fork is safe only while there is one thread, so the witness is forked before
@@ -62,7 +62,7 @@ def take_part(request: Request) -> None:
         _check(request)
         meeting = Meeting.join(topology, lambda: _pause(watcher), witness)
         if topology.is_leader:
-            Leader(request, meeting, watcher, STARTED).lead()
+            Leader(request, meeting, watcher, started).lead()
         else:
             _follow(meeting, watcher)
 

@@ -17,6 +17,9 @@ class Spawn:
     names: list[str]
     preload: list[str]
     """Modules that the fork server imports first."""
+    command: list[str] = field(default_factory=list)
+    """A module, whose `main` runs instead of a worker with a supervisor, and arguments.
+    It leads a process group, and is not killed when the fork server ends."""
 
 
 @dataclass(frozen=True, kw_only=True)

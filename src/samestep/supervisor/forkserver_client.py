@@ -101,13 +101,26 @@ class ForkServer:
         The server first imports the modules `preload`, so that no worker needs to. If
         it has ended, another one is started. Raises WorkerFailed, OutputError.
         """
+        with _opened(log) as output:
+            inherited = {**fds, "stdout": output, "stderr": output}
+            request = Spawn(env=env, names=list(inherited), preload=preload)
+            return self._spawn(request, list(inherited.values()))
+
+    def run(self, command: list[str], env: dict[str, str], outputs: list[int]) -> int:
+        """Fork a process that runs a module's `main`; return its pid.
+
+        `command` is the module and the arguments; `outputs` are stdout and stderr. It
+        leads a process group, and outlives the server. Raises WorkerFailed.
+        """
+        request = Spawn(
+            env=env, names=["stdout", "stderr"], preload=command[:1], command=command
+        )
+        return self._spawn(request, outputs)
+
+    def _spawn(self, request: Spawn, fds: list[int]) -> int:
         self._revive()
         self._has_spawned = True
-        with _opened(log) as output:
-            inherited = {**fds, "log": output}
-            request = Spawn(env=env, names=list(inherited), preload=preload)
-            line = wire.encode(request)
-            socket.send_fds(self._channel, [line], list(inherited.values()))
+        socket.send_fds(self._channel, [wire.encode(request)], fds)
         return self._await(Spawned).pid
 
     def _revive(self) -> None:

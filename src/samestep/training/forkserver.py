@@ -3,17 +3,17 @@
 Importing torch takes two seconds; a fork of a process that has done so takes some 20
 ms, and shares the memory of the libraries. `python -m samestep.training.forkserver FD
 PARENT` exchanges the messages of `messages.processes` with the process PARENT, over the
-Unix socket FD. It first sends `BuildKnown`. The descriptor that is named `log` is for
-what a worker prints.
+Unix socket FD. It first sends `BuildKnown`.
 
 At the end of the socket, however its other side ended, it kills all workers with
-SIGKILL. The process imports torch, starts no thread and does not initialise CUDA, which
-makes the forks safe.
+SIGKILL; torchrun's, which save what they can, end by themselves. The process imports
+torch, starts no thread and does not initialise CUDA, which makes the forks safe.
 """
 
 import contextlib
 import gc
 import importlib
+import io
 import os
 import selectors
 import signal
@@ -21,6 +21,7 @@ import socket
 import sys
 import time
 import traceback
+from pathlib import Path
 
 from samestep.system.signals import end_alone, end_with
 
@@ -45,6 +46,7 @@ from samestep.messages.processes import (
 from samestep.models import device
 from samestep.models.compiling import own_directory
 from samestep.system.machine import Gpus
+from samestep.system.signals import EXIT_CODES
 from samestep.training import worker
 
 
@@ -60,7 +62,7 @@ class ForkServer:
         self._channel = channel
         self._buffer = b""
         self._fds: list[int] = []
-        self._children: set[int] = set()
+        self._children: dict[int, Spawn] = {}
         self._wakeup_in, self._wakeup_out = socket.socketpair()
         self._wakeup_in.setblocking(False)
         self._wakeup_out.setblocking(False)
@@ -69,6 +71,9 @@ class ForkServer:
         """Carry out requests until the supervisor ends."""
         self._send(BuildKnown(build=device.build()))
         signal.signal(signal.SIGCHLD, lambda *_: None)
+        # A scheduler sends these to all processes of a job. Blocked, not ignored: what
+        # a new worker gets before it unblocks them is kept for it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, EXIT_CODES)
         signal.set_wakeup_fd(self._wakeup_in.fileno())
         selector = selectors.DefaultSelector()
         selector.register(self._channel, selectors.EVENT_READ)
@@ -119,11 +124,14 @@ class ForkServer:
         server = os.getpid()
         pid = os.fork()
         if pid == 0:
-            end_with(server)
-            self._become_worker(request.env, dict(zip(names, fds, strict=True)))
+            if not request.command:
+                end_with(server)
+            self._become_worker(request, dict(zip(names, fds, strict=True)))
+        if request.command:
+            os.setpgid(pid, pid)
         for fd in fds:
             os.close(fd)
-        self._children.add(pid)
+        self._children[pid] = request
         self._send(Spawned(pid=pid))
 
     def _find_gpus(self) -> None:
@@ -139,19 +147,20 @@ class ForkServer:
         if why := _failure_of(pid):
             self._send(GpusFound(gpus=Gpus(why=why)))
 
-    def _become_worker(self, env: dict[str, str], fds: dict[str, int]) -> None:
+    def _become_worker(self, request: Spawn, fds: dict[str, int]) -> None:
         code = 1
         try:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, EXIT_CODES)
             for own in (self._channel, self._wakeup_in, self._wakeup_out):
                 own.close()
-            log = fds.pop("log")  # also for what native libraries print
-            os.dup2(log, 1)
-            os.dup2(log, 2)
-            os.close(log)
-            os.environ.update(env)
-            code = worker.main(fds)
+            # Also for what native libraries print.
+            for descriptor, name in enumerate(("stdout", "stderr"), start=1):
+                os.dup2(fds[name], descriptor)
+                os.close(fds.pop(name))
+            os.environ.update(request.env)
+            code = _run(request.command) if request.command else worker.main(fds)
         except BaseException:
             traceback.print_exc()
         finally:
@@ -165,15 +174,31 @@ class ForkServer:
         for pid in list(self._children):
             ended, status = os.waitpid(pid, os.WNOHANG)
             if ended:
-                self._children.remove(pid)
+                del self._children[pid]
                 code = os.waitstatus_to_exitcode(status)
                 self._send(Exited(pid=pid, code=code))
 
     def _kill_all(self) -> None:
-        for pid in self._children:
+        workers = [pid for pid, own in self._children.items() if not own.command]
+        for pid in workers:
             os.kill(pid, signal.SIGKILL)
-        for pid in self._children:
+        for pid in workers:
             os.waitpid(pid, 0)
+
+
+def _run(command: list[str]) -> int:
+    """Run a module's `main` as `python -u -m` would; return its exit code."""
+    if not os.environ.get("PYTHONSAFEPATH"):
+        sys.path.insert(0, str(Path.cwd()))
+    for stream in (sys.stdout, sys.stderr):
+        assert isinstance(stream, io.TextIOWrapper)
+        stream.reconfigure(line_buffering=True)
+    sys.argv = command
+    try:
+        importlib.import_module(command[0]).main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
 
 
 def _failure_of(pid: int) -> str:

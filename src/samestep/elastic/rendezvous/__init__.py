@@ -34,7 +34,7 @@ from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
 
 from samestep.elastic import tcp_store
 from samestep.elastic.nodes import JOB
-from samestep.elastic.rendezvous import etcd
+from samestep.elastic.rendezvous import etcd, forked
 from samestep.elastic.rendezvous.handler import Rendezvous
 from samestep.elastic.rendezvous.notices import (
     AGAIN_SECONDS,
@@ -65,6 +65,7 @@ def handler() -> Callable[[RendezvousParameters], RendezvousHandler]:
 def create(parameters: RendezvousParameters) -> RendezvousHandler:
     """Join the rendezvous as one agent; exit if the endpoint cannot be used."""
     os.environ[NO_SHARED_STORE] = "1"
+    forked.let_torchrun_fork()
     in_etcd = parameters.get("store") == etcd.NAME
     default = etcd.PORT if in_etcd else DEFAULT_PORT
     host, port = parse_rendezvous_endpoint(parameters.endpoint, default)

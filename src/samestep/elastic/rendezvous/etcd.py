@@ -19,8 +19,9 @@ from torch.distributed.elastic.rendezvous.etcd_store import EtcdStore
 
 NAME, PORT = "etcd-v2", 2379
 PREFIX = "/samestep"
-REQUEST_SECONDS = 5
-"""Deadline of one request; a member that has lost the others answers after 7."""
+REQUEST_SECONDS = 2
+"""Deadline of one request, which then is repeated: a member that has just lost the
+leader would answer after 7."""
 AGAIN_SECONDS = 0.2
 
 

@@ -21,7 +21,7 @@ from torch.distributed.elastic.rendezvous.dynamic_rendezvous import (
 )
 
 from samestep.elastic import watchdog
-from samestep.elastic.rendezvous.heartbeats import LivingState
+from samestep.elastic.rendezvous.heartbeats import LivingState, PromptExecutor
 from samestep.elastic.rendezvous.notices import (
     AGAIN_SECONDS,
     FIRST_SECONDS,
@@ -51,6 +51,7 @@ class Rendezvous(DynamicRendezvousHandler):
         node = self._node_desc_generator.generate(local_addr)
         # torchrun wants the name that it was asked for.
         super().__init__(node, settings, "samestep", store, self._living)
+        self._op_executor = PromptExecutor(node, self._living, settings)
         self._where = where
         self._machines = 0
         """In the current round."""

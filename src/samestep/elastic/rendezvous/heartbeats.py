@@ -1,15 +1,23 @@
 """The state that the agents share, without machines that have fallen silent."""
 
 import time
-from datetime import UTC, datetime
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import (
     RendezvousBackend,
     RendezvousSettings,
+    _Action,
     _BackendRendezvousStateHolder,
+    _DistributedRendezvousOpExecutor,
     _remove_participant_epilogue,
+    _RendezvousContext,
 )
+
+
+LOOK_SECONDS = 0.1
+"""Seconds between two looks at the state while machines meet."""
 
 
 class LivingState(_BackendRendezvousStateHolder):
@@ -81,3 +89,29 @@ class LivingState(_BackendRendezvousStateHolder):
         self.mark_dirty()
         self.sync()
         return True
+
+
+class PromptExecutor(_DistributedRendezvousOpExecutor):
+    """torchrun's loop over the steps of a meeting, which looks again sooner.
+
+    torchrun waits a second whenever the others have to act first, and two machines that
+    meet again wait for each other twice.
+    """
+
+    def run(
+        self,
+        state_handler: Callable[[_RendezvousContext, float], _Action],
+        deadline: float,
+        update_deadline: Callable[[timedelta], float] | None = None,
+    ) -> None:
+        """Take the steps that `state_handler` names, until it is finished."""
+
+        def until_there_is_one(context: _RendezvousContext, deadline: float) -> _Action:
+            while (action := state_handler(context, deadline)) == _Action.SYNC:
+                time.sleep(LOOK_SECONDS)
+                self._state_holder.sync()
+                self._state = self._state_holder.state
+                context = _RendezvousContext(self._node, self._state, self._settings)
+            return action
+
+        super().run(until_there_is_one, deadline, update_deadline)
