@@ -18,8 +18,8 @@ class Spawn:
     preload: list[str]
     """Modules that the fork server imports first."""
     command: list[str] = field(default_factory=list)
-    """A module, whose `main` runs instead of a worker with a supervisor, and arguments.
-    It leads a process group, and is not killed when the fork server ends."""
+    """If given, a module, whose `main` is run and ends the process, and its arguments.
+    The process leads a group, and outlives the fork server."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -107,10 +107,10 @@ class ForkServer:
             return self._spawn(request, list(inherited.values()))
 
     def run(self, command: list[str], env: dict[str, str], outputs: list[int]) -> int:
-        """Fork a process that runs a module's `main`; return its pid.
+        """Fork a process in which the `main` of a module runs; return its pid.
 
-        `command` is the module and the arguments; `outputs` are stdout and stderr. It
-        leads a process group, and outlives the server. Raises WorkerFailed.
+        `command` is the module and the arguments, `outputs` are stdout and stderr. The
+        process leads a group, and outlives the server. Raises WorkerFailed.
         """
         request = Spawn(
             env=env, names=["stdout", "stderr"], preload=command[:1], command=command

@@ -22,6 +22,7 @@ import sys
 import time
 import traceback
 from pathlib import Path
+from typing import NoReturn
 
 from samestep.system.signals import end_alone, end_with
 
@@ -160,7 +161,9 @@ class ForkServer:
                 os.dup2(fds[name], descriptor)
                 os.close(fds.pop(name))
             os.environ.update(request.env)
-            code = _run(request.command) if request.command else worker.main(fds)
+            if request.command:
+                _run(request.command)
+            code = worker.main(fds)
         except BaseException:
             traceback.print_exc()
         finally:
@@ -186,19 +189,16 @@ class ForkServer:
             os.waitpid(pid, 0)
 
 
-def _run(command: list[str]) -> int:
-    """Run a module's `main` as `python -u -m` would; return its exit code."""
+def _run(command: list[str]) -> NoReturn:
+    """Run a module's `main`, which ends the process, as `python -u -m` would."""
     if not os.environ.get("PYTHONSAFEPATH"):
         sys.path.insert(0, str(Path.cwd()))
     for stream in (sys.stdout, sys.stderr):
         assert isinstance(stream, io.TextIOWrapper)
         stream.reconfigure(line_buffering=True)
     sys.argv = command
-    try:
-        importlib.import_module(command[0]).main()
-    except SystemExit as end:
-        return int(end.code or 0)
-    return 0
+    importlib.import_module(command[0]).main()
+    raise AssertionError
 
 
 def _failure_of(pid: int) -> str:
