@@ -28,6 +28,14 @@ def started_by(owner: Path) -> Iterator[psutil.Process]:
             continue
 
 
+def is_running(pid: int) -> bool:
+    """Return whether a process has not ended; perhaps nobody has waited for it."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 @contextmanager
 def reserved_port() -> Iterator[int]:
     """Yield a port of the loopback interface for a server in another process.

@@ -19,7 +19,7 @@ import psutil
 import pytest
 from conftest import Own, Train, small_recipe
 from own_samples import EVERYTHING
-from processes import reserved_port
+from processes import is_running, reserved_port
 from test_micro_batch_ledger import recorded
 
 import samestep
@@ -348,9 +348,9 @@ def test_workers_whose_torchrun_is_killed_save_their_last_step(
 ) -> None:
     a = start(recipe, "a", 1, "--checkpoint-seconds", "600", nodes="1")
     wait_for(lambda: a.events("epoch"), a)
-    (worker,) = a.fork_server.children()
+    (worker,) = a.workers()
     a.agent.kill()
-    worker.wait(DEADLINE)
+    wait_for(lambda: not is_running(worker))
     assert a.events("interrupted"), a.log
     assert checkpoint.steps(checkpoint.directory_of(a.out))[-1] >= 3
 

@@ -20,6 +20,8 @@ import pytest
 from conftest import Own, Train, small_recipe
 
 import samestep
+from processes import is_running
+
 from samestep import NonFiniteLoss, Placement, Run, WorkerFailed
 from samestep.messages import wire
 from samestep.messages.training import Message, Stopped
@@ -87,14 +89,7 @@ def pids(out: Path) -> list[int]:
 
 
 def all_gone(processes: list[psutil.Process]) -> bool:
-    return not any(map(_is_alive, processes))
-
-
-def _is_alive(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:  # it ended between the two
-        return False
+    return not any(is_running(process.pid) for process in processes)
 
 
 def named_shared_memory(processes: list[psutil.Process]) -> list[str]:

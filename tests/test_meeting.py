@@ -8,10 +8,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from conftest import Train, small_recipe
-from processes import reserved_port
+from processes import is_running, reserved_port
 
 from samestep.config.placement import Placement
 from samestep.elastic import node_state
@@ -177,13 +176,6 @@ def test_an_orphan_whose_last_write_hangs_ends(thread: str) -> None:
     while is_running(pid):
         assert time.monotonic() < end
         time.sleep(0.05)
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 @pytest.mark.parametrize("damage", ['{"type": "epo\n', "[" * 100_000 + "\n", "7\n"])
