@@ -81,8 +81,7 @@ def pytest_xdist_auto_num_workers() -> int:
 LONGEST = (
     *("test_hosts", "test_elastic", "test_examples", "test_docs", "test_benchmarks"),
     *("test_exchange", "test_chaos", "test_faulty_disk", "test_loop", "test_meeting"),
-    "test_loop_exchange",
-    "test_wrong_machine",
+    *("test_loop_exchange", "test_wrong_machine", "test_elastic_ledger"),
 )
 
 

@@ -11,8 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from agents import SLOW, hurry
 from conftest import Own, Train
-from test_elastic import SLOW, hurry
 from test_launch import DEADLINE, long_training, trains, wait_until
 
 from samestep import Run

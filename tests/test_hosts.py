@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from agents import SLOW, Machine, assert_same, hurry, wait_for
 from hosts import Host, Network, why_not
 from own_samples import EVERYTHING, HEAD
-from test_elastic import SLOW, Machine, assert_same, hurry, wait_for
 
 import samestep
 from samestep import Placement, Recipe, Run

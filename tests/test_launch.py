@@ -18,10 +18,9 @@ from typing import Any
 import psutil
 import pytest
 from conftest import Own, Train, small_recipe
-
-import samestep
 from processes import is_running
 
+import samestep
 from samestep import NonFiniteLoss, Placement, Run, WorkerFailed
 from samestep.messages import wire
 from samestep.messages.training import Message, Stopped

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from agents import SLOW, Machine, Start, assert_same, hurry, start, wait_for
 from conftest import Own, Train
-from test_elastic import SLOW, Machine, Start, assert_same, hurry, start, wait_for
 
 import samestep
 from samestep import Run
