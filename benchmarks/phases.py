@@ -49,15 +49,30 @@ class NoWatch(gradient_noise.Watch):
         """Nothing."""
 
 
-class Alone(NamedTuple):
-    """Connects one worker to nobody."""
+class Memory(NamedTuple):
+    """What workers have in common, made before they are forked."""
+
+    exchange: int
+    snapshots: int
+    heartbeat: int
+
+    @classmethod
+    def of(cls, workers: int) -> "Memory":
+        """Make it."""
+        exchange, heartbeat = barrier.create(workers), Heartbeat.create(workers)
+        return cls(exchange, shared_memory.create(), heartbeat)
+
+
+class Connection(NamedTuple):
+    """Connects workers without a supervisor."""
 
     topology: Topology
+    memory: Memory
     is_hashed: bool
 
     def __call__(self, flat: Flat, shares: list[Share]) -> SharedExchange:
         """Make the exchange."""
-        fd, waits = barrier.create(1), Waits(1e-3, 60.0)
+        fd, waits = self.memory.exchange, Waits(1e-3, 60.0)
         exchange = SharedExchange(flat, shares, self.topology, fd, waits)
         exchange.is_first = self.is_hashed
         return exchange
@@ -66,8 +81,12 @@ class Alone(NamedTuple):
         """Nothing."""
 
 
-def alone(
-    recipe: Recipe, is_hashed: bool = True, micro_batches: bool = False
+def built(
+    recipe: Recipe,
+    topology: Topology,
+    memory: Memory,
+    is_hashed: bool = True,
+    micro_batches: bool = False,
 ) -> Trainer:
     """Build a worker without a supervisor.
 
@@ -75,19 +94,23 @@ def alone(
     """
     kind: Literal["steps", "micro-batches"]
     kind = "micro-batches" if micro_batches else "steps"
-    topology = Topology.on_one_node(0, 1)
-
+    placement = Placement(workers=topology.workers, ledger=kind)
     context = WorkerContext(
-        setup=make_setup(recipe, Placement(workers=1, ledger=kind)),
+        setup=make_setup(recipe, placement),
         recipe=recipe,
         topology=topology,
-        fds={"snapshots": shared_memory.create()},
-        connect=Alone(topology, is_hashed),
+        fds={"snapshots": memory.snapshots},
+        connect=Connection(topology, memory, is_hashed),
         report=lambda _: None,
-        heartbeat=Heartbeat(Heartbeat.create(1)),
-        faults=Faults(0, []),
+        heartbeat=Heartbeat(memory.heartbeat, topology.rank),
+        faults=Faults(topology.rank, []),
     )
     return build_trainer(context)
+
+
+def alone(recipe: Recipe) -> Trainer:
+    """Build the only worker."""
+    return built(recipe, Topology.on_one_node(0, 1), Memory.of(1))
 
 
 def block(trainer: Trainer, start: int, steps: int) -> float:
