@@ -30,7 +30,7 @@ from samestep.elastic.leader import Leader
 from samestep.elastic.membership import POLL_SECONDS
 from samestep.elastic.preflight import Request, option
 from samestep.elastic.watchdog import Watcher, wake_workers
-from samestep.errors import Interrupted, PeerLost, PlacementError
+from samestep.errors import Interrupted, PeerLost, PlacementError, WorkerLate
 from samestep.system.heartbeat import Heartbeat
 from samestep.training.worker import build_replay
 from samestep.verification.probe import Witness
@@ -120,5 +120,7 @@ def _lingering(watcher: Watcher) -> Iterator[None]:
         in_order = isinstance(error, Interrupted) and error.__cause__ is None
         if not in_order:
             wake_workers(os.getppid())
-        watcher.wait_for_signal(STOPPED_SECONDS if in_order else LOST_SECONDS)
+        # A worker that was late has been waited for long enough.
+        is_soon = in_order or isinstance(error.__cause__, WorkerLate)
+        watcher.wait_for_signal(STOPPED_SECONDS if is_soon else LOST_SECONDS)
         raise Interrupted(str(error), watcher.stop.exit_code) from error

@@ -15,9 +15,10 @@ INLINE uint64_t factor_of(int64_t block) {
     return mix_words((uint64_t)(block + 1) * 0x9E3779B97F4A7C15) | 1;
 }
 
+INLINE vu upper(vu words) { return (vu)((vq)words >> 32); }
 INLINE vq times_keys(vu words, const uint32_t *keys) {
-    vu even = load_words(keys), odd = load_words(keys + 1);
-    return mul_even(words, even) + mul_even((vu)((vq)words >> 32), odd);
+    vu even = load_words(keys);
+    return mul_even(words, even) + mul_even(upper(words), upper(even));
 }
 /* The words of a vector as they are; of a gradient, zeros as positive ones: PyTorch gives
  * them one sign or the other, by the way in which it computes a product. */
