@@ -55,7 +55,9 @@ class _Forks:
             self._server = ForkServer()
             atexit.register(self._server.__exit__)
             self._server.__enter__()
-        return self._server.run([MODULE, *arguments], dict(env), outputs)
+        pid = self._server.run([MODULE, *arguments], dict(env), outputs)
+        self._codes.pop(pid, None)  # of an earlier process of this number
+        return pid
 
     def exit_code(self, pid: int, seconds: float) -> int | None:
         """Return that of a worker; None if it has none within `seconds`, or earlier."""
