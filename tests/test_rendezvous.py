@@ -145,3 +145,16 @@ def test_the_first_round_waits_for_its_last_call(
     cluster.beat("a", "b")
     begin_round(cluster, "a", "b")
     assert cluster.is_waiting
+
+
+def test_a_machine_that_comes_waits_for_those_that_were_there_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else it would begin alone while they end their workers to meet it."""
+    cluster = Cluster(monkeypatch)
+    cluster.beat("a", "d")
+    cluster.write(participants={"a": 0}, complete=True, wait_list={"d"})
+    begin_round(cluster, "d")
+    assert cluster.is_waiting
+    begin_round(cluster, "a", "d")
+    assert not cluster.is_waiting

@@ -41,7 +41,7 @@ class LivingState(_BackendRendezvousStateHolder):
         """Who takes part in the next round, unless it is lost before."""
 
     def expect_members(self) -> None:
-        """Expect all machines of this round to take part in the next."""
+        """Expect the machines of this round, and no others, in the next."""
         self._expected = set(self._state.participants)
 
     def _sanitize(self) -> None:
@@ -49,7 +49,9 @@ class LivingState(_BackendRendezvousStateHolder):
         self._remove_silent()
         state = self._state
         if state.complete:
-            self._expected |= state.wait_list | state.redundancy_list
+            # A machine that came later was in no round, but sees who is in this one.
+            members = state.participants.keys() | state.wait_list
+            self._expected |= members | state.redundancy_list
         elif state.deadline and self._expected and self._all_joined():
             state.deadline = datetime.now(UTC) - self._settings.timeout.last_call
 
