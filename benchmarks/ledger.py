@@ -6,10 +6,10 @@
     python benchmarks/ledger.py --workers 2
 
 Workers take steps of the recipe in blocks, alternately with the hashes of gradient and
-parameters and without. Each pair of blocks, of which the first
-one changes with every pair, gives a ratio. Everything but the hashes is the same;
-writing the file, 24 bytes per step, is left out of both. With `--micro-batches` the
-steps with these hashes, too, are compared with those that have only hashes of steps.
+parameters and without. Each pair of blocks, of which the first one changes with every
+pair, gives a ratio. Everything but the hashes is the same; writing the file, 24 bytes
+per step, is left out of both. With `--micro-batches` the steps with these hashes, too,
+are compared with those that have only hashes of steps.
 """
 
 import argparse

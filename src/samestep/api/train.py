@@ -143,10 +143,7 @@ def resume(
         trackers = loaded(trackers)
         start = find_start(path, epochs, names, max_steps)
         _, placement, why, notice = resolved(
-            start.recipe,
-            with_ledger(placement, path, start.step, (path / MICRO_BATCHES).exists()),
-            names,
-            running.gpus,
+            start.recipe, _with_own_ledger(placement, start), names, running.gpus
         )
         settings = Settings.of(start.recipe, placement)
         with (
@@ -164,6 +161,11 @@ def resume(
             going_on = start.checkpoint, {} if is_allowed else start.kept
             record = supervise(session, running, given, notice, *going_on, observers)
             return Run(record.path, record.result)
+
+
+def _with_own_ledger(placement: Placement, start: Start) -> Placement:
+    has_micro_batches = (start.run / MICRO_BATCHES).exists()
+    return with_ledger(placement, start.run, start.step, has_micro_batches)
 
 
 def with_ledger(
